@@ -224,6 +224,7 @@ def _snapshot(snapshot: ScalingSnapshot) -> dict[str, Any]:
     return {
         "idle": snapshot.idle,
         "busy": snapshot.busy,
+        "idle_elsewhere": snapshot.idle_elsewhere,
         "starting": list(snapshot.starting),
         "draining": snapshot.draining,
         "waiting": None if waiting is None else [[w.tasks, w.work_seconds, w.oldest_age_seconds] for w in waiting],
@@ -242,6 +243,7 @@ def _snapshot_of(record: Mapping[str, Any]) -> ScalingSnapshot:
     return ScalingSnapshot(
         idle=record["idle"],
         busy=record["busy"],
+        idle_elsewhere=record.get("idle_elsewhere", 0),
         starting=record["starting"],
         draining=record["draining"],
         waiting=None if waiting is None else groups,

@@ -96,14 +96,16 @@ def scaling_policy(document: Document, mode: Mode) -> ScalingPolicy:
 class ScalingSnapshot:
     """The pool and its queue; None means not measured, which is not zero.
 
-    `starting` holds the seconds until each starting worker is ready; `waiting` is in the order of dispatch;
-    `idle_history` has the latest last; `cpu` is a share of 1; `start_seconds` is a high percentile of measured starts;
-    `limits` are those of hosts and permits; `fixed_size` is the size of a pool that does not scale;
-    `running_mean_seconds` is the estimated mean run time, in all, of the tasks that run.
+    `idle_elsewhere` of the idle ones are not ours to remove, as hosts of ours have workers too; `starting` holds the
+    seconds until each starting worker is ready; `waiting` is in the order of dispatch; `idle_history` has the latest
+    last; `cpu` is a share of 1; `start_seconds` is a high percentile of measured starts; `limits` are those of hosts
+    and permits; `fixed_size` is the size of a pool that does not scale; `running_mean_seconds` is the estimated mean
+    run time, in all, of the tasks that run.
     """
 
     idle: int
     busy: int
+    idle_elsewhere: int = 0
     starting: Sequence[float] = ()
     draining: int = 0
     waiting: Sequence[WaitingGroup] | None
@@ -292,7 +294,9 @@ def _step(policy: ScalingPolicy) -> str:
 def _down(snapshot: ScalingSnapshot, policy: ScalingPolicy, now: datetime) -> ScalingPlan:
     # A busy pool keeps its idle workers for longer, as its next burst is nearer.
     busy = snapshot.busy >= policy.scale_down_threshold * snapshot.ready
-    extra, seconds = surplus(snapshot.idle_history, snapshot.idle, policy.idle, busy=busy)
+    idle, seconds = surplus(snapshot.idle_history, snapshot.idle, policy.idle, busy=busy)
+    # Whoever has started the others ends them; telling them to go would be said again at every tick.
+    extra = min(idle, snapshot.idle - snapshot.idle_elsewhere)
     unclamped_target = snapshot.workers - extra
     target = max(policy.min_workers, unclamped_target)
     if not snapshot.idle:

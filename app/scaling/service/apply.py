@@ -50,10 +50,15 @@ async def notes(connection: AsyncConnection, due_starts: DueStarts) -> list[str]
 
 
 async def apply_decision(
-    connection: AsyncConnection, decision: Decision, pool: Pool, due_starts: DueStarts, policy: HostPolicy
+    connection: AsyncConnection,
+    decision: Decision,
+    pool: Pool,
+    due_starts: DueStarts,
+    policy: HostPolicy,
+    max_workers: int,
 ) -> AppliedChanges:
     """Write the changes of a decision to hosts and workers; the caller holds the pool."""
-    assignments, leaving = _new_assignments(decision, pool.staying), _leavers(decision, pool)
+    assignments, leaving = _new_assignments(decision, pool.staying), _leavers(decision, pool, max_workers)
     # Those that change and those that leave at once, in the order of heartbeats: one after the other, a batch of
     # heartbeats could wait for us while we wait for it.
     await roster.lock(connection, {*leaving, *assignments})
@@ -87,13 +92,17 @@ def _new_assignments(decision: Decision, workers: Sequence[Worker]) -> dict[UUID
     }
 
 
-def _leavers(decision: Decision, pool: Pool) -> list[UUID]:
-    """Ids of the workers to drain, those of the highest slots first; never one that no provisioner of ours started."""
+def _leavers(decision: Decision, pool: Pool, max_workers: int) -> list[UUID]:
+    """Ids of the workers to drain, those of the highest slots first.
+
+    One that no provisioner of ours started goes only after all others, and only while there are more than allowed.
+    """
     if not decision.plan.remove_idle and not decision.plan.drain_busy:
         return []
-    ready = [w for w in pool.workers if w.state == WorkerState.READY and w.provisioner is not None]
+    is_over = decision.plan.current > max_workers
+    ready = [w for w in pool.workers if w.state == WorkerState.READY and (is_over or w.provisioner is not None)]
     # The highest slots leave first, so that the slots in use stay dense.
-    ready.sort(key=lambda worker: -(worker.slot or 0))
+    ready.sort(key=lambda worker: (worker.provisioner is None, -(worker.slot or 0)))
     idle = [worker.id for worker in ready if not worker.busy]
     busy = [worker.id for worker in ready if worker.busy]
     return [*idle[: decision.plan.remove_idle], *busy[: decision.plan.drain_busy]]

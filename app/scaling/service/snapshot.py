@@ -134,6 +134,8 @@ def pool_snapshot(
     return ScalingSnapshot(
         idle=len(ready) - busy,
         busy=busy,
+        # Without hosts of ours, others act on the target, so all may go.
+        idle_elsewhere=sum(w.provisioner is None and not w.busy for w in ready) if pool.hosts else 0,
         starting=[*starting, *([start_seconds] * due_starts)],
         draining=sum(w.state == DRAINING for w in unready),
         waiting=groups,

@@ -163,8 +163,8 @@ async def record_and_apply(
             roster=records.roster(inputs.members),
         ),
     )
-    policy = host_policy(inputs.limits)
-    changes = await apply.apply_decision(connection, decision, context.pool, context.due_starts, policy)
+    policy, max_workers = host_policy(inputs.limits), inputs.policy.max_workers
+    changes = await apply.apply_decision(connection, decision, context.pool, context.due_starts, policy, max_workers)
     # By the changes that were made, not by the plan: workers may have ended since they were read.
     size = decision.plan.current + changes.started - changes.drained
     counts = changes.nonzero_counts()

@@ -57,7 +57,8 @@ class FleetOut(BaseModel):
     hosts: list[HostOut] = Field(description="those that have reported lately")
     workers: ByState
     total: int
-    reduced_capacity: bool = Field(description="places rest because starting workers there keeps failing")
+    reduced_capacity: bool = Field(description="lost workers are not replaced, as the health report says")
+    reduced_reason: str | None
     resting: list[RestingOut] = Field(description="the first to be tried again first")
 
 
@@ -74,6 +75,8 @@ class ReplacementOut(BaseModel):
     started_at: Moment | None
     registered_at: Moment | None
     first_lease_at: Moment | None
+    closed_at: Moment | None = Field(description="when it was given up")
+    closed_reason: str | None
 
 
 class ReplacementPage(BaseModel):
@@ -113,7 +116,8 @@ async def status(connection: Reading, services: ServicesDep) -> FleetOut:
         hosts=[HostOut.model_validate(host, from_attributes=True) for host in state.hosts],
         workers=ByState(**state.states),
         total=sum(state.states.values()),
-        reduced_capacity=bool(state.resting),
+        reduced_capacity=state.recovery.is_reduced,
+        reduced_reason=state.recovery.reason or None,
         resting=[RestingOut.model_validate(slot, from_attributes=True) for slot in state.resting],
     )
 

@@ -7,7 +7,8 @@ from uuid import UUID
 from fastapi import Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.admin.service import access
+from app.admin.service import access, config
+from app.admin.service.config import CurrentConfig
 from app.http.fields import AgentNames, Body, Labels, Limit, Moment, ReasonIn, Word
 from app.http.guard import UNCACHED, Caller, requires
 from app.http.json import object_text
@@ -21,7 +22,7 @@ from app.kernel.ids import WorkerId
 from app.kernel.text import NO_REASON
 from app.queue.errors import LeaseNotFound, WorkerNotFound
 from app.queue.rules.tasks import LeasePolicy
-from app.workers.errors import NameTaken
+from app.workers.errors import NameTaken, PoolFull
 from app.workers.rules.workers import HealthPolicy
 from app.workers.service import workers as service
 from app.workers.store import workers as store
@@ -118,7 +119,7 @@ class StoppedOut(BaseModel):
     summary="Register a worker",
     status_code=201,
     dependencies=[requires(Scope.REGISTER), UNCACHED],
-    responses=responses_for(NameTaken),
+    responses=responses_for(NameTaken, PoolFull),
 )
 async def register(
     registration: RegistrationIn, caller: Caller, services: ServicesDep, connection: Writing
@@ -127,6 +128,7 @@ async def register(
 
     A live worker is superseded only by a registration with the key that it registered with itself, or when it has
     missed two heartbeats; its credential ends at once. One that a provisioner started gives way to its provisioner.
+    Beyond `worker_pool.max_workers` nobody is registered: ask again later.
 
     It takes a pool's key, or the one that a provisioner has given to the very worker that it started: any other would
     let its holder take the place of a worker.
@@ -138,7 +140,8 @@ async def register(
         registered_by=caller.key_id,
         **{name: getattr(registration, name) for name in ("name", "host", "pid", "version", "memory_gb", "cpu_cores")},
     )
-    identity = await service.register(connection, new_worker, launched, services[HealthPolicy])
+    max_workers = (await config.current(connection, services[CurrentConfig].initial)).document.worker_pool.max_workers
+    identity = await service.register(connection, new_worker, launched, services[HealthPolicy], max_workers=max_workers)
     # The model takes the fields that the worker is to know, and leaves out the rest of the policies.
     return RegistrationOut(**asdict(identity), **asdict(services[HealthPolicy]), **asdict(services[LeasePolicy]))
 

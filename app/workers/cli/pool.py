@@ -6,7 +6,6 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from app.kernel.text import plural
 from app.terminal import output
 from app.terminal.client import Json, Url, connect
 from app.terminal.options import Limit
@@ -45,7 +44,9 @@ def replacement_table(items: list[Json], now: datetime) -> Table:
             output.cell(item["worker_name"]),
             output.cell(output.age(item["detected_at"], now)),
             *(output.cell(_since(item["detected_at"], item[f"{step}_at"])) for step in _STEPS),
-            output.cell(item["cause"]),
+            output.cell(
+                f"{item['cause']}; none comes: {item['closed_reason']}" if item["closed_at"] else item["cause"]
+            ),
         )
     return table
 
@@ -82,11 +83,12 @@ def board(fleet: Json, now: datetime) -> RenderableType:
         ("Bounds", f"{fleet['min_workers']:,} to {fleet['max_workers']:,}"),
         ("Hosts", ", ".join(f"{host['host']} is to keep {host['size']:,}" for host in fleet["hosts"]) or "none"),
     ]
-    if not fleet["reduced_capacity"]:
-        return output.details(lines)
-    places = plural(len(fleet["resting"]), "place rests", "places rest")
-    why = f"{places} because workers there died soon after starting"
-    return Group(output.details(lines), *warning_lines([f"reduced capacity: {why}"]), Text(""), _resting(fleet, now))
+    parts: list[RenderableType] = [output.details(lines)]
+    if fleet["reduced_capacity"]:
+        parts += warning_lines([f"reduced capacity: {fleet['reduced_reason']}"])
+    if fleet["resting"]:
+        parts += [Text(""), _resting(fleet, now)]
+    return Group(*parts)
 
 
 def _resting(fleet: Json, now: datetime) -> Table:

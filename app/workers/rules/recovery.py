@@ -34,48 +34,68 @@ class SlotRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SilentHost:
+    """A host that does not report any more, and the number of workers that it was to keep."""
+
+    host: str
+    size: int
+    silent_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RecoverySnapshot:
-    """All slots where a worker lives or died within the window, and the number of overdue replacements."""
+    """All slots where a worker lives or died within the window, the number of overdue replacements, silent hosts."""
 
     slots: Sequence[SlotRecord] = ()
     overdue: int = 0
+    silent_hosts: Sequence[SilentHost] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recovery:
-    """Slots whose workers keep dying (as `host/slot`), overdue replacements, and the share of the pool that they cost.
+    """Slots whose workers keep dying (as `host/slot`), overdue replacements, hosts that are silent, by name.
 
-    The reason is empty when all is well.
+    `lost_share` is the share of the pool that they cost. The reason is empty when all is well.
     """
 
     failing: Sequence[str] = ()
     overdue: int = 0
+    silent_hosts: Sequence[str] = ()
     lost_share: float = 0.0
     reason: str = ""
 
     @property
     def is_reduced(self) -> bool:
         """Whether the pool works at reduced capacity."""
-        return bool(self.failing or self.overdue)
+        return bool(self.failing or self.overdue or self.silent_hosts)
 
 
 def assess(snapshot: RecoverySnapshot, policy: RecoveryPolicy) -> Recovery:
-    """Find the slots where replacements keep failing, and what they cost."""
-    failing = [r for r in snapshot.slots if r.young_deaths >= policy.deaths and not r.is_steady]
-    if not failing and not snapshot.overdue:
+    """Find the slots where replacements keep failing, the hosts that are gone, and what they cost."""
+    # Nobody starts workers on a host that is gone, so its slots do not fail any more: they are lost with it.
+    gone = {host.host for host in snapshot.silent_hosts}
+    slots = [record for record in snapshot.slots if record.host not in gone]
+    failing = [record for record in slots if record.young_deaths >= policy.deaths and not record.is_steady]
+    if not failing and not snapshot.overdue and not gone:
         return Recovery()
     # A failing slot often has an overdue replacement too, so the larger number counts, not the sum.
-    lost_slots = max(len(failing), snapshot.overdue)
+    lost_with_hosts = sum(host.size for host in snapshot.silent_hosts)
+    lost_slots = max(len(failing), snapshot.overdue) + lost_with_hosts
+    pool_slots = len(slots) + lost_with_hosts
     return Recovery(
         failing=[f"{record.host}/{record.slot}" for record in failing],
         overdue=snapshot.overdue,
-        lost_share=min(1.0, lost_slots / max(lost_slots, len(snapshot.slots))),
-        reason=_reason(failing, snapshot.overdue, policy),
+        silent_hosts=sorted(gone),
+        lost_share=min(1.0, lost_slots / max(lost_slots, pool_slots)),
+        reason=_reason(failing, snapshot, policy),
     )
 
 
-def _reason(failing: Sequence[SlotRecord], overdue: int, policy: RecoveryPolicy) -> str:
-    parts = []
+def _reason(failing: Sequence[SlotRecord], snapshot: RecoverySnapshot, policy: RecoveryPolicy) -> str:
+    overdue, parts = snapshot.overdue, list[str]()
+    for host in snapshot.silent_hosts:
+        workers = plural(host.size, "worker")
+        parts.append(f"{host.host} has not reported for {host.silent_seconds:.0f} s, and was to keep {workers}")
     if failing:
         deaths = sum(record.young_deaths for record in failing)
         parts.append(

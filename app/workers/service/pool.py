@@ -16,7 +16,7 @@ from app.kernel.modes import Mode
 from app.kernel.states import WorkerState
 from app.workers.provisioners.base import Provisioner
 from app.workers.rules.hosts import Host
-from app.workers.rules.pool import CrashPolicy, PoolSnapshot, RestingSlot, plan, rests
+from app.workers.rules.pool import CrashPolicy, PoolSnapshot, RestingSlot, due_slots, plan, rests
 from app.workers.rules.recovery import Recovery, RecoveryPolicy, assess
 from app.workers.rules.workers import Directive
 from app.workers.service import workers as worker_operations
@@ -30,11 +30,12 @@ _CRASHES = CrashPolicy()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """Numbers of live workers by state, the hosts that start workers, and the slots that rest after crashes."""
+    """Numbers of live workers by state, the hosts that start workers, the slots that rest after crashes, recovery."""
 
     states: Mapping[str, int]
     hosts: Sequence[Host]
     resting: Sequence[RestingSlot]
+    recovery: Recovery
 
 
 async def status(connection: AsyncConnection) -> Status:
@@ -44,6 +45,7 @@ async def status(connection: AsyncConnection) -> Status:
         states=await workers.workers_by_state(connection),
         hosts=await hosts.live(connection),
         resting=rests(deaths, _CRASHES, await now(connection)),
+        recovery=await recovery(connection),
     )
 
 
@@ -69,6 +71,9 @@ async def tick(connection: AsyncConnection, initial: Mode, report: Report) -> di
         await _request(connection, report, slot)
     if pool_plan.start:
         notify.note(connection, notify.LAUNCHES)
+    elif snapshot.vacated_slots and not due_slots(snapshot):
+        # The pool was made smaller before a lost worker was replaced.
+        await pool.close_unneeded_replacements(connection, report.host, snapshot.vacated_slots)
     if pool_plan.drain:
         await directives.direct(connection, WorkerSelector(ids=pool_plan.drain), Directive.DRAIN, pool_plan.reason)
     return {"members": len(members), "started": len(pool_plan.start), "drained": len(pool_plan.drain)}

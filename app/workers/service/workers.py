@@ -21,6 +21,7 @@ from app.kernel.errors import SUPERSEDED, Unauthenticated, WorkerGone
 from app.kernel.events import WorkerEvent
 from app.kernel.ids import WorkerId
 from app.kernel.states import WorkerState
+from app.kernel.text import plural
 from app.llm.store import permits
 from app.queue.broker.dispatch import WorkerPreferences
 from app.queue.errors import WorkerNotFound, WorkerNotReady
@@ -28,10 +29,13 @@ from app.queue.rules.tasks import LeasePolicy, after_rescue
 from app.queue.service.leases import give_back, retry_policy
 from app.queue.store import attempts, events
 from app.queue.store.attempts import Ending
-from app.workers.errors import NameTaken
+from app.workers.errors import NameTaken, PoolFull
 from app.workers.rules.workers import HealthPolicy, NameHolder, may_supersede, overdue, should_hold_back
-from app.workers.store import pool, workers
+from app.workers.store import hosts, pool, roster, workers
 from app.workers.store.workers import Heartbeat, HeartbeatReply, Registration
+
+# A worker that finds the pool full asks again after so long, and takes the place of one that has ended.
+_FULL_RETRY_SECONDS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,11 +53,13 @@ async def register(
     registration: Registration,
     launched: UUID | None,
     policy: HealthPolicy = HealthPolicy(),  # noqa: B008 - it cannot be changed
+    *,
+    max_workers: int | None = None,
 ) -> WorkerIdentity:
     """Give a worker its identity; a re-used name starts a new incarnation, and the old one loses its lease.
 
     `launched` is the worker that a provisioner has started. Raises Unauthenticated when that is not awaited any more,
-    NameTaken.
+    NameTaken, and PoolFull where there are `max_workers` (None: any number) besides those that it supersedes.
     """
     superseded: Sequence[NameHolder] = ()
     if launched is not None:
@@ -64,7 +70,16 @@ async def register(
         await pool.record_registration(connection, worker_id)
     else:
         worker_id = time_ordered_uuid()
+        if max_workers is not None:
+            # Before any worker is locked: whoever adds to the pool holds it first.
+            await hosts.lock_pool(connection)
         superseded = await _take_name(connection, registration, policy)
+        if max_workers is not None and await roster.count(connection) >= max_workers:
+            raise PoolFull(
+                f"the configuration allows {plural(max_workers, 'worker')} (worker_pool.max_workers), and so many are "
+                "there: raise it (`convener config set worker_pool.max_workers=...`), or stop others first",
+                retry_after_seconds=_FULL_RETRY_SECONDS,
+            )
         identity = await workers.register(connection, worker_id, registration)
     name, incarnation = identity
     # A key of its own, so that no worker can report or lease for another.
@@ -234,4 +249,5 @@ async def sweep(connection: AsyncConnection, policy: HealthPolicy, turn: Turn) -
         }
     for worker, (state, reason) in late:
         await lose(connection, worker.worker_id, state, reason)
-    return {"lost": len(late)}
+    closed = await pool.close_replacements_on_gone_hosts(connection)
+    return {"lost": len(late), **({"replacements closed": closed} if closed else {})}

@@ -7,11 +7,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.retention import pruning
 from app.workers.rules.hosts import Host
+from app.workers.rules.recovery import SilentHost
 
 # A host that is silent for longer does not count: its provisioner, which reports every 2 s, is away.
 FRESH_SECONDS = 15.0
 # After a longer break the size that a host had no longer matters, and it starts from its setting again.
-_FORGET_SECONDS = 60.0
+FORGET_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +39,8 @@ VALUES (:provisioner, :host, greatest(CAST(:usual_size AS integer), CAST(:living
         CAST(:usual_size AS integer), :memory_gb, :memory_used_gb, :cpu_cores,
         :cpu_share, now())
 ON CONFLICT (provisioner, host) DO UPDATE SET
-    size = CASE WHEN stored.seen_at < now() - interval '{_FORGET_SECONDS:g} s' THEN excluded.size ELSE stored.size END,
-    extra = CASE WHEN stored.seen_at < now() - interval '{_FORGET_SECONDS:g} s' THEN 0 ELSE stored.extra END,
+    size = CASE WHEN stored.seen_at < now() - interval '{FORGET_SECONDS:g} s' THEN excluded.size ELSE stored.size END,
+    extra = CASE WHEN stored.seen_at < now() - interval '{FORGET_SECONDS:g} s' THEN 0 ELSE stored.extra END,
     usual_size = excluded.usual_size, memory_gb = excluded.memory_gb, memory_used_gb = excluded.memory_used_gb,
     cpu_cores = excluded.cpu_cores, cpu_share = excluded.cpu_share, seen_at = now()
 RETURNING size
@@ -48,6 +49,13 @@ RETURNING size
 _LIVE = text(f"""
 SELECT provisioner, host, size, usual_size, extra, memory_gb, memory_used_gb, cpu_cores, cpu_share FROM hosts
 WHERE seen_at >= now() - interval '{FRESH_SECONDS:g} s' ORDER BY provisioner, host
+""")
+
+# A host that was stopped in order is removed; one that will not come back is nobody's concern after an hour.
+_SILENT = text(f"""
+SELECT host, size, extract(epoch FROM now() - seen_at)::float8 AS silent_seconds FROM hosts
+WHERE seen_at < now() - interval '{FRESH_SECONDS:g} s' AND seen_at > now() - interval '1 h' AND size > 0
+ORDER BY host
 """)
 
 _RESIZE = text("UPDATE hosts SET size = :size WHERE provisioner = :provisioner AND host = :host")
@@ -80,6 +88,11 @@ async def record_report(connection: AsyncConnection, report: Report, living: int
 async def live(connection: AsyncConnection) -> list[Host]:
     """The hosts that have reported lately; their numbers of workers are not filled in."""
     return [Host(**row) for row in (await connection.execute(_LIVE)).mappings()]
+
+
+async def silent(connection: AsyncConnection) -> list[SilentHost]:
+    """The hosts that have stopped to report within the last hour although they were to keep workers."""
+    return [SilentHost(**row) for row in (await connection.execute(_SILENT)).mappings()]
 
 
 async def resize(connection: AsyncConnection, host: Host, size: int) -> None:

@@ -1,7 +1,7 @@
 """The managed pool: its members, the launches that provisioners claim, and the replacements of lost workers."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -17,6 +17,7 @@ from app.db.retention import pruning
 from app.queue.store import lease_ledger
 from app.workers.rules.pool import CrashPolicy, PoolMember, SlotDeaths
 from app.workers.rules.recovery import RecoveryPolicy, RecoverySnapshot, SlotRecord
+from app.workers.store import hosts
 from app.workers.store.tables import LIVE
 
 STEPS = ("requested", "started", "registered", "first_lease")
@@ -125,12 +126,26 @@ VALUES (:lost, :slot, :name, :cause, now()) ON CONFLICT (lost_worker_id) DO NOTH
 _ANSWER = text("""
 UPDATE replacements SET worker_id = :worker_id, requested_at = now()
 WHERE id = (SELECT id FROM replacements WHERE slot = :slot AND worker_name = :name AND worker_id IS NULL
-            ORDER BY id DESC LIMIT 1)
+              AND closed_at IS NULL ORDER BY id DESC LIMIT 1)
+""")
+
+# By the lost worker's host, since a slot alone does not tell whose it is.
+_CLOSE_ON_GONE_HOSTS = text(f"""
+UPDATE replacements r SET closed_at = now(), closed_reason = 'its host does not report any more'
+WHERE worker_id IS NULL AND closed_at IS NULL AND detected_at < now() - interval '{hosts.FORGET_SECONDS:g} s'
+  AND NOT EXISTS (SELECT FROM workers w JOIN hosts h ON h.provisioner = w.provisioner AND h.host = w.host
+                  WHERE w.id = r.lost_worker_id AND h.seen_at > now() - interval '{hosts.FORGET_SECONDS:g} s')
+""")
+
+_CLOSE_UNNEEDED = text("""
+UPDATE replacements SET closed_at = now(), closed_reason = 'the pool has as many workers as it is to have'
+WHERE worker_id IS NULL AND closed_at IS NULL AND slot = ANY (CAST(:slots AS integer[]))
+  AND worker_name = :host || '-' || slot::text
 """)
 
 # A worker that restarts leaves no replacement, since nothing was lost; its slot counts as vacated for a minute.
 _VACATED = text("""
-SELECT slot FROM replacements WHERE worker_id IS NULL AND worker_name = :host || '-' || slot::text
+SELECT slot FROM replacements WHERE worker_id IS NULL AND closed_at IS NULL AND worker_name = :host || '-' || slot::text
 UNION
 SELECT w.slot FROM workers w
 WHERE w.host = :host AND w.slot IS NOT NULL AND w.state = 'stopped' AND w.directive = 'restart'
@@ -150,7 +165,7 @@ UPDATE replacements SET first_lease_at = now() WHERE worker_id = ANY ($1::uuid[]
 
 _REPLACEMENTS = """
 SELECT id, lost_worker_id, worker_id, worker_name, cause, detected_at, requested_at, started_at, registered_at,
-       first_lease_at FROM replacements
+       first_lease_at, closed_at, closed_reason FROM replacements
 """
 
 
@@ -205,6 +220,16 @@ async def fill_replacement(connection: AsyncConnection, worker_id: UUID, *, slot
     await connection.execute(_ANSWER, {"worker_id": worker_id, "slot": slot, "name": name})
 
 
+async def close_replacements_on_gone_hosts(connection: AsyncConnection) -> int:
+    """Close replacements that nobody starts, as their host is away for longer than it keeps its place; count them."""
+    return (await connection.execute(_CLOSE_ON_GONE_HOSTS)).rowcount
+
+
+async def close_unneeded_replacements(connection: AsyncConnection, host: str, slots: Collection[int]) -> None:
+    """Close the replacements that are open for these slots of a host, which has as many workers as it is to have."""
+    await connection.execute(_CLOSE_UNNEEDED, {"host": host, "slots": list(slots)})
+
+
 async def vacated_slots(connection: AsyncConnection, host: str) -> frozenset[int]:
     """The slots of a host without a successor yet to a worker that was lost, or has stopped to restart."""
     return frozenset((await connection.execute(_VACATED, {"host": host})).scalars())
@@ -255,4 +280,5 @@ async def recovery_snapshot(connection: AsyncConnection, policy: RecoveryPolicy)
     rows = (await connection.execute(_SLOTS, {**times, "young": policy.young_seconds})).mappings()
     slots = [SlotRecord(**row) for row in rows]
     overdue = await connection.execute(_OVERDUE, {**times, "within": policy.replace_within_seconds})
-    return RecoverySnapshot(slots=slots, overdue=overdue.scalar_one())
+    silent_hosts = await hosts.silent(connection)
+    return RecoverySnapshot(slots=slots, overdue=overdue.scalar_one(), silent_hosts=silent_hosts)

@@ -83,8 +83,10 @@ replacements = Table(
     moment("started_at"),
     moment("registered_at"),
     moment("first_lease_at"),
+    moment("closed_at"),
+    Column("closed_reason", Text, comment="why there will be none"),
 )
-Index("replacements_open", replacements.c.slot, postgresql_where=text("worker_id IS NULL"))
+Index("replacements_open", replacements.c.slot, postgresql_where=text("worker_id IS NULL AND closed_at IS NULL"))
 
 # Machines on which a provisioner starts workers; each reports regularly, and reads the number that it is to keep.
 hosts = Table(

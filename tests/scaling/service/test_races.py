@@ -15,7 +15,7 @@ from app.workers.rules.workers import Directive
 from app.workers.service import pool
 from app.workers.store import directives, hosts, roster
 from app.workers.store.directives import WorkerSelector
-from tests.support.factories import report, submitted
+from tests.support.factories import ready_worker, report, submitted
 from tests.support.pools import arrive, bounds, crew, decided, drain, keep_up, living, passed
 from tests.support.sql import execute, fetch, until_blocked, value
 
@@ -224,3 +224,21 @@ async def test_new_workers_are_spread_over_the_hosts_by_room(database: Database)
     assert {row["host"]: row["n"] for row in rows} == {"large": 8, "small": 1}
     sizes = await fetch(database, "SELECT host, size FROM hosts")
     assert {row["host"]: row["size"] for row in sizes} == {"large": 8, "small": 1}
+
+
+async def test_workers_of_others_go_where_there_are_more_than_allowed_and_for_no_other_reason(
+    database: Database,
+) -> None:
+    """Whoever started them ends them; only the maximum holds for all, ours going first."""
+    await bounds(database, 1, 100)
+    ours = await crew(database, 2)
+    others = [await ready_worker(database, f"lab-{number}") for number in range(4)]
+    await decided(database)
+    decision = await decided(database, seconds=60.0)
+    assert (decision["current_workers"], decision["remove_idle"]) == (6, 2), "only ours"
+    assert (await decided(database, seconds=60.0))["decision_type"] in ("maintain", "rebalance")
+    await bounds(database, 1, 3)
+    assert (await decided(database))["target_workers"] == 3
+    leaving = await fetch(database, "SELECT id FROM workers WHERE directive = 'drain'")
+    assert {row["id"] for row in leaving} >= set(ours)
+    assert len({row["id"] for row in leaving} & set(others)) == 1

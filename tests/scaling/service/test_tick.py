@@ -146,7 +146,7 @@ async def test_workers_of_others_count_and_are_left_alone(database: Database) ->
     await crew(database, 2)
     await decided(database)
     decision = await decided(database, seconds=200.0)
-    assert (decision["current_workers"], decision["target_workers"]) == (6, 2)
+    assert (decision["current_workers"], decision["target_workers"]) == (6, 4)
     assert await value(database, "SELECT count(*) FROM workers WHERE id = ANY ($1) AND state = 'ready'", others) == 4
     assert await value(database, "SELECT count(*) FROM workers WHERE state = 'draining'") == 2
 

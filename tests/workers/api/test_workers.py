@@ -15,6 +15,8 @@ from app.workers.service import pool, workers
 from app.workers.store import workers as store
 from tests.support.factories import registration as registration_of_store
 from tests.support.factories import report
+from tests.support.pools import bounds
+from tests.support.problems import is_problem
 from tests.support.service import Service, Worker, registration
 from tests.support.sql import execute, fetch, until_blocked, value
 
@@ -326,3 +328,28 @@ async def test_a_worker_cannot_register_in_the_place_of_another(service: Service
     answer = await thief.ask("/workers", registration(name))
     assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
     assert (await victim.beat())["state"] == "ready"
+
+
+async def test_nobody_registers_beyond_the_maximum_of_the_pool(service: Service, database: Database) -> None:
+    await bounds(database, 2, 3)
+    first, *_ = [await service.worker(f"lab-{number}") for number in range(3)]
+    refused = await service.ask("POST", "/workers", registration("lab-4"), key=Role.POOL)
+    is_problem(refused, 429, "pool_full")
+    assert "worker_pool.max_workers" in refused.json()["detail"]
+    assert int(refused.headers["retry-after"]) > 0
+    again = await service.post("/workers", registration("lab-1"), key=Role.POOL)
+    assert again["incarnation"] == 2, "one that restarts takes the place of its former self"
+    is_problem(await service.ask("POST", "/workers", registration("lab-4"), key=Role.POOL), 429, "pool_full")
+    await first.ask(f"/workers/{first.id}/goodbye", {})
+    await service.post("/workers", registration("lab-4"), key=Role.POOL)
+
+
+async def test_of_many_that_register_at_once_as_many_are_let_in_as_there_is_room(
+    service: Service, database: Database
+) -> None:
+    await bounds(database, 2, 3)
+    answers = await asyncio.gather(
+        *(service.ask("POST", "/workers", registration(f"lab-{number}"), key=Role.POOL) for number in range(8))
+    )
+    assert sorted(answer.status_code for answer in answers) == [201] * 3 + [429] * 5
+    assert await value(database, "SELECT count(*) FROM workers") == 3

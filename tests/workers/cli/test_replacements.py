@@ -16,6 +16,8 @@ def test_steps_are_seconds_since_the_loss() -> None:
         "started_at": "2030-01-01T12:00:00.2Z",
         "registered_at": "2030-01-01T12:00:01Z",
         "first_lease_at": None,
+        "closed_at": None,
+        "closed_reason": None,
     }
     console = Console(width=80)
     with console.capture() as captured:

@@ -104,7 +104,10 @@ def test_places_that_rest_are_shown_with_the_time_of_their_next_start() -> None:
     console = Console(width=80)
     with console.capture() as captured:
         console.print(
-            board(found | {"reduced_capacity": True, "resting": places}, datetime(2030, 1, 1, 12, tzinfo=UTC))
+            board(
+                found | {"reduced_capacity": True, "reduced_reason": "1 place rests", "resting": places},
+                datetime(2030, 1, 1, 12, tzinfo=UTC),
+            )
         )
     text = captured.get()
     assert "3: 2 ready, 1 busy" in text

@@ -407,3 +407,41 @@ async def test_workers_of_others_are_not_of_the_pool(database: Database, host: _
     await _tick(database, 1, host="there")
     assert (await _tick(database, 1))["members"] == 0
     assert len(await _managed(database)) == 1
+
+
+async def test_a_host_that_is_gone_is_told_of_and_its_replacements_are_given_up(database: Database) -> None:
+    """Its workers fall silent with it; nobody else can start what was to be started there."""
+    for name in ("here", "there"):
+        async with database.transaction() as connection:
+            await pool.tick(connection, Mode.PRODUCTION, report(2, host=name))
+    for row in await fetch(database, "SELECT id, name FROM workers WHERE host = 'there'"):
+        async with database.transaction() as connection:
+            await workers.lose(connection, row["id"], WorkerState.LOST, "silent for 15 s")
+    await execute(database, "UPDATE replacements SET detected_at = now() - interval '61 s'")
+    async with database.transaction() as connection:
+        assert await store.close_replacements_on_gone_hosts(connection) == 0, "the host reports"
+    await execute(database, "UPDATE hosts SET seen_at = now() - interval '61 s' WHERE host = 'there'")
+    async with database.transaction() as connection:
+        assert await store.close_replacements_on_gone_hosts(connection) == 2
+        state = await pool.status(connection)
+    assert (state.recovery.is_reduced, state.recovery.silent_hosts, state.recovery.lost_share) == (True, ["there"], 0.5)
+    assert "there has not reported for 61 s, and was to keep 2 workers" in state.recovery.reason
+    assert {row["closed_reason"] for row in await _replacements(database)} == {"its host does not report any more"}
+    # It comes back, and starts its workers without the former losses.
+    async with database.transaction() as connection:
+        assert (await pool.tick(connection, Mode.PRODUCTION, report(2, host="there")))["started"] == 2
+        assert not (await pool.status(connection)).recovery.is_reduced
+    assert [row["worker_id"] for row in await _replacements(database)] == [None, None]
+
+
+async def test_a_replacement_that_a_smaller_pool_does_not_need_is_closed(database: Database) -> None:
+    async with database.transaction() as connection:
+        await pool.tick(connection, Mode.PRODUCTION, report(2))
+    (lost, _) = await fetch(database, "SELECT id FROM workers ORDER BY slot DESC")
+    async with database.transaction() as connection:
+        await workers.lose(connection, lost["id"], WorkerState.LOST, "killed")
+    await execute(database, "UPDATE hosts SET size = 1")
+    async with database.transaction() as connection:
+        assert (await pool.tick(connection, Mode.PRODUCTION, report(2)))["started"] == 0
+    (row,) = await _replacements(database)
+    assert (row["worker_id"], row["closed_reason"]) == (None, "the pool has as many workers as it is to have")
