@@ -32,7 +32,7 @@ from app.loops.schedule import (
 )
 from app.queue.rules.tasks import LeasePolicy
 from app.queue.service.admission import capacity_policy
-from app.settings import SETTINGS_FILE, Settings, load_settings
+from app.settings import SETTINGS_FILE, Settings, load_settings, secret_variables
 from app.workers.provisioners.host import Gauge, Machine
 from app.workers.provisioners.local import LocalProvisioner
 from app.workers.rules.workers import HealthPolicy
@@ -134,10 +134,17 @@ def _provisioner(settings: Settings, database: Database) -> LocalProvisioner:
         owner=str(settings.state_directory),
         arguments=arguments,
         environment=_worker_environment(settings),
-        secrets={"CONVENER_LLM_KEY": settings.llm_key} if settings.llm_key else {},
+        secrets=_model_key(settings),
         logs=settings.state_directory / "logs" / "workers",
         on_exit=on_exit,
     )
+
+
+def _model_key(settings: Settings) -> dict[str, str]:
+    """The key of the language model, and where workers read it anew."""
+    key_file = None if settings.llm_key_file is None else str(settings.llm_key_file.absolute())
+    values = {"llm_key": settings.llm_key, "llm_key_file": key_file, "llm_key_command": settings.llm_key_command}
+    return secret_variables(values)
 
 
 def _kill_after_seconds(settings: Settings) -> float:

@@ -68,6 +68,8 @@ class Settings(BaseModel):
     llm_key: str | None = Field(
         None, repr=False, description="key of the language model, which the workers of the pool get and handlers do not"
     )
+    llm_key_file: Path | None = Field(None, description="file of that key, which workers read anew when it is refused")
+    llm_key_command: str | None = Field(None, description="command that prints that key, run anew when it is refused")
     worker_handlers: str | None = Field(None, description="module whose HANDLERS the workers of the pool run")
     host_name: str = Field(default_factory=lambda: socket.gethostname().split(".")[0] or "local")
     lease_seconds: float = Field(15.0, ge=1, le=3600)

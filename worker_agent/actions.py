@@ -60,6 +60,7 @@ class Release(_Call):
     lease: Lease
     reason: str
     delay_seconds: float = 0.0
+    waits_for_model: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

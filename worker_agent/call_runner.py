@@ -137,8 +137,8 @@ class CallRunner:
                 next_lease = client.complete(ref, result, usage=usage, quality=quality, next_request_id=next_id)
             case act.ReportFail(error=error, usage=usage):
                 client.fail(ref, error, usage=usage)
-            case act.Release(reason=reason, delay_seconds=delay):
-                client.release(ref, reason, delay_seconds=delay)
+            case act.Release(reason=reason, delay_seconds=delay, waits_for_model=model):
+                client.release(ref, reason, delay_seconds=delay, waits_for_model=model)
         return ev.ReportAccepted(next_lease)
 
     def _flush_progress(self, ref: LeaseRef) -> str | None:

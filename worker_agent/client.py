@@ -119,10 +119,14 @@ class Client:
         body = {"token": ref.token, "error": fields | {"detail": storable(error.detail)}} | _usage_member(usage)
         self._post(f"/leases/{ref.task_id}/fail", body)
 
-    def release(self, ref: LeaseRef, reason: str, *, delay_seconds: float = 0.0) -> None:
+    def release(
+        self, ref: LeaseRef, reason: str, *, delay_seconds: float = 0.0, waits_for_model: str | None = None
+    ) -> None:
         body: JsonObject = {"token": ref.token, "reason": storable_message(reason)}
         if delay_seconds:
             body["delay_seconds"] = round(delay_seconds, 3)
+        if waits_for_model is not None:
+            body["waits_for_model"] = waits_for_model
         self._post(f"/leases/{ref.task_id}/release", body, GOODBYE_SECONDS)
 
     def _post(self, path: str, body: JsonObject, timeout: float = CALL_SECONDS) -> JsonObject | None:

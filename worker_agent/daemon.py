@@ -17,6 +17,7 @@ from worker_agent.call_runner import CallRunner
 from worker_agent.child_process import ResourceLimits, start_child
 from worker_agent.confinement import Confinement, Method
 from worker_agent.connections.trust import SYSTEM_TRUST, Trust
+from worker_agent.handler_messages import MAX_POSTPONEMENT_SECONDS
 from worker_agent.handler_run import HandlerRun
 from worker_agent.handlers import Handler
 from worker_agent.heartbeat import DaemonStatus, HeartbeatSender
@@ -29,7 +30,7 @@ from worker_agent.orphans import adopt_orphans
 from worker_agent.protections import Protection
 from worker_agent.protocol import StateMachine
 from worker_agent.transport import Transport
-from worker_agent.wire import JsonObject, Lease, TaskError
+from worker_agent.wire import JsonObject, Lease, Postponement, TaskError, Usage
 
 log = logging.getLogger(__name__)
 
@@ -124,6 +125,7 @@ class Daemon:
         log_event(event)
         if isinstance(event, ev.HandlerEnd):
             self._handler_run = None
+            event = self._parked(event)
             self._close_access()
             self._metrics.push_now()
         actions = self._machine.handle(event, time.monotonic())
@@ -202,6 +204,15 @@ class Daemon:
             return {}
         self._access = self._model_proxy.open_access(lease)
         return self._access.environment
+
+    def _parked(self, end: ev.HandlerEnd) -> ev.HandlerEnd:
+        """The end of a handler that gave up because a model answers nobody: its task waits for that, unharmed."""
+        wait = None if self._access is None else self._access.task_key.waits
+        if wait is None or wait.model is None or not isinstance(end, ev.HandlerFailed | ev.HandlerPostponed):
+            return end
+        seconds = min(wait.seconds, MAX_POSTPONEMENT_SECONDS)
+        usage = end.usage or Usage(wall_seconds=0.0, cpu_seconds=0.0, max_memory_mb=0.0)
+        return ev.HandlerPostponed(Postponement(seconds=seconds, reason=wait.reason, model=wait.model), usage)
 
     def _close_access(self) -> None:
         if self._model_proxy is not None and self._access is not None:

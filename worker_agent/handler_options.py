@@ -68,7 +68,8 @@ def read_rules(
     if options.max_processes < 1 or not 0 < options.max_file_gb < 1_000_000:
         raise ValueError("--max-processes and --max-file-gb must be positive")
     user = handler_user(options.handler_user)
-    key_file = [] if options.key_file is None else [options.key_file]
+    model_key_file = environment.get("CONVENER_LLM_KEY_FILE")
+    key_file = [path for path in (options.key_file, model_key_file and Path(model_key_file)) if path]
     view = view_files(
         programs=programs,
         readable=options.readable,

@@ -32,7 +32,8 @@ environment:
   CONVENER_LLM_URL       an OpenAI-compatible gateway, such as http://127.0.0.1:44497/v1; handlers reach it by
                          `task.llm`, or by any OpenAI client, since OPENAI_BASE_URL and OPENAI_API_KEY are set for them
   CONVENER_LLM_MODELS    models to ask, the first choice first, separated by commas
-  CONVENER_LLM_KEY       the gateway's key; handlers never see it
+  CONVENER_LLM_KEY       the gateway's key; handlers never see it. CONVENER_LLM_KEY_FILE or _KEY_COMMAND: where it
+                         is read anew when it is refused
 
 exit codes:
   0  drained or stopped       3  the key was refused

@@ -284,7 +284,12 @@ def _report_of(end: ev.HandlerEnd, lease: Lease, *, next_request_id: str, reason
         case ev.HandlerFailed(error, usage):
             return act.ReportFail(lease=lease, error=error, usage=usage)
         case ev.HandlerPostponed(postponement):
-            return act.Release(lease=lease, reason=postponement.reason, delay_seconds=postponement.seconds)
+            return act.Release(
+                lease=lease,
+                reason=postponement.reason,
+                delay_seconds=postponement.seconds,
+                waits_for_model=postponement.model,
+            )
         case ev.HandlerTimedOut(seconds, usage):
             error = TaskError(code="timeout", message=f"killed after {seconds:g} s", retryable=True)
             return act.ReportFail(lease=lease, error=error, usage=usage)

@@ -99,6 +99,8 @@ class Postponement:
 
     seconds: float
     reason: str
+    # The language model that it waits for.
+    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

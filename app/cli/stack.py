@@ -186,7 +186,8 @@ async def _is_known(keyring: Keyring, text: str) -> bool:
 
 def _secrets(settings: Settings, url: str) -> dict[str, str]:
     secrets = {name: getattr(settings, name) for name in SECRETS if name != "database_password"}
-    return secret_variables({**secrets, "database_url": url})
+    key_file = None if settings.llm_key_file is None else str(settings.llm_key_file.absolute())
+    return secret_variables({**secrets, "database_url": url, "llm_key_file": key_file})
 
 
 def _environment(settings: Settings) -> dict[str, str]:

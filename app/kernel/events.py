@@ -58,6 +58,8 @@ class SystemEvent(StrEnum):
     DEGRADATION = "degradation.moved"
     # Somebody has lifted what holds calls of a language model back.
     MODEL_RESET = "llm_model.reset"
+    # Its service is in another state: the key is refused, the quota used up, or all is well again.
+    MODEL_STATE = "llm_model.state"
 
 
 class AlertKind(StrEnum):

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -38,15 +39,15 @@ async def asking(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
     """`convener up` whose workers ask the given provider."""
     started: list[Up] = []
 
-    async def start(url: str, total_seconds: int = 2) -> Up:
+    async def start(url: str, total_seconds: int = 2, **variables: Any) -> Up:
         up = Up(
             tmp_path / "state",
             CONVENER_LLM_URL=f"{url}/v1",
             CONVENER_LLM_MODELS="gpt-4.1",
-            CONVENER_LLM_KEY="the-gateway",
             CONVENER_LLM_TOTAL_SECONDS=str(total_seconds),
             CONVENER_POOL_SIZE=str(_WORKERS),
             CONVENER_WORKER_HANDLERS="tests.system.asking",
+            **(variables or {"CONVENER_LLM_KEY": "the-gateway"}),
         )
         started.append(up)
         await up.start()
@@ -116,6 +117,50 @@ async def test_the_work_gets_done_whatever_the_provider_does(asking: Callable[..
     assert {task["failures"] for task in tasks} == {0}, "no trouble of the provider is an attempt of a task"
     assert provider.peak <= _LIMIT, "the provider has seen more calls at once than the configuration allows"
     assert await _in_use(up) == 0
+
+
+_CONDITIONS: list[Act] = [
+    refuses(401),
+    refuses(403),
+    refuses(402),
+    refuses(429, body={"error": {"code": "insufficient_quota", "message": "no"}}),
+    refuses(503, body={"error": {"code": "cluster_under_maintenance", "message": "back at noon"}}),
+]
+
+
+async def test_an_hour_of_refused_keys_and_empty_accounts_costs_no_task_anything(
+    asking: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Every condition in turn, in a few seconds; then a key that has expired, until somebody renews the file."""
+    key = tmp_path / "llm.key"
+    key.write_text("old")
+    conditions = cycle(_CONDITIONS)
+
+    def respond(request: ReceivedRequest, writer: ResponseWriter) -> None:
+        if request.headers["authorization"] != "Bearer new":
+            next(conditions)(request, writer)
+        else:
+            says("It is a law.")(request, writer)
+
+    with serving(respond) as upstream:
+        up = await asking(upstream.url, CONVENER_LLM_KEY_FILE=str(key))
+        questions = [{"question": f"Why {number}?", "own_client": number % 2 == 0} for number in range(24)]
+        ids = await _submit(up, questions, timeout_seconds=120, retry={"max_attempts": 1})
+        await until(lambda: len(upstream.requests) >= 10, what="every condition twice")
+        async with _client(up) as client:
+            state = (await client.get("/llm/models/gpt-4.1")).json()["state"]
+            assert state in ("key_expired", "quota_exhausted", "maintenance")
+            tried_count = len(upstream.requests)
+            await asyncio.sleep(3)
+            assert len(upstream.requests) <= tried_count + 12, "one task tries at a time, all others wait"
+        key.write_text("new")
+        tasks = await _finished(up, ids)
+        async with _client(up) as client:
+            assert (await client.get("/llm/models/gpt-4.1")).json()["state"] == "ok"
+            assert (await client.get("/dead-letters")).json()["items"] == []
+
+    assert {task["state"] for task in tasks} == {"completed"}
+    assert {(task["failures"], task["rescues"]) for task in tasks} == {(0, 0)}
 
 
 async def test_a_dead_workers_permit_is_free_again(asking: Callable[..., Any]) -> None:

@@ -44,6 +44,10 @@ T = TypeVar("T", ModelAnswer, AnswerStream)
 # The longest wait for a model's limits while another model, or a cached answer, would do.
 _MAX_WAIT_SECONDS = 10.0
 _RETRY_SECONDS = 0.5
+# Reasons for which the task is set aside, unless the model may be tried at once; and for how long without being told.
+_CONDITIONS = frozenset({"key_expired", "quota_exhausted", "maintenance", "loading"})
+_SHORT_WAIT_SECONDS = 0.5
+_CONDITION_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,10 +67,17 @@ class Question:
 class _TryNextModel(Exception):
     """This model cannot answer; `seconds` says when its limits may allow it, None when they are not the reason."""
 
-    def __init__(self, message: str, seconds: float | None = None, cached_answer: JsonObject | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        seconds: float | None = None,
+        cached_answer: JsonObject | None = None,
+        awaited_model: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.seconds = seconds
         self.cached_answer = cached_answer
+        self.awaited_model = awaited_model
 
 
 class _UseCachedAnswer(Exception):
@@ -85,6 +96,7 @@ class _ModelTurn:
     failures: int = 0
     refusals: int = 0
     waited_seconds: float = 0.0
+    fallbacks: tuple[str, ...] = ()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -115,6 +127,7 @@ class CompletionService:
                 # Cached for the same question at a time when no model can be reached.
                 cache_key=question.cache_key,
                 answer=answer.body if degradation is None else None,
+                key_expires_at=self.upstream.keys.expires_at,
             )
         )
         body = with_origin(answer.body, asked_model=question.model, degradation=degradation)
@@ -131,15 +144,22 @@ class CompletionService:
     async def _through_chain(
         self, question: Question, send: Callable[[JsonObject, str | None], Awaitable[T | CallFailure]]
     ) -> tuple[HeldPermit, str, T]:
-        chain = [question.model, *(name for name in self.settings.models if name != question.model)]
+        chain: list[str] = [question.model, *(name for name in self.settings.models if name != question.model)]
         problems: list[_TryNextModel] = []
-        for position, model in enumerate(chain):
-            turn = _ModelTurn(question=question, model=model, has_other=position + 1 < len(chain))
+        permit: HeldPermit
+        result: T
+        asked: set[str] = set()
+        while chain:
+            model = chain.pop(0)
+            asked.add(model)
+            turn: _ModelTurn = _ModelTurn(question=question, model=model, has_other=bool(chain))
             try:
                 permit, result = await self._ask_model(turn, send)
             except _TryNextModel as unavailable:
                 log.info("a model cannot answer", extra={"fields": {"model": model, "why": str(unavailable)}})
                 problems.append(unavailable)
+                # What operators name for this model comes before the worker's own chain.
+                chain = [name for name in dict.fromkeys((*turn.fallbacks, *chain)) if name not in asked]
             else:
                 return permit, model, result
         raise await self._unanswered(question, problems)
@@ -152,7 +172,8 @@ class CompletionService:
             return _UseCachedAnswer(cached_answer)
         waits = [problem.seconds for problem in problems if problem.seconds is not None]
         reasons = "; ".join(str(problem) for problem in problems)
-        return NoCapacity(min(waits), reasons) if waits else NoAnswer(reasons)
+        awaited = next((problem.awaited_model for problem in problems if problem.awaited_model), None)
+        return NoCapacity(min(waits), reasons, awaited) if waits else NoAnswer(reasons)
 
     async def _cached_answer(self, question: Question) -> JsonObject | None:
         return _usable(await self.permits.cached_answer(question.cache_key, question.model))
@@ -177,7 +198,8 @@ class CompletionService:
                 raise
             if not isinstance(result, CallFailure):
                 return permit, result
-            await permit.settle(failure_settlement(result, self.clock() - permit.started_at))
+            settlement = failure_settlement(result, self.clock() - permit.started_at)
+            await permit.settle(replace(settlement, key_expires_at=self.upstream.keys.expires_at))
             await self._handle_failure(result, turn)
 
     async def _acquire_permit(self, turn: _ModelTurn) -> HeldPermit:
@@ -201,6 +223,9 @@ class CompletionService:
             except UnfitRequest as error:
                 failure = CallFailure(outcome=Outcome.CLIENT_ERROR, message=str(error), status=400)
                 raise RequestRefused(failure) from error
+            turn.fallbacks = answer.fallback_models or turn.fallbacks
+            # A name that comes from an operator is there for this model alone.
+            turn.has_other = turn.has_other or bool(turn.fallbacks)
             if isinstance(answer, HeldPermit):
                 return answer
             if answer.reason == PERMIT_OVER:
@@ -234,6 +259,10 @@ class CompletionService:
         cached_answer = _usable(refusal.cached_answer)
         if cached_answer is not None and (prefers_cache or refusal.reason == "breaker_open"):
             raise _UseCachedAnswer(cached_answer)
+        if refusal.reason in _CONDITIONS and refusal.retry_after > _SHORT_WAIT_SECONDS:
+            seconds = refusal.park_seconds or refusal.retry_after
+            message = f"{turn.model} cannot be had ({refusal.reason})"
+            raise _TryNextModel(message, seconds, cached_answer, awaited_model=turn.model)
         if refusal.reason == "breaker_open":
             raise _TryNextModel(f"{turn.model} has failed too often and rests", refusal.retry_after)
         # A tenth more at most, so that those who got the same delay do not all return at once.
@@ -242,6 +271,12 @@ class CompletionService:
 
     async def _handle_failure(self, failure: CallFailure, turn: _ModelTurn) -> None:
         """Back off before the next try, or give up on this model or on the question."""
+        if failure.condition is not None:
+            # The control plane has been told, and says how long the task may wait; its answer may be late.
+            turn.failures += 1
+            if turn.failures >= self.settings.attempts:
+                raise _TryNextModel(f"{turn.model}: {failure.message}", _CONDITION_SECONDS, awaited_model=turn.model)
+            return
         if failure.outcome is Outcome.RATE_LIMITED:
             turn.refusals += 1
             seconds = backoff_seconds(turn.refusals, failure.hints, self.random_fraction())

@@ -27,6 +27,7 @@ class HeldPermit:
 
     def __init__(self, permit: Permit, permits: PermitClient, *, started_at: float) -> None:
         self.started_at = started_at
+        self.fallback_models = permit.fallback_models
         self.is_lost = False
         self._permit = permit
         self._permits = permits
@@ -123,5 +124,11 @@ class StreamedReply:
 
 def failure_settlement(failure: CallFailure, seconds: float) -> Settlement:
     """Settlement of a call without an answer; only a refusal's headers speak of the model's limits."""
-    hints = failure.hints if failure.outcome is Outcome.RATE_LIMITED else RateLimitHints()
-    return Settlement(outcome=failure.outcome, status=failure.status, hints=hints, latency_seconds=seconds)
+    speaks_of_limits = failure.outcome is Outcome.RATE_LIMITED or failure.condition is not None
+    return Settlement(
+        outcome=failure.outcome,
+        status=failure.status,
+        hints=failure.hints if speaks_of_limits else RateLimitHints(),
+        latency_seconds=seconds,
+        error_code=failure.condition,
+    )

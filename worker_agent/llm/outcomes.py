@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -12,6 +13,10 @@ from worker_agent.wire import JsonObject
 
 _TEXT_CHARACTERS = 300
 _MAX_TOKENS = 100_000_000
+_LOADING = re.compile(r"\b(model|cluster|server|instance)\b.*\b(is|being)\b.*(loading|loaded|starting)|cold.?start")
+_NO_QUOTA = re.compile(r"insufficient_(quota|balance|credit|funds)|billing|no credits?|quota_exhausted|out of credit")
+# A 403 about the question, not about who asks.
+_ABOUT_CONTENT = re.compile(r"moderat|content_|flagged|safety|policy")
 _RETRYABLE_STATUSES = frozenset({408, 409, 425, 500, 502, 503, 504, 520, 522, 524, 529})
 
 
@@ -43,11 +48,13 @@ class CallFailure:
     status: int | None = None
     hints: RateLimitHints = field(default_factory=RateLimitHints)
     body: JsonObject | None = None
+    # What no retry mends and yet is no fault of the request: a refused key, a used-up quota, maintenance, loading.
+    condition: str | None = None
 
     @property
     def is_final(self) -> bool:
         """Whether the same request can never succeed, with any model."""
-        return self.outcome is Outcome.CLIENT_ERROR and self.status != 404
+        return self.outcome is Outcome.CLIENT_ERROR and self.status != 404 and self.condition is None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +82,14 @@ def read_refusal(status: int, content: bytes, hints: RateLimitHints) -> CallFail
     """Read a status other than success; a proxy in between may have answered with a page of its own."""
     body = parse_json_object(content)
     message = _error_message(body) or content[:_TEXT_CHARACTERS].decode(errors="replace")
-    return CallFailure(outcome=_outcome(status), message=f"{status}: {message}", status=status, hints=hints, body=body)
+    return CallFailure(
+        outcome=_outcome(status),
+        message=f"{status}: {message}",
+        status=status,
+        hints=hints,
+        body=body,
+        condition=_condition(status, f"{_error_word(body, 'code')} {_error_word(body, 'type')} {message}".lower()),
+    )
 
 
 def read_error(error: Exception) -> CallFailure:
@@ -102,6 +116,19 @@ def _outcome(status: int) -> Outcome:
     return Outcome.CLIENT_ERROR
 
 
+def _condition(status: int, text: str) -> str | None:
+    """The condition of the service that a refusal tells of, in the control plane's words."""
+    if status >= 500 and "maintenance" in text:
+        return "maintenance"
+    if status >= 500 and _LOADING.search(text):
+        return "loading"
+    if status == 402 or (status in (403, 429) and _NO_QUOTA.search(text)):
+        return "quota_exhausted"
+    if status == 401 or (status == 403 and not _ABOUT_CONTENT.search(text)):
+        return "key_expired"
+    return None
+
+
 def is_complete(answer: JsonObject) -> bool:
     """Whether the answer has a choice at least, and each says why it ended."""
     choices = answer.get("choices")
@@ -124,6 +151,12 @@ def parse_json_object(content: bytes | str) -> JsonObject | None:
 def _finite(text: str) -> float | None:
     number = float(text)
     return number if math.isfinite(number) else None
+
+
+def _error_word(body: JsonObject | None, name: str) -> str:
+    error = (body or {}).get("error")
+    word = error.get(name) if isinstance(error, dict) else (body or {}).get(name)
+    return str(word or "")[:_TEXT_CHARACTERS]
 
 
 def _error_message(body: JsonObject | None) -> str:

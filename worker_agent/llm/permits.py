@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 from uuid import UUID
@@ -54,6 +55,7 @@ class Permit:
     token: str
     ttl_seconds: float
     requested_at: float
+    fallback_models: tuple[str, ...] = ()
 
     @property
     def ends_at(self) -> float:
@@ -68,6 +70,9 @@ class PermitRefusal:
     reason: str
     retry_after: float
     cached_answer: JsonObject | None = None
+    # Models that operators name for when this one cannot be had, and how long a task may be set aside for it.
+    fallback_models: tuple[str, ...] = ()
+    park_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +97,8 @@ class Settlement:
     hints: RateLimitHints = field(default_factory=RateLimitHints)
     cache_key: str | None = None
     answer: JsonObject | None = None
+    error_code: str | None = None
+    key_expires_at: datetime | None = None
 
 
 class PermitClient:
@@ -213,7 +220,13 @@ def _read_permit(answer: JsonObject, requested_at: float) -> Permit:
     seconds = _seconds(ttl_seconds)
     if not isinstance(permit_id, str) or not isinstance(token, str) or not permit_id or seconds is None:
         raise PermitsUnavailable("asked for a permit, answered with something that is none")
-    return Permit(permit_id=quote(permit_id, safe=""), token=token, ttl_seconds=seconds, requested_at=requested_at)
+    return Permit(
+        permit_id=quote(permit_id, safe=""),
+        token=token,
+        ttl_seconds=seconds,
+        requested_at=requested_at,
+        fallback_models=_names(answer.get("fallback_models")),
+    )
 
 
 def _seconds(value: object) -> float | None:
@@ -230,7 +243,13 @@ def _read_refusal(answer: JsonObject) -> PermitRefusal:
         reason=str(answer.get("reason") or "unknown"),
         retry_after=_seconds(answer.get("retry_after")) or 0.0,
         cached_answer=cached_answer if isinstance(cached_answer, dict) else None,
+        fallback_models=_names(answer.get("fallback_models")),
+        park_seconds=_seconds(answer.get("park_seconds")),
     )
+
+
+def _names(value: object) -> tuple[str, ...]:
+    return tuple(name for name in value if isinstance(name, str)) if isinstance(value, list) else ()
 
 
 def _settlement_body(permit: Permit, settlement: Settlement) -> JsonObject:
@@ -243,6 +262,8 @@ def _settlement_body(permit: Permit, settlement: Settlement) -> JsonObject:
         "retry_after_seconds": settlement.hints.retry_after,
         "reset_requests_seconds": settlement.hints.reset_requests,
         "reset_tokens_seconds": settlement.hints.reset_tokens,
+        "error_code": settlement.error_code,
+        "key_expires_at": None if settlement.key_expires_at is None else settlement.key_expires_at.isoformat(),
     }
     body: JsonObject = {"token": permit.token, "outcome": settlement.outcome.value}
     body |= {name: value for name, value in values.items() if value is not None}

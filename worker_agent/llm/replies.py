@@ -28,9 +28,11 @@ class Reply:
 class NoCapacity(Exception):
     """The model's limits leave no room within the time that the task has; no fault of the task."""
 
-    def __init__(self, seconds: float, message: str) -> None:
+    def __init__(self, seconds: float, message: str, model: str | None = None) -> None:
         super().__init__(message)
         self.seconds = seconds
+        # The model that the task waits for, where it is a condition of its service that leaves no room.
+        self.model = model
 
 
 class NoAnswer(Exception):

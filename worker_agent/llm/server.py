@@ -88,8 +88,10 @@ class Server:
             if question.body.get("stream"):
                 return self._stream(question, await self.completions.stream(question))
             reply = await self.completions.answer(question)
+            question.task_key.waits.clear()
             return _json(reply.body, headers=_reply_headers(reply.model, reply.degradation))
         except NoCapacity as no_capacity:
+            question.task_key.waits.update(no_capacity)
             retry_after = {"retry-after": str(math.ceil(no_capacity.seconds))}
             return _error(429, str(no_capacity), "convener_not_now", headers=retry_after)
         except NoAnswer as unavailable:

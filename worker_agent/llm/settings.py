@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from urllib.parse import urlsplit
 
 PREFIX = "CONVENER_LLM_"
@@ -16,6 +17,9 @@ class GatewaySettings:
 
     base_url: str
     key: str = field(default="", repr=False)
+    # Where the key is read anew when it is refused, or about to expire; a command wins over a file.
+    key_file: Path | None = None
+    key_command: str | None = None
     models: tuple[str, ...]
     connect_seconds: float = 5.0
     # A reasoning model may think for minutes before its first token.
@@ -42,8 +46,11 @@ def read_settings(environment: Mapping[str, str]) -> GatewaySettings | None:
     if odd := [name for name in models if len(name) > _MAX_NAME_LENGTH or not name.isprintable()]:
         raise ValueError(f"{PREFIX}MODELS names {odd[0][:_MAX_NAME_LENGTH]!r}: use at most 200 printable characters")
     defaults = GatewaySettings(base_url=url, key=environment.get(KEY_VARIABLE, "").strip(), models=models)
+    key_file = environment.get(f"{KEY_VARIABLE}_FILE", "").strip()
     return replace(
         defaults,
+        key_file=Path(key_file) if key_file else None,
+        key_command=environment.get(f"{KEY_VARIABLE}_COMMAND", "").strip() or None,
         connect_seconds=_number(environment, "connect_seconds", defaults.connect_seconds),
         first_token_seconds=_number(environment, "first_token_seconds", defaults.first_token_seconds),
         between_tokens_seconds=_number(environment, "between_tokens_seconds", defaults.between_tokens_seconds),

@@ -7,12 +7,30 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Lock
 
+from worker_agent.llm.replies import NoCapacity
 from worker_agent.wire import Lease
 
 # Reserved at the end of a task's time for reporting its result.
 _MARGIN_SECONDS = 3.0
 # More calls of one task wait for these: each of them asks the control plane again and again until it has a permit.
 _MAX_CALLS = 32
+
+
+@dataclass(slots=True)
+class Wait:
+    """The language model for which a task was last told to wait, and for how long; None: it was answered since."""
+
+    model: str | None = None
+    seconds: float = 0.0
+    reason: str = ""
+
+    def update(self, no_capacity: NoCapacity) -> None:
+        """Take over what the task was told."""
+        self.model, self.seconds, self.reason = no_capacity.model, no_capacity.seconds, str(no_capacity)
+
+    def clear(self) -> None:
+        """Note that the task was answered."""
+        self.model = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +40,7 @@ class TaskKey:
     secret: str = field(repr=False)
     lease: Lease
     ends_at: float
+    waits: Wait = field(default_factory=Wait, compare=False)
     calls: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_MAX_CALLS), compare=False, repr=False)
 
 

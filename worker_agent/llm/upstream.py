@@ -10,12 +10,14 @@ import httpx
 
 from worker_agent.llm import outcomes
 from worker_agent.llm.cancellation import cancel_at_most_once, run_shielded
+from worker_agent.llm.keys import Key, KeySource
 from worker_agent.llm.outcomes import CallFailure, ModelAnswer, Outcome, TokenUsage
 from worker_agent.llm.rate_limit_hints import read_hints
 from worker_agent.llm.settings import GatewaySettings
 from worker_agent.wire import JsonObject
 
 _PATH = "/chat/completions"
+_KEY_REFUSED = frozenset({401, 403})
 _MAX_REFUSAL_BYTES = 65_536
 _MAX_ANSWER_BYTES = 32 << 20
 _MAX_LINE_BYTES = 4 << 20
@@ -75,6 +77,7 @@ class UpstreamClient:
     def __init__(self, settings: GatewaySettings, http: httpx.AsyncClient) -> None:
         self._settings = settings
         self._http = http
+        self.keys = KeySource(settings)
 
     async def ask(self, request: JsonObject, trace_context: str | None) -> ModelAnswer | CallFailure:
         """Return the whole answer."""
@@ -113,13 +116,24 @@ class UpstreamClient:
         return AnswerStream(first_chunks=first_chunks, rest=rest, response=response)
 
     async def _send(self, request: JsonObject, trace_context: str | None) -> httpx.Response:
-        pending_response = self._http.send(self._request(request, trace_context), stream=True)
+        key = await self.keys.current()
+        response = await self._send_with(key, request, trace_context)
+        if response.status_code not in _KEY_REFUSED:
+            return response
+        renewed = await self.keys.renew(key)
+        if renewed.text == key.text:
+            return response
+        await run_shielded(response.aclose())
+        return await self._send_with(renewed, request, trace_context)
+
+    async def _send_with(self, key: Key, request: JsonObject, trace_context: str | None) -> httpx.Response:
+        pending_response = self._http.send(self._request(key, request, trace_context), stream=True)
         return await cancel_at_most_once(pending_response, undo=httpx.Response.aclose)
 
-    def _request(self, request: JsonObject, trace_context: str | None) -> httpx.Request:
+    def _request(self, key: Key, request: JsonObject, trace_context: str | None) -> httpx.Request:
         # Compressed, a few bytes of an answer could fill the memory.
         headers = {"content-type": "application/json", "accept-encoding": "identity"}
-        headers |= {"authorization": f"Bearer {self._settings.key}"} if self._settings.key else {}
+        headers |= {"authorization": f"Bearer {key.text}"} if key.text else {}
         headers |= {"traceparent": trace_context} if trace_context else {}
         timeout = httpx.Timeout(self._settings.total_seconds, connect=self._settings.connect_seconds)
         # ASCII, as handlers cut texts within a character, and UTF-8 cannot encode the half.

@@ -85,6 +85,8 @@ _GAUGES: Mapping[str, tuple[str, ...]] = {
     "tasks_overdue": ("Tasks past their deadline that nobody has ended", "agent"),
     "task_longest_seconds": ("How long the longest task has been executing", "agent"),
     "llm_breaker_open": ("1 for a model that is not called for now", "model"),
+    "llm_state": ("1 for the state of a model whose service answers nobody", "model", "state"),
+    "llm_key_seconds_left": ("Seconds until the key of a model expires, where that is known", "model"),
     "alerts": ("Alerts that are not resolved", "rule", "subject", "severity"),
     "llm_in_use": ("Calls of a language model that are under way", "model"),
     "llm_limit": (
@@ -206,8 +208,12 @@ class Gauges:
         self.set("pool_capacity_lost", snapshot.recovery.lost_share)
         self.set("pool_slots_failing", len(snapshot.recovery.failing))
         self.set("degradation_step", snapshot.step)
-        for model, is_open in islice(snapshot.breakers.items(), _MAX_MODELS):
-            self.set("llm_breaker_open", is_open, model)
+        for model, trouble in islice(snapshot.models.items(), _MAX_MODELS):
+            if trouble.is_out_of_order:
+                self.set("llm_breaker_open", 1, model)
+                self.set("llm_state", 1, model, trouble.state.value)
+            if trouble.key_seconds_left is not None:
+                self.set("llm_key_seconds_left", trouble.key_seconds_left, model)
         for alert in islice(snapshot.alerts, _MAX_ALERTS):
             self.set("alerts", 1, alert.key.rule.value, alert.key.subject, alert.severity.name.lower())
 

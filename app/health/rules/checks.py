@@ -6,7 +6,8 @@ keeps an open alert and opens none, and the report, which remembers nothing, lea
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from app.health.rules.finding import AlertKey, AlertRule, Level, Symptom
+from app.health.rules.finding import AlertKey, AlertRule, Symptom
+from app.health.rules.model_checks import breaker_open, key_expiring
 from app.health.rules.snapshot import (
     GROWTH_SPAN,
     MINUTE,
@@ -20,6 +21,7 @@ from app.health.rules.snapshot import (
     Running,
     WorkerCounts,
 )
+from app.health.rules.symptoms import symptom_of
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
 from app.kernel.text import plural
@@ -60,7 +62,7 @@ def oldest_task(observations: Observations, policy: CheckPolicy) -> Iterable[Sym
     # One alert for all priorities, which tells of the longest wait.
     priority = max(waits, key=lambda p: waits[p])
     seconds = waits[priority]
-    return _symptom(
+    return symptom_of(
         policy.grade(seconds, policy.oldest_task),
         AlertKey(rule=AlertRule.OLDEST_TASK),
         message=f"a task of priority {priority.name.lower()} has been waiting for {_minutes(seconds)}",
@@ -90,7 +92,7 @@ def _stuck_symptom(agent: AgentType, running: Running, queue: QueueSnapshot, pol
     else:
         grade = policy.grade(running.longest_seconds, Bounds(degraded=limit))
         message = f"a task of {agent} has been executing for {_minutes(running.longest_seconds)}, far longer than usual"
-    return _symptom(
+    return symptom_of(
         grade,
         AlertKey(rule=AlertRule.STUCK_EXECUTING, subject=agent.value),
         message=message,
@@ -110,7 +112,7 @@ def pool_below_minimum(observations: Observations, policy: CheckPolicy) -> Itera
 
 def below_minimum(workers: int, minimum: int, verb: str) -> Iterator[Symptom]:
     grade = Grade.CRITICAL if workers * 2 < minimum else Grade.DEGRADED
-    return _symptom(
+    return symptom_of(
         grade if workers < minimum else Grade.WELL,
         AlertKey(rule=AlertRule.POOL_BELOW_MINIMUM),
         message=f"{workers:,} of at least {minimum:,} workers {verb}",
@@ -132,7 +134,7 @@ def resource_pressure(observations: Observations, policy: CheckPolicy) -> Iterab
 
 
 def pressure(name: str, share: float, policy: CheckPolicy, message: str) -> Iterator[Symptom]:
-    return _symptom(
+    return symptom_of(
         policy.grade(share, policy.pressure),
         AlertKey(rule=AlertRule.RESOURCE_PRESSURE, subject=name),
         # The report knows the codes of cpu and memory; all other resources are told by alerts alone.
@@ -151,7 +153,7 @@ def queue_growth(observations: Observations, policy: CheckPolicy) -> Iterable[Sy
     if latest.at - earliest.at < GROWTH_SPAN:
         return None
     growth = (latest.tasks - earliest.tasks) / ((latest.at - earliest.at) / MINUTE)
-    return _symptom(
+    return symptom_of(
         policy.grade(growth, Bounds(degraded=policy.growth_per_minute)),
         AlertKey(rule=AlertRule.QUEUE_GROWTH),
         message=f"the queue grows by {growth:,.0f} tasks a minute; {latest.tasks:,} wait",
@@ -167,7 +169,7 @@ def worker_starvation(observations: Observations, policy: CheckPolicy) -> Iterab
         return None
     tasks, idle = _runnable_tasks(queue, workers), starving_workers(queue, workers, policy)
     subject = plural(idle, "worker idles", "workers idle")
-    return _symptom(
+    return symptom_of(
         Grade.DEGRADED if idle else Grade.WELL,
         AlertKey(rule=AlertRule.WORKER_STARVATION),
         message=f"{subject} although tasks wait that could be run there: {tasks:,}",
@@ -188,23 +190,6 @@ def _runnable_tasks(queue: QueueSnapshot, workers: WorkerCounts) -> int:
     return sum(queue.count(agent=agent, phase="pending") for agent in workers.idle_for - paused_agents)
 
 
-def breaker_open(observations: Observations, policy: CheckPolicy) -> Iterable[Symptom] | None:
-    """A language model fails so often that nobody calls it."""
-    if observations.breakers is None:
-        return None
-    # Never critical: other models of the chain take over.
-    return [
-        symptom
-        for model, is_open in observations.breakers.items()
-        for symptom in _symptom(
-            Grade.DEGRADED if is_open else Grade.WELL,
-            AlertKey(rule=AlertRule.BREAKER_OPEN, subject=model),
-            message=f"calls of the language model {model} keep failing, so its circuit breaker is open",
-            advice="look at the provider or gateway; other models of the chain and cached answers stand in meanwhile",
-        )
-    ]
-
-
 def replacement_failing(observations: Observations, policy: CheckPolicy) -> Iterable[Symptom] | None:
     """Workers that are started anew die young or never come."""
     recovery = observations.recovery
@@ -212,7 +197,7 @@ def replacement_failing(observations: Observations, policy: CheckPolicy) -> Iter
         return None
     # Half of the pool at once is the specification's mass failure.
     grade = Grade.CRITICAL if recovery.lost_share > 0.5 else Grade.DEGRADED
-    return _symptom(
+    return symptom_of(
         grade if recovery.is_reduced else Grade.WELL,
         AlertKey(rule=AlertRule.REPLACEMENT_FAILING),
         code="reduced_capacity",
@@ -233,7 +218,7 @@ def database_trouble(observations: Observations, policy: CheckPolicy) -> Iterabl
 def _old_snapshot(condition: DatabaseCondition, policy: CheckPolicy) -> Iterator[Symptom]:
     seconds, transactions = condition.snapshot_seconds, condition.snapshot_transactions
     by_age = policy.grade(seconds, policy.snapshot_seconds)
-    return _symptom(
+    return symptom_of(
         max(by_age, policy.grade(transactions, Bounds(degraded=policy.snapshot_transactions))),
         AlertKey(rule=AlertRule.DATABASE_TROUBLE, subject="old_snapshot"),
         code="old_snapshot",
@@ -246,7 +231,7 @@ def _old_snapshot(condition: DatabaseCondition, policy: CheckPolicy) -> Iterator
 def _dead_rows(condition: DatabaseCondition, policy: CheckPolicy) -> Iterator[Symptom]:
     # All tables share one alert, which tells of the first; the report lists each.
     for table, rows in sorted(condition.dead_rows.items(), key=lambda item: item[1], reverse=True):
-        yield from _symptom(
+        yield from symptom_of(
             policy.grade(rows, Bounds(degraded=policy.dead_rows)),
             AlertKey(rule=AlertRule.DATABASE_TROUBLE, subject="dead_rows"),
             code="dead_rows",
@@ -258,7 +243,7 @@ def _dead_rows(condition: DatabaseCondition, policy: CheckPolicy) -> Iterator[Sy
 
 def _connections(condition: DatabaseCondition, policy: CheckPolicy) -> Iterator[Symptom]:
     share = condition.connections
-    return _symptom(
+    return symptom_of(
         policy.grade(share, policy.pressure),
         AlertKey(rule=AlertRule.DATABASE_TROUBLE, subject="connections"),
         code="connections_short",
@@ -289,7 +274,7 @@ def _late_duty(turn: DutyTurn, policy: CheckPolicy) -> Iterable[Symptom]:
 
 
 def _late(grade: Grade, code: str | None, message: str) -> Iterator[Symptom]:
-    return _symptom(
+    return symptom_of(
         grade,
         AlertKey(rule=AlertRule.DUTY_LATE),
         code=code,
@@ -304,7 +289,7 @@ def degradation(observations: Observations, policy: CheckPolicy) -> Iterable[Sym
     if step is None:
         return None
     grade = Grade.CRITICAL if step is TOP_STEP else Grade.DEGRADED
-    return _symptom(
+    return symptom_of(
         Grade.WELL if step is DegradationStep.NONE else grade,
         AlertKey(rule=AlertRule.DEGRADED),
         code="resources_short",
@@ -321,7 +306,7 @@ def refused_requests(observations: Observations, policy: CheckPolicy) -> Iterabl
         return None
     total = sum(refusals.values())
     parts = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in sorted(refusals.items()))
-    return _symptom(
+    return symptom_of(
         policy.grade(total, policy.refusals),
         AlertKey(rule=AlertRule.REFUSED_REQUESTS),
         message=f"{plural(total, 'request was', 'requests were')} refused in the last five minutes: {parts}",
@@ -334,7 +319,7 @@ def results_delayed(observations: Observations, policy: CheckPolicy) -> Iterable
     """An open transaction keeps events and results from their readers."""
     writers = observations.queue.open_writers
     oldest = writers[0] if writers else None
-    return _symptom(
+    return symptom_of(
         Grade.WELL if oldest is None else Grade.DEGRADED,
         AlertKey(rule=AlertRule.RESULTS_DELAYED),
         message=oldest.sentence if oldest else "",
@@ -351,6 +336,7 @@ ALERT_CHECKS: Mapping[AlertRule, Check] = {
     AlertRule.QUEUE_GROWTH: queue_growth,
     AlertRule.WORKER_STARVATION: worker_starvation,
     AlertRule.BREAKER_OPEN: breaker_open,
+    AlertRule.KEY_EXPIRING: key_expiring,
     AlertRule.REPLACEMENT_FAILING: replacement_failing,
     AlertRule.DATABASE_TROUBLE: database_trouble,
     AlertRule.DUTY_LATE: late_duties,
@@ -358,32 +344,6 @@ ALERT_CHECKS: Mapping[AlertRule, Check] = {
     AlertRule.REFUSED_REQUESTS: refused_requests,
     AlertRule.RESULTS_DELAYED: results_delayed,
 }
-
-
-def _symptom(
-    grade: Grade,
-    key: AlertKey,
-    *,
-    code: str | None = None,
-    message: str,
-    advice: str,
-    facts: Mapping[str, float] | None = None,
-) -> Iterator[Symptom]:
-    """The symptom of a figure that is not well; its code is that of the report."""
-    if grade is not Grade.WELL:
-        yield Symptom(
-            code=code or key.rule.value,
-            level=level_of(grade),
-            message=message,
-            key=key,
-            advice=advice,
-            facts=facts or {},
-            is_fading=grade is Grade.FADING,
-        )
-
-
-def level_of(grade: Grade) -> Level:
-    return Level.CRITICAL if grade is Grade.CRITICAL else Level.DEGRADED
 
 
 def _waits(queue: QueueSnapshot) -> dict[Priority, float]:

@@ -23,6 +23,7 @@ class AlertRule(StrEnum):
     QUEUE_GROWTH = "queue_growth"
     WORKER_STARVATION = "worker_starvation"
     BREAKER_OPEN = "breaker_open"
+    KEY_EXPIRING = "key_expiring"
     REPLACEMENT_FAILING = "replacement_failing"
     DATABASE_TROUBLE = "database_trouble"
     DUTY_LATE = "duty_late"

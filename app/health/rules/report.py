@@ -12,7 +12,6 @@ from app.health.rules.checks import (
     database_trouble,
     degradation,
     late_duties,
-    level_of,
     oldest_seconds,
     oldest_task,
     pressure,
@@ -23,6 +22,7 @@ from app.health.rules.checks import (
 from app.health.rules.finding import Finding, Level, Symptom, critical, degraded, not_measured, note
 from app.health.rules.runtime import bottleneck_agent
 from app.health.rules.snapshot import CheckPolicy, Grade, Snapshot
+from app.health.rules.symptoms import level_of
 from app.health.rules.utilisation import Measure
 from app.kernel.agents import AgentType
 from app.kernel.text import plural

@@ -12,6 +12,7 @@ from app.health.rules.series import CurrentValue
 from app.health.rules.utilisation import Span, UtilisationPolicy
 from app.kernel.access import RefusalReason
 from app.kernel.agents import AgentType
+from app.llm.rules.conditions import ServiceState
 from app.queue.rules.degradation import DegradationStep
 from app.queue.rules.status import QueueSnapshot
 from app.scaling.rules.estimates import ServiceTimePolicy
@@ -69,6 +70,9 @@ class CheckPolicy:
     snapshot_seconds: Bounds = field(default_factory=lambda: Bounds(degraded=300.0, critical=1800.0))
     snapshot_transactions: int = 1_000_000
     dead_rows: int = 1_000_000
+    # Before the key of a language model expires.
+    key_days: float = 2.0
+    key_hours: float = 6.0
     # In five minutes: a forgotten key that somebody still uses stays well below.
     refusals: Bounds = field(default_factory=lambda: Bounds(degraded=100.0))
     # Days that the API's certificate is still valid: renewed ones are taken over without a restart, but somebody must.
@@ -130,6 +134,20 @@ class WorkerCounts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelTrouble:
+    """The state of a language model's service, its end where that is known, and seconds for which its key is good."""
+
+    state: ServiceState = ServiceState.OK
+    until: datetime | None = None
+    key_seconds_left: float | None = None
+
+    @property
+    def is_out_of_order(self) -> bool:
+        """Whether nobody is answered."""
+        return self.state not in (ServiceState.OK, ServiceState.LIMITED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DatabaseCondition:
     """`snapshot_seconds` is the age of the oldest snapshot that somebody holds, which keeps dead rows from being
     cleaned up, and `snapshot_transactions` how many transactions ago that was; `connections` is a share of 1."""
@@ -157,7 +175,7 @@ class DutyTurn:
 class Observations:
     """All that alerts watch, read at one moment. None or a missing key: not measured, which is not zero.
 
-    `resources` are shares of 1 by name; `breakers` is true for each model whose breaker is open; `refusals` are those
+    `resources` are shares of 1 by name; `models` are those of which there is something to tell; `refusals` are those
     of five minutes.
     """
 
@@ -166,7 +184,7 @@ class Observations:
     running: Mapping[AgentType, Running] | None = None
     workers: WorkerCounts | None = None
     resources: Mapping[str, float | None] | None = None
-    breakers: Mapping[str, bool] | None = None
+    models: Mapping[str, ModelTrouble] | None = None
     recovery: Recovery | None = None
     database: DatabaseCondition | None = None
     step: DegradationStep | None = None
@@ -194,7 +212,7 @@ class Snapshot(Observations):
     running: Mapping[AgentType, Running] = field(default_factory=dict)
     workers: WorkerCounts = field(default_factory=lambda: WorkerCounts(alive=0))
     recovery: Recovery = field(default_factory=Recovery)
-    breakers: Mapping[str, bool] = field(default_factory=dict)
+    models: Mapping[str, ModelTrouble] = field(default_factory=dict)
     step: DegradationStep = DegradationStep.NONE
     refusals: Mapping[RefusalReason, int] = field(default_factory=dict)
     alerts: Sequence[UnresolvedAlert] = ()

@@ -35,7 +35,7 @@ async def observe(
             "queue": sum(queue.depth.values()) / capacity.max_queue_size,
             **await _used_shares(connection, queue.at),
         },
-        breakers=await store.open_breakers(connection),
+        models=await store.model_troubles(connection),
         recovery=await recovery(connection),
         database=await store.database_condition(connection),
         step=await degradation.current_step(connection),

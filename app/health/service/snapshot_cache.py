@@ -151,7 +151,7 @@ async def read_snapshot(connection: AsyncConnection, settings: SnapshotSettings)
         running=await store.running_tasks(connection, FOR_ALERTS.overdue_grace_seconds),
         workers=await store.worker_counts(connection, None),
         recovery=await recovery(connection),
-        breakers=await store.open_breakers(connection),
+        models=await store.model_troubles(connection),
         step=await degradation.current_step(connection),
         refusals=await refusals.recent(connection),
         alerts=await alerts.unresolved_alerts(connection),

@@ -6,8 +6,10 @@ Each reads every worker or connection, and no other tasks than those that worker
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.health.rules.snapshot import IDLE_AFTER, DatabaseCondition, Running, WorkerCounts
+from app.health.rules.snapshot import IDLE_AFTER, DatabaseCondition, ModelTrouble, Running, WorkerCounts
 from app.kernel.agents import AgentType
+from app.llm.rules.conditions import service_state
+from app.llm.store import models
 from app.queue.store import lease_ledger
 from app.workers.store.tables import LIVE
 
@@ -62,14 +64,6 @@ SELECT (SELECT sum(numbackends) FROM pg_stat_database)::float8
        / greatest(1, current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int)
 """)
 
-# Also of a model that fails for a single caller, and has answered nobody else since.
-_BREAKERS = text("""
-SELECT model FROM llm_models WHERE open_until IS NOT NULL OR EXISTS (
-    SELECT FROM jsonb_each(callers) AS caller (name, state)
-    WHERE state ? 'open_until' AND (state ->> 'failures')::int >= 3)
-ORDER BY model
-""")
-
 
 async def running_tasks(connection: AsyncConnection, grace_seconds: float) -> dict[AgentType, Running]:
     """Executing tasks by agent type; one past its deadline by more than the grace counts as overdue."""
@@ -89,9 +83,14 @@ async def worker_counts(connection: AsyncConnection, minimum: int | None) -> Wor
     return WorkerCounts(alive=row["alive"], idle=row["idle"], idle_for=agents, minimum=minimum)
 
 
-async def open_breakers(connection: AsyncConnection) -> dict[str, bool]:
-    """True for each language model whose circuit breaker is open or about to be tried."""
-    return dict.fromkeys((await connection.execute(_BREAKERS)).scalars(), True)
+async def model_troubles(connection: AsyncConnection) -> dict[str, ModelTrouble]:
+    """Language models of whose service or key there is something to tell."""
+    troubles = {}
+    for model, at in await models.read_troubled(connection):
+        state, until = service_state(model, at)
+        left = None if model.key_expires_at is None else (model.key_expires_at - at).total_seconds()
+        troubles[model.name] = ModelTrouble(state=state, until=until, key_seconds_left=left)
+    return troubles
 
 
 async def database_condition(connection: AsyncConnection) -> DatabaseCondition:

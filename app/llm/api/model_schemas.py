@@ -6,6 +6,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from app.http.fields import Body, Moment, Word
 from app.llm.rules.circuit_breaker import BreakerState
+from app.llm.rules.conditions import ServiceState
 from app.llm.store.usage import Grouping
 
 Amount = Annotated[int, Field(ge=1, le=10**12)]
@@ -63,6 +64,9 @@ class ModelOut(LimitsIn):
     """A model: its limits, and how its service stands. Two callers must report the same before it holds for all."""
 
     model: str
+    state: ServiceState = Field(description="of its service, as callers report it")
+    state_until: Moment | None = Field(description="when that ends, where it is known")
+    key_expires_at: Moment | None = Field(description="when the key that callers use expires, where they know it")
     version: int = Field(description="of the limits; 0: nobody has set them")
     limit: int = Field(description="calls that may be under way at once: what its service was seen to bear")
     in_use: int = Field(description="calls that are under way")

@@ -22,6 +22,7 @@ from app.llm.api.model_schemas import HeldBackOut, LimitsIn, ModelName, ModelOut
 from app.llm.errors import ModelNotAllowed
 from app.llm.rules.callers import CallerState
 from app.llm.rules.circuit_breaker import BreakerState
+from app.llm.rules.conditions import service_state
 from app.llm.rules.models import ModelLimits, concurrency_ceiling
 from app.llm.service import models as service
 from app.llm.store import gate, models
@@ -144,12 +145,15 @@ def _limits(body: LimitsIn) -> ModelLimits:
 
 def _model_out(status: ModelStatus, total_limit: int) -> ModelOut:
     model, at = status.model, status.at
-    breaker = model.breaker.state(at)
+    breaker, (state, until) = model.breaker.state(at), service_state(model, at)
     limits: dict[str, Any] = {name: getattr(model.limits, name) for name in _LIMITS}
     latency = model.concurrency.latency_seconds
     return ModelOut(
         **limits,
         model=model.name,
+        state=state,
+        state_until=until,
+        key_expires_at=model.key_expires_at,
         version=model.version,
         input_price_per_million_tokens=model.limits.input_price,
         output_price_per_million_tokens=model.limits.output_price,

@@ -10,6 +10,7 @@ from app.http.json import JsonObject
 from app.http.problems import Problem
 from app.kernel.agents import AgentType
 from app.llm.api.model_schemas import ModelName
+from app.llm.rules.conditions import ServiceState
 from app.llm.rules.outcomes import Outcome
 from app.llm.rules.permits import Refused
 
@@ -76,6 +77,7 @@ class PermitOut(BaseModel):
         description="until then, by the clock of the service: a caller counts it from when it sent the request. Less"
         " where the permit was granted before, and that answer was lost"
     )
+    fallback_models: list[str] = Field(description="models to ask when this call fails, the best first")
     limit: int = Field(description="calls of this model that may be under way at once")
     in_use: int = Field(description="those that are, with this one")
 
@@ -95,6 +97,11 @@ class RefusalOut(Problem):
     reason: Refused
     fallback_models: list[str] = Field(description="models to try instead, the best first; those out of order left out")
     cached: CachedOut | None
+    state: ServiceState = Field(description="of the model's service")
+    park_seconds: float = Field(
+        description="for so long a task that needs the model may be released with `waits_for_model`; it is woken"
+        " earlier when the service answers again"
+    )
 
 
 class RenewIn(Body):
@@ -142,6 +149,10 @@ class SettleIn(Body):
     token: PermitToken
     outcome: Outcome
     status: int | None = Field(None, ge=100, le=599, description="of HTTP")
+    error_code: Annotated[str, Field(max_length=100)] | None = Field(
+        None, description="code or type of the error in the answer, like `insufficient_quota`"
+    )
+    key_expires_at: Moment | None = Field(None, description="when the key that was used expires, where that is known")
     prompt_tokens: Count | None = None
     completion_tokens: Count | None = None
     cost_usd: float | None = Field(None, ge=0, le=1e6, description="by the prices of the model when it is not given")

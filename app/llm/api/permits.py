@@ -89,6 +89,7 @@ async def acquire(body: PermitIn, services: ServicesDep, caller: Caller, namespa
         model=acquisition.permit.request.model,
         expires_at=acquisition.permit.expires_at,
         ttl_seconds=acquisition.ttl_seconds,
+        fallback_models=list(acquisition.fallback_models),
         limit=acquisition.limit,
         in_use=acquisition.in_use,
     )

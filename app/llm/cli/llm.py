@@ -206,6 +206,7 @@ def _model_details(item: Json, used_ago: str | None) -> RenderableType:
             ("Service", _service(item)),
             ("Calls", f"{item['in_use']} of {item['limit']} that may be under way at once"),
             ("Latency", _milliseconds(item["mean_latency_ms"])),
+            ("Key", f"expires at {item['key_expires_at']}" if item["key_expires_at"] else None),
             ("Used", used_ago),
             ("Held back", ", ".join(caller["caller"] for caller in item["held_back"]) or None),
         ]
@@ -213,7 +214,17 @@ def _model_details(item: Json, used_ago: str | None) -> RenderableType:
     return Group(head, Text(""), table)
 
 
+_STATES = {
+    "key_expired": "refuses the key",
+    "quota_exhausted": "quota used up",
+    "maintenance": "under maintenance",
+    "loading": "loading the model",
+}
+
+
 def _service(item: Json) -> Text:
+    if words := _STATES.get(item["state"]):
+        return Text(f"{words}, until {item['state_until']}" if item["state_until"] else words, style="red")
     if item["breaker"] == "open":
         return Text(f"failing, tried again in {output.duration(item['breaker_open_seconds'])}", style="red")
     if item["breaker"] == "half_open":

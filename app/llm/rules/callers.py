@@ -43,6 +43,9 @@ class CallerState:
     limit: float | None = None
     shrunk_at: datetime | None = None
     counted_at: datetime | None = None
+    # What it has reported of the service that no retry mends, and its end where that is known.
+    condition: str = ""
+    condition_until: datetime | None = None
 
     @property
     def breaker(self) -> Breaker:

@@ -30,10 +30,15 @@ class BreakerPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Breaker:
-    """Consecutive failures, and the end of the open time; None: closed."""
+    """Consecutive failures, and the end of the open time; None: closed.
+
+    `cause` is the condition that opened it (`app/llm/rules/conditions.py`), None for failures; `until` its known end.
+    """
 
     failures: int = 0
     open_until: datetime | None = None
+    cause: str | None = None
+    until: datetime | None = None
 
     def state(self, now: datetime) -> BreakerState:
         """The state at this moment."""

@@ -279,21 +279,22 @@ class _Capacity:
     def _service_refusal(self, request: PermitRequest) -> Refusal | None:
         model, now = self._snapshot.models[request.model], self._snapshot.now
         if self._states[request.model] is BreakerState.OPEN:
-            return Refused.BREAKER_OPEN, timedelta(seconds=model.breaker.remaining_seconds(now))
+            return _left_alone(model.breaker.cause), timedelta(seconds=model.breaker.remaining_seconds(now))
         if seconds := model.concurrency.cooldown_seconds(now):
             return Refused.COOLDOWN, timedelta(seconds=seconds)
         own = model.callers.get(request.holder)
         if own is not None and (seconds := own.cooldown_seconds(now)):
             return Refused.COOLDOWN, timedelta(seconds=seconds)
         if own is not None and (seconds := own.breaker.remaining_seconds(now)):
-            return Refused.BREAKER_OPEN, timedelta(seconds=seconds)
+            return _left_alone(own.condition), timedelta(seconds=seconds)
         # A half-open breaker lets one call through at a time, and no caller keeps others from it by a second one.
         holds_one = self._held[request.holder, request.model] > 0
         is_own_probe = own is not None and own.breaker.state(now) is BreakerState.HALF_OPEN
         if (self.is_probe(request.model) and (self._probes[request.model] or holds_one)) or (
             is_own_probe and holds_one
         ):
-            return Refused.BREAKER_OPEN, timedelta(seconds=self._policy.probe_retry_seconds)
+            cause = model.breaker.cause or (own.condition if own is not None else None)
+            return _left_alone(cause), timedelta(seconds=self._policy.probe_retry_seconds)
         return None
 
     def _concurrency_refusal(self, request: PermitRequest) -> Refusal | None:
@@ -357,6 +358,11 @@ class _Capacity:
             dimension: worker_meter(meter, tats.get(worker_key(dimension, request.holder)), self._snapshot.now)
             for dimension, meter in self._meters[request.model].items()
         }
+
+
+def _left_alone(condition: str | None) -> Refused:
+    """The reason of a refusal while a breaker is open, by the condition that opened it."""
+    return Refused(condition) if condition else Refused.BREAKER_OPEN
 
 
 def _charge_all(by_dimension: dict[Dimension, Meter], request: PermitRequest, now: datetime) -> dict[Dimension, Meter]:

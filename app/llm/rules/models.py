@@ -45,6 +45,8 @@ class Model:
     concurrency: ConcurrencyState = field(default_factory=ConcurrencyState)
     breaker: Breaker = field(default_factory=Breaker)
     callers: Mapping[str, CallerState] = field(default_factory=dict)
+    # As callers have reported it last; None: nobody knows it.
+    key_expires_at: datetime | None = None
     tats: Mapping[Dimension, datetime | None] = field(default_factory=dict)
     # Of the meters of single workers, by `rate_limit.worker_key`.
     worker_tats: Mapping[str, datetime] = field(default_factory=dict)

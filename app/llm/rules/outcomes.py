@@ -1,6 +1,7 @@
 """Ends of language-model calls, and the signals about the model's service that they carry."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 
 
@@ -33,6 +34,11 @@ class CallReport:
     retry_after_seconds: float | None = None
     reset_requests_seconds: float | None = None
     reset_tokens_seconds: float | None = None
+    # The status of HTTP, and the code of the error in the answer's body.
+    status: int | None = None
+    error_code: str | None = None
+    # When the key of the caller expires, as far as it knows.
+    key_expires_at: datetime | None = None
 
     @property
     def tokens(self) -> int | None:

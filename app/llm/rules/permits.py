@@ -17,6 +17,7 @@ from uuid import UUID
 
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
+from app.llm.rules.conditions import Condition
 from app.llm.rules.models import Model
 
 
@@ -29,6 +30,10 @@ class Refused(StrEnum):
     TOKENS = "tokens"
     COOLDOWN = "cooldown"
     BREAKER_OPEN = "breaker_open"
+    KEY_EXPIRED = Condition.KEY_EXPIRED.value
+    QUOTA_EXHAUSTED = Condition.QUOTA_EXHAUSTED.value
+    MAINTENANCE = Condition.MAINTENANCE.value
+    LOADING = Condition.LOADING.value
 
 
 class Ending(StrEnum):

@@ -9,6 +9,7 @@ from app.llm.rules import circuit_breaker, concurrency
 from app.llm.rules.callers import CallerState, ConfirmationPolicy
 from app.llm.rules.circuit_breaker import Breaker, BreakerPolicy, BreakerState
 from app.llm.rules.concurrency import ConcurrencyPolicy
+from app.llm.rules.conditions import TRY_SECONDS, Condition, condition_end, condition_of
 from app.llm.rules.models import Model
 from app.llm.rules.outcomes import FAILURES, LOSSES, CallReport, Outcome
 
@@ -44,11 +45,51 @@ def record_call(model: Model, turn: FinishedTurn, *, ceiling: int, now: datetime
     """The model after a call; `ceiling` is the most calls that people allow."""
     outcome = turn.report.outcome
     model = replace(model, callers=rules.remembered(model.callers, now, policy.confirmation))
+    condition = condition_of(turn.report)
+    if condition is not None:
+        return _record_condition(model, turn, condition, now, policy)
     if outcome in LOSSES:
         model = _record_loss(model, turn, now, policy)
     elif outcome in _ANSWERS:
         model = _record_answer(model, turn, ceiling, now, policy)
     return _move_breaker(model, turn, now, policy)
+
+
+def _record_condition(
+    model: Model, turn: FinishedTurn, condition: Condition, now: datetime, policy: ReportPolicy
+) -> Model:
+    """The model after a call that found its service in a condition: for its caller at once, for all once confirmed."""
+    until = condition_end(turn.report, now)
+    longest = now + timedelta(seconds=policy.concurrency.max_cooldown_seconds)
+    open_until = now + timedelta(seconds=TRY_SECONDS) if until is None else min(until, longest)
+    own = model.callers.get(turn.caller) or CallerState(reported_at=now)
+    own = replace(
+        own,
+        reported_at=now,
+        principal=turn.principal,
+        condition=condition.value,
+        condition_until=until,
+        open_until=open_until,
+        is_refuted=False,
+    )
+    callers = {**model.callers, turn.caller: own}
+    since = now - timedelta(seconds=policy.confirmation.window_seconds)
+    agreeing = {
+        name: caller
+        for name, caller in callers.items()
+        if caller.condition and not caller.is_refuted and caller.reported_at > since
+    }
+    is_confirmed = rules.voices(agreeing, has_rivals=turn.has_rivals) >= policy.confirmation.voices
+    # What is confirmed already goes on until somebody is answered.
+    goes_on = turn.is_probe and model.breaker.cause is not None
+    breaker = model.breaker
+    if is_confirmed or goes_on:
+        ends = [caller.open_until for caller in agreeing.values() if caller.open_until is not None]
+        breaker = Breaker(
+            failures=breaker.failures, open_until=min(ends, default=open_until), cause=condition.value, until=until
+        )
+        breaker = replace(breaker, open_until=max(breaker.open_until or now, now + timedelta(seconds=TRY_SECONDS)))
+    return replace(model, callers=callers, breaker=breaker)
 
 
 def _record_answer(model: Model, turn: FinishedTurn, ceiling: int, now: datetime, policy: ReportPolicy) -> Model:
@@ -106,6 +147,7 @@ def _with_breaker(
         until = now + timedelta(seconds=2 * policy.breaker.open_seconds)
         return replace(own, failures=1, failures_in_row=own.failures_in_row + 1, open_until=until)
     tries_again = own.open_until is not None and turn.granted_at >= own.open_until
+    own = replace(own, condition="", condition_until=None)
     breaker = circuit_breaker.record_call(own.breaker, outcome, is_probe=tries_again, now=now, policy=policy.breaker)
     return replace(own.with_breaker(breaker), failures=own.failures + (outcome in FAILURES))
 

@@ -15,6 +15,7 @@ from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
 from app.llm.errors import LeaseMismatch, LeaseRequired, ModelNotAllowed, PermitOver, PermitRefused
 from app.llm.rules.concurrency import ConcurrencyPolicy
+from app.llm.rules.conditions import park_seconds, service_state
 from app.llm.rules.grant import PermitPlan, plan_permits
 from app.llm.rules.models import Model, changed_tats, concurrency_ceiling, is_usable
 from app.llm.rules.permits import (
@@ -41,6 +42,10 @@ _REASONS = {
     Refused.REQUESTS: "the model has had all the requests that its rate allows",
     Refused.TOKENS: "the model has had all the tokens that its rate allows",
     Refused.COOLDOWN: "the service of the model has asked to be left alone for a while",
+    Refused.KEY_EXPIRED: "the service of the model refuses the key, which is read anew and tried every few seconds",
+    Refused.QUOTA_EXHAUSTED: "the account of the model's key has nothing left",
+    Refused.MAINTENANCE: "the service of the model is under maintenance",
+    Refused.LOADING: "the model is being loaded",
     Refused.BREAKER_OPEN: "the service of the model has failed again and again, and is left alone or being tried",
 }
 
@@ -70,12 +75,13 @@ class AcquireRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AcquiredPermit:
-    """A permit, its seconds to live, and the calls of its model that are allowed and under way."""
+    """A permit, its seconds to live, the calls of its model that are allowed and under way, and what to ask instead."""
 
     permit: Permit
     ttl_seconds: float
     limit: int
     in_use: int
+    fallback_models: Sequence[str] = ()
 
 
 AcquireResult = AcquiredPermit | PermitRefused | PermitOver | ModelNotAllowed | LeaseRequired | LeaseMismatch
@@ -205,7 +211,11 @@ async def _write(
     await gate.replace_reservations(connection, plan.resumed_ids, reservations)
     return {
         request_id: AcquiredPermit(
-            permit=new_permits[request_id], ttl_seconds=policy.ttl_seconds, limit=grant.limit, in_use=grant.in_use
+            permit=new_permits[request_id],
+            ttl_seconds=policy.ttl_seconds,
+            limit=grant.limit,
+            in_use=grant.in_use,
+            fallback_models=snapshot.models[grant.request.model].limits.fallback_models,
         )
         for request_id, grant in grants.items()
     }
@@ -243,6 +253,8 @@ def _refusal(
         facts={
             "retry_after": seconds,
             "fallback_models": fallbacks,
+            "park_seconds": park_seconds(models[denial.request.model], denial.reason, denial.retry_after, now),
+            "state": service_state(models[denial.request.model], now)[0].value,
             "cached": None
             if cached_answer is None
             else {"answer": cached_answer.answer, "stored_at": cached_answer.stored_at.isoformat(), "degraded": True},

@@ -22,6 +22,7 @@ from app.llm.store import cache, gate, permits
 from app.llm.store import models as model_store
 from app.llm.store.cache import CachedAnswer
 from app.queue.rules.fair_queueing import FairQueue
+from app.queue.store import parking
 
 
 class PermitService:
@@ -155,4 +156,5 @@ async def sweep(connection: AsyncConnection) -> dict[str, Any]:
         "permits": await permits.prune(connection),
         "claims": await gate.prune(connection),
         "answers": await cache.prune(connection),
+        "parked": await parking.prune(connection),
     }

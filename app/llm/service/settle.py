@@ -9,10 +9,12 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.kernel.events import SystemEvent
 from app.kernel.namespaces import split_name
 from app.llm.errors import CacheKeyMismatch, PermitNotFound, PermitOver
 from app.llm.rules import reports
 from app.llm.rules.concurrency import ConcurrencyPolicy
+from app.llm.rules.conditions import service_state
 from app.llm.rules.models import Model, call_cost, changed_tats, concurrency_ceiling, meters
 from app.llm.rules.outcomes import CallReport, Outcome
 from app.llm.rules.permits import Ending, PermitRequest
@@ -23,6 +25,7 @@ from app.llm.store.cache import NewAnswer
 from app.llm.store.gate import PermitLoad
 from app.llm.store.permits import Permit
 from app.llm.store.usage import FinishedCall
+from app.queue.store import events
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +120,7 @@ class _SettlementBatch:
         self._meters: dict[str, dict[Dimension, Meter]] = {}
         self._endings: list[tuple[UUID, Ending, bytes | None]] = []
         self._calls: list[FinishedCall] = []
+        self._states = {name: service_state(model, load.at) for name, model in models.items()}
         self._answers: dict[bytes, tuple[PermitRequest, NewAnswer]] = {}
 
     def settle(self, settlement: Settlement, permit: Permit | None) -> SettleOutcome:
@@ -157,8 +161,18 @@ class _SettlementBatch:
             tats = {dimension: meter.tat for dimension, meter in by_dimension.items()}
             await models.write_state(connection, replace(self._models[name], tats=tats))
         await usage.add(connection, self._calls, self._at)
+        await self._tell_states(connection)
         for key, (request, answer) in sorted(self._answers.items(), key=itemgetter(0)):
             await cache.write(connection, key, answer, model=request.model, written_by=request.holder)
+
+    async def _tell_states(self, connection: AsyncConnection) -> None:
+        """Write an event for each model whose service is in another state than before."""
+        for name, (former, _) in sorted(self._states.items()):
+            state, until = service_state(self._models[name], self._at)
+            if state is not former:
+                detail = {"model": name, "state": state.value, "former": former.value}
+                until_text = None if until is None else until.isoformat()
+                await events.append_system(connection, SystemEvent.MODEL_STATE.value, {**detail, "until": until_text})
 
     def _result(self, permit: Permit, *, late: bool) -> SettlementResult:
         model = self._models[permit.request.model]
@@ -185,7 +199,10 @@ class _SettlementBatch:
             in_use=self._in_use[model.name],
         )
         ceiling = concurrency_ceiling(model, self._total_limit)
-        self._models[model.name] = reports.record_call(model, turn, ceiling=ceiling, now=self._at, policy=self._policy)
+        model = reports.record_call(model, turn, ceiling=ceiling, now=self._at, policy=self._policy)
+        if report.key_expires_at is not None:
+            model = replace(model, key_expires_at=report.key_expires_at)
+        self._models[model.name] = model
         by_dimension = self._meters.setdefault(model.name, meters(model, self._at))
         if report.tokens is not None and (meter := by_dimension.get(Dimension.TOKENS)) is not None:
             difference = meter.chargeable(report.tokens) - meter.chargeable(permit.request.tokens)

@@ -31,7 +31,10 @@ class ModelStatus:
 
 _LIMITS = tuple(ModelLimits.__dataclass_fields__)
 _CONCURRENCY = ("ramping", "shrunk_at", "latency_seconds", "cooldown_until")
-_SERVICE = f"concurrency, {', '.join(_CONCURRENCY)}, failures, open_until, callers, worker_tats"
+_BREAKER = ("failures", "open_until", "cause", "until")
+_SERVICE = f"concurrency, {', '.join(_CONCURRENCY)}, {', '.join(_BREAKER)}, callers, worker_tats, key_expires_at"
+# Of what a caller has reported, all other texts are times.
+_WORDS = ("principal", "condition")
 _COLUMNS = f"model, version, {', '.join(_LIMITS)}, {_SERVICE}, requests_tat, tokens_tat"
 
 # PostgreSQL locks rows after it has sorted them, so two transactions lock the models they share in one order.
@@ -60,6 +63,11 @@ _READ_STATUS = text(f"{_STATUS} WHERE model = :name")
 
 _PAGE = f"{_STATUS} WHERE model > :after_name ORDER BY model"
 
+_TROUBLED = text(f"""
+SELECT {_COLUMNS}, clock_timestamp() AS at FROM llm_models
+WHERE open_until IS NOT NULL OR cooldown_until > now() OR callers <> '{{}}' OR key_expires_at IS NOT NULL ORDER BY model
+""")
+
 _WRITE_METERS = text("""
 UPDATE llm_models SET used_at = now(), requests_tat = coalesce(:requests, requests_tat),
     tokens_tat = coalesce(:tokens, tokens_tat), worker_tats = CAST(:worker_tats AS jsonb)
@@ -69,7 +77,8 @@ WHERE model = :model
 _WRITE_STATE = text("""
 UPDATE llm_models SET concurrency = :concurrency, ramping = :ramping, shrunk_at = :shrunk_at,
     latency_seconds = :latency_seconds, cooldown_until = :cooldown_until, failures = :failures,
-    open_until = :open_until, callers = CAST(:callers AS jsonb), worker_tats = CAST(:worker_tats AS jsonb),
+    open_until = :open_until, cause = :cause, until = :until, key_expires_at = :key_expires_at,
+    callers = CAST(:callers AS jsonb), worker_tats = CAST(:worker_tats AS jsonb),
     used_at = now(), requests_tat = coalesce(:requests, requests_tat),
     tokens_tat = coalesce(:tokens, tokens_tat)
 WHERE model = :model
@@ -83,7 +92,8 @@ WHERE model = :model
 
 _RESET = text("""
 UPDATE llm_models SET concurrency = :concurrency, ramping = true, shrunk_at = NULL, latency_seconds = NULL,
-    cooldown_until = NULL, failures = 0, open_until = NULL, callers = '{}', requests_tat = NULL, tokens_tat = NULL,
+    cooldown_until = NULL, failures = 0, open_until = NULL, cause = NULL, until = NULL,
+    callers = '{}', requests_tat = NULL, tokens_tat = NULL,
     worker_tats = '{}'
 WHERE model = :model
 """)
@@ -123,6 +133,12 @@ async def read_status(connection: AsyncConnection, name: str) -> ModelStatus:
     return ModelStatus(model=Model(name=name), at=await now(connection), used_at=None, permits=0)
 
 
+async def read_troubled(connection: AsyncConnection) -> list[tuple[Model, datetime]]:
+    """Models of whose services somebody has reported anything, or whose keys are known to expire, by name."""
+    rows = (await connection.execute(_TROUBLED)).mappings()
+    return [(_model(row), row["at"]) for row in rows]
+
+
 async def status_page(connection: AsyncConnection, *, after_name: str, limit: int) -> Page[ModelStatus]:
     """Models with names above `after_name`, by name."""
     return await pages.read(connection, _PAGE, {"after_name": after_name}, limit, _model_status)
@@ -144,8 +160,8 @@ async def write_state(connection: AsyncConnection, model: Model) -> None:
         "worker_tats": _tats_text(model.worker_tats),
         "concurrency": concurrency.limit,
         **{name: getattr(concurrency, name) for name in _CONCURRENCY},
-        "failures": breaker.failures,
-        "open_until": breaker.open_until,
+        **{name: getattr(breaker, name) for name in _BREAKER},
+        "key_expires_at": model.key_expires_at,
         **{dimension.value: model.tats.get(dimension) for dimension in Dimension},
     }
     await connection.execute(_WRITE_STATE, {"model": model.name, **values})
@@ -176,7 +192,8 @@ def _model(row: Any) -> Model:
         version=row["version"],
         limits=ModelLimits(**{field: row[field] for field in _LIMITS}),
         concurrency=ConcurrencyState(limit=row["concurrency"], **concurrency),
-        breaker=Breaker(failures=row["failures"], open_until=row["open_until"]),
+        breaker=Breaker(**{name: row[name] for name in _BREAKER}),
+        key_expires_at=row["key_expires_at"],
         callers={name: _caller(fields) for name, fields in row["callers"].items()},
         worker_tats={name: datetime.fromisoformat(tat) for name, tat in row["worker_tats"].items()},
         tats={Dimension.REQUESTS: row["requests_tat"], Dimension.TOKENS: row["tokens_tat"]},
@@ -198,7 +215,7 @@ def _caller_fields(caller: CallerState) -> dict[str, Any]:
 
 def _caller(fields: Mapping[str, Any]) -> CallerState:
     values: dict[str, Any] = {
-        name: datetime.fromisoformat(value) if isinstance(value, str) and name != "principal" else value
+        name: datetime.fromisoformat(value) if isinstance(value, str) and name not in _WORDS else value
         for name, value in fields.items()
     }
     return CallerState(**values)

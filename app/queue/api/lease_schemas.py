@@ -110,6 +110,9 @@ class ReleaseIn(Body):
     token: Token
     reason: Sentence = "released by its worker"
     delay_seconds: float = Field(0, ge=0, le=3600, description="not to be leased again before")
+    waits_for_model: Word | None = Field(
+        None, description="a language model whose service answers nobody now: when it does again, the delay is over"
+    )
 
 
 class HeldOut(BaseModel):

@@ -166,7 +166,11 @@ async def release(task_id: UUID, call: ReleaseIn, principal: Caller, services: S
     """Give the task back; this burns no attempt. With a delay nobody gets it before."""
     async with services.database.transaction() as connection:
         ended_lease = await service.release(
-            connection, _fence(task_id, call.token, principal), call.reason, call.delay_seconds
+            connection,
+            _fence(task_id, call.token, principal),
+            call.reason,
+            call.delay_seconds,
+            waits_for_model=call.waits_for_model,
         )
     return answer(join({"task_id": task_id, "state": ended_lease.state.value, "run_at": ended_lease.run_at}, {}))
 

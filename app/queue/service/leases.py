@@ -19,7 +19,7 @@ from app.queue.errors import LeaseExpired, LeaseNotFound, LeaseSuperseded, TaskC
 from app.queue.rules import tasks
 from app.queue.rules.fair_queueing import FairQueue
 from app.queue.rules.tasks import LeasePolicy, ReleasePolicy, RetryPolicy, Verdict, after_failure, after_release
-from app.queue.store import attempts, completions
+from app.queue.store import attempts, completions, parking
 from app.queue.store.attempts import Attempt, Ending
 from app.queue.store.completions import Completion, Renewal, ServiceTime
 
@@ -128,12 +128,24 @@ async def fail(connection: AsyncConnection, fence: Fence, failure: Failure) -> E
     return EndedLease(state=state, run_at=verdict.run_at)
 
 
-async def release(connection: AsyncConnection, fence: Fence, reason: str, delay_seconds: float = 0.0) -> EndedLease:
-    """Give a task back, to be leased again after the delay; it costs no attempt. Safe to repeat."""
+async def release(
+    connection: AsyncConnection,
+    fence: Fence,
+    reason: str,
+    delay_seconds: float = 0.0,
+    *,
+    waits_for_model: str | None = None,
+) -> EndedLease:
+    """Give a task back, to be leased again after the delay, or as soon as the model that it waits for answers.
+
+    It costs no attempt. Safe to repeat.
+    """
     attempt = await attempts.lock(connection, fence.task_id, fence.token, fence.worker_id)
     if attempt is None:
         return await _repeated_result(connection, fence, "released")
     run_at = await give_back(connection, attempt, reason, delay_seconds)
+    if waits_for_model is not None and run_at is not None:
+        await parking.park(connection, attempt.id, waits_for_model)
     return EndedLease(state=TaskState.PENDING, run_at=run_at)
 
 

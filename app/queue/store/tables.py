@@ -79,6 +79,17 @@ leases = Table(
     PrimaryKeyConstraint("worker_id", "n", name="leases_pkey"),
 )
 
+# Tasks that were given back because a language model answers nobody; a row outlives its use by an hour or two.
+parked_tasks = Table(
+    "parked_tasks",
+    metadata,
+    Column("task_id", UUID, primary_key=True),
+    Column("model", Text, nullable=False),
+    moment("parked_at", nullable=False, server_default=func.now()),
+    moment("woken_at", comment="as the one that tries the model"),
+    Index("parked_tasks_of_model", "model", "parked_at"),
+)
+
 # The virtual time of each lane, which is an agent type at a priority: the tag of the last task leased.
 lanes = Table(
     "lanes",

@@ -14,6 +14,7 @@ from app.health.rules.snapshot import (
     DatabaseCondition,
     Depth,
     DutyTurn,
+    ModelTrouble,
     Observations,
     Running,
     WorkerCounts,
@@ -24,6 +25,7 @@ from app.kernel.agents import AgentType
 from app.kernel.events import TaskEvent
 from app.kernel.histograms import Durations
 from app.kernel.lanes import Lane, Priority
+from app.llm.rules.conditions import ServiceState
 from app.queue.rules.degradation import DegradationStep
 from app.queue.rules.status import MinuteCount, Pause, QueueSnapshot
 from app.workers.rules.recovery import Recovery
@@ -139,8 +141,28 @@ def test_of_very_many_workers_some_are_always_between_two_tasks() -> None:
     assert len(symptoms_of(queue({GENERATION: 500}), workers=WorkerCounts(alive=1000, idle=50, idle_for=able))) == 1
 
 
+@pytest.mark.parametrize("state", [state for state in ServiceState if state.value not in ("ok", "limited", "failing")])
+def test_a_model_that_answers_nobody_is_told_with_its_reason(state: ServiceState) -> None:
+    until = datetime(2026, 11, 28, 12, 30, tzinfo=UTC)
+    symptom = only_symptom(models={"large": ModelTrouble(state=state, until=until)})
+    assert (symptom.key.rule, symptom.severity) == (AlertRule.BREAKER_OPEN, Severity.WARNING)
+    assert "large" in symptom.message
+    assert "until 2026-11-28 12:30 UTC" in symptom.message
+    assert "wait" in symptom.advice
+    assert symptoms_of(models={"large": ModelTrouble(state=ServiceState.LIMITED)}) == []
+
+
+@pytest.mark.parametrize(
+    ("hours", "severity"), [(49, None), (47, Severity.WARNING), (5, Severity.CRITICAL), (-1, Severity.CRITICAL)]
+)
+def test_a_key_is_told_of_days_and_hours_before_it_expires(hours: int, severity: Severity | None) -> None:
+    found = symptoms_of(models={"large": ModelTrouble(key_seconds_left=3600 * hours)})
+    assert [(s.key.rule, s.severity) for s in found] == ([(AlertRule.KEY_EXPIRING, severity)] if severity else [])
+
+
 def test_breakers_and_replacements() -> None:
-    assert only_symptom(breakers={"small": False, "large": True}).key.subject == "large"
+    models = {"small": ModelTrouble(), "large": ModelTrouble(state=ServiceState.FAILING)}
+    assert only_symptom(models=models).key.subject == "large"
     assert symptoms_of(recovery=Recovery()) == []
     failing = Recovery(failing=["here/1"], lost_share=0.25, reason="they die")
     assert (only_symptom(recovery=failing).message, only_symptom(recovery=failing).severity) == (
@@ -191,7 +213,7 @@ def test_every_symptom_says_what_to_do() -> None:
         running={AgentType.RANKING: Running(tasks=1, longest_seconds=1e6, overdue=1)},
         workers=WorkerCounts(alive=1, idle=1, idle_for=frozenset({AgentType.GENERATION}), minimum=2),
         resources={"cpu": 1.0},
-        breakers={"large": True},
+        models={"large": ModelTrouble(state=ServiceState.FAILING, key_seconds_left=3600)},
         recovery=Recovery(overdue=1, lost_share=1.0, reason="late"),
         database=DatabaseCondition(snapshot_seconds=999, snapshot_transactions=1, dead_rows={}, connections=0),
         step=DegradationStep.DEPTH,

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import text
@@ -136,19 +137,23 @@ async def test_breakers_that_are_not_closed(database: Database) -> None:
     await execute(
         database,
         "INSERT INTO llm_models (model, concurrency, open_until) VALUES ('closed', 1, NULL),"
-        " ('open', 1, now() + interval '1 min'), ('about to be tried', 1, now() - interval '1 min')",
+        " ('open', 1, now() + interval '1 min'), ('about to be tried', 1, now() - interval '1 min'),"
+        " ('nobody calls it', 1, now() - interval '11 min')",
     )
-    assert await read(database, observations.open_breakers) == {"open": True, "about to be tried": True}
+    states = {name: trouble.state for name, trouble in (await read(database, observations.model_troubles)).items()}
+    assert states == {"open": "failing", "about to be tried": "failing", "nobody calls it": "ok"}
 
 
 async def test_a_model_that_fails_for_its_only_caller_counts_as_one(database: Database) -> None:
     for name, failures in (("fails", 3), ("answers others", 0)):
-        callers = {"worker": {"reported_at": "2026-11-28T00:00:00+00:00", "open_until": "2026-11-28T00:00:30+00:00"}}
-        callers["worker"] |= {"failures": failures} if failures else {}  # type: ignore[dict-item]
+        moment = datetime.now(UTC).isoformat()
+        callers: dict[str, dict[str, Any]] = {"worker": {"reported_at": moment, "open_until": moment}}
+        callers["worker"] |= {"failures": failures} if failures else {}
         await execute(
             database,
             "INSERT INTO llm_models (model, concurrency, callers) VALUES ($1, 1, $2)",
             name,
             json.dumps(callers),
         )
-    assert await read(database, observations.open_breakers) == {"fails": True}
+    troubles = await read(database, observations.model_troubles)
+    assert {name for name, trouble in troubles.items() if trouble.is_out_of_order} == {"fails"}

@@ -153,3 +153,33 @@ async def test_prometheus_is_told_how_models_stand(service: Service) -> None:
     assert f'convener_llm_limit{{model="{_MODEL}"}} 3.0' in lines
     (cooling,) = [line for line in lines if line.startswith(f'convener_llm_cooldown_seconds{{model="{_MODEL}"}}')]
     assert 50 < float(cooling.split()[-1]) <= 60
+
+
+async def test_everybody_sees_why_a_model_answers_nobody_and_until_when(service: Service) -> None:
+    """Also over an account that is empty until a known time; a single success ends it, and events tell of both."""
+    expires_at = "2099-01-01T00:00:00Z"
+    await settled(
+        service,
+        await acquired(service),
+        "client_error",
+        status=402,
+        retry_after_seconds=7200,
+        key_expires_at=expires_at,
+    )
+    refusal = is_problem(
+        await service.ask("POST", "/llm/permits", permit_body(), key=Role.SUPERVISOR), 429, "permit_refused"
+    )
+    assert (refusal["reason"], refusal["state"], refusal["park_seconds"]) == (
+        "quota_exhausted",
+        "quota_exhausted",
+        3600,
+    )
+    model = await service.get("/llm/models/gpt-4.1", key=Role.READER)
+    assert (model["state"], model["breaker"], model["key_expires_at"]) == ("quota_exhausted", "closed", expires_at)
+    assert model["state_until"] is not None
+    text = (await service.ask("GET", "/metrics", key=Role.MONITOR)).text
+    assert 'convener_llm_state{model="gpt-4.1",state="quota_exhausted"} 1.0' in text
+    await settled(service, await acquired(service, Role.OPERATOR), key=Role.OPERATOR)
+    assert (await service.get("/llm/models/gpt-4.1"))["state"] == "ok"
+    events = [event for event in (await service.get("/events"))["items"] if event["kind"] == "llm_model.state"]
+    assert [event["detail"]["state"] for event in events] == ["quota_exhausted", "ok"]

@@ -127,6 +127,9 @@ class Permits:
     cache: dict[str, Json] = field(default_factory=dict)
     renewal_count: int = 0
     ttl_seconds: float = 60.0
+    fallback_models: list[str] = field(default_factory=list)
+    # What happens once a call was settled.
+    on_settled: Callable[[], None] | None = None
     # What becomes of a renewal.
     on_renewal: Act | None = None
 
@@ -147,6 +150,8 @@ class Permits:
         else:
             self.live.discard(request.path.split("/")[3])
             self.settlements.append(request.body)
+            if self.on_settled is not None:
+                self.on_settled()
             writer.answer(200, {"limit": 5, "in_use": len(self.live), "cooldown_seconds": 0, "late": False})
 
     def _acquire(self, writer: ResponseWriter) -> None:
@@ -157,6 +162,7 @@ class Permits:
         permit = str(uuid4())
         self.live.add(permit)
         granted = {"permit_id": permit, "token": "t", "ttl_seconds": self.ttl_seconds, "limit": 5, "in_use": 1}
+        granted |= {"fallback_models": self.fallback_models}
         writer.answer(201, granted)
 
     @property

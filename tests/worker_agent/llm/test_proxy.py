@@ -315,3 +315,47 @@ def test_a_request_without_messages_is_refused_before_anything_is_asked(start: S
     assert status == 400
     assert "messages" in json.loads(content)["error"]["message"]
     assert not bench.plane.requests
+
+
+_CONDITIONS = {
+    "key_expired": [refuses(401), refuses(403)],
+    "quota_exhausted": [refuses(402), refuses(429, body={"error": {"code": "insufficient_quota", "message": "no"}})],
+    "maintenance": [refuses(503, body={"error": {"code": "cluster_under_maintenance", "message": "back at noon"}})],
+    "loading": [refuses(503, body={"error": {"message": "The model is currently loading"}})],
+}
+
+
+@pytest.mark.parametrize(("condition", "act"), [(name, act) for name, acts in _CONDITIONS.items() for act in acts])
+def test_a_condition_is_reported_and_the_task_waits_for_the_model(start: Start, condition: str, act: Act) -> None:
+    permits = Permits()
+    bench = start(Provider.of(then=act), permits, models=("gpt-4.1",))
+    permits.on_settled = lambda: permits.refuse([{"reason": condition, "retry_after": 1.5, "park_seconds": 60.0}])
+    model = bench.model()
+    with pytest.raises(Postponed) as caught:
+        model.ask("Why?")
+    assert caught.value.seconds == 60
+    assert len(bench.upstream.requests) == 1
+    assert bench.permits.settlements[0]["error_code"] == condition
+    waits = bench.opened[-1].task_key.waits
+    assert (waits.model, waits.seconds) == ("gpt-4.1", 60)
+    bench.provider.finally_ = says("Yes.")
+    permits.on_settled = None
+    assert model.ask("Why?").text == "Yes."
+    assert waits.model is None
+
+
+def test_what_is_about_the_question_is_no_condition(start: Start) -> None:
+    body = {"error": {"code": "content_policy_violation", "message": "flagged by moderation"}}
+    bench = start(Provider.of(refuses(403, body=body)))
+    with pytest.raises(Permanent):
+        bench.model().ask("Why?")
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_models_that_operators_name_come_before_the_chain(start: Start, refused: bool) -> None:
+    permits = Permits(fallback_models=["small"])
+    if refused:
+        permits.refuse([{"reason": "breaker_open", "retry_after": 20.0, "fallback_models": ["small"]}])
+    bench = start(Provider.of(*([] if refused else 4 * [refuses(500)])), permits)
+    answer = bench.model().ask("Why?")
+    assert (answer.model, answer.degraded) == ("small", "fallback")

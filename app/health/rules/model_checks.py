@@ -1,0 +1,70 @@
+"""The checks of language models: services that answer nobody, and keys that are about to expire."""
+
+from collections.abc import Iterable
+
+from app.health.rules.finding import AlertKey, AlertRule, Symptom
+from app.health.rules.snapshot import CheckPolicy, Grade, Observations
+from app.health.rules.symptoms import symptom_of
+from app.llm.rules.conditions import ServiceState
+
+_DAY = 86_400.0
+_SERVICE_STATES = {
+    ServiceState.KEY_EXPIRED: (
+        "the service of the language model {model} refuses the key",
+        "renew it where CONVENER_LLM_KEY_FILE or CONVENER_LLM_KEY_COMMAND takes it from; tasks wait for it unharmed",
+    ),
+    ServiceState.QUOTA_EXHAUSTED: (
+        "the account of the language model {model} has nothing left",
+        "raise the quota or pay; tasks that need the model wait unharmed and go on by themselves",
+    ),
+    ServiceState.MAINTENANCE: (
+        "the service of the language model {model} is under maintenance",
+        "tasks that need the model wait unharmed and go on by themselves",
+    ),
+    ServiceState.LOADING: (
+        "the language model {model} is being loaded",
+        "tasks that need the model wait unharmed and go on by themselves",
+    ),
+}
+_FAILING = (
+    "calls of the language model {model} keep failing, so its circuit breaker is open",
+    "look at the provider or gateway; other models of the chain and cached answers stand in meanwhile",
+)
+
+
+def breaker_open(observations: Observations, policy: CheckPolicy) -> Iterable[Symptom] | None:
+    """A language model fails so often, or so surely, that nobody calls it."""
+    if observations.models is None:
+        return None
+    # Never critical: other models of the chain take over.
+    return [
+        symptom
+        for model, trouble in observations.models.items()
+        for message, advice in [_SERVICE_STATES.get(trouble.state, _FAILING)]
+        for symptom in symptom_of(
+            Grade.DEGRADED if trouble.is_out_of_order else Grade.WELL,
+            AlertKey(rule=AlertRule.BREAKER_OPEN, subject=model),
+            message=message.format(model=model)
+            + (f" until {trouble.until:%Y-%m-%d %H:%M} UTC" if trouble.until else ""),
+            advice=advice,
+        )
+    ]
+
+
+def key_expiring(observations: Observations, policy: CheckPolicy) -> Iterable[Symptom] | None:
+    """The key of a language model is about to expire, and everything that needs it will wait."""
+    if observations.models is None:
+        return None
+    symptoms: list[Symptom] = []
+    for model, trouble in observations.models.items():
+        left = trouble.key_seconds_left
+        if left is None or left > policy.key_days * _DAY:
+            continue
+        when = "has expired" if left <= 0 else f"expires in {left / 3600:,.1f} h"
+        symptoms += symptom_of(
+            Grade.CRITICAL if left <= policy.key_hours * 3600 else Grade.DEGRADED,
+            AlertKey(rule=AlertRule.KEY_EXPIRING, subject=model),
+            message=f"the key of the language model {model} {when}",
+            advice="renew it where CONVENER_LLM_KEY_FILE or CONVENER_LLM_KEY_COMMAND takes it from; it is read anew",
+        )
+    return symptoms
