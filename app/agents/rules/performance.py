@@ -18,13 +18,17 @@ MAX_RESULTS = 332
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """A completed or failed task of an agent (without a task: a rating of the agent); quality 0 to 1, None: unrated."""
+    """A completed or failed task of an agent (without a task: a rating of the agent); quality 0 to 1, None: unrated.
+
+    The quality is the agent's own word unless it `is_judged` by somebody else.
+    """
 
     at: datetime
     task_id: UUID | None = None
     seconds: float | None = None
     is_success: bool = True
     quality: float | None = None
+    is_judged: bool = False
 
 
 RecentResults = Mapping[AgentType, Sequence[Result]]
@@ -70,11 +74,24 @@ def append_results(results: Sequence[Result], new: Iterable[Result]) -> list[Res
 
 def apply_rating(results: Sequence[Result], task_id: UUID, quality: float) -> list[Result]:
     """The results with this quality for a task, instead of an earlier one; a failure stays one."""
-    return [replace(r, quality=quality) if r.task_id == task_id and r.is_success else r for r in results]
+    return [
+        replace(r, quality=quality, is_judged=True) if r.task_id == task_id and r.is_success else r for r in results
+    ]
+
+
+def believable_results(results: Sequence[Result]) -> Sequence[Result]:
+    """The results without an agent's own word on its quality, once somebody else has judged any of them.
+
+    Or an agent that praises all that nobody looks at would be the best.
+    """
+    if not any(result.is_judged for result in results):
+        return results
+    return [result if result.is_judged else replace(result, quality=None) for result in results]
 
 
 def summarize(recent: RecentResults, now: datetime, policy: WeightPolicy) -> dict[AgentType, PerformanceSummary]:
     """Summary for each agent with results, comparable with each other."""
+    recent = {agent: believable_results(results) for agent, results in recent.items()}
     common = _mean([quality for results in recent.values() for quality in _qualities(results)])
     evidence = {agent: _evidence(results, common, policy) for agent, results in recent.items() if results}
     # Evidence decays while an agent is idle too, until too little is left to judge it by.
@@ -98,7 +115,7 @@ def quality_gain(results: Sequence[Result], policy: GainPolicy = GainPolicy()) -
     """
     points = [
         (math.log2(max(policy.least_seconds, result.seconds)), result.quality)
-        for result in results
+        for result in believable_results(results)
         if result.is_success and result.quality is not None and result.seconds is not None
     ]
     if len(points) < policy.least_results:

@@ -71,7 +71,7 @@ async def _store(
 def _apply_rating(results: list[Result], rating: StoredRating) -> list[Result]:
     if rating.task_id is not None:
         return rules.apply_rating(results, rating.task_id, rating.quality)
-    return rules.append_results(results, [Result(at=rating.judged_at, quality=rating.quality)])
+    return rules.append_results(results, [Result(at=rating.judged_at, quality=rating.quality, is_judged=True)])
 
 
 async def record_ratings(

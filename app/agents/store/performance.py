@@ -160,15 +160,17 @@ def _result_of_event(row: Any) -> Result:
 def _values(result: Result) -> list[Any]:
     task = str(result.task_id) if result.task_id else None
     # A list, not an object: hundreds of results are rewritten every few seconds.
-    return [task, result.at.timestamp(), result.seconds, result.is_success, result.quality]
+    return [task, result.at.timestamp(), result.seconds, result.is_success, result.quality, result.is_judged]
 
 
 def _result(values: Sequence[Any]) -> Result:
-    task, at, seconds, is_success, quality = values
+    # Earlier versions did not say whose word a quality is.
+    task, at, seconds, is_success, quality, *judged = values
     return Result(
         at=datetime.fromtimestamp(at, UTC),
         task_id=UUID(task) if task else None,
         seconds=seconds,
         is_success=is_success,
         quality=quality,
+        is_judged=any(judged),
     )

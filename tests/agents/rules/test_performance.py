@@ -161,3 +161,16 @@ def test_what_comes_from_outside_is_not_the_agents_fault(code: str, fault: bool)
 def test_effectiveness_is_a_share_whatever_was_told_in_whatever_order(recent: dict[AgentType, list[Result]]) -> None:
     for summary in summarize(recent, NOW, POLICY).values():
         assert summary.effectiveness is None or 0 <= summary.effectiveness <= 1
+
+
+def test_an_agent_that_praises_itself_gains_nothing_once_somebody_else_has_judged_it() -> None:
+    """Both are judged alike, one result in ten; the liar calls all others perfect."""
+    honest, liar = results(100, 0.5), results(100, 1.0)
+    for place in range(0, 100, 10):
+        honest = apply_rating(honest, honest[place].task_id or uuid4(), 0.5)
+        liar = apply_rating(liar, liar[place].task_id or uuid4(), 0.5)
+    by_agent = summarize({RANKING: honest, EVOLUTION: liar}, NOW, POLICY)
+    assert effectiveness_of(by_agent, EVOLUTION) == pytest.approx(effectiveness_of(by_agent, RANKING))
+    assert (by_agent[EVOLUTION].quality, by_agent[EVOLUTION].rated_results) == (0.5, 10)
+    unjudged = summarize({RANKING: honest, EVOLUTION: results(100, 1.0)}, NOW, POLICY)
+    assert effectiveness_of(unjudged, EVOLUTION) > effectiveness_of(unjudged, RANKING), "nobody has looked yet"

@@ -152,9 +152,9 @@ async def test_a_judgement_takes_the_place_of_what_the_worker_said(database: Dat
 
 
 async def test_a_judgement_waits_for_the_result_that_it_is_about(database: Database, desk: LeaseService) -> None:
-    """An open transaction holds the result's event back; the judgement, committed long ago, must not overtake it."""
+    """An open transaction that writes events holds the result's back; the judgement must not overtake it."""
     async with database.engine.connect() as slow:
-        await slow.exec_driver_sql("SELECT pg_current_xact_id()")
+        await slow.exec_driver_sql("INSERT INTO events (kind) VALUES ('task.submitted')")
         task_id = await complete_task(database, desk)
         await rate(database, RatingInput(task_id=task_id, quality=0.7))
         assert await fold(database) == {"results": 0, "judgements": 0, "behind": False}
