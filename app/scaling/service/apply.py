@@ -40,12 +40,15 @@ class AppliedChanges:
 
 
 async def notes(connection: AsyncConnection, due_starts: DueStarts) -> list[str]:
-    """Sentences for the reasons of a decision, on hosts that owe workers whose slots rest after crashes."""
+    """Sentences for the reasons of a decision, on hosts that owe workers: these count, though none lives yet."""
     sentences = []
     for host, count in due_starts.items():
-        if count and (resting := await pool_operations.resting_slots(connection, host.provisioner, host.host)):
-            workers, slots = plural(count, "worker"), plural(len(resting), "slot")
-            sentences.append(f"{host.host} owes {workers}; {slots} there rest, as their workers died young")
+        if not count:
+            continue
+        sentence = f"{host.host} owes {plural(count, 'worker')}, counted as if there"
+        if resting := await pool_operations.resting_slots(connection, host.provisioner, host.host):
+            sentence += f"; {plural(len(resting), 'slot')} there rest, as their workers died young"
+        sentences.append(sentence)
     return sentences
 
 

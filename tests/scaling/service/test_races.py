@@ -199,7 +199,9 @@ async def test_slots_that_rest_are_owed_and_told_of(database: Database) -> None:
     assert (await keep_up(database))["started"] == 0
     decision = await decided(database)
     assert (decision["current_workers"], decision["start"]) == (5, 0)
-    assert any("here owes 3 workers; 3 slots there rest" in reason for reason in decision["reasons"])
+    assert any(
+        "here owes 3 workers, counted as if there; 3 slots there rest" in reason for reason in decision["reasons"]
+    )
     assert await living(database) == 2
 
 
