@@ -57,12 +57,13 @@ AS $$
                 WHEN state = 'pending' AND run_at IS NOT NULL THEN 'delayed' ELSE state END
 $$;
 
--- The phase as it is counted, with the namespace that the stored name of the task's goal tells: `@lab-a/pending`; in the
--- namespace `default` the phase alone.
-CREATE OR REPLACE FUNCTION convener_counted(goal_id text, state text, run_at timestamptz) RETURNS text
+-- The phase as it is counted, with the namespace that the stored name of the task's goal tells (not for `default`), and
+-- with the priority at its submit where it has another one now: `@lab-a/1/pending`.
+CREATE OR REPLACE FUNCTION convener_counted(goal_id text, state text, run_at timestamptz,
+                                            submitted_priority smallint DEFAULT NULL) RETURNS text
 LANGUAGE sql IMMUTABLE AS $$
-    SELECT CASE WHEN goal_id LIKE '@%/%' THEN split_part(goal_id, '/', 1) || '/' || convener_phase(state, run_at)
-                ELSE convener_phase(state, run_at) END
+    SELECT CASE WHEN goal_id LIKE '@%/%' THEN split_part(goal_id, '/', 1) || '/' ELSE '' END
+           || coalesce(submitted_priority || '/', '') || convener_phase(state, run_at)
 $$;
 
 -- Every change of `tasks` adds lines to `queue_changes`, which a duty folds into `queue_counts`: no statement can forget
@@ -71,15 +72,17 @@ CREATE OR REPLACE FUNCTION convener_count_tasks() RETURNS trigger LANGUAGE plpgs
 BEGIN
     IF TG_OP = 'INSERT' THEN
         INSERT INTO queue_changes (agent_type, priority, phase, tasks)
-        SELECT agent_type, priority, convener_counted(goal_id, state, run_at), count(*) FROM arrived GROUP BY 1, 2, 3;
+        SELECT agent_type, priority, convener_counted(goal_id, state, run_at, submitted_priority), count(*) FROM arrived GROUP BY 1, 2, 3;
     ELSIF TG_OP = 'DELETE' THEN
         INSERT INTO queue_changes (agent_type, priority, phase, tasks)
-        SELECT agent_type, priority, convener_counted(goal_id, state, run_at), -count(*) FROM departed GROUP BY 1, 2, 3;
+        SELECT agent_type, priority, convener_counted(goal_id, state, run_at, submitted_priority), -count(*) FROM departed GROUP BY 1, 2, 3;
     ELSE
         INSERT INTO queue_changes (agent_type, priority, phase, tasks)
         SELECT agent_type, priority, phase, sum(tasks) FROM (
-            SELECT agent_type, priority, convener_counted(goal_id, state, run_at) AS phase, 1 AS tasks FROM arrived
-            UNION ALL SELECT agent_type, priority, convener_counted(goal_id, state, run_at), -1 FROM departed
+            SELECT agent_type, priority, convener_counted(goal_id, state, run_at, submitted_priority) AS phase, 1 AS tasks
+            FROM arrived
+            UNION ALL
+            SELECT agent_type, priority, convener_counted(goal_id, state, run_at, submitted_priority), -1 FROM departed
         ) change GROUP BY 1, 2, 3 HAVING sum(tasks) <> 0;
     END IF;
     RETURN NULL;

@@ -25,6 +25,8 @@ class TaskEvent(StrEnum):
     UNBLOCKED = "task.unblocked"
     # A dead letter is in the queue again.
     REQUEUED = "task.requeued"
+    # Leads to no other state: it has risen in priority, by its wait or its deadline.
+    AGED = "task.aged"
     # Leads to no state: the task is deleted, and this is all that is left of it.
     PURGED = "task.purged"
     # Moved to the dead letters to make room for more urgent work.

@@ -14,6 +14,7 @@ LEASES = LeasePolicy(
 HEALTH = HealthPolicy(lost_after_seconds=950.0, start_within_seconds=450.0)
 AGEING = AgingPolicy(
     steps=(
+        AgingStep(priority=Priority.HIGH, wait=timedelta(seconds=1750)),
         AgingStep(priority=Priority.MEDIUM, wait=timedelta(seconds=1150)),
         AgingStep(priority=Priority.LOW, wait=timedelta(seconds=550)),
     )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from app.db import duties
 from app.kernel.agents import AgentType
+from app.kernel.events import TaskEvent
 from app.kernel.lanes import Priority
 from app.kernel.states import TaskState
 from app.queue.rules.tasks import LEASED, SweepPolicy, SweepSnapshot, hold_back_reason
@@ -113,10 +114,12 @@ class Age:
             old = [t for t in model.live() if t.is_ready and t.priority == step.priority and t.waiting_since <= since]
             for task in old:
                 task.priority = Priority(task.priority + 1)
+                task.events.append(TaskEvent.AGED)
             aged += len(old)
         urgent = [task for task in model.live() if _is_urgent(task, model.now)]
         for task in urgent:
             task.priority = Priority.CRITICAL
+            task.events.append(TaskEvent.AGED)
         assert observed == (aged, len(urgent)), f"should be {aged} and {len(urgent)}, and are {observed}"
 
 

@@ -39,7 +39,9 @@ CHECKS: Sequence[Check] = (
                 SELECT agent_type, priority, phase, tasks AS counted, 0 AS there FROM queue_counts
                 UNION ALL SELECT agent_type, priority, phase, tasks, 0 FROM queue_changes
                 WHERE transaction >= coalesce((SELECT transaction FROM folds WHERE name = 'counts'), 0)
-                UNION ALL SELECT agent_type, priority, convener_counted(goal_id, state, run_at), 0, 1 FROM tasks
+                UNION ALL
+                SELECT agent_type, priority, convener_counted(goal_id, state, run_at, submitted_priority), 0, 1
+                FROM tasks
             ) counts GROUP BY agent_type, priority, phase HAVING sum(counted) <> sum(there)""",
     ),
     Check(

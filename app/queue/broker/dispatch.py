@@ -69,7 +69,6 @@ class Dispatcher:
         if not candidates:
             return None
         preference = self._preferences.of(worker_id)
-        # All open agents, deferred ones too: the rule against starvation chooses among them.
         agent = self._fairness.next_agent(open_agents, self._lanes.most_urgent(candidates), preference)
         return self._lanes.best_lane(agent) if agent is not None else None
 

@@ -15,9 +15,10 @@ class AgingStep:
     wait: timedelta
 
 
-# No step leads to CRITICAL, which is for near deadlines: aging alone must not overtake them. The higher step comes
-# first, so that no task rises twice in one turn.
+# The last step leads to CRITICAL: below it a task would wait for ever while critical work keeps coming. The higher step
+# comes first, so that no task rises twice in one turn.
 STEPS: Sequence[AgingStep] = (
+    AgingStep(priority=Priority.HIGH, wait=timedelta(minutes=30)),
     AgingStep(priority=Priority.MEDIUM, wait=timedelta(minutes=20)),
     AgingStep(priority=Priority.LOW, wait=timedelta(minutes=10)),
 )

@@ -18,7 +18,7 @@ class FairnessPolicy:
     prior_service_seconds: float = 20.0
     # A type whose tasks fail at once must not get ever more of them.
     floor_service_seconds: float = 1.0
-    # 5 % of the leases keep types with a tiny weight, or with only less urgent work, from starving.
+    # 5 % of the leases keep types with a tiny weight from starving; aging does it for less urgent work.
     rescue_every: int = 20
 
 
@@ -44,18 +44,17 @@ class FairQueue:
     ) -> AgentType | None:
         """The type to serve next among `ready_agents`, those with work that the worker can run; None without any.
 
-        Types in `most_urgent` share the leases; every `rescue_every`-th goes to the type that was not served for
-        longest, whatever its work. The worker's preferred type is served out of turn unless it is ahead of its share.
+        Types in `most_urgent` share the leases; every `rescue_every`-th goes to the one of them that was not served for
+        longest. The worker's preferred type is served out of turn unless it is ahead of its share.
         """
         if not ready_agents:
             return None
-        if (self._leases + 1) % self.policy.rescue_every == 0:
-            self._catch_up(ready_agents)
-            return min(ready_agents, key=lambda agent: (self._served_at[agent], agent))
         candidates = ready_agents if most_urgent is None else most_urgent
         # Types with less urgent work do not compete, so they must not earn credit meanwhile: they count as idle.
         self._idle.update(agent for agent in ready_agents if agent not in candidates)
         self._catch_up(candidates)
+        if (self._leases + 1) % self.policy.rescue_every == 0:
+            return min(candidates, key=lambda agent: (self._served_at[agent], agent))
         furthest_behind = min(candidates, key=lambda agent: (self._finish[agent], agent))
         # The finish tag of a type is the start tag of its next task.
         self._virtual_time = max(self._virtual_time, self._finish[furthest_behind])

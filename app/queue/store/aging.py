@@ -8,12 +8,19 @@ from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import notify
+from app.kernel.events import TaskEvent
 from app.kernel.lanes import Priority
 from app.queue.store import lanes
 
-# Tasks that move get tags behind those which their goal has in the new lane already, one step of its weight apart, as a
-# submit would give them: so they come at the head of that lane, yet take turns with the tasks of other goals.
-_MOVE = """
+
+def _priority_name(column: str) -> str:
+    names = ", ".join(f"'{priority.name.lower()}'" for priority in sorted(Priority))
+    return f"(ARRAY[{names}])[{column}]"
+
+
+# Tasks that rise get tags behind those of their goal that rose to the new lane before, one step of its weight apart: so
+# they come at the head of that lane, in turns with what was submitted to it, by goals, their own included.
+_MOVE = f"""
 , flow AS (
     SELECT goal.agent_type, goal.goal_id, coalesce(goals.weight, 1) AS weight,
            greatest(coalesce(lanes.virtual_time, 0), coalesce(last.tag, 0)) AS tag
@@ -24,6 +31,7 @@ _MOVE = """
         SELECT tag FROM tasks t
         WHERE t.agent_type = goal.agent_type AND t.priority = :to AND t.priority <= 4
           AND coalesce(t.goal_id, '') = coalesce(goal.goal_id, '') AND state IN ('blocked', 'pending')
+          AND t.submitted_priority IS NOT NULL
           AND t.tag > coalesce(lanes.virtual_time, 0)
         ORDER BY tag DESC LIMIT 1
     ) last ON true
@@ -32,14 +40,25 @@ _MOVE = """
            * row_number() OVER (PARTITION BY due.agent_type, due.goal_id ORDER BY due.tag, due.seq) AS tag
     FROM due JOIN flow ON flow.agent_type = due.agent_type AND flow.goal_id IS NOT DISTINCT FROM due.goal_id
 )
-UPDATE tasks t SET priority = :to, tag = placed.tag FROM placed WHERE t.id = placed.id
-RETURNING t.agent_type, t.priority, t.tag, t.state, t.run_at, t.waiting_since
+, raised AS (
+    UPDATE tasks t SET priority = :to, tag = placed.tag, submitted_priority = coalesce(t.submitted_priority, t.priority)
+    FROM placed JOIN due USING (id) WHERE t.id = placed.id
+    RETURNING t.id, t.agent_type, t.goal_id, t.priority, t.tag, t.state, t.run_at, t.waiting_since,
+              due.priority AS priority_before
+), logged AS (
+    INSERT INTO events (kind, task_id, agent_type, goal_id, priority, detail)
+    SELECT '{TaskEvent.AGED}', id, agent_type, goal_id, priority,
+           jsonb_build_object('from', {_priority_name("priority_before")}, 'to', {_priority_name("priority")},
+                              'reason', CAST(:reason AS text))
+    FROM raised ORDER BY tag
+)
+SELECT * FROM raised
 """
 
 # From `since` on: before it are only index entries of tasks that have aged or were leased already.
 _AGE = text(f"""
 WITH due AS MATERIALIZED (
-    SELECT id, agent_type, goal_id, tag, seq FROM tasks
+    SELECT id, agent_type, priority, goal_id, tag, seq FROM tasks
     WHERE priority = :from AND priority <= 4 AND state = 'pending' AND run_at IS NULL
       AND waiting_since >= coalesce(CAST(:since AS timestamptz), '-infinity')
       AND waiting_since <= now() - CAST(:min_wait AS interval)
@@ -48,7 +67,7 @@ WITH due AS MATERIALIZED (
 
 _EXPEDITE = text(f"""
 WITH due AS MATERIALIZED (
-    SELECT id, agent_type, goal_id, tag, seq FROM tasks
+    SELECT id, agent_type, priority, goal_id, tag, seq FROM tasks
     WHERE deadline IS NOT NULL AND priority < 4 AND state IN ('blocked', 'pending')
       AND deadline < now() + CAST(:within AS interval)
     ORDER BY deadline LIMIT :limit FOR UPDATE SKIP LOCKED
@@ -69,17 +88,19 @@ async def age(
 ) -> AgingResult:
     """Raise tasks of a priority to the next one, at most `limit`, that wait for `min_wait` or longer, since `since`."""
     values = {"from": priority.value, "to": priority.value + 1, "min_wait": min_wait, "since": since, "limit": limit}
-    return await _move(connection, _AGE, values)
+    return await _move(connection, _AGE, {**values, "reason": "waited"})
 
 
 async def expedite(connection: AsyncConnection, within: timedelta, limit: int = 1000) -> int:
     """Make tasks critical whose deadline is past or comes within this time; return their number."""
-    values = {"to": Priority.CRITICAL.value, "within": within, "limit": limit}
+    values = {"to": Priority.CRITICAL.value, "within": within, "limit": limit, "reason": "deadline"}
     return (await _move(connection, _EXPEDITE, values)).tasks
 
 
 async def _move(connection: AsyncConnection, statement: TextClause, values: dict[str, Any]) -> AgingResult:
     rows = (await connection.execute(statement, values)).mappings().all()
+    if rows:
+        notify.note(connection, notify.EVENTS)
     ready = [row for row in rows if row["state"] == "pending" and row["run_at"] is None]
     notify.note_work(connection, lanes.lowest_tags(ready))
     moments = [row["waiting_since"] for row in rows]

@@ -44,8 +44,8 @@ class TaskCount:
     tasks: int
 
 
-# The phase without the namespace that `convener_counted` puts before it.
-_PHASE = "substr(phase, strpos(phase, '/') + 1)"
+# The phase without what `convener_counted` puts before it.
+_PHASE = "split_part(phase, '/', -1)"
 
 
 # Folded counts and the lines since, for one statement. By the mark, because folded lines may not be vacuumed yet, and a
@@ -94,7 +94,8 @@ SELECT agent_type, priority, convener_phase(state, run_at) AS phase, count(*) AS
 # One statement has one snapshot, so changes under way make no difference.
 _DIFFERENCES = text(f"""
 SELECT agent_type, priority, phase, sum(tasks)::bigint AS tasks FROM (
-    SELECT agent_type, priority, convener_counted(goal_id, state, run_at) AS phase, count(*) AS tasks
+    SELECT agent_type, priority, convener_counted(goal_id, state, run_at, submitted_priority) AS phase,
+           count(*) AS tasks
     FROM tasks GROUP BY 1, 2, 3
     UNION ALL
     SELECT agent_type, priority, phase, -tasks FROM ({_COUNTS}) counts

@@ -112,6 +112,7 @@ LEFT JOIN LATERAL (
     SELECT tag FROM tasks t
     WHERE t.agent_type = flow.agent_type AND t.priority = flow.priority
       AND coalesce(t.goal_id, '') = coalesce(flow.goal_id, '') AND state IN ('blocked', 'pending') AND t.priority <= 4
+      AND t.submitted_priority IS NULL
       AND t.tag > coalesce(lanes.virtual_time, 0)
     ORDER BY tag DESC LIMIT 1
 ) last ON true

@@ -186,6 +186,7 @@ def _submit_columns() -> list[Any]:
         Column("agent_type", Text, nullable=False),
         Column("goal_id", Text),
         Column("priority", SmallInteger, nullable=False),
+        Column("submitted_priority", SmallInteger, comment="null: the priority, which has never risen"),
         Column("payload", JSONB, nullable=False),
         Column("labels", JSONB, nullable=False),
         Column("timeout_seconds", Float, comment="null: as the configuration says when it is leased"),
@@ -256,15 +257,17 @@ Index(
     tasks.c.waiting_since,
     postgresql_where=text("state = 'pending' AND run_at IS NULL AND priority <= 4"),
 )
-# The last tag of a goal in a lane.
-Index(
-    "tasks_tags",
-    tasks.c.agent_type,
-    tasks.c.priority,
-    func.coalesce(tasks.c.goal_id, text("''")),
-    tasks.c.tag,
-    postgresql_where=text("state IN ('blocked', 'pending') AND priority <= 4"),
-)
+# The last tag of a goal in a lane, of tasks that were submitted to it and of those that rose to it: these go by tags of
+# their own, so that neither waits for all of the others.
+for _name, _origin in (("tasks_submitted_tags", "IS NULL"), ("tasks_raised_tags", "IS NOT NULL")):
+    Index(
+        _name,
+        tasks.c.agent_type,
+        tasks.c.priority,
+        func.coalesce(tasks.c.goal_id, text("''")),
+        tasks.c.tag,
+        postgresql_where=text(f"state IN ('blocked', 'pending') AND priority <= 4 AND submitted_priority {_origin}"),
+    )
 Index(
     "tasks_held",
     tasks.c.goal_id,

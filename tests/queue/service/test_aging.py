@@ -1,8 +1,11 @@
 """Nothing waits for ever: priorities rise, near deadlines are urgent."""
 
+import json
 from uuid import UUID, uuid4
 
-from app.db import duties
+import pytest
+
+from app.db import duties, notify
 from app.db.database import Database, now
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
@@ -34,7 +37,9 @@ async def _priorities(database: Database) -> dict[UUID, int]:
     return {row["id"]: row["priority"] for row in await fetch(database, "SELECT id, priority FROM tasks")}
 
 
-async def test_low_becomes_medium_after_ten_minutes_and_high_after_twenty(database: Database) -> None:
+async def test_low_rises_after_ten_twenty_and_thirty_minutes(
+    database: Database,
+) -> None:
     (task_id,) = await submitted(database, priority=Priority.LOW)
     (medium,) = await submitted(database, priority=Priority.MEDIUM)
     await execute(database, _AGE, 9)
@@ -46,8 +51,27 @@ async def test_low_becomes_medium_after_ten_minutes_and_high_after_twenty(databa
     await execute(database, _AGE, 21)
     assert (await _tick(database))["aged"] == 2
     assert await _priorities(database) == {task_id: Priority.HIGH, medium: Priority.HIGH}
+    await _forget(database)
+    await execute(database, _AGE, 31)
+    assert (await _tick(database))["aged"] == 2
+    assert await _priorities(database) == {task_id: Priority.CRITICAL, medium: Priority.CRITICAL}
     await execute(database, _AGE, 600)
     assert (await _tick(database))["aged"] == 0
+    kept = await fetch(database, "SELECT submitted_priority FROM tasks ORDER BY seq")
+    assert [row["submitted_priority"] for row in kept] == [Priority.LOW, Priority.MEDIUM]
+
+
+async def test_each_rise_is_an_event_with_its_reason(database: Database) -> None:
+    (old,) = await submitted(database, priority=Priority.LOW)
+    await execute(database, _AGE, 11)
+    (near,) = await submitted(database, priority=Priority.HIGH)
+    await execute(database, "UPDATE tasks SET deadline = now() WHERE id = $1", near)
+    await _tick(database)
+    rows = await fetch(database, "SELECT task_id, detail, priority FROM events WHERE kind = 'task.aged' ORDER BY seq")
+    assert [(row["task_id"], json.loads(row["detail"]), row["priority"]) for row in rows] == [
+        (old, {"from": "low", "to": "medium", "reason": "waited"}, Priority.MEDIUM),
+        (near, {"from": "high", "to": "critical", "reason": "deadline"}, Priority.CRITICAL),
+    ]
 
 
 async def test_a_low_task_climbs_one_step_a_turn(database: Database) -> None:
@@ -69,6 +93,37 @@ async def test_what_has_aged_is_served_although_more_important_work_floods_in(
     await _tick(database)
     served = [await _lease(database, broker) for _ in range(3)]
     assert old in [lease.task_id for lease in served]
+
+
+@pytest.mark.parametrize("priority", Priority)
+@pytest.mark.parametrize(
+    ("goals", "within"), [(["patient"], 4), (["flood"], 4), ([f"goal-{n}" for n in range(20)], 24)]
+)
+async def test_no_flood_keeps_an_old_task_waiting(
+    database: Database, broker: Broker, priority: Priority, goals: list[str], within: int
+) -> None:
+    """Of whatever priority it is, and whether it comes from its own goal, from another one or from many."""
+    (old,) = await submitted(database, priority=Priority.LOW, goal_id="patient")
+    await execute(database, _AGE, 180)
+    for goal in goals:
+        await submitted(database, 60 // len(goals), priority=priority, goal_id=goal)
+    for _ in range(3):
+        await _tick(database)
+    served = [(await _lease(database, broker)).task_id for _ in range(within)]
+    assert old in served
+
+
+async def test_what_has_risen_does_not_keep_what_was_submitted_from_its_turn(
+    database: Database, broker: Broker
+) -> None:
+    """A flood of low work that has become critical, and then critical work of the same goal."""
+    await submitted(database, 40, priority=Priority.LOW, goal_id="goal")
+    await execute(database, _AGE, 180)
+    for _ in range(3):
+        await _tick(database)
+    urgent = await submitted(database, 5, priority=Priority.CRITICAL, goal_id="goal")
+    served = [(await _lease(database, broker)).task_id for _ in range(12)]
+    assert set(urgent) <= set(served)
 
 
 async def test_a_task_that_runs_or_waits_for_its_time_does_not_age(database: Database) -> None:
@@ -99,14 +154,14 @@ async def test_a_near_deadline_makes_a_task_critical(database: Database, broker:
     assert (await _lease(database, broker)).task_id == far
 
 
-async def test_a_task_that_is_blocked_hurries_too_and_announces_nothing(database: Database) -> None:
+async def test_a_task_that_is_blocked_hurries_too_and_announces_no_work(database: Database) -> None:
     (first,) = await submitted(database)
     (second,) = await submitted(database, depends_on=(first,), priority=Priority.LOW)
     await execute(database, "UPDATE tasks SET deadline = now() WHERE id = $1", second)
     heard: set[str] = set()
     database.announcer.subscribe(heard.update)
     assert (await _tick(database))["urgent"] == 1
-    assert heard == set()
+    assert heard <= {notify.EVENTS}
     assert await value(database, "SELECT state FROM tasks WHERE id = $1", second) == "blocked"
 
 

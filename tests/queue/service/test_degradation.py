@@ -17,8 +17,9 @@ from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
 from app.kernel.modes import Mode
 from app.queue.broker.broker import Broker, LeaseCall
+from app.queue.rules.aging import AgingPolicy
 from app.queue.rules.degradation import DegradationStep, LadderMove, LadderPolicy
-from app.queue.service import counters, degradation
+from app.queue.service import aging, counters, degradation
 from app.queue.store import degradation as store
 from tests.support.factories import ready_worker, submitted
 from tests.support.sql import execute, until_blocked, value
@@ -161,10 +162,14 @@ async def test_without_the_step_it_has_its_share(database: Database, broker: Bro
 
 
 async def test_it_is_never_starved(database: Database, short: Broker) -> None:
-    """Every 20th lease goes to the type that was not served for longest, also while it is held back."""
+    """It is held back as long as its priority is low, which ends after ten minutes."""
     await submitted(database, 3, agent_type=AgentType.EVOLUTION, priority=Priority.LOW)
     await submitted(database, 50, agent_type=AgentType.RANKING)
-    assert Counter(await leases(database, short, 45))["evolution"] == 2
+    assert Counter(await leases(database, short, 25))["evolution"] == 0
+    await execute(database, "UPDATE tasks SET waiting_since = now() - interval '11 min' WHERE agent_type = 'evolution'")
+    async with database.transaction() as connection:
+        await aging.age_tasks(connection, AgingPolicy())
+    assert Counter(await leases(database, short, 10))["evolution"] >= 2
 
 
 async def test_a_worker_that_can_run_nothing_else_is_not_left_idle(database: Database, short: Broker) -> None:

@@ -25,7 +25,7 @@ SELECT gen_random_uuid(), 'pending', (ARRAY['generation', 'ranking', 'evolution'
        60, 3, '{}', '', now(), n
 FROM generate_series(1, 50000) AS n
 """
-_BATCHES = (1, 8, 64)
+_BATCHES = (1, 8, 64, 256)
 
 
 @pytest.fixture(scope="module", params=["never analysed", "analysed when empty", "analysed"])
@@ -107,7 +107,7 @@ async def test_completions_signs_and_heartbeats_find_their_rows_by_key(full: Dat
             assert "Index Scan using tasks_pkey on tasks" in plan
             assert not _walks(plan, "tasks")
             assert "using tasks_claim" not in plan
-            assert "using tasks_tags" not in plan
+            assert "using tasks_submitted_tags" not in plan
 
 
 @pytest.mark.slow
@@ -122,7 +122,7 @@ async def test_the_place_of_a_goal_is_one_probe(full: Database) -> None:
     plan = await _plans(
         full, _plain(lanes._READ_FLOWS.text, "agents", "priorities", "goals"), ["ranking"], [2], ["goal"]
     )
-    assert "using tasks_tags on tasks" in plan
+    assert "using tasks_submitted_tags on tasks" in plan
     assert not _walks(plan, "tasks")
 
 
