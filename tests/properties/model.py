@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from uuid import UUID
 
 from app.kernel.agents import AgentType
@@ -11,12 +12,13 @@ from app.kernel.ids import TaskId, WorkerId
 from app.kernel.lanes import Priority
 from app.kernel.states import FINISHED, LIVE_STATES, TaskState, WorkerState
 from app.queue.errors import LeaseExpired, LeaseNotFound, LeaseSuperseded, TaskCancelled
-from app.queue.rules.tasks import LEASED, TRANSITIONS
+from app.queue.rules.tasks import LEASED, TRANSITIONS, RetryPolicy, after_no_acknowledgement
 from app.queue.service.leases import Fence
 from app.queue.service.tasks import Submission
 from tests.properties import policies
 
 MAX_RESCUES = 5
+_ORIGIN = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -34,6 +36,7 @@ class Task:
     token: int = 0
     failures: int = 0
     rescues: int = 0
+    unacknowledged: int = 0
     worker: WorkerId | None = None
     request_id: UUID | None = None
     expires: float = 0.0
@@ -200,7 +203,18 @@ class Model:
         )
 
     def rescue(self, task: Task, outcome: str) -> None:
-        """The attempt has vanished: again at once, unless the task keeps killing its workers."""
+        """The attempt has vanished: again at once, unless the task keeps killing its workers, or has not begun."""
+        if task.state is TaskState.ASSIGNED:
+            verdict = after_no_acknowledgement(
+                RetryPolicy(), failures=0, rescues=0, unacknowledged=task.unacknowledged, now=_ORIGIN, reason=""
+            )
+            task.unacknowledged += 1
+            if verdict.event is TaskEvent.FAILED:
+                self._give_up(task, outcome)
+                return
+            run_at = self.now + (verdict.run_at - _ORIGIN).total_seconds() if verdict.run_at else None
+            self._give_back(task, TaskEvent.EXPIRED, outcome, avoid=task.worker, run_at=run_at)
+            return
         task.rescues += 1
         if task.rescues > MAX_RESCUES:
             self._give_up(task, outcome)
@@ -223,7 +237,7 @@ class Model:
     def requeue(self, task: Task) -> None:
         """Another chance for a task that failed."""
         task.apply(TaskEvent.REQUEUED)
-        task.failures = task.rescues = 0
+        task.failures = task.rescues = task.unacknowledged = 0
         task.worker, task.run_at, task.waiting_since, task.avoid = None, None, self.now, None
 
     def lose(self, worker: Worker, state: WorkerState) -> None:

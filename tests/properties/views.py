@@ -19,7 +19,7 @@ def _left(moment: str) -> str:
     return f"floor(extract(epoch FROM {moment} - now()) / {STEP})::integer AS {moment}"
 
 
-_BOTH = "id, state, priority, token, failures, rescues, worker_id, progress, checkpoint"
+_BOTH = "id, state, priority, token, failures, rescues, unacknowledged, worker_id, progress, checkpoint"
 
 # One look, one round trip: the machine looks after every step.
 _LOOK = f"""
@@ -78,6 +78,7 @@ def _task(task: Task, now: float) -> dict[str, Any]:
         "token": task.token,
         "failures": task.failures,
         "rescues": task.rescues,
+        "unacknowledged": task.unacknowledged,
         "worker_id": task.worker and str(task.worker),
         "progress": json.loads(task.progress or "null"),
         "checkpoint": json.loads(task.checkpoint or "null"),

@@ -169,6 +169,7 @@ class TaskSummary(BaseModel):
     depends_on: list[UUID]
     idempotency_key: str | None
     rescues: int = Field(description="how often it was taken from a lost worker; these are no attempts")
+    unacknowledged: int = Field(description="how many of its leases no worker acknowledged; it did not run in these")
     timeout_seconds: float | None = Field(description="null: as the configuration says when it is leased")
     deadline: Moment | None
     run_at: Moment | None

@@ -1,7 +1,7 @@
 """The state machine of a task, and the decisions after failed attempts, lost workers and expired leases."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from app.kernel.events import TaskEvent
@@ -49,6 +49,11 @@ class RetryPolicy:
     max_attempts: int = 3
     delays_seconds: Sequence[float] = (5.0, 30.0, 120.0)
     max_rescues: int = 5
+    # Leases that nobody acknowledged say nothing about a task that never ran, so there may be many. After the first few
+    # the task rests, twice as long each time: whatever keeps workers from it needs time to be over.
+    max_unacknowledged: int = 20
+    unacknowledged_at_once: int = 3
+    max_rest_seconds: float = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,11 +70,15 @@ class ReleasePolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """Decision on a task whose attempt ended without a result: the event, its new counts, and its next time to run."""
+    """Decision on a task whose attempt ended without a result: the event, its new counts, and its next time to run.
+
+    `unacknowledged` is None where it stays as it was.
+    """
 
     event: TaskEvent
     failures: int
     rescues: int
+    unacknowledged: int | None = None
     run_at: datetime | None
     reason: str
 
@@ -115,6 +124,28 @@ def after_release(
         reason = f"{reason}; handed back {returns} times, so it waits {least_seconds:.1f} s"
     run_at = now + timedelta(seconds=delay_seconds) if delay_seconds else None
     return Verdict(event=TaskEvent.RELEASED, failures=failures, rescues=rescues, run_at=run_at, reason=reason)
+
+
+def after_no_acknowledgement(
+    policy: RetryPolicy, *, failures: int, rescues: int, unacknowledged: int, now: datetime, reason: str
+) -> Verdict:
+    """Decide on a task whose lease ended before its worker acknowledged it, so that it has not begun."""
+    unacknowledged += 1
+    verdict = Verdict(
+        event=TaskEvent.EXPIRED,
+        failures=failures,
+        rescues=rescues,
+        unacknowledged=unacknowledged,
+        run_at=None,
+        reason=reason,
+    )
+    if unacknowledged > policy.max_unacknowledged:
+        reason = f"given up after {unacknowledged} leases that no worker acknowledged: {reason}"
+        return replace(verdict, event=TaskEvent.FAILED, reason=reason)
+    if unacknowledged <= policy.unacknowledged_at_once:
+        return verdict
+    rest = min(policy.max_rest_seconds, 2.0 ** (unacknowledged - policy.unacknowledged_at_once))
+    return replace(verdict, run_at=now + timedelta(seconds=rest), reason=f"{reason}; tried again in {rest:.0f} s")
 
 
 def retry_delay(policy: RetryPolicy, failures: int) -> float:

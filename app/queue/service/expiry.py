@@ -8,8 +8,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.database import now
 from app.db.duties import Turn
-from app.queue.rules.tasks import LeasePolicy, SweepPolicy, SweepSnapshot, after_rescue, hold_back_reason
-from app.queue.service.leases import judge_failure, retry_policy
+from app.kernel.states import TaskState
+from app.queue.rules.tasks import LeasePolicy, SweepPolicy, SweepSnapshot, hold_back_reason
+from app.queue.service.leases import judge_failure, judge_loss
 from app.queue.store import attempts, lease_ledger, tasks
 from app.queue.store.attempts import Attempt, Ending
 
@@ -38,6 +39,14 @@ async def sweep(connection: AsyncConnection, policy: LeasePolicy, turn: Turn) ->
     return {"live": live_count, "taken_back": len(overdue)}
 
 
+async def sweep_strays(connection: AsyncConnection, policy: LeasePolicy) -> dict[str, Any]:
+    """Expire overdue leases that no claim has written, so that no sweep by worker meets them; return their number."""
+    strays = await attempts.lock_strays(connection, policy.deadline_grace_seconds, _ENDED_WORKERS_SECONDS)
+    for attempt in strays:
+        await _end_attempt(connection, attempt)
+    return {"taken_back": len(strays)}
+
+
 async def promote_delayed(connection: AsyncConnection) -> dict[str, Any]:
     """Make delayed tasks ready whose time has come; return their number."""
     return {"promoted": await tasks.promote(connection)}
@@ -52,9 +61,11 @@ async def _end_attempt(connection: AsyncConnection, attempt: Attempt) -> None:
         ending = Ending(outcome="expired", error=_error("timeout", message), is_fault=True)
         await attempts.end(connection, attempt, verdict, ending)
         return
-    message = "the lease was not acknowledged in time" if attempt.state == "assigned" else "the lease was not renewed"
-    verdict = after_rescue(retry_policy(attempt), failures=attempt.failures, rescues=attempt.rescues, reason=message)
-    await attempts.end(connection, attempt, verdict, Ending(outcome="expired", error=_error("lease_expired", message)))
+    code, message = "lease_expired", "the lease was not renewed"
+    if attempt.state is TaskState.ASSIGNED:
+        code, message = "unacknowledged", "the lease was not acknowledged in time"
+    verdict = judge_loss(attempt, moment, message)
+    await attempts.end(connection, attempt, verdict, Ending(outcome="expired", error=_error(code, verdict.reason)))
 
 
 def _error(code: str, message: str) -> str:

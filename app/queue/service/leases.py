@@ -18,7 +18,16 @@ from app.kernel.states import TaskState
 from app.queue.errors import LeaseExpired, LeaseNotFound, LeaseSuperseded, TaskCancelled
 from app.queue.rules import tasks
 from app.queue.rules.fair_queueing import FairQueue
-from app.queue.rules.tasks import LeasePolicy, ReleasePolicy, RetryPolicy, Verdict, after_failure, after_release
+from app.queue.rules.tasks import (
+    LeasePolicy,
+    ReleasePolicy,
+    RetryPolicy,
+    Verdict,
+    after_failure,
+    after_no_acknowledgement,
+    after_release,
+    after_rescue,
+)
 from app.queue.store import attempts, completions, parking
 from app.queue.store.attempts import Attempt, Ending
 from app.queue.store.completions import Completion, Renewal, ServiceTime
@@ -170,6 +179,15 @@ def judge_failure(attempt: Attempt, moment: datetime, *, retryable: bool) -> Ver
     counts = {"failures": attempt.failures, "rescues": attempt.rescues}
     draw = random.random()  # noqa: S311 - jitter, not a secret
     return after_failure(retry_policy(attempt), **counts, retryable=retryable, now=moment, draw=draw)
+
+
+def judge_loss(attempt: Attempt, moment: datetime, reason: str) -> Verdict:
+    """Decide on an attempt whose worker or lease is gone: one that was never acknowledged has not begun."""
+    policy, counts = retry_policy(attempt), {"failures": attempt.failures, "rescues": attempt.rescues}
+    if attempt.state is TaskState.ASSIGNED:
+        unacknowledged = attempt.unacknowledged
+        return after_no_acknowledgement(policy, **counts, unacknowledged=unacknowledged, now=moment, reason=reason)
+    return after_rescue(policy, **counts, reason=reason)
 
 
 async def refusal(connection: AsyncConnection, fence: Fence) -> ConvenerError:

@@ -15,7 +15,7 @@ from app.db.retention import pruning
 from app.kernel.events import TaskEvent
 from app.kernel.states import TaskState
 from app.queue.rules.tasks import Verdict
-from app.queue.store import events, lanes, lease_ledger, tasks
+from app.queue.store import counters, events, lanes, lease_ledger, tasks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +29,7 @@ class Attempt:
     goal_id: str | None
     failures: int
     rescues: int
+    unacknowledged: int
     max_attempts: int
     retry_delays: Sequence[float]
     token: int
@@ -49,8 +50,9 @@ class Ending:
 
 
 _COLUMNS = (
-    "t.id, t.state, t.agent_type, t.priority, t.goal_id, t.failures, t.rescues, t.max_attempts, t.retry_delays, "
-    "t.token, t.worker_id, t.leased_at, t.lease_expires_at, t.deadline_at"
+    "t.id, t.state, t.agent_type, t.priority, t.goal_id, t.failures, t.rescues, t.unacknowledged, t.max_attempts, "
+    "t.retry_delays, t.token, t.worker_id, coalesce(t.leased_at, now()) AS leased_at, "
+    "coalesce(t.lease_expires_at, now()) AS lease_expires_at, coalesce(t.deadline_at, now()) AS deadline_at"
 )
 
 # The fence: only this lease of this worker, and only until it expires. A worker that was believed lost and comes back
@@ -84,9 +86,28 @@ ORDER BY t.id LIMIT :limit FOR UPDATE OF t SKIP LOCKED
 
 _COUNT = text(f"SELECT count(*) AS live, count(*) FILTER (WHERE overdue) AS overdue FROM ({_LEASED}) leased")
 
+# Leases that no ledger leads to: somebody wrote to the table by hand. Both figures are of one snapshot, and exact.
+_COUNT_STRAYS = text(f"""
+SELECT (SELECT coalesce(sum(tasks), 0) FROM ({counters.COUNTS}) counts
+        WHERE {counters.PHASE} IN ('{TaskState.ASSIGNED}', '{TaskState.EXECUTING}'))::bigint
+     - (SELECT count(*) FROM ({_LEASED}) leased)
+""")
+
+# No index serves this, so it reads the whole table, and only where there is a stray.
+_READ_WHOLE_TABLES = text("SET LOCAL enable_seqscan = on")
+_STRAYS = text(f"""
+WITH leased AS MATERIALIZED ({_LEASED})
+SELECT {_COLUMNS} FROM tasks t
+WHERE t.worker_id IS NOT NULL AND coalesce(t.lease_expires_at, '-infinity') <= now()
+  AND NOT EXISTS (SELECT FROM leased WHERE leased.id = t.id)
+ORDER BY t.id LIMIT :limit FOR UPDATE OF t SKIP LOCKED
+""")
+
 _REQUEUE = text(f"""
 UPDATE tasks t SET state = 'pending', worker_id = NULL, lease_expires_at = NULL, deadline_at = NULL, leased_at = NULL,
-    failures = :failures, rescues = :rescues, run_at = :run_at, error = coalesce(CAST(:error AS jsonb), error),
+    failures = :failures, rescues = :rescues,
+    unacknowledged = coalesce(CAST(:unacknowledged AS integer), unacknowledged), run_at = :run_at,
+    error = coalesce(CAST(:error AS jsonb), error),
     waiting_since = now(), avoid_worker_id = CAST(:avoid AS uuid),
     tag = {lanes.TAG_ON_RETURN}
 WHERE id = :id RETURNING agent_type, priority, tag
@@ -139,11 +160,30 @@ async def count_leases(connection: AsyncConnection, grace_seconds: float, since_
     return row["live"], row["overdue"]
 
 
+async def lock_strays(
+    connection: AsyncConnection, grace_seconds: float, since_seconds: float, limit: int = 500
+) -> list[Attempt]:
+    """Lock attempts whose lease has expired and that the ledger of their worker does not lead to, at most `limit`."""
+    values = {"grace": grace_seconds, "since": since_seconds}
+    if (await connection.execute(_COUNT_STRAYS, values)).scalar_one() <= 0:
+        return []
+    await connection.execute(_READ_WHOLE_TABLES)
+    return await _attempts(connection, _STRAYS, {**values, "limit": limit})
+
+
 async def end(connection: AsyncConnection, attempt: Attempt, verdict: Verdict, ending: Ending) -> None:
     """Carry out the verdict on an attempt that the caller has locked: end or requeue its task, and record it."""
     if verdict.event is TaskEvent.FAILED:
-        counts = {"failures": verdict.failures, "rescues": verdict.rescues}
-        await tasks.finish(connection, attempt.id, TaskState.FAILED, error=ending.error, usage=ending.usage, **counts)
+        await tasks.finish(
+            connection,
+            attempt.id,
+            TaskState.FAILED,
+            failures=verdict.failures,
+            rescues=verdict.rescues,
+            unacknowledged=verdict.unacknowledged,
+            error=ending.error,
+            usage=ending.usage,
+        )
     else:
         await _requeue(connection, attempt, verdict, ending)
     await record(connection, attempt, ending)
@@ -185,9 +225,10 @@ async def past_outcome(connection: AsyncConnection, task_id: UUID, token: int, w
 
 
 async def _requeue(connection: AsyncConnection, attempt: Attempt, verdict: Verdict, ending: Ending) -> None:
-    values = {"failures": verdict.failures, "rescues": verdict.rescues, "run_at": verdict.run_at}
+    values = {"failures": verdict.failures, "rescues": verdict.rescues, "unacknowledged": verdict.unacknowledged}
     avoid = None if verdict.event is TaskEvent.RELEASED else attempt.worker_id
-    rows = await connection.execute(_REQUEUE, {"id": attempt.id, "error": ending.error, "avoid": avoid, **values})
+    place = {"id": attempt.id, "error": ending.error, "avoid": avoid, "run_at": verdict.run_at}
+    rows = await connection.execute(_REQUEUE, {**values, **place})
     if verdict.run_at is None:
         notify.note_work(connection, lanes.lowest_tags(rows.mappings()))
 

@@ -45,12 +45,12 @@ class TaskCount:
 
 
 # The phase without what `convener_counted` puts before it.
-_PHASE = "split_part(phase, '/', -1)"
+PHASE = "split_part(phase, '/', -1)"
 
 
 # Folded counts and the lines since, for one statement. By the mark, because folded lines may not be vacuumed yet, and a
 # look should not walk over them.
-_COUNTS = f"""
+COUNTS = f"""
     SELECT agent_type, priority, phase, tasks FROM queue_counts
     UNION ALL
     SELECT agent_type, priority, phase, tasks FROM queue_changes
@@ -58,12 +58,12 @@ _COUNTS = f"""
 """
 
 _READ = text(f"""
-SELECT agent_type, priority, {_PHASE} AS phase, sum(tasks)::bigint AS tasks FROM ({_COUNTS}) counts
+SELECT agent_type, priority, {PHASE} AS phase, sum(tasks)::bigint AS tasks FROM ({COUNTS}) counts
 GROUP BY 1, 2, 3 HAVING sum(tasks) <> 0
 """)
 
 _READ_STORED = text(f"""
-SELECT agent_type, priority, phase, sum(tasks)::bigint AS tasks FROM ({_COUNTS}) counts WHERE {within("phase")}
+SELECT agent_type, priority, phase, sum(tasks)::bigint AS tasks FROM ({COUNTS}) counts WHERE {within("phase")}
 GROUP BY 1, 2, 3 HAVING sum(tasks) <> 0
 """)
 
@@ -98,7 +98,7 @@ SELECT agent_type, priority, phase, sum(tasks)::bigint AS tasks FROM (
            count(*) AS tasks
     FROM tasks GROUP BY 1, 2, 3
     UNION ALL
-    SELECT agent_type, priority, phase, -tasks FROM ({_COUNTS}) counts
+    SELECT agent_type, priority, phase, -tasks FROM ({COUNTS}) counts
 ) compared GROUP BY agent_type, priority, phase HAVING sum(tasks) <> 0
 """)
 
@@ -220,8 +220,8 @@ class Overview:
 
 
 _OVERVIEW = text(f"""
-SELECT 'count' AS source, agent_type, priority, {_PHASE} AS name, sum(tasks)::bigint AS tasks, 0::float8 AS seconds
-FROM ({_COUNTS}) counts GROUP BY 2, 3, 4 HAVING sum(tasks) <> 0
+SELECT 'count' AS source, agent_type, priority, {PHASE} AS name, sum(tasks)::bigint AS tasks, 0::float8 AS seconds
+FROM ({COUNTS}) counts GROUP BY 2, 3, 4 HAVING sum(tasks) <> 0
 UNION ALL
 SELECT 'total', agent_type, priority, kind, tasks, seconds FROM queue_totals WHERE kind = ANY (CAST(:kinds AS text[]))
 UNION ALL

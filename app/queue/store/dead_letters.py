@@ -61,7 +61,7 @@ JOIN task_history h ON h.id = letter.id AND h.finished_at = letter.finished_at
 WHERE h.state = 'failed' AND {condition} ORDER BY h.id FOR UPDATE OF h
 """
 
-_ANEW = ("seq", "failures", "rescues", "worker_id", "leased_at", "waiting_since")
+_ANEW = ("seq", "failures", "rescues", "unacknowledged", "worker_id", "leased_at", "waiting_since")
 _REQUEUED_COLUMNS = ", ".join(column for column in KEPT_COLUMNS if column not in _ANEW)
 
 # The token stays, because no call of an earlier lease may ever fit a later one. Tags follow the lane's virtual time one
@@ -132,8 +132,8 @@ async def find_one(connection: AsyncConnection, task_id: UUID, namespace: str | 
 async def requeue(connection: AsyncConnection, letters: Sequence[DeadLetter], reason: str) -> int:
     """Requeue those that are still dead letters, unless their goal has stopped; return their number.
 
-    A task keeps its id, token, checkpoint, progress and attempts; its failures and rescues are counted anew. The limit
-    of the queue does not apply: the task was accepted once.
+    A task keeps its id, token, checkpoint, progress and attempts; its failures, rescues and unacknowledged leases are
+    counted anew. The limit of the queue does not apply: the task was accepted once.
     """
     rows = (await connection.execute(_REQUEUE, _arguments(letters, {"reason": reason}))).mappings().all()
     if rows:

@@ -206,6 +206,7 @@ def _attempt_columns() -> list[Any]:
     return [
         Column("failures", Integer, nullable=False, server_default="0"),
         Column("rescues", Integer, nullable=False, server_default="0"),
+        Column("unacknowledged", Integer, nullable=False, server_default="0", comment="leases without a start"),
         Column("token", BigInteger, nullable=False, server_default="0"),
         Column("worker_id", UUID),
         moment("leased_at"),

@@ -156,6 +156,7 @@ WHERE task_id = :id ORDER BY token
 _OUTCOME = {
     "failures": ":failures",
     "rescues": ":rescues",
+    "unacknowledged": "coalesce(CAST(:unacknowledged AS integer), deleted.unacknowledged)",
     "error": "CAST(:error AS jsonb)",
     "usage": "CAST(:usage AS jsonb)",
 }
@@ -269,12 +270,16 @@ async def finish(
     *,
     failures: int,
     rescues: int,
+    unacknowledged: int | None = None,
     error: str | None = None,
     usage: str | None = None,
 ) -> None:
-    """Move a task that the caller has locked into history, as failed or cancelled, and cancel its dependents."""
-    values = {"failures": failures, "rescues": rescues, "error": error, "usage": usage}
-    await connection.execute(_FINISH, {"id": task_id, "state": state.value, **values})
+    """Move a task that the caller has locked into history, as failed or cancelled, and cancel its dependents.
+
+    `unacknowledged` is None where it stays as it was.
+    """
+    counts = {"failures": failures, "rescues": rescues, "unacknowledged": unacknowledged}
+    await connection.execute(_FINISH, {"id": task_id, "state": state.value, "error": error, "usage": usage, **counts})
     await dependencies.cancel_dependents(
         connection, task_id, "failed" if state is TaskState.FAILED else "was cancelled"
     )

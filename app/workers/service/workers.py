@@ -25,8 +25,8 @@ from app.kernel.text import plural
 from app.llm.store import permits
 from app.queue.broker.dispatch import WorkerPreferences
 from app.queue.errors import WorkerNotFound, WorkerNotReady
-from app.queue.rules.tasks import LeasePolicy, after_rescue
-from app.queue.service.leases import give_back, retry_policy
+from app.queue.rules.tasks import LeasePolicy
+from app.queue.service.leases import give_back, judge_loss
 from app.queue.store import attempts, events
 from app.queue.store.attempts import Ending
 from app.workers.errors import NameTaken, PoolFull
@@ -202,9 +202,7 @@ async def lose(connection: AsyncConnection, worker_id: UUID, state: WorkerState,
     attempt = await attempts.lock_of_worker(connection, worker_id)
     if attempt is not None:
         # Rescues count apart from failures, since the task did nothing wrong.
-        verdict = after_rescue(
-            retry_policy(attempt), failures=attempt.failures, rescues=attempt.rescues, reason=f"worker lost: {reason}"
-        )
+        verdict = judge_loss(attempt, await now(connection), f"worker lost: {reason}")
         error = json.dumps({"code": "worker_lost", "message": reason, "retryable": True})
         await attempts.end(connection, attempt, verdict, Ending(outcome="lost", error=error))
     if worker.slot is not None:

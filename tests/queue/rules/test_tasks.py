@@ -15,6 +15,7 @@ from app.queue.rules.tasks import (
     ReleasePolicy,
     RetryPolicy,
     after_failure,
+    after_no_acknowledgement,
     after_release,
     after_rescue,
     next_state,
@@ -78,6 +79,16 @@ def test_a_failure_burns_one_attempt_and_waits_within_its_bound(
 def test_delays_grow_and_the_last_one_repeats() -> None:
     assert [retry_delay(RetryPolicy(), failures) for failures in (1, 2, 3, 4, 50)] == [5, 30, 120, 120, 120]
     assert retry_delay(RetryPolicy(delays_seconds=()), 1) == 0
+
+
+@given(unacknowledged=st.integers(0, 40))
+def test_what_was_not_acknowledged_burns_neither_attempts_nor_rescues(unacknowledged: int) -> None:
+    policy = RetryPolicy(max_unacknowledged=20)
+    counts = {"failures": 2, "rescues": 5, "unacknowledged": unacknowledged}
+    verdict = after_no_acknowledgement(policy, **counts, now=NOW, reason="silence")
+    assert (verdict.failures, verdict.rescues, verdict.unacknowledged) == (2, 5, unacknowledged + 1)
+    assert verdict.event is (TaskEvent.FAILED if unacknowledged >= 20 else TaskEvent.EXPIRED)
+    assert verdict.run_at is None or verdict.run_at - NOW <= timedelta(minutes=1)
 
 
 @given(failures=st.integers(0, 9), rescues=st.integers(0, 9))

@@ -9,7 +9,7 @@ from app.db.database import Database
 from app.kernel.agents import AgentType
 from app.queue.broker.broker import Broker, LeaseCall
 from app.queue.rules.tasks import LeasePolicy, RetryPolicy
-from app.queue.service import expiry
+from app.queue.service import dead_letters, expiry
 from app.queue.store import attempts
 from app.queue.store import tasks as task_store
 from app.queue.store.claims import Lease
@@ -56,6 +56,26 @@ async def test_an_unacknowledged_lease_expires_early(database: Database) -> None
     assert "not acknowledged" in task["error"]["message"]
 
 
+async def test_leases_that_nobody_acknowledges_are_counted_and_bounded_apart(database: Database) -> None:
+    """The task has not run, so it is no poison: it rests longer and longer before it is given up."""
+    task_id = (await submitted(database))[0]
+    worker, limit = await ready_worker(database), RetryPolicy().max_unacknowledged
+    policy, rests = LeasePolicy(acknowledge_within_seconds=0, avoid_seconds=0), []
+    for _ in range(limit + 1):
+        await execute(database, "UPDATE tasks SET run_at = NULL")
+        await leased(database, worker, acknowledge=False, policy=policy)
+        await _sweep(database)
+        rests.append(await value(database, "SELECT extract(epoch FROM run_at - waiting_since)::int FROM tasks"))
+    task = await everything(database, task_id)
+    assert (task["state"], task["failures"], task["rescues"], task["unacknowledged"]) == ("failed", 0, 0, limit + 1)
+    assert task["error"]["code"] == "unacknowledged"
+    assert f"{limit + 1} leases that no worker acknowledged" in task["error"]["message"]
+    assert rests == [None, None, None, 2, 4, 8, 16, 32, *([60] * (limit - 8)), None]
+    async with database.transaction() as connection:
+        await dead_letters.requeue(connection, task_id, "again")
+    assert (await everything(database, task_id))["unacknowledged"] == 0
+
+
 async def test_rescues_are_bounded(database: Database) -> None:
     """A task that kills every worker that touches it must not go round for ever."""
     task_id = (await submitted(database))[0]
@@ -69,6 +89,32 @@ async def test_rescues_are_bounded(database: Database) -> None:
     assert task["error"]["code"] == "lease_expired"
     assert len(task["attempts"]) == most + 1
     assert await value(database, "SELECT count(*) FROM events WHERE kind = 'task.failed'") == 1
+
+
+@pytest.mark.parametrize("expiry_of", ["now() - interval '1 s'", "NULL"])
+async def test_a_second_lease_that_was_written_by_hand_is_taken_back(database: Database, expiry_of: str) -> None:
+    """The ledger of the worker leads to the first one only."""
+    worker, lease = await holding(database)
+    (second,) = await submitted(database)
+    await execute(
+        database,
+        f"UPDATE tasks SET state = 'assigned', worker_id = $2, lease_expires_at = {expiry_of} WHERE id = $1",
+        second,
+        worker,
+    )
+    assert (await _sweep(database))["taken_back"] == 0
+    async with database.transaction() as connection:
+        assert await expiry.sweep_strays(connection, _POLICY) == {"taken_back": 1}
+    assert (await everything(database, second))["state"] == "pending"
+    assert (await everything(database, lease.task_id))["state"] == "executing"
+
+
+async def test_expired_leases_of_the_ledger_are_no_strays(database: Database) -> None:
+    """Their sweep may hold back, because the service was away."""
+    await holding(database)
+    await _expire(database)
+    async with database.transaction() as connection:
+        assert await expiry.sweep_strays(connection, _POLICY) == {"taken_back": 0}
 
 
 async def _hang(database: Database, lease: Lease, late_seconds: float) -> None:
