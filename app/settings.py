@@ -31,7 +31,7 @@ _FILE = "_FILE"
 # Settings that no other program may read: they are taken out of the environment, and may stand in files of their own.
 SECRETS = ("database_password", "database_url", "llm_key", "webhook_secret", "webhook_url")
 _MAX_NAME_LENGTH = 200
-Share = Annotated[float, Field(gt=0, le=1)]
+Quota = Annotated[float, Field(gt=0, le=100_000_000)]
 
 
 class SettingsError(Exception):
@@ -89,8 +89,10 @@ class Settings(BaseModel):
     max_queue_size: int = Field(
         10_000, ge=1, le=100_000_000, description="tasks that may wait before submits are refused"
     )
-    queue_quotas: tuple[Share, Share, Share, Share] = Field(
-        (0.5, 0.8, 0.95, 1.0), description="share of the queue that low, medium, high and critical tasks may take up"
+    queue_quotas: tuple[Quota, Quota, Quota, Quota] = Field(
+        (0.5, 0.8, 0.95, 1.0),
+        description="what low, medium, high and critical tasks, each with those below, may take up of the queue: "
+        "a share up to 1, or a number of tasks",
     )
     duplicate_window_seconds: float = Field(
         0, ge=0, le=86_400, description="a task with the agent type and payload of one so recent is that one; 0: never"
@@ -122,6 +124,13 @@ class Settings(BaseModel):
     @classmethod
     def _split(cls, value: object) -> object:
         return value.split(",") if isinstance(value, str) else value
+
+    @field_validator("queue_quotas")
+    @classmethod
+    def _counts_are_whole(cls, quotas: tuple[float, ...]) -> tuple[float, ...]:
+        if any(quota > 1 and quota % 1 for quota in quotas):
+            raise ValueError("above 1 a quota is a number of tasks, and whole")
+        return quotas
 
     @field_validator("tls_key", mode="after")
     @classmethod

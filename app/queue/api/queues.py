@@ -18,7 +18,7 @@ from app.kernel.lanes import Lane, Priority
 from app.queue.api import advice
 from app.queue.api.advice import AdviceOut
 from app.queue.rules import status
-from app.queue.rules.admission import CapacityPolicy, capacity_level
+from app.queue.rules.admission import CapacityPolicy, capacity_level, cumulative
 from app.queue.rules.status import PHASES, RECENT, OpenWriter, QueueSnapshot
 from app.queue.service import status as service
 from app.queue.service.admission import Admission
@@ -48,7 +48,7 @@ class PhasesOut(BaseModel):
 
 
 class QuotaOut(BaseModel):
-    """How much of its room a priority takes up."""
+    """How much of its room a priority takes up, together with the priorities below it, by priorities at submit."""
 
     limit: int
     depth: int
@@ -223,10 +223,11 @@ def _lanes(queue: QueueSnapshot, agent: AgentType) -> dict[PriorityName, PhasesO
 
 def _capacity(depth: Mapping[Priority, int], policy: CapacityPolicy) -> CapacityOut:
     limits = {priority: policy.quota(priority) for priority in _DESCENDING}
+    waiting = cumulative(depth)
     # A quota of 0 is full without any task.
     quotas = {
         priority_name(priority): QuotaOut(
-            limit=limit, depth=depth[priority], fullness=round(depth[priority] / limit, 4) if limit else 1.0
+            limit=limit, depth=waiting[priority], fullness=round(waiting[priority] / limit, 4) if limit else 1.0
         )
         for priority, limit in limits.items()
     }

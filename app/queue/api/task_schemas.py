@@ -161,6 +161,7 @@ class TaskSummary(BaseModel):
     namespace: str
     goal_id: str | None
     priority: PriorityName
+    submitted_priority: PriorityName = Field(description="as it was submitted; waiting and near deadlines raise it")
     state: TaskState
     labels: dict[str, str]
     attempt: int = Field(description="the attempt that runs or would run next, from 1")
@@ -234,5 +235,6 @@ def _task_fields(row: dict[str, Any]) -> dict[str, Any]:
         "namespace": namespace,
         "goal_id": goal_id,
         "priority": priority_name(row["priority"]),
+        "submitted_priority": priority_name(row["submitted_priority"] or row["priority"]),
         "attempt": attempt,
     }

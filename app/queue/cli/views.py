@@ -23,7 +23,7 @@ def task_details(task: Json, now: datetime) -> RenderableType:
             ("State", output.state(task["state"])),
             ("Agent", task["agent_type"]),
             ("Goal", stored_name(task["namespace"], task["goal_id"])),
-            ("Priority", task["priority"]),
+            ("Priority", _priority(task)),
             ("Attempt", f"{_attempt_number(task)} of {task['max_attempts']}" + _rescue_note(task["rescues"])),
             ("Depends on", "\n".join(task["depends_on"]) or None),
             ("Worker", task["worker_id"]),
@@ -115,6 +115,11 @@ def _error(error: Json) -> str:
 def error_line(error: Json) -> str:
     """Code and message of an error; a code is one word, whatever its handler wrote into it."""
     return f"{printable(str(error.get('code')))}: {error.get('message')}"
+
+
+def _priority(task: Json) -> str:
+    is_risen = task["submitted_priority"] != task["priority"]
+    return f"{task['priority']}, submitted as {task['submitted_priority']}" if is_risen else str(task["priority"])
 
 
 def _rescue_note(rescues: int) -> str:

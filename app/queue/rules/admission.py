@@ -1,12 +1,17 @@
-"""Limits on waiting tasks: one on all of them and a quota per priority, so that floods leave room for urgent work."""
+"""Limits on waiting tasks: one on all of them and a quota per priority, so that floods leave room for urgent work.
+
+Everything here goes by the priorities at submit: a task that has risen takes up no room of those above.
+"""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 from app.kernel.lanes import Priority
 
-# A flood at one priority leaves room for those above it: half, four fifths and 95 % of the queue, then all of it.
+# Each for its priority and all below it together, so that a flood of these leaves room for those above: half, four
+# fifths and 95 % of the queue, then all of it. Above 1 it is a number of tasks.
 QUOTAS: Mapping[Priority, float] = {
     Priority.LOW: 0.5,
     Priority.MEDIUM: 0.8,
@@ -17,7 +22,7 @@ QUOTAS: Mapping[Priority, float] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CapacityPolicy:
-    """Size of the queue, the share that each priority may take up, and the fullness at which people are warned."""
+    """Size of the queue, the quota of each priority and those below it, and the fullness at which people are warned."""
 
     max_queue_size: int = 10_000
     quotas: Mapping[Priority, float] = field(default_factory=lambda: QUOTAS)
@@ -27,13 +32,16 @@ class CapacityPolicy:
     displaces: bool = False
 
     def quota(self, priority: Priority) -> int:
-        """The number of tasks of this priority that may wait."""
-        return math.floor(self.max_queue_size * self.quotas.get(priority, 1.0))
+        """The number of tasks of this priority and of lower ones that may wait together."""
+        quota = self.quotas.get(priority, 1.0)
+        # As it was written: the nearest binary number to 0.29 is less than 0.29, and would make 28 of 100.
+        tasks = quota if quota > 1 else Fraction(str(quota)) * self.max_queue_size
+        return min(self.max_queue_size, math.floor(tasks))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overflow:
-    """The limit that a submit exceeds, and by how many tasks: that of a priority, a namespace, or the whole queue."""
+    """The limit that a submit exceeds, and by how many tasks: of a priority with those below, a namespace, or all."""
 
     priority: Priority | None = None
     namespace: str | None = None
@@ -44,7 +52,7 @@ class Overflow:
     @property
     def reason(self) -> str:
         """The overflow as a sentence for the client."""
-        tasks = "tasks" if self.priority is None else f"tasks of priority {self.priority.name.lower()}"
+        tasks = "tasks" if self.priority is None else f"tasks of priority {name_with_lower(self.priority)}"
         tasks += "" if self.namespace is None else f" of the namespace {self.namespace}"
         return f"{self.depth:,} {tasks} wait already and {self.limit:,} may; {self.excess:,} of yours do not fit"
 
@@ -52,12 +60,28 @@ class Overflow:
 Depth = Mapping[Priority, int]
 
 
+def name_with_lower(priority: Priority) -> str:
+    """The name of a priority as one that stands for those below it as well."""
+    return priority.name.lower() + ("" if priority is min(Priority) else " and below")
+
+
+def cumulative(depth: Depth) -> dict[Priority, int]:
+    """For each priority the number of tasks that are of it or of a lower one."""
+    return {priority: sum(count for p, count in depth.items() if p <= priority) for priority in Priority}
+
+
+def _quotas(policy: CapacityPolicy, incoming: Depth) -> Iterator[Priority]:
+    """The quotas that the incoming tasks count against, without those that are the limit of the queue itself."""
+    lowest = min((priority for priority, count in incoming.items() if count), default=max(Priority))
+    return (p for p in sorted(Priority) if p >= lowest and policy.quota(p) < policy.max_queue_size)
+
+
 def find_overflow(policy: CapacityPolicy, depth: Depth, incoming: Depth) -> Overflow | None:
     """The first limit that the incoming tasks would exceed, or None when all of them fit."""
-    for priority, count in incoming.items():
-        overflow = _excess(depth.get(priority, 0), count, policy.quota(priority), priority=priority)
-        # A priority above its quota, say after the limits were lowered, must not block submits of other priorities.
-        if count and overflow is not None:
+    waiting, coming = cumulative(depth), cumulative(incoming)
+    for priority in _quotas(policy, incoming):
+        overflow = _excess(waiting[priority], coming[priority], policy.quota(priority), priority=priority)
+        if overflow is not None:
             return overflow
     return _excess(sum(depth.values()), sum(incoming.values()), policy.max_queue_size)
 
@@ -69,15 +93,15 @@ def find_namespace_overflow(namespace: str, limit: int, depth: int, incoming: in
 
 def has_room(policy: CapacityPolicy, depth: Depth, incoming: Depth, *, within: float) -> bool:
     """Whether the queue stays within this share of every bound, so that an estimate of its depth is good enough."""
-    total = {priority: depth.get(priority, 0) + incoming.get(priority, 0) for priority in Priority}
-    fits = all(total[p] <= within * policy.quota(p) for p, count in incoming.items() if count)
-    return fits and sum(total.values()) <= within * policy.max_queue_size
+    waiting, coming = cumulative(depth), cumulative(incoming)
+    fits = all(waiting[p] + coming[p] <= within * policy.quota(p) for p in _quotas(policy, incoming))
+    return fits and sum(depth.values()) + sum(incoming.values()) <= within * policy.max_queue_size
 
 
 def capacity_level(policy: CapacityPolicy, depth: Depth) -> str:
     """`normal`, `warning` or `critical`, by the fullest limit."""
     fullness = [sum(depth.values()) / policy.max_queue_size]
-    fullness += [depth.get(p, 0) / quota for p in Priority if (quota := policy.quota(p))]
+    fullness += [tasks / quota for p, tasks in cumulative(depth).items() if (quota := policy.quota(p))]
     fullest = max(fullness)
     if fullest >= policy.critical:
         return "critical"

@@ -9,7 +9,7 @@ from app.kernel.events import TaskEvent
 from app.kernel.histograms import Durations, total
 from app.kernel.lanes import Lane, Priority
 from app.kernel.text import plural
-from app.queue.rules.admission import CapacityPolicy
+from app.queue.rules.admission import CapacityPolicy, cumulative, name_with_lower
 
 # The state of a live task, where a pending one counts as `delayed` when its time has not come, and as `held` when its
 # goal is paused or out of budget.
@@ -92,7 +92,8 @@ class QueueSnapshot:
     `recent` reaches back a little over five minutes and is `count_age` old, None when the loops have never counted.
     `oldest` is the time at which the longest-waiting task that may run became ready; `served_agents` are the types that
     some live worker can run; `count_error` is the number of tasks by which the counters were off at the last check;
-    `open_writers` are the transactions for which readers of events wait, the oldest first.
+    `open_writers` are the transactions for which readers of events wait, the oldest first; `submitted` are the numbers
+    of queued tasks by their priority at submit, where that is not the present one of all.
     """
 
     at: datetime
@@ -105,6 +106,7 @@ class QueueSnapshot:
     count_age: timedelta | None = timedelta(0)
     count_error: int = 0
     open_writers: Sequence[OpenWriter] = ()
+    submitted: Mapping[Priority, int] | None = None
 
     def count(self, *, agent: AgentType | None = None, priority: Priority | None = None, phase: str = "") -> int:
         """Number of tasks of an agent type, a priority and a phase; by default of all that are queued."""
@@ -119,8 +121,12 @@ class QueueSnapshot:
 
     @property
     def depth(self) -> Mapping[Priority, int]:
-        """Numbers of queued tasks by priority."""
-        return {priority: self.count(priority=priority) for priority in Priority}
+        """Numbers of queued tasks by their priority at submit, by which limits count."""
+        return (
+            self.submitted
+            if self.submitted is not None
+            else {priority: self.count(priority=priority) for priority in Priority}
+        )
 
     def per_second(self, outcome: str, length: timedelta) -> float:
         """Rate of tasks `submitted`, `leased`, `completed`, `failed` or `cancelled` within `length` before now."""
@@ -166,13 +172,13 @@ def _fullness(queue: QueueSnapshot, policy: CapacityPolicy) -> Iterator[str]:
     total_depth, limit = sum(queue.depth.values()), policy.max_queue_size
     if total_depth >= policy.warning * limit:
         yield f"the queue is {_severity(policy, total_depth / limit)}: {total_depth:,} tasks wait and {limit:,} may"
-    for priority, depth in queue.depth.items():
+    for priority, depth in cumulative(queue.depth).items():
         quota = policy.quota(priority)
         # A quota of the whole queue repeats the warning above.
         if quota < limit and quota and depth >= policy.warning * quota:
             severity = _severity(policy, depth / quota)
-            name = priority.name.lower()
-            yield f"the quota of priority {name} is {severity}: {depth:,} of its tasks wait and {quota:,} may"
+            name = name_with_lower(priority)
+            yield f"the quota of priority {name} is {severity}: {depth:,} tasks of it wait and {quota:,} may"
 
 
 def _severity(policy: CapacityPolicy, fullness: float) -> str:

@@ -26,6 +26,7 @@ from app.queue.rules.admission import (
     has_room,
     retry_after,
 )
+from app.queue.service.counters import oldest_since
 from app.queue.store import counters, dead_letters, throughput
 from app.settings import Settings
 
@@ -199,17 +200,28 @@ class Admission:
     async def _refuse_overflow(
         self, connection: AsyncConnection, load: Load, namespace: str, incoming: Counter[Priority]
     ) -> None:
-        overflow = self._find_overflow(load, namespace, incoming)
+        overflow = self._find_overflow(load, namespace, incoming) if incoming.total() else None
         if overflow is None:
             return
         is_divided = load.namespaces.is_divided
-        # Displacement makes room in the whole queue only: a full quota means that this priority has its share. Nobody
-        # displaces what belongs to another namespace.
-        if self.policy.displaces and overflow.priority is None and overflow.namespace is None:
-            below, own = min(incoming), namespace if is_divided else None
-            count = await dead_letters.displace(connection, below=below, count=overflow.excess, namespace=own)
-            if count >= overflow.excess:
-                return
+        while self.policy.displaces and overflow is not None:
+            # Nobody displaces what belongs to another namespace.
+            own = namespace if is_divided else None
+            displaced = await dead_letters.displace(
+                connection,
+                below=min(priority for priority, tasks in incoming.items() if tasks),
+                count=overflow.excess,
+                since=await oldest_since(connection),
+                namespace=own,
+            )
+            if displaced.total() < overflow.excess:
+                break
+            load.depth.subtract(displaced)
+            load.namespace_depth.subtract({namespace: displaced.total()})
+            # Room at one quota may be too little for the next, or for the whole queue.
+            overflow = self._find_overflow(load, namespace, incoming)
+        if overflow is None:
+            return
         # How much others have waiting is not for a supervisor of one namespace.
         is_foreign = is_divided and overflow.namespace is None
         raise QueueFull(

@@ -43,15 +43,20 @@ async def fold_events(connection: AsyncConnection) -> dict[str, Any]:
 
 async def find_oldest(connection: AsyncConnection) -> dict[str, Any]:
     """Look for the longest-waiting task of each priority; `oldest_by_priority` reads the result."""
-    turn = (await duties.last_turns(connection, [FIND_OLDEST])).get(FIND_OLDEST)
     # Taken before the search: what becomes ready during it belongs to the next one.
     moment = await now(connection)
-    looked_at = datetime.fromisoformat(turn.result["looked_at"]) if turn and turn.result else None
-    oldest = await counters.oldest_waits(connection, oldest_wait_floors(oldest_by_priority(turn), looked_at))
+    oldest = await counters.oldest_waits(connection, await oldest_since(connection))
     return {
         "looked_at": moment.isoformat(),
         "oldest": {priority.name: since.isoformat() for priority, since in oldest.items()},
     }
+
+
+async def oldest_since(connection: AsyncConnection) -> Mapping[Priority, datetime]:
+    """Times before which no task of each priority became ready, by the last turn of `find_oldest`."""
+    turn = (await duties.last_turns(connection, [FIND_OLDEST])).get(FIND_OLDEST)
+    looked_at = datetime.fromisoformat(turn.result["looked_at"]) if turn and turn.result else None
+    return oldest_wait_floors(oldest_by_priority(turn), looked_at)
 
 
 def oldest_by_priority(turn: LastTurn | None) -> Mapping[Priority, datetime]:

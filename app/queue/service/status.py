@@ -1,6 +1,6 @@
 """Snapshots of the queue, and pausing and resuming agent types."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -23,10 +23,12 @@ _DUTIES = (counters.FOLD_EVENTS, counters.FIND_OLDEST, counters.CHECK_COUNTERS)
 async def read_snapshot(connection: AsyncConnection) -> QueueSnapshot:
     """Read a snapshot from counters, minutes and turns of duties, so that the cost does not grow with the queue."""
     turns = await duties.last_turns(connection, _DUTIES)
+    counts = [count for own in (await counter_store.read_by_namespace(connection)).values() for count in own]
     fold_turn, check_turn = turns.get(counters.FOLD_EVENTS), turns.get(counters.CHECK_COUNTERS)
     return QueueSnapshot(
         at=await now(connection),
-        tasks=_by_lane(await counter_store.read(connection)),
+        tasks=_by_lane(counts),
+        submitted=counter_store.queue_depths(counts),
         recent=await throughput.recent_minutes(connection, RECENT),
         # By the last turn of its duty: looking here would walk over dead index entries at every request.
         oldest=counters.oldest_by_priority(turns.get(counters.FIND_OLDEST)),
@@ -71,7 +73,7 @@ async def _record(
 
 
 def _by_lane(counts: Iterable[TaskCount]) -> Mapping[Lane, Mapping[str, int]]:
-    tasks: dict[Lane, dict[str, int]] = defaultdict(dict)
+    tasks: dict[Lane, Counter[str]] = defaultdict(Counter)
     for count in counts:
-        tasks[count.lane][count.phase] = count.tasks
+        tasks[count.lane][count.phase] += count.tasks
     return tasks

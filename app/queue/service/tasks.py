@@ -134,7 +134,7 @@ def _refuse_stopped(new_tasks: Sequence[NewTask], gate: holds.Gate) -> None:
 async def _enter_admission(connection: AsyncConnection, candidates: Sequence[NewTask], intake: Intake) -> Ticket | None:
     if intake.admission is None:
         return None
-    priorities = [Priority(task.priority) for task in candidates]
+    priorities = [task.submitted_priority or task.priority for task in candidates]
     all_new = not any(task.id_is_chosen for task in candidates)
     namespace = candidates[0].namespace if candidates else DEFAULT
     return await intake.admission.enter(connection, priorities, namespace=namespace, all_new=all_new)
@@ -146,7 +146,7 @@ async def _insert(
     """Insert the tasks whose id is new and check the limits: only the insert shows which chosen ids are new."""
     created_tasks = {task.id: task for task in await tasks.insert(connection, waiting)}
     if intake.admission is not None and ticket is not None:
-        priorities = [Priority(task.priority) for task in waiting if task.id in created_tasks]
+        priorities = [task.submitted_priority or task.priority for task in waiting if task.id in created_tasks]
         await intake.admission.settle(connection, ticket, priorities)
     return created_tasks
 
@@ -157,7 +157,13 @@ async def _raise_urgent(connection: AsyncConnection, waiting: list[NewTask]) -> 
         return waiting
     moment = await now(connection)
     urgent_ids = {task.id for task in waiting if is_urgent(task.deadline, moment)}
-    return [replace(task, priority=Priority.CRITICAL) if task.id in urgent_ids else task for task in waiting]
+    return [_as_critical(task) if task.id in urgent_ids else task for task in waiting]
+
+
+def _as_critical(task: NewTask) -> NewTask:
+    if task.priority is Priority.CRITICAL:
+        return task
+    return replace(task, priority=Priority.CRITICAL, submitted_priority=task.priority)
 
 
 async def read(connection: AsyncConnection, task_id: UUID, namespace: str | None = None) -> dict[str, Any]:

@@ -37,11 +37,15 @@ CROSS JOIN LATERAL (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskCount:
-    """Number of live tasks of a lane in one phase, which is what `convener_phase` returns."""
+    """Number of live tasks of a lane in one phase, which is what `convener_phase` returns.
+
+    `submitted` is their priority at submit, where they are counted by it and it is not that of the lane.
+    """
 
     lane: Lane
     phase: str
     tasks: int
+    submitted: Priority | None = None
 
 
 # The phase without what `convener_counted` puts before it.
@@ -130,8 +134,10 @@ async def read_by_namespace(connection: AsyncConnection, namespace: str | None =
     """Return the counts of each namespace, or of one, that are not zero."""
     counts: dict[str, list[TaskCount]] = {}
     for count in _counts((await connection.execute(_READ_STORED, {"namespace": namespace})).mappings()):
-        namespace, phase = split_name(count.phase)
-        counts.setdefault(namespace, []).append(replace(count, phase=str(phase)))
+        namespace, name = split_name(count.phase)
+        submitted, _, phase = str(name).rpartition("/")
+        priority = Priority(int(submitted)) if submitted else None
+        counts.setdefault(namespace, []).append(replace(count, phase=phase, submitted=priority))
     return counts
 
 
@@ -181,11 +187,11 @@ async def enter_alone(connection: AsyncConnection) -> None:
 
 
 def queue_depths(counts: Iterable[TaskCount]) -> dict[Priority, int]:
-    """Number of tasks that wait in the queue, by priority."""
+    """Number of tasks that wait in the queue, by their priority at submit where they are counted by it."""
     depth = dict.fromkeys(Priority, 0)
     for count in counts:
         if count.phase in QUEUED_PHASES:
-            depth[count.lane.priority] += count.tasks
+            depth[count.submitted or count.lane.priority] += count.tasks
     return depth
 
 

@@ -1,7 +1,8 @@
 """Dead letters: tasks that failed for good, to be found, requeued or purged."""
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -17,21 +18,22 @@ from app.queue.store import dependencies, history, lanes
 from app.queue.store.listing import Selection
 from app.queue.store.tables import KEPT_COLUMNS
 
-# The newest of a priority go first, as they have waited least. A locked one is about to be leased.
+# The oldest of a priority go first. Nothing became ready before `since`, where only dead index entries are. A locked one is
+# about to be leased.
 _DISPLACE = text(f"""
-WITH newest AS MATERIALIZED (
+WITH oldest AS MATERIALIZED (
     SELECT id FROM tasks
     WHERE priority = :priority AND priority <= 4 AND state = 'pending' AND run_at IS NULL AND {WITHIN}
-    ORDER BY waiting_since DESC LIMIT :count FOR UPDATE SKIP LOCKED
+      AND waiting_since >= :since ORDER BY waiting_since, seq LIMIT :count FOR UPDATE SKIP LOCKED
 ), deleted AS (
-    DELETE FROM tasks t USING newest WHERE t.id = newest.id RETURNING t.*
+    DELETE FROM tasks t USING oldest WHERE t.id = oldest.id RETURNING t.*
 ), finished AS (
     {history.entry("deleted", "'failed'", error="CAST(:error AS jsonb)")}
 ), logged AS (
     INSERT INTO events (kind, task_id, agent_type, goal_id, priority, detail)
     SELECT '{TaskEvent.DISPLACED}', id, agent_type, goal_id, priority, CAST(:error AS jsonb) FROM deleted
 )
-SELECT id, has_dependents FROM deleted
+SELECT id, has_dependents, coalesce(submitted_priority, priority) AS submitted FROM deleted
 """)
 
 
@@ -163,23 +165,37 @@ def _arguments(letters: Sequence[DeadLetter], detail: dict[str, str]) -> dict[st
     }
 
 
-async def displace(connection: AsyncConnection, *, below: Priority, count: int, namespace: str | None = None) -> int:
-    """Fail up to `count` waiting tasks of lower priorities, the lowest first; return the number displaced.
+async def displace(
+    connection: AsyncConnection,
+    *,
+    below: Priority,
+    count: int,
+    since: Mapping[Priority, datetime],
+    namespace: str | None = None,
+) -> Counter[Priority]:
+    """Fail up to `count` waiting tasks of lower priorities, the lowest and oldest first.
 
-    With a namespace only tasks of its own.
+    Return how many were displaced, by their priority at submit. No task of a priority became ready before its time in
+    `since`. With a namespace only tasks of its own.
     """
     message = "the queue was full and more urgent work came"
     error = json.dumps({"code": "displaced", "message": message, "retryable": True})
-    total = 0
+    displaced: Counter[Priority] = Counter()
     for priority in sorted(p for p in Priority if p < below):
-        values = {"priority": priority.value, "count": count - total, "error": error, "namespace": namespace}
+        values: dict[str, object] = {
+            "priority": priority.value,
+            "count": count - displaced.total(),
+            "error": error,
+            "namespace": namespace,
+            "since": since[priority],
+        }
         rows = (await connection.execute(_DISPLACE, values)).all()
-        total += len(rows)
+        displaced.update(Priority(row.submitted) for row in rows)
         for row in rows:
             if row.has_dependents:
                 await dependencies.cancel_dependents(connection, row.id, "was displaced by more urgent work")
-        if total >= count:
+        if displaced.total() >= count:
             break
-    if total:
+    if displaced:
         notify.note(connection, notify.EVENTS)
-    return total
+    return displaced

@@ -66,6 +66,7 @@ class NewTask(TaskFields):
     id: UUID
     id_is_chosen: bool
     request_hash: bytes
+    submitted_priority: Priority | None = None
     blockers: int = 0
     tag: float = 0.0
     is_held: bool = False

@@ -29,7 +29,7 @@ async def test_a_batch_that_does_not_fit_is_refused_whole(narrow: Service) -> No
     assert refused.headers["Content-Type"] == "application/problem+json"
     problem = refused.json()
     assert (problem["code"], problem["depth"], problem["limit"]) == ("queue_full", 10, 10)
-    assert "10 tasks of priority critical wait already and 10 may; 2 of yours do not fit" in problem["detail"]
+    assert "10 tasks wait already and 10 may; 2 of yours do not fit" in problem["detail"]
     assert len((await narrow.get("/tasks"))["items"]) == 10
 
 

@@ -20,6 +20,7 @@ _TASK: Json = {
     "priority": "medium",
     "attempt": 1,
     "max_attempts": 3,
+    "submitted_priority": "medium",
     "rescues": 0,
     "token": 0,
     "depends_on": [],

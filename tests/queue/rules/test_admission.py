@@ -30,6 +30,32 @@ def test_a_flood_of_ordinary_work_leaves_room_for_urgent_work() -> None:
     assert "80 tasks wait already and 100 may; 1 of yours do not fit" in found.reason
 
 
+def test_quotas_hold_for_all_lower_priorities_together() -> None:
+    """Or low and medium work would fill the queue, each within its own quota."""
+    flood = {Priority.LOW: 40, Priority.MEDIUM: 40}
+    for priority in (Priority.LOW, Priority.MEDIUM):
+        refused = find_overflow(POLICY, flood, {priority: 1})
+        assert refused is not None
+        assert refused.priority is Priority.MEDIUM
+        assert "80 tasks of priority medium and below wait already and 80 may" in refused.reason
+    assert find_overflow(POLICY, flood, {Priority.HIGH: 15, Priority.CRITICAL: 5}) is None
+    refused = find_overflow(POLICY, flood, {Priority.HIGH: 16})
+    assert refused is not None
+    assert (refused.priority, refused.excess) == (Priority.HIGH, 1)
+
+
+def test_a_priority_above_its_quota_keeps_no_more_urgent_one_out() -> None:
+    """As it may be after the limits were lowered."""
+    assert find_overflow(POLICY, {Priority.LOW: 70}, {Priority.MEDIUM: 10}) is None
+
+
+@pytest.mark.parametrize(
+    ("quota", "size", "tasks"), [(0.29, 100, 29), (0.57, 100, 57), (25, 100, 25), (500, 100, 100), (1, 7, 7)]
+)
+def test_quotas_are_shares_or_numbers(quota: float, size: int, tasks: int) -> None:
+    assert CapacityPolicy(max_queue_size=size, quotas={Priority.LOW: quota}).quota(Priority.LOW) == tasks
+
+
 @given(depth=depths, incoming=depths)
 def test_what_an_estimate_lets_in_would_also_fit_exactly(
     depth: dict[Priority, int], incoming: dict[Priority, int]

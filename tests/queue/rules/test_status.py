@@ -47,9 +47,9 @@ def test_what_is_with_workers_is_not_queued() -> None:
     ("tasks", "said"),
     [
         ({_RANKING: {"pending": 39}}, []),
-        ({_RANKING: {"pending": 40}}, ["the quota of priority low is filling up: 40 of its tasks wait and 50 may"]),
-        ({_RANKING: {"blocked": 48}}, ["the quota of priority low is nearly full: 48 of its tasks wait and 50 may"]),
-        ({_RANKING: {"delayed": 50}}, ["the quota of priority low is full: 50 of its tasks wait and 50 may"]),
+        ({_RANKING: {"pending": 40}}, ["the quota of priority low is filling up: 40 tasks of it wait and 50 may"]),
+        ({_RANKING: {"blocked": 48}}, ["the quota of priority low is nearly full: 48 tasks of it wait and 50 may"]),
+        ({_RANKING: {"delayed": 50}}, ["the quota of priority low is full: 50 tasks of it wait and 50 may"]),
         ({_URGENT: {"delayed": 96}}, ["the queue is nearly full: 96 tasks wait and 100 may"]),
     ],
 )

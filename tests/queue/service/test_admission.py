@@ -7,17 +7,18 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import text
 
-from app.db.database import Database
+from app.db.database import Database, now
 from app.kernel.lanes import Priority
 from app.kernel.states import TaskState
 from app.queue.errors import QueueFull
 from app.queue.rules.admission import CapacityPolicy
-from app.queue.service import tasks
+from app.queue.rules.aging import AgingPolicy
+from app.queue.service import aging, status, tasks
 from app.queue.service.admission import Admission
 from app.queue.service.tasks import Intake, Submitted
 from app.queue.store import counters
 from tests.support.factories import leased, ready_worker, submission, submitted
-from tests.support.sql import fetch, until_blocked, value
+from tests.support.sql import execute, fetch, until_blocked, value
 
 _ALL = dict.fromkeys(Priority, 1.0)
 
@@ -95,16 +96,59 @@ async def test_a_priority_is_held_to_its_quota(database: Database) -> None:
     await _submit(database, intake, 7, priority=Priority.HIGH)
 
 
+async def test_what_has_risen_counts_by_the_priority_at_its_submit(database: Database) -> None:
+    """A flood of low work must not lock out what is more urgent once it has aged."""
+    intake = _intake(10, quotas={Priority.LOW: 0.5, Priority.MEDIUM: 0.8})
+    await _submit(database, intake, 5, priority=Priority.LOW)
+    await execute(database, "UPDATE tasks SET waiting_since = now() - interval '3 h'")
+    for _ in range(3):
+        async with database.transaction() as connection:
+            await aging.age_tasks(connection, AgingPolicy())
+    with pytest.raises(QueueFull, match="5 tasks of priority low wait already and 5 may"):
+        await _submit(database, intake, priority=Priority.LOW)
+    await _submit(database, intake, 3, priority=Priority.MEDIUM)
+    await _submit(database, intake, 2, priority=Priority.CRITICAL)
+    async with database.transaction() as connection:
+        assert dict((await status.read_snapshot(connection)).depth) == {
+            Priority.LOW: 5,
+            Priority.MEDIUM: 3,
+            Priority.HIGH: 0,
+            Priority.CRITICAL: 2,
+        }
+
+
+async def test_a_near_deadline_is_no_way_around_a_quota(database: Database) -> None:
+    intake = _intake(10, quotas={Priority.LOW: 0.3})
+    async with database.transaction() as connection:
+        deadline = await now(connection)
+    with pytest.raises(QueueFull, match="priority low"):
+        await _submit(database, intake, 4, priority=Priority.LOW, deadline=deadline)
+    (task,) = await _submit(database, intake, priority=Priority.LOW, deadline=deadline)
+    row = (await fetch(database, "SELECT priority, submitted_priority FROM tasks WHERE id = $1", task.id))[0]
+    assert tuple(row) == (Priority.CRITICAL, Priority.LOW)
+
+
+async def test_the_oldest_of_the_least_urgent_makes_room_also_at_a_quota(database: Database) -> None:
+    intake = _intake(10, quotas={Priority.MEDIUM: 0.4}, displaces=True)
+    old, new = [task.id for _ in range(2) for task in await _submit(database, intake, priority=Priority.LOW)]
+    await _submit(database, intake, 2, priority=Priority.MEDIUM)
+    await _submit(database, intake, priority=Priority.MEDIUM)
+    assert await value(database, "SELECT array_agg(id) FROM task_history") == [old]
+    with pytest.raises(QueueFull, match="medium and below"):
+        await _submit(database, intake, 2, priority=Priority.MEDIUM)
+    assert await value(database, "SELECT count(*) FROM tasks WHERE id = $1", new) == 1
+
+
 async def test_displaced_work_is_found_among_the_dead_letters(database: Database) -> None:
     intake = _intake(4, displaces=True)
-    # One by one: which of a batch is the newest is not said.
+    # One by one: which of a batch is the oldest is not said.
     low = [task for _ in range(3) for task in await _submit(database, intake, priority=Priority.LOW)]
-    (dependent,) = await submitted(database, depends_on=(low[2].id,), priority=Priority.LOW)
+    (dependent,) = await submitted(database, depends_on=(low[0].id,), priority=Priority.LOW)
     await _submit(database, intake, 2, priority=Priority.HIGH)
     rows = await fetch(database, "SELECT id, state, error->>'code' AS code FROM task_history ORDER BY finished_at, seq")
-    assert (low[2].id, "failed", "displaced") in [(row["id"], row["state"], row["code"]) for row in rows]
+    assert (low[0].id, "failed", "displaced") in [(row["id"], row["state"], row["code"]) for row in rows]
     assert {row["id"] for row in rows if row["state"] == "cancelled"} <= {dependent}
-    kinds = [row["kind"] for row in await fetch(database, "SELECT kind FROM events WHERE task_id = $1", low[2].id)]
+    kinds = [row["kind"] for row in await fetch(database, "SELECT kind FROM events WHERE task_id = $1", low[0].id)]
     assert kinds == ["task.submitted", "task.displaced"]
     with pytest.raises(QueueFull):
         await _submit(database, intake, 20, priority=Priority.HIGH)
