@@ -20,7 +20,7 @@ from app.kernel.errors import ConvenerError, DatabaseUnavailable, ShuttingDown, 
 from app.kernel.ids import WorkerId
 from app.kernel.lanes import Lane
 from app.kernel.states import WorkerState
-from app.queue.broker.dispatch import Dispatcher, LeaseHistory, OnFirstLeases, WorkerPreferences
+from app.queue.broker.dispatch import Dispatcher, IdleTimes, LeaseHistory, OnFirstLeases, WorkerPreferences
 from app.queue.broker.lane_view import LaneScanner, LaneView, synchronize_lanes
 from app.queue.errors import WorkerBusy, WorkerNotFound, WorkerNotReady
 from app.queue.rules.fair_queueing import FairQueue
@@ -80,6 +80,7 @@ class Broker:
         self.degradation = self._dispatcher.degradation
         self._wake = asyncio.Event()
         self._history = LeaseHistory(database, on_first_leases)
+        self._idle = IdleTimes()
         self._tasks: list[asyncio.Task[None]] = []
         self._is_stopping = False
         self._had_calls = False
@@ -132,6 +133,7 @@ class Broker:
         finally:
             if timer is not None:
                 timer.cancel()
+            self._idle.end_call(call.worker_id, asyncio.get_running_loop().time())
             if self._waiters.get(call.worker_id) is waiter:
                 del self._waiters[call.worker_id]
 
@@ -144,7 +146,7 @@ class Broker:
             call=call,
             answer=asyncio.get_running_loop().create_future(),
             may_wait=wait_seconds > 0,
-            idle_since=self._history.last_lease_at(call.worker_id),
+            idle_since=self._idle.begin_call(call.worker_id, asyncio.get_running_loop().time()),
         )
         self._waiters[call.worker_id] = waiter
         self._had_calls = True
@@ -243,7 +245,9 @@ class Broker:
                 on_undone=lambda: self._announce_lanes(requests),
             )
             self._dispatcher.record_claims(requests, outcomes)
-            await self._history.record([r.worker_id for r, o in zip(requests, outcomes, strict=True) if o.lease])
+            served = [r.worker_id for r, o in zip(requests, outcomes, strict=True) if o.lease]
+            self._idle.end_idling(served)
+            await self._history.record(served)
             for waiter, outcome in zip(batch, outcomes, strict=True):
                 await self._answer(waiter, outcome)
         finally:

@@ -1,6 +1,5 @@
 """Dispatch of lanes to waiting workers, and the records of workers that it goes by."""
 
-import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from app.queue.store.lanes import TagIssuer
 
 # Of more workers the oldest records are forgotten, which costs no more than a little fairness among them.
 _MAX_WORKERS = 20_000
+_LONGEST_BREAK_SECONDS = 5.0
 
 # Called with workers that get the first lease that this process knows of, on a connection of the hot path.
 OnFirstLeases = Callable[[HotConnection, Sequence[WorkerId]], Awaitable[None]]
@@ -103,23 +103,49 @@ class Dispatcher:
             self._fairness.mark_idle(agent)
 
 
+@dataclass(slots=True)
+class IdleTimes:
+    """Since when each worker has been asking for a task without getting one, by the clock of the event loop.
+
+    Only who is idle asks, so the first call after a lease tells when its task was over. Calls that follow each other
+    closely continue one wait; after a longer break the worker may have had a task from another process meanwhile.
+    """
+
+    _spans: dict[WorkerId, tuple[float, float]] = field(default_factory=dict)
+
+    def begin_call(self, worker_id: WorkerId, now: float) -> float:
+        """Note that the worker asks; return since when it has been idle."""
+        began_at, asked_at = self._spans.pop(worker_id, (now, now))
+        since = began_at if now - asked_at <= _LONGEST_BREAK_SECONDS else now
+        self._spans[worker_id] = since, now
+        while len(self._spans) > _MAX_WORKERS:
+            del self._spans[next(iter(self._spans))]
+        return since
+
+    def end_call(self, worker_id: WorkerId, now: float) -> None:
+        """Note that the call of the worker is over; no more is known of it where that has brought it a task."""
+        if worker_id in self._spans:
+            self._spans[worker_id] = self._spans[worker_id][0], now
+
+    def end_idling(self, worker_ids: Iterable[WorkerId]) -> None:
+        """Note that these workers have a task now."""
+        for worker_id in worker_ids:
+            self._spans.pop(worker_id, None)
+
+
 class LeaseHistory:
-    """Times of the last leases of workers, by the clock of the event loop."""
+    """Workers that have had leases of this process, to tell first ones."""
 
     def __init__(self, database: Database, on_first: OnFirstLeases | None = None) -> None:
         self._database = database
         self._on_first = on_first
-        self._leased_at: dict[WorkerId, float] = {}
-
-    def last_lease_at(self, worker_id: WorkerId) -> float:
-        """Time of the worker's last lease; 0.0 when none is known."""
-        return self._leased_at.get(worker_id, 0.0)
+        self._served: dict[WorkerId, None] = {}
 
     async def record(self, worker_ids: Collection[WorkerId]) -> None:
         """Note that these workers get a lease now, and call `on_first` with those for whom no earlier one is known."""
-        first_timers = [worker_id for worker_id in worker_ids if worker_id not in self._leased_at]
-        self._leased_at.update(dict.fromkeys(worker_ids, asyncio.get_running_loop().time()))
-        while len(self._leased_at) > _MAX_WORKERS:
-            del self._leased_at[next(iter(self._leased_at))]
+        first_timers = [worker_id for worker_id in worker_ids if worker_id not in self._served]
+        self._served.update(dict.fromkeys(worker_ids))
+        while len(self._served) > _MAX_WORKERS:
+            del self._served[next(iter(self._served))]
         if first_timers and (on_first := self._on_first) is not None:
             await hot_path.run(self._database, lambda connection: on_first(connection, first_timers))

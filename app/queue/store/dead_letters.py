@@ -18,8 +18,8 @@ from app.queue.store import dependencies, history, lanes
 from app.queue.store.listing import Selection
 from app.queue.store.tables import KEPT_COLUMNS
 
-# The oldest of a priority go first. Nothing became ready before `since`, where only dead index entries are. A locked one is
-# about to be leased.
+# The oldest of a priority go first; before `since` there are only dead index entries. A locked one is about to be
+# leased.
 _DISPLACE = text(f"""
 WITH oldest AS MATERIALIZED (
     SELECT id FROM tasks

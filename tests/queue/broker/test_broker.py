@@ -16,6 +16,7 @@ from app.kernel.ids import WorkerId
 from app.kernel.lanes import Priority
 from app.kernel.states import WorkerState
 from app.queue.broker.broker import Broker, LeaseCall
+from app.queue.broker.dispatch import IdleTimes
 from app.queue.errors import WorkerBusy, WorkerNotFound, WorkerNotReady
 from app.queue.rules.fair_queueing import FairQueue
 from app.queue.rules.tasks import LeasePolicy
@@ -185,6 +186,39 @@ async def test_the_longest_idle_worker_is_served_first(database: Database, broke
     assert set(served.values()) == {5}
     for task in waiting:
         task.cancel()
+
+
+async def test_idle_is_since_the_last_task_was_over(database: Database, broker: Broker, desk: LeaseService) -> None:
+    """One that had a long task for longer, and came back a moment ago, waits behind one that has idled meanwhile."""
+    busy, idle = [await ready_worker(database) for _ in range(2)]
+    await submitted(database, 2)
+    long_lease, short_lease = [await broker.lease(_call(worker)) for worker in (busy, idle)]
+    assert long_lease is not None
+    assert short_lease is not None
+    await desk.complete(completion(idle, short_lease))
+    assert await broker.lease(_call(idle), 0.1) is None
+    await desk.complete(completion(busy, long_lease))
+    latecomer = asyncio.create_task(broker.lease(_call(busy), 30))
+    await _waiting(broker)
+    # Its wait has been over once, so this is the later call of the two.
+    waiting = asyncio.create_task(broker.lease(_call(idle), 30))
+    await _waiting(broker, 2)
+    await submitted(database)
+    done, _ = await asyncio.wait([latecomer, waiting], return_when=asyncio.FIRST_COMPLETED)
+    assert done == {waiting}
+    latecomer.cancel()
+
+
+def test_a_wait_goes_on_over_calls_that_follow_each_other_and_ends_with_a_task() -> None:
+    worker, times = WorkerId(uuid4()), IdleTimes()
+    assert times.begin_call(worker, 10) == 10
+    times.end_call(worker, 40)
+    assert times.begin_call(worker, 41) == 10
+    times.end_call(worker, 50)
+    assert times.begin_call(worker, 70) == 70, "it may have had a task of another process"
+    times.end_idling([worker])
+    times.end_call(worker, 75)
+    assert times.begin_call(worker, 76) == 76
 
 
 async def test_agent_types_are_served_by_weight(database: Database) -> None:

@@ -117,16 +117,17 @@ async def test_types_share_by_weight_and_none_starves(database: Database, desk: 
     await broker.stop()
 
 
+@pytest.mark.slow
 async def test_waiting_workers_get_equal_shares_of_equal_work(
     database: Database, broker: Broker, desk: LeaseService
 ) -> None:
     """Jain's index: (sum x)^2 / (n sum x^2), 1 when all are equal."""
     workers = [await ready_worker(database) for _ in range(8)]
-    await submitted(database, 400)
+    await submitted(database, 2000)
     counts: Counter[UUID] = Counter()
 
     async def work(worker_id: WorkerId) -> None:
-        while sum(counts.values()) < 400 - len(workers):
+        while sum(counts.values()) < 2000 - len(workers):
             await _next(broker, desk, worker_id)
             counts[worker_id] += 1
 
