@@ -9,6 +9,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 PARTITIONED = ("task_history", "events")
+# The mark of the last event that was dropped, in `folds`.
+DROPPED = "events dropped"
 # The column by which a table is partitioned, and an index in about the same order.
 _MOMENT = {"task_history": "finished_at", "events": "at"}
 _ORDER = {"task_history": "seq", "events": "transaction, seq"}
@@ -62,7 +64,17 @@ async def create(connection: AsyncConnection, table: str, day: date) -> bool:
 
 async def drop(connection: AsyncConnection, name: str) -> bool:
     """Drop a partition; return False, having done nothing, where it or its table is in use for too long."""
-    return await _execute_unless_busy(connection, f"DROP TABLE IF EXISTS {name}")
+    mark = [_mark_dropped(name)] if name.startswith("events_") else []
+    return await _execute_unless_busy(connection, *mark, f"DROP TABLE {name}")
+
+
+def _mark_dropped(source: str) -> str:
+    """Return the statement that notes the last of the events that are about to go, for readers with older cursors."""
+    return f"""
+INSERT INTO folds AS mark (name, transaction, seq)
+SELECT '{DROPPED}', transaction, seq FROM {source} ORDER BY transaction DESC, seq DESC LIMIT 1
+ON CONFLICT (name) DO UPDATE SET transaction = excluded.transaction, seq = excluded.seq
+WHERE (excluded.transaction, excluded.seq) > (mark.transaction, mark.seq)"""
 
 
 async def prune_default(connection: AsyncConnection, table: str, keep_days: int, limit: int = BATCH) -> int:
@@ -70,7 +82,7 @@ async def prune_default(connection: AsyncConnection, table: str, keep_days: int,
 
     It looks at the first rows only, which are the oldest but for a few: no index leads to the others.
     """
-    statement = text(f"""
+    deletion_of_old = f"""
         DELETE FROM {table}_default WHERE ctid = ANY (ARRAY(
             SELECT ctid FROM (
                 SELECT ctid, {_MOMENT[table]} AS moment FROM {table}_default ORDER BY {_ORDER[table]} LIMIT :limit
@@ -78,18 +90,22 @@ async def prune_default(connection: AsyncConnection, table: str, keep_days: int,
             WHERE moment < (date_trunc('day', now() AT TIME ZONE 'UTC') - make_interval(days => :days))
                 AT TIME ZONE 'UTC'
         ))
-    """)
-    return (await connection.execute(statement, {"days": keep_days, "limit": limit})).rowcount
+        RETURNING *
+    """
+    marked = f", marked AS ({_mark_dropped('gone')})" if table == "events" else ""
+    statement = text(f"WITH gone AS ({deletion_of_old}){marked} SELECT count(*) FROM gone")
+    return int((await connection.execute(statement, {"days": keep_days, "limit": limit})).scalar_one())
 
 
-async def _execute_unless_busy(connection: AsyncConnection, statement: str) -> bool:
+async def _execute_unless_busy(connection: AsyncConnection, *statements: str) -> bool:
     """Change a partitioned table, unless its lock takes longer than 200 ms; that limit holds until the commit."""
     # A reader of one partition keeps us from the lock of the whole table, and while we wait in line for that lock, all
     # writers of the table wait behind us.
     await connection.execute(_SHORT_LOCK_TIMEOUT)
     try:
         async with connection.begin_nested():
-            await connection.execute(text(statement))
+            for statement in statements:
+                await connection.execute(text(statement))
     except DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
             raise

@@ -24,6 +24,7 @@ STATUS: Mapping[type[ConvenerError], int] = {
     errors.NotPermitted: 403,
     errors.NotFound: 404,
     errors.Conflict: 409,
+    errors.Gone: 410,
     errors.VersionStale: 412,
     errors.TooLarge: 413,
     errors.Invalid: 422,

@@ -52,6 +52,10 @@ class Conflict(ConvenerError):
     """The present state forbids this; nothing was changed."""
 
 
+class Gone(ConvenerError):
+    """What was there once, and is not kept any more."""
+
+
 class TooLarge(ConvenerError):
     """More than this service accepts."""
 

@@ -1,6 +1,6 @@
 """Errors of tasks, leases and workers at the queue; the first line of a docstring is the title of the problem."""
 
-from app.kernel.errors import Conflict, Exhausted, Invalid, NotFound, NotPermitted, ValuesRefused
+from app.kernel.errors import Conflict, Exhausted, Gone, Invalid, NotFound, NotPermitted, ValuesRefused
 
 
 class TaskNotFound(NotFound):
@@ -91,6 +91,24 @@ class LeaseSuperseded(Conflict):
     """The task has moved on to a newer lease; nothing was changed."""
 
     code = "lease_superseded"
+
+
+class LeaseEnded(Conflict):
+    """This lease has ended already, by another call of its worker; nothing was changed."""
+
+    code = "lease_ended"
+
+
+class CursorExpired(Gone):
+    """Events that follow this cursor are no longer kept, so a reader that goes on from it would miss them."""
+
+    code = "cursor_expired"
+
+
+class CursorAhead(Invalid):
+    """No event has such a cursor yet."""
+
+    code = "cursor_ahead"
 
 
 class TaskCancelled(Conflict):

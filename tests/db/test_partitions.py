@@ -8,7 +8,7 @@ import pytest
 
 from app.db import retention
 from app.db.database import Database
-from tests.support.sql import execute, value
+from tests.support.sql import execute, fetch, value
 
 _EVENT = (
     "INSERT INTO events (at, kind, task_id, agent_type) VALUES ($1, 'task.submitted', gen_random_uuid(), 'ranking')"
@@ -97,6 +97,23 @@ async def test_only_what_is_older_is_dropped_and_whole(own_database: Database) -
     assert dropped == [f"events_{day:%Y%m%d}" for day in old[:2]]
     assert await value(own_database, "SELECT count(*) FROM events") == 2
     assert await value(own_database, "SELECT to_regclass('events_default') IS NOT NULL")
+
+
+async def test_the_last_event_that_goes_is_noted(own_database: Database) -> None:
+    """Whether with its partition or from the default one."""
+    today = await _today(own_database)
+    days = [datetime.combine(today - timedelta(days=days), datetime.min.time(), UTC) for days in (20, 9, 0)]
+    async with own_database.transaction() as connection:
+        await retention.create(connection, "events", days[1].date())
+    for day in days:
+        await execute(own_database, _EVENT, day)
+    seqs = [row["seq"] for row in await fetch(own_database, "SELECT seq FROM events ORDER BY at")]
+    mark = "SELECT seq FROM folds WHERE name = 'events dropped'"
+    async with own_database.transaction() as connection:
+        assert await retention.prune_default(connection, "events", 7) == 1
+    assert await value(own_database, mark) == seqs[0]
+    await _drop_older(own_database, 7)
+    assert await value(own_database, mark) == seqs[1]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from app.kernel.events import TaskEvent
 from app.kernel.ids import TaskId, WorkerId
 from app.kernel.lanes import Priority
 from app.kernel.states import FINISHED, LIVE_STATES, TaskState, WorkerState
-from app.queue.errors import LeaseExpired, LeaseNotFound, LeaseSuperseded, TaskCancelled
+from app.queue.errors import LeaseEnded, LeaseExpired, LeaseNotFound, LeaseSuperseded, TaskCancelled
 from app.queue.rules.tasks import LEASED, TRANSITIONS, RetryPolicy, after_no_acknowledgement
 from app.queue.service.leases import Fence
 from app.queue.service.tasks import Submission
@@ -174,11 +174,13 @@ class Model:
         if (task.token, task.worker) == (fence.token, fence.worker_id):
             if task.is_live:
                 return LeaseExpired
-            return TaskCancelled if task.state is TaskState.CANCELLED else LeaseSuperseded
+            return TaskCancelled if task.state is TaskState.CANCELLED else LeaseEnded
         past = task.attempts.get((fence.token, fence.worker_id))
         if past is None:
             return LeaseNotFound
-        return LeaseExpired if past in ("expired", "lost") else LeaseSuperseded
+        if past in ("expired", "lost"):
+            return LeaseExpired
+        return LeaseSuperseded if task.token > fence.token else LeaseEnded
 
     def complete(self, task: Task, result: str) -> None:
         task.apply(TaskEvent.COMPLETED)

@@ -10,12 +10,14 @@ from uuid import UUID
 from fastapi import Header, Query
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, BeforeValidator, Field, PlainValidator, WithJsonSchema
+from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.requests import Request
 from starlette.responses import Response
 
 from app.http.fields import Limit, Moment, Word
 from app.http.guard import admit, requires
 from app.http.namespaces import Within
+from app.http.problems import responses_for
 from app.http.routing import Router
 from app.http.services import Services, ServicesDep
 from app.http.streaming import Batch, EventStream, Message, until_disconnect
@@ -25,6 +27,8 @@ from app.kernel.events import EVENT_KINDS, EventKind
 from app.kernel.namespaces import DEFAULT, split_name, stored_name
 from app.queue.api.event_stream import EventFilter, EventReaders, Follower
 from app.queue.api.queues import OpenWriterOut, open_writers_out
+from app.queue.errors import CursorAhead, CursorExpired
+from app.queue.service import cursors
 from app.queue.store import events, open_writers
 from app.queue.store.events import BEGINNING, Cursor, Event
 
@@ -82,6 +86,7 @@ Kinds = Annotated[list[Kind] | None, Query(max_length=len(EVENT_KINDS), descript
 LastEventId = Annotated[
     str | None, Header(max_length=100, description="where a stream goes on; it is stronger than `after`")
 ]
+_CURSOR_REFUSALS = responses_for(CursorExpired, CursorAhead)
 _STREAMED: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "A page; a stream of server-sent events where the client accepts `text/event-stream`",
@@ -95,7 +100,7 @@ _STREAMED: dict[int | str, dict[str, Any]] = {
     summary="Follow events",
     dependencies=_CONTENT,
     response_model=EventPage,
-    responses=_STREAMED,
+    responses=_STREAMED | _CURSOR_REFUSALS,
 )
 async def page(
     request: Request,
@@ -134,7 +139,7 @@ async def _read_open_writers(services: Services) -> list[OpenWriterOut]:
     summary="Stream events",
     dependencies=_CONTENT,
     response_class=Response,
-    responses={200: {"content": {_STREAM: {"schema": {"type": "string"}}}}},
+    responses={200: {"content": {_STREAM: {"schema": {"type": "string"}}}}, **_CURSOR_REFUSALS},
 )
 async def stream(
     request: Request,
@@ -227,10 +232,19 @@ async def _read_until_found(
 
 
 async def _parse_cursor(services: Services, text: str | None) -> Cursor:
+    async with services.database.transaction() as connection:
+        return await start_at(connection, text, "cursor")
+
+
+async def start_at(connection: AsyncConnection, text: str | None, name: str, *, prefix: str = "") -> Cursor:
+    """The position from which a client wants to read. Raises RequestValidationError, CursorExpired, CursorAhead."""
     if text == "now":
-        async with services.database.transaction() as connection:
-            return await events.latest(connection)
-    return parse_cursor(text, "cursor")
+        return await events.latest(connection)
+    cursor = parse_cursor(text, name, prefix=prefix)
+    # Without a cursor reading begins with the first event that is kept.
+    if text is not None:
+        await cursors.check(connection, cursor)
+    return cursor
 
 
 def parse_cursor(text: str | None, name: str, *, prefix: str = "") -> Cursor:

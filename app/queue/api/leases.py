@@ -37,6 +37,7 @@ from app.queue.api.lease_schemas import (
 )
 from app.queue.broker.broker import Broker, LeaseCall
 from app.queue.errors import (
+    LeaseEnded,
     LeaseExpired,
     LeaseNotFound,
     LeaseSuperseded,
@@ -52,7 +53,7 @@ from app.queue.store.completions import Completion, Renewal
 
 # Most requests to the service come here, once or more for every task.
 router = APIRouter(tags=["leases"], route_class=LeanRoute, dependencies=[requires(Scope.LEASE)])
-_FENCE_REFUSALS = responses_for(LeaseNotFound, LeaseExpired, LeaseSuperseded, TaskCancelled)
+_FENCE_REFUSALS = responses_for(LeaseNotFound, LeaseExpired, LeaseSuperseded, LeaseEnded, TaskCancelled)
 _MAX_DETAIL_BYTES = 64 << 10
 _EXCERPT_CHARACTERS = 4000
 _WORKER_REFUSALS = responses_for(WorkerNotReady, WorkerGone, WorkerBusy, errors.ShuttingDown)

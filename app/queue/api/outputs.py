@@ -9,14 +9,16 @@ from pydantic import BaseModel, Field
 from app.http.fields import AgentName, Limit, Moment, PriorityName, TaskUsageOut, priority_name
 from app.http.guard import requires
 from app.http.namespaces import Within
+from app.http.problems import responses_for
 from app.http.routing import Router
 from app.http.transactions import Reading
 from app.kernel.access import Scope
 from app.kernel.agents import AgentType
 from app.kernel.namespaces import DEFAULT, split_name, stored_name
-from app.queue.api.events import parse_cursor
+from app.queue.api.events import start_at
 from app.queue.api.queues import OpenWriterOut, open_writers_out
-from app.queue.store import events, open_writers
+from app.queue.errors import CursorAhead, CursorExpired
+from app.queue.store import open_writers
 from app.queue.store import outputs as store
 from app.queue.store.events import Cursor
 from app.queue.store.outputs import Output
@@ -55,7 +57,12 @@ class OutputPage(BaseModel):
     )
 
 
-@router.get("", summary="Read results as they come", dependencies=[requires(Scope.READ, Scope.CONTENT)])
+@router.get(
+    "",
+    summary="Read results as they come",
+    dependencies=[requires(Scope.READ, Scope.CONTENT)],
+    responses=responses_for(CursorExpired, CursorAhead),
+)
 async def page(
     connection: Reading,
     namespace: Within,
@@ -71,8 +78,7 @@ async def page(
 
     A token is good for any filter. A result that is just being written appears later, never in a place already read.
     """
-    is_now = after == "now"
-    start = await events.latest(connection) if is_now else parse_cursor(after, "continuation token", prefix=_PREFIX)
+    start = await start_at(connection, after, "continuation token", prefix=_PREFIX)
     agent_name = agent_type.value if agent_type else None
     goal_name = stored_name(namespace or DEFAULT, goal_id) if goal_id else None
     filters = {"agent_type": agent_name, "goal_id": goal_name, "namespace": namespace}

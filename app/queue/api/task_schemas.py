@@ -1,8 +1,11 @@
 """Schemas of tasks: as they are submitted, and as they are shown."""
 
+import re
+from dataclasses import dataclass
 from typing import Annotated, Any, Self
 from uuid import UUID
 
+from fastapi import Header
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.http.fields import (
@@ -21,6 +24,7 @@ from app.http.fields import (
 )
 from app.http.json import JsonObject, check_size, object_text
 from app.kernel.agents import AgentType
+from app.kernel.errors import ValuesRefused
 from app.kernel.namespaces import split_name, stored_name
 from app.kernel.states import TaskState
 from app.queue.errors import TaskIdRefused
@@ -51,7 +55,42 @@ _DEFAULT_RETRY = RetryIn()
 
 
 # Fields of a body that go on as they are; for the thousand tasks of a batch they are looked up once.
-_SAME_FIELDS = tuple(Submission.__dataclass_fields__.keys() - {"goal_id", "priority", "labels", "retry"})
+_SAME_FIELDS = tuple(Submission.__dataclass_fields__.keys() - {"goal_id", "priority", "labels", "retry", "batch_size"})
+
+
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """What the headers of a submit say of all its tasks, which are `count`, or of one that came alone (None)."""
+
+    idempotency_key: str | None = None
+    traceparent: str | None = None
+    count: int | None = None
+
+    def fields(self, task: "TaskIn", place: int) -> dict[str, Any]:
+        """The fields of a task for which its body says nothing. Raises ValuesRefused for a second key."""
+        fields: dict[str, Any] = {}
+        # One that is no trace context is ignored, as the standard has it.
+        if task.trace_context is None and _TRACEPARENT.fullmatch(self.traceparent or ""):
+            fields["trace_context"] = self.traceparent
+        if self.idempotency_key is None or task.id is not None:
+            return fields
+        if task.idempotency_key is None:
+            key = self.idempotency_key if self.count is None else f"{self.idempotency_key}/{place}"
+            return {**fields, "idempotency_key": key, "batch_size": self.count}
+        if self.count is None and task.idempotency_key != self.idempotency_key:
+            raise ValuesRefused([("idempotency_key", "differs from the header Idempotency-Key; give one of them")])
+        return fields
+
+
+NO_ORIGIN = Origin()
+IdempotencyKey = Annotated[
+    Word | None,
+    Header(alias="Idempotency-Key", description="equal keys are one submit; instead of keys or ids in the body"),
+]
+Traceparent = Annotated[str | None, Header(max_length=200, description="trace context of tasks that bring none")]
 
 
 class TaskIn(Body):
@@ -90,8 +129,13 @@ class TaskIn(Body):
             raise ValueError("give an id or an idempotency_key, not both")
         return self
 
-    def submission(self, max_payload_bytes: int, namespace: str) -> Submission:
-        """The submission into a namespace, for the service. Raises PayloadTooLarge, TaskIdRefused."""
+    def submission(
+        self, max_payload_bytes: int, namespace: str, origin: Origin = NO_ORIGIN, place: int = 0
+    ) -> Submission:
+        """The submission into a namespace, for the service; `place` is the task's in its batch.
+
+        Raises PayloadTooLarge, TaskIdRefused, ValuesRefused.
+        """
         if self.id is not None and (problem := chosen_id_problem(self.id, namespace)) is not None:
             raise TaskIdRefused([("id", problem)])
         check_size(self.payload, max_payload_bytes, "payload")
@@ -99,7 +143,7 @@ class TaskIn(Body):
         labels = object_text(self.labels) or "{}"
         converted: dict[str, Any] = {"priority": priority_of(self.priority), "labels": labels, "retry": retry}
         converted["goal_id"] = stored_name(namespace, self.goal_id)
-        same = {name: getattr(self, name) for name in _SAME_FIELDS}
+        same = {name: getattr(self, name) for name in _SAME_FIELDS} | origin.fields(self, place)
         return Submission(**same, **converted)
 
 

@@ -21,10 +21,13 @@ from app.queue.api.task_schemas import (
     BatchIn,
     BatchOut,
     CancelIn,
+    IdempotencyKey,
+    Origin,
     SubmittedOut,
     TaskIn,
     TaskOut,
     TaskPage,
+    Traceparent,
     summary,
     whole,
 )
@@ -83,10 +86,17 @@ class CancelledMany(BaseModel):
     responses={200: {"model": TaskOut, "description": "this id exists already, with the same body"}, **_SUBMITTED},
 )
 async def submit(
-    task: TaskIn, services: ServicesDep, connection: Writing, namespace: Into, response: Response
+    task: TaskIn,
+    services: ServicesDep,
+    connection: Writing,
+    namespace: Into,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+    traceparent: Traceparent = None,
 ) -> TaskOut:
-    """Durable before the answer. Choose the `id` yourself to be able to repeat the call safely."""
-    submission = task.submission(services[PayloadLimit].max_bytes, namespace)
+    """Durable before the answer. Choose the `id` or send an `Idempotency-Key` to be able to repeat the call safely."""
+    origin = Origin(idempotency_key=idempotency_key, traceparent=traceparent)
+    submission = task.submission(services[PayloadLimit].max_bytes, namespace, origin)
     (result,) = await service.submit(connection, [submission], services[Intake])
     if not result.created:
         response.status_code = 200
@@ -105,10 +115,18 @@ async def submit(
     responses=_SUBMITTED,
 )
 async def submit_batch(
-    batch: BatchIn, services: ServicesDep, connection: Writing, namespace: Into, response: Response
+    batch: BatchIn,
+    services: ServicesDep,
+    connection: Writing,
+    namespace: Into,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+    traceparent: Traceparent = None,
 ) -> BatchOut:
-    """One transaction for all; durable before the answer."""
-    submissions = [task.submission(services[PayloadLimit].max_bytes, namespace) for task in batch.tasks]
+    """One transaction for all; durable before the answer. With an `Idempotency-Key` the call is safe to repeat."""
+    origin = Origin(idempotency_key=idempotency_key, traceparent=traceparent, count=len(batch.tasks))
+    max_bytes = services[PayloadLimit].max_bytes
+    submissions = [task.submission(max_bytes, namespace, origin, place) for place, task in enumerate(batch.tasks)]
     results = await service.submit(connection, submissions, services[Intake])
     advice.add_header(response, services)
     return BatchOut(tasks=[SubmittedOut(id=r.id, state=r.state, created=r.created) for r in results])

@@ -15,7 +15,7 @@ from app.kernel.errors import ConvenerError
 from app.kernel.events import TaskEvent
 from app.kernel.ids import TaskId, WorkerId
 from app.kernel.states import TaskState
-from app.queue.errors import LeaseExpired, LeaseNotFound, LeaseSuperseded, TaskCancelled
+from app.queue.errors import LeaseEnded, LeaseExpired, LeaseNotFound, LeaseSuperseded, TaskCancelled
 from app.queue.rules import tasks
 from app.queue.rules.fair_queueing import FairQueue
 from app.queue.rules.tasks import (
@@ -81,7 +81,7 @@ class LeaseService:
     async def complete(self, completion: Completion) -> None:
         """Accept a result once; a repetition with the same result is accepted too, anything else is refused.
 
-        Raises LeaseExpired, LeaseSuperseded, TaskCancelled, LeaseNotFound.
+        Raises LeaseExpired, LeaseSuperseded, LeaseEnded, TaskCancelled, LeaseNotFound.
         """
         service = await self._completions(completion)
         if service is not None:
@@ -196,22 +196,24 @@ async def refusal(connection: AsyncConnection, fence: Fence) -> ConvenerError:
     if task is None:
         return LeaseNotFound()
     past_outcome = await attempts.past_outcome(connection, fence.task_id, fence.token, fence.worker_id)
-    # Another lease has followed; how this one ended is all that its worker needs to know.
+    # It is over; how it ended is all that its worker needs to know.
     if not _matches_fence(task, fence):
-        return _past_refusal(past_outcome)
+        return _past_refusal(past_outcome, is_followed=task["token"] > fence.token)
     if task["place"] == "live":
         return LeaseExpired(reason="expired")
     if task["state"] == TaskState.CANCELLED:
         return TaskCancelled(reason="cancelled")
-    return LeaseSuperseded(f"this lease has ended already: the task is {task['state']}", reason="superseded")
+    return LeaseEnded(f"this lease has ended already: the task is {task['state']}", reason="ended")
 
 
-def _past_refusal(outcome: str | None) -> ConvenerError:
+def _past_refusal(outcome: str | None, *, is_followed: bool) -> ConvenerError:
     if outcome is None:
         return LeaseNotFound()
     if outcome in ("expired", "lost"):
         return LeaseExpired(reason="expired")
-    return LeaseSuperseded(f"this lease has ended already: it was {outcome}", reason="superseded")
+    if is_followed:
+        return LeaseSuperseded(f"this lease has ended already: it was {outcome}", reason="superseded")
+    return LeaseEnded(f"this lease has ended already: it was {outcome}", reason="ended")
 
 
 def _matches_fence(task: dict[str, object], fence: Fence) -> bool:

@@ -42,9 +42,13 @@ _HASHED = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission(TaskFields):
-    """A task as the Supervisor submits it, with the id that it may have chosen."""
+    """A task as the Supervisor submits it, with the id that it may have chosen.
+
+    `batch_size` is that of a batch whose tasks have keys by their places in it.
+    """
 
     id: UUID | None = None
+    batch_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -292,6 +296,8 @@ def _hash(submission: Submission) -> bytes:
         for field in fields(TaskFields)
         if field.name not in _HASHED and (value := getattr(submission, field.name)) != field.default
     }
+    # A batch that is repeated with more tasks, or fewer, is another one.
+    later |= {} if submission.batch_size is None else {"batch_size": str(submission.batch_size)}
     return hashlib.sha256(json.dumps([*body, *([later] if later else [])], sort_keys=True).encode()).digest()
 
 

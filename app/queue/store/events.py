@@ -10,12 +10,12 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.db import folds, namespaces, notify
+from app.db import folds, namespaces, notify, retention
 from app.db.pages import PAGE_BYTES, within_bytes
 from app.kernel.events import TaskEvent
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Cursor:
     """Position between two events; as text `TRANSACTION-SEQ`."""
 
@@ -27,6 +27,14 @@ class Cursor:
 
 
 BEGINNING = Cursor(transaction=0, seq=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptSpan:
+    """The last event that housekeeping has dropped, None where it has dropped none, and the newest number there is."""
+
+    dropped_until: Cursor | None
+    latest_transaction: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +100,13 @@ SELECT * FROM event WHERE (task_id IS NOT NULL OR goal_id IS NOT NULL) AND {cond
 ORDER BY transaction, seq LIMIT :limit
 """)
 _WINDOW = 2000
+
+
+_KEPT = text(f"""
+SELECT (pg_snapshot_xmax(pg_current_snapshot())::text)::bigint + convener_transaction_offset() AS latest,
+       dropped.transaction, dropped.seq
+FROM (SELECT) one LEFT JOIN folds dropped ON dropped.name = '{retention.DROPPED}'
+""")
 
 
 async def append(
@@ -169,6 +184,13 @@ async def latest(connection: AsyncConnection) -> Cursor:
     """Return a cursor for now, which all later events follow."""
     horizon = await folds.horizon(connection, "events")
     return Cursor(transaction=horizon.transaction, seq=horizon.seq)
+
+
+async def kept_span(connection: AsyncConnection) -> KeptSpan:
+    """Return how far back events are kept, and how far they can reach."""
+    row = (await connection.execute(_KEPT)).mappings().one()
+    dropped = None if row["transaction"] is None else Cursor(transaction=row["transaction"], seq=row["seq"] or 0)
+    return KeptSpan(dropped_until=dropped, latest_transaction=row["latest"])
 
 
 async def bounds(connection: AsyncConnection, start: Cursor) -> dict[str, int]:

@@ -171,12 +171,13 @@ queue_totals = Table(
     PrimaryKeyConstraint("agent_type", "priority", "kind", name="queue_totals_pkey"),
 )
 
-# Mark of each fold: everything below this transaction has been folded.
+# Mark of each fold: everything below this transaction has been folded. That of dropped events is the last one of them.
 folds = Table(
     "folds",
     metadata,
     Column("name", Text, primary_key=True),
     Column("transaction", BigInteger, nullable=False),
+    Column("seq", BigInteger, comment="of the last event that was dropped"),
 )
 
 

@@ -7,8 +7,9 @@ import pytest
 
 from app.db.database import Database
 from app.queue.api import event_stream
+from tests.support.problems import is_problem
 from tests.support.service import Service
-from tests.support.sql import until
+from tests.support.sql import execute, until
 
 
 async def _all(service: Service, limit: int = 500, after: str | None = None, **query: Any) -> list[Any]:
@@ -157,3 +158,31 @@ async def test_waiting_holds_no_connection(service: Service, database: Database)
         pages = await asyncio.gather(*polls)
     assert all([event["task_id"] for event in page["items"]] == [task_id] for page in pages)
     assert database.announcer is not service.app.state.services.database.announcer
+
+
+async def test_a_cursor_from_before_the_retention_is_gone(service: Service, database: Database) -> None:
+    """Going on from it would leave out what was dropped, without a word."""
+    for _ in range(2):
+        await service.submitted()
+    old = (await service.get("/events", limit=1))["next"]
+    kept = (await service.get("/events"))["next"]
+    await execute(
+        database,
+        "INSERT INTO folds (name, transaction, seq) SELECT 'events dropped', max(transaction), max(seq) FROM events",
+    )
+    await execute(database, "DELETE FROM events")
+    await service.submitted()
+    for path in (f"/events?after={old}", f"/events/stream?after={old}", f"/outputs?after=o{old}", "/events?after=0-0"):
+        answer = await service.ask("GET", path)
+        problem = is_problem(answer, 410, "cursor_expired")
+        assert "after=now" in problem["detail"]
+    for after in (kept, None):
+        page = await service.get("/events", **({"after": after} if after else {}))
+        assert [event["kind"] for event in page["items"]] == ["task.submitted"]
+
+
+async def test_a_cursor_ahead_of_all_events_is_refused(service: Service) -> None:
+    await service.submitted()
+    transaction = int((await service.get("/events", after="now"))["next"].split("-")[0])
+    for path in (f"/events?after={transaction + 10**6}-1", f"/outputs?after=o{transaction + 10**6}-1"):
+        assert "restored" in is_problem(await service.ask("GET", path), 422, "cursor_ahead")["detail"]

@@ -8,6 +8,7 @@ import pytest
 
 from app.db.database import Database
 from app.kernel.access import Role
+from tests.support.problems import is_problem
 from tests.support.service import Service
 from tests.support.sql import value
 
@@ -111,7 +112,7 @@ async def test_another_outcome_for_a_finished_task_is_refused(service: Service) 
     assert (await worker.on_lease(lease, "complete", **told)).status_code == 200
     for change in ({"result": {"a": 2}}, {"quality": 0.9}, {"quality": None}):
         other = await worker.on_lease(lease, "complete", **told | change)
-        assert (other.status_code, other.json()["code"]) == (409, "lease_superseded"), change
+        assert (other.status_code, other.json()["code"]) == (409, "lease_ended"), change
     measured_anew = {"usage": {"wall_seconds": 1, "cpu_seconds": 1, "max_memory_mb": 1}}
     assert (await worker.on_lease(lease, "complete", **told | measured_anew)).status_code == 200
     assert (await service.get(f"/tasks/{task_id}"))["result"] == {"a": 1}
@@ -275,3 +276,45 @@ async def test_a_task_with_a_time_to_run_waits_for_it(service: Service) -> None:
     assert await worker.lease() is None
     (task,) = (await service.get("/tasks"))["items"]
     assert task["run_at"].startswith("2099-12-31T22:00:00")
+
+
+_TASK = {"agent_type": "ranking", "payload": {"n": 1}}
+_KEY = {"Idempotency-Key": "submit-1"}
+
+
+async def test_the_header_is_an_idempotency_key(service: Service) -> None:
+    first = await service.ask("POST", "/tasks", _TASK, headers=_KEY)
+    again = await service.ask("POST", "/tasks", _TASK, headers=_KEY)
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert first.json()["id"] == again.json()["id"]
+    named = await service.ask("POST", "/tasks", _TASK | {"idempotency_key": "submit-1"})
+    assert named.json()["id"] == first.json()["id"], "in the body it is the same key"
+    other = await service.ask("POST", "/tasks", _TASK | {"payload": {"n": 2}}, headers=_KEY)
+    is_problem(other, 422, "idempotency_mismatch")
+    both = await service.ask("POST", "/tasks", _TASK | {"idempotency_key": "another"}, headers=_KEY)
+    assert "Idempotency-Key" in both.text
+    assert both.status_code == 422
+
+
+async def test_the_header_counts_for_a_batch_as_a_whole(service: Service, database: Database) -> None:
+    batch = [_TASK, _TASK, _TASK | {"idempotency_key": "own"}]
+    answers = [await service.ask("POST", "/tasks/batch", {"tasks": batch}, headers=_KEY) for _ in range(2)]
+    first, again = ([task["id"] for task in answer.json()["tasks"]] for answer in answers)
+    assert first == again
+    assert len(set(first)) == 3
+    assert not any(task["created"] for task in answers[1].json()["tasks"])
+    for others in (batch[:1], [*batch, _TASK], [batch[0], _TASK | {"payload": {"n": 2}}, batch[2]]):
+        answer = await service.ask("POST", "/tasks/batch", {"tasks": others}, headers=_KEY)
+        is_problem(answer, 422, "idempotency_mismatch")
+    assert await value(database, "SELECT count(*) FROM tasks") == 3
+
+
+async def test_the_trace_context_of_the_request_is_that_of_its_tasks(service: Service) -> None:
+    trace, own = (f"00-{digit * 32}-{digit * 16}-01" for digit in "12")
+    worker = await service.worker()
+    cases = ((_TASK, trace, trace), (_TASK | {"trace_context": own}, trace, own), (_TASK, "x", None))
+    for body, header, expected in cases:
+        await service.ask("POST", "/tasks", body, headers={"traceparent": header})
+        lease = await worker.lease()
+        assert lease["trace_context"] == expected
+        await worker.on_lease(lease, "complete", result={})

@@ -10,7 +10,7 @@ from app.db.database import Database
 from app.kernel.errors import ConvenerError
 from app.kernel.ids import WorkerId
 from app.kernel.states import TaskState
-from app.queue.errors import LeaseNotFound, LeaseSuperseded
+from app.queue.errors import LeaseEnded, LeaseNotFound
 from app.queue.rules.tasks import RetryPolicy
 from app.queue.service import leases as service
 from app.queue.service.leases import EndedLease, Failure, LeaseService
@@ -57,7 +57,7 @@ async def test_the_same_result_again_is_accepted_again(database: Database, desk:
 async def test_another_result_for_the_same_lease_is_refused(database: Database, desk: LeaseService) -> None:
     worker, lease = await holding(database)
     await desk.complete(completion(worker, lease))
-    with pytest.raises(LeaseSuperseded):
+    with pytest.raises(LeaseEnded, match="the task is completed"):
         await desk.complete(completion(worker, lease, '{"ok":false}'))
     assert (await everything(database, lease.task_id))["result"] == {"ok": True}
 
@@ -76,7 +76,7 @@ async def test_different_results_for_one_lease_at_once_are_accepted_once(
     worker, lease = await holding(database)
     results = [completion(worker, lease, f'{{"n":{n}}}') for n in range(8)]
     outcomes = await asyncio.gather(*(desk.complete(result) for result in results), return_exceptions=True)
-    assert [type(outcome) for outcome in outcomes].count(LeaseSuperseded) == 7
+    assert [type(outcome) for outcome in outcomes].count(LeaseEnded) == 7
     assert outcomes.count(None) == 1
     assert await value(database, "SELECT count(*) FROM task_history") == 1
     assert await value(database, "SELECT count(*) FROM events WHERE kind = 'task.completed'") == 1

@@ -9,7 +9,7 @@ import pytest
 
 from app.db.database import Database
 from app.db.notify import News
-from app.queue.errors import DeadLetterNotFound, LeaseSuperseded, TaskFinished
+from app.queue.errors import DeadLetterNotFound, LeaseEnded, LeaseSuperseded, TaskFinished
 from app.queue.service import dead_letters, tasks
 from app.queue.service.leases import Failure, LeaseService, fail
 from app.queue.store import dead_letters as store
@@ -51,7 +51,7 @@ async def test_a_call_of_the_lease_that_failed_never_fits_the_next_one(database:
     async with database.transaction() as connection:
         await fail(connection, fence(worker, lease), Failure(code="bad", message="no", retryable=False))
     await _requeue(database, lease.task_id)
-    with pytest.raises(LeaseSuperseded):
+    with pytest.raises(LeaseEnded):
         await desk.complete(completion(worker, lease))
     other = await ready_worker(database)
     await leased(database, other)

@@ -11,7 +11,7 @@ from app.db.database import Database
 from app.kernel.errors import ConvenerError
 from app.kernel.ids import TaskId, WorkerId
 from app.kernel.states import WorkerState
-from app.queue.errors import LeaseExpired, LeaseNotFound, LeaseSuperseded, TaskCancelled
+from app.queue.errors import LeaseEnded, LeaseExpired, LeaseNotFound, TaskCancelled
 from app.queue.rules.tasks import LeasePolicy
 from app.queue.service import expiry, tasks
 from app.queue.service import leases as service
@@ -156,18 +156,18 @@ async def test_a_lost_workers_lease(database: Database, desk: LeaseService, call
 async def test_a_completed_task(database: Database, desk: LeaseService, call: Call) -> None:
     worker, lease = await holding(database)
     await desk.complete(completion(worker, lease))
-    assert await _refused(call, database, desk, worker, lease) is LeaseSuperseded
+    assert await _refused(call, database, desk, worker, lease) is LeaseEnded
 
 
 @pytest.mark.parametrize("call", [_CALLS[name] for name in ("start", "complete", "release")])
 async def test_a_lease_that_ended_in_failure(database: Database, desk: LeaseService, call: Call) -> None:
     worker, lease = await holding(database)
     await _fail(database, worker, lease)
-    assert await _refused(call, database, desk, worker, lease) is LeaseSuperseded
+    assert await _refused(call, database, desk, worker, lease) is LeaseEnded
 
 
 @pytest.mark.parametrize("call", [_CALLS[name] for name in ("start", "complete", "fail")])
 async def test_a_lease_that_was_released(database: Database, desk: LeaseService, call: Call) -> None:
     worker, lease = await holding(database)
     await _release(database, worker, lease)
-    assert await _refused(call, database, desk, worker, lease) is LeaseSuperseded
+    assert await _refused(call, database, desk, worker, lease) is LeaseEnded
