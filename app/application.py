@@ -19,7 +19,7 @@ from app.http.refusals import RefusalWatch
 from app.http.security import SecureAnswers
 from app.llm.api import models, permits
 from app.memory.api import checkpoints, context
-from app.queue.api import dead_letters, events, leases, namespaces, outputs, queues, tasks
+from app.queue.api import dead_letters, events, leases, namespaces, outputs, queues, tasks, upcoming
 from app.scaling.api import decisions
 from app.workers.api import directives, heartbeats, pool, workers
 
@@ -27,6 +27,7 @@ from app.workers.api import directives, heartbeats, pool, workers
 _PARTS = (
     tasks,
     queues,
+    upcoming,
     namespaces,
     goals,
     dead_letters,

@@ -135,6 +135,11 @@ def priority_of(name: PriorityName) -> Priority:
     return Priority[name.upper()]
 
 
+def optional_priority(name: PriorityName | None) -> Priority | None:
+    """The stored priority of a name that may be left out."""
+    return None if name is None else priority_of(name)
+
+
 # Doubles go on to 1e308 and 5e-324, but quotients and squares of such numbers are infinite or 0 over 0.
 _MAX_FLOAT = 1e15
 _MIN_FLOAT = 1e-100

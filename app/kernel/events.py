@@ -27,6 +27,8 @@ class TaskEvent(StrEnum):
     REQUEUED = "task.requeued"
     # Leads to no other state: it has risen in priority, by its wait or its deadline.
     AGED = "task.aged"
+    # Leads to no other state: its priority or deadline was changed by order.
+    CHANGED = "task.changed"
     # Leads to no state: the task is deleted, and this is all that is left of it.
     PURGED = "task.purged"
     # Moved to the dead letters to make room for more urgent work.

@@ -1,6 +1,6 @@
 """Errors of tasks, leases and workers at the queue; the first line of a docstring is the title of the problem."""
 
-from app.kernel.errors import Conflict, Exhausted, Gone, Invalid, NotFound, NotPermitted, ValuesRefused
+from app.kernel.errors import Conflict, Exhausted, Gone, Invalid, NotFound, ValuesRefused
 
 
 class TaskNotFound(NotFound):
@@ -25,6 +25,12 @@ class TaskFinished(Conflict):
     """The task has already finished, so it cannot be changed."""
 
     code = "task_finished"
+
+
+class TaskRunning(Conflict):
+    """The task is with a worker, so its place in the queue cannot be changed."""
+
+    code = "task_running"
 
 
 class TaskNotCompleted(Conflict):
@@ -63,7 +69,7 @@ class WorkerNotFound(NotFound):
     code = "worker_not_found"
 
 
-class WorkerNotReady(NotPermitted):
+class WorkerNotReady(Conflict):
     """The worker has not passed its first health report, so it gets no lease."""
 
     code = "worker_not_ready"

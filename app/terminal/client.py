@@ -131,6 +131,10 @@ class Client:
         """Replace a resource."""
         return self._json("PUT", path, **_content(body, headers))
 
+    def patch(self, path: str, body: Json) -> Json:
+        """Change fields of a resource."""
+        return self._json("PATCH", path, json=body)
+
     def change(self, method: str, path: str, body: Json, *, version: int, **parameters: Any) -> Json:
         """Change a resource with versions, building on this one. Raises Refusal with 412 when it is not the last."""
         return self._json(method, path, json=body, headers={"If-Match": f'"{version}"'}, params=parameters)

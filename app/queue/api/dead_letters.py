@@ -6,7 +6,7 @@ from uuid import UUID
 from fastapi import Query
 from pydantic import BaseModel, Field
 
-from app.http.fields import Body, Sentence
+from app.http.fields import Body, PriorityIn, Sentence, optional_priority
 from app.http.guard import Caller, requires
 from app.http.namespaces import Within
 from app.http.problems import responses_for
@@ -24,9 +24,10 @@ router = Router(prefix="/dead-letters", tags=["dead letters"])
 
 
 class RequeueIn(Body):
-    """Why."""
+    """Why, and with another priority if one is given."""
 
     reason: Sentence = "requeued"
+    priority: PriorityIn | None = Field(None, description="null: as it was")
 
 
 class Requeued(BaseModel):
@@ -69,6 +70,7 @@ async def requeue_many(order: RequeueManyIn, database: InBatches, caller: Caller
         order.filter.selection(namespace),
         limit=order.limit,
         reason=order.reason,
+        priority=optional_priority(order.priority),
         dry_run=order.dry_run,
         by=caller.key_id,
     )
@@ -117,5 +119,6 @@ async def requeue(task_id: UUID, order: RequeueIn, connection: Writing, caller: 
     Tasks that waited for it were cancelled when it failed, and stay so: submit them anew. Requeueing a task that is
     in the queue already changes nothing, and answers how it stands.
     """
-    await service.requeue(connection, task_id, order.reason, namespace, by=caller.key_id)
+    priority = optional_priority(order.priority)
+    await service.requeue(connection, task_id, order.reason, namespace, priority=priority, by=caller.key_id)
     return whole(await tasks.read(connection, task_id))

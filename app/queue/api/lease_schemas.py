@@ -33,6 +33,7 @@ class LeaseOut(BaseModel):
     agent_type: AgentType
     goal_id: str | None
     priority: PriorityName
+    created_at: Moment = Field(description="when the task was submitted")
     timeout_seconds: float = Field(description="of this attempt; `deadline_at` is that much after `leased_at`")
     leased_at: Moment
     expires_at: Moment

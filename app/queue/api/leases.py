@@ -230,6 +230,7 @@ def _render(lease: Lease, services: Services) -> bytes:
         "agent_type": lease.agent_type,
         "goal_id": lease.goal_id,
         "priority": priority_name(lease.priority),
+        "created_at": lease.created_at,
         "timeout_seconds": lease.timeout_seconds,
         "leased_at": lease.leased_at,
         "expires_at": lease.expires_at,

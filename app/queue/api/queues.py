@@ -80,6 +80,19 @@ class ThroughputOut(BaseModel):
     last_5_minutes: RatesOut
 
 
+class TotalsOut(BaseModel):
+    """Tasks since ever; one that failed and was requeued counts as both, and one that failed twice counts twice."""
+
+    submitted: int
+    completed: int
+    failed: int
+    cancelled: int
+    displaced: int = Field(description="moved to the dead letters to make room")
+    retried: int = Field(description="attempts that failed and were followed by another one")
+    rescued: int = Field(description="leases that ended without a word from the worker")
+    requeued: int
+
+
 class DurationsOut(BaseModel):
     """Seconds, over the last five minutes; null where nothing happened. Percentiles are right within a factor of 2."""
 
@@ -122,6 +135,7 @@ class QueueOut(BaseModel):
     depth: DepthOut
     queues: dict[AgentType, dict[PriorityName, PhasesOut]]
     capacity: CapacityOut
+    totals: TotalsOut
     throughput: ThroughputOut
     waits: dict[PriorityName, WaitsOut]
     service_times: dict[AgentType, DurationsOut] = Field(description="from being leased to being completed")
@@ -196,6 +210,7 @@ def _queue_out(queue: QueueSnapshot, policy: CapacityPolicy, degradation: Advice
         ),
         queues={agent: _lanes(queue, agent) for agent in AgentType},
         capacity=_capacity(queue.depth, policy),
+        totals=TotalsOut(**{name: queue.totals.get(kind, 0) for name, kind in status.TOTALS.items()}),
         throughput=ThroughputOut(last_minute=_rates(queue, timedelta(minutes=1)), last_5_minutes=_rates(queue, RECENT)),
         waits={priority_name(priority): _waits(queue, priority) for priority in _DESCENDING},
         service_times={agent: DurationsOut(**_durations(queue.service_times(agent))) for agent in AgentType},

@@ -149,6 +149,7 @@ class RequeueManyIn(BulkRequest):
 
     filter: LetterFilter
     reason: Sentence = "requeued"
+    priority: PriorityIn | None = Field(None, description="of all of them from now on; null: of each as it was")
 
 
 class PurgeIn(BulkRequest):

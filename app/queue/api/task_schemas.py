@@ -19,6 +19,7 @@ from app.http.fields import (
     Sentence,
     TaskUsageOut,
     Word,
+    optional_priority,
     priority_name,
     priority_of,
 )
@@ -30,6 +31,7 @@ from app.kernel.states import TaskState
 from app.queue.errors import TaskIdRefused
 from app.queue.rules.task_ids import chosen_id_problem
 from app.queue.rules.tasks import RetryPolicy
+from app.queue.service.changes import TaskChange
 from app.queue.service.tasks import Submission
 
 _EXAMPLE: dict[str, Any] = {
@@ -257,6 +259,25 @@ class CancelIn(Body):
     """Why."""
 
     reason: Sentence = "cancelled"
+
+
+class ChangeIn(Body):
+    """New values; what is left out stays as it is."""
+
+    priority: PriorityIn | None = None
+    deadline: Moment | None = Field(None, description="null: none any more")
+    reason: Sentence = "changed"
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> Self:
+        if not self.model_fields_set & {"priority", "deadline"}:
+            raise ValueError("name a priority or a deadline")
+        return self
+
+    def change(self) -> TaskChange:
+        """The change, for the service."""
+        priority = optional_priority(self.priority)
+        return TaskChange(fields=self.model_fields_set, priority=priority, deadline=self.deadline)
 
 
 def whole(row: dict[str, Any]) -> TaskOut:

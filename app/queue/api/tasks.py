@@ -21,6 +21,7 @@ from app.queue.api.task_schemas import (
     BatchIn,
     BatchOut,
     CancelIn,
+    ChangeIn,
     IdempotencyKey,
     Origin,
     SubmittedOut,
@@ -42,8 +43,10 @@ from app.queue.errors import (
     TaskFinished,
     TaskIdRefused,
     TaskNotFound,
+    TaskRunning,
 )
 from app.queue.service import cancel as cancel_service
+from app.queue.service import changes
 from app.queue.service import tasks as service
 from app.queue.service.tasks import Intake
 from app.queue.store import listing
@@ -171,6 +174,21 @@ async def cancel_many(order: CancelManyIn, database: InBatches, caller: Caller, 
 async def read(task_id: UUID, connection: Reading, namespace: Within) -> TaskOut:
     """Everything about it: payload, progress, result, and the attempts that failed."""
     return whole(await service.read(connection, task_id, namespace))
+
+
+@router.patch(
+    "/{task_id}",
+    summary="Change a task that waits",
+    dependencies=_CHANGE,
+    responses=responses_for(TaskNotFound, TaskFinished, TaskRunning),
+)
+async def change(task_id: UUID, order: ChangeIn, connection: Writing, caller: Caller, namespace: Within) -> TaskOut:
+    """With another priority it counts as submitted with that one, at its goal's next place; its wait goes on.
+
+    Fields that are left out stay as they are, and repeating a change does nothing.
+    """
+    await changes.change(connection, task_id, order.change(), order.reason, namespace, by=caller.key_id)
+    return whole(await service.read(connection, task_id))
 
 
 @router.post(

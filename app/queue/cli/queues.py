@@ -41,6 +41,30 @@ def status(url: Url = None, fmt: Output = Format.TABLE, watch: Watch = False, ev
     options.show_path("/queues", board, url, fmt, interval=every if watch else None)
 
 
+@app.command("next", epilog=output.examples("convener queues next", "convener queues next --agent ranking --limit 20"))
+def upcoming(
+    agent: options.AgentOption = None,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="tasks of each agent type")] = 10,
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """Show the tasks that are leased next, of one agent type or of each."""
+    with connect(url) as client:
+        answer = client.get("/queues/next", agent_type=agent, limit=limit)
+    output.present(answer, fmt, lambda: _upcoming(answer, client.now))
+
+
+def _upcoming(answer: Json, now: datetime) -> Table:
+    table = output.table("AGENT", "PLACE", "ID", "PRIORITY", "WAITING", "GOAL", numbers=("PLACE",), whole=["ID"])
+    for kind in answer["agents"]:
+        name = f"{kind['agent_type']} (paused)" if kind["paused"] else kind["agent_type"]
+        for task in kind["tasks"]:
+            waiting = output.age(task["waiting_since"], now)
+            goal = output.cell(task["goal_id"] or "")
+            table.add_row(name, count(task["place"]), task["id"], task["priority"], waiting, goal)
+    return table
+
+
 @app.command(epilog=output.examples("convener queues namespaces", "convener --namespace lab-a queues namespaces"))
 def namespaces(url: Url = None, fmt: Output = Format.TABLE) -> None:
     """Show what each namespace has waiting, how much it may, and its weight against others."""

@@ -12,7 +12,7 @@ from app.queue.cli.submit import PriorityName
 from app.queue.cli.views import listing, task_details
 from app.terminal import bulk, output
 from app.terminal.bulk import Action, Confirmation, DryRun, Everything, MaxCount, Yes
-from app.terminal.client import Client, Url, connect
+from app.terminal.client import Client, Json, Url, connect
 from app.terminal.failures import Failure
 from app.terminal.options import After, AgentOption, Code, Goal, Labels, Limit, Reason, Whole, moment_option
 from app.terminal.output import Format, Output
@@ -84,6 +84,33 @@ def get(task_id: TaskIdArgument, url: Url = None, fmt: Output = Format.TABLE) ->
     """Show everything about a task: payload, progress, result, and the attempts that failed."""
     with connect(url) as client:
         task = client.get(f"/tasks/{task_id}")
+    output.present(task, fmt, lambda: task_details(task, client.now))
+
+
+@app.command(
+    epilog=output.examples(
+        "convener tasks change 0190a5b2-... --priority critical --reason 'the referee waits'",
+        "convener tasks change 0190a5b2-... --deadline 2026-12-01T12:00Z",
+        "convener tasks change 0190a5b2-... --no-deadline",
+    )
+)
+def change(
+    task_id: TaskIdArgument,
+    priority: Annotated[PriorityName | None, typer.Option(help="that it has from now on")] = None,
+    deadline: Annotated[str | None, moment_option("--deadline", "to be done before")] = None,
+    no_deadline: Annotated[bool, typer.Option("--no-deadline", help="to be done at any time")] = False,
+    reason: Reason = "changed by an operator",
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """Change the priority or the deadline of a task that waits."""
+    new = {"priority": priority.value if priority else None, "deadline": deadline}
+    body: Json = {name: value for name, value in new.items() if value is not None}
+    body |= {"deadline": None} if no_deadline else {}
+    if not body or (deadline and no_deadline):
+        raise typer.BadParameter("give a --priority, and a --deadline or --no-deadline")
+    with connect(url) as client:
+        task = client.patch(f"/tasks/{task_id}", body | {"reason": reason})
     output.present(task, fmt, lambda: task_details(task, client.now))
 
 

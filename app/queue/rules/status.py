@@ -24,6 +24,17 @@ EVENTS_BY_OUTCOME: Mapping[str, frozenset[str]] = {
     "failed": frozenset({TaskEvent.FAILED.value, TaskEvent.DISPLACED.value}),
     "cancelled": frozenset({TaskEvent.CANCELLED.value}),
 }
+# Of all tasks since ever, for whoever submits them.
+TOTALS: Mapping[str, str] = {
+    "submitted": TaskEvent.SUBMITTED.value,
+    "completed": TaskEvent.COMPLETED.value,
+    "failed": TaskEvent.FAILED.value,
+    "cancelled": TaskEvent.CANCELLED.value,
+    "displaced": TaskEvent.DISPLACED.value,
+    "retried": TaskEvent.RETRYING.value,
+    "rescued": TaskEvent.EXPIRED.value,
+    "requeued": TaskEvent.REQUEUED.value,
+}
 # Keys of EVENTS_BY_OUTCOME with which a task finishes.
 FINAL_OUTCOMES = ("completed", "failed", "cancelled")
 # Waits and service times are those of the last five minutes.
@@ -93,7 +104,8 @@ class QueueSnapshot:
     `oldest` is the time at which the longest-waiting task that may run became ready; `served_agents` are the types that
     some live worker can run; `count_error` is the number of tasks by which the counters were off at the last check;
     `open_writers` are the transactions for which readers of events wait, the oldest first; `submitted` are the numbers
-    of queued tasks by their priority at submit, where that is not the present one of all.
+    of queued tasks by their priority at submit, where that is not the present one of all; `totals` are the numbers of
+    events since ever, by kind.
     """
 
     at: datetime
@@ -107,6 +119,7 @@ class QueueSnapshot:
     count_error: int = 0
     open_writers: Sequence[OpenWriter] = ()
     submitted: Mapping[Priority, int] | None = None
+    totals: Mapping[str, int] = field(default_factory=dict)
 
     def count(self, *, agent: AgentType | None = None, priority: Priority | None = None, phase: str = "") -> int:
         """Number of tasks of an agent type, a priority and a phase; by default of all that are queued."""
@@ -174,8 +187,8 @@ def _fullness(queue: QueueSnapshot, policy: CapacityPolicy) -> Iterator[str]:
         yield f"the queue is {_severity(policy, total_depth / limit)}: {total_depth:,} tasks wait and {limit:,} may"
     for priority, depth in cumulative(queue.depth).items():
         quota = policy.quota(priority)
-        # A quota of the whole queue repeats the warning above.
-        if quota < limit and quota and depth >= policy.warning * quota:
+        # A quota of the whole queue repeats the warning above, and one without tasks of its own that of those below.
+        if quota < limit and quota and depth >= policy.warning * quota and queue.depth.get(priority):
             severity = _severity(policy, depth / quota)
             name = name_with_lower(priority)
             yield f"the quota of priority {name} is {severity}: {depth:,} tasks of it wait and {quota:,} may"

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.service import audit
 from app.db.database import Database
+from app.kernel.lanes import Priority
 from app.kernel.namespaces import shown_name
 from app.kernel.states import FINISHED, TaskState
 from app.queue.errors import DeadLetterNotFound, GoalStopped, TaskFinished
@@ -59,16 +60,22 @@ async def read(connection: AsyncConnection, task_id: UUID, namespace: str | None
 
 
 async def requeue(
-    connection: AsyncConnection, task_id: UUID, reason: str, namespace: str | None = None, *, by: str | None = None
+    connection: AsyncConnection,
+    task_id: UUID,
+    reason: str,
+    namespace: str | None = None,
+    *,
+    priority: Priority | None = None,
+    by: str | None = None,
 ) -> None:
     """Put a failed task back into the queue; one that is in the queue already, by a concurrent call, stays as it is.
 
-    The act of the key `by` is audited.
+    It keeps its priority unless another one is given. The act of the key `by` is audited.
     With a namespace there are no tasks but its own. Raises DeadLetterNotFound when there is no such task, TaskFinished
     for one that completed or was cancelled, and GoalStopped when its goal has stopped.
     """
     letter = await dead_letters.find_one(connection, task_id, namespace)
-    if letter is not None and await dead_letters.requeue(connection, [letter], reason):
+    if letter is not None and await dead_letters.requeue(connection, [letter], reason, priority):
         if by is not None:
             await audit.record(
                 connection, "dead_letter.requeue", by=by, new_state={"task_id": str(task_id)}, reason=reason
@@ -90,18 +97,20 @@ async def requeue_many(
     *,
     limit: int,
     reason: str,
+    priority: Priority | None = None,
     dry_run: bool = False,
     by: str | None = None,
 ) -> BulkResult:
     """Requeue up to `limit` of the selected dead letters, first submitted first; none of stopped goals.
 
-    A dry run only counts those that match. The act of the key `by` is audited with each batch.
+    They keep their priorities unless one is given. A dry run only counts those that match. The act of the key `by` is
+    audited with each batch.
     """
     return await _process_in_batches(
         database,
         selection,
         limit,
-        lambda connection, letters: dead_letters.requeue(connection, letters, reason),
+        lambda connection, letters: dead_letters.requeue(connection, letters, reason, priority),
         _Act(action="dead_letters.requeue", by=by, reason=reason),
         may_run=True,
         dry_run=dry_run,

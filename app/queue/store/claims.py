@@ -48,6 +48,7 @@ class Lease:
     priority: int
     payload: str
     labels: str
+    created_at: datetime
     timeout_seconds: float
     leased_at: datetime
     expires_at: datetime
@@ -69,7 +70,7 @@ class ClaimOutcome:
 
 
 _LEASE_COLUMNS = """t.id AS task_id, t.token, t.failures + 1 AS attempt, t.agent_type, t.goal_id, t.priority, t.payload,
-    t.labels, extract(epoch FROM t.deadline_at - t.leased_at)::float8 AS timeout_seconds,
+    t.labels, t.created_at, extract(epoch FROM t.deadline_at - t.leased_at)::float8 AS timeout_seconds,
     t.leased_at, t.lease_expires_at AS expires_at, t.deadline_at, t.checkpoint,
     t.trace_context, t.tag"""
 

@@ -63,23 +63,26 @@ JOIN task_history h ON h.id = letter.id AND h.finished_at = letter.finished_at
 WHERE h.state = 'failed' AND {condition} ORDER BY h.id FOR UPDATE OF h
 """
 
+_PRIORITIES = ("priority", "submitted_priority")
 _ANEW = ("seq", "failures", "rescues", "unacknowledged", "worker_id", "leased_at", "waiting_since")
-_REQUEUED_COLUMNS = ", ".join(column for column in KEPT_COLUMNS if column not in _ANEW)
+_REQUEUED_COLUMNS = ", ".join(column for column in KEPT_COLUMNS if column not in (*_ANEW, *_PRIORITIES))
 
 # The token stays, because no call of an earlier lease may ever fit a later one. Tags follow the lane's virtual time one
 # step of the goal's weight apart, so a thousand tasks of one goal share the lane with those of others.
 _REQUEUE = text(f"""
 WITH chosen AS ({_CHOSEN.format(condition=_HAS_LIVE_GOAL.format(letter="h"))}), deleted AS (
     DELETE FROM task_history h USING chosen WHERE h.id = chosen.id AND h.finished_at = chosen.finished_at
-    RETURNING h.*, chosen.place
+    RETURNING h.*, chosen.place, coalesce(CAST(:priority AS smallint), h.priority) AS new_priority,
+              CASE WHEN CAST(:priority AS smallint) IS NULL THEN h.submitted_priority END AS new_submitted
 ), placed AS (
     SELECT deleted.*, coalesce(lanes.virtual_time, 0) + deleted.place / coalesce(goals.weight, 1) AS tag
     FROM deleted
-    LEFT JOIN lanes ON lanes.agent_type = deleted.agent_type AND lanes.priority = deleted.priority
+    LEFT JOIN lanes ON lanes.agent_type = deleted.agent_type AND lanes.priority = deleted.new_priority
     LEFT JOIN goals ON goals.id = deleted.goal_id
 ), requeued AS (
-    INSERT INTO tasks ({_REQUEUED_COLUMNS}, state, error, tag, waiting_since)
-    SELECT {_REQUEUED_COLUMNS}, 'pending', error, tag, now() FROM placed ORDER BY placed.seq
+    INSERT INTO tasks ({_REQUEUED_COLUMNS}, priority, submitted_priority, state, error, tag, waiting_since)
+    SELECT {_REQUEUED_COLUMNS}, new_priority, new_submitted, 'pending', error, tag, now() FROM placed
+    ORDER BY placed.seq
     RETURNING id, seq, agent_type, goal_id, priority, token, tag
 ), logged AS (
     INSERT INTO events (kind, task_id, agent_type, goal_id, priority, token, detail)
@@ -131,13 +134,18 @@ async def find_one(connection: AsyncConnection, task_id: UUID, namespace: str | 
     return DeadLetter(**row) if row else None
 
 
-async def requeue(connection: AsyncConnection, letters: Sequence[DeadLetter], reason: str) -> int:
+async def requeue(
+    connection: AsyncConnection, letters: Sequence[DeadLetter], reason: str, priority: Priority | None = None
+) -> int:
     """Requeue those that are still dead letters, unless their goal has stopped; return their number.
+
+    With a priority they count as submitted with that one; without it each keeps its own.
 
     A task keeps its id, token, checkpoint, progress and attempts; its failures, rescues and unacknowledged leases are
     counted anew. The limit of the queue does not apply: the task was accepted once.
     """
-    rows = (await connection.execute(_REQUEUE, _arguments(letters, {"reason": reason}))).mappings().all()
+    values = {**_arguments(letters, {"reason": reason}), "priority": None if priority is None else priority.value}
+    rows = (await connection.execute(_REQUEUE, values)).mappings().all()
     if rows:
         notify.note(connection, notify.EVENTS)
         notify.note_work(connection, lanes.lowest_tags(rows))

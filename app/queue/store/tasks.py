@@ -166,8 +166,15 @@ _FINISH = text(
 )
 
 _LOCK = text(f"""
-SELECT id, state, agent_type, priority, goal_id, failures, rescues, token, worker_id, leased_at, has_dependents
+SELECT id, state, agent_type, priority, goal_id, failures, rescues, token, worker_id, leased_at, has_dependents,
+       deadline
 FROM tasks WHERE id = :id AND {WITHIN} FOR UPDATE
+""")
+
+_CHANGE = text("""
+UPDATE tasks SET priority = :priority, deadline = :deadline, tag = coalesce(:tag, tag),
+    submitted_priority = CASE WHEN CAST(:tag AS float8) IS NULL THEN submitted_priority END
+WHERE id = :id RETURNING agent_type, priority, tag, state = 'pending' AND run_at IS NULL AS is_ready
 """)
 
 _STATE = text(f"SELECT state FROM task_history WHERE id = :id AND {WITHIN}")
@@ -250,12 +257,22 @@ class LiveTask:
     worker_id: UUID | None
     leased_at: datetime | None
     has_dependents: bool
+    deadline: datetime | None
 
 
 async def lock(connection: AsyncConnection, task_id: UUID, namespace: str | None = None) -> LiveTask | None:
     """Lock a live task, of this namespace if one is given, until the transaction ends; None when there is none."""
     row = (await connection.execute(_LOCK, {"id": task_id, "namespace": namespace})).mappings().first()
     return LiveTask(**{**row, "state": TaskState(row["state"])}) if row else None
+
+
+async def change(
+    connection: AsyncConnection, task_id: UUID, *, priority: Priority, tag: float | None, deadline: datetime | None
+) -> None:
+    """Change a waiting task that the caller has locked; a tag takes it to another lane, as if submitted to that one."""
+    values = {"id": task_id, "priority": priority.value, "tag": tag, "deadline": deadline}
+    rows = (await connection.execute(_CHANGE, values)).mappings().all()
+    notify.note_work(connection, lanes.lowest_tags(row for row in rows if row["is_ready"]))
 
 
 async def finished_state(connection: AsyncConnection, task_id: UUID, namespace: str | None = None) -> TaskState | None:

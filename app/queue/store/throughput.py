@@ -20,6 +20,7 @@ from app.kernel.lanes import Lane, Priority
 from app.queue.rules.status import MinuteCount
 
 _NAME = "minutes"
+_MAX_UNFOLDED = 20_000
 _BUCKETS = ", ".join(f"coalesce(sum(n) FILTER (WHERE bucket = {place}), 0)::bigint" for place in range(len(BOUNDS) + 1))
 
 _FOLD = text(f"""
@@ -69,6 +70,19 @@ SELECT coalesce(sum(tasks) / extract(epoch FROM now() - (SELECT opens FROM span)
 WHERE minute >= (SELECT opens FROM span) AND kind IN ('{TaskEvent.COMPLETED.value}', '{TaskEvent.FAILED.value}')
 """)
 
+# Those beyond the mark are counted one by one, but no more of them than a fold takes: they are few while the loops run.
+_ALL_TOTALS = text(f"""
+SELECT kind, sum(tasks)::bigint AS tasks FROM (
+    SELECT kind, tasks FROM queue_totals
+    UNION ALL
+    SELECT kind, 1 FROM (
+        SELECT kind, priority FROM events
+        WHERE transaction >= coalesce((SELECT transaction FROM folds WHERE name = '{_NAME}'), 0)
+        ORDER BY transaction, seq LIMIT {_MAX_UNFOLDED}
+    ) recent WHERE priority IS NOT NULL
+) counted GROUP BY kind
+""")
+
 prune = pruning("queue_minutes", "minute")
 
 
@@ -105,6 +119,11 @@ async def recent_minutes(connection: AsyncConnection, length: timedelta) -> list
         )
         for row in rows
     ]
+
+
+async def totals(connection: AsyncConnection) -> dict[str, int]:
+    """Number of events of each kind about tasks since ever."""
+    return {row.kind: row.tasks for row in (await connection.execute(_ALL_TOTALS)).all()}
 
 
 async def count_events(connection: AsyncConnection, kinds: Collection[str], length: timedelta) -> int:

@@ -85,6 +85,43 @@ async def test_who_keeps_results_waiting_is_told_everywhere(service: Service, da
     assert len((await service.get("/outputs"))["items"]) == 1
 
 
+async def test_totals_count_at_once_and_since_ever(service: Service, database: Database) -> None:
+    """Before the loops have folded anything, and after."""
+    worker = await service.worker()
+    for _ in range(3):
+        await service.submitted(agent_type="ranking", retry={"max_attempts": 2, "delays_seconds": [0]})
+    cancelled = await service.submitted(agent_type="ranking")
+    await service.post(f"/tasks/{cancelled}/cancel", {})
+    await worker.on_lease(await worker.lease(), "complete", result={})
+    await worker.on_lease(await worker.lease(), "fail", error={"code": "c", "message": "m", "retryable": False})
+    await worker.on_lease(await worker.lease(), "fail", error={"code": "c", "message": "m"})
+    expected = {"submitted": 4, "completed": 1, "failed": 1, "cancelled": 1}
+    expected |= {"displaced": 0, "retried": 1, "rescued": 0, "requeued": 0}
+    assert (await service.get("/queues"))["totals"] == expected
+    await counted(database)
+    await service.submitted()
+    assert (await service.get("/queues"))["totals"] == expected | {"submitted": 5}
+
+
+async def test_what_comes_next(service: Service) -> None:
+    low, first, second = [
+        await service.submitted(agent_type="ranking", priority=priority, goal_id="g")
+        for priority in ("low", "high", "high")
+    ]
+    await service.submitted(agent_type="ranking", run_at="2100-01-01T00:00:00Z")
+    await service.post("/queues/ranking/pause", {"reason": "a test of the queue"})
+    ranking = (await service.get("/queues/next", agent_type="ranking"))["agents"][0]
+    assert (ranking["agent_type"], ranking["paused"]) == ("ranking", True)
+    assert [(task["place"], task["id"]) for task in ranking["tasks"]] == [(1, first), (2, second), (3, low)]
+    assert (ranking["tasks"][0]["goal_id"], ranking["tasks"][0]["priority"]) == ("g", "high")
+    everything = (await service.get("/queues/next", limit=1))["agents"]
+    assert {agent["agent_type"]: len(agent["tasks"]) for agent in everything} == dict.fromkeys(AgentType, 0) | {
+        "ranking": 1
+    }
+    await service.post("/queues/ranking/resume")
+    assert (await (await service.worker()).lease())["task_id"] == first
+
+
 async def test_what_went_through(service: Service, database: Database) -> None:
     worker = await service.worker()
     for _ in range(4):
@@ -124,7 +161,7 @@ async def test_warnings_are_plain_words(database: Database) -> None:
         assert queue["capacity"]["fullness"] == 0.9
         assert queue["warnings"] == [
             "the queue is filling up: 9 tasks wait and 10 may",
-            "the quota of priority medium is full: 8 of its tasks wait and 8 may",
+            "the quota of priority medium and below is full: 8 tasks of it wait and 8 may",
             "ranking is paused and 1 task of it waits: upkeep",
             "nobody serves proximity: 8 tasks of it wait, and no live worker can run it",
             "a task of priority medium has been waiting for 25 min",

@@ -8,6 +8,7 @@ import pytest
 
 from app.db.database import Database
 from app.kernel.access import Role
+from app.queue.store import counters
 from tests.support.problems import is_problem
 from tests.support.service import Service
 from tests.support.sql import value
@@ -318,3 +319,35 @@ async def test_the_trace_context_of_the_request_is_that_of_its_tasks(service: Se
         lease = await worker.lease()
         assert lease["trace_context"] == expected
         await worker.on_lease(lease, "complete", result={})
+
+
+async def test_a_waiting_task_changes_its_place(service: Service, database: Database) -> None:
+    first, second = [await service.submitted(agent_type="ranking") for _ in range(2)]
+    answer = await service.ask("PATCH", f"/tasks/{second}", {"priority": "critical", "reason": "the referee waits"})
+    changed = answer.json()
+    assert (answer.status_code, changed["priority"], changed["submitted_priority"]) == (200, "critical", "critical")
+    deadline = "2100-01-01T00:00:00Z"
+    for _ in range(2):
+        changed = (await service.ask("PATCH", f"/tasks/{second}", {"deadline": deadline})).json()
+        assert (changed["priority"], changed["deadline"][:10]) == ("critical", deadline[:10])
+    assert (await service.ask("PATCH", f"/tasks/{second}", {"deadline": None})).json()["deadline"] is None
+    kinds = [event["kind"] for event in (await service.get("/events"))["items"] if event["task_id"] == second]
+    assert kinds == ["task.submitted", "task.changed", "task.changed", "task.changed"]
+    worker = await service.worker()
+    lease = await worker.lease()
+    assert (lease["task_id"], lease["priority"]) == (second, "critical")
+    is_problem(await service.ask("PATCH", f"/tasks/{second}", {"priority": "low"}), 409, "task_running")
+    await worker.on_lease(lease, "complete", result={})
+    is_problem(await service.ask("PATCH", f"/tasks/{second}", {"priority": "low"}), 409, "task_finished")
+    is_problem(await service.ask("PATCH", f"/tasks/{uuid4()}", {"priority": "low"}), 404, "task_not_found")
+    assert (await service.ask("PATCH", f"/tasks/{first}", {"reason": "none"})).status_code == 422
+    await service.ask("PATCH", f"/tasks/{first}", {"priority": "low"})
+    assert (await service.get("/queues"))["depth"]["by_priority"]["low"] == 1
+    async with database.transaction() as connection:
+        assert await counters.differences(connection) == []
+
+
+async def test_a_lease_says_when_its_task_was_submitted(service: Service) -> None:
+    task_id = await service.submitted()
+    lease = await (await service.worker()).lease()
+    assert lease["created_at"] == (await service.get(f"/tasks/{task_id}"))["created_at"]

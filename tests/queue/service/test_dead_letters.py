@@ -9,6 +9,7 @@ import pytest
 
 from app.db.database import Database
 from app.db.notify import News
+from app.kernel.lanes import Priority
 from app.queue.errors import DeadLetterNotFound, LeaseEnded, LeaseSuperseded, TaskFinished
 from app.queue.service import dead_letters, tasks
 from app.queue.service.leases import Failure, LeaseService, fail
@@ -44,6 +45,18 @@ async def test_a_requeued_task_keeps_what_it_has_and_counts_failures_anew(databa
     again = await leased(database, await ready_worker(database))
     assert (again.task_id, again.attempt, json.loads(again.checkpoint or "")) == (lease.task_id, 1, {"step": 3})
     assert again.token > lease.token
+
+
+async def test_it_may_come_back_with_another_priority(database: Database) -> None:
+    worker, lease = await holding(database)
+    async with database.transaction() as connection:
+        await fail(connection, fence(worker, lease), Failure(code="bad", message="no", retryable=False))
+    async with database.transaction() as connection:
+        await dead_letters.requeue(connection, lease.task_id, "mended", priority=Priority.CRITICAL)
+    task = await everything(database, lease.task_id)
+    assert (task["state"], task["priority"], task["submitted_priority"]) == ("pending", Priority.CRITICAL, None)
+    again = await leased(database, await ready_worker(database), priority=Priority.CRITICAL)
+    assert again.task_id == lease.task_id
 
 
 async def test_a_call_of_the_lease_that_failed_never_fits_the_next_one(database: Database, desk: LeaseService) -> None:

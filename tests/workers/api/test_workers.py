@@ -39,7 +39,7 @@ async def test_no_lease_before_the_first_health_report(service: Service) -> None
     await service.submitted()
     worker = await service.worker(ready=False)
     answer = await worker.ask("/lease", {"request_id": str(uuid4())})
-    assert (answer.status_code, answer.json()["code"]) == (403, "worker_not_ready")
+    assert (answer.status_code, answer.json()["code"]) == (409, "worker_not_ready")
     assert (await worker.beat())["state"] == "ready"
     assert await worker.lease() is not None
 
