@@ -51,6 +51,7 @@ from app.queue.broker.broker import Broker
 from app.queue.rules.tasks import LeasePolicy
 from app.queue.service.admission import Admission, capacity_policy
 from app.queue.service.leases import LeaseService
+from app.queue.service.submits import SubmitService
 from app.queue.service.tasks import Intake
 from app.scaling.service import state
 from app.scaling.service.bursts import Bursts
@@ -83,6 +84,11 @@ def services_for(settings: Settings, database: Database, certificate: ServerCert
     config = CurrentConfig(database, initial)
     config.subscribe(broker.apply)
     admission, bursts = Admission(capacity), Bursts(database, config)
+    intake = Intake(
+        admission=admission,
+        duplicate_window_seconds=settings.duplicate_window_seconds,
+        on_submitted=bursts.count_new_tasks,
+    )
     terms = SnapshotSettings(
         capacity=capacity,
         initial_mode=initial,
@@ -102,11 +108,8 @@ def services_for(settings: Settings, database: Database, certificate: ServerCert
         broker.degradation,
         LeaseService(database, leases, broker.fairness),
         admission,
-        Intake(
-            admission=admission,
-            duplicate_window_seconds=settings.duplicate_window_seconds,
-            on_submitted=bursts.count_new_tasks,
-        ),
+        intake,
+        SubmitService(database, intake),
         EventReaders(),
         AgentReports(state.bottleneck),
         PermitService(
@@ -165,6 +168,7 @@ def create_app(settings: Settings, certificate: ServerCertificate | None = None)
             # is still open.
             await begin_shutdown(services)
             await services[LeaseService].stop()
+            await services[SubmitService].stop()
             await services[Heartbeats].stop()
             await services[Bursts].stop()
             await services[PermitService].stop()

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Generic, TypeVar
 
-from app.kernel.errors import DatabaseUnavailable, ShuttingDown
+from app.kernel.errors import ConvenerError, DatabaseUnavailable, ShuttingDown
 
 log = logging.getLogger(__name__)
 _LARGE_BATCH = 4
@@ -43,6 +43,11 @@ class Coalescer(Generic[Call, Answer]):
         if self._task is None:
             self._task = asyncio.create_task(self._run())
         return await future
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether calls are being answered."""
+        return self._task is not None
 
     async def close(self) -> None:
         """Answer the calls that have arrived, and refuse later ones."""
@@ -90,7 +95,9 @@ class Coalescer(Generic[Call, Answer]):
         if len(batch) == 1:
             _fail(batch, error)
             return
-        log.warning("a batch of %d failed (%s); trying each by itself", len(batch), error)
+        # What the domain refuses is the business of its caller alone.
+        if not isinstance(error, ConvenerError):
+            log.warning("a batch of %d failed (%s); trying each by itself", len(batch), error)
         for item in batch:
             await self._answer([item])
 

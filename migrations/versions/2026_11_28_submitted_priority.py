@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import context, op
 
 revision = "2026_11_28_submitted_priority"
-down_revision = "2026_11_28_task_timeouts"
+down_revision = "2026_11_28_conditions"
 branch_labels = None
 depends_on = None
 

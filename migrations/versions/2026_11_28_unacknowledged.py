@@ -17,7 +17,7 @@ def upgrade() -> None:
             sa.Integer(),
             server_default=sa.text("0"),
             nullable=False,
-            comment="leases that nobody acknowledged",
+            comment="leases without a start",
         )
         op.add_column(table, column)
 

@@ -70,7 +70,7 @@ _CONTENT = (Scope.READ, Scope.CONTENT)
 _SUBMIT_AND_SEE = (Scope.SUBMIT, Scope.CONTENT)
 _ALL = {"filter": {"all": True}}
 TABLE: dict[str, Row] = {
-    "POST /tasks": Row(_SUBMIT_AND_SEE, Within(body={"agent_type": "generation"}, answer=201)),
+    "POST /tasks": Row(Scope.SUBMIT, Within(body={"agent_type": "generation"}, answer=201)),
     "POST /tasks/batch": Row(Scope.SUBMIT, Within(body={"tasks": [{"agent_type": "generation"}]}, answer=201)),
     "GET /tasks": Row(_CONTENT, Within()),
     "GET /tasks/{task_id}": Row(_CONTENT, Named(thing="task")),

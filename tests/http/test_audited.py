@@ -111,6 +111,8 @@ async def _acts(service: Service, database: Database) -> AsyncIterator[Act]:
 
 async def _acts_on_tasks(service: Service, database: Database, everything: Any) -> AsyncIterator[Act]:
     task_id = await service.submitted()
+    path = f"/tasks/{task_id}"
+    yield Act(route="PATCH /tasks/{task_id}", path=path, action="task.change", body={"priority": "high"})
     yield Act(route="POST /tasks/{task_id}/cancel", path=f"/tasks/{task_id}/cancel", action="task.cancel")
     await service.submitted()
     yield Act(route="POST /tasks/cancel", body=everything, action="tasks.cancel")

@@ -24,5 +24,8 @@ async def take_turn(
 
 async def counted(database: Database) -> None:
     """Fold all events into minutes, and look for the oldest task."""
+    # What was written while a younger transaction ended is folded once another one has ended.
+    async with database.transaction() as connection:
+        await connection.exec_driver_sql("SELECT pg_current_xact_id()")
     await take_turn(database, counters.FOLD_EVENTS, counters.fold_events)
     await take_turn(database, counters.FIND_OLDEST, counters.find_oldest)

@@ -173,6 +173,15 @@ class SubmittedOut(BaseModel):
     created: bool
 
 
+class NewTaskOut(SubmittedOut):
+    """A task after submit, as it was submitted; `GET /tasks/{id}` has everything about it."""
+
+    agent_type: AgentType
+    namespace: str
+    goal_id: str | None
+    priority: PriorityName
+
+
 class BatchOut(BaseModel):
     """In the order of the request; an id that comes twice is listed once."""
 

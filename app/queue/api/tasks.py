@@ -23,6 +23,7 @@ from app.queue.api.task_schemas import (
     CancelIn,
     ChangeIn,
     IdempotencyKey,
+    NewTaskOut,
     Origin,
     SubmittedOut,
     TaskIn,
@@ -48,6 +49,7 @@ from app.queue.errors import (
 from app.queue.service import cancel as cancel_service
 from app.queue.service import changes
 from app.queue.service import tasks as service
+from app.queue.service.submits import SubmitService
 from app.queue.service.tasks import Intake
 from app.queue.store import listing
 
@@ -85,28 +87,38 @@ class CancelledMany(BaseModel):
     summary="Submit a task",
     openapi_extra=body_limit(CONTENT_BYTES),
     status_code=201,
-    dependencies=_CHANGE,
-    responses={200: {"model": TaskOut, "description": "this id exists already, with the same body"}, **_SUBMITTED},
+    dependencies=[requires(Scope.SUBMIT)],
+    responses={200: {"model": NewTaskOut, "description": "this id exists already, with the same body"}, **_SUBMITTED},
 )
 async def submit(
     task: TaskIn,
     services: ServicesDep,
-    connection: Writing,
     namespace: Into,
     response: Response,
     idempotency_key: IdempotencyKey = None,
     traceparent: Traceparent = None,
-) -> TaskOut:
+) -> NewTaskOut:
     """Durable before the answer. Choose the `id` or send an `Idempotency-Key` to be able to repeat the call safely."""
     origin = Origin(idempotency_key=idempotency_key, traceparent=traceparent)
     submission = task.submission(services[PayloadLimit].max_bytes, namespace, origin)
-    (result,) = await service.submit(connection, [submission], services[Intake])
+    # By now the body has been read, which may have taken until after the shutdown began.
+    if services.stopping:
+        raise errors.ShuttingDown
+    result = await services[SubmitService].submit(submission)
     if not result.created:
         response.status_code = 200
     response.headers["Location"] = f"/tasks/{result.id}"
     advice.add_header(response, services)
-    # Read in the same transaction: a failure after the commit would make a task that exists look refused.
-    return whole(await service.read(connection, result.id))
+    # Not the task itself: reading it back, and the payload once more, would cost more than the submit.
+    return NewTaskOut(
+        id=result.id,
+        state=result.state,
+        created=result.created,
+        agent_type=task.agent_type,
+        namespace=namespace,
+        goal_id=task.goal_id,
+        priority=task.priority,
+    )
 
 
 @router.post(

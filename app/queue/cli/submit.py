@@ -83,6 +83,7 @@ def _submit_one(client: Client, new_task: Json, *, wait: bool, fmt: Format) -> N
     task = client.post("/tasks", new_task)
     if wait:
         wait_cli.until_finished(client, cursor, {task["id"]: task["state"]}, goal=task["goal_id"])
+    if wait or fmt is Format.JSON:
         task = client.get(f"/tasks/{task['id']}")
     if fmt is Format.JSON:
         output.write_json(task)

@@ -91,7 +91,7 @@ async def submit(
     while another request with the same key is in progress; DependencyMissing, DependencyCycle; QueueFull and
     GoalStopped, which apply to new tasks only, so that a repeated call gets its answer.
     """
-    keys = [str(_identity(submission)) for submission in submissions if submission.idempotency_key is not None]
+    keys = [str(identity(submission)) for submission in submissions if submission.idempotency_key is not None]
     # Of two requests with one key the second is refused at once, rather than wait with its connection for the first.
     if keys and not await tasks.reserve_keys(connection, keys):
         raise SubmitInFlight
@@ -253,7 +253,7 @@ def _conflict(task: NewTask, detail: str) -> ConvenerError:
     return IdempotencyMismatch() if task.idempotency_key is not None else TaskConflict(detail)
 
 
-def _identity(submission: Submission) -> UUID | None:
+def identity(submission: Submission) -> UUID | None:
     """The id that the client chose, or the one derived from its idempotency key: equal keys are equal tasks."""
     if submission.idempotency_key is None:
         return submission.id
@@ -264,13 +264,13 @@ def _identity(submission: Submission) -> UUID | None:
 
 
 def _new_task(submission: Submission) -> NewTask:
-    identity = _identity(submission)
+    chosen_id = identity(submission)
     chosen = {name: getattr(submission, name) for name in _FIELDS}
     return NewTask(
         **chosen | {"depends_on": tuple(dict.fromkeys(submission.depends_on))},
-        id=identity or time_ordered_uuid(),
-        id_is_chosen=identity is not None,
-        request_hash=_hash(submission) if identity is not None else b"",
+        id=chosen_id or time_ordered_uuid(),
+        id_is_chosen=chosen_id is not None,
+        request_hash=_hash(submission) if chosen_id is not None else b"",
     )
 
 

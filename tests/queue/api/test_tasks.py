@@ -25,10 +25,12 @@ async def test_a_task_runs_from_submit_to_result(service: Service) -> None:
         "trace_context": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
     }
     task = await service.post("/tasks", given, key=Role.SUPERVISOR)
+    identity = {"agent_type": "ranking", "namespace": "default", "goal_id": "kepler", "priority": "high"}
+    assert task == {"id": task["id"], "state": "pending", "created": True, **identity}
+    stored = await service.get(f"/tasks/{task['id']}")
     shown = {name: value for name, value in given.items() if name != "trace_context"}
-    assert {name: task[name] for name in shown} == shown
-    assert task["state"] == "pending"
-    assert task["attempt"] == 1
+    assert {name: stored[name] for name in shown} == shown
+    assert (stored["state"], stored["attempt"]) == ("pending", 1)
     worker = await service.worker()
     lease = await worker.lease(acknowledge=False)
     same = ("agent_type", "goal_id", "priority", "payload", "labels", "timeout_seconds", "trace_context")
@@ -124,7 +126,7 @@ async def test_a_chosen_id_makes_submitting_safe_to_repeat(service: Service, dat
     first = await service.ask("POST", "/tasks", body)
     again = await service.ask("POST", "/tasks", body | {"payload": {"b": 2, "a": 1}, "agent_type": "EvolutionAgent"})
     assert (first.status_code, again.status_code) == (201, 200)
-    assert first.json() == again.json()
+    assert first.json() | {"created": False} == again.json()
     assert first.headers["location"] == again.headers["location"] == f"/tasks/{body['id']}"
     other = await service.ask("POST", "/tasks", body | {"payload": {"a": 2}})
     assert (other.status_code, other.json()["code"]) == (409, "task_conflict")
@@ -137,6 +139,24 @@ async def test_the_same_task_submitted_by_many_at_once_is_one(service: Service, 
     answers = await asyncio.gather(*(service.ask("POST", "/tasks", body) for _ in range(8)))
     assert sorted(answer.status_code for answer in answers) == [200] * 7 + [201]
     assert await value(database, "SELECT count(*) FROM tasks") == 1
+
+
+async def test_single_submits_that_arrive_together_share_a_transaction(service: Service, database: Database) -> None:
+    """And do not fail together: those that are refused are refused alone."""
+    known = {"id": str(uuid4()), "agent_type": "ranking"}
+    await service.post("/tasks", known)
+    bodies = [{"agent_type": "ranking", "payload": {"n": n}} for n in range(40)]
+    refused = known | {"priority": "high"}
+    answers = await asyncio.gather(*(service.ask("POST", "/tasks", body) for body in bodies))
+    assert {answer.status_code for answer in answers} == {201}
+    assert len({answer.json()["id"] for answer in answers}) == 40
+    # A lone call runs at once, and all that came meanwhile follow together.
+    assert await value(database, "SELECT count(DISTINCT xmin::text) FROM tasks") < 20
+    answers = await asyncio.gather(
+        *(service.ask("POST", "/tasks", body) for body in [*bodies[:10], refused, *bodies[:10]])
+    )
+    assert sorted(answer.status_code for answer in answers) == [201] * 20 + [409]
+    assert await value(database, "SELECT count(*) FROM tasks") == 61
 
 
 async def test_a_batch_is_all_or_nothing(service: Service, database: Database) -> None:
