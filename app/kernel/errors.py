@@ -53,7 +53,7 @@ class Conflict(ConvenerError):
 
 
 class Gone(ConvenerError):
-    """What was there once, and is not kept any more."""
+    """A thing that was there once, and is not kept any more."""
 
 
 class TooLarge(ConvenerError):

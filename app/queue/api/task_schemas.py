@@ -65,7 +65,7 @@ _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """What the headers of a submit say of all its tasks, which are `count`, or of one that came alone (None)."""
+    """The headers of a submit, which count for all its tasks: `count` of a batch, or one that came alone (None)."""
 
     idempotency_key: str | None = None
     traceparent: str | None = None

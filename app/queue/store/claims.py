@@ -69,8 +69,9 @@ class ClaimOutcome:
     lease: Lease | None
 
 
-_LEASE_COLUMNS = """t.id AS task_id, t.token, t.failures + 1 AS attempt, t.agent_type, t.goal_id, t.priority, t.payload,
-    t.labels, t.created_at, extract(epoch FROM t.deadline_at - t.leased_at)::float8 AS timeout_seconds,
+_LEASE_COLUMNS = """t.id AS task_id, t.token, t.failures + 1 AS attempt, t.agent_type, t.goal_id, t.priority,
+    coalesce(t.payload_text, t.payload::text) AS payload, t.labels, t.created_at,
+    extract(epoch FROM t.deadline_at - t.leased_at)::float8 AS timeout_seconds,
     t.leased_at, t.lease_expires_at AS expires_at, t.deadline_at, t.checkpoint,
     t.trace_context, t.tag"""
 

@@ -26,7 +26,7 @@ from app.queue.store.tables import KEPT_COLUMNS
 MAX_ROWS = 50_000
 
 # Read with a single task only: what may be large, and what nobody is shown.
-_NOT_LISTED = {"payload", "checkpoint", "retry_delays", "trace_context", "request_hash"}
+_NOT_LISTED = {"payload", "payload_text", "checkpoint", "retry_delays", "trace_context", "request_hash"}
 COLUMNS = ", ".join(["state", *(name for name in KEPT_COLUMNS if name not in _NOT_LISTED)])
 LIVE_COLUMNS = (
     "CASE WHEN run_at = 'infinity' THEN due_at ELSE run_at END AS run_at, "

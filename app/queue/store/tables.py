@@ -189,6 +189,7 @@ def _submit_columns() -> list[Any]:
         Column("priority", SmallInteger, nullable=False),
         Column("submitted_priority", SmallInteger, comment="null: the priority, which has never risen"),
         Column("payload", JSONB, nullable=False),
+        Column("payload_text", Text, comment="the payload as it was written, where JSONB would change it"),
         Column("labels", JSONB, nullable=False),
         Column("timeout_seconds", Float, comment="null: as the configuration says when it is leased"),
         moment("deadline"),

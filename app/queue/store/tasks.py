@@ -1,5 +1,6 @@
 """Tasks: insert, read and lock them, and move them into history when they end without a result."""
 
+import json
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,6 +18,7 @@ from app.kernel.events import TaskEvent
 from app.kernel.lanes import Priority
 from app.kernel.namespaces import split_name
 from app.kernel.states import TaskState
+from app.queue.rules.payloads import kept_text
 from app.queue.rules.tasks import RetryPolicy
 from app.queue.store import dependencies, history, lanes, tables
 from app.queue.store.listing import COLUMNS, HISTORY_COLUMNS, LIVE_COLUMNS
@@ -70,6 +72,11 @@ class NewTask(TaskFields):
     blockers: int = 0
     tag: float = 0.0
     is_held: bool = False
+
+    @property
+    def payload_text(self) -> str | None:
+        """The payload as it was written, where it has to be kept so."""
+        return kept_text(self.payload)
 
     @property
     def state(self) -> TaskState:
@@ -140,12 +147,14 @@ SELECT id, state, request_hash FROM tasks WHERE id = ANY (:ids)
 UNION ALL SELECT id, state, request_hash FROM task_history WHERE id = ANY (:ids)
 """)
 
+_PAYLOAD = "coalesce(payload_text, CAST(payload AS text))"
+
 _READ = text(f"""
-SELECT {COLUMNS}, {LIVE_COLUMNS}, payload, checkpoint, NULL::jsonb AS result, NULL::jsonb AS usage,
+SELECT {COLUMNS}, {LIVE_COLUMNS}, {_PAYLOAD} AS payload, checkpoint, NULL::jsonb AS result, NULL::jsonb AS usage,
        NULL::float8 AS quality
 FROM tasks WHERE id = :id AND {WITHIN}
 UNION ALL
-SELECT {COLUMNS}, {HISTORY_COLUMNS}, payload, checkpoint, result, usage, quality FROM task_history
+SELECT {COLUMNS}, {HISTORY_COLUMNS}, {_PAYLOAD} AS payload, checkpoint, result, usage, quality FROM task_history
 WHERE id = :id AND {WITHIN}
 """)
 
@@ -235,11 +244,9 @@ async def read(connection: AsyncConnection, task_id: UUID, namespace: str | None
     row = (await connection.execute(_READ, {"id": task_id, "namespace": namespace})).mappings().first()
     if row is None:
         return None
-    if not row["token"]:
-        # Never leased, so it has no attempts.
-        return {**row, "attempts": []}
-    attempts = (await connection.execute(_ATTEMPTS, {"id": task_id})).mappings()
-    return {**row, "attempts": [dict(attempt) for attempt in attempts]}
+    # One that was never leased has no attempts.
+    attempts = (await connection.execute(_ATTEMPTS, {"id": task_id})).mappings() if row["token"] else ()
+    return {**row, "payload": json.loads(row["payload"]), "attempts": [dict(attempt) for attempt in attempts]}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

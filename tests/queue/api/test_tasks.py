@@ -1,6 +1,7 @@
 """The life of a task over HTTP: submitted, listed, read, cancelled."""
 
 import asyncio
+import json
 from typing import Any
 from uuid import uuid4
 
@@ -371,3 +372,31 @@ async def test_a_lease_says_when_its_task_was_submitted(service: Service) -> Non
     task_id = await service.submitted()
     lease = await (await service.worker()).lease()
     assert lease["created_at"] == (await service.get(f"/tasks/{task_id}"))["created_at"]
+
+
+async def test_a_payload_comes_back_as_it_was_written(service: Service, database: Database) -> None:
+    """In the lease, in the task, in history and after a requeue: keys in their order, and numbers as they are."""
+    payload = '{"zeta": 1e+300, "alpha": {"b": 1.5E-7, "a": [1.0, 2]}, "n": -0.0, "m": 10000000000000000000000}'
+    body = f'{{"agent_type": "ranking", "payload": {payload}}}'
+    headers = {"Content-Type": "application/json"}
+    task_id = (await service.ask("POST", "/tasks", content=body, headers=headers)).json()["id"]
+    stored = await value(database, "SELECT payload_text FROM tasks")
+    assert list(json.loads(stored)) == ["zeta", "alpha", "n", "m"]
+    worker = await service.worker()
+
+    async def check_lease() -> Any:
+        answer = await worker.ask("/lease", {"request_id": str(uuid4()), "acknowledge": True})
+        assert json.dumps(answer.json()["payload"]) == json.dumps(json.loads(payload))
+        return answer.json()
+
+    async def check_task() -> None:
+        answer = await service.ask("GET", f"/tasks/{task_id}")
+        assert json.dumps(answer.json()["payload"]) == json.dumps(json.loads(payload))
+
+    await check_task()
+    lease = await check_lease()
+    await worker.on_lease(lease, "fail", error={"code": "c", "message": "m", "retryable": False})
+    await check_task()
+    await service.post(f"/dead-letters/{task_id}/requeue", {})
+    await worker.on_lease(await check_lease(), "complete", result={})
+    await check_task()

@@ -1,0 +1,35 @@
+"""Payloads as PostgreSQL stores them: JSONB orders keys anew, and writes numbers without exponents."""
+
+import json
+from itertools import pairwise
+from typing import Any
+
+
+class _Changed(Exception):
+    """JSONB would give something back otherwise than it was written."""
+
+
+def kept_text(payload: str) -> str | None:
+    """The payload as it was written where JSONB would not give the same back, but for white space; else None."""
+    try:
+        json.loads(payload, object_pairs_hook=_check_keys, parse_float=_check_float, parse_int=_check_int)
+    except _Changed:
+        return payload
+    return None
+
+
+def _check_keys(pairs: list[tuple[str, Any]]) -> None:
+    # By length and then by bytes, and each key once.
+    names = [name.encode("utf-8", "surrogatepass") for name, _ in pairs]
+    if any((len(first), first) >= (len(second), second) for first, second in pairwise(names)):
+        raise _Changed
+
+
+def _check_float(text: str) -> None:
+    if "e" in text or "E" in text or text.startswith("-0"):
+        raise _Changed
+
+
+def _check_int(text: str) -> None:
+    if text == "-0":
+        raise _Changed
