@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo local-llm demo-llm test-llm up test quick check format lint imports types openapi lock bench bench-claim bench-stopping bench-decisions bench-heartbeats bench-language-model bench-permits sbom test-schema clean
+.PHONY: demo local-llm demo-llm test-llm up test quick check format lint imports types openapi lock bench bench-attacks bench-claim bench-stopping bench-decisions bench-heartbeats bench-language-model bench-permits sbom test-schema clean
 
 $(READY): requirements/dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Convener needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'
@@ -83,6 +83,9 @@ bench-heartbeats: $(READY)
 
 bench-language-model: $(READY)
 	@$(BIN)/python -m benchmarks.language_model
+
+bench-attacks: $(READY)
+	@$(BIN)/python -m benchmarks.attacks
 
 bench-permits: $(READY)
 	@$(BIN)/python -m benchmarks.permits

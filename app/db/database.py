@@ -178,9 +178,11 @@ def translate_error(error: Exception) -> Exception:
     """Return the domain's error for an outage, a conflict or a value that cannot be stored; others as they are."""
     if isinstance(error, PoolExhausted):
         return DatabaseUnavailable("all connections to the database are in use; send this one again in a moment")
+    cause = error.orig.__cause__ if isinstance(error, DBAPIError) and error.orig else error
+    if isinstance(cause, asyncpg.exceptions.QueryCanceledError):
+        return DatabaseUnavailable("this takes the database too long; ask for less at once, or again in a moment")
     if is_outage(error):
         return DatabaseUnavailable()
-    cause = error.orig.__cause__ if isinstance(error, DBAPIError) and error.orig else error
     if isinstance(cause, asyncpg.exceptions.TransactionRollbackError):
         return DatabaseUnavailable("another request was in the way; send this one again in a moment")
     if isinstance(cause, asyncpg.DataError):

@@ -40,6 +40,14 @@ class BodyPace(NamedTuple):
     bytes_per_second: int = 16 << 10
 
 
+class TakingPace(NamedTuple):
+    """The least speed at which an answer is taken: seconds in which nothing is, and free of a rate; bytes a second."""
+
+    gap_seconds: float = 30.0
+    free_seconds: float = 60.0
+    bytes_per_second: int = 4 << 10
+
+
 class ConnectionLimits(NamedTuple):
     """Connections that may be open, and those that may wait to be taken in."""
 
@@ -85,6 +93,7 @@ class BoundedHeads(HttpToolsProtocol):
 
     idle_seconds = IDLE_SECONDS
     pace = BodyPace()
+    taking_pace = TakingPace()
     max_connections: ClassVar[int] = _MAX_CONNECTIONS
     max_unread_bytes: ClassVar[int] = 256 << 20
     # Bytes of answers that clients have still to take, the oldest first.
@@ -101,6 +110,11 @@ class BoundedHeads(HttpToolsProtocol):
     _body_since = 0.0
     _last_piece_at = 0.0
     _giving_up: asyncio.TimerHandle | None = None
+    _watching: asyncio.TimerHandle | None = None
+    _untaken = 0
+    _taken = 0
+    _taken_at = 0.0
+    _answered_at = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the timer for the first request, and make room for this connection."""
@@ -112,8 +126,9 @@ class BoundedHeads(HttpToolsProtocol):
             self._make_room()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the timer."""
+        """Stop the timers."""
         self._wait_no_longer()
+        self._watch_no_longer()
         self._held = b""
         self._forget_unread()
         super().connection_lost(exc)
@@ -121,6 +136,7 @@ class BoundedHeads(HttpToolsProtocol):
     def pause_writing(self) -> None:
         """Count an answer that its client does not take at once, and cut off who takes longest when it is too much."""
         super().pause_writing()
+        self._watch_taking()
         size = self.transport.get_write_buffer_size()
         self._forget_unread()
         BoundedHeads._unread[self] = size
@@ -131,9 +147,43 @@ class BoundedHeads(HttpToolsProtocol):
             slowest.transport.abort()
 
     def resume_writing(self) -> None:
-        """Count an answer no longer."""
+        """Count an answer no longer, and what follows anew."""
         self._forget_unread()
+        self._watch_no_longer()
+        self._watch_taking()
         super().resume_writing()
+
+    def on_response_complete(self) -> None:
+        """See that the end of an answer is taken too: a connection that is closed stays until then."""
+        super().on_response_complete()
+        self._watch_taking()
+
+    def _watch_taking(self) -> None:
+        """Look every second whether the client takes what was written, until it has taken all."""
+        size = self.transport.get_write_buffer_size()
+        if size and self._watching is None:
+            self._untaken, self._taken, self._answered_at = size, 0, self.loop.time()
+            self._taken_at = self._answered_at
+            self._watching = self.loop.call_later(1.0, self._check_taking)
+
+    def _watch_no_longer(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+            self._watching = None
+
+    def _check_taking(self) -> None:
+        now, pace, size = self.loop.time(), self.taking_pace, self.transport.get_write_buffer_size()
+        self._watching = None
+        if not size:
+            return
+        if size < self._untaken:
+            self._taken, self._taken_at = self._taken + self._untaken - size, now
+        self._untaken = size
+        due = (now - self._answered_at - pace.free_seconds) * pace.bytes_per_second
+        if now - self._taken_at > pace.gap_seconds or self._taken < due:
+            self.transport.abort()
+        else:
+            self._watching = self.loop.call_later(1.0, self._check_taking)
 
     def _forget_unread(self) -> None:
         BoundedHeads._unread_bytes -= self._unread.pop(self, 0)

@@ -38,10 +38,11 @@ class Authenticator:
         raise NotImplementedError
 
 
-def requires(*scopes: Scope, waits: bool = False) -> Any:
+def requires(*scopes: Scope, waits: bool = False, costly: bool = False) -> Any:
     """The dependency that lets in only holders of a key with all of these scopes.
 
-    Each key has a share of what is neither hot nor `waits` for something to happen.
+    Each key has a share of what is neither hot nor `waits` for something to happen, and a smaller one of what is
+    `costly`: of what grows with the history that there is.
     """
     is_shared = not waits and _HOT.isdisjoint(scopes)
     check: Callable[..., Any]
@@ -62,7 +63,7 @@ def requires(*scopes: Scope, waits: bool = False) -> Any:
             if principal is None:
                 principal = await admit_to_route(request, *scopes)
             services: Services = request.app.state.services
-            async with services[Shares].of(principal.key_id) if is_shared else nullcontext():
+            async with services[Shares].of(principal.key_id, is_costly=costly) if is_shared else nullcontext():
                 # The body and the turn may have taken long, and the key may have been revoked meanwhile.
                 request.state.principal = await admit_to_route(request, *scopes)
                 yield

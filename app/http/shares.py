@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
 from app.kernel.errors import TooManyRequests
@@ -12,23 +12,35 @@ from app.kernel.errors import TooManyRequests
 class SharePolicy:
     """Requests at once of a key and of all, seconds that one waits for its turn, and how many of a key may wait."""
 
-    of_key: int = 8
+    of_key: int = 4
     in_all: int = 32
     wait_seconds: float = 5.0
     waiting: int = 100
 
 
 class Shares:
-    """The requests of this process that are under way, by key."""
+    """The requests of this process that are under way, by key; those that cost much apart, as they are few."""
 
-    def __init__(self, policy: SharePolicy = SharePolicy()) -> None:
+    def __init__(
+        self, policy: SharePolicy = SharePolicy(), costly: SharePolicy = SharePolicy(of_key=1, in_all=2)
+    ) -> None:
+        self._usual, self._costly = _Turns(policy), _Turns(costly)
+
+    def of(self, key_id: str, *, is_costly: bool = False) -> AbstractAsyncContextManager[None]:
+        """A turn of the key, for the length of the block. Raises TooManyRequests."""
+        return (self._costly if is_costly else self._usual).of(key_id)
+
+
+class _Turns:
+    """Turns of all keys by one policy."""
+
+    def __init__(self, policy: SharePolicy) -> None:
         self._policy = policy
         self._all = asyncio.Semaphore(policy.in_all)
         self._by_key: dict[str, _Share] = {}
 
     @asynccontextmanager
     async def of(self, key_id: str) -> AsyncIterator[None]:
-        """A turn of the key, for the length of the block. Raises TooManyRequests."""
         share = self._by_key.setdefault(key_id, _Share(self._policy.of_key))
         if share.requests >= self._policy.of_key + self._policy.waiting:
             raise TooManyRequests

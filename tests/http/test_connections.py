@@ -9,6 +9,7 @@ import pytest
 
 from app.admin.service.config import CurrentConfig
 from app.db.database import Database
+from app.http import computing
 from tests.support.pools import decided
 from tests.support.service import Service
 from tests.support.sql import until, until_blocked
@@ -55,7 +56,7 @@ async def test_nothing_is_held_while_the_service_computes(
         computed.append(function)
         return function(*args, **options)
 
-    monkeypatch.setattr(asyncio, "to_thread", compute)
+    monkeypatch.setattr(computing, "run", compute)
     await decided(database)
     number = (await service.get("/scaling/decisions"))["items"][0]["id"]
     await service.get(f"/scaling/decisions/{number}")

@@ -27,7 +27,7 @@ async def test_a_key_has_so_many_turns_and_others_have_theirs() -> None:
             await stack.enter_async_context(shares.of("third"))
     async with shares.of("one"), shares.of("one"), shares.of("third"):
         pass
-    assert shares._by_key == {}
+    assert shares._usual._by_key == {}
 
 
 async def test_who_waits_gets_the_turn_that_becomes_free() -> None:
@@ -53,12 +53,12 @@ async def test_a_key_cannot_pile_up_waiting_requests() -> None:
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
-    assert shares._by_key == {}
+    assert shares._usual._by_key == {}
 
 
 async def test_a_key_that_does_too_much_at_once_is_told_so(service: Service) -> None:
     shares = service.app.state.services[Shares]
-    shares._policy = _BRIEF
+    shares._usual._policy = _BRIEF
     key = read_key(service.keys[Role.OPERATOR])
     assert key is not None
     async with AsyncExitStack() as stack:
@@ -79,10 +79,10 @@ async def test_a_key_that_is_revoked_while_it_waits_for_its_turn_changes_nothing
     key = read_key(service.keys[Role.OPERATOR])
     assert key is not None
     async with AsyncExitStack() as stack:
-        for _ in range(8):
+        for _ in range(4):
             await stack.enter_async_context(service.app.state.services[Shares].of(key[0]))
         pause = asyncio.create_task(service.ask("POST", "/queues/pause", {}, key=Role.OPERATOR))
-        while service.app.state.services[Shares]._by_key[key[0]].requests < 9:
+        while service.app.state.services[Shares]._usual._by_key[key[0]].requests < 5:
             await asyncio.sleep(0.01)
         assert (await service.ask("DELETE", f"/keys/{key[0]}", key=Role.ADMIN)).status_code == 204
         while (await service.ask("POST", "/tasks", {"agent_type": "ranking"}, key=Role.OPERATOR)).status_code == 201:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from app.db.database import Database
-from app.http.bounds import BodyPace, BoundedHeads
+from app.http.bounds import BodyPace, BoundedHeads, TakingPace
 from app.kernel.access import Role
 from tests.support.sql import value
 from tests.support.streams import Port, on_a_port
@@ -182,3 +182,55 @@ async def test_answers_that_nobody_takes_are_bounded(port: Port, monkeypatch: py
         while BoundedHeads._unread:
             await asyncio.sleep(0.05)
     assert BoundedHeads._unread_bytes == 0
+
+
+def _large_answers(port: Port, task_id: str, requests: int) -> bytes:
+    """Requests for answers of a megabyte."""
+    key = port.service.keys[Role.OPERATOR]
+    return f"GET /tasks/{task_id} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n\r\n".encode() * requests
+
+
+@pytest.mark.parametrize(
+    "pace",
+    [TakingPace(gap_seconds=1.0), TakingPace(free_seconds=1.0, bytes_per_second=1 << 30)],
+    ids=["gap", "rate"],
+)
+@pytest.mark.parametrize(
+    "last", [b"", b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"], ids=["open", "closed"]
+)
+async def test_who_does_not_take_its_answers_is_let_go(
+    port: Port, monkeypatch: pytest.MonkeyPatch, pace: TakingPace, last: bytes
+) -> None:
+    task_id = await port.service.submitted(payload={"a": "a" * 1_000_000})
+    monkeypatch.setattr(BoundedHeads, "taking_pace", pace)
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", port.number))
+        mine = client.getsockname()
+        client.sendall(_large_answers(port, task_id, 8) + last)
+
+        def is_there() -> bool:
+            connections: set[Any] = port.server.server_state.connections
+            return any(connection.client == mine for connection in connections)
+
+        async with asyncio.timeout(30):
+            while not is_there():
+                await asyncio.sleep(0.01)
+            while is_there():
+                await asyncio.sleep(0.05)
+
+
+async def test_who_takes_its_answers_slowly_gets_them(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
+    task_id = await port.service.submitted(payload={"a": "a" * 1_000_000})
+    monkeypatch.setattr(BoundedHeads, "taking_pace", TakingPace(gap_seconds=5.0))
+    reader, writer = await asyncio.open_connection("127.0.0.1", port.number, limit=4096)
+    writer.write(_large_answers(port, task_id, 8))
+    size = 0
+    async with asyncio.timeout(60):
+        while size < 8_000_000:
+            piece = await reader.read(1 << 20)
+            assert piece, "let go"
+            size += len(piece)
+            if size % 16 == 0:
+                await asyncio.sleep(0.05)
+    writer.close()

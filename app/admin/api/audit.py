@@ -89,7 +89,7 @@ async def page(
     return AuditPage(items=[_entry_out(entry) for entry in entries.items], next=entries.next(lambda entry: entry.seq))
 
 
-@router.post("/verify", summary="Check the audit log", dependencies=[requires(Scope.READ)])
+@router.post("/verify", summary="Check the audit log", dependencies=[requires(Scope.READ, costly=True)])
 async def verify(body: VerifyIn, services: ServicesDep, caller: Caller) -> VerdictOut:
     """Computes every digest anew, up to the first entry that is not as it was written; changes nothing."""
     noted_end = Link(seq=body.known.seq, digest=bytes.fromhex(body.known.digest)) if body.known else None

@@ -1,6 +1,5 @@
 """The audit log: written in the transaction of the recorded change, and checked from its first entry on."""
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from app.admin.rules.audit import AuditEntry, Entry, Link, flaw, next_entry
 from app.admin.store import audit
 from app.db import schema
 from app.db.database import Database
+from app.http import computing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +60,7 @@ async def verify(database: Database, noted_end: Link | None = None) -> Verdict:
         if not entries:
             break
         # In a thread and without a connection: hashing a long log would hold up every other request.
-        link, violation = await asyncio.to_thread(_check_entries, link, entries, noted_end)
+        link, violation = await computing.run(_check_entries, link, entries, noted_end)
     if violation is None and noted_end is not None and noted_end.seq > link.seq:
         violation = f"entry {noted_end.seq} is missing; the log ends with {link.seq}"
     return Verdict(entries=link.seq, end=link, violation=violation)

@@ -1,6 +1,7 @@
 """The audit log: entries are added at the tail, by one transaction at a time."""
 
 import json
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -11,7 +12,8 @@ from app.admin.rules.audit import AuditEntry, Entry, Link
 from app.db import pages
 from app.db.pages import Page
 
-_BATCH = 1000
+# So many are made in the loop at once, which others wait for.
+_BATCH = 200
 
 # An advisory lock, because a new log has no row to lock. Readers are not held up.
 _LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended('convener audit', 0))")
@@ -32,7 +34,7 @@ _COLUMNS = "seq, at, by, label, action, before, after, reason, digest"
 _PAGE = f"SELECT {_COLUMNS} FROM audit WHERE seq < :before {{only}} ORDER BY seq DESC"
 _ANY, _ONE_ACTION = _PAGE.format(only=""), _PAGE.format(only="AND action = :action")
 
-_ONWARD = text(f"SELECT {_COLUMNS} FROM audit WHERE seq > :after ORDER BY seq LIMIT :limit")
+_ONWARD = f"SELECT {_COLUMNS} FROM audit WHERE seq > :after ORDER BY seq"
 
 
 async def lock_tail(connection: AsyncConnection, by: str) -> tuple[Link, datetime, str | None]:
@@ -60,9 +62,9 @@ async def page(connection: AsyncConnection, *, below: int, action: str | None, l
     return await pages.read(connection, _ONE_ACTION, {"before": below, "action": action}, limit, _entry)
 
 
-async def entries_after(connection: AsyncConnection, *, seq: int) -> list[Entry]:
+async def entries_after(connection: AsyncConnection, *, seq: int) -> Sequence[Entry]:
     """The next entries numbered above `seq`, at most a batch; none at the end."""
-    return [_entry(row) for row in (await connection.execute(_ONWARD, {"after": seq, "limit": _BATCH})).mappings()]
+    return (await pages.read(connection, _ONWARD, {"after": seq}, _BATCH, _entry)).items
 
 
 def _entry(row: Any) -> Entry:

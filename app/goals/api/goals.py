@@ -1,6 +1,5 @@
 """Routes of research goals: their life, their iterations, and their weights."""
 
-import asyncio
 import json
 from typing import Annotated
 from uuid import uuid4
@@ -33,6 +32,7 @@ from app.goals.service import iterations
 from app.goals.store import goals as store
 from app.goals.store import iterations as iteration_store
 from app.goals.store.goals import GoalRequest
+from app.http import computing
 from app.http.fields import Body, Limit, ReasonIn, Word
 from app.http.guard import Caller, requires
 from app.http.namespaces import Into, Within
@@ -244,7 +244,7 @@ async def replay(goal_id: StoredGoal, number: Number, services: ServicesDep) -> 
     async with services.database.transaction() as connection:
         history = await iterations.read_history(connection, goal_id, number)
     # In a thread, since it takes a while after a thousand iterations; and with no connection held meanwhile.
-    outcome = await asyncio.to_thread(iterations.replay, goal_id, history)
+    outcome = await computing.run(iterations.replay, goal_id, history)
     return GoalReplayOut(
         identical=outcome.recorded_json == outcome.replayed_json,
         recorded=json.loads(outcome.recorded_json),

@@ -1,23 +1,29 @@
 """Utilisation of hosts, workers and the pool over time."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Annotated
 
 from fastapi import Query
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
+from starlette.responses import Response
 
 from app.db.database import now
 from app.health.rules.utilisation import Measure, Span, UtilisationPolicy, step_starts
 from app.health.store import utilisation as store
+from app.http import computing
 from app.http.fields import Bound, Moment, Word
 from app.http.guard import requires
+from app.http.json import answer
 from app.http.routing import Router
-from app.http.transactions import Reading
+from app.http.services import ServicesDep
 from app.kernel.access import Scope
 
 router = Router(prefix="/metrics", tags=["health"])
 _MAX_POINTS = UtilisationPolicy().max_points
+# Of one host, the workers and the pool there are seven a step.
+_MAX_FIGURES = 12_000
 _MINUTE = 60
 _DIGITS = 2
 
@@ -52,34 +58,54 @@ class UtilisationOut(BaseModel):
     )
 
 
-@router.get("/utilisation", summary="Read how busy all were", dependencies=[requires(Scope.MONITOR)])
+@router.get(
+    "/utilisation",
+    summary="Read how busy all were",
+    dependencies=[requires(Scope.MONITOR, costly=True)],
+    response_model=UtilisationOut,
+)
 async def utilisation(
-    connection: Reading,
+    services: ServicesDep,
     since: Annotated[Bound | None, Query(description="by default an hour before `until`")] = None,
     until: Annotated[Bound | None, Query(description="by default now")] = None,
     step: Annotated[int, Query(ge=_MINUTE, le=86_400, multiple_of=_MINUTE, description="seconds")] = _MINUTE,
     subject: Annotated[Word | None, Query(description="only this one")] = None,
-) -> UtilisationOut:
+) -> Response:
     """Hosts, workers and the pool over time, sampled every 5 s and kept by the minute as long as history is.
 
-    Up to 1,500 steps at once. Steps are counted from 1970, so the same step is the same whenever it is asked for.
+    Up to 1,500 steps at once, and 12,000 figures of all subjects together.
+
+    Steps are counted from 1970, so the same step is the same whenever it is asked for.
     """
-    end = until or await now(connection)
-    begin, length = since or end - timedelta(hours=1), timedelta(seconds=step)
-    _check(begin, end, step)
-    # Minutes are stored whole, so the first one counts also where `since` cuts it.
-    spans = await store.read_steps(
-        connection, since=begin.replace(second=0, microsecond=0), until=end, step=length, subject=subject
-    )
+    async with services.database.transaction() as connection:
+        end = until or await now(connection)
+        begin, length = since or end - timedelta(hours=1), timedelta(seconds=step)
+        _check(begin, end, step)
+        # Minutes are stored whole, so the first one counts also where `since` cuts it.
+        spans = await store.read_steps(
+            connection,
+            since=begin.replace(second=0, microsecond=0),
+            until=end,
+            step=length,
+            subject=subject,
+            limit=_MAX_FIGURES + 1,
+        )
+    if len(spans) > _MAX_FIGURES:
+        raise _refusal(f"there would be over {_MAX_FIGURES:,} figures; take a longer step, or `subject` for one of all")
+    return answer(await computing.run(_render, spans, begin, end, length))
+
+
+def _render(spans: Sequence[Span], begin: datetime, end: datetime, step: timedelta) -> bytes:
     spans_by_step = {(span.subject, span.measure, span.start): span for span in spans}
     subjects = sorted({span.subject for span in spans})
-    steps = step_starts(begin, end, length)
-    return UtilisationOut(
+    steps = step_starts(begin, end, step)
+    page = UtilisationOut(
         since=begin,
         until=end,
-        step_seconds=step,
+        step_seconds=int(step.total_seconds()),
         subjects={name: [_step(spans_by_step, name, start) for start in steps] for name in subjects},
     )
+    return page.model_dump_json().encode()
 
 
 def _check(since: datetime, until: datetime, step: int) -> None:
@@ -87,7 +113,11 @@ def _check(since: datetime, until: datetime, step: int) -> None:
     if seconds / step > _MAX_POINTS:
         smallest_step = -(-int(seconds) // (_MAX_POINTS * _MINUTE)) * _MINUTE
         message = f"there would be {seconds / step:,.0f} steps; take a step of {smallest_step:,} s, or a shorter time"
-        raise RequestValidationError([{"type": "steps", "loc": ("query", "step"), "msg": message}])
+        raise _refusal(message)
+
+
+def _refusal(message: str) -> RequestValidationError:
+    return RequestValidationError([{"type": "steps", "loc": ("query", "step"), "msg": message}])
 
 
 def _step(

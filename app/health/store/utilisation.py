@@ -64,7 +64,7 @@ SELECT date_bin(CAST(:step AS interval), minute, timestamptz 'epoch') AS start, 
        (array_agg(last ORDER BY last_at DESC))[1] AS last, max(last_at) AS last_at
 FROM utilisation
 WHERE minute >= :since AND minute < :until AND (CAST(:subject AS text) IS NULL OR subject = :subject)
-GROUP BY 1, 2, 3 ORDER BY 2, 3, 1
+GROUP BY 1, 2, 3 ORDER BY 2, 3, 1 LIMIT CAST(:limit AS bigint)
 """)
 
 prune = pruning("utilisation", "minute")
@@ -104,10 +104,16 @@ async def recent_minutes(connection: AsyncConnection, length: timedelta) -> list
 
 
 async def read_steps(
-    connection: AsyncConnection, *, since: datetime, until: datetime, step: timedelta, subject: str | None = None
+    connection: AsyncConnection,
+    *,
+    since: datetime,
+    until: datetime,
+    step: timedelta,
+    subject: str | None = None,
+    limit: int | None = None,
 ) -> list[Span]:
-    """Minutes from `since` on and before `until`, aggregated by steps that are counted from 1970."""
-    values = {"since": since, "until": until, "step": step, "subject": subject}
+    """Minutes from `since` on and before `until`, aggregated by steps that are counted from 1970; `limit` of them."""
+    values = {"since": since, "until": until, "step": step, "subject": subject, "limit": limit}
     return [_span(row) for row in (await connection.execute(_STEPS, values)).mappings()]
 
 

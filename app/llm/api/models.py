@@ -114,7 +114,7 @@ async def reset(model: ModelPath, connection: Writing, caller: Caller) -> ModelO
     return await _read_model(connection, model)
 
 
-@router.get("/usage", summary="What calls of language models came to", dependencies=_READ)
+@router.get("/usage", summary="What calls of language models came to", dependencies=[requires(Scope.READ, costly=True)])
 async def usage(
     connection: Reading,
     namespace: Within,

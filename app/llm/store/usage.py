@@ -103,26 +103,23 @@ ON CONFLICT (minute, model, agent_type, goal_id, key_id, outcome) DO UPDATE SET
     )
 """)
 
-# Percentiles of parts cannot be combined, so histograms are added bucket by bucket.
-_SUMS = """
-WITH parts AS MATERIALIZED (
-    SELECT {key} AS name, * FROM llm_minutes WHERE minute > CAST(:since AS timestamptz) - interval '1 minute'
-      AND {within}
-),
-outcomes AS (
-    SELECT name, jsonb_object_agg(outcome, calls) AS outcomes
-    FROM (SELECT name, outcome, sum(calls) AS calls FROM parts GROUP BY name, outcome) each GROUP BY name
-),
-histograms AS (
-    SELECT name, array_agg(held ORDER BY place) AS buckets
-    FROM (SELECT name, place, sum(part)::bigint AS held
-          FROM parts, unnest(histogram) WITH ORDINALITY AS bucket (part, place) GROUP BY name, place) each GROUP BY name
+_PLACES = range(1, len(BOUNDS) + 2)
+_FIGURES = """sum(prompt_tokens)::bigint AS prompt_tokens, sum(completion_tokens)::bigint AS completion_tokens,
+       sum(cost_usd) AS cost_usd, sum(held_seconds) AS held_seconds, sum(timed)::bigint AS timed,
+       sum(seconds) AS seconds, max(longest) AS longest"""
+
+# Percentiles of parts cannot be combined, so histograms are added bucket by bucket: in one walk over the minutes, of
+# which there may be a million.
+_SUMS = f"""
+WITH part AS MATERIALIZED (
+    SELECT {{key}} AS name, outcome, sum(calls)::bigint AS calls, {_FIGURES},
+           {", ".join(f"sum(histogram[{place}])::bigint AS bucket_{place}" for place in _PLACES)}
+    FROM llm_minutes WHERE minute > CAST(:since AS timestamptz) - interval '1 minute' AND {{within}}
+    GROUP BY name, outcome
 )
-SELECT name, outcomes.outcomes AS outcomes, buckets, sum(prompt_tokens)::bigint AS prompt_tokens,
-       sum(completion_tokens)::bigint AS completion_tokens, sum(cost_usd) AS cost_usd,
-       sum(held_seconds) AS held_seconds, sum(timed)::bigint AS timed, sum(seconds) AS seconds, max(longest) AS longest
-FROM parts JOIN outcomes USING (name) JOIN histograms USING (name)
-GROUP BY name, outcomes.outcomes, buckets ORDER BY sum(calls) DESC, name LIMIT :limit
+SELECT name, jsonb_object_agg(outcome, calls) AS outcomes, {_FIGURES},
+       ARRAY[{", ".join(f"sum(bucket_{place})::bigint" for place in _PLACES)}] AS buckets
+FROM part GROUP BY name ORDER BY sum(calls) DESC, name LIMIT :limit
 """
 
 _SUMS_BY = {grouping: text(_SUMS.format(key=column, within=WITHIN)) for grouping, column in _COLUMNS.items()}

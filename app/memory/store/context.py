@@ -4,11 +4,12 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.pages import PAGE_BYTES
 from app.db.retention import BATCH, deletion
+from app.db.turns import turn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +166,7 @@ async def page(
     query = _PAGE_OF_VALUES if with_values else _PAGE_OF_KEYS
     parameters = {"namespace": namespace, "after": after_key, "limit": limit}
     parameters |= {"page_bytes": PAGE_BYTES} if with_values else {}
-    versions, last = _page_of(await connection.execute(query, parameters), limit)
+    versions, last = await _page_of(connection, query, parameters, limit)
     return [version for version in versions if not version.deleted], last.key if last else None
 
 
@@ -174,7 +175,7 @@ async def history(
 ) -> tuple[list[Version], int | None]:
     """Versions below `before_version`, newest first, and the number to continue below; None at the end."""
     parameters = {**asdict(entry), "before": before_version, "limit": limit, "page_bytes": PAGE_BYTES}
-    versions, last = _page_of(await connection.execute(_HISTORY, parameters), limit)
+    versions, last = await _page_of(connection, _HISTORY, parameters, limit)
     return versions, last.version if last else None
 
 
@@ -191,9 +192,13 @@ def _first(rows: Any) -> Version | None:
     return Version(**row) if row else None
 
 
-def _page_of(result: Any, limit: int) -> tuple[list[Version], Version | None]:
+async def _page_of(
+    connection: AsyncConnection, query: TextClause, parameters: dict[str, Any], limit: int
+) -> tuple[list[Version], Version | None]:
     """Versions of the first row and of as many more as fit into a page, and the last of them where more may follow."""
-    rows = [dict(row) for row in result.mappings()]
+    result = (await connection.execute(query, parameters)).mappings().all()
+    await turn(connection)
+    rows = [dict(row) for row in result]
     sizes = [row.pop("bytes", 0) for row in rows]
     versions = [Version(**row) for row, size in zip(rows, sizes, strict=True) if size <= PAGE_BYTES or row is rows[0]]
     is_full = len(versions) == limit or (bool(sizes) and sizes[-1] >= PAGE_BYTES)

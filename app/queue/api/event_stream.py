@@ -82,13 +82,13 @@ class Follower:
         self._services[EventReaders].remove(self._key_id)
         self._services.database.announcer.unsubscribe(self._on_announcement)
 
-    async def read_page(self, limit: int) -> Sequence[Event]:
-        """Read up to `limit` of the next events and move the cursor behind them; `is_behind` says whether to go on.
+    async def read_page(self, limit: int, max_bytes: int | None = None) -> Sequence[Event]:
+        """Read up to `limit` of the next events, as far as `max_bytes` hold them, and move the cursor behind them.
 
         Raises DatabaseUnavailable.
         """
         async with self._services[EventReaders].slots, self._services.database.transaction() as connection:
-            batch = await events.read_batch(connection, self.cursor, self._namespace, limit)
+            batch = await events.read_batch(connection, self.cursor, self._namespace, limit, max_bytes)
         self.cursor, self.is_behind = batch.next, batch.has_more
         return batch.items
 

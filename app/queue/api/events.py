@@ -37,6 +37,8 @@ _KINDS_BY_NAME: dict[str, EventKind] = {kind.value: kind for kind in EVENT_KINDS
 _KINDS = WithJsonSchema({"type": "string", "enum": list(_KINDS_BY_NAME)})
 _STREAM = "text/event-stream"
 _PAGE = 500
+# Every stream has a page in memory until its client has taken it.
+_PAGE_BYTES = 128 << 10
 
 
 class EventOut(BaseModel):
@@ -184,7 +186,7 @@ async def _turns(
     with suppress(TooManyRequests), Follower(services, key_id, start, event_filter.namespace) as follower:
         while await _may_continue(request, services, event_filter) and not await request.is_disconnected():
             try:
-                page = await follower.read_page(_PAGE)
+                page = await follower.read_page(_PAGE, _PAGE_BYTES)
             except DatabaseUnavailable:
                 page, follower.is_behind = (), False
             yield Batch(messages=[_message(event) for event in event_filter.select(page)], cursor=str(follower.cursor))

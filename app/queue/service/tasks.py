@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.service import audit
 from app.db.database import now, shared_by
+from app.db.turns import turn
 from app.db.uuids import time_ordered_uuid
 from app.kernel.agents import AgentType
 from app.kernel.errors import ConvenerError
@@ -80,6 +81,8 @@ class Intake:
 # Of every task that named none: the hash of a body without one stays what it was.
 _FORMER_TIMEOUT_SECONDS = 600.0
 _OPEN_INTAKE = Intake()
+# So many tasks take some milliseconds of the loop.
+_MANY = 100
 
 
 async def submit(
@@ -91,6 +94,7 @@ async def submit(
     while another request with the same key is in progress; DependencyMissing, DependencyCycle; QueueFull and
     GoalStopped, which apply to new tasks only, so that a repeated call gets its answer.
     """
+    await _take_turn(connection, submissions)
     keys = [str(identity(submission)) for submission in submissions if submission.idempotency_key is not None]
     # Of two requests with one key the second is refused at once, rather than wait with its connection for the first.
     if keys and not await tasks.reserve_keys(connection, keys):
@@ -105,6 +109,7 @@ async def submit(
     # Lock order: the gate of admission before any task, because its sole holder may have to wait for tasks.
     ticket = await _enter_admission(connection, candidates, intake)
     dependency_states = await dependencies.lock_dependencies(connection, new)
+    await _take_turn(connection, submissions)
     waiting = [_with_blockers(task, dependency_states.blockers(task), gate) for task in candidates]
     async with reserve_tags(connection, waiting) as tagged_tasks:
         created_tasks = await _insert(connection, tagged_tasks, intake, ticket)
@@ -118,6 +123,11 @@ async def submit(
         existing_ids = [task_id for task_id in new if task_id not in created_tasks] + list(duplicates_of.values())
         existing = await tasks.find(connection, existing_ids) if existing_ids else {}
         return [_submit_result(task, created_tasks, existing, duplicates_of) for task in distinct.values()]
+
+
+async def _take_turn(connection: AsyncConnection, submissions: Sequence[Submission]) -> None:
+    if len(submissions) > _MANY:
+        await turn(connection)
 
 
 def _runnable_agents(new_tasks: Sequence[NewTask]) -> list[AgentType]:
@@ -301,6 +311,10 @@ def _hash(submission: Submission) -> bytes:
     return hashlib.sha256(json.dumps([*body, *([later] if later else [])], sort_keys=True).encode()).digest()
 
 
+# Payloads of a batch have some ten kilobytes each; others are served in between.
+_DIGESTED_AT_ONCE = 20
+
+
 async def find_duplicates(
     connection: AsyncConnection, new: Iterable[NewTask], window_seconds: float
 ) -> dict[UUID, UUID]:
@@ -308,8 +322,14 @@ async def find_duplicates(
 
     Tasks with a chosen id or an idempotency key are left out: it identifies them better than their payload does.
     """
-    digests = {task.id: _digest(task) for task in new if not task.id_is_chosen}
-    if window_seconds <= 0 or not digests:
+    if window_seconds <= 0:
+        return {}
+    digests = {}
+    for place, task in enumerate(task for task in new if not task.id_is_chosen):
+        if place % _DIGESTED_AT_ONCE == _DIGESTED_AT_ONCE - 1:
+            await turn(connection)
+        digests[task.id] = _digest(task)
+    if not digests:
         return {}
     first_ids: dict[bytes, UUID] = {}
     for task_id, digest in digests.items():

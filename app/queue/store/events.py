@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import folds, namespaces, notify, retention
 from app.db.pages import PAGE_BYTES, within_bytes
+from app.db.turns import turn
 from app.kernel.events import TaskEvent
 
 
@@ -142,20 +143,24 @@ async def append_system(
     notify.note(connection, notify.EVENTS)
 
 
-async def read_batch(connection: AsyncConnection, start: Cursor, namespace: str | None, limit: int) -> EventBatch:
-    """Return up to `limit` events that follow the cursor, oldest first, as far as a page has room for them.
+async def read_batch(
+    connection: AsyncConnection, start: Cursor, namespace: str | None, limit: int, max_bytes: int | None = None
+) -> EventBatch:
+    """Return up to `limit` events that follow the cursor, oldest first, as far as `max_bytes` or a page hold them.
 
     Only of one namespace if one is given. A batch may be empty and still not the last, where events of other namespaces
     fill the window that it reads.
     """
-    values: dict[str, Any] = {**await bounds(connection, start), "limit": limit, "page_bytes": PAGE_BYTES}
+    values: dict[str, Any] = {**await bounds(connection, start), "limit": limit, "page_bytes": max_bytes or PAGE_BYTES}
     if namespace is None:
         rows = (await connection.execute(_READ, values)).mappings().all()
+        await turn(connection)
         items = [_event(row) for row in rows]
         return EventBatch(items=items, next=items[-1].cursor if items else start, has_more=_is_full(rows, limit))
     statement = text(_READ_WITHIN.format(own=_OWN.format(condition=namespaces.condition(namespace))))
     values |= {"window": _WINDOW, "namespace": namespace}
     rows = (await connection.execute(statement, values)).mappings().all()
+    await turn(connection)
     if not rows:
         return EventBatch(items=[], next=start, has_more=False)
     own_rows = [row for row in rows if row["transaction"] is not None]

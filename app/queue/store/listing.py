@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import namespaces
 from app.db.pages import PAGE_BYTES
+from app.db.turns import turn
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
 from app.kernel.namespaces import DEFAULT
@@ -121,13 +122,13 @@ async def page(
     if not sources:
         return ListingPage(items=[], next=None)
     values = {**selection.values(), "limit": limit + 1, "max_rows": max_rows, "last": max_rows - 1}
+    values["page_bytes"] = PAGE_BYTES
     values |= {} if below is None else {"below": below}
     rows = (await connection.execute(text(_statement(sources)), values)).mappings().all()
+    await turn(connection)
     items = [dict(row) for row in rows if row["id"] is not None]
-    # A page has one task at least, however long its texts are.
-    shown_items = [item for place, item in enumerate(items[:limit]) if place == 0 or item["bytes"] <= PAGE_BYTES]
-    following = shown_items[-1]["seq"] if len(shown_items) < len(items) else rows[0]["floor"]
-    return ListingPage(items=shown_items, next=following)
+    following = items[-1]["seq"] if len(items) < rows[0]["page_rows"] else rows[0]["floor"]
+    return ListingPage(items=items, next=following)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,10 +164,13 @@ def _statement(sources: Sequence[_Source]) -> str:
     return (
         f"WITH {', '.join(source.rows for source in sources)}, "
         f"far AS (SELECT greatest({', '.join(source.floor for source in sources)}) AS floor) "
-        "SELECT brief.*, far.floor, "
-        "sum(octet_length(CAST(row_to_json(brief) AS text))) OVER (ORDER BY seq DESC) AS bytes FROM far "
+        # A page has one task at least, however long its texts are.
+        "SELECT * FROM (SELECT brief.*, far.floor, count(brief.id) OVER () AS page_rows, "
+        "row_number() OVER (ORDER BY seq DESC) AS page_place, "
+        "sum(octet_length(CAST(row_to_json(brief) AS text))) OVER (ORDER BY seq DESC) AS page_size FROM far "
         f"LEFT JOIN (SELECT {_SHOWN_COLUMNS} FROM ({union}) task ORDER BY seq DESC LIMIT :limit) brief "
-        "ON far.floor IS NULL OR brief.seq >= far.floor ORDER BY seq DESC"
+        "ON far.floor IS NULL OR brief.seq >= far.floor) measured "
+        "WHERE page_place = 1 OR (page_place < :limit AND page_size <= :page_bytes) ORDER BY page_place"
     )
 
 

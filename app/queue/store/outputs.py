@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.namespaces import WITHIN
 from app.db.pages import PAGE_BYTES
+from app.db.turns import turn
 from app.kernel.events import TaskEvent
 from app.queue.store.events import Cursor, bounds
 
@@ -102,7 +103,9 @@ async def page(
     window = _MIN_WINDOW + 10 * limit
     position = {**await bounds(connection, start), "window": window, "limit": limit, "page_bytes": PAGE_BYTES}
     filters = {"agent_type": agent_type, "goal_id": goal_id, "namespace": namespace}
-    rows = [dict(row) for row in (await connection.execute(_PAGE, {**position, **filters})).mappings()]
+    window_rows = (await connection.execute(_PAGE, {**position, **filters})).mappings().all()
+    await turn(connection)
+    rows = [dict(row) for row in window_rows]
     if not rows:
         return OutputBatch(items=[], next=start, has_more=False)
     edge = Cursor(transaction=rows[0]["edge_transaction"], seq=rows[0]["edge_seq"])

@@ -1,6 +1,5 @@
 """Routes of scaling decisions: read, explain, replay, try under another configuration, recommend a size."""
 
-import asyncio
 from typing import Annotated
 
 from fastapi import Path, Query
@@ -9,6 +8,7 @@ from app.admin.api.config_schemas import apply_patch
 from app.admin.errors import ConfigRefused
 from app.admin.service.config import CurrentConfig
 from app.db.database import Database
+from app.http import computing
 from app.http.fields import NEWEST, Below, Limit
 from app.http.guard import requires
 from app.http.problems import responses_for
@@ -38,6 +38,7 @@ from app.scaling.store.decisions import StoredDecision
 
 router = Router(prefix="/scaling", tags=["scaling"])
 _READ = [requires(Scope.READ)]
+_COSTLY = [requires(Scope.READ, costly=True)]
 _MONITOR = [requires(Scope.MONITOR)]
 _FINDING = responses_for(DecisionNotFound)
 DecisionId = Annotated[int, Path(ge=1, le=NEWEST)]
@@ -67,24 +68,24 @@ async def read(
 ) -> ScalingDecisionOut:
     """A decision in the specification's shape, and in plain words: what drove it, each limit, what was rejected."""
     decision = await _read(services.database, decision_id)
-    return await asyncio.to_thread(whole, decision, inputs=inputs)
+    return await computing.run(whole, decision, inputs=inputs)
 
 
 @router.post("/decisions/{decision_id}/replay", summary="Replay a decision", dependencies=_READ, responses=_FINDING)
 async def replay(decision_id: DecisionId, services: ServicesDep) -> ScalingReplayOut:
     """Decide again from the same inputs, by the rules of today, and compare the texts of both outcomes."""
     decision = await _read(services.database, decision_id)
-    result = await asyncio.to_thread(service.replay, decision)
+    result = await computing.run(service.replay, decision)
     return ScalingReplayOut.model_validate(result, from_attributes=True)
 
 
-@router.post("/decisions/replay", summary="Replay many decisions", dependencies=_READ)
+@router.post("/decisions/replay", summary="Replay many decisions", dependencies=_COSTLY)
 async def replay_many(call: ReplayManyIn, services: ServicesDep) -> ReplayManyOut:
     """The same for the next so many decisions above an id; returns those that come out differently."""
     async with services.database.transaction() as connection:
         decisions = await store.onward(connection, above=call.after, limit=call.limit)
     # Away from the loop, since each takes milliseconds; and no connection is held meanwhile.
-    results = [await asyncio.to_thread(service.replay, decision) for decision in decisions]
+    results = [await computing.run(service.replay, decision) for decision in decisions]
     different = [result for result in results if not result.identical]
     following = decisions[-1].id if len(decisions) == call.limit else None
     answer = {"replayed": len(decisions), "different": different, "next": following}
@@ -103,7 +104,7 @@ async def what_if(call: WhatIfIn, services: ServicesDep) -> WhatIfOut:
     actual = await _read(services.database, call.decision_id)
     document = None
     if call.config is not None or call.mode is not None:
-        inputs = await asyncio.to_thread(service.inputs_of, actual)
+        inputs = await computing.run(service.inputs_of, actual)
         async with services.database.transaction() as connection:
             base = await service.base_document(connection, inputs, call.mode)
         document = apply_patch(base, call.config or {})
@@ -113,7 +114,7 @@ async def what_if(call: WhatIfIn, services: ServicesDep) -> WhatIfOut:
         weights_changed="agent_weights" in (call.config or {}),
         wait_target_seconds=call.wait_target_seconds,
     )
-    outcome = await asyncio.to_thread(service.what_if, actual, variation)
+    outcome = await computing.run(service.what_if, actual, variation)
     actual_out, hypothetical_out = brief(actual), hypothetical(outcome)
     actual_json = actual_out.model_dump(mode="json", exclude={"id"})
     hypothetical_json = hypothetical_out.model_dump(mode="json", include=set(actual_json))
