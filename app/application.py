@@ -19,13 +19,14 @@ from app.http.refusals import RefusalWatch
 from app.http.security import SecureAnswers
 from app.llm.api import models, permits
 from app.memory.api import checkpoints, context
-from app.queue.api import dead_letters, events, leases, namespaces, outputs, queues, tasks, upcoming
+from app.queue.api import dead_letters, events, leases, logs, namespaces, outputs, queues, tasks, upcoming
 from app.scaling.api import decisions
 from app.workers.api import directives, heartbeats, pool, workers
 
 # In the order in which the published document lists their routes.
 _PARTS = (
     tasks,
+    logs,
     queues,
     upcoming,
     namespaces,

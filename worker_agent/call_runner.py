@@ -9,9 +9,10 @@ from worker_agent import events as ev
 from worker_agent.backoff import full_jitter
 from worker_agent.client import Client, register
 from worker_agent.local_errors import LocalErrors
+from worker_agent.log_sender import LogSender
 from worker_agent.progress import ProgressSender
 from worker_agent.transport import ApiUnavailable, Problem, Transport
-from worker_agent.wire import JsonObject, Lease, LeaseRef, Progress, read_gone_reason
+from worker_agent.wire import JsonObject, Lease, LeaseRef, LogStream, Progress, read_gone_reason
 
 _QUICK_SECONDS = 1.0
 log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ class CallRunner:
         self._errors = errors
         self._client: Client | None = None
         self._progress: ProgressSender | None = None
+        self._log: LogSender | None = None
         self._pending: _PendingCall | None = None
         self._lock = Lock()
 
@@ -57,6 +59,16 @@ class CallRunner:
             self._close_progress()
             self._progress = ProgressSender(self._registered_client, lease.ref, self._post, self._errors)
         self._progress.put(progress)
+
+    def open_log(self, lease: Lease) -> Callable[[LogStream, bytes], None]:
+        """Begin to send the output of an attempt; return whom it is to be fed to."""
+        self._log = LogSender(self._registered_client, lease.ref, self._errors)
+        return self._log.feed
+
+    def finish_log(self) -> None:
+        """Send the last output of a handler that has ended, beside whatever else is under way."""
+        if self._log is not None:
+            Thread(target=self._log.finish, name="last output", daemon=True).start()
 
     def close(self) -> None:
         self.abort()
@@ -131,6 +143,8 @@ class CallRunner:
         lost_code = self._flush_progress(call.lease.ref)
         if lost_code is not None:
             return ev.ReportFenced(lost_code)
+        if self._log is not None and self._log.ref == call.lease.ref:
+            self._log.finish()
         client, ref, next_lease = self._registered_client, call.lease.ref, None
         match call:
             case act.ReportComplete(result=result, usage=usage, quality=quality, next_request_id=next_id):

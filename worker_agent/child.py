@@ -71,6 +71,8 @@ def _run_function(target: str, key: str | None, pipe: MessagePipe) -> None:
     import faulthandler
 
     faulthandler.enable()
+    # What is printed can be followed, and is not lost with the process.
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # nobody has replaced it yet
     task = Task(**json.load(sys.stdin.buffer), report=pipe.send)
     # The task has been read; a handler that reads stdin gets its end instead of waiting.
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -87,12 +89,22 @@ def _call_handler(target: str, key: str | None, task: Task) -> object:
         function = load_handler(target, key)
     except Exception as error:
         raise Failure("handler_unavailable", f"{target}: {type(error).__name__}: {error}") from error
+    _show_logs()
     result = function(task)
     if hasattr(result, "__await__"):
         import asyncio
 
         result = asyncio.run(result)
     return result
+
+
+def _show_logs() -> None:
+    """Have what the handler logs written to stderr from level INFO on, unless it has set up logging itself."""
+    # It would cost every other task the import.
+    if "logging" in sys.modules:
+        import logging
+
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 
 def _encode_result(result: object) -> bytes:

@@ -41,7 +41,7 @@ class ResourceLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildProcess:
-    """A started process and the non-blocking ends of its pipes; `output` is the stdout of a program, else None.
+    """A started process and the non-blocking ends of its pipes; the stdout of a program is its result.
 
     `temporary` removes its temporary directory when it is closed; `memory_bytes` is for all its processes together,
     `group` its control group.
@@ -49,8 +49,9 @@ class ChildProcess:
 
     process: subprocess.Popen[bytes]
     messages: IO[bytes]
-    console: IO[bytes]
-    output: IO[bytes] | None
+    stdout: IO[bytes]
+    stderr: IO[bytes]
+    is_program: bool
     temporary: ExitStack
     memory_bytes: int
     group: TaskGroup | None = None
@@ -75,7 +76,7 @@ def start_child(
                 _command(lease, handler, limits, rules, write_fd, directory, group),
                 stdin=task,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE if handler.command else subprocess.STDOUT,
+                stderr=subprocess.PIPE,
                 bufsize=0,
                 pass_fds=(write_fd,),
                 # One signal to the group then reaches the handler's own children; Ctrl-C in a terminal reaches none.
@@ -90,14 +91,15 @@ def start_child(
         # The child alone holds the writing end, so that the pipe ends with it.
         os.close(write_fd)
     assert process.stdout is not None
+    assert process.stderr is not None
     for stream in (messages, process.stdout, process.stderr):
-        if stream is not None:
-            os.set_blocking(stream.fileno(), False)
+        os.set_blocking(stream.fileno(), False)
     return ChildProcess(
         process=process,
         messages=messages,
-        console=process.stdout if process.stderr is None else process.stderr,
-        output=None if process.stderr is None else process.stdout,
+        stdout=process.stdout,
+        stderr=process.stderr,
+        is_program=bool(handler.command),
         temporary=temporary,
         memory_bytes=limits.memory_bytes,
         group=group,

@@ -13,6 +13,7 @@ from worker_agent.wire import (
     JsonObject,
     Lease,
     LeaseRef,
+    LogPiece,
     Progress,
     Registration,
     TaskError,
@@ -91,6 +92,11 @@ class Client:
         if progress.checkpoint is not None:
             body["checkpoint"] = progress.checkpoint
         self._post(f"/leases/{ref.task_id}/progress", body)
+
+    def logs(self, ref: LeaseRef, pieces: Sequence[LogPiece]) -> None:
+        """Hand over output of an attempt; pieces that repeat are ignored."""
+        body = {"token": ref.token, "pieces": [asdict(piece) for piece in pieces]}
+        self._post(f"/leases/{ref.task_id}/logs", body, GOODBYE_SECONDS)
 
     def complete(
         self,

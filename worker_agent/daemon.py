@@ -127,6 +127,7 @@ class Daemon:
             self._handler_run = None
             event = self._parked(event)
             self._close_access()
+            self._calls.finish_log()
             self._metrics.push_now()
         actions = self._machine.handle(event, time.monotonic())
         # Before the actions, as a heartbeat among them must report the new state.
@@ -185,7 +186,12 @@ class Daemon:
             return
         on_measurement = partial(self._add_measurement, lease)
         self._handler_run = HandlerRun(
-            child, lease.timeout_seconds, self._events.put, on_measurement, adopts_orphans=self._adopts_orphans
+            child,
+            lease.timeout_seconds,
+            self._events.put,
+            on_measurement,
+            self._calls.open_log(lease),
+            adopts_orphans=self._adopts_orphans,
         )
         self._status = replace(self._status, handler_pid=self._handler_run.pid)
 

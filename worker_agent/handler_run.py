@@ -9,6 +9,7 @@ import selectors
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from threading import Lock, Thread
 from typing import IO, Protocol
 
@@ -22,7 +23,7 @@ from worker_agent.memory_watch import MemoryWatch
 from worker_agent.orphans import end_orphans
 from worker_agent.output_buffers import HeadBuffer, LineBuffer, Pace, TailBuffer
 from worker_agent.usage import measure_usage
-from worker_agent.wire import JsonObject
+from worker_agent.wire import JsonObject, LogStream
 
 TERM_TO_KILL_SECONDS = 2.0
 _CONSOLE_BYTES = 4096
@@ -36,6 +37,18 @@ class Sink(Protocol):
     def feed(self, data: bytes) -> None: ...
 
 
+class _Tee:
+    """Feeds the end of a stream that errors show, and whoever keeps more of it."""
+
+    def __init__(self, console: TailBuffer, keep: Callable[[bytes], None]) -> None:
+        self._console = console
+        self._keep = keep
+
+    def feed(self, data: bytes) -> None:
+        self._console.feed(data)
+        self._keep(data)
+
+
 class HandlerRun:
     """One started handler; posts its progress, and exactly one end when its whole process group is dead."""
 
@@ -45,6 +58,7 @@ class HandlerRun:
         timeout_seconds: float,
         post: Callable[[ev.Event], None],
         on_measurement: Callable[[JsonObject], None] = lambda _: None,
+        on_output: Callable[[LogStream, bytes], None] = lambda _stream, _data: None,
         *,
         adopts_orphans: bool = False,
     ) -> None:
@@ -68,10 +82,9 @@ class HandlerRun:
         self._output = HeadBuffer(MAX_RESULT_BYTES)
         self._sinks: list[tuple[IO[bytes], Sink]] = [
             (child.messages, self._message_lines),
-            (child.console, self._console),
+            (child.stdout, self._output if child.is_program else _Tee(self._console, partial(on_output, "stdout"))),
+            (child.stderr, _Tee(self._console, partial(on_output, "stderr"))),
         ]
-        if child.output is not None:
-            self._sinks.append((child.output, self._output))
         Thread(target=self._collect, name="handler", daemon=True).start()
 
     def kill(self) -> None:
@@ -168,7 +181,7 @@ class HandlerRun:
             exit_code=exit_code,
             usage=measure_usage(rusage, wall_seconds, self._messages.peak_memory_mb),
             messages=self._messages,
-            output=None if self._child.output is None else bytes(self._output.data),
+            output=bytes(self._output.data) if self._child.is_program else None,
             console=self._console.text,
             is_too_large=self._message_lines.is_full or self._output.is_full,
             is_killed=self._is_killed,

@@ -8,6 +8,7 @@ AGENT_TYPES = ("generation", "reflection", "ranking", "evolution", "proximity", 
 
 JsonObject: TypeAlias = dict[str, Any]
 WorkerState: TypeAlias = Literal["ready", "busy", "draining"]
+LogStream: TypeAlias = Literal["stdout", "stderr"]
 GoneReason: TypeAlias = Literal["lost", "stopped", "superseded"]
 
 
@@ -114,6 +115,15 @@ class Progress:
     def replacing(self, unsent: "Progress | None") -> "Progress":
         """This newer progress instead of unsent progress, whose checkpoint must not be lost with it."""
         return self if unsent is None or self.checkpoint is not None else replace(self, checkpoint=unsent.checkpoint)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogPiece:
+    """Text that a handler wrote to a stream, from this byte of the stream on."""
+
+    stream: LogStream
+    start: int
+    text: str
 
 
 def read_registration(answer: Mapping[str, Any]) -> Registration:

@@ -61,6 +61,7 @@ def _check_storable(value: str) -> str:
     return value
 
 
+StorableText = Annotated[str, AfterValidator(_check_storable)]
 Word = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_check_storable)]
 
 

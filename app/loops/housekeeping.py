@@ -24,7 +24,7 @@ from app.kernel.errors import DatabaseUnavailable
 from app.llm.store import usage
 from app.memory.service.context import KEPT_VERSIONS
 from app.memory.store import context
-from app.queue.store import attempts, degradation, duplicates, lease_ledger, throughput
+from app.queue.store import attempts, degradation, duplicates, lease_ledger, logs, throughput
 from app.workers.store import hosts, pool, workers
 
 DUTY = "housekeeping"
@@ -96,6 +96,7 @@ def _prunes(days: int) -> Mapping[str, DeleteBatch]:
         "workers": partial(workers.prune, days=days),
         "replacements": partial(pool.prune, days=days),
         "attempts": partial(attempts.prune, days=days),
+        "logs": partial(logs.prune, days=days),
         "alerts": partial(alerts.prune, days=days),
         "webhooks": partial(webhooks.prune, days=days),
         "degradation": partial(degradation.prune, days=days),

@@ -34,6 +34,7 @@ EXCEPTIONS = {
     "POST /leases/{task_id}/progress": _MANY + "the task has it",
     "POST /leases/{task_id}/complete": _MANY + "an event `task.completed` names the worker",
     "POST /leases/{task_id}/fail": _MANY + "the attempt names the worker",
+    "POST /leases/{task_id}/logs": _MANY + "the task has it",
     "POST /leases/{task_id}/release": _MANY + "an event `task.released` names the worker",
     "POST /workers/{worker_id}/heartbeat": _MANY + "the worker has it",
     "POST /llm/permits": _MANY + "usage is kept by key and minute",

@@ -79,8 +79,11 @@ class Service:
     database_url: str
     keys: dict[Role, str]
 
-    async def work(self, agent: str, *, error: str | None = None) -> None:
-        """Register a worker that leases one task, waiting for it, and completes it, or fails it for good."""
+    async def work(self, agent: str, *, error: str | None = None, output: Sequence[Json] = ()) -> None:
+        """Register a worker that leases one task, waiting for it, and completes it, or fails it for good.
+
+        Meanwhile it writes this output, piece by piece.
+        """
         async with httpx.AsyncClient(base_url=self.url, trust_env=False, timeout=40) as http:
             me = {"name": f"cli-{uuid4().hex[:6]}", "host": "test", "pid": 1, "memory_gb": 1, "cpu_cores": 1}
             key = {"Authorization": f"Bearer {self.keys[Role.POOL]}"}
@@ -91,6 +94,9 @@ class Service:
             answer = await http.post("/lease", json=wanted, headers=own)
             assert answer.status_code == 200, answer.text
             lease = answer.json()
+            for piece in output:
+                more = {"token": lease["token"], "pieces": [piece]}
+                assert (await http.post(f"/leases/{lease['task_id']}/logs", json=more, headers=own)).is_success
             ending: Json = {"token": lease["token"]}
             if error is None:
                 ending |= {"result": {"echo": lease["payload"]}}

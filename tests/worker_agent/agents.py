@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import logging
 import os
 import resource
 import signal
@@ -42,6 +43,18 @@ def thrifty(task: Task) -> Json:
 
 def big(task: Task) -> Json:
     return {"text": "x" * task.payload["bytes"]}
+
+
+def talk(task: Task) -> Json:
+    """Print, log and wait as the payload says."""
+    logging.getLogger("agent").info("logged")
+    for n in range(task.payload.get("lines", 1)):
+        print(f"line {n}")
+    if "file" in task.payload:
+        Path(task.payload["file"]).touch()
+    time.sleep(task.payload.get("seconds", 0))
+    print("the end", file=sys.stderr)
+    return {}
 
 
 def nan(_: Task) -> Json:
@@ -179,6 +192,7 @@ BEHAVIORS: dict[str, Callable[[Task], Any]] = {
         judge,
         measure,
         big,
+        talk,
         nan,
         written,
         not_an_object,

@@ -153,6 +153,9 @@ class FakeControlPlane:
     def _fail(self, call: Call) -> Answer:
         return Answer(body={"state": "pending", "run_at": None})
 
+    def _logs(self, call: Call) -> Answer:
+        return Answer(status=204)
+
     def _release(self, call: Call) -> Answer:
         return Answer(body={"state": "pending"})
 

@@ -1,7 +1,9 @@
 """The daemon as a real process against a control plane over real HTTP."""
 
+import re
 import signal
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -389,3 +391,51 @@ def test_limits_whose_answer_was_lost_are_told_again(
     until(lambda: plane.of("heartbeat") and plane.of("heartbeat")[-1].body.get("assignment") == "one")
     assert not any("assignment" in beat.body for beat in plane.of("heartbeat")[:3])
     assert _confinement(plane, 1)["DATA"] == 1.5 * 2**30
+
+
+def _output(plane: FakeControlPlane) -> dict[str, str]:
+    pieces = [piece for call in plane.of("logs") for piece in call.body["pieces"]]
+    return {stream: "".join(p["text"] for p in pieces if p["stream"] == stream) for stream in ("stdout", "stderr")}
+
+
+def test_what_a_successful_handler_prints_and_logs_arrives_before_its_result(
+    plane: FakeControlPlane, url: str, start_worker: StartWorker
+) -> None:
+    plane.submit({"do": "talk", "lines": 3})
+    plane.submit({"do": "echo"})
+    start_worker(url)
+    plane.wait_for("complete", 2)
+    kinds = [call.kind for call in plane.calls if call.kind in ("logs", "complete")]
+    assert kinds == ["logs", "complete", "complete"], "one call for a short task, none for a silent one"
+    assert _output(plane)["stdout"] == "line 0\nline 1\nline 2\n"
+    assert re.fullmatch(r"[-0-9]+ [0-9:,]+ INFO agent: logged\nthe end\n", _output(plane)["stderr"])
+
+
+def test_output_is_sent_while_a_handler_runs(plane: FakeControlPlane, url: str, start_worker: StartWorker) -> None:
+    plane.submit({"do": "talk", "seconds": 300})
+    start_worker(url)
+    plane.wait_for("logs")
+    assert _output(plane)["stdout"] == "line 0\n"
+    assert plane.of("complete") == []
+
+
+def test_much_output_costs_few_calls(plane: FakeControlPlane, url: str, start_worker: StartWorker) -> None:
+    plane.submit({"do": "talk", "lines": 1_000_000})
+    start_worker(url)
+    plane.wait_for("complete")
+    calls = plane.of("logs")
+    assert all(later.at - earlier.at > 0.9 for earlier, later in pairwise(calls[:-4]))
+    text = _output(plane)["stdout"]
+    assert text.startswith("line 0\nline 1\n")
+    assert text.endswith("line 999998\nline 999999\n")
+    assert sum(len(piece["text"]) for call in calls for piece in call.body["pieces"]) <= 65_536 * (len(calls) + 1)
+
+
+def test_a_control_plane_that_keeps_no_output_gets_results_all_the_same(
+    plane: FakeControlPlane, url: str, start_worker: StartWorker
+) -> None:
+    plane.script["logs"].append(problem(404, "not_found"))
+    plane.submit({"do": "talk"})
+    start_worker(url)
+    plane.wait_for("complete")
+    assert len(plane.of("logs")) == 1

@@ -7,7 +7,7 @@ import typer
 from rich.text import Text
 
 from app.kernel.states import TaskState
-from app.queue.cli import submit
+from app.queue.cli import logs, submit
 from app.queue.cli.submit import PriorityName
 from app.queue.cli.views import listing, task_details
 from app.terminal import bulk, output
@@ -19,6 +19,7 @@ from app.terminal.output import Format, Output
 
 app = typer.Typer(help="Submit tasks, and see what becomes of them.", no_args_is_help=True)
 app.command("submit", epilog=submit.EPILOG)(submit.submit)
+app.command("logs", epilog=logs.EPILOG)(logs.logs)
 TaskIdArgument = Annotated[UUID, typer.Argument(metavar="ID", help="the id of a task")]
 PriorityOption = Annotated[PriorityName | None, typer.Option("--priority", help="of this priority")]
 _CANCEL = Action(path="/tasks/cancel", verb="cancel", participle="cancelled", thing="task")

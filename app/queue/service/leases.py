@@ -162,7 +162,9 @@ async def give_back(
     connection: AsyncConnection, attempt: Attempt, reason: str, delay_seconds: float = 0.0
 ) -> datetime | None:
     """End an attempt so that its task waits again with unchanged counts; return when it may run."""
-    counts = {"token": attempt.token, "failures": attempt.failures, "rescues": attempt.rescues}
+    # Nobody has handed back a lease that was not even acknowledged.
+    token = attempt.token - attempt.unacknowledged
+    counts = {"token": token, "failures": attempt.failures, "rescues": attempt.rescues}
     moment = await now(connection)
     verdict = after_release(_RELEASES, **counts, delay_seconds=delay_seconds, now=moment, reason=reason)
     await attempts.end(connection, attempt, verdict, Ending(outcome="released"))

@@ -98,6 +98,8 @@ WITH chosen AS ({_CHOSEN.format(condition="true")}), deleted AS (
     RETURNING h.id, h.seq, h.agent_type, h.goal_id, h.priority, h.token, h.error
 ), purged_attempts AS (
     DELETE FROM task_attempts a USING deleted WHERE a.task_id = deleted.id
+), purged_logs AS (
+    DELETE FROM task_logs l USING deleted WHERE l.task_id = deleted.id
 ), logged AS (
     INSERT INTO events (kind, task_id, agent_type, goal_id, priority, token, detail)
     SELECT '{TaskEvent.PURGED}', id, agent_type, goal_id, priority, token,

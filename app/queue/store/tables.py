@@ -26,6 +26,7 @@ from app.db.columns import EVENT_TRANSACTION, metadata, moment, one_of
 from app.kernel.agents import AgentType
 from app.kernel.states import FINISHED, TaskState
 from app.queue.rules.degradation import LadderMove
+from app.queue.rules.logs import Stream
 
 # One row, which the duty or an operator locks in order to move the ladder.
 degradation = Table(
@@ -352,6 +353,23 @@ task_attempts = Table(
     Column("usage", JSONB),
     Index("task_attempts_task", "task_id"),
     Index("task_attempts_ended", "ended_at"),
+)
+
+# Segments of what attempts write, with at most 64 KiB of the beginning and of the end of each stream.
+task_logs = Table(
+    "task_logs",
+    metadata,
+    Column("task_id", UUID, nullable=False),
+    Column("token", BigInteger, nullable=False),
+    Column("stream", Text, nullable=False),
+    Column("start", BigInteger, nullable=False, comment="bytes of the stream before it"),
+    Column("ending", BigInteger, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("text", Text, nullable=False),
+    moment("at", nullable=False, comment="when its end was written"),
+    one_of("stream", Stream),
+    PrimaryKeyConstraint("task_id", "token", "stream", "start", name="task_logs_pkey"),
+    Index("task_logs_at", "at"),
 )
 
 # Every change of state. Read in (transaction, seq) order and only up to the oldest transaction that writes events:
