@@ -315,6 +315,8 @@ async def delays(name: str, target: Target, probes: list[Probe]) -> list[float]:
     with ProcessPoolExecutor(1, mp_context=spawn) as pool:
         await asyncio.get_running_loop().run_in_executor(pool, attack, name, target)
     for task in asking:
+        if task.done():
+            task.result()  # it was not answered
         task.cancel()
     await asyncio.gather(*asking, return_exceptions=True)
     return [max(probe.delays) for probe in probes]
@@ -333,13 +335,14 @@ async def probes_of(testbed: Testbed) -> list[Probe]:
 
 async def _measure(names: list[str], seconds: float) -> list[Figure]:
     async with start_testbed() as testbed:
-        probes = await probes_of(testbed)
         decision = await fill(testbed.database_url)
         admin = await connect(testbed.port, testbed.key)
         checkpoint = (await admin.post("/checkpoints", {"reason": "attacks"})).json()["id"]
         target = Target(
             port=testbed.port, key=testbed.key, decision_id=decision, checkpoint_id=checkpoint, seconds=seconds
         )
+        # Last, since a connection that is not used for long is closed.
+        probes = await probes_of(testbed)
         figures = []
         for name in names:
             before = rss_mb(testbed.api)

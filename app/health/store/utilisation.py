@@ -8,6 +8,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.retention import pruning
+from app.db.turns import turn
 from app.health.rules.utilisation import POOL, WORKERS, Measure, Sample, Span, single_sample
 from app.queue.store import lease_ledger
 from app.workers.store.tables import LIVE
@@ -68,6 +69,7 @@ GROUP BY 1, 2, 3 ORDER BY 2, 3, 1 LIMIT CAST(:limit AS bigint)
 """)
 
 prune = pruning("utilisation", "minute")
+_MADE_AT_ONCE = 1000
 
 
 async def add_samples(connection: AsyncConnection, samples: Sequence[Sample], *, apart_seconds: float) -> int:
@@ -114,7 +116,12 @@ async def read_steps(
 ) -> list[Span]:
     """Minutes from `since` on and before `until`, aggregated by steps that are counted from 1970; `limit` of them."""
     values = {"since": since, "until": until, "step": step, "subject": subject, "limit": limit}
-    return [_span(row) for row in (await connection.execute(_STEPS, values)).mappings()]
+    spans = []
+    for place, row in enumerate((await connection.execute(_STEPS, values)).mappings().all()):
+        if place % _MADE_AT_ONCE == _MADE_AT_ONCE - 1:
+            await turn(connection)
+        spans.append(_span(row))
+    return spans
 
 
 def _spread(row: Any, measure: Measure) -> Sample:
