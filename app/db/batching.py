@@ -5,7 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Generic, TypeVar
 
-from app.kernel.errors import ConvenerError, DatabaseUnavailable, ShuttingDown
+from app.kernel.errors import ConvenerError, DatabaseUnavailable, Locked, ShuttingDown
 
 log = logging.getLogger(__name__)
 _LARGE_BATCH = 4
@@ -81,6 +81,8 @@ class Coalescer(Generic[Call, Answer]):
     async def _answer(self, batch: list[tuple[Call, asyncio.Future[Answer]]]) -> None:
         try:
             answers = await self._run_batch([call for call, _ in batch])
+        except Locked as error:
+            await self._answer_one_by_one(batch, error)
         except DatabaseUnavailable as error:
             _fail(batch, error)
         except Exception as error:

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -33,6 +34,18 @@ _SESSION = {
 _SOCKET_OPTIONS = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 10_000}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Seconds that a statement may take, and that it may wait for a lock of somebody else; None: without a limit.
+
+    The first holds at the client too, where no answer comes. Without it the server ends a statement after 30 s, unless
+    its transaction sets another limit there.
+    """
+
+    statement_seconds: float | None = None
+    lock_seconds: float | None = None
+
+
 class LimitedConnection(_Base):
     """A connection that is cut when a statement on it is over its limit, or is no longer waited for."""
 
@@ -58,12 +71,9 @@ class Connections:
         self._opening: set[asyncio.Timeout] = set()
         self._is_closed = False
 
-    async def open(self, *, statement_seconds: float | None) -> LimitedConnection:
-        """A new connection; without a limit for its statements the server's is 30 s, until a transaction sets another.
-
-        Raises OSError, TimeoutError, and what asyncpg raises.
-        """
-        return await self.open_for_pool(**self.options(statement_seconds))
+    async def open(self, limits: Limits) -> LimitedConnection:
+        """A new connection. Raises OSError, TimeoutError, and what asyncpg raises."""
+        return await self.open_for_pool(**self.options(limits))
 
     async def open_for_pool(self, *_: object, **options: Any) -> LimitedConnection:
         """A new connection with these options, as a pool of asyncpg asks for it."""
@@ -82,17 +92,17 @@ class Connections:
         return connection
 
     @staticmethod
-    def options(statement_seconds: float | None) -> Mapping[str, Any]:
-        """The options of asyncpg for connections with this limit."""
-        limit = 30.0 if statement_seconds is None else statement_seconds
-        # What holds locks and does nothing has most likely lost its client.
-        idle = 30.0 if statement_seconds is None else 8.0
+    def options(limits: Limits) -> Mapping[str, Any]:
+        """The options of asyncpg for connections with these limits."""
+        seconds = limits.statement_seconds
         session = {
-            "statement_timeout": f"{limit * 1000:.0f}",
-            "idle_in_transaction_session_timeout": f"{idle * 1000:.0f}",
+            "statement_timeout": _milliseconds(30.0 if seconds is None else seconds),
+            "lock_timeout": _milliseconds(limits.lock_seconds or 0.0),
+            # What holds locks and does nothing has most likely lost its client.
+            "idle_in_transaction_session_timeout": _milliseconds(30.0 if seconds is None else 8.0),
         }
         return {
-            "command_timeout": None if statement_seconds is None else statement_seconds + _MARGIN_SECONDS,
+            "command_timeout": None if seconds is None else seconds + _MARGIN_SECONDS,
             "server_settings": _SESSION | session,
         }
 
@@ -118,3 +128,7 @@ def _limit_silence(connection: LimitedConnection) -> None:
     for name, value in _SOCKET_OPTIONS.items():
         if (option := getattr(socket, name, None)) is not None:
             own_socket.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:.0f}"

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -12,23 +12,30 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, Opera
 from sqlalchemy.exc import TimeoutError as PoolExhausted
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from app.db.connections import Connections, LimitedConnection
+from app.db.connections import Connections, LimitedConnection, Limits
 from app.db.notify import Announcer, pop_news
-from app.kernel.errors import DatabaseUnavailable, Unstorable
+from app.kernel.errors import DatabaseUnavailable, Locked, Unstorable
 
 Kind = TypeVar("Kind")
 SharedObjects = dict[type, Any]
 
 _CALLBACKS = "convener_ended"
 _SHARED = "convener_shared"
-# On the hot path everything takes milliseconds.
-_HOT_SECONDS = 5.0
+# On the hot path everything takes milliseconds, and what is locked for longer must not hold up the others of a batch.
+_HOT = Limits(statement_seconds=5.0, lock_seconds=0.5)
+# Of transactions that write, and of those that only read.
+_LOCK_SECONDS, _READ_LOCK_SECONDS = 5.0, 2.0
+# Reads under way and those that wait for a connection; more would only wait in vain.
+_MAX_READS = 100
+_LOCK_NOT_AVAILABLE = "55P03"
 
 
 class Database:
     """Connections to one database, opened when first used, so that a service can start before its database.
 
-    `statement_seconds` limits every statement, also when the network is silent; None, for commands, only at the server.
+    `statement_seconds` limits every statement, also when the network is silent, and with it how long one waits for a
+    lock; None, for commands, leaves it at the server's limit. Reads have connections of their own: however many of them
+    wait for something, the hot path and all that writes go on.
     """
 
     def __init__(
@@ -41,21 +48,29 @@ class Database:
     ) -> None:
         self.url = plain_url(url)
         self._connections = Connections(self.url)
-        self._statement_seconds = statement_seconds
+        is_limited = statement_seconds is not None
+        self._limits = Limits(statement_seconds=statement_seconds, lock_seconds=_LOCK_SECONDS if is_limited else None)
         self._hot_connections = hot_connections
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._opening = asyncio.Lock()
         self.announcer = Announcer(self.connect, on_silence=self._connections.cut)
         self.shared_objects: SharedObjects = {}
-        self.engine: AsyncEngine = create_async_engine(
+        self.engine = self._engine(self._limits, connections, overflow=4, timeout=5)
+        read_limits = Limits(statement_seconds=statement_seconds, lock_seconds=_READ_LOCK_SECONDS)
+        self._read_engine = self._engine(read_limits, 4, overflow=2, timeout=3)
+        self._reads = 0
+
+    def _engine(self, limits: Limits, size: int, *, overflow: int, timeout: float) -> AsyncEngine:
+        engine = create_async_engine(
             "postgresql+asyncpg://",
-            async_creator=self.connect,
-            pool_size=connections,
-            max_overflow=4,
-            pool_timeout=5,
+            async_creator=lambda: self._connections.open(limits),
+            pool_size=size,
+            max_overflow=overflow,
+            pool_timeout=timeout,
         )
-        event.listen(self.engine.sync_engine, "checkout", _refuse_closed)
-        event.listen(self.engine.sync_engine, "connect", lambda _, record: share(record.info, self.shared_objects))
+        event.listen(engine.sync_engine, "checkout", _refuse_closed)
+        event.listen(engine.sync_engine, "connect", lambda _, record: share(record.info, self.shared_objects))
+        return engine
 
     def shared(self, kind: type[Kind]) -> Kind:
         """The one object of this kind that users of the database share in this process; made when first needed."""
@@ -63,7 +78,7 @@ class Database:
 
     async def connect(self) -> "asyncpg.Connection[asyncpg.Record]":
         """Open a connection that the caller has to close."""
-        return await self._connections.open(statement_seconds=self._statement_seconds)
+        return await self._connections.open(self._limits)
 
     async def pool(self) -> "asyncpg.Pool[asyncpg.Record]":
         """The pool of the hot path."""
@@ -75,20 +90,35 @@ class Database:
                     max_size=self._hot_connections,
                     connect=self._connections.open_for_pool,
                     connection_class=LimitedConnection,
-                    **Connections.options(_HOT_SECONDS),
+                    **Connections.options(_HOT),
                     # Hot statements leave no session state behind, so a round trip to reset it would be wasted.
                     reset=_keep_session,
                 )
         return self._pool
 
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[AsyncConnection]:
+    def transaction(self) -> AbstractAsyncContextManager[AsyncConnection]:
         """A transaction that commits at the end of the `with` body; nothing else commits.
 
         News noted in it is announced after the commit. Raises DatabaseUnavailable, and Unstorable for a value.
         """
+        return self._transaction(self.engine)
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncConnection]:
+        """As `transaction`, for a request that reads, on connections that nothing else has."""
+        if self._reads >= _MAX_READS:
+            raise DatabaseUnavailable("too many reads wait for the database; send this one again in a moment")
+        self._reads += 1
         try:
-            async with self.engine.connect() as connection:
+            async with self._transaction(self._read_engine) as connection:
+                yield connection
+        finally:
+            self._reads -= 1
+
+    @asynccontextmanager
+    async def _transaction(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+        try:
+            async with engine.connect() as connection:
                 pop_news(connection)
                 # In a variable too: once a connection has broken, asking it for its `info` raises and hides the reason.
                 callbacks: list[Callable[[], None]] = []
@@ -110,6 +140,7 @@ class Database:
         if self._pool is not None:
             self._pool.terminate()
         await self.engine.dispose()
+        await self._read_engine.dispose()
 
     def give_up(self) -> None:
         """Let whatever still waits for the database fail at once, now and later."""
@@ -174,6 +205,12 @@ def is_outage(error: BaseException) -> bool:
     )
 
 
+def is_locked(error: BaseException | None) -> bool:
+    """Whether an error means that somebody else has held a lock for longer than the statement may wait."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    return getattr(cause, "sqlstate", None) == _LOCK_NOT_AVAILABLE
+
+
 def translate_error(error: Exception) -> Exception:
     """Return the domain's error for an outage, a conflict or a value that cannot be stored; others as they are."""
     if isinstance(error, PoolExhausted):
@@ -183,6 +220,8 @@ def translate_error(error: Exception) -> Exception:
         return DatabaseUnavailable("this takes the database too long; ask for less at once, or again in a moment")
     if is_outage(error):
         return DatabaseUnavailable()
+    if is_locked(error):
+        return Locked()
     if isinstance(cause, asyncpg.exceptions.TransactionRollbackError):
         return DatabaseUnavailable("another request was in the way; send this one again in a moment")
     if isinstance(cause, asyncpg.DataError):

@@ -8,6 +8,8 @@ from sqlalchemy import TextClause, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.db.database import is_locked
+
 PARTITIONED = ("task_history", "events")
 # The mark of the last event that was dropped, in `folds`.
 DROPPED = "events dropped"
@@ -15,7 +17,6 @@ DROPPED = "events dropped"
 _MOMENT = {"task_history": "finished_at", "events": "at"}
 _ORDER = {"task_history": "seq", "events": "transaction, seq"}
 _SHORT_LOCK_TIMEOUT = text("SET LOCAL lock_timeout = '200ms'")
-_LOCK_NOT_AVAILABLE = "55P03"
 _NAME = re.compile(r"^(task_history|events)_(default|\d{8})$")
 
 # Rows deleted in some 20 ms: no transaction that readers of events, or writers of these rows, would have to wait for.
@@ -107,7 +108,7 @@ async def _execute_unless_busy(connection: AsyncConnection, *statements: str) ->
             for statement in statements:
                 await connection.execute(text(statement))
     except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
+        if not is_locked(error):
             raise
         return False
     return True

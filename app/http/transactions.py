@@ -26,7 +26,7 @@ async def _batches(services: ServicesDep) -> Database:
 
 
 async def _reading(services: ServicesDep) -> AsyncIterator[AsyncConnection]:
-    async with services.database.transaction() as connection:
+    async with services.database.reading() as connection:
         yield connection
 
 

@@ -122,6 +122,12 @@ class DatabaseUnavailable(Unavailable):
     code = "database_unavailable"
 
 
+class Locked(DatabaseUnavailable):
+    """Something else holds what this request needs; send it again in a moment."""
+
+    code = "locked"
+
+
 class PreconditionRequired(ConvenerError):
     """This change must name the version that it builds on."""
 

@@ -10,9 +10,10 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
+from app.db import database as app_database
 from app.db import hot_path
 from app.db.database import Database, now, plain_url
-from app.kernel.errors import ConvenerError, DatabaseUnavailable, Unstorable
+from app.kernel.errors import ConvenerError, DatabaseUnavailable, Locked, Unstorable
 from app.kernel.lanes import Lane
 from app.queue.broker.lane_view import LANES
 from app.queue.store import claims
@@ -202,6 +203,37 @@ async def test_no_connection_in_time_is_no_fault_of_the_caller(
             await take_all(taken)
     async with database.transaction() as connection:
         await now(connection)
+
+
+async def test_reads_have_connections_of_their_own_and_not_too_many_wait(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app_database, "_MAX_READS", 3)
+
+    async def read_one_more() -> None:
+        async with database.reading():
+            pass
+
+    async with AsyncExitStack() as reads:
+        for _ in range(3):
+            await reads.enter_async_context(database.reading())
+        with pytest.raises(DatabaseUnavailable, match="too many reads"):
+            await read_one_more()
+        async with database.transaction() as connection:
+            await now(connection)
+    await read_one_more()
+
+
+async def test_a_read_waits_for_a_lock_only_so_long(database: Database) -> None:
+    async def read() -> None:
+        async with database.reading() as reading:
+            await reading.exec_driver_sql("SELECT count(*) FROM tasks")
+
+    async with database.transaction() as connection:
+        await connection.exec_driver_sql("LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(Locked):
+            await read()
+    await read()
 
 
 @pytest.mark.parametrize("url", ["postgresql://a@b/c", "postgres://a@b/c", "postgresql+asyncpg://a@b/c"])

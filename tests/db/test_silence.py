@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 from app.db import hot_path, notify
-from app.db.connections import Connections, LimitedConnection
+from app.db.connections import Connections, LimitedConnection, Limits
 from app.db.database import Database, now
 from app.kernel.errors import DatabaseUnavailable
 from tests.support.proxy import Line, silent_line
@@ -130,11 +130,12 @@ async def _is(database: Database, query: str, number: int) -> bool:
 
 
 async def test_sockets_and_sessions_have_limits(database: Database) -> None:
-    connection = await Connections(database.url).open(statement_seconds=7)
+    connection = await Connections(database.url).open(Limits(statement_seconds=7, lock_seconds=3))
     own_socket = connection._transport.get_extra_info("socket")  # type: ignore[attr-defined]  # no public way
     assert own_socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
     assert own_socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 10_000
     assert await connection.fetchval("SHOW statement_timeout") == "7s"
+    assert await connection.fetchval("SHOW lock_timeout") == "3s"
     assert await connection.fetchval("SHOW idle_in_transaction_session_timeout") == "8s"
     assert await connection.fetchval("SHOW tcp_user_timeout") in ("15s", "15000")
     assert await connection.fetchval("SHOW client_connection_check_interval") == "2s"
@@ -142,7 +143,7 @@ async def test_sockets_and_sessions_have_limits(database: Database) -> None:
 
 
 async def test_statements_that_the_driver_drops_are_limited_too(line: Line) -> None:
-    connection = await Connections(line.url).open(statement_seconds=1)
+    connection = await Connections(line.url).open(Limits(statement_seconds=1))
     statement = await connection.prepare("SELECT 1")
     del statement
     connection._stmt_cache.clear()  # type: ignore[attr-defined]  # as a full cache does it

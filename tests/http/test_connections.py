@@ -10,12 +10,14 @@ import pytest
 from app.admin.service.config import CurrentConfig
 from app.db.database import Database
 from app.http import computing
+from tests.support.permit_callers import list_models
+from tests.support.permit_calls import acquired, settled
 from tests.support.pools import decided
-from tests.support.service import Service
+from tests.support.service import Service, Worker
 from tests.support.sql import until, until_blocked
 
-# Six, and four more when it gets busy.
-_CONNECTIONS = 10
+# Six, and four more when it gets busy; those for reads are four, and two more.
+_CONNECTIONS, _READ_CONNECTIONS = 10, 6
 
 
 @pytest.mark.parametrize("path", ["/goals/kepler", "/fleet", "/agents", "/weights", "/status"])
@@ -26,6 +28,8 @@ async def test_a_request_needs_one_connection(service: Service, path: str) -> No
     async with AsyncExitStack() as others:
         for _ in range(_CONNECTIONS - 1):
             await others.enter_async_context(services.database.transaction())
+        for _ in range(_READ_CONNECTIONS - 1):
+            await others.enter_async_context(services.database.reading())
         services[CurrentConfig]._known = None
         await service.get(path)
 
@@ -44,11 +48,13 @@ async def test_nothing_is_held_while_the_service_computes(
     service: Service, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Looking back at decisions on the pool and on goals, and checking the audit log."""
-    pool = service.app.state.services.database.engine.pool
+    database = service.app.state.services.database
+    engines = (database.engine, database._read_engine)
+    pools: list[Any] = [engine.pool for engine in engines]
     computed = []
 
     async def free() -> bool:
-        return bool(pool.checkedout() == 0)
+        return all(pool.checkedout() == 0 for pool in pools)
 
     async def compute(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         # What else the process does holds a connection for a moment; this request would hold its own for good.
@@ -68,3 +74,27 @@ async def test_nothing_is_held_while_the_service_computes(
     assert (await service.get("/goals/kepler/iterations/1/replay"))["identical"]
     assert (await service.post("/audit/verify"))["ok"]
     assert len(computed) == 6
+
+
+async def test_readers_that_wait_for_a_lock_leave_connections_to_the_work(
+    service: Service, database: Database, worker: Worker
+) -> None:
+    """However many there are; they are refused after a while, and told when to come again."""
+    await list_models(database, "large")
+    async with database.transaction() as connection:
+        await connection.exec_driver_sql("LOCK TABLE context_entries IN ACCESS EXCLUSIVE MODE")
+        reading = [asyncio.create_task(service.ask("GET", "/context/shared")) for _ in range(40)]
+        await until_blocked(database)
+        await asyncio.gather(*(service.submitted() for _ in range(20)))
+        for _ in range(20):
+            await worker.beat()
+            lease = await worker.lease()
+            assert (await worker.on_lease(lease, "complete", result={})).status_code == 200
+        permit = await acquired(service, model="large")
+        await settled(service, permit)
+        answers = await asyncio.gather(*reading)
+    for answer in answers:
+        # A key has its share of what is under way, so most are refused before they wait.
+        assert answer.status_code in (429, 503)
+        assert answer.headers["retry-after"]
+    assert "locked" in {answer.json()["code"] for answer in answers}

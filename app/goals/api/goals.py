@@ -241,7 +241,7 @@ async def iteration_page(
 )
 async def replay(goal_id: StoredGoal, number: Number, services: ServicesDep) -> GoalReplayOut:
     """From the inputs that were recorded with it; the answer must be the same to the byte."""
-    async with services.database.transaction() as connection:
+    async with services.database.reading() as connection:
         history = await iterations.read_history(connection, goal_id, number)
     # In a thread, since it takes a while after a thousand iterations; and with no connection held meanwhile.
     outcome = await computing.run(iterations.replay, goal_id, history)

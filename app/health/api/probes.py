@@ -97,7 +97,7 @@ async def overview(services: ServicesDep) -> StatusOut:
     """Tasks by agent and state, workers by state, what was finished in the last minute, and warnings."""
     # First, since it has connections of its own and may take its time: none of ours is held meanwhile.
     report, _ = await services[SnapshotCache].report()
-    async with services.database.transaction() as connection:
+    async with services.database.reading() as connection:
         queue, workers = await status_service.read_snapshot(connection), await worker_store.workers_by_state(connection)
         unresolved_alerts = await alerts.unresolved_alerts(connection)
     finished_counts = {

@@ -106,7 +106,7 @@ async def _read_figures(services: Services) -> _Figures | None:
     try:
         snapshot = await services[SnapshotCache].read()
         agents = await services[AgentReports].read_in_transaction(services.database, services[CurrentConfig])
-        async with services.database.transaction() as connection:
+        async with services.database.reading() as connection:
             models, total_limit = await read_models(connection)
     except DatabaseUnavailable:
         return None

@@ -87,7 +87,7 @@ class Follower:
 
         Raises DatabaseUnavailable.
         """
-        async with self._services[EventReaders].slots, self._services.database.transaction() as connection:
+        async with self._services[EventReaders].slots, self._services.database.reading() as connection:
             batch = await events.read_batch(connection, self.cursor, self._namespace, limit, max_bytes)
         self.cursor, self.is_behind = batch.next, batch.has_more
         return batch.items

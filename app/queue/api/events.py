@@ -132,7 +132,7 @@ async def page(
 
 
 async def _read_open_writers(services: Services) -> list[OpenWriterOut]:
-    async with services.database.transaction() as connection:
+    async with services.database.reading() as connection:
         return open_writers_out(await open_writers.read(connection))
 
 
@@ -234,7 +234,7 @@ async def _read_until_found(
 
 
 async def _parse_cursor(services: Services, text: str | None) -> Cursor:
-    async with services.database.transaction() as connection:
+    async with services.database.reading() as connection:
         return await start_at(connection, text, "cursor")
 
 

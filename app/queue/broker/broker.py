@@ -117,6 +117,7 @@ class Broker:
             await serving
             synchronizing.cancel()
             await asyncio.gather(synchronizing, return_exceptions=True)
+            await self._history.finish()
 
     async def lease(self, call: LeaseCall, wait_seconds: float = 0.0) -> Lease | None:
         """Lease a task to this worker; None when there is none within the wait.
@@ -247,7 +248,7 @@ class Broker:
             self._dispatcher.record_claims(requests, outcomes)
             served = [r.worker_id for r, o in zip(requests, outcomes, strict=True) if o.lease]
             self._idle.end_idling(served)
-            await self._history.record(served)
+            self._history.record(served)
             for waiter, outcome in zip(batch, outcomes, strict=True):
                 await self._answer(waiter, outcome)
         finally:

@@ -1,5 +1,7 @@
 """Dispatch of lanes to waiting workers, and the records of workers that it goes by."""
 
+import asyncio
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -8,6 +10,7 @@ from app.db import hot_path
 from app.db.database import Database
 from app.db.hot_path import HotConnection
 from app.kernel.agents import AgentType
+from app.kernel.errors import DatabaseUnavailable
 from app.kernel.ids import WorkerId
 from app.kernel.lanes import Lane
 from app.kernel.states import WorkerState
@@ -21,6 +24,12 @@ from app.queue.store.lanes import TagIssuer
 # Of more workers the oldest records are forgotten, which costs no more than a little fairness among them.
 _MAX_WORKERS = 20_000
 _LONGEST_BREAK_SECONDS = 5.0
+
+# Seconds until another try to record first leases; longer than a restart of the database takes.
+_PAUSES = (0.1, 0.3, 1, 3, 10, 30, 60)
+_FINISH_SECONDS = 1.0
+
+log = logging.getLogger(__name__)
 
 # Called with workers that get the first lease that this process knows of, on a connection of the hot path.
 OnFirstLeases = Callable[[HotConnection, Sequence[WorkerId]], Awaitable[None]]
@@ -140,12 +149,36 @@ class LeaseHistory:
         self._database = database
         self._on_first = on_first
         self._served: dict[WorkerId, None] = {}
+        self._calls: set[asyncio.Task[None]] = set()
 
-    async def record(self, worker_ids: Collection[WorkerId]) -> None:
+    def record(self, worker_ids: Collection[WorkerId]) -> None:
         """Note that these workers get a lease now, and call `on_first` with those for whom no earlier one is known."""
         first_timers = [worker_id for worker_id in worker_ids if worker_id not in self._served]
         self._served.update(dict.fromkeys(worker_ids))
         while len(self._served) > _MAX_WORKERS:
             del self._served[next(iter(self._served))]
-        if first_timers and (on_first := self._on_first) is not None:
-            await hot_path.run(self._database, lambda connection: on_first(connection, first_timers))
+        if first_timers and self._on_first is not None:
+            # Beside the claims, which must not wait for it, nor fail with it.
+            task = asyncio.create_task(self._call_on_first(self._on_first, first_timers))
+            self._calls.add(task)
+            task.add_done_callback(self._calls.discard)
+
+    async def finish(self) -> None:
+        """Wait a moment for the calls of `on_first` that are under way."""
+        if self._calls:
+            _, unfinished = await asyncio.wait(self._calls, timeout=_FINISH_SECONDS)
+            for task in unfinished:
+                task.cancel()
+
+    async def _call_on_first(self, on_first: OnFirstLeases, worker_ids: Sequence[WorkerId]) -> None:
+        for pause in _PAUSES:
+            try:
+                await hot_path.run(self._database, lambda connection: on_first(connection, worker_ids))
+            except DatabaseUnavailable:
+                await asyncio.sleep(pause)
+            except Exception:
+                log.exception("could not record first leases, trying again")
+                await asyncio.sleep(pause)
+            else:
+                return
+        log.warning("gave up to record the first leases of %s", ", ".join(map(str, worker_ids)))

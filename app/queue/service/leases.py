@@ -1,17 +1,19 @@
 """Operations of a worker on its lease: acknowledge, report progress, complete, fail and release."""
 
+import asyncio
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import hot_path, notify
 from app.db.batching import Coalescer
 from app.db.database import Database, now
-from app.kernel.errors import ConvenerError
+from app.kernel.errors import ConvenerError, Locked
 from app.kernel.events import TaskEvent
 from app.kernel.ids import TaskId, WorkerId
 from app.kernel.states import TaskState
@@ -33,6 +35,11 @@ from app.queue.store.attempts import Attempt, Ending
 from app.queue.store.completions import Completion, Renewal, ServiceTime
 
 _RELEASES = ReleasePolicy()
+
+
+T = TypeVar("T")
+# Seconds between tries of what is locked, about 3 s together.
+UNLOCKED_PAUSES = (0.01, 0.03, 0.1, 0.3, 0.6, 1.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,49 +78,77 @@ class LeaseService:
         self._policy = policy
         self._fairness = fairness
         self._completions: Coalescer[Completion, ServiceTime | None] = Coalescer(self._complete, lambda c: c.task_id)
+        # Apart, because to unblock dependents takes locks for which the others must not wait.
+        self._last_tries: Coalescer[Completion, ServiceTime | None] = Coalescer(
+            self._complete_and_unblock, lambda c: c.task_id
+        )
         self._renewals: Coalescer[Renewal, datetime | None] = Coalescer(self._renew, lambda r: r.task_id)
 
     async def stop(self) -> None:
         """Finish the calls that have arrived."""
         await self._completions.close()
+        await self._last_tries.close()
         await self._renewals.close()
 
     async def complete(self, completion: Completion) -> None:
         """Accept a result once; a repetition with the same result is accepted too, anything else is refused.
 
-        Raises LeaseExpired, LeaseSuperseded, LeaseEnded, TaskCancelled, LeaseNotFound.
+        Raises LeaseExpired, LeaseSuperseded, LeaseEnded, TaskCancelled, LeaseNotFound, Locked.
         """
-        service = await self._completions(completion)
+
+        async def is_repetition(connection: AsyncConnection) -> bool:
+            task = await attempts.task_status(connection, fence.task_id)
+            return bool(task and _matches_fence(task, fence) and task["result_hash"] == completion.result_hash)
+
+        fence = Fence(task_id=completion.task_id, token=completion.token, worker_id=completion.worker_id)
+        service = await self._until_unlocked(fence, lambda: self._try_to_complete(completion), is_repetition)
         if service is not None:
             # Measured costs make shares of time, not of tasks, out of the weights.
             self._fairness.observe(service.agent_type, service.seconds)
-            return
-        fence = Fence(task_id=completion.task_id, token=completion.token, worker_id=completion.worker_id)
-        async with self._database.transaction() as connection:
-            task = await attempts.task_status(connection, fence.task_id)
-            if not (task and _matches_fence(task, fence) and task["result_hash"] == completion.result_hash):
-                raise await refusal(connection, fence)
 
     async def renew(self, renewal: Renewal) -> datetime:
         """Acknowledge and renew a lease; return the new expiry. Raises as `complete` does."""
-        expires_at = await self._renewals(renewal)
-        if expires_at is not None:
-            return expires_at
         fence = Fence(task_id=renewal.task_id, token=renewal.token, worker_id=renewal.worker_id)
-        async with self._database.transaction() as connection:
-            raise await refusal(connection, fence)
+        expires_at = await self._until_unlocked(fence, lambda: self._renewals(renewal))
+        assert expires_at is not None
+        return expires_at
+
+    async def _until_unlocked(
+        self,
+        fence: Fence,
+        attempt: Callable[[], Awaitable[T | None]],
+        is_repetition: Callable[[AsyncConnection], Awaitable[bool]] | None = None,
+    ) -> T | None:
+        """Answer of an attempt, or None for a repetition; as long as the task is only locked, it is tried again.
+
+        Raises the refusal where there is another reason.
+        """
+        for pause in (*UNLOCKED_PAUSES, None):
+            answer = await attempt()
+            if answer is not None:
+                return answer
+            async with self._database.transaction() as connection:
+                if is_repetition is not None and await is_repetition(connection):
+                    return None
+                error = await refusal(connection, fence)
+            if pause is None or not isinstance(error, Locked):
+                raise error
+            await asyncio.sleep(pause)
+        raise AssertionError("unreachable")
+
+    async def _try_to_complete(self, completion: Completion) -> ServiceTime | None:
+        # The common statement skips tasks that others wait for, as well as those that are refused.
+        return await self._completions(completion) or await self._last_tries(completion)
 
     async def _complete(self, calls: Sequence[Completion]) -> list[ServiceTime | None]:
-        # The common statement skips tasks that others wait for: unblocking those takes locks, so it runs only for the
-        # calls that are left, together with those that are refused.
         services = await hot_path.run(self._database, lambda c: completions.complete(c, calls))
-        rest = [call for call in calls if call.task_id not in services]
-        if rest:
-            late_services, lane_tags = await hot_path.run(
-                self._database, lambda c: completions.complete_and_unblock(c, rest)
-            )
-            services |= late_services
-            self._database.announcer.announce({notify.work(lane): tag for lane, tag in lane_tags.items()})
+        if services:
+            self._database.announcer.announce([notify.EVENTS])
+        return [services.get(call.task_id) for call in calls]
+
+    async def _complete_and_unblock(self, calls: Sequence[Completion]) -> list[ServiceTime | None]:
+        services, lane_tags = await hot_path.run(self._database, lambda c: completions.complete_and_unblock(c, calls))
+        self._database.announcer.announce({notify.work(lane): tag for lane, tag in lane_tags.items()})
         if services:
             self._database.announcer.announce([notify.EVENTS])
         return [services.get(call.task_id) for call in calls]
@@ -202,7 +237,8 @@ async def refusal(connection: AsyncConnection, fence: Fence) -> ConvenerError:
     if not _matches_fence(task, fence):
         return _past_refusal(past_outcome, is_followed=task["token"] > fence.token)
     if task["place"] == "live":
-        return LeaseExpired(reason="expired")
+        # The fence holds: the statement has skipped the task because somebody has locked it.
+        return Locked() if task["is_leased"] else LeaseExpired(reason="expired")
     if task["state"] == TaskState.CANCELLED:
         return TaskCancelled(reason="cancelled")
     return LeaseEnded(f"this lease has ended already: the task is {task['state']}", reason="ended")

@@ -119,11 +119,12 @@ VALUES (:task_id, :attempt, :token, :worker_id, :leased_at, :outcome, CAST(:erro
 """)
 
 _STATUS = text("""
-SELECT 'live' AS place, state, token, worker_id, NULL::bytea AS result_hash,
+SELECT 'live' AS place, state, token, worker_id, lease_expires_at,
+       lease_expires_at > now() AS is_leased, NULL::bytea AS result_hash,
        CASE WHEN run_at = 'infinity' THEN due_at ELSE run_at END AS run_at
 FROM tasks WHERE id = :id
 UNION ALL
-SELECT 'finished', state, token, worker_id, result_hash, NULL FROM task_history WHERE id = :id
+SELECT 'finished', state, token, worker_id, NULL, false, result_hash, NULL FROM task_history WHERE id = :id
 """)
 
 _OUTCOME = text("""

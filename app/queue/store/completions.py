@@ -1,8 +1,9 @@
 """The hot path: renew leases and complete tasks, by one statement for all concurrent callers.
 
-Lock order, here and everywhere: workers before tasks, several rows of a table by id. Claims skip locked rows, so they
-wait for nobody. A completion and a claim never share a transaction: they would deadlock, because SKIP LOCKED may lock
-the newest version of a row that another transaction is finishing.
+Lock order, here and everywhere: workers before tasks, several rows of a table by id. All of these statements skip what
+others have locked, so that one row does not hold up its batch; its caller tries again by itself. A completion and a
+claim never share a transaction: they would deadlock, because SKIP LOCKED may lock the newest version of a row that
+another transaction is finishing.
 """
 
 from collections.abc import Sequence
@@ -78,7 +79,8 @@ def _completion(condition: str) -> str:
 WITH call AS MATERIALIZED (
     SELECT * FROM {_CALLS}
 ), held AS MATERIALIZED (
-    SELECT t.id, c.quality FROM tasks t JOIN call c ON {_FENCE} AND {condition} ORDER BY t.id FOR UPDATE OF t
+    SELECT t.id, c.quality FROM tasks t JOIN call c ON {_FENCE} AND {condition} ORDER BY t.id
+    FOR UPDATE OF t SKIP LOCKED
 ), deleted AS (
     DELETE FROM tasks t USING held WHERE t.id = held.id RETURNING t.*, held.quality
 ), finished AS (
@@ -95,14 +97,15 @@ SELECT id, agent_type, extract(epoch FROM now() - leased_at)::float8 AS seconds 
 
 _COMPLETE = _completion("NOT t.has_dependents")
 _COMPLETE_ANY = _completion("true")
-_LOCK_HELD = f"SELECT t.id FROM tasks t JOIN {_CALLS} ON {_FENCE} ORDER BY t.id FOR UPDATE OF t"
+_LOCK_HELD = f"SELECT t.id FROM tasks t JOIN {_CALLS} ON {_FENCE} ORDER BY t.id FOR UPDATE OF t SKIP LOCKED"
 
 _RENEW = f"""
 WITH call AS MATERIALIZED (
     SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::jsonb[], $5::jsonb[])
         AS c (task_id, token, worker_id, progress, checkpoint)
 ), held AS MATERIALIZED (
-    SELECT t.id, t.state, c.progress, c.checkpoint FROM tasks t JOIN call c ON {_FENCE} ORDER BY t.id FOR UPDATE OF t
+    SELECT t.id, t.state, c.progress, c.checkpoint FROM tasks t JOIN call c ON {_FENCE} ORDER BY t.id
+    FOR UPDATE OF t SKIP LOCKED
 ), renewed AS (
     UPDATE tasks t
     SET state = 'executing', lease_expires_at = now() + make_interval(secs => $6::float8),
@@ -123,7 +126,7 @@ async def complete(
 ) -> dict[UUID, ServiceTime]:
     """Complete the tasks whose leases the calls hold; return the service times of those that were accepted.
 
-    Leaves alone tasks that have dependents, which are for `complete_and_unblock`.
+    Leaves alone tasks that somebody has locked, and those that have dependents, which are for `complete_and_unblock`.
     """
     return _service_times(await connection.fetch(_COMPLETE, *_columns(calls)))
 
@@ -134,8 +137,9 @@ async def complete_and_unblock(
     """As `complete`, also for tasks with dependents; return the lanes and lowest tags of unblocked tasks as well."""
     # The locks come by a statement of their own: only one that begins after them sees every edge written before.
     async with connection.transaction():
-        await connection.fetch(_LOCK_HELD, *_columns(calls))
-        service_times = _service_times(await connection.fetch(_COMPLETE_ANY, *_columns(calls)))
+        locked_ids = {row["id"] for row in await connection.fetch(_LOCK_HELD, *_columns(calls))}
+        held = [call for call in calls if call.task_id in locked_ids]
+        service_times = _service_times(await connection.fetch(_COMPLETE_ANY, *_columns(held))) if held else {}
         tags = await dependencies.unblock(connection, list(service_times)) if service_times else {}
     return service_times, tags
 
@@ -143,7 +147,10 @@ async def complete_and_unblock(
 async def renew(
     connection: "asyncpg.Connection[asyncpg.Record]", renewals: Sequence[Renewal], policy: LeasePolicy
 ) -> dict[UUID, datetime]:
-    """Acknowledge and renew leases, storing progress and checkpoints; return the new expiry of those still held."""
+    """Acknowledge and renew leases, storing progress and checkpoints; return the new expiry of those still held.
+
+    Leaves alone tasks that somebody has locked.
+    """
     rows = await connection.fetch(
         _RENEW, *columns(renewals, "task_id", "token", "worker_id", "progress", "checkpoint"), policy.lease_seconds
     )

@@ -82,7 +82,7 @@ async def replay(decision_id: DecisionId, services: ServicesDep) -> ScalingRepla
 @router.post("/decisions/replay", summary="Replay many decisions", dependencies=_COSTLY)
 async def replay_many(call: ReplayManyIn, services: ServicesDep) -> ReplayManyOut:
     """The same for the next so many decisions above an id; returns those that come out differently."""
-    async with services.database.transaction() as connection:
+    async with services.database.reading() as connection:
         decisions = await store.onward(connection, above=call.after, limit=call.limit)
     # Away from the loop, since each takes milliseconds; and no connection is held meanwhile.
     results = [await computing.run(service.replay, decision) for decision in decisions]
@@ -105,7 +105,7 @@ async def what_if(call: WhatIfIn, services: ServicesDep) -> WhatIfOut:
     document = None
     if call.config is not None or call.mode is not None:
         inputs = await computing.run(service.inputs_of, actual)
-        async with services.database.transaction() as connection:
+        async with services.database.reading() as connection:
             base = await service.base_document(connection, inputs, call.mode)
         document = apply_patch(base, call.config or {})
     variation = Variation(
@@ -134,5 +134,5 @@ async def recommendation(connection: Reading, services: ServicesDep) -> Recommen
 
 
 async def _read(database: Database, decision_id: int | None) -> StoredDecision:
-    async with database.transaction() as connection:
+    async with database.reading() as connection:
         return await service.read(connection, decision_id)

@@ -1,12 +1,14 @@
 """Life of workers: registration, heartbeats, the end in order, loss, and the sweep for silent ones."""
 
+import asyncio
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.service import audit
@@ -14,10 +16,10 @@ from app.admin.service.access import UNKNOWN, create_worker_key
 from app.admin.store import keys
 from app.db import hot_path, notify
 from app.db.batching import Coalescer
-from app.db.database import Database, now
+from app.db.database import Database, is_locked, now
 from app.db.duties import Turn
 from app.db.uuids import time_ordered_uuid
-from app.kernel.errors import SUPERSEDED, Unauthenticated, WorkerGone
+from app.kernel.errors import SUPERSEDED, Locked, Unauthenticated, WorkerGone
 from app.kernel.events import WorkerEvent
 from app.kernel.ids import WorkerId
 from app.kernel.states import WorkerState
@@ -26,7 +28,7 @@ from app.llm.store import permits
 from app.queue.broker.dispatch import WorkerPreferences
 from app.queue.errors import WorkerNotFound, WorkerNotReady
 from app.queue.rules.tasks import LeasePolicy
-from app.queue.service.leases import give_back, judge_loss
+from app.queue.service.leases import UNLOCKED_PAUSES, give_back, judge_loss
 from app.queue.store import attempts, events
 from app.queue.store.attempts import Ending
 from app.workers.errors import NameTaken, PoolFull
@@ -130,16 +132,33 @@ class Heartbeats:
         self._beats: Coalescer[Heartbeat, HeartbeatReply | None] = Coalescer(self._flush, lambda beat: beat.worker_id)
 
     async def report(self, beat: Heartbeat) -> HeartbeatReply:
-        """Record a heartbeat and renew the lease it names. Raises WorkerGone, WorkerNotFound."""
-        reply = await self._beats(beat)
-        if reply is None:
-            # Rare, so the reason is read only now, and not for every heartbeat of a batch.
-            async with self._database.transaction() as connection:
-                await self._raise_gone(connection, beat.worker_id)
-        assert reply is not None
+        """Record a heartbeat and renew the lease it names. Raises WorkerGone, WorkerNotFound, Locked."""
+        reply = await self._until_unlocked(beat)
         # From its next lease on the broker prefers tasks of the assigned type.
         self._preferences.record(beat.worker_id, reply.assignment.agent)
         return reply
+
+    async def _until_unlocked(self, beat: Heartbeat) -> HeartbeatReply:
+        """The answer to a heartbeat; as long as its worker or its task is locked, it is tried again.
+
+        A task that stays locked is told of as it is, its lease not renewed.
+        """
+        for pause in (*UNLOCKED_PAUSES, None):
+            reply = await self._beats(beat)
+            if reply is not None and (beat.task_id is None or reply.lease_state is not None):
+                return reply
+            # Rare, so the reason is read only now, and not for every heartbeat of a batch.
+            async with self._database.transaction() as connection:
+                if reply is None:
+                    await _require_live(connection, beat.worker_id)
+                else:
+                    lease = await _held_lease(connection, beat)
+                    reply = replace(reply, **lease)
+                    if not lease or pause is None:
+                        return reply
+            if pause is not None:
+                await asyncio.sleep(pause)
+        raise Locked
 
     async def stop(self) -> None:
         """Write the heartbeats that have arrived."""
@@ -151,9 +170,18 @@ class Heartbeats:
         )
         return [replies.get(beat.worker_id) for beat in beats]
 
-    @staticmethod
-    async def _raise_gone(connection: AsyncConnection, worker_id: WorkerId) -> None:
-        row = await read(connection, worker_id)
+
+async def _held_lease(connection: AsyncConnection, beat: Heartbeat) -> dict[str, Any]:
+    """The fields of a reply for the lease that a heartbeat names; empty where the worker does not hold it."""
+    task = await attempts.task_status(connection, beat.task_id) if beat.task_id else None
+    if task is None or (task["token"], task["worker_id"]) != (beat.token, beat.worker_id) or task["place"] != "live":
+        return {}
+    return {"lease_state": task["state"], "lease_expires_at": task["lease_expires_at"]}
+
+
+async def _require_live(connection: AsyncConnection, worker_id: UUID) -> None:
+    row = await read(connection, worker_id)
+    if row["ended_at"] is not None:
         raise WorkerGone.of(row["state"], row["ended_reason"])
 
 
@@ -245,7 +273,17 @@ async def sweep(connection: AsyncConnection, policy: HealthPolicy, turn: Turn) -
             "overdue": len(late),
             "live": len(live_workers),
         }
-    for worker, (state, reason) in late:
-        await lose(connection, worker.worker_id, state, reason)
+    lost = [await _lose_unless_locked(connection, worker.worker_id, state, reason) for worker, (state, reason) in late]
     closed = await pool.close_replacements_on_gone_hosts(connection)
-    return {"lost": len(late), **({"replacements closed": closed} if closed else {})}
+    return {"lost": sum(lost), **({"replacements closed": closed} if closed else {})}
+
+
+async def _lose_unless_locked(connection: AsyncConnection, worker_id: UUID, state: WorkerState, reason: str) -> bool:
+    """As `lose`; False, having done nothing, where somebody has locked what it needs: another sweep comes soon."""
+    try:
+        async with connection.begin_nested():
+            return await lose(connection, worker_id, state, reason)
+    except DBAPIError as error:
+        if not is_locked(error):
+            raise
+        return False

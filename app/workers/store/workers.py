@@ -107,14 +107,15 @@ RETURNING name, incarnation
 """)
 
 # Workers before tasks, each in the order of ids: the lock order of everything that takes both. The materialized parts
-# lock first, as an UPDATE alone would lock in the order of its join. A lease that is not acknowledged is not renewed,
-# so that one whose answer was lost expires soon.
+# lock first, as an UPDATE alone would lock in the order of its join. What somebody else has locked is skipped, so that
+# it does not hold up the others. A lease that is not acknowledged is not renewed, so that one whose answer was lost
+# expires soon.
 _HEARTBEATS = f"""
 WITH beat AS MATERIALIZED (
     SELECT * FROM unnest($1::uuid[], $2::boolean[], $3::uuid[], $4::bigint[], $5::float8[], $6::float8[], $7::jsonb[])
         AS b (worker_id, draining, task_id, token, cpu_percent, memory_mb, errors)
 ), locked AS MATERIALIZED (
-    SELECT w.id FROM workers w JOIN beat b ON b.worker_id = w.id ORDER BY w.id FOR NO KEY UPDATE OF w
+    SELECT w.id FROM workers w JOIN beat b ON b.worker_id = w.id ORDER BY w.id FOR NO KEY UPDATE OF w SKIP LOCKED
 ), updated AS (
     UPDATE workers w
     SET last_seen_at = now(), first_beat_at = coalesce(w.first_beat_at, now()),
@@ -128,7 +129,7 @@ WITH beat AS MATERIALIZED (
 ), held AS MATERIALIZED (
     SELECT t.id FROM beat b JOIN updated ON updated.id = b.worker_id
     JOIN tasks t ON t.id = b.task_id AND t.token = b.token AND t.worker_id IS NOT DISTINCT FROM b.worker_id
-    ORDER BY t.id FOR NO KEY UPDATE OF t
+    ORDER BY t.id FOR NO KEY UPDATE OF t SKIP LOCKED
 ), renewed AS (
     UPDATE tasks t
     SET lease_expires_at = CASE WHEN t.state = 'executing' THEN now() + make_interval(secs => $8::float8)
@@ -196,7 +197,10 @@ async def register_launched(
 async def record_heartbeats(
     connection: "asyncpg.Connection[asyncpg.Record]", beats: Sequence[Heartbeat], lease_seconds: float
 ) -> dict[UUID, HeartbeatReply]:
-    """Record heartbeats and renew the acknowledged leases that they name; ended workers are left out of the result."""
+    """Record heartbeats and renew the acknowledged leases that they name.
+
+    Workers that have ended, or are locked, are left out of the result; a lease that is locked is as if there were none.
+    """
     rows = await connection.fetch(_HEARTBEATS, *columns(beats, *Heartbeat.__dataclass_fields__), lease_seconds)
     return {
         row["worker_id"]: HeartbeatReply(

@@ -331,20 +331,47 @@ async def test_a_lost_workers_lease_is_no_obstacle_to_others(database: Database,
     assert (again.task_id, again.token, again.attempt) == (lease.task_id, 2, 1)
 
 
-async def test_a_wait_that_ends_during_its_claim_does_not_lose_the_lease(database: Database) -> None:
-    recorded: list[WorkerId] = []
+async def test_a_wait_that_ends_during_its_claim_does_not_lose_the_lease(
+    database: Database, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim, has_ended = store.claim, asyncio.Event()
 
-    async def slow(_: HotConnection, worker_ids: Sequence[WorkerId]) -> None:
+    async def slow(*given: Any) -> Any:
+        claims = await claim(*given)
         await asyncio.sleep(0.3)
-        recorded.extend(worker_ids)
+        has_ended.set()
+        return claims
 
-    broker = Broker(database, LeasePolicy(), on_first_leases=slow)
-    broker.start()
+    monkeypatch.setattr(store, "claim", slow)
     worker_id = await ready_worker(database)
     await submitted(database)
     assert await broker.lease(_call(worker_id), 0.1) is not None
-    assert recorded == [worker_id], "the wait ended meanwhile"
+    assert has_ended.is_set(), "the wait ended meanwhile"
+
+
+async def test_first_leases_are_recorded_beside_the_claims_until_it_succeeds(database: Database) -> None:
+    """Whatever that waits for holds up no lease."""
+    tries: list[WorkerId] = []
+    go_on = asyncio.Event()
+
+    async def slow_and_away(_: HotConnection, worker_ids: Sequence[WorkerId]) -> None:
+        tries.extend(worker_ids)
+        await go_on.wait()
+        if len(tries) == 1:
+            raise OSError
+
+    broker = Broker(database, LeasePolicy(), on_first_leases=slow_and_away)
+    broker.start()
+    worker_id = await ready_worker(database)
+    await submitted(database)
+    assert await broker.lease(_call(worker_id), 10) is not None
+    go_on.set()
+    await until(lambda: _holds(tries == [worker_id] * 2))
     await broker.stop()
+
+
+async def _holds(condition: bool) -> bool:
+    return condition
 
 
 async def test_a_lease_of_a_caller_that_hung_up_is_released_at_once(
