@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import asyncpg
 from sqlalchemy import event, text
-from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, DisconnectionError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolExhausted
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -130,8 +130,8 @@ class Database:
                     for callback in callbacks:
                         callback()
                 self.announcer.announce(pop_news(connection))
-        except (OperationalError, InterfaceError, DBAPIError, PoolExhausted, OSError, TimeoutError) as error:
-            raise translate_error(error) from error
+        except (SQLAlchemyError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+            raise cancellation_or(error) from error
 
     async def close(self) -> None:
         """Close all connections, without waiting for any answer."""
@@ -209,6 +209,15 @@ def is_locked(error: BaseException | None) -> bool:
     """Whether an error means that somebody else has held a lock for longer than the statement may wait."""
     cause = error.orig if isinstance(error, DBAPIError) else error
     return getattr(cause, "sqlstate", None) == _LOCK_NOT_AVAILABLE
+
+
+def cancellation_or(error: Exception) -> BaseException:
+    """Return what `translate_error` does, or the cancellation of this task, which the error has replaced.
+
+    A statement that is cancelled costs its connection, so whatever ends the transaction on it fails.
+    """
+    task = asyncio.current_task()
+    return asyncio.CancelledError() if task is not None and task.cancelling() else translate_error(error)
 
 
 def translate_error(error: Exception) -> Exception:

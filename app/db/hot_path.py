@@ -5,7 +5,7 @@ from typing import TypeAlias, TypeVar
 
 import asyncpg
 
-from app.db.database import Database, translate_error
+from app.db.database import Database, cancellation_or
 
 T = TypeVar("T")
 HotConnection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -39,7 +39,7 @@ async def run(
             if not remaining:
                 raise
         except Exception as error:
-            raise translate_error(error) from error
+            raise cancellation_or(error) from error
     raise AssertionError("unreachable")
 
 

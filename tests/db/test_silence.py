@@ -17,6 +17,8 @@ from app.kernel.errors import DatabaseUnavailable
 from tests.support.proxy import Line, silent_line
 from tests.support.sql import execute, until, value
 
+_RUNNING = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE '%abandoned */'"
+
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,11 +118,10 @@ async def test_a_cancelled_statement_costs_its_connection_and_ends_at_the_server
     """Nobody asks the server to cancel it, which a silent network would never answer."""
     far = Database(database.url, statement_seconds=60)
     task = asyncio.create_task(hot_path.run(far, lambda c: c.execute("SELECT pg_sleep(50) /* abandoned */")))
-    running = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE '%abandoned */'"
-    await until(lambda: _is(database, running, 1))
+    await until(lambda: _is(database, _RUNNING, 1))
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    await until(lambda: _is(database, running, 0), within=60)
+    await until(lambda: _is(database, _RUNNING, 0), within=60)
     assert await _ask_hot(far) == 1
     await far.close()
 
@@ -174,3 +175,29 @@ async def _claim_and_fall_silent(far: Database, line: Line) -> None:
         await connection.exec_driver_sql("SELECT FROM loop_ticks WHERE duty = 'sweep' FOR UPDATE")
         line.hush()
         await now(connection)
+
+
+@pytest.mark.parametrize("is_hot", [False, True])
+async def test_a_cancellation_during_a_statement_stays_a_cancellation(database: Database, is_hot: bool) -> None:
+    """Also where the end of the transaction fails, as its connection is cut."""
+
+    async def sleep() -> None:
+        if is_hot:
+            await hot_path.run(database, lambda c: c.execute("SELECT pg_sleep(50) /* cancelled */"))
+        else:
+            async with database.transaction() as connection:
+                await connection.exec_driver_sql("SELECT pg_sleep(50) /* cancelled */")
+
+    async def go_on_after_outages() -> None:
+        while True:
+            try:
+                await sleep()
+            except DatabaseUnavailable:
+                await asyncio.sleep(3600)
+
+    task = asyncio.create_task(go_on_after_outages())
+    await until(lambda: _is(database, _RUNNING.replace("abandoned", "cancelled"), 1))
+    task.cancel()
+    async with asyncio.timeout(30):
+        await asyncio.gather(task, return_exceptions=True)
+    assert task.cancelled()

@@ -77,7 +77,7 @@ async def utilisation(
 
     Steps are counted from 1970, so the same step is the same whenever it is asked for.
     """
-    async with services.database.transaction() as connection:
+    async with services.database.reading() as connection:
         end = until or await now(connection)
         begin, length = since or end - timedelta(hours=1), timedelta(seconds=step)
         _check(begin, end, step)

@@ -131,7 +131,7 @@ class _Reading:
 
     async def page(self, position: Position) -> LogPage:
         """The page behind the position. Raises TaskNotFound."""
-        async with self._services[EventReaders].slots, self._services.database.transaction() as connection:
+        async with self._services[EventReaders].slots, self._services.database.reading() as connection:
             # First, so that a final state is told only together with all that was written before.
             state = await logs.task_state(connection, self._task_id, self._namespace)
             if state is None:
