@@ -61,6 +61,7 @@ _DIRECT = {
     "memory/cli/backups.py::backup": "db.backup",
     "memory/cli/backups.py::restore": "db.restore",
     "memory/cli/backups.py::_check_database": "it counts, in a read-only transaction",
+    "memory/cli/backups.py::_dumps": "it shows the version of the server",
     "memory/cli/checkpoints.py::restore": "checkpoint.restore",
 }
 
