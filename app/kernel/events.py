@@ -45,6 +45,8 @@ class GoalEvent(StrEnum):
     EXTENDED = "goal.extended"
     # Its budget is committed: no more of its tasks are leased until it is extended.
     HELD = "goal.held"
+    # Four fifths of its money or tokens are used.
+    BUDGET_LOW = "goal.budget_low"
     STOPPED = "goal.stopped"
 
 

@@ -106,6 +106,7 @@ def _prunes(days: int) -> Mapping[str, DeleteBatch]:
         "performance": partial(performance.prune, days=days),
         "judgements": partial(ratings.prune, days=days),
         "calls": partial(usage.prune, days=days),
+        "spending": partial(usage.prune_spending, days=days),
         "utilisation": partial(utilisation.prune, days=days),
         "refusals": partial(refusals.prune, days=days),
         "pushed": partial(series.prune_points, days=series_policy.keep_days),

@@ -45,7 +45,7 @@ T = TypeVar("T", ModelAnswer, AnswerStream)
 _MAX_WAIT_SECONDS = 10.0
 _RETRY_SECONDS = 0.5
 # Reasons for which the task is set aside, unless the model may be tried at once; and for how long without being told.
-_CONDITIONS = frozenset({"key_expired", "quota_exhausted", "maintenance", "loading"})
+_CONDITIONS = frozenset({"key_expired", "quota_exhausted", "maintenance", "loading", "budget"})
 _SHORT_WAIT_SECONDS = 0.5
 _CONDITION_SECONDS = 5.0
 

@@ -42,7 +42,15 @@ class ConstraintsIn(Body):
 
     time_limit_seconds: Seconds | None = Field(None, description="since it was created, pauses included")
     compute_budget_seconds: Seconds | None = Field(None, description="on workers, as the service measures it")
-    money_budget: Number | None = Field(None, ge=1e-6, le=1e9, description="against what the reports say was spent")
+    money_budget: Number | None = Field(
+        None,
+        ge=1e-6,
+        le=1e9,
+        description="against what the reports say, or what calls of language models have cost where that is more",
+    )
+    token_budget: Annotated[int, Field(ge=1, le=10**15)] | None = Field(
+        None, description="of its calls of language models, questions and answers together"
+    )
     min_iterations: Count | None = None
     max_iterations: Count | None = None
     improvement_threshold: Number | None = Field(None, ge=0.001, le=0.1)
@@ -167,7 +175,7 @@ class ComputeOut(BaseModel):
 class UseOut(BaseModel):
     """How much of a limit is used."""
 
-    limit: Literal["iterations", "time", "compute", "money"]
+    limit: Literal["iterations", "time", "compute", "money", "tokens"]
     used: float
     allowed: float
     share: float

@@ -38,7 +38,10 @@ def _time_option(name: str, description: str) -> Any:
 
 TimeLimit = Annotated[str | None, _time_option("--time-limit", "since it was created")]
 ComputeBudget = Annotated[str | None, _time_option("--compute-budget", "on workers, of all its tasks together")]
-MoneyBudget = Annotated[float | None, typer.Option(help="against what the reports say was spent")]
+MoneyBudget = Annotated[
+    float | None, typer.Option(help="against what reports say, or calls of language models have cost if that is more")
+]
+TokenBudget = Annotated[int | None, typer.Option(help="of its calls of language models")]
 MinIterations = Annotated[int | None, typer.Option(help="before a plateau may stop it")]
 MaxIterations = Annotated[int | None, typer.Option(help="at most")]
 Threshold = Annotated[float | None, typer.Option(help="the least improvement that counts, 0.001 to 0.1")]
@@ -97,6 +100,7 @@ def create(
     time_limit: TimeLimit = None,
     compute_budget: ComputeBudget = None,
     money_budget: MoneyBudget = None,
+    token_budget: TokenBudget = None,
     min_iterations: MinIterations = None,
     max_iterations: MaxIterations = None,
     threshold: Threshold = None,
@@ -111,6 +115,7 @@ def create(
         time_limit_seconds=_seconds(time_limit),
         compute_budget_seconds=_seconds(compute_budget),
         money_budget=money_budget,
+        token_budget=token_budget,
         min_iterations=min_iterations,
         max_iterations=max_iterations,
         improvement_threshold=threshold,
@@ -152,6 +157,7 @@ def extend(
     time_limit: TimeLimit = None,
     compute_budget: ComputeBudget = None,
     money_budget: MoneyBudget = None,
+    token_budget: TokenBudget = None,
     max_iterations: MaxIterations = None,
     url: Url = None,
     fmt: Output = Format.TABLE,
@@ -161,6 +167,7 @@ def extend(
         time_limit_seconds=_seconds(time_limit),
         compute_budget_seconds=_seconds(compute_budget),
         money_budget=money_budget,
+        token_budget=token_budget,
         max_iterations=max_iterations,
     )
     if not constraints:

@@ -1,10 +1,12 @@
-"""Hard limits of a research goal: iterations, time, compute and money. They hold whatever the quality does."""
+"""Hard limits of a research goal: iterations, time, compute, money and tokens. They hold whatever the quality does."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 # Shares of a limit at which a notice is due, highest first.
 NOTICE_SHARES = (0.95, 0.9, 0.8)
+# Names of the limits that calls of language models use up.
+SPENDING = frozenset({"money", "tokens"})
 # A plain mean lags behind iterations that grow; with at least this weight of the last it lags by less than two of them.
 _MIN_WEIGHT = 0.4
 _EPSILON = 1e-9
@@ -14,12 +16,13 @@ _MIN_TASK_SECONDS = 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Iterations; seconds since the goal was created; seconds on workers; money. None: no such limit."""
+    """Iterations; seconds since the goal was created; seconds on workers; money; tokens. None: no such limit."""
 
     max_iterations: int
     time_seconds: float | None = None
     compute_seconds: float | None = None
     money: float | None = None
+    tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,12 +58,13 @@ class Compute:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Iterations, seconds, compute and money that a goal has used."""
+    """Iterations, seconds, compute, money and tokens that a goal has used."""
 
     iterations: int = 0
     elapsed_seconds: float = 0.0
     compute: Compute = Compute()
     money: float = 0.0
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +120,8 @@ def limit_uses(limits: Limits, usage: Usage, forecast: Forecast | None = None) -
         yield LimitUse(name="compute", amount=seconds, limit=limit, unit="s", next_amount=forecast.compute_seconds)
     if limits.money is not None:
         yield LimitUse(name="money", amount=usage.money, limit=limits.money, next_amount=forecast.money)
+    if limits.tokens is not None:
+        yield LimitUse(name="tokens", amount=usage.tokens, limit=limits.tokens)
 
 
 def exhausted_limit(limits: Limits, usage: Usage) -> str | None:
@@ -154,10 +160,15 @@ def remaining_attempts(limits: Limits, compute: Compute) -> int | None:
     return max(0 if has_run else 1, int(remaining / compute.expected_seconds + _EPSILON))
 
 
-def notices(limits: Limits, usage: Usage) -> list[str]:
-    """A sentence for each limit that is nearly used up, with the highest of 80, 90 and 95 % that it has reached."""
+def notices(limits: Limits, usage: Usage, names: Collection[str] | None = None) -> list[str]:
+    """A sentence for each limit that is nearly used up, with the highest of 80, 90 and 95 % that it has reached.
+
+    Only of the limits of these names if any are given.
+    """
     sentences = []
     for use in limit_uses(limits, usage):
+        if names is not None and use.name not in names:
+            continue
         level = next((level for level in NOTICE_SHARES if use.share >= level - _EPSILON), None)
         if level is not None:
             sentences.append(f"at least {100 * level:.0f} % are used: {use.description}")

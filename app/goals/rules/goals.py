@@ -60,6 +60,7 @@ class Constraints:
     time_limit_seconds: float | None = None
     compute_budget_seconds: float | None = None
     money_budget: float | None = None
+    token_budget: int | None = None
     min_iterations: int | None = None
     max_iterations: int | None = None
     improvement_threshold: float | None = None
@@ -73,7 +74,7 @@ class MeasuredIteration(Trial):
     """Quality and cost of one iteration, in seconds as the service has measured them.
 
     `exploration_seconds` and `exploitation_seconds` are those of generation and evolution tasks, `compute_seconds` is
-    the compute of all types, and `money` is the amount reported by the client.
+    the compute of all types, and `money` the amount that the client reports, or what calls have cost if that is more.
     """
 
     number: int
@@ -107,12 +108,14 @@ def goal_policy(constraints: Constraints, config: IterationConfig) -> GoalPolicy
             min_iterations=config.min_iterations if minimum is None else minimum,
             patience=default.patience if constraints.patience is None else constraints.patience,
             judges=config.enabled,
+            ends_at_minimum=not config.enabled,
         ),
         limits=Limits(
-            max_iterations=config.max_iterations if maximum is None else maximum,
+            max_iterations=config.max_iterations if maximum is None else min(maximum, config.max_iterations),
             time_seconds=constraints.time_limit_seconds,
             compute_seconds=constraints.compute_budget_seconds,
             money=constraints.money_budget,
+            tokens=constraints.token_budget,
         ),
     )
 
@@ -197,16 +200,19 @@ class LeaseCapacity:
 
 
 def enforce(usage: Usage, limits: Limits, capacity: LeaseCapacity, *, is_metered: bool = False) -> Enforcement:
-    """Decide how to keep a goal within its limits of time and compute, without help of the client.
+    """Decide how to keep a goal within its limits of time, compute, money and tokens, without help of the client.
 
-    A goal whose budget is used up stops; one whose budget is committed leases no more. Where all workers together could
+    A goal whose time or compute is used up stops; one whose compute is committed, or whose money or tokens are used up,
+    leases no more: its budget may be extended. Where all workers together could
     overrun the budget before the next check, the goal is metered: only as many tasks start as the budget has room for.
     """
     # Running attempts count by the time they have really taken: a goal must not stop for an estimate.
     actual = replace(usage, iterations=0, compute=replace(usage.compute, running=0))
-    reason = budgets.exhausted_limit(replace(limits, money=None), actual)
+    reason = budgets.exhausted_limit(replace(limits, money=None, tokens=None), actual)
     if reason:
         return Enforcement(action=EnforcementAction.STOP, reason=reason)
+    if reason := budgets.exhausted_limit(spending_limits(limits), actual):
+        return Enforcement(action=EnforcementAction.HOLD, reason=reason)
     remaining = budgets.remaining_attempts(limits, usage.compute)
     # A metered goal is let go only with twice the room, so that it does not flip at every check.
     required_room = capacity.max_leases(usage.compute.expected_seconds) * (2 if is_metered else 1)
@@ -222,6 +228,11 @@ def enforce(usage: Usage, limits: Limits, capacity: LeaseCapacity, *, is_metered
     # While attempts run they may turn out shorter than expected, and leave room again; without any nothing can change.
     action = EnforcementAction.HOLD if usage.compute.running else EnforcementAction.STOP
     return Enforcement(action=action, reason=reason)
+
+
+def spending_limits(limits: Limits) -> Limits:
+    """The limits of money and tokens alone."""
+    return replace(limits, time_seconds=None, compute_seconds=None)
 
 
 def forecast_next(iterations: Sequence[MeasuredIteration]) -> Forecast:

@@ -67,8 +67,9 @@ class StoppingPolicy:
     confidence: float = 1.64
     noise_share: float = 0.4
     climb_errors: float | None = 0.5
-    # False: quality is not judged, and only hard limits stop a goal.
+    # False: quality is not judged; then a goal ends with its least number of iterations, or else only by hard limits.
     judges: bool = True
+    ends_at_minimum: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +146,9 @@ def judge(readings: Sequence[QualityReading], policy: StoppingPolicy) -> Judgeme
     # The first reading only sets the anchor, so that it is no stall_count iteration.
     stall_count = _trailing_zeros(gains[1:]) if gains else 0
     gain = gains[-1] if gains else 0.0
+    if not policy.judges and policy.ends_at_minimum and len(history) >= policy.min_iterations:
+        reason = f"quality is not judged (test_time_compute is off), so {policy.min_iterations} iterations are enough"
+        return Judgement(stop=True, reason=reason, gain=gain, stalled_iterations=stall_count)
     if not policy.judges:
         return Judgement(stop=False, reason="quality is not judged", gain=gain, stalled_iterations=stall_count)
     if policy.rule is StoppingRule.SLOPE:

@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.admin.rules.config import IterationConfig
 from app.db import duties
 from app.db.database import Database, now
+from app.goals.rules import budgets
 from app.goals.rules import goals as rules
 from app.goals.rules.budgets import Compute
 from app.goals.rules.goals import EnforcementAction, GoalState
@@ -42,7 +43,7 @@ async def fold_compute(connection: AsyncConnection) -> dict[str, Any]:
 
 
 async def enforce_budgets(connection: AsyncConnection) -> dict[str, Any]:
-    """Stop goals whose time or compute is used up; hold or meter those whose budget is nearly committed.
+    """Stop goals whose time or compute is used up; hold or meter those whose budget is used up or nearly committed.
 
     All goals are judged from one reading, without locks, since nearly always there is nothing to do. Only a goal that
     is to change is locked, and read again then, because its client may have paused or stopped it meanwhile.
@@ -62,6 +63,7 @@ async def enforce_budgets(connection: AsyncConnection) -> dict[str, Any]:
         # The bounds on iterations, which the configuration may set, are enforced when an iteration is reported.
         limits = rules.goal_policy(goal.constraints, IterationConfig()).limits
         due = rules.enforce(usage, limits, capacity, is_metered=meter is not None)
+        await _tell_of_low_budget(connection, goal, budgets.notices(limits, usage, budgets.SPENDING))
         if due.action is EnforcementAction.STOP:
             stopped_ids += await _stop_goal(connection, goal.id, due.reason)
         elif due.action is EnforcementAction.HOLD and goal.hold is None:
@@ -109,6 +111,12 @@ async def recapture_tasks(connection: AsyncConnection) -> dict[str, Any]:
         await holds.restart_sweep(connection, goal_id)
     await holds.set_aside(connection, [task.id for task in tasks if task.reason != Hold.STOPPED])
     return {"strays": len(tasks), "forgotten": await holds.prune(connection)}
+
+
+async def _tell_of_low_budget(connection: AsyncConnection, goal: Goal, notices: list[str]) -> None:
+    """Write an event when four fifths of the money or the tokens are used, once until the limits are changed."""
+    if notices and not goal.is_budget_low and await goals.note_low_budget(connection, goal.id):
+        await goals.append_event(connection, GoalEvent.BUDGET_LOW, goal.id, {"notices": notices})
 
 
 async def _meter(connection: AsyncConnection, goal: Goal, meter: Meter | None, room: int, total: Compute) -> int:

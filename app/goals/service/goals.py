@@ -84,16 +84,17 @@ async def view(connection: AsyncConnection, goal_id: str, config: IterationConfi
 def usage_at(goal: Goal, goal_compute: GoalCompute, moment: datetime, *, money: float | None = None) -> Usage:
     """Usage of a goal at a moment, its time counted until its end if it has one.
 
-    `money` is by default the sum that the last decision has recorded.
+    `money` is by default the sum that the last decision has recorded, with what calls of language models cost since.
     """
     assert goal.state is not None
     until = goal.ended_at or moment
-    recorded_money = (goal.last_decision or {}).get("money_spent", 0.0)
+    recorded_money = (goal.last_decision or {}).get("money_spent", 0.0) + goal.calls_usd - goal.money_since
     return Usage(
         iterations=goal.iterations,
         elapsed_seconds=max(0.0, (until - goal.started_at).total_seconds()),
         compute=goal_compute.total,
         money=recorded_money if money is None else money,
+        tokens=goal.calls_tokens,
     )
 
 
@@ -110,9 +111,10 @@ async def resume(connection: AsyncConnection, goal_id: str, reason: str, by: str
     """Lease the tasks of a paused goal again, in their old order. Raises GoalNotFound, GoalStopped."""
 
     async def carry_out(goal: Goal) -> None:
-        # Running tasks may have used up a compute budget during the pause: the hold stays, as one for the budget, until
-        # the next check has decided.
-        if goal.constraints.compute_budget_seconds is None:
+        # Running tasks may have used up a budget during the pause: the hold stays, as one for the budget, until the
+        # next check has decided.
+        limits = goal.constraints
+        if (limits.compute_budget_seconds, limits.money_budget, limits.token_budget) == (None, None, None):
             await holds.reopen(connection, goal.id, Hold.PAUSED)
         else:
             await holds.change_reason(connection, goal.id, Hold.PAUSED, Hold.BUDGET)
@@ -226,5 +228,9 @@ def _check_iteration_bounds(constraints: Constraints, changes: Collection[str]) 
 
 
 def _request_hash(request: GoalRequest) -> bytes:
-    body = [request.id, request.objective, asdict(request.constraints), request.weight]
+    constraints = asdict(request.constraints)
+    if constraints["token_budget"] is None:
+        # As it was before there were any, so that requests from then are recognized.
+        del constraints["token_budget"]
+    body = [request.id, request.objective, constraints, request.weight]
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).digest()

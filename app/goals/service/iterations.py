@@ -131,9 +131,11 @@ async def _decide_and_store(
     goal_compute, moment = await compute.read(connection, goal.id), await now(connection)
     history = await iterations.read_up_to(connection, goal.id, goal.iterations)
     previous: Mapping[str, Any] = json.loads(history[-1].inputs) if history else {}
-    money = float(previous.get("usage", {}).get("money", 0.0)) + report.money
+    # Clients may report what their calls have cost, or leave it out, or know of less: nothing is counted twice.
+    iteration_money = max(report.money, goal.calls_usd - goal.money_since)
+    money = float(previous.get("usage", {}).get("money", 0.0)) + iteration_money
     usage = replace(service.usage_at(goal, goal_compute, moment, money=money), iterations=report.number)
-    measurement = _measure(report, goal, goal_compute, moment, previous)
+    measurement = _measure(replace(report, money=iteration_money), goal, goal_compute, moment, previous)
     # Everything the decision depends on is stored with it, so that a replay needs nothing else.
     inputs = {"usage": asdict(usage), "by_agent": dict(sorted(goal_compute.by_agent.items())), "at": moment.isoformat()}
     inputs |= {"policy": asdict(policy), "stopped": goal.reason if goal.state is GoalState.STOPPED else None}
@@ -151,6 +153,7 @@ async def _decide_and_store(
         decision=_to_json(fields),
     )
     await iterations.add(connection, new)
+    await goals.note_money(connection, goal.id, money, goal.calls_usd)
     detail = {"iteration": report.number, "reason": fields["reason"]}
     await goals.append_event(connection, GoalEvent.ITERATION, goal.id, detail)
     if decision.action is GoalAction.STOP and goal.state is not GoalState.STOPPED:

@@ -49,19 +49,27 @@ class Goal:
     iterations: int
     last_decision: dict[str, Any] | None
     hold: Hold | None
+    # What its calls of language models have cost, and had cost when its last iteration was reported.
+    calls_usd: float
+    calls_tokens: int
+    money_since: float
+    is_budget_low: bool
 
 
 _CONSTRAINTS = tuple(Constraints.__dataclass_fields__)
 _FIELDS = ("id", "state", "objective", "weight", "created_by", "request_hash", "started_at", "ended_at", "reason")
-_COLUMNS = ", ".join(f"g.{name}" for name in (*_FIELDS, *_CONSTRAINTS))
+_SPENDING = ("money_since", "is_budget_low")
+_COLUMNS = ", ".join(f"g.{name}" for name in (*_FIELDS, *_CONSTRAINTS, *_SPENDING))
 _SELECT = f"""
 SELECT {_COLUMNS}, coalesce(last.number, 0) AS iterations, last.decision AS last_decision,
-       CASE WHEN h.is_closed THEN h.reason END AS hold
+       CASE WHEN h.is_closed THEN h.reason END AS hold, coalesce(s.cost_usd, 0) AS calls_usd,
+       coalesce(s.tokens, 0) AS calls_tokens
 FROM goals g
 LEFT JOIN LATERAL (
     SELECT number, decision FROM goal_iterations i WHERE i.goal_id = g.id ORDER BY number DESC LIMIT 1
 ) last ON true
 LEFT JOIN holds h ON h.goal_id = g.id
+LEFT JOIN llm_spending s ON s.goal_id = g.id
 """
 
 # A row without a state was made by a weight that came first: creating the goal completes that row. With a state the
@@ -98,9 +106,22 @@ _APPEND_EVENT = text("INSERT INTO events (kind, goal_id, detail) VALUES (:kind, 
 
 _READ_LIMITED = text(f"""
 {_SELECT} WHERE g.state = ANY (CAST(:states AS text[]))
-  AND (g.time_limit_seconds IS NOT NULL OR g.compute_budget_seconds IS NOT NULL)
+  AND (g.time_limit_seconds IS NOT NULL OR g.compute_budget_seconds IS NOT NULL
+       OR g.money_budget IS NOT NULL OR g.token_budget IS NOT NULL)
 ORDER BY g.id
 """)
+
+# The shares of most use, as many as anybody looks at.
+_BUDGET_SHARES = text("""
+SELECT g.id, greatest((g.money_base + coalesce(s.cost_usd, 0) - g.money_since) / g.money_budget,
+                      coalesce(s.tokens, 0)::float8 / g.token_budget) AS share
+FROM goals g LEFT JOIN llm_spending s ON s.goal_id = g.id
+WHERE g.state = ANY (CAST(:states AS text[])) AND (g.money_budget IS NOT NULL OR g.token_budget IS NOT NULL)
+ORDER BY share DESC, g.id LIMIT :limit
+""")
+
+_NOTE_MONEY = text("UPDATE goals SET money_base = :money, money_since = :calls_usd WHERE id = :id")
+_NOTE_LOW_BUDGET = text("UPDATE goals SET is_budget_low = true WHERE id = :id AND NOT is_budget_low")
 
 _SET_WEIGHT = text("""
 INSERT INTO goals AS present (id, weight) VALUES (:id, :weight)
@@ -129,6 +150,8 @@ WITH old AS MATERIALIZED (
     DELETE FROM goal_iterations WHERE goal_id IN (SELECT id FROM old)
 ), computed AS (
     DELETE FROM goal_compute WHERE goal_id IN (SELECT id FROM old)
+), spent AS (
+    DELETE FROM llm_spending WHERE goal_id IN (SELECT id FROM old)
 )
 DELETE FROM goals WHERE id IN (SELECT id FROM old)
 """)
@@ -174,7 +197,7 @@ async def page(
 
 
 async def read_limited(connection: AsyncConnection) -> list[Goal]:
-    """All live goals that have a limit of time or compute."""
+    """All live goals that have a limit of time, compute, money or tokens."""
     rows = (await connection.execute(_READ_LIMITED, {"states": [state.value for state in LIVE_STATES]})).mappings()
     return [_goal(row) for row in rows]
 
@@ -188,8 +211,25 @@ async def change_limits(connection: AsyncConnection, goal_id: str, constraints: 
     """Set those constraints that are not None; the caller holds the lock of the goal."""
     changes = {name: value for name in _CONSTRAINTS if (value := getattr(constraints, name)) is not None}
     if changes:
-        statement = text(f"UPDATE goals SET {', '.join(f'{name} = :{name}' for name in changes)} WHERE id = :id")
+        columns = ", ".join(f"{name} = :{name}" for name in changes)
+        statement = text(f"UPDATE goals SET {columns}, is_budget_low = false WHERE id = :id")
         await connection.execute(statement, {**changes, "id": goal_id})
+
+
+async def budget_shares(connection: AsyncConnection, limit: int = 100) -> dict[str, float]:
+    """Used shares of the money or tokens of live goals that have such a limit, the largest first."""
+    values = {"states": [state.value for state in LIVE_STATES], "limit": limit}
+    return {row.id: row.share for row in await connection.execute(_BUDGET_SHARES, values)}
+
+
+async def note_money(connection: AsyncConnection, goal_id: str, money: float, calls_usd: float) -> None:
+    """Note what a goal has spent when an iteration is reported, and what its calls had cost; its lock is held."""
+    await connection.execute(_NOTE_MONEY, {"id": goal_id, "money": money, "calls_usd": calls_usd})
+
+
+async def note_low_budget(connection: AsyncConnection, goal_id: str) -> bool:
+    """Note that an event tells of a budget that is nearly used up; False when one has."""
+    return (await connection.execute(_NOTE_LOW_BUDGET, {"id": goal_id})).rowcount > 0
 
 
 async def append_event(connection: AsyncConnection, kind: GoalEvent, goal_id: str, detail: dict[str, Any]) -> None:

@@ -36,6 +36,11 @@ goals = Table(
     Column("time_limit_seconds", Float),
     Column("compute_budget_seconds", Float),
     Column("money_budget", Float),
+    Column("token_budget", BigInteger),
+    # Between two reports money is what the later one says, or what calls have cost if that is more.
+    Column("money_base", Float, nullable=False, server_default="0", comment="spent until the last report"),
+    Column("money_since", Float, nullable=False, server_default="0", comment="cost of all calls until then"),
+    Column("is_budget_low", Boolean, nullable=False, server_default=text("false"), comment="an event has told of it"),
     Column("min_iterations", Integer),
     Column("max_iterations", Integer),
     Column("improvement_threshold", Float),

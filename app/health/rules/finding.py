@@ -24,6 +24,7 @@ class AlertRule(StrEnum):
     WORKER_STARVATION = "worker_starvation"
     BREAKER_OPEN = "breaker_open"
     KEY_EXPIRING = "key_expiring"
+    GOAL_BUDGET = "goal_budget"
     REPLACEMENT_FAILING = "replacement_failing"
     DATABASE_TROUBLE = "database_trouble"
     DUTY_LATE = "duty_late"

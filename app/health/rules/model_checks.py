@@ -51,6 +51,28 @@ def breaker_open(observations: Observations, policy: CheckPolicy) -> Iterable[Sy
     ]
 
 
+def goal_budget(observations: Observations, policy: CheckPolicy) -> Iterable[Symptom] | None:
+    """The money or the tokens of a research goal are nearly used up, or are."""
+    if observations.budgets is None:
+        return None
+    symptoms: list[Symptom] = []
+    for goal, share in observations.budgets.items():
+        # From the very threshold on: at the whole of it nothing more is spent.
+        bounds = policy.goal_budget
+        grade = (
+            Grade.CRITICAL if share >= bounds.critical else Grade.DEGRADED if share >= bounds.degraded else Grade.WELL
+        )
+        held = "; its tasks are held, and its calls refused" if grade is Grade.CRITICAL else ""
+        symptoms += symptom_of(
+            grade,
+            AlertKey(rule=AlertRule.GOAL_BUDGET, subject=goal),
+            message=f"{100 * share:.0f} % of the money or tokens of the research goal {goal} are used{held}",
+            advice="`convener goals extend` raises --money-budget or --token-budget, after which it goes on",
+            facts={"share": share},
+        )
+    return symptoms
+
+
 def key_expiring(observations: Observations, policy: CheckPolicy) -> Iterable[Symptom] | None:
     """The key of a language model is about to expire, and everything that needs it will wait."""
     if observations.models is None:

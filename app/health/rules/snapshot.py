@@ -70,6 +70,8 @@ class CheckPolicy:
     snapshot_seconds: Bounds = field(default_factory=lambda: Bounds(degraded=300.0, critical=1800.0))
     snapshot_transactions: int = 1_000_000
     dead_rows: int = 1_000_000
+    # Of the money or the tokens of a research goal; at the second its tasks are held, and its calls refused.
+    goal_budget: Bounds = field(default_factory=lambda: Bounds(degraded=0.80, critical=1.0))
     # Before the key of a language model expires.
     key_days: float = 2.0
     key_hours: float = 6.0
@@ -185,6 +187,8 @@ class Observations:
     workers: WorkerCounts | None = None
     resources: Mapping[str, float | None] | None = None
     models: Mapping[str, ModelTrouble] | None = None
+    # Used shares of the money or tokens of live goals, by their stored names.
+    budgets: Mapping[str, float] | None = None
     recovery: Recovery | None = None
     database: DatabaseCondition | None = None
     step: DegradationStep | None = None

@@ -6,6 +6,7 @@ from datetime import datetime
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.store import config
+from app.goals.store import goals
 from app.health.rules.snapshot import MINUTE, CheckPolicy, Depth, Observations, with_depth
 from app.health.rules.utilisation import Measure, UtilisationPolicy, fullest_host_percent
 from app.health.store import observations as store
@@ -36,6 +37,7 @@ async def observe(
             **await _used_shares(connection, queue.at),
         },
         models=await store.model_troubles(connection),
+        budgets=await goals.budget_shares(connection),
         recovery=await recovery(connection),
         database=await store.database_condition(connection),
         step=await degradation.current_step(connection),

@@ -26,6 +26,7 @@ from app.llm.rules.permits import (
     VirtualTimes,
 )
 from app.llm.rules.rate_limit import Dimension, Meter, charge, wait_time, worker_key, worker_meter
+from app.llm.rules.spending import Amount, estimated_amount, has_room, reservation
 from app.llm.rules.virtual_clock import VirtualClock
 
 Refusal = tuple[Refused, timedelta]
@@ -125,8 +126,8 @@ def _match_reservations(
     absent = {reservation.request.id: reservation for reservation in snapshot.reservations}
     own = {request.id: absent.pop(request.id) for request in requests if request.id in absent}
     by_caller: dict[tuple[object, ...], deque[Reservation]] = defaultdict(deque)
-    for reservation in sorted(absent.values(), key=lambda reservation: reservation.since):
-        by_caller[reservation.request.caller].append(reservation)
+    for place in sorted(absent.values(), key=lambda place: place.since):
+        by_caller[place.request.caller].append(place)
     present = []
     for request in requests:
         previous = own.get(request.id)
@@ -193,6 +194,7 @@ class _Capacity:
         self._concurrency_policy = concurrency_policy
         counts, models = snapshot.permit_counts.items(), snapshot.models.items()
         self._free = snapshot.total_limit - snapshot.in_use
+        self._budgets = dict(snapshot.budgets)
         self._in_use = Counter({name: count.permits for name, count in counts})
         self._probes = Counter({name: count.probes for name, count in counts})
         self._held = Counter(snapshot.held)
@@ -223,7 +225,8 @@ class _Capacity:
     def refusal(self, request: PermitRequest, *, is_scarce: bool = True) -> Refusal | None:
         """Reason and wait if there is no capacity for this request; None: there is. While it is scarce shares count."""
         return (
-            self._service_refusal(request)
+            self._budget_refusal(request)
+            or self._service_refusal(request)
             or self._concurrency_refusal(request)
             or self._share_refusal(request, is_scarce)
             or self._rate_refusal(request)
@@ -238,10 +241,12 @@ class _Capacity:
         self._held_of_all[request.holder] += 1
         self._probes[name] += self.is_probe(name)
         self._meters[name] = _charge_all(self._meters[name], request, now)
+        if (budget := self._budgets.get(request.goal_id or "")) is not None:
+            self._budgets[request.goal_id or ""] = budget.with_call(self._reservation(request))
 
     def grant(self, request: PermitRequest) -> Grant:
         """Take capacity for a permit that is written down."""
-        name, is_probe = request.model, self.is_probe(request.model)
+        name, is_probe, reserved = request.model, self.is_probe(request.model), self._reservation(request)
         self.take(request)
         self._grant_counts[name] += 1
         self.charged_meters[name] = _charge_all(self.charged_meters[name], request, self._snapshot.now)
@@ -249,7 +254,8 @@ class _Capacity:
             charged = charge(own, own.chargeable(_cost(request, dimension)), self._snapshot.now)
             self.charged_tats[name][worker_key(dimension, request.holder)] = charged.tat
         in_use = self._snapshot.permit_counts.get(name, PermitCounts()).permits + self._grant_counts[name]
-        return Grant(request=request, is_probe=is_probe, limit=self._limits[name], in_use=in_use)
+        limit = self._limits[name]
+        return Grant(request=request, is_probe=is_probe, limit=limit, in_use=in_use, reserved=reserved)
 
     def holds_for(self, reservation: Reservation) -> bool:
         """Whether a free permit is held for an absent request, as it is about to come back."""
@@ -275,6 +281,21 @@ class _Capacity:
     def is_probe(self, model: str) -> bool:
         """Whether the next call of this model is the one that tries it out."""
         return self._states[model] is BreakerState.HALF_OPEN
+
+    def _reservation(self, request: PermitRequest) -> Amount:
+        budget = self._budgets.get(request.goal_id or "")
+        estimate = estimated_amount(self._snapshot.models[request.model].limits, request.tokens)
+        return estimate if budget is None else reservation(budget, estimate)
+
+    def _budget_refusal(self, request: PermitRequest) -> Refusal | None:
+        budget = self._budgets.get(request.goal_id or "")
+        estimate = estimated_amount(self._snapshot.models[request.model].limits, request.tokens)
+        if budget is None or has_room(budget, estimate):
+            return None
+        policy = self._policy
+        return Refused.BUDGET, timedelta(
+            seconds=policy.budget_retry_seconds if budget.calls else policy.budget_over_seconds
+        )
 
     def _service_refusal(self, request: PermitRequest) -> Refusal | None:
         model, now = self._snapshot.models[request.model], self._snapshot.now

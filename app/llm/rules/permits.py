@@ -19,6 +19,7 @@ from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
 from app.llm.rules.conditions import Condition
 from app.llm.rules.models import Model
+from app.llm.rules.spending import NOTHING, Amount, GoalBudget
 
 
 class Refused(StrEnum):
@@ -28,6 +29,7 @@ class Refused(StrEnum):
     SHARE = "share"
     REQUESTS = "requests"
     TOKENS = "tokens"
+    BUDGET = "budget"
     COOLDOWN = "cooldown"
     BREAKER_OPEN = "breaker_open"
     KEY_EXPIRED = Condition.KEY_EXPIRED.value
@@ -74,6 +76,9 @@ class PermitPolicy:
     retry_share: float = 0.5
     min_retry_seconds: float = 0.1
     max_retry_seconds: float = 5.0
+    # The wait while calls under way have reserved what is left of a budget, and when nothing is left of it.
+    budget_retry_seconds: float = 1.0
+    budget_over_seconds: float = 30.0
     # The wait while a probe of a half-open breaker is under way.
     probe_retry_seconds: float = 1.0
     # A key of somebody who is no worker, whom no lease bounds, holds a permit for so long however often it is renewed.
@@ -185,6 +190,8 @@ class PermitSnapshot:
     reservations: Sequence[Reservation]
     virtual_times: VirtualTimes
     weights: Mapping[AgentType, float]
+    # Of the goals of the requests, where they have any.
+    budgets: Mapping[str, GoalBudget] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,6 +202,7 @@ class Grant:
     is_probe: bool
     limit: int
     in_use: int
+    reserved: Amount = NOTHING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,6 +41,7 @@ _REASONS = {
     Refused.SHARE: "this worker has as many calls under way as its share allows",
     Refused.REQUESTS: "the model has had all the requests that its rate allows",
     Refused.TOKENS: "the model has had all the tokens that its rate allows",
+    Refused.BUDGET: "the budget of the research goal is used up, or calls under way have reserved what is left of it",
     Refused.COOLDOWN: "the service of the model has asked to be left alone for a while",
     Refused.KEY_EXPIRED: "the service of the model refuses the key, which is read anew and tried every few seconds",
     Refused.QUOTA_EXHAUSTED: "the account of the model's key has nothing left",
@@ -101,7 +102,8 @@ async def grant_all(
     models = await model_store.lock(connection, {request.model for request in requests})
     request_ids = [request.id for request in requests]
     workers = {request.worker_id for request in requests if request.worker_id is not None}
-    state = await gate.read_state(connection, request_ids, workers, policy.probe_seconds)
+    goals = {request.goal_id for request in requests if request.goal_id is not None}
+    state = await gate.read_state(connection, request_ids, workers, goals, policy.probe_seconds)
     granted_before = await permits.read_by_request(connection, request_ids) if state.is_repeated else {}
     other_names = {reservation.request.model for reservation in state.reservations}
     other_names |= {permit.request.model for permit in granted_before.values()}
@@ -175,6 +177,7 @@ def _snapshot(
         reservations=[place for place in state.reservations if place.request.model in models],
         virtual_times=virtual_times,
         weights=weights,
+        budgets=state.budgets,
     )
 
 
@@ -196,7 +199,14 @@ async def _write(
     """Store the permits, meters, virtual times and reservations of a plan; return the permits."""
     grants = {answer.request.id: answer for answer in plan.answers if isinstance(answer, Grant)}
     new = [
-        NewPermit(id=time_ordered_uuid(), token=secrets.token_hex(16), request=grant.request, is_probe=grant.is_probe)
+        NewPermit(
+            id=time_ordered_uuid(),
+            token=secrets.token_hex(16),
+            request=grant.request,
+            is_probe=grant.is_probe,
+            reserved_usd=grant.reserved.usd,
+            reserved_tokens=grant.reserved.tokens,
+        )
         for grant in grants.values()
     ]
     new_permits = await permits.insert(connection, new, snapshot.now, policy.ttl_seconds) if new else {}

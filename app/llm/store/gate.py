@@ -17,6 +17,7 @@ from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
 from app.kernel.states import WorkerState
 from app.llm.rules.permits import PermitCounts, PermitRequest, RequestId, Reservation, VirtualTimes
+from app.llm.rules.spending import Amount, GoalBudget
 from app.llm.store import permits
 from app.llm.store.permits import request_columns, request_id_columns
 from app.queue.store import lease_ledger
@@ -46,7 +47,7 @@ class HeldTask:
 class GateState:
     """The load, also by holder and model, the reservations, and whether a request was granted a permit before.
 
-    `tasks` are those that the workers among the callers hold now.
+    `tasks` are those that the workers among the callers hold now, `budgets` those of their goals.
     """
 
     load: PermitLoad
@@ -54,6 +55,7 @@ class GateState:
     reservations: Sequence[Reservation]
     is_repeated: bool
     tasks: Mapping[UUID, HeldTask]
+    budgets: Mapping[str, GoalBudget]
 
 
 _RESERVATION = "key_id, request_id, model, agent_type, priority, task_id, worker_id, tokens, since, due, lapses"
@@ -98,7 +100,11 @@ _TASK_OF = text(_TASKS)
 # a permit whose renewal is under way is waited for, not ended, and so counted. A probe counts for as long as a breaker
 # is open at a time: who keeps it for longer keeps nobody else from the next one.
 STATE = text(f"""
-WITH ended AS MATERIALIZED ({permits.EXPIRE} RETURNING p.id)
+WITH ended AS MATERIALIZED ({permits.EXPIRE} RETURNING p.id),
+asking AS MATERIALIZED ({_TASKS}),
+named AS MATERIALIZED (
+    SELECT goal_id FROM asking WHERE goal_id IS NOT NULL UNION SELECT unnest(CAST(:goals AS text[]))
+)
 SELECT clock_timestamp() AS at, {TOTAL_LIMIT} AS total_limit,
     (SELECT jsonb_agg(live) FROM (
         SELECT model, coalesce(worker_id::text, key_id) AS holder, count(*) AS permits,
@@ -106,7 +112,17 @@ SELECT clock_timestamp() AS at, {TOTAL_LIMIT} AS total_limit,
                 WHERE is_probe AND granted_at > clock_timestamp() - make_interval(secs => :probe)) AS probes
         FROM llm_permits WHERE ended_at IS NULL AND id NOT IN (SELECT id FROM ended) GROUP BY model, holder) live
     ) AS counts,
-    (SELECT jsonb_agg(task) FROM ({_TASKS}) task) AS tasks,
+    (SELECT jsonb_agg(asking) FROM asking) AS tasks,
+    (SELECT jsonb_agg(budget) FROM (
+        SELECT g.id, g.money_budget, g.token_budget,
+            g.money_base + coalesce(s.cost_usd, 0) - g.money_since AS cost_usd,
+            s.tokens, s.max_cost_usd, s.max_tokens, live.*
+        FROM named JOIN goals g ON g.id = named.goal_id LEFT JOIN llm_spending s ON s.goal_id = g.id
+        CROSS JOIN LATERAL (
+            SELECT count(*) AS calls, sum(p.reserved_usd) AS reserved_usd, sum(p.reserved_tokens) AS reserved_tokens
+            FROM llm_permits p WHERE p.ended_at IS NULL AND p.goal_id = g.id AND p.id NOT IN (SELECT id FROM ended)
+        ) live
+        WHERE g.money_budget IS NOT NULL OR g.token_budget IS NOT NULL) budget) AS budgets,
     (SELECT jsonb_agg(reservation) FROM (
         SELECT {_RESERVATION} FROM llm_claims
         WHERE lapses > clock_timestamp()) reservation) AS reservations,
@@ -158,10 +174,15 @@ async def read_load(connection: AsyncConnection) -> PermitLoad:
 
 
 async def read_state(
-    connection: AsyncConnection, request_ids: Collection[RequestId], worker_ids: Collection[UUID], probe_seconds: float
+    connection: AsyncConnection,
+    request_ids: Collection[RequestId],
+    worker_ids: Collection[UUID],
+    goal_ids: Collection[str],
+    probe_seconds: float,
 ) -> GateState:
     """End expired permits, and read all that a decision on these requests needs, with the gate locked."""
     values = {**DEFAULT_LIMIT, **request_id_columns(request_ids), "workers": list(worker_ids), "probe": probe_seconds}
+    values |= {"goals": list(goal_ids)}
     row = (await connection.execute(STATE, values)).mappings().one()
     counts = row["counts"] or ()
     permits_of, probes_of = Counter[str](), Counter[str]()
@@ -175,6 +196,7 @@ async def read_state(
         reservations=[_reservation(item) for item in row["reservations"] or ()],
         is_repeated=row["is_repeated"],
         tasks={UUID(item["worker_id"]): _held_task(item) for item in row["tasks"] or ()},
+        budgets={item["id"]: _budget(item) for item in row["budgets"] or ()},
     )
 
 
@@ -213,6 +235,17 @@ def _load(row: Any) -> PermitLoad:
         for item in row["counts"] or ()
     }
     return PermitLoad(at=row["at"], total_limit=row["total_limit"], permit_counts=counts)
+
+
+def _budget(row: Mapping[str, Any]) -> GoalBudget:
+    return GoalBudget(
+        usd=row["money_budget"],
+        tokens=row["token_budget"],
+        spent=Amount(usd=row["cost_usd"] or 0.0, tokens=row["tokens"] or 0),
+        reserved=Amount(usd=row["reserved_usd"] or 0.0, tokens=int(row["reserved_tokens"] or 0)),
+        dearest=Amount(usd=row["max_cost_usd"] or 0.0, tokens=row["max_tokens"] or 0),
+        calls=row["calls"],
+    )
 
 
 def _held_task(row: Mapping[str, Any]) -> HeldTask:

@@ -34,6 +34,8 @@ class NewPermit:
     token: str
     request: PermitRequest
     is_probe: bool
+    reserved_usd: float = 0.0
+    reserved_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,12 +66,14 @@ JOIN unnest(CAST(:keys AS text[]), CAST(:requests AS uuid[])) AS asked (key_id, 
 """)
 
 _INSERT = text(f"""
-INSERT INTO llm_permits (id, token, {_REQUEST}, cache_key, principal, is_probe, granted_at, expires_at)
-SELECT id, token, {_REQUEST}, decode(cache_key, 'hex'), principal, is_probe, :at,
+INSERT INTO llm_permits (id, token, {_REQUEST}, cache_key, principal, is_probe, reserved_usd, reserved_tokens,
+                         granted_at, expires_at)
+SELECT id, token, {_REQUEST}, decode(cache_key, 'hex'), principal, is_probe, reserved_usd, reserved_tokens, :at,
        CAST(:at AS timestamptz) + make_interval(secs => :ttl)
 FROM jsonb_to_recordset(CAST(:permits AS jsonb)) AS new (
     id uuid, token text, key_id text, request_id uuid, model text, agent_type text, priority smallint, goal_id text,
-    task_id uuid, worker_id uuid, estimated_tokens bigint, cache_key text, principal text, is_probe boolean)
+    task_id uuid, worker_id uuid, estimated_tokens bigint, cache_key text, principal text, is_probe boolean,
+    reserved_usd float8, reserved_tokens bigint)
 RETURNING {_PERMIT}
 """)
 
@@ -142,7 +146,7 @@ async def insert(
     rows = [
         {
             **request_columns(permit.request),
-            **{name: getattr(permit, name) for name in ("id", "token", "is_probe")},
+            **{name: getattr(permit, name) for name in ("id", "token", "is_probe", "reserved_usd", "reserved_tokens")},
             "estimated_tokens": permit.request.tokens,
             "cache_key": permit.request.cache_key.hex() if permit.request.cache_key else None,
             "principal": permit.request.principal or None,

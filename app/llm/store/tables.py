@@ -92,6 +92,8 @@ llm_permits = Table(
     Column("digest", LargeBinary, comment="SHA-256 of the settlement"),
     Column("cache_key", LargeBinary, comment="under which the answer may be cached"),
     Column("principal", Text, comment="who vouches for the caller; null: the key"),
+    Column("reserved_usd", Float, nullable=False, server_default="0", comment="of the goal's budget, for this call"),
+    Column("reserved_tokens", BigInteger, nullable=False, server_default="0"),
     one_of("agent_type", AgentType),
     one_of("ending", Ending),
     CheckConstraint("(ended_at IS NULL) = (ending IS NULL)", name="ending_with_end"),
@@ -136,6 +138,19 @@ llm_cache = Table(
     moment("expires_at", nullable=False),
     Index("llm_cache_expires", "expires_at"),
     Index("llm_cache_stored", "stored_at"),
+)
+
+# What the ended calls of each goal have cost, for as long as the goal is there.
+llm_spending = Table(
+    "llm_spending",
+    metadata,
+    Column("goal_id", Text, primary_key=True),
+    Column("cost_usd", Float, nullable=False),
+    Column("tokens", BigInteger, nullable=False),
+    Column("max_cost_usd", Float, nullable=False, comment="of one call"),
+    Column("max_tokens", BigInteger, nullable=False, comment="of one call"),
+    moment("updated_at", nullable=False, server_default=func.now()),
+    postgresql_with=_BUSY,
 )
 
 # Sums of finished calls by minute; percentiles come from the histogram.

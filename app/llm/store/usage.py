@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.namespaces import WITHIN
-from app.db.retention import pruning
+from app.db.retention import BATCH, deletion, pruning
 from app.kernel.agents import AgentType
 from app.kernel.events import TaskEvent
 from app.kernel.histograms import BOUNDS, Durations
@@ -80,6 +80,14 @@ WITH called AS MATERIALIZED (
     FROM jsonb_to_recordset(CAST(:calls AS jsonb)) AS c (
         model text, agent_type text, goal_id text, key_id text, outcome text, prompt_tokens bigint,
         completion_tokens bigint, cost_usd float8, held_seconds float8, task_seconds float8, latency_seconds float8)
+), spent AS (
+    INSERT INTO llm_spending AS old (goal_id, cost_usd, tokens, max_cost_usd, max_tokens)
+    SELECT goal_id, sum(cost_usd), sum(prompt_tokens + completion_tokens), max(cost_usd),
+           max(prompt_tokens + completion_tokens)
+    FROM called WHERE goal_id <> '' GROUP BY goal_id ORDER BY goal_id
+    ON CONFLICT (goal_id) DO UPDATE SET cost_usd = old.cost_usd + excluded.cost_usd,
+        tokens = old.tokens + excluded.tokens, max_cost_usd = greatest(old.max_cost_usd, excluded.max_cost_usd),
+        max_tokens = greatest(old.max_tokens, excluded.max_tokens), updated_at = now()
 )
 INSERT INTO llm_minutes AS known (minute, model, agent_type, goal_id, key_id, outcome, calls, prompt_tokens,
     completion_tokens, cost_usd, held_seconds, task_seconds, timed, seconds, longest, histogram)
@@ -154,6 +162,13 @@ FROM total CROSS JOIN borne CROSS JOIN ran
 """)
 
 prune = pruning("llm_minutes", "minute")
+# A client that invents a goal for each run would leave rows for ever.
+_PRUNE_SPENDING = deletion(
+    "llm_spending",
+    "updated_at < now() - make_interval(days => :days)"
+    " AND NOT EXISTS (SELECT FROM goals g WHERE g.id = llm_spending.goal_id AND g.state IS NOT NULL)",
+    "goal_id",
+)
 
 
 async def add(connection: AsyncConnection, calls: Collection[FinishedCall], at: datetime) -> None:
@@ -168,6 +183,11 @@ async def add(connection: AsyncConnection, calls: Collection[FinishedCall], at: 
         for call in calls
     ]
     await connection.execute(_ADD, {"calls": json.dumps(rows), "at": at, "bounds": list(BOUNDS)})
+
+
+async def prune_spending(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
+    """Delete what was spent long ago for goals that were never created, at most `limit`; return the number deleted."""
+    return (await connection.execute(_PRUNE_SPENDING, {"days": days, "limit": limit})).rowcount
 
 
 async def sums(

@@ -17,6 +17,7 @@ from app.db.pages import Page
 from app.goals.store import compute
 from app.goals.store import tables as goals
 from app.kernel.events import TaskEvent
+from app.llm.store import tables as llm
 from app.memory.rules.checkpoints import Activity, CheckpointPolicy
 from app.memory.store import tables as memory
 from app.queue.store import counters, lease_ledger
@@ -29,6 +30,7 @@ TABLES: Mapping[str, Table] = {
     "goals": goals.goals,
     "goal_iterations": goals.goal_iterations,
     "goal_compute": goals.goal_compute,
+    "llm_spending": llm.llm_spending,
     "holds": goals.holds,
     "lanes": queue.lanes,
     "pauses": queue.pauses,
@@ -115,6 +117,7 @@ _PARTS = (
             ("pauses", "agent_type"),
             ("agent_results", "agent_type"),
             ("holds", "goal_id"),
+            ("llm_spending", "goal_id"),
         )
     }
     | {

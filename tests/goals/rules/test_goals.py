@@ -72,9 +72,11 @@ def test_the_first_tasks_keep_within_a_budget_too() -> None:
     assert enforce(runs, BUDGET, CAPACITY).action is EnforcementAction.HOLD
 
 
-def test_iterations_and_money_are_for_reports() -> None:
-    limits = Limits(max_iterations=1, money=1.0)
-    assert enforce(Usage(iterations=5, money=7.0), limits, CAPACITY).action is EnforcementAction.ALLOW
+def test_iterations_are_for_reports_and_money_and_tokens_hold_a_goal() -> None:
+    limits = Limits(max_iterations=1, money=1.0, tokens=100)
+    assert enforce(Usage(iterations=5, money=0.9, tokens=99), limits, CAPACITY).action is EnforcementAction.ALLOW
+    for usage in (Usage(money=1.0), Usage(tokens=100)):
+        assert enforce(usage, limits, CAPACITY).action is EnforcementAction.HOLD
 
 
 @given(st.floats(0, 99), st.integers(1, 1000), st.integers(0, 64), st.integers(0, 1000), st.booleans())
@@ -98,6 +100,8 @@ def test_a_goal_has_what_it_asks_for_and_else_what_is_configured() -> None:
     )
     assert (own.stopping.patience, own.stopping.unit, own.limits.max_iterations) == (3, Unit.RELATIVE, 7)
     assert not own.stopping.judges
+    assert own.stopping.ends_at_minimum
+    assert goal_policy(Constraints(max_iterations=14), IterationConfig(max_iterations=10)).limits.max_iterations == 10
 
 
 def iterations(*qualities: float, compute: float = 10.0) -> list[MeasuredIteration]:

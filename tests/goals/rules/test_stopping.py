@@ -103,6 +103,8 @@ def test_min_iterations_come_first() -> None:
 
 def test_quality_is_not_judged_where_that_is_switched_off() -> None:
     assert stops_at([1200.0] * 100, StoppingPolicy(judges=False)) is None
+    rising = [1200.0 + 50 * number for number in range(100)]
+    assert stops_at(rising, StoppingPolicy(judges=False, ends_at_minimum=True, min_iterations=4)) == 4
 
 
 def test_the_tested_top_is_judged_where_it_is_known() -> None:

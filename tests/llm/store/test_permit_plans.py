@@ -57,6 +57,7 @@ async def _pages(database: Database, statement: str, values: dict[str, Any]) -> 
 async def test_a_decision_reads_live_permits_only(full: Database) -> None:
     unknown = {"keys": ["key"] * 20, "requests": [UUID(int=n) for n in range(20)]}
     values = {"default_limit": 20, "probe": 30.0, "workers": [UUID(int=n) for n in range(20)], **unknown}
+    values |= {"goals": [f"goal {n}" for n in range(20)]}
     assert await _pages(full, str(gate.STATE), values) <= 20 * 4 + _FEW_PAGES
     assert await _pages(full, str(gate.LOAD), {"default_limit": 20}) <= _FEW_PAGES
     assert await _pages(full, permits.EXPIRE, {}) <= _FEW_PAGES
