@@ -239,12 +239,14 @@ from worker_agent.orphans import adopt_orphans
 from dataclasses import replace
 import psutil
 assert adopt_orphans()
-script = "setsid sh -c 'setsid sleep 98764 >/dev/null 2>&1 & setsid sleep 98764 &'; echo '{}'"
+script = f"setsid sh -c 'setsid sleep {sys.argv[2]} >/dev/null 2>&1 & setsid sleep {sys.argv[2]} &'; echo '{{}}'"
 ended(script, replace(rules(), method=Method(sys.argv[1])), adopts_orphans=True)
 sys.exit(bool(psutil.Process().children(recursive=True)))
 """
-    subprocess.run([sys.executable, "-c", program, method], check=True, timeout=120)
-    assert not [each for each in psutil.process_iter(["cmdline"]) if "98764" in (each.info["cmdline"] or [])]
+    # Others may run this test at the same time.
+    seconds = f"98764{os.getpid()}"
+    subprocess.run([sys.executable, "-c", program, method, seconds], check=True, timeout=120)
+    assert not [each for each in psutil.process_iter(["cmdline"]) if seconds in (each.info["cmdline"] or [])]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -32,7 +32,7 @@ _POLL_SECONDS = 1.0
 _PAGE_BYTES, _PAGE_SEGMENTS = 512 << 10, 100
 
 
-class LogPieceIn(BaseModel):
+class LogPieceIn(Body):
     """Text of a stream; `start` counts the bytes before it, kept or not."""
 
     stream: Stream
