@@ -160,6 +160,13 @@ def test_a_key_is_told_of_days_and_hours_before_it_expires(hours: int, severity:
     assert [(s.key.rule, s.severity) for s in found] == ([(AlertRule.KEY_EXPIRING, severity)] if severity else [])
 
 
+@pytest.mark.parametrize(("share", "severity"), [(0.79, None), (0.8, Severity.WARNING), (1.0, Severity.CRITICAL)])
+def test_a_goal_is_told_of_whose_budget_is_nearly_used_up(share: float, severity: Severity | None) -> None:
+    symptoms = symptoms_of(budgets={"kepler": share})
+    expected = [(AlertRule.GOAL_BUDGET, "kepler", severity)] if severity else []
+    assert [(s.key.rule, s.key.subject, s.severity) for s in symptoms] == expected
+
+
 def test_breakers_and_replacements() -> None:
     models = {"small": ModelTrouble(), "large": ModelTrouble(state=ServiceState.FAILING)}
     assert only_symptom(models=models).key.subject == "large"
@@ -214,6 +221,7 @@ def test_every_symptom_says_what_to_do() -> None:
         workers=WorkerCounts(alive=1, idle=1, idle_for=frozenset({AgentType.GENERATION}), minimum=2),
         resources={"cpu": 1.0},
         models={"large": ModelTrouble(state=ServiceState.FAILING, key_seconds_left=3600)},
+        budgets={"kepler": 1.0},
         recovery=Recovery(overdue=1, lost_share=1.0, reason="late"),
         database=DatabaseCondition(snapshot_seconds=999, snapshot_transactions=1, dead_rows={}, connections=0),
         step=DegradationStep.DEPTH,
