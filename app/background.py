@@ -8,7 +8,6 @@ if __name__ == "__main__":
 import asyncio
 import gc
 import logging
-import os
 import signal
 from collections.abc import Sequence
 from uuid import UUID
@@ -32,12 +31,12 @@ from app.loops.schedule import (
 )
 from app.queue.rules.tasks import LeasePolicy
 from app.queue.service.admission import capacity_policy
-from app.settings import SETTINGS_FILE, Settings, load_settings, secret_variables
+from app.settings import Settings, load_settings, secret_variables
+from app.workers.provisioners.environment import worker_environment
 from app.workers.provisioners.host import Gauge, Machine
 from app.workers.provisioners.local import LocalProvisioner
 from app.workers.rules.workers import HealthPolicy
 from app.workers.service import pool
-from worker_agent.connections.trust import TRUST_VARIABLES, certificate_pin
 
 log = logging.getLogger(__name__)
 # Together well within 5 s, after which whoever stops this process kills it.
@@ -69,11 +68,16 @@ async def run(settings: Settings) -> None:
     database.announcer.start()
     work = asyncio.create_task(runner.run())
     log.info("loops are running: %s", ", ".join(item.name for item in schedule))
-    await _until_stopped(work)
+    stop = StopSignals()
+    await _until_stopped(work, stop)
     work.cancel()
     await asyncio.wait([work], timeout=_CANCEL_SECONDS)
     if provisioner is not None:
-        await _stop_workers(database, provisioner, _kill_after_seconds(settings))
+        grace_seconds = _HASTY_GRACE_SECONDS if stop.is_hasty else _kill_after_seconds(settings)
+        stopping = asyncio.create_task(_stop_workers(database, provisioner, grace_seconds))
+        await asyncio.wait([stopping, asyncio.create_task(stop.again.wait())], return_when=asyncio.FIRST_COMPLETED)
+        if not stopping.done():
+            await provisioner.kill_all()
     # Whatever still hangs then, a look-up of a name for one, ends with the process.
     signal.setitimer(signal.ITIMER_REAL, _CLOSE_SECONDS)
     await database.close()
@@ -133,7 +137,7 @@ def _provisioner(settings: Settings, database: Database) -> LocalProvisioner:
         host=settings.host_name,
         owner=str(settings.state_directory),
         arguments=arguments,
-        environment=_worker_environment(settings),
+        environment=worker_environment(settings),
         secrets=_model_key(settings),
         logs=settings.state_directory / "logs" / "workers",
         on_exit=on_exit,
@@ -152,31 +156,25 @@ def _kill_after_seconds(settings: Settings) -> float:
     return settings.stop_grace_seconds + 5
 
 
-def _worker_environment(settings: Settings) -> dict[str, str]:
-    """The environment of a worker: that of this process without its settings."""
-    # A worker runs foreign code, which must not learn the address of the database. It calls the language model itself,
-    # and gets the key for that by another way.
-    own = ("CONVENER_LLM_", "CONVENER_HANDLER_", *TRUST_VARIABLES)
-    plain = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("CONVENER_", "PG")) or name.startswith(own)
-    }
-    if settings.tls_certificate is not None and not plain.keys() & {"CONVENER_CA_FILE", "CONVENER_TLS_PIN"}:
-        plain["CONVENER_TLS_PIN"] = certificate_pin(settings.tls_certificate)
-    # Workers do not know these places, so they are told which to keep from handlers.
-    own_paths = (settings.state_directory, settings.tls_key, os.environ.get(SETTINGS_FILE))
-    named_paths = os.environ.get("CONVENER_HANDLER_HIDE", "")
-    plain["CONVENER_HANDLER_HIDE"] = os.pathsep.join([named_paths, *(str(path) for path in own_paths if path)])
-    return plain
+class StopSignals:
+    """Signals that end this process: SIGTERM lets tasks finish, SIGINT (Ctrl-C) hardly, and another one not at all."""
+
+    def __init__(self) -> None:
+        self.first, self.again = asyncio.Event(), asyncio.Event()
+        self.is_hasty = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._on_signal, number)
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        if self.first.is_set():
+            self.again.set()
+            return
+        self.is_hasty = number is signal.SIGINT
+        self.first.set()
 
 
-async def _until_stopped(work: "asyncio.Task[None]") -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    waiting = asyncio.create_task(stop.wait())
+async def _until_stopped(work: "asyncio.Task[None]", stop: StopSignals) -> None:
+    waiting = asyncio.create_task(stop.first.wait())
     await asyncio.wait((work, waiting), return_when=asyncio.FIRST_COMPLETED)
     if work.done():  # the runner ends only by an error, which must end this process
         work.result()

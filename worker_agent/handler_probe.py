@@ -5,6 +5,7 @@ What the attempts came to goes to the message pipe before any foreign code runs,
 
 import json
 import os
+import traceback
 from typing import Any
 
 from worker_agent.handler_loading import load_handler
@@ -30,11 +31,21 @@ def _load_target(target: str, problems: list[str]) -> Any:
     try:
         value = load_handler(target)
     except BaseException as error:
-        problems.append(f"{target}: {type(error).__name__}: {error}")
+        problems.append(f"{target}: {_place(error)}{type(error).__name__}: {error}")
         return None
     if not (callable(value) or isinstance(value, dict)):
         problems.append(f"{target} is {type(value).__name__}, neither a function nor a table of functions")
     return value
+
+
+def _place(error: BaseException) -> str:
+    """The file and line of foreign code at which it failed; empty where only our own and Python's were at work."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}, line {error.lineno}: "
+    frames = traceback.extract_tb(error.__traceback__)
+    own = os.path.dirname(__file__)
+    foreign = [f for f in frames if not f.filename.startswith("<") and os.path.dirname(f.filename) != own]
+    return f"{foreign[-1].filename}, line {foreign[-1].lineno}: " if foreign else ""
 
 
 def _table_keys(target: str, problems: list[str]) -> list[str]:

@@ -57,6 +57,10 @@ def read_options(arguments: Sequence[str], environment: Mapping[str, str]) -> tu
             protections = determine(probe(read_rules(options, environment)))
             print(as_json(protections) if options.output == "json" else as_text(protections))
             parser.exit()
+        if options.check_handlers:
+            handlers, _ = _handlers(options, _capabilities(options.capabilities), environment)
+            print("the handlers load, and serve", ", ".join(sorted(handlers)))
+            parser.exit()
         return _settings(options, {**environment, **_handed_over(options.secrets_fd)}), options
     except (UnusableHandler, ValueError, OSError) as error:
         parser.error(str(error))
@@ -94,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="say what protects the service from handlers",
     )
+    add("--check-handlers", action="store_true", help="load the handlers as for tasks, and say what they serve")
     add("-o", "--output", choices=["text", "json"], default="text", help="of --check-isolation")
     add(
         "--secrets-fd",

@@ -21,7 +21,7 @@ from rich.text import Text
 from app.cli.pool_options import PoolOptions
 from app.cli.stack import Stack, StackError, answers, free_port, running
 from app.cli.supervisor import Program
-from app.cli.up import stop_signal
+from app.cli.up import StopSignals
 from app.kernel.access import Role
 from app.postgres.errors import EmbeddedError
 from app.settings import Settings, SettingsError, take_settings
@@ -98,7 +98,7 @@ class _Plan:
 
 
 async def _run(settings: Settings, plan: _Plan) -> bool:
-    stop, began = stop_signal(), datetime.now(UTC)
+    stop, began = StopSignals(), datetime.now(UTC)
     # Bounds that allow the requested number, even if it lies outside those of the mode's preset.
     options = PoolOptions(
         min_workers=min(2, settings.pool_size), max_workers=max(5, settings.pool_size), reason="convener demo"

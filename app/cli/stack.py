@@ -31,6 +31,7 @@ from app.postgres.server import Server
 from app.secrecy import make_private, write_private
 from app.settings import SECRETS, Settings, secret_variables
 from app.terminal.databases import author
+from app.workers.provisioners.environment import check_handlers
 from worker_agent.connections.clients import default_socket, open_async_client
 from worker_agent.connections.trust import SYSTEM_TRUST, Trust, certificate_pin
 
@@ -78,7 +79,10 @@ async def running(
     options: PoolOptions = _NO_OPTIONS,
     extra_programs: Sequence[Program] = (),
 ) -> AsyncIterator[Stack]:
-    """Bring everything up, and `extra_programs`, and down again in order. Raises StackError, EmbeddedError."""
+    """Bring everything up, and `extra_programs`, and down again in order.
+
+    Raises StackError, EmbeddedError, HandlersRefused.
+    """
     state = settings.state_directory
     async with AsyncExitStack() as cleanup:
         make_private(state)
@@ -86,6 +90,7 @@ async def running(
         cleanup.enter_context(lock_directory(state))
         if leftovers := end_leftovers(state / "children.json"):
             say(f"ended {leftovers} processes that an earlier run left behind")
+        await check_handlers(settings)
         port = free_port(settings.host, settings.port)  # before PostgreSQL, which takes much longer
         server = None if settings.database_url else await _start_server(settings, say, cleanup)
         url = server.url if server else str(settings.database_url)

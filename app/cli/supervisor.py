@@ -74,11 +74,17 @@ class Program:
         assert self._process is not None
         return await self._process.wait()
 
-    async def stop(self) -> None:
-        """Ask it to end; kill it after `stop_seconds`."""
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal, if it runs."""
+        if self.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    async def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """Ask it to end by this signal; kill it after `stop_seconds`."""
         if self._process is None or self._process.returncode is not None:
             return
-        self._process.terminate()
+        self.send(number)
         try:
             await asyncio.wait_for(self._process.wait(), self.stop_seconds)
         except TimeoutError:
@@ -96,6 +102,7 @@ class Supervisor:
         self._record = record
         self._keepers: list[asyncio.Task[None]] = []
         self._server_restarts = 0
+        self._hurry: signal.Signals | None = None
 
     async def start_programs(self) -> None:
         """Start all programs and begin to watch everything."""
@@ -106,6 +113,13 @@ class Supervisor:
         if self._server is not None:
             self._keepers.append(asyncio.create_task(self._keep_server(self._server)))
 
+    def hasten(self) -> None:
+        """Let what stops, or will, not wait for tasks; called again, not for anything."""
+        if self._hurry is not None:
+            for program in self._programs:
+                program.send(self._hurry)
+        self._hurry = signal.SIGINT
+
     async def stop(self) -> None:
         """End the programs in order, and PostgreSQL last."""
         # The keepers first, which would start again what is stopped here.
@@ -114,7 +128,7 @@ class Supervisor:
         await asyncio.gather(*self._keepers, return_exceptions=True)
         # The loops before the API, because their workers still hand tasks back through it.
         for program in reversed(self._programs):
-            await program.stop()
+            await program.stop(self._hurry or signal.SIGTERM)
         if self._server is not None:
             await self._server.stop()
         self._record.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +19,7 @@ from app.kernel.modes import Mode
 from app.postgres.errors import EmbeddedError
 from app.settings import Settings, SettingsError, take_settings
 from app.terminal import output
+from app.workers.provisioners.environment import HandlersRefused
 
 console = output.PlainConsole(stderr=True)
 
@@ -55,31 +57,44 @@ def up(
         settings = take_settings()
         settings = settings.model_copy(update={name: value for name, value in options.items() if value is not None})
         asyncio.run(_run(settings, pool_options))
-    except (StackError, EmbeddedError, SettingsError) as error:
+    except (StackError, EmbeddedError, SettingsError, HandlersRefused) as error:
         console.print(Text.assemble(("convener up:", "bold red"), f" {error}"))
         raise typer.Exit(1) from None
 
 
 async def _run(settings: Settings, pool_options: PoolOptions) -> None:
-    stop = stop_signal()
+    stop = StopSignals()
     say = partial(console.print, style="dim")
     async with running(settings, say, log_files=False, options=pool_options) as stack:
         console.print(_welcome(stack, settings))
-        await stop.wait()
-        console.print(
-            "stopping: workers first, then the API, then PostgreSQL; "
-            f"running tasks have up to {settings.stop_grace_seconds:.0f} s to finish",
-            style="dim",
-        )
+        number = await stop.wait()
+        stop.on_next = stack.supervisor.hasten
+        if number is signal.SIGINT:
+            stack.supervisor.hasten()
+            terms = "running tasks are given back; Ctrl-C again ends everything at once"
+        else:
+            terms = f"running tasks have up to {settings.stop_grace_seconds:.0f} s to finish; Ctrl-C gives them back"
+        console.print(f"stopping: workers first, then the API, then PostgreSQL; {terms}", style="dim")
 
 
-def stop_signal() -> asyncio.Event:
-    """An event that SIGINT, SIGTERM and SIGHUP set."""
-    stop = asyncio.Event()
-    # SIGHUP too, so that a closed terminal stops everything in order.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    return stop
+class StopSignals:
+    """SIGINT, SIGTERM and SIGHUP, the last so that a closed terminal stops everything in order."""
+
+    def __init__(self) -> None:
+        self.on_next: Callable[[], None] = lambda: None
+        self._first: asyncio.Future[signal.Signals] = asyncio.get_running_loop().create_future()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, self._on_signal, number)
+
+    async def wait(self) -> signal.Signals:
+        """The first of them."""
+        return await self._first
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        if self._first.done():
+            self.on_next()
+        else:
+            self._first.set_result(number)
 
 
 def _welcome(stack: Stack, settings: Settings) -> Panel:

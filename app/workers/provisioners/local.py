@@ -26,6 +26,7 @@ OWNER_VARIABLE = "CONVENER_OWNER"
 _MARK = "--launched-as="
 # At the end the database may be away for good; an exit that is not reported is found when the loops start again.
 _REPORT_SECONDS = 3.0
+_HALT_SECONDS = 1.5
 Exit = Callable[[UUID, str], Awaitable[None]]
 
 
@@ -69,7 +70,7 @@ class LocalProvisioner:
         return present
 
     def stop(self, worker_id: UUID, handle: Handle, grace_seconds: float) -> None:
-        """SIGTERM now, which drains; SIGKILL to its whole session when the grace is over."""
+        """SIGTERM now, which drains; again when the grace is over, and soon SIGKILL to its whole session."""
         # Once: a repetition must not begin the grace anew.
         if worker_id not in self._stopping:
             task = asyncio.create_task(self._end(handle, grace_seconds), name=f"stop {worker_id}")
@@ -86,6 +87,11 @@ class LocalProvisioner:
         await asyncio.gather(*self._stopping.values(), return_exceptions=True)
         if self._watchers and report_seconds:
             await asyncio.wait(self._watchers.values(), timeout=report_seconds)
+
+    async def kill_all(self) -> None:
+        """End every worker of this owner at once, and all that its tasks have started."""
+        for handle in (await self.find()).values():
+            _end_session(handle)
 
     def is_running(self, handle: Handle) -> bool:
         """Whether the process of the handle, not another with its pid, still runs."""
@@ -144,10 +150,12 @@ class LocalProvisioner:
         process = _process(handle)
         if process is None:
             return
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.send_signal(signal.SIGTERM)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(_exit(handle), grace_seconds)
+        # To a worker the second signal means to give its task back now.
+        for seconds in (grace_seconds, min(grace_seconds, _HALT_SECONDS)):
+            with contextlib.suppress(psutil.NoSuchProcess, TimeoutError):
+                process.send_signal(signal.SIGTERM)
+                await asyncio.wait_for(_exit(handle), seconds)
+                break
         _end_session(handle)
 
     async def _watch(self, worker_id: UUID, handle: Handle) -> None:

@@ -1,0 +1,53 @@
+"""The environment of the workers that a pool starts, and a try whether their handlers load in it."""
+
+import asyncio
+import os
+import sys
+
+from app.settings import SETTINGS_FILE, Settings
+from worker_agent.connections.trust import TRUST_VARIABLES, certificate_pin
+
+_CHECK_SECONDS = 130.0  # a little more than the worker gives the handlers itself
+
+
+class HandlersRefused(Exception):
+    """The handlers of the pool's workers cannot be used; the message says why."""
+
+
+async def check_handlers(settings: Settings) -> None:
+    """Load the handlers as a worker of the pool does, confined. Raises HandlersRefused."""
+    if settings.worker_handlers is None or not settings.pool_size:
+        return
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "worker_agent", "--check-handlers", "--handlers", settings.worker_handlers),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env=worker_environment(settings),
+        start_new_session=True,
+    )
+    async with asyncio.timeout(_CHECK_SECONDS):
+        output, _ = await process.communicate()
+    if process.returncode:
+        last_line = (output.decode(errors="replace").strip().splitlines() or ["no reason was given"])[-1]
+        reason = last_line.partition("error: ")[2] or last_line
+        raise HandlersRefused(f"the workers cannot use the handlers {settings.worker_handlers}: {reason}")
+
+
+def worker_environment(settings: Settings) -> dict[str, str]:
+    """The environment of a worker: that of this process without its settings."""
+    # A worker runs foreign code, which must not learn the address of the database. It calls the language model itself,
+    # and gets the key for that by another way.
+    own = ("CONVENER_LLM_", "CONVENER_HANDLER_", *TRUST_VARIABLES)
+    plain = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("CONVENER_", "PG")) or name.startswith(own)
+    }
+    if settings.tls_certificate is not None and not plain.keys() & {"CONVENER_CA_FILE", "CONVENER_TLS_PIN"}:
+        plain["CONVENER_TLS_PIN"] = certificate_pin(settings.tls_certificate)
+    # Workers do not know these places, so they are told which to keep from handlers.
+    own_paths = (settings.state_directory, settings.tls_key, os.environ.get(SETTINGS_FILE))
+    named_paths = os.environ.get("CONVENER_HANDLER_HIDE", "")
+    plain["CONVENER_HANDLER_HIDE"] = os.pathsep.join([named_paths, *(str(path) for path in own_paths if path)])
+    return plain
