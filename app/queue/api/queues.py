@@ -22,6 +22,7 @@ from app.queue.rules.admission import CapacityPolicy, capacity_level, cumulative
 from app.queue.rules.status import PHASES, RECENT, OpenWriter, QueueSnapshot
 from app.queue.service import status as service
 from app.queue.service.admission import Admission
+from app.queue.store import throughput
 
 router = Router(prefix="/queues", tags=["queues"])
 _OPERATOR = [requires(Scope.OPERATE)]
@@ -160,7 +161,8 @@ async def read(services: ServicesDep, connection: Reading) -> QueueOut:
     Costs the same however many tasks there are. Depths are exact; waits and throughput are counted by the background
     loops every 2 s, the oldest waiting task is looked for every 5 s.
     """
-    return _queue_out(await service.read_snapshot(connection), services[Admission].policy, advice.model(services))
+    queue, totals = await service.read_snapshot(connection), await throughput.totals(connection)
+    return _queue_out(queue, totals, services[Admission].policy, advice.model(services))
 
 
 @router.post("/pause", summary="Pause all agent types", dependencies=_OPERATOR)
@@ -200,7 +202,9 @@ async def _resume(connection: Writing, agents: Collection[AgentType], why: Reaso
     return PausesOut.model_validate({"paused": pauses}, from_attributes=True)
 
 
-def _queue_out(queue: QueueSnapshot, policy: CapacityPolicy, degradation: AdviceOut | None) -> QueueOut:
+def _queue_out(
+    queue: QueueSnapshot, totals: Mapping[str, int], policy: CapacityPolicy, degradation: AdviceOut | None
+) -> QueueOut:
     return QueueOut(
         at=queue.at,
         depth=DepthOut(
@@ -210,7 +214,7 @@ def _queue_out(queue: QueueSnapshot, policy: CapacityPolicy, degradation: Advice
         ),
         queues={agent: _lanes(queue, agent) for agent in AgentType},
         capacity=_capacity(queue.depth, policy),
-        totals=TotalsOut(**{name: queue.totals.get(kind, 0) for name, kind in status.TOTALS.items()}),
+        totals=TotalsOut(**{name: totals.get(kind, 0) for name, kind in status.TOTALS.items()}),
         throughput=ThroughputOut(last_minute=_rates(queue, timedelta(minutes=1)), last_5_minutes=_rates(queue, RECENT)),
         waits={priority_name(priority): _waits(queue, priority) for priority in _DESCENDING},
         service_times={agent: DurationsOut(**_durations(queue.service_times(agent))) for agent in AgentType},

@@ -104,8 +104,7 @@ class QueueSnapshot:
     `oldest` is the time at which the longest-waiting task that may run became ready; `served_agents` are the types that
     some live worker can run; `count_error` is the number of tasks by which the counters were off at the last check;
     `open_writers` are the transactions for which readers of events wait, the oldest first; `submitted` are the numbers
-    of queued tasks by their priority at submit, where that is not the present one of all; `totals` are the numbers of
-    events since ever, by kind.
+    of queued tasks by their priority at submit, where that is not the present one of all.
     """
 
     at: datetime
@@ -119,7 +118,6 @@ class QueueSnapshot:
     count_error: int = 0
     open_writers: Sequence[OpenWriter] = ()
     submitted: Mapping[Priority, int] | None = None
-    totals: Mapping[str, int] = field(default_factory=dict)
 
     def count(self, *, agent: AgentType | None = None, priority: Priority | None = None, phase: str = "") -> int:
         """Number of tasks of an agent type, a priority and a phase; by default of all that are queued."""

@@ -38,7 +38,6 @@ async def read_snapshot(connection: AsyncConnection) -> QueueSnapshot:
         count_age=fold_turn.ago if fold_turn else None,
         count_error=int(check_turn.result.get("off_by", 0)) if check_turn else 0,
         open_writers=await open_writers.read(connection),
-        totals=await throughput.totals(connection),
     )
 
 

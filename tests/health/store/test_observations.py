@@ -90,7 +90,8 @@ async def test_the_slots_of_the_pool(database: Database) -> None:
             SlotRecord(host="here", slot=1, young_deaths=3, is_steady=False),
             SlotRecord(host="here", slot=2, young_deaths=1, is_steady=True),
             SlotRecord(host="here", slot=3, young_deaths=0, is_steady=False),
-        ]
+        ],
+        silent_hosts=[],
     )
 
 
