@@ -122,7 +122,7 @@ async def recent_minutes(connection: AsyncConnection, length: timedelta) -> list
 
 
 async def totals(connection: AsyncConnection) -> dict[str, int]:
-    """Number of events of each kind about tasks since ever."""
+    """Number of events of each kind about tasks since ever, also of those that are not folded yet."""
     return {row.kind: row.tasks for row in (await connection.execute(_ALL_TOTALS)).all()}
 
 
