@@ -12,11 +12,12 @@ import signal
 from collections.abc import Sequence
 from uuid import UUID
 
+from app.admin.service.config import CurrentConfig, Effective
 from app.db.database import Database
 from app.health.service.delivery import MessageSender, WebhookSender
 from app.kernel.errors import DatabaseUnavailable
 from app.kernel.modes import Mode
-from app.logs import set_up_logging
+from app.logs import set_level, set_up_logging
 from app.loops.runner import Runner
 from app.loops.schedule import (
     DUTIES,
@@ -29,13 +30,15 @@ from app.loops.schedule import (
     pool_jobs,
     webhook_jobs,
 )
+from app.queue.rules.admission import capacity_policy
+from app.queue.rules.aging import aging_policy
 from app.queue.rules.tasks import LeasePolicy
-from app.queue.service.admission import capacity_policy
+from app.queue.service.admission import settings_policy
 from app.settings import Settings, load_settings, secret_variables
 from app.workers.provisioners.environment import worker_environment
 from app.workers.provisioners.host import Gauge, Machine
 from app.workers.provisioners.local import LocalProvisioner
-from app.workers.rules.workers import HealthPolicy
+from app.workers.rules.workers import HealthPolicy, health_policy
 from app.workers.service import pool
 
 log = logging.getLogger(__name__)
@@ -100,15 +103,15 @@ async def _stop_workers(database: Database, provisioner: LocalProvisioner, grace
 def _context(
     settings: Settings, database: Database, provisioner: LocalProvisioner | None, webhook_sender: MessageSender | None
 ) -> Context:
-    return Context(
+    mode = settings.mode or Mode.PRODUCTION
+    config = CurrentConfig(database, mode)
+    context = Context(
         database=database,
         leases=LeasePolicy(lease_seconds=settings.lease_seconds),
-        capacity=capacity_policy(settings),
-        health=HealthPolicy(
-            heartbeat_interval_seconds=settings.heartbeat_interval_seconds,
-            lost_after_seconds=settings.lost_after_seconds,
-        ),
-        mode=settings.mode or Mode.PRODUCTION,
+        capacity=settings_policy(settings),
+        health=HealthPolicy(),
+        mode=mode,
+        config=config,
         provisioner=provisioner,
         webhook_sender=webhook_sender,
         pool_size=settings.pool_size,
@@ -116,6 +119,22 @@ def _context(
         history_days=settings.history_days,
         events_days=settings.events_days,
     )
+
+    def apply(effective: Effective) -> None:
+        document = effective.document
+        context.capacity = capacity_policy(document.queue, settings_policy(settings))
+        context.aging = aging_policy(document.queue.aging)
+        context.health = health_policy(
+            document.recovery,
+            effective.conduct,
+            heartbeat_interval_seconds=settings.heartbeat_interval_seconds,
+            lost_after_seconds=settings.lost_after_seconds,
+        )
+        if settings.log_level is None:
+            set_level(effective.conduct.log_level)
+
+    config.subscribe(apply)
+    return context
 
 
 def _provisioner(settings: Settings, database: Database) -> LocalProvisioner:
@@ -183,7 +202,7 @@ async def _until_stopped(work: "asyncio.Task[None]", stop: StopSignals) -> None:
 def main() -> None:
     """Entry point of `python -m app.background`."""
     settings = load_settings()
-    set_up_logging(settings.log_level, as_json=settings.log_json)
+    set_up_logging(settings.log_level or "info", as_json=settings.log_json)
     settle_down()
     asyncio.run(run(settings))
 

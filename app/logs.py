@@ -26,6 +26,11 @@ def set_up_logging(level: str, *, as_json: bool = False) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
+def set_level(level: str) -> None:
+    """Log from another level on."""
+    logging.getLogger().setLevel(level.upper())
+
+
 def mask_secrets(text: str) -> str:
     """The text without the secrets of keys and without passwords in addresses."""
     return _PASSWORD.sub(r"\1***@", _KEY.sub(r"cvn_\1_***", text))

@@ -11,8 +11,9 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from types import FrameType
 
 import uvicorn
@@ -21,7 +22,7 @@ from starlette.types import ASGIApp, Message
 from uvicorn.config import STARTUP_FAILURE
 
 from app import application
-from app.admin.service.config import CurrentConfig
+from app.admin.service.config import AuditedReads, CurrentConfig, Effective
 from app.admin.service.keyring import Keyring
 from app.agents.service.agents import AgentReports
 from app.agents.service.weights import follow_weights, refresh_weights
@@ -46,11 +47,12 @@ from app.kernel.modes import Mode
 from app.llm.rules.permits import PermitPolicy
 from app.llm.service.models import list_models
 from app.llm.service.permits import PermitService
-from app.logs import set_up_logging
+from app.logs import set_level, set_up_logging
 from app.queue.api.event_stream import EventReaders
 from app.queue.broker.broker import Broker
-from app.queue.rules.tasks import LeasePolicy
-from app.queue.service.admission import Admission, capacity_policy
+from app.queue.rules.admission import capacity_policy
+from app.queue.rules.tasks import LeasePolicy, lease_policy
+from app.queue.service.admission import Admission, settings_policy
 from app.queue.service.leases import LeaseService
 from app.queue.service.submits import SubmitService
 from app.queue.service.tasks import Intake
@@ -58,7 +60,7 @@ from app.scaling.service import state
 from app.scaling.service.bursts import Bursts
 from app.settings import Settings, load_settings
 from app.workers.provisioners.host import Machine
-from app.workers.rules.workers import HealthPolicy
+from app.workers.rules.workers import HealthPolicy, health_policy
 from app.workers.service.eviction import Evictor
 from app.workers.service.workers import Heartbeats
 from app.workers.store import pool
@@ -76,14 +78,10 @@ def services_for(settings: Settings, database: Database, certificate: ServerCert
     leases = LeasePolicy(
         lease_seconds=settings.lease_seconds, acknowledge_within_seconds=settings.acknowledge_within_seconds
     )
-    health = HealthPolicy(
-        heartbeat_interval_seconds=settings.heartbeat_interval_seconds, lost_after_seconds=settings.lost_after_seconds
-    )
-    capacity = capacity_policy(settings)
+    capacity = settings_policy(settings)
     broker = Broker(database, leases, on_first_leases=pool.record_first_leases)
     initial = settings.mode or Mode.PRODUCTION
     config = CurrentConfig(database, initial)
-    config.subscribe(broker.apply)
     admission, bursts = Admission(capacity), Bursts(database, config)
     intake = Intake(
         admission=admission,
@@ -93,16 +91,17 @@ def services_for(settings: Settings, database: Database, certificate: ServerCert
     terms = SnapshotSettings(
         capacity=capacity,
         initial_mode=initial,
-        silent_seconds=settings.lost_after_seconds,
+        silent_seconds=HealthPolicy().lost_after_seconds,
         certificate_expiry=lambda: None if certificate is None else certificate.expires_at,
     )
-    return Services(
+    services = Services(
         database,
         Keyring(database),
         Refusals(),
         Shares(),
         Evictor(),
         config,
+        AuditedReads(database, config),
         PayloadLimit(max_bytes=settings.max_payload_bytes),
         leases,
         broker,
@@ -118,7 +117,7 @@ def services_for(settings: Settings, database: Database, certificate: ServerCert
             broker.fairness,
             PermitPolicy(ttl_seconds=settings.permit_seconds, max_per_worker=settings.permits_per_worker),
         ),
-        health,
+        HealthPolicy(),
         Heartbeats(database, leases, broker.preferences),
         bursts,
         # Connections of its own: it must not wait behind the work that it reports on.
@@ -127,10 +126,40 @@ def services_for(settings: Settings, database: Database, certificate: ServerCert
         ),
         ExpectedSchema(revision=schema.head()),
     )
+    config.subscribe(lambda effective: _apply(effective, settings, services))
+    return services
 
 
-def create_app(settings: Settings, certificate: ServerCertificate | None = None) -> FastAPI:
-    """The application, which opens its connections when it starts."""
+def _apply(config: Effective, settings: Settings, services: Services) -> None:
+    """Let everything go by this configuration, and where that leaves something open by the settings."""
+    document = config.document
+    leases = lease_policy(
+        document,
+        LeasePolicy(
+            lease_seconds=settings.lease_seconds, acknowledge_within_seconds=settings.acknowledge_within_seconds
+        ),
+    )
+    health = health_policy(
+        document.recovery,
+        config.conduct,
+        heartbeat_interval_seconds=settings.heartbeat_interval_seconds,
+        lost_after_seconds=settings.lost_after_seconds,
+    )
+    for holder in (services[Broker], services[LeaseService], services[Heartbeats]):
+        holder.policy = leases
+    services.put(leases)
+    services.put(health)
+    capacity = services[Admission].policy = capacity_policy(document.queue, settings_policy(settings))
+    snapshots = services[SnapshotCache]
+    snapshots.settings = replace(snapshots.settings, capacity=capacity, silent_seconds=health.lost_after_seconds)
+
+
+def create_app(
+    settings: Settings,
+    certificate: ServerCertificate | None = None,
+    on_config: Callable[[Effective], None] | None = None,
+) -> FastAPI:
+    """The application, which opens its connections when it starts; `on_config` hears of every configuration."""
     if settings.database_url is None:
         raise ValueError("the API needs CONVENER_DATABASE_URL")
     url = settings.database_url
@@ -141,6 +170,8 @@ def create_app(settings: Settings, certificate: ServerCertificate | None = None)
         services = app.state.services = services_for(settings, database, certificate)
         database.announcer.start()
         broker, config = services[Broker], services[CurrentConfig]
+        if on_config is not None:
+            config.subscribe(on_config)
         broker.start()
         await warn_of_excess_rights(database)
         await refresh_weights(database, config, broker.fairness, broker.degradation)
@@ -154,7 +185,7 @@ def create_app(settings: Settings, certificate: ServerCertificate | None = None)
         writing = asyncio.create_task(keep_writing(database, services[Refusals]), name="refusals")
         keys = asyncio.create_task(services[Keyring].follow(), name="keys")
         watching = asyncio.create_task(
-            alerts.stand_in(database, capacity_policy(settings), with_webhooks=settings.webhook is not None),
+            alerts.stand_in(database, lambda: services[Admission].policy, with_webhooks=settings.webhook is not None),
             name="alerts",
         )
         following_tasks = [weights, sampling, writing, keys, watching]
@@ -259,6 +290,10 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)  # type: ignore[arg-type]
 
 
+def _follow_log_level(config: Effective) -> None:
+    set_level(config.conduct.log_level)
+
+
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; connections are given a few seconds to finish.
 
@@ -267,7 +302,7 @@ def serve(settings: Settings) -> None:
     limits = raise_file_limit()
     certificate = served_certificate(settings.tls_certificate, settings.tls_key)
     config = uvicorn.Config(
-        create_app(settings, certificate),
+        create_app(settings, certificate, _follow_log_level if settings.log_level is None else None),
         http=BoundedHeads,
         host=settings.host,
         port=settings.port,
@@ -305,7 +340,7 @@ def serve(settings: Settings) -> None:
 def main() -> None:
     """Entry point of `python -m app.main`."""
     settings = load_settings()
-    set_up_logging(settings.log_level, as_json=settings.log_json)
+    set_up_logging(settings.log_level or "info", as_json=settings.log_json)
     try:
         serve(settings)
     except (SocketTaken, UnusableCertificate) as error:

@@ -74,8 +74,12 @@ class Settings(BaseModel):
     host_name: str = Field(default_factory=lambda: socket.gethostname().split(".")[0] or "local")
     lease_seconds: float = Field(15.0, ge=1, le=3600)
     acknowledge_within_seconds: float = Field(5.0, ge=0.5, le=600)
-    heartbeat_interval_seconds: float = Field(5.0, ge=0.5, le=10)
-    lost_after_seconds: float = Field(15.0, ge=2, le=3600)
+    heartbeat_interval_seconds: float | None = Field(
+        None, ge=0.1, le=10, description="what workers are told to keep to; as the mode says when absent"
+    )
+    lost_after_seconds: float | None = Field(
+        None, ge=0.3, le=3600, description="silence after which a worker is lost; as the mode says when absent"
+    )
     max_payload_bytes: int = Field(1 << 20, ge=1024, le=10 << 20)
     max_body_bytes: int = Field(
         12 << 20,
@@ -113,7 +117,9 @@ class Settings(BaseModel):
     webhook_url: str | None = Field(None, repr=False, description="https address that hears of alerts; off without one")
     history_days: int = Field(30, ge=1)
     events_days: int = Field(7, ge=1)
-    log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
+    log_level: str | None = Field(
+        None, pattern="^(debug|info|warning|error)$", description="as the mode says when absent"
+    )
     log_json: bool = False
     trusted_proxies: str = Field(
         "", description="addresses of proxies, with commas between, whose X-Forwarded-For names the client"

@@ -11,6 +11,7 @@ import pytest
 import typer.main
 
 from app.cli import commands
+from worker_agent import options as worker_options
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("docker/*.md")])
@@ -132,6 +133,10 @@ def test_every_target_of_make_exists(document: Path) -> None:
     assert not wrong, f"{_name(document)} names targets that the Makefile lacks: {wrong}"
 
 
+_HELP = ("--help", "-h", "--version")
+
+
+@cache
 def _convener() -> Any:
     return typer.main.get_command(commands.build())
 
@@ -152,7 +157,9 @@ def _subcommand(command: Any, word: str) -> Any:
 
 def _wrong_command(call: str) -> str | None:
     """`tasks ls --agent x` is a command; of `llm models ls | get | set` each of the words after a bar is one too."""
-    first, *alternatives = [part.split() for part in call.split(" | ")]
+    first, *alternatives = [part.split() for part in call.partition(" && ")[0].split(" | ")]
+    if {"...", "X"} & set(first):
+        first = first[: min(first.index(word) for word in ("...", "X") if word in first)]
     group = command = _convener()
     for word in first:
         if word.startswith("-") or word == "..." or "." in word:
@@ -163,7 +170,52 @@ def _wrong_command(call: str) -> str | None:
         if command is None:
             return f"`convener {call}`: there is no {word}"
     wrong = [words[0] for words in alternatives if _subcommand(group, words[0]) is None]
+    wrong += [] if alternatives else [word for word in first if _is_unknown(word, command)]
     return f"`convener {call}`: there is no {wrong}" if wrong else None
+
+
+def _is_unknown(word: str, command: Any) -> bool:
+    """Whether it looks like an option, and neither the command nor the whole program takes it."""
+    if not re.fullmatch(r"--?[a-z][\w-]*(=.*)?", word):
+        return False
+    if command.name == "worker":  # it takes the options of the worker itself
+        return word not in worker_options._parser()._option_string_actions
+    parameters = [*command.params, *_convener().params]
+    options = {option for each in parameters for option in (*each.opts, *each.secondary_opts)}
+    return word.partition("=")[0] not in options.union(_HELP)
+
+
+def _texts(file: Path) -> Iterator[str]:
+    """Texts of a program, with X for what is put into them; of other files all lines."""
+    if file.suffix != ".py":
+        yield file.read_text()
+        return
+    tree = ast.parse(file.read_text())
+    inner = {part for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "X" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in inner:
+            yield node.value
+
+
+def _calls_in_text(text: str) -> Iterator[str]:
+    """Commands between back-ticks, and lines that are one, as examples are; what follows a bar is another's."""
+    variables = r"(?:[A-Z_]+=\S* )*"
+    for match in re.finditer(rf"`{variables}convener ([^`]+)`", text):
+        yield " ".join(match[1].split())
+    for match in re.finditer(rf"^ *{variables}convener ([a-z][^\n`]*)$", text, re.MULTILINE):
+        yield re.split(r" [|>#] ", match[1].removesuffix(":"))[0]
+
+
+_PROGRAMS = sorted([*ROOT.glob("app/**/*.py"), *ROOT.glob("worker_agent/**/*.py"), *ROOT.glob("docker/*.y*ml")])
+
+
+def test_every_command_that_a_message_or_an_alert_names_exists() -> None:
+    calls = {(_name(file), call) for file in _PROGRAMS for text in _texts(file) for call in _calls_in_text(text)}
+    assert len(calls) > 150
+    wrong = [f"{file}: {problem}" for file, call in sorted(calls) if (problem := _wrong_command(call))]
+    assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=_name)

@@ -15,6 +15,12 @@ class KeyRefused(ValuesRefused):
     code = "key_refused"
 
 
+class ReasonRequired(ValuesRefused):
+    """The mode of the deployment wants a reason for every change by a person."""
+
+    code = "reason_required"
+
+
 class ConfigRefused(ValuesRefused):
     """The values of the configuration do not go together, or not with its mode."""
 

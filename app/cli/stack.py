@@ -174,7 +174,7 @@ async def _ensure_keys(database: Database, state: Path) -> tuple[dict[Role, str]
         if not text or not await _is_known(keyring, text):
             async with database.transaction() as connection:
                 new_key = NewKey(role=role, label=f"{role} of this machine")
-                text = (await issue_key(connection, new_key, author("convener up"))).text
+                text = (await issue_key(connection, new_key, author("convener up"), "for this machine")).text
             write_private(file, f"{text}\n")
             fresh.add(role)
         keys[role] = text

@@ -14,6 +14,7 @@ from rich.text import Text
 from app.admin.rules.config import conduct
 from app.cli.pool_options import PoolOptions
 from app.cli.stack import KEY_FILES, Stack, StackError, running
+from app.cli.task_lines import show_tasks
 from app.kernel.access import Role
 from app.kernel.modes import Mode
 from app.postgres.errors import EmbeddedError
@@ -41,13 +42,14 @@ def up(
     """Run PostgreSQL, the API, the loops and a pool of workers on this machine. Ctrl-C stops them in order.
 
     A second start goes on where the first was. With CONVENER_DATABASE_URL your own PostgreSQL is used. Mode and bounds
-    become a new version of the configuration, which `convener config` shows and changes.
+    become a new version of the configuration, which `convener config` shows and changes. In development each step of a
+    task is a line on stdout, and the log has everything.
 
     Examples:
 
       convener up
 
-      convener up --workers 8 --max-workers 8 --handlers my_agents
+      convener up --workers 5 --handlers my_agents
 
       convener up --mode production --min-workers 2 --max-workers 12
     """
@@ -67,7 +69,11 @@ async def _run(settings: Settings, pool_options: PoolOptions) -> None:
     say = partial(console.print, style="dim")
     async with running(settings, say, log_files=False, options=pool_options) as stack:
         console.print(_welcome(stack, settings))
+        is_development = stack.config.mode is Mode.DEVELOPMENT
+        showing = asyncio.create_task(show_tasks(stack, typer.echo)) if is_development else None
         number = await stop.wait()
+        if showing is not None:
+            showing.cancel()
         stop.on_next = stack.supervisor.hasten
         if number is signal.SIGINT:
             stack.supervisor.hasten()

@@ -198,10 +198,15 @@ class Body(StrictModel):
         return schema
 
 
+_WHY = "why; it is kept in the audit log, and the mode may want one"
+Reason = Annotated[Sentence, Field(description=_WHY)]
+ReasonQuery = Annotated[Sentence, Query(description=_WHY)]
+
+
 class ReasonIn(Body):
     """Why."""
 
-    reason: Sentence = ""
+    reason: Reason = ""
 
 
 # Of seconds or MiB: far beyond any machine, and sums of them stay exact.

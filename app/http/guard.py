@@ -38,6 +38,14 @@ class Authenticator:
         raise NotImplementedError
 
 
+class ReadLog:
+    """Records who reads what, where the mode wants that; `app.admin` implements it."""
+
+    async def note(self, principal: Principal, action: str, address: str) -> None:
+        """Record that the caller has read what is at this address."""
+        raise NotImplementedError
+
+
 def requires(*scopes: Scope, waits: bool = False, costly: bool = False) -> Any:
     """The dependency that lets in only holders of a key with all of these scopes.
 

@@ -11,8 +11,27 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from app.http.bodies import Uploads, declared_limit, parse, uploader, validate
-from app.http.guard import admit_to_route, declared_scopes
+from app.http.guard import ReadLog, admit_to_route, declared_scopes
 from app.kernel.access import Scope
+
+# First words of the addresses of what is recorded when it is read, where the mode wants that. Figures are not.
+RECORDED = frozenset(
+    {
+        "audit",
+        "checkpoints",
+        "config",
+        "context",
+        "dead-letters",
+        "events",
+        "goals",
+        "keys",
+        "outputs",
+        "queues",
+        "tasks",
+        "weights",
+    }
+)
+_READING = frozenset({Scope.READ, Scope.CONTENT})
 
 
 class GuardedRoute(APIRoute):
@@ -25,13 +44,25 @@ class GuardedRoute(APIRoute):
         if not needs:
             raise TypeError(f"{self.path} does not declare what it needs")
 
+        subject = self.path.split("/")[1]
+        is_reading = self.methods == {"GET"} or _READING.issuperset(needs)
+        is_recorded = subject in RECORDED and is_reading and needs != (Scope.MONITOR,)
+
+        async def respond(request: Request) -> Response:
+            response = await answer(request)
+            if is_recorded:
+                log: ReadLog = request.app.state.services[ReadLog]
+                address = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+                await log.note(request.state.principal, f"{subject}.read", address)
+            return response
+
         async def handle(request: Request) -> Response:
             principal = None
             if needs != (Scope.PUBLIC,):
                 principal = await admit_to_route(request, *needs)
                 request.state.principal = principal
             if self.body_field is None:
-                return await answer(request)
+                return await respond(request)
             uploads: Uploads = request.app.state.uploads
             max_bytes = declared_limit(self.openapi_extra)
             with uploads.of(uploader(request, principal)) as upload:
@@ -41,7 +72,7 @@ class GuardedRoute(APIRoute):
                     # In the middle of its body: nobody is left to answer, and nothing went wrong here.
                     return Response(status_code=400)
                 await self._hand_over(request, body, max_bytes)
-                return await answer(request)
+                return await respond(request)
 
         return handle
 

@@ -29,6 +29,10 @@ class Services:
         # By type instead of by name, so that mypy knows what each look-up returns.
         self._parts = {kind: part for part in parts for kind in type(part).__mro__ if kind is not object}
 
+    def put(self, part: object) -> None:
+        """Keep this object in place of the one of the same type."""
+        self._parts[type(part)] = part
+
     def __getitem__(self, kind: type[Part]) -> Part:
         """The object of this type. Raises KeyError when there is none."""
         part = self._parts[kind]

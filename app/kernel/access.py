@@ -40,6 +40,7 @@ class Scope(StrEnum):
     SUBMIT = "tasks:submit"
     REGISTER = "workers:register"
     LEASE = "leases:hold"
+    MANAGE = "queue:manage"
     OPERATE = "pool:operate"
     CONFIGURE = "config:write"
     WEIGH = "weights:command"
@@ -50,7 +51,7 @@ class Scope(StrEnum):
 
 _MONITOR = frozenset({Scope.PUBLIC, Scope.MONITOR})
 _READ = _MONITOR | {Scope.READ, Scope.CONTENT}
-_STEERING = frozenset({Scope.OPERATE, Scope.CONFIGURE, Scope.WEIGH})
+_STEERING = frozenset({Scope.MANAGE, Scope.OPERATE, Scope.CONFIGURE, Scope.WEIGH})
 _OPERATOR = _READ | _STEERING | {Scope.SUBMIT, Scope.CALL, Scope.MEASURE}
 # Only a pool's key registers workers, and it does nothing else: whoever steals another one cannot become a worker. An
 # operator must not manage keys: that would allow making an admin's.
@@ -59,7 +60,7 @@ SCOPES: Mapping[Role, frozenset[Scope]] = {
     Role.POOL: frozenset({Scope.PUBLIC, Scope.REGISTER}),
     Role.MONITOR: _MONITOR,
     Role.READER: _READ,
-    Role.SUPERVISOR: _READ | {Scope.SUBMIT, Scope.WEIGH, Scope.CALL, Scope.MEASURE},
+    Role.SUPERVISOR: _READ | {Scope.SUBMIT, Scope.MANAGE, Scope.WEIGH, Scope.CALL, Scope.MEASURE},
     Role.OPERATOR: _OPERATOR,
     Role.ADMIN: _OPERATOR | {Scope.KEYS},
 }

@@ -6,11 +6,12 @@ takes longer than a transaction may.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.admin.service.config import CurrentConfig
 from app.agents.service import performance, weights
 from app.db import notify
 from app.db.database import Database
@@ -37,15 +38,17 @@ from app.workers.service import pool, workers
 from app.workers.store.hosts import Report
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Context:
-    """Objects and policies that duties and jobs work with."""
+    """Objects and policies that duties and jobs work with; the policies follow the configuration."""
 
     database: Database
     leases: LeasePolicy
     capacity: CapacityPolicy
     health: HealthPolicy
     mode: Mode
+    config: CurrentConfig
+    aging: AgingPolicy = field(default_factory=AgingPolicy)
     provisioner: Provisioner | None
     webhook_sender: MessageSender | None
     pool_size: int
@@ -81,11 +84,11 @@ class Job:
 DUTIES: Sequence[Duty] = (
     Duty(name="sweep leases", seconds=1, run=lambda c, db, turn: expiry.sweep(db, c.leases, turn)),
     Duty(name="sweep stray leases", seconds=15, run=lambda c, db, turn: expiry.sweep_strays(db, c.leases)),
-    Duty(name="sweep workers", seconds=2, run=lambda c, db, turn: workers.sweep(db, c.health, turn)),
+    Duty(name="sweep workers", seconds=0.5, run=lambda c, db, turn: workers.sweep(db, c.health, turn)),
     Duty(name="promote delayed tasks", seconds=0.5, run=lambda _, db, turn: expiry.promote_delayed(db)),
     # The ledger grows by an entry a lease, and every claim reads its end.
     Duty(name="trim the ledger", seconds=30, run=lambda _, db, turn: expiry.trim_ledger(db)),
-    Duty(name=aging.AGE_TASKS, seconds=1, run=lambda _, db, turn: aging.age_tasks(db, AgingPolicy())),
+    Duty(name=aging.AGE_TASKS, seconds=1, run=lambda c, db, turn: aging.age_tasks(db, c.aging)),
     Duty(name="share lanes", seconds=1, run=lambda _, db, turn: sharing.share_lanes(db)),
     Duty(name="fold counts", seconds=1, run=lambda _, db, turn: counters.fold_counts(db)),
     Duty(name=counters.FOLD_EVENTS, seconds=2, run=lambda _, db, turn: counters.fold_events(db)),
@@ -126,6 +129,7 @@ DUTIES: Sequence[Duty] = (
 )
 
 JOBS: Sequence[Job] = (
+    Job(name="follow the configuration", seconds=1, run=lambda c: c.config.read(), wakes_on=notify.CONFIG),
     Job(
         name="checkpoint",
         seconds=5,

@@ -5,12 +5,13 @@ Each is really asked. Those that leave none are listed, with where to read inste
 
 import json
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.admin.rules.config import conduct
 from app.admin.store import audit
 from app.db.database import Database
 from app.health.rules.finding import AlertKey, AlertRule, Level, Severity, Symptom
@@ -60,7 +61,7 @@ QUESTIONS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Act:
-    """A request that changes something, and the action of the entry that it leaves."""
+    """A request that changes something for a reason, and the action of the entry that it leaves."""
 
     route: str
     action: str
@@ -113,7 +114,9 @@ async def _acts(service: Service, database: Database) -> AsyncIterator[Act]:
 async def _acts_on_tasks(service: Service, database: Database, everything: Any) -> AsyncIterator[Act]:
     task_id = await service.submitted()
     path = f"/tasks/{task_id}"
-    yield Act(route="PATCH /tasks/{task_id}", path=path, action="task.change", body={"priority": "high"})
+    yield Act(
+        route="PATCH /tasks/{task_id}", path=path, action="task.change", body={"priority": "high", "reason": "because"}
+    )
     yield Act(route="POST /tasks/{task_id}/cancel", path=f"/tasks/{task_id}/cancel", action="task.cancel")
     await service.submitted()
     yield Act(route="POST /tasks/cancel", body=everything, action="tasks.cancel")
@@ -135,6 +138,8 @@ async def _acts_on_workers(service: Service, database: Database, everything: Any
         path = f"/workers/{worker.id}/{verb}"
         yield Act(route=f"POST /workers/{{worker_id}}/{verb}", path=path, action=f"workers.{verb}")
         yield Act(route=f"POST /workers/{verb}", body=everything, action=f"workers.{verb}")
+    worker = await service.worker()
+    yield Act(route="POST /workers/{worker_id}/lost", path=f"/workers/{worker.id}/lost", action="worker.lost")
     worker = await service.worker()
     path = f"/workers/{worker.id}/evict"
     yield Act(route="POST /workers/{worker_id}/evict", path=path, action="worker.evict")
@@ -164,8 +169,16 @@ async def _acts_on_policy(service: Service, database: Database) -> AsyncIterator
     whole = {name: config[name] for name in sections}
     whole["worker_pool"]["max_workers"] = 99
     less: Any = {"worker_pool": {"max_workers": 98}}
-    yield Act(route="PUT /config", body=whole, headers={"If-Match": '"1"'}, action="config.set")
-    yield Act(route="PATCH /config", body=less, headers={"If-Match": '"2"'}, action="config.patch")
+    yield Act(
+        route="PUT /config", path="/config?reason=because", body=whole, headers={"If-Match": '"1"'}, action="config.set"
+    )
+    yield Act(
+        route="PATCH /config",
+        path="/config?reason=because",
+        body=less,
+        headers={"If-Match": '"2"'},
+        action="config.patch",
+    )
     back = {"version": 1, "reason": "because"}
     yield Act(route="POST /config/rollback", body=back, headers={"If-Match": '"3"'}, action="config.rollback")
     mode = {"mode": "trusted_tester", "reason": "because"}
@@ -182,21 +195,23 @@ async def _acts_on_policy(service: Service, database: Database) -> AsyncIterator
     yield Act(route="POST /alerts/{alert_id}/acknowledge", path=path, body=alert, action="alert.acknowledge")
     model, path = "/llm/models/{model:path}", "/llm/models/m"
     limits, version = {"max_concurrency": 2}, {"If-Match": '"0"'}
-    yield Act(route=f"PUT {model}", path=path, body=limits, headers=version, action="llm_model.set")
-    yield Act(route=f"POST {model}/reset", path=f"{path}/reset", action="llm_model.reset")
-    yield Act(route=f"DELETE {model}", path=path, headers={"If-Match": '"1"'}, action="llm_model.remove")
+    yield Act(route=f"PUT {model}", path=f"{path}?reason=because", body=limits, headers=version, action="llm_model.set")
+    yield Act(route=f"POST {model}/reset", path=f"{path}/reset?reason=because", action="llm_model.reset")
+    yield Act(
+        route=f"DELETE {model}", path=f"{path}?reason=because", headers={"If-Match": '"1"'}, action="llm_model.remove"
+    )
     async for act in _acts_on_keys(service):
         yield act
 
 
 async def _acts_on_keys(service: Service) -> AsyncIterator[Act]:
-    label = {"label": "somebody"}
+    label = {"label": "somebody", "reason": "because"}
     yield Act(route="POST /keys", body=label | {"role": "admin"}, action="key.create")
     yield Act(route="POST /keys/enrolments", body=label, action="key.create")
     key = await service.post("/keys", label | {"role": "reader"})
     path = f"/keys/{key['id']}"
-    yield Act(route="POST /keys/{key_id}/rotate", path=f"{path}/rotate", body={}, action="key.rotate")
-    yield Act(route="DELETE /keys/{key_id}", path=path, action="key.revoke")
+    yield Act(route="POST /keys/{key_id}/rotate", path=f"{path}/rotate", action="key.rotate")
+    yield Act(route="DELETE /keys/{key_id}", path=f"{path}?reason=because", action="key.revoke")
 
 
 async def _newest(service: Service) -> Any:
@@ -250,3 +265,40 @@ async def test_what_cannot_be_recorded_does_not_happen(
         assert await _state(database) == before, act.route
         # The next ones build on it.
         assert (await act.carry_out(service)).is_success, act.route
+
+
+# Changes to what a Supervisor works on, which carry no reason.
+_UNEXPLAINED = {
+    "POST /goals",
+    "POST /goals/{goal_id}/extend",
+    "POST /goals/{goal_id}/iterations",
+    "PUT /goals/{goal_id}/weight",
+    "PUT /context/{namespace}/{key}",
+    "DELETE /context/{namespace}/{key}",
+}
+
+
+def _without_reason(act: Act) -> Act:
+    body = {"note": ""} if act.action == "alert.acknowledge" else act.body
+    if isinstance(body, dict):
+        body = {name: value for name, value in body.items() if name != "reason"}
+    return replace(act, body={} if body is None and act.route.startswith("POST") else body, path=act.path.split("?")[0])
+
+
+async def test_whoever_gives_no_reason_changes_nothing_where_the_mode_wants_one(
+    service: Service, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strict = replace(conduct(Mode.PRODUCTION), wants_reasons=True)
+    async for act in _acts(service, database):
+        before = await _state(database)
+        with monkeypatch.context() as patch:
+            for module in ("app.admin.service.audit.conduct", "app.admin.rules.config.conduct"):
+                patch.setattr(module, lambda mode: strict)
+            answer = await _without_reason(act).carry_out(service)
+            if act.route in _UNEXPLAINED:
+                assert answer.is_success, f"{act.route}: {answer.text}"
+                continue
+            assert answer.status_code == 422, f"{act.route}: {answer.text}"
+            assert [error["path"] for error in answer.json()["errors"]] == ["reason"], act.route
+            assert await _state(database) == before, act.route
+            assert (await act.carry_out(service)).is_success, act.route

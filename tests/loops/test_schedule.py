@@ -1,7 +1,11 @@
 """The schedule of the service, all duties together."""
 
+from app.admin.rules.config import QueueConfig
 from app.db.database import Database
+from app.health.rules.alerts import AlertPolicy
+from app.health.rules.finding import AlertRule
 from app.loops.schedule import DUTIES
+from app.queue.rules.tasks import LeasePolicy, RetryPolicy
 from tests.support.factories import ready_worker, submitted
 from tests.support.runner import running
 from tests.support.sql import execute, until, value
@@ -47,3 +51,12 @@ async def _until_run(database: Database, duty: str) -> None:
         return bool(await value(database, "SELECT runs FROM loop_ticks WHERE duty = $1", duty))
 
     await until(done)
+
+
+def test_how_soon_failures_are_noticed_and_how_often_tasks_are_rescued() -> None:
+    """Constants that the documents name."""
+    sweeps = {duty.name: duty.seconds for duty in DUTIES if duty.name.startswith("sweep")}
+    assert (sweeps["sweep leases"], sweeps["sweep workers"]) == (1, 0.5)
+    assert (LeasePolicy().acknowledge_within_seconds, LeasePolicy().max_wait_seconds) == (5, 30)
+    assert RetryPolicy().max_rescues == QueueConfig().max_rescues == 5
+    assert AlertPolicy().of(AlertRule.RESOURCE_PRESSURE).opens_after == 300

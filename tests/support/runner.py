@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from app.admin.service.config import CurrentConfig
 from app.db.database import Database
 from app.kernel.modes import Mode
 from app.loops.runner import Runner
@@ -22,6 +23,7 @@ def context(database: Database) -> Context:
         capacity=CapacityPolicy(),
         health=HealthPolicy(),
         mode=Mode.DEVELOPMENT,
+        config=CurrentConfig(database, Mode.DEVELOPMENT),
         provisioner=None,
         webhook_sender=None,
         pool_size=0,

@@ -8,8 +8,6 @@ from pydantic import BaseModel, Field
 
 from app.admin.rules.audit import Entry, Link
 from app.admin.service import audit as service
-from app.admin.service import config
-from app.admin.service.config import CurrentConfig
 from app.admin.store import audit as store
 from app.http.fields import NEWEST, Below, Body, Limit, Word
 from app.http.guard import Caller, requires
@@ -84,8 +82,6 @@ async def page(
 ) -> AuditPage:
     """Who changed what, when and why; for trusted testers also who read it. Nothing is ever forgotten."""
     entries = await store.page(connection, below=after, action=action, limit=limit)
-    # After the read, because the lock of the log is the last one that a transaction takes.
-    await config.note_read(connection, services[CurrentConfig].initial, caller.key_id, "audit.read")
     return AuditPage(items=[_entry_out(entry) for entry in entries.items], next=entries.next(lambda entry: entry.seq))
 
 
@@ -95,8 +91,6 @@ async def verify(body: VerifyIn, services: ServicesDep, caller: Caller) -> Verdi
     noted_end = Link(seq=body.known.seq, digest=bytes.fromhex(body.known.digest)) if body.known else None
     # The check opens a short transaction for each batch, so the request must hold none of its own meanwhile.
     verdict = await service.verify(services.database, noted_end)
-    async with services.database.transaction() as connection:
-        await config.note_read(connection, services[CurrentConfig].initial, caller.key_id, "audit.verify")
     end = EndOut(seq=verdict.end.seq, digest=verdict.end.digest.hex())
     return VerdictOut(ok=verdict.violation is None, entries=verdict.entries, end=end, violation=verdict.violation)
 

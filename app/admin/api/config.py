@@ -5,7 +5,6 @@ from typing import Annotated
 
 from fastapi import Body, Depends, Path, Query, Response
 from pydantic import Field
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.api.config_schemas import (
     ChangedOut,
@@ -33,7 +32,7 @@ from app.http.routing import Router
 from app.http.services import ServicesDep
 from app.http.transactions import Reading, Writing
 from app.kernel import errors
-from app.kernel.access import Principal, Scope
+from app.kernel.access import Scope
 from app.kernel.modes import Mode
 
 router = Router(prefix="/config", tags=["config"])
@@ -104,8 +103,6 @@ async def read(
     They are where the weights in force begin; `GET /weights` shows what those have become.
     """
     version = await service.current(connection, services[CurrentConfig].initial)
-    # A 304 also tells the caller what is in force, so it is recorded like any other read.
-    await _note_read(connection, services, caller, "config.read")
     if is_known(version.version, if_none_match):
         return Response(status_code=304, headers={"ETag": etag(version.version)})
     response.headers["ETag"] = etag(version.version)
@@ -160,7 +157,6 @@ async def history(
     following = versions.next(lambda version: version.version)
     # The last one shown is compared with the one before it.
     former = await store.read(connection, following - 1) if following else None
-    await _note_read(connection, services, caller, "config.history")
     pairs = zip(versions.items, [*versions.items[1:], former], strict=True)
     return ConfigHistoryPage(items=[history_item(version, previous) for version, previous in pairs], next=following)
 
@@ -172,7 +168,6 @@ async def read_version(
     """The configuration as it was, and what its weights meant."""
     await service.current(connection, services[CurrentConfig].initial)
     former = await service.version(connection, version)
-    await _note_read(connection, services, caller, "config.version")
     return config_out(former)
 
 
@@ -199,7 +194,3 @@ async def switch(
     request = call.request(body.reason, options)
     result = await service.switch(call.connection, call.initial, request, body.mode)
     return call.answer(result, request)
-
-
-async def _note_read(connection: AsyncConnection, services: ServicesDep, caller: Principal, action: str) -> None:
-    await service.note_read(connection, services[CurrentConfig].initial, caller.key_id, action)

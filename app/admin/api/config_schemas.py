@@ -74,14 +74,75 @@ NamespaceShares = Annotated[
 ]
 
 
+_Quota = Annotated[
+    float | None,
+    Field(ge=0, le=100_000_000, description="share of the queue up to 1, or a number of tasks; null: as the setting"),
+]
+
+
+class Quotas(_Strict):
+    """The part of the queue that each priority, with those below, may take up."""
+
+    low: _Quota = None
+    medium: _Quota = None
+    high: _Quota = None
+    critical: _Quota = None
+
+
+_Wait = Annotated[float, Field(ge=1, le=86_400, description="seconds of waiting until it rises by a priority")]
+
+
+class Aging(_Strict):
+    """When waiting tasks rise."""
+
+    low_after_seconds: _Wait = 600.0
+    medium_after_seconds: _Wait = 1200.0
+    high_after_seconds: _Wait = 1800.0
+
+
+class QueueLimits(_Strict):
+    """Room, order and second tries of tasks."""
+
+    max_size: int | None = Field(
+        None, ge=1, le=100_000_000, description="tasks that may wait; null: CONVENER_MAX_QUEUE_SIZE"
+    )
+    displaces: bool | None = Field(
+        None, description="when full, move the least urgent to the dead letters; null: CONVENER_QUEUE_DISPLACES"
+    )
+    quotas: Quotas = Field(default_factory=Quotas)
+    aging: Aging = Field(default_factory=Aging)
+    avoid_failed_worker_seconds: float = Field(
+        3.0,
+        ge=0,
+        le=3600,
+        description="for so long a task that failed waits for another worker than the one it failed on",
+    )
+    max_rescues: int = Field(5, ge=0, le=1000, description="workers that a task may lose; one more, and it is given up")
+
+
+class Recovery(_Strict):
+    """By which times failures are noticed; null: as the setting of the process (CONVENER_...) or the mode says."""
+
+    heartbeat_interval_seconds: float | None = Field(
+        None, ge=0.1, le=10, description="of workers that register from now on"
+    )
+    lost_after_seconds: float | None = Field(
+        None, ge=0.3, le=3600, description="of silence; a worker is never held to less than it was told"
+    )
+    lease_seconds: float | None = Field(None, ge=0.5, le=3600)
+    acknowledge_within_seconds: float | None = Field(None, ge=0.5, le=600)
+
+
 class DocumentIn(_Strict):
-    """The whole configuration; every value must be there, but for namespaces."""
+    """The whole configuration; every value of the first four sections must be there."""
 
     worker_pool: WorkerPool
     resource_limits: ResourceLimits
     agent_weights: AgentWeights
     test_time_compute: Iterations
     namespaces: NamespaceShares = Field(default_factory=dict)
+    queue: QueueLimits = Field(default_factory=QueueLimits)
+    recovery: Recovery = Field(default_factory=Recovery)
 
 
 class NoteOut(BaseModel):
@@ -99,6 +160,10 @@ class ConductOut(BaseModel):
     scale_down_window_seconds: float
     audits_reads: bool
     wants_reasons: bool
+    slows_people: bool = Field(description="whether `growth` also binds what people start and set")
+    heartbeat_interval_seconds: float
+    lost_after_seconds: float
+    log_level: str
 
 
 class ConfigOut(BaseModel):
@@ -109,6 +174,8 @@ class ConfigOut(BaseModel):
     agent_weights: AgentWeights
     test_time_compute: Iterations
     namespaces: NamespaceShares
+    queue: QueueLimits
+    recovery: Recovery
     mode: Mode
     version: int
     effective_weights: dict[str, float] = Field(description="what the weights come to: none is under 0.02")

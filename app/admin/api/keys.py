@@ -10,7 +10,7 @@ from app.admin.service import access as service
 from app.admin.service.access import WorkerEvictor
 from app.admin.store import keys as store
 from app.admin.store.keys import CreatedKey, NewKey
-from app.http.fields import Body, Limit, Moment, Word
+from app.http.fields import Body, Limit, Moment, Reason, ReasonQuery, Word
 from app.http.guard import UNCACHED, Caller, requires
 from app.http.problems import responses_for
 from app.http.routing import Router
@@ -39,6 +39,7 @@ class ApiKeyIn(Body):
     namespace: Word | None = Field(None, description="of a supervisor or reader; `default` where it is not given")
     all_namespaces: bool = Field(False, description="for a reader, instead of a namespace")
     expires_in_seconds: Lifetime = None
+    reason: Reason = ""
 
 
 class EnrolmentIn(Body):
@@ -47,6 +48,7 @@ class EnrolmentIn(Body):
     label: Word
     uses: int = Field(1, ge=1, le=1000, description="workers that it may register")
     expires_in_seconds: int = Field(900, ge=1, le=_DAY)
+    reason: Reason = ""
 
 
 class RotationIn(Body):
@@ -54,6 +56,7 @@ class RotationIn(Body):
 
     overlap_seconds: int = Field(3600, ge=0, le=30 * _DAY)
     expires_in_seconds: Lifetime = Field(None, description="from now on; null: as before")
+    reason: Reason = ""
 
 
 class ApiKeyCreated(BaseModel):
@@ -106,9 +109,9 @@ async def create(key: ApiKeyIn, connection: Writing, caller: Caller) -> ApiKeyCr
     """
     new_key = NewKey(
         is_of_all=key.all_namespaces,
-        **{name: getattr(key, name) for name in ApiKeyIn.model_fields if name != "all_namespaces"},
+        **{name: getattr(key, name) for name in ApiKeyIn.model_fields if name not in ("all_namespaces", "reason")},
     )
-    return _created(await service.issue_key(connection, new_key, caller.key_id))
+    return _created(await service.issue_key(connection, new_key, caller.key_id, key.reason))
 
 
 @router.post("/enrolments", summary="Make a token for new workers", status_code=201, dependencies=[UNCACHED])
@@ -122,7 +125,7 @@ async def enrol(enrolment: EnrolmentIn, connection: Writing, caller: Caller) -> 
         uses_left=enrolment.uses,
         expires_in_seconds=enrolment.expires_in_seconds,
     )
-    return _created(await service.issue_key(connection, new_key, caller.key_id))
+    return _created(await service.issue_key(connection, new_key, caller.key_id, enrolment.reason))
 
 
 @router.get("", summary="List keys")
@@ -152,6 +155,7 @@ async def rotate(
         overlap_seconds=rotation.overlap_seconds,
         expires_in_seconds=rotation.expires_in_seconds,
         by=caller.key_id,
+        reason=rotation.reason,
     )
     return _created(rotated)
 
@@ -170,10 +174,11 @@ async def revoke(
     caller: Caller,
     response: Response,
     evict_workers: Annotated[bool, Query(description="also evict the live workers that registered with it")] = False,
+    reason: ReasonQuery = "",
 ) -> RevokedOut | None:
     """It stops working within 1 s everywhere, and registers no worker any more. Safe to repeat."""
     async with database.transaction() as connection:
-        await service.revoke_key(connection, key_id, caller.key_id)
+        await service.revoke_key(connection, key_id, caller.key_id, reason)
     if not evict_workers:
         return None
     response.status_code = 200

@@ -95,7 +95,7 @@ def get(
 )
 def set_values(
     values: Annotated[list[str], typer.Argument(metavar="PATH=VALUE...", help="as `convener config get` shows paths")],
-    reason: Reason = "asked by an operator",
+    reason: Reason = "",
     yes: Yes = False,
     url: Url = None,
     fmt: Output = Format.TABLE,
@@ -140,7 +140,7 @@ def history(
 )
 def rollback(
     version: VersionArgument,
-    reason: Reason = "asked by an operator",
+    reason: Reason = "",
     yes: Yes = False,
     url: Url = None,
     fmt: Output = Format.TABLE,
@@ -156,7 +156,7 @@ def rollback(
 )
 def mode(
     new_mode: Annotated[Mode | None, typer.Argument(metavar="MODE", help=", ".join(Mode))] = None,
-    reason: Reason = "asked by an operator",
+    reason: Reason = "",
     yes: Yes = False,
     url: Url = None,
     fmt: Output = Format.TABLE,

@@ -3,6 +3,7 @@
 import os
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlencode
 
 import typer
 from rich.table import Table
@@ -16,7 +17,7 @@ from app.terminal.client import Client, Json, Url, connect
 from app.terminal.connection import ADMIN_KEY, OPERATOR_KEY
 from app.terminal.databases import author, on_database
 from app.terminal.failures import ExitCode, Failure
-from app.terminal.options import parse_duration
+from app.terminal.options import Reason, parse_duration
 from app.terminal.output import Format, Output
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ ExpiresIn = Annotated[
     str | None, typer.Option(metavar="DURATION", help="when it stops working: 90s, 30min, 2h, 30d; never when absent")
 ]
 _PAGE = 500
-_COMMAND = "convener key --database"
+_COMMAND = "convener key ... --database"
 
 
 @app.command(
@@ -59,6 +60,7 @@ def create(
     ] = None,
     all_namespaces: Annotated[bool, typer.Option("--all-namespaces", help="for a reader of the whole service")] = False,
     expires_in: ExpiresIn = None,
+    reason: Reason = "",
     database: Direct = False,
     url: Url = None,
     fmt: Output = Format.TABLE,
@@ -75,6 +77,7 @@ def create(
         "namespace": namespace,
         "all_namespaces": all_namespaces,
         "expires_in_seconds": _seconds(expires_in),
+        "reason": reason,
     }
     _show_new(_make("/keys", body, database, url), fmt)
 
@@ -89,6 +92,7 @@ def enrol(
     label: Label,
     uses: Annotated[int, typer.Option(help="workers that it may register", min=1, max=1000)] = 1,
     expires_in: Annotated[str, typer.Option(metavar="DURATION", help="a day at most")] = "15min",
+    reason: Reason = "",
     database: Direct = False,
     url: Url = None,
     fmt: Output = Format.TABLE,
@@ -97,7 +101,7 @@ def enrol(
 
     The worker takes it like a pool's key: `convener-worker --key-file node7.token`.
     """
-    body = {"label": label, "uses": uses, "expires_in_seconds": _seconds(expires_in)}
+    body = {"label": label, "uses": uses, "expires_in_seconds": _seconds(expires_in), "reason": reason}
     _show_new(_make("/keys/enrolments", body, database, url), fmt)
 
 
@@ -111,12 +115,13 @@ def rotate(
     key_id: KeyId,
     overlap: Annotated[str, typer.Option(metavar="DURATION", help="how long the former secret is good")] = "1h",
     expires_in: ExpiresIn = None,
+    reason: Reason = "",
     database: Direct = False,
     url: Url = None,
     fmt: Output = Format.TABLE,
 ) -> None:
     """Give a key another secret and print it to stdout; the former one works on for a while."""
-    body = {"overlap_seconds": _seconds(overlap), "expires_in_seconds": _seconds(expires_in)}
+    body = {"overlap_seconds": _seconds(overlap), "expires_in_seconds": _seconds(expires_in), "reason": reason}
     if _is_direct(database):
         new_key = on_database(lambda database: _rotate(database, key_id, body))
     else:
@@ -148,6 +153,7 @@ def revoke(
     evict_workers: Annotated[
         bool, typer.Option("--evict-workers", help="also evict the live workers that registered with it")
     ] = False,
+    reason: Reason = "",
     database: Direct = False,
     url: Url = None,
     fmt: Output = Format.TABLE,
@@ -157,13 +163,13 @@ def revoke(
     if _is_direct(database):
         if evict_workers:
             raise Failure("--evict-workers needs the running service", ExitCode.USAGE)
-        on_database(lambda database: _revoke(database, key_id))
+        on_database(lambda database: _revoke(database, key_id, reason))
     else:
         with _connect(url) as client:
             if evict_workers:
-                result |= client.remove(f"/keys/{key_id}?evict_workers=true", {})
+                result |= client.remove(f"/keys/{key_id}?{urlencode({'evict_workers': 'true', 'reason': reason})}", {})
             else:
-                client.delete(f"/keys/{key_id}")
+                client.delete(f"/keys/{key_id}?{urlencode({'reason': reason})}")
     evicted = f" and evicted {plural(result['evicted_workers'], 'worker')}" if evict_workers else ""
     output.present(result, fmt, lambda: Text(output.plain(f"revoked {key_id}{evicted}")))
 
@@ -207,7 +213,7 @@ async def _create(database: "Database", body: Json) -> Json:
     from app.admin.service.access import issue_key
 
     async with database.transaction() as connection:
-        return _shown(await issue_key(connection, _new_key(body), author(_COMMAND)))
+        return _shown(await issue_key(connection, _new_key(body), author(_COMMAND), body["reason"]))
 
 
 def _new_key(body: Json) -> "NewKey":
@@ -235,11 +241,11 @@ def _shown(key: "CreatedKey") -> Json:
     return key.description() | {"key": key.text}
 
 
-async def _revoke(database: "Database", key_id: str) -> None:
+async def _revoke(database: "Database", key_id: str, reason: str) -> None:
     from app.admin.service.access import revoke_key
 
     async with database.transaction() as connection:
-        await revoke_key(connection, key_id, author(_COMMAND))
+        await revoke_key(connection, key_id, author(_COMMAND), reason)
 
 
 async def _read(database: "Database") -> list[Json]:

@@ -4,6 +4,7 @@ The shape is that of the specification. The API checks the range of each single 
 between values, the presets of the modes, and the scaling of weights.
 """
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
@@ -86,6 +87,48 @@ class NamespaceConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class QuotaConfig:
+    """The part of the queue that each priority may take up; None: as the setting of the process says."""
+
+    low: float | None = None
+    medium: float | None = None
+    high: float | None = None
+    critical: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgingConfig:
+    """Seconds after which a waiting task of a priority rises by one."""
+
+    low_after_seconds: float = 600.0
+    medium_after_seconds: float = 1200.0
+    high_after_seconds: float = 1800.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueConfig:
+    """Room, order and second tries of tasks; None: as the setting of the process says."""
+
+    max_size: int | None = None
+    displaces: bool | None = None
+    quotas: QuotaConfig = field(default_factory=QuotaConfig)
+    aging: AgingConfig = field(default_factory=AgingConfig)
+    # A task whose attempt has failed waits this long for another worker before the same one may try again.
+    avoid_failed_worker_seconds: float = 3.0
+    max_rescues: int = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveryConfig:
+    """Seconds by which failures are noticed; None: as the setting of the process or the mode says."""
+
+    heartbeat_interval_seconds: float | None = None
+    lost_after_seconds: float | None = None
+    lease_seconds: float | None = None
+    acknowledge_within_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
     """The whole configuration; a namespace that is not in it is as by default."""
 
@@ -94,6 +137,8 @@ class Document:
     agent_weights: WeightsConfig
     test_time_compute: IterationConfig
     namespaces: Mapping[str, NamespaceConfig] = field(default_factory=dict)
+    queue: QueueConfig = field(default_factory=QueueConfig)
+    recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,15 +151,20 @@ class Remark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conduct:
-    """Behaviour of a mode: `growth` is the largest factor of one scaling decision, the window is in seconds."""
+    """Behaviour of a mode: `growth` is the largest factor of one scaling decision, times are in seconds."""
 
     scales: bool
+    heartbeat_interval_seconds: float = 5.0
+    lost_after_seconds: float = 15.0
+    log_level: str = "info"
     # Example 1 of the specification doubles; a wrong estimate can then cost no more than as much again.
     growth: float = 2.0
     # Just under a tick of the scaling loop, which may come a little early.
     scale_down_window_seconds: float = 4.5
     audits_reads: bool = False
     wants_reasons: bool = False
+    # Whether `growth` also holds for the workers that people start, and for the minimum that they set.
+    slows_people: bool = False
     # Smallest and largest size that a pool may be given; None: any.
     bounds: tuple[int, int] | None = None
 
@@ -126,7 +176,14 @@ _POOLS: Mapping[Mode, PoolConfig] = {
 }
 
 _CONDUCTS: Mapping[Mode, Conduct] = {
-    Mode.DEVELOPMENT: Conduct(scales=False),
+    Mode.DEVELOPMENT: Conduct(
+        scales=False,
+        # Somebody who kills a worker wants to see it replaced, and what happens.
+        heartbeat_interval_seconds=1.0,
+        lost_after_seconds=4.0,
+        log_level="debug",
+        bounds=(_POOLS[Mode.DEVELOPMENT].min_workers, _POOLS[Mode.DEVELOPMENT].max_workers),
+    ),
     Mode.PRODUCTION: Conduct(scales=True),
     Mode.TRUSTED_TESTER: Conduct(
         scales=True,
@@ -134,6 +191,7 @@ _CONDUCTS: Mapping[Mode, Conduct] = {
         scale_down_window_seconds=300.0,
         audits_reads=True,
         wants_reasons=True,
+        slows_people=True,
         bounds=(_POOLS[Mode.TRUSTED_TESTER].min_workers, _POOLS[Mode.TRUSTED_TESTER].max_workers),
     ),
 }
@@ -168,6 +226,11 @@ def problems(document: Document, mode: Mode) -> list[Remark]:
     if pool.scale_down_threshold >= pool.scale_up_threshold:
         message = f"must be below scale_up_threshold, which is {pool.scale_up_threshold:g}"
         remarks.append(Remark(path="worker_pool.scale_down_threshold", message=message))
+    recovery, usual = document.recovery, conduct(mode)
+    interval = recovery.heartbeat_interval_seconds or usual.heartbeat_interval_seconds
+    if recovery.lost_after_seconds is not None and recovery.lost_after_seconds <= interval:
+        message = f"must be above heartbeat_interval_seconds, which is {interval:g}"
+        remarks.append(Remark(path="recovery.lost_after_seconds", message=message))
     if not any(asdict(document.agent_weights).values()):
         remarks.append(Remark(path="agent_weights", message="at least one weight must be above 0"))
     return remarks + _out_of_bounds(pool, mode)
@@ -183,6 +246,20 @@ def _out_of_bounds(pool: PoolConfig, mode: Mode) -> list[Remark]:
     return [Remark(path=f"worker_pool.{name}", message=message) for name in wrong]
 
 
+def largest_step(conduct: Conduct, workers: int) -> int:
+    """The size that a pool of so many workers may grow to in one step; one worker more is always allowed."""
+    return max(workers + 1, math.floor(conduct.growth * workers))
+
+
+def step_problems(former: Document, document: Document, mode: Mode) -> list[Remark]:
+    """A minimum that is raised by more than a step, where the mode slows people too: the pool would follow at once."""
+    minimum, largest = document.worker_pool.min_workers, largest_step(conduct(mode), former.worker_pool.min_workers)
+    if not conduct(mode).slows_people or minimum <= largest:
+        return []
+    message = f"may be raised to {largest} at once in the mode {mode.value}, and further in the next change"
+    return [Remark(path="worker_pool.min_workers", message=message)]
+
+
 def as_json(document: Document) -> dict[str, Any]:
     """The document as a JSON object."""
     return asdict(document)
@@ -196,7 +273,14 @@ def from_json(fields: Mapping[str, Any]) -> Document:
         agent_weights=WeightsConfig(**fields["agent_weights"]),
         test_time_compute=IterationConfig(**fields["test_time_compute"]),
         namespaces={name: NamespaceConfig(**values) for name, values in fields.get("namespaces", {}).items()},
+        queue=_queue(fields.get("queue", {})),
+        recovery=RecoveryConfig(**fields.get("recovery", {})),
     )
+
+
+def _queue(fields: Mapping[str, Any]) -> QueueConfig:
+    nested = {"quotas": QuotaConfig(**fields.get("quotas", {})), "aging": AgingConfig(**fields.get("aging", {}))}
+    return QueueConfig(**{**fields, **nested})
 
 
 def balance_weights(document: Document, fixed_names: Collection[str] = ()) -> Document:

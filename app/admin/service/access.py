@@ -27,13 +27,13 @@ class WorkerEvictor:
         raise NotImplementedError
 
 
-async def issue_key(connection: AsyncConnection, key: NewKey, by: str) -> CreatedKey:
+async def issue_key(connection: AsyncConnection, key: NewKey, by: str, reason: str = "") -> CreatedKey:
     """Make a key for somebody. Raises KeyRefused."""
     owner = namespace_problems(key.role, key.namespace, is_of_all=key.is_of_all)
     if problems := [*key_problems(key.role, key.withheld), *owner]:
         raise KeyRefused(problems)
     created = await create_key(connection, key)
-    await audit.record(connection, "key.create", by=by, new_state=created.description())
+    await audit.record(connection, "key.create", by=by, new_state=created.description(), reason=reason)
     return created
 
 
@@ -45,7 +45,13 @@ async def create_key(connection: AsyncConnection, key: NewKey) -> CreatedKey:
 
 
 async def rotate_key(
-    connection: AsyncConnection, key_id: str, *, overlap_seconds: float, expires_in_seconds: float | None, by: str
+    connection: AsyncConnection,
+    key_id: str,
+    *,
+    overlap_seconds: float,
+    expires_in_seconds: float | None,
+    by: str,
+    reason: str = "",
 ) -> CreatedKey:
     """Give a key another secret; the former one is good for `overlap_seconds` more. Raises KeyNotFound."""
     secret = secrets.token_urlsafe(32)
@@ -62,17 +68,17 @@ async def rotate_key(
             "there is no such key, or it has been revoked, has expired, or serves registrations only once"
         )
     new_state = rotated.description() | {"overlap_seconds": overlap_seconds}
-    await audit.record(connection, "key.rotate", by=by, new_state=new_state)
+    await audit.record(connection, "key.rotate", by=by, new_state=new_state, reason=reason)
     return rotated
 
 
-async def revoke_key(connection: AsyncConnection, key_id: str, by: str) -> None:
+async def revoke_key(connection: AsyncConnection, key_id: str, by: str, reason: str = "") -> None:
     """Revoke a key: at once in processes that receive the announcement, within 1 s in all. Raises KeyNotFound."""
     was_valid = await keys.revoke(connection, key_id)
     if was_valid is None:
         raise KeyNotFound
     if was_valid:
-        await audit.record(connection, "key.revoke", by=by, old_state={"id": key_id})
+        await audit.record(connection, "key.revoke", by=by, old_state={"id": key_id}, reason=reason)
 
 
 async def use_to_register(connection: AsyncConnection, key_id: str) -> UUID | None:

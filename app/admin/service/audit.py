@@ -6,7 +6,9 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.admin.errors import ReasonRequired
 from app.admin.rules.audit import AuditEntry, Entry, Link, flaw, next_entry
+from app.admin.rules.config import conduct
 from app.admin.store import audit
 from app.db import schema
 from app.db.database import Database
@@ -23,16 +25,25 @@ class Verdict:
 
 
 async def record(
-    connection: AsyncConnection, action: str, *, by: str, old_state: Any = None, new_state: Any = None, reason: str = ""
+    connection: AsyncConnection,
+    action: str,
+    *,
+    by: str,
+    old_state: Any = None,
+    new_state: Any = None,
+    reason: str | None = None,
 ) -> Entry:
     """Add to the log, in the transaction of the change itself: both are kept, or neither.
 
-    Call it last: every other transaction that records something waits from here to the end of this one.
+    Call it last: every other transaction that records something waits from here to the end of this one. `reason` is
+    None for what needs none. Raises ReasonRequired where it is blank, and the mode wants one.
     """
     # The last lock that any transaction takes: its holder waits for no other, so it is never part of a deadlock.
-    link, at, label = await audit.lock_tail(connection, by)
-    action_by_key = AuditEntry(by=by, label=label, action=action, before=old_state, after=new_state, reason=reason)
-    entry = next_entry(link, at, action_by_key)
+    tail = await audit.lock_tail(connection, by)
+    if reason is not None and not reason.strip() and tail.mode is not None and conduct(tail.mode).wants_reasons:
+        raise ReasonRequired([("reason", f"say why; the mode {tail.mode.value} wants a reason for every change")])
+    content = AuditEntry(by=by, label=tail.label, action=action, before=old_state, after=new_state, reason=reason or "")
+    entry = next_entry(tail.link, tail.at, content)
     await audit.append(connection, entry)
     return entry
 

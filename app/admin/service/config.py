@@ -16,7 +16,9 @@ from app.admin.store import config as store
 from app.admin.store.config import NewVersion, Version
 from app.db import notify
 from app.db.database import Database
+from app.http.guard import ReadLog
 from app.kernel import changes as change_kernel
+from app.kernel.access import Principal
 from app.kernel.agents import AgentType
 from app.kernel.changes import Change
 from app.kernel.errors import VersionStale
@@ -72,6 +74,12 @@ async def current(connection: AsyncConnection, initial: Mode) -> Version:
     return version_in_force
 
 
+async def document(connection: AsyncConnection) -> Document:
+    """The document in force; in a new database the preset of production, which is not written."""
+    last = await store.last(connection)
+    return last.document if last else rules.preset(Mode.PRODUCTION)
+
+
 async def version(connection: AsyncConnection, number: int) -> Version:
     """The version with this number. Raises ConfigVersionNotFound."""
     former = await store.read(connection, number)
@@ -112,13 +120,6 @@ async def switch(connection: AsyncConnection, initial: Mode, request: ChangeRequ
     return await _carry_out(connection, request, ConfigAction.MODE, previous, mode, document)
 
 
-async def note_read(connection: AsyncConnection, initial: Mode, by: str, action: str) -> None:
-    """Record a read, where the mode wants that. Call it last: it locks the tail of the audit log."""
-    mode = (await current(connection, initial)).mode
-    if rules.conduct(mode).audits_reads:
-        await audit.record(connection, action, by=by)
-
-
 async def _carry_out(
     connection: AsyncConnection,
     request: ChangeRequest,
@@ -127,7 +128,7 @@ async def _carry_out(
     mode: Mode,
     document: Document,
 ) -> ChangeResult:
-    _check(previous.mode, request, mode, document)
+    _check(previous, request, mode, document)
     document = rules.balance_weights(document)
     new = NewVersion(mode=mode, document=document, changed_by=request.by, reason=request.reason, action=action)
     planned_version = replace(previous, mode=mode, document=document)
@@ -161,10 +162,13 @@ async def _write(connection: AsyncConnection, previous: Version, new: NewVersion
     return new_version
 
 
-def _check(present: Mode, request: ChangeRequest, mode: Mode, document: Document) -> None:
-    problems = [(remark.path, remark.message) for remark in rules.problems(document, mode)]
-    if rules.conduct(present).wants_reasons and not request.reason.strip():
-        problems.append(("reason", f"say why; the mode {present.value} wants a reason for every change"))
+def _check(previous: Version, request: ChangeRequest, mode: Mode, document: Document) -> None:
+    remarks = rules.problems(document, mode)
+    if mode is previous.mode:
+        remarks += rules.step_problems(previous.document, document, mode)
+    problems = [(remark.path, remark.message) for remark in remarks]
+    if rules.conduct(previous.mode).wants_reasons and not request.reason.strip():
+        problems.append(("reason", f"say why; the mode {previous.mode.value} wants a reason for every change"))
     if problems:
         raise ConfigRefused(problems)
 
@@ -176,7 +180,8 @@ async def _record(connection: AsyncConnection, previous: Version | None, current
         by=current_version.changed_by,
         old_state=None if previous is None else {"version": previous.version, **content(previous)},
         new_state={"version": current_version.version, **content(current_version)},
-        reason=current_version.reason,
+        # The mode that was in force has been asked already whether it wants a reason.
+        reason=current_version.reason or None,
     )
 
 
@@ -255,3 +260,17 @@ class CurrentConfig:
         if notify.CONFIG in topics:
             self._changes_heard += 1
             self._until = 0.0
+
+
+class AuditedReads(ReadLog):
+    """Records reads in the audit log in the mode that wants that."""
+
+    def __init__(self, database: Database, config: CurrentConfig) -> None:
+        self._database = database
+        self._config = config
+
+    async def note(self, principal: Principal, action: str, address: str) -> None:
+        """Record that the caller has read what is at this address, by the mode in force a moment ago."""
+        if (await self._config.read()).conduct.audits_reads:
+            async with self._database.transaction() as connection:
+                await audit.record(connection, action, by=principal.key_id, new_state={"address": address})

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -11,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.admin.rules.audit import AuditEntry, Entry, Link
 from app.db import pages
 from app.db.pages import Page
+from app.kernel.modes import Mode
 
 # So many are made in the loop at once, which others wait for.
 _BATCH = 200
@@ -21,7 +23,8 @@ _LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended('convener audit', 0)
 # clock_timestamp() instead of now(): transactions may begin in another order than they lock the tail. LEFT JOIN: the
 # first entry needs the time too.
 _TAIL = text("""
-SELECT tail.seq, tail.digest, clock_timestamp() AS at, (SELECT label FROM keys WHERE id = :by) AS label
+SELECT tail.seq, tail.digest, clock_timestamp() AS at, (SELECT label FROM keys WHERE id = :by) AS label,
+       (SELECT mode FROM config_versions ORDER BY version DESC LIMIT 1) AS mode
 FROM (SELECT 1) one LEFT JOIN (SELECT seq, digest FROM audit ORDER BY seq DESC LIMIT 1) tail ON true
 """)
 
@@ -37,13 +40,23 @@ _ANY, _ONE_ACTION = _PAGE.format(only=""), _PAGE.format(only="AND action = :acti
 _ONWARD = f"SELECT {_COLUMNS} FROM audit WHERE seq > :after ORDER BY seq"
 
 
-async def lock_tail(connection: AsyncConnection, by: str) -> tuple[Link, datetime, str | None]:
-    """Lock the end of the chain until this transaction ends; return it, the database's time, and the key's label."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tail:
+    """The end of the chain, the database's time, the label of the key that writes, and the mode of the deployment."""
+
+    link: Link
+    at: datetime
+    label: str | None
+    mode: Mode | None
+
+
+async def lock_tail(connection: AsyncConnection, by: str) -> Tail:
+    """Lock the end of the chain until this transaction ends; return what the next entry goes by."""
     # Two statements: the second must see what was committed while the first one waited.
     await connection.execute(_LOCK)
     row = (await connection.execute(_TAIL, {"by": by})).mappings().one()
     link = Link() if row["seq"] is None else Link(seq=row["seq"], digest=row["digest"])
-    return link, row["at"], row["label"]
+    return Tail(link=link, at=row["at"], label=row["label"], mode=Mode(row["mode"]) if row["mode"] else None)
 
 
 async def append(connection: AsyncConnection, entry: Entry) -> None:

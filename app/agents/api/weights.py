@@ -1,9 +1,8 @@
 """Routes of the weights: read, command, override and history."""
 
 from dataclasses import replace
-from typing import Annotated
 
-from fastapi import Query, Response
+from fastapi import Response
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.service import config
@@ -25,7 +24,7 @@ from app.agents.service.orders import Order
 from app.agents.store import weights as store
 from app.agents.store.weights import Version
 from app.http.etags import IfMatch, etag, expected_version
-from app.http.fields import NEWEST, Below, Limit, Sentence
+from app.http.fields import NEWEST, Below, Limit, ReasonQuery
 from app.http.guard import Caller, requires
 from app.http.problems import responses_for
 from app.http.routing import Router
@@ -38,15 +37,12 @@ router = Router(prefix="/weights", tags=["agents"])
 _READ = [requires(Scope.READ)]
 _COMMAND = [requires(Scope.WEIGH)]
 _REFUSALS = responses_for(errors.VersionStale, WeightsRefused)
-Reason = Annotated[Sentence, Query(description="why; it is kept")]
 
 
 @router.get("", summary="Read the weights in force", dependencies=_READ)
-async def read(connection: Reading, services: ServicesDep, caller: Caller, response: Response) -> WeightsOut:
+async def read(connection: Reading, services: ServicesDep, response: Response) -> WeightsOut:
     """What leases are shared by, since when and why, and where it is headed. The ETag is the version."""
-    answer = await _answer(connection, services, await store.last(connection), response)
-    await config.note_read(connection, services[CurrentConfig].initial, caller.key_id, "weights.read")
-    return answer
+    return await _answer(connection, services, await store.last(connection), response)
 
 
 @router.put("", summary="Command weights", dependencies=_COMMAND, responses=_REFUSALS)
@@ -94,7 +90,7 @@ async def release(
     caller: Caller,
     response: Response,
     if_match: IfMatch = None,
-    reason: Reason = "",
+    reason: ReasonQuery = "",
 ) -> WeightsOut:
     """The weights go back to what the agents have earned, in the same steps. Without an override, nothing happens."""
     order = _order(caller.key_id, reason, if_match)
@@ -112,7 +108,6 @@ async def history(
 ) -> WeightHistoryPage:
     """Every step and every order, newest first, each with who, why, and what it changed."""
     versions = await store.history(connection, end_version=after, limit=limit)
-    await config.note_read(connection, services[CurrentConfig].initial, caller.key_id, "weights.history")
     items = [WeightVersionOut(**version_fields(version)) for version in versions.items]
     return WeightHistoryPage(items=items, next=versions.next(lambda version: version.version))
 

@@ -40,9 +40,7 @@ def get(url: Url = None, fmt: Output = Format.TABLE) -> None:
         "convener weights set generation=0.3 ranking=0.3 -o json",
     ),
 )
-def command(
-    shares: Shares, reason: Reason = "asked by an operator", url: Url = None, fmt: Output = Format.TABLE
-) -> None:
+def command(shares: Shares, reason: Reason = "", url: Url = None, fmt: Output = Format.TABLE) -> None:
     """Send the weights there, a minute apart by at most half of each; from there on results move them."""
     _order("/weights", {"weights": _parse_shares(shares), "reason": reason}, url, fmt)
 
@@ -56,7 +54,7 @@ def command(
 def override(
     shares: Shares,
     span: Annotated[str, typer.Option("--for", metavar="TIME", help="until it expires: 90s, 30min, 2h, at most 7d")],
-    reason: Reason = "asked by an operator",
+    reason: Reason = "",
     url: Url = None,
     fmt: Output = Format.TABLE,
 ) -> None:
@@ -66,7 +64,7 @@ def override(
 
 
 @app.command(epilog=output.examples("convener weights release --reason 'the deadline is over'"))
-def release(reason: Reason = "asked by an operator", url: Url = None, fmt: Output = Format.TABLE) -> None:
+def release(reason: Reason = "", url: Url = None, fmt: Output = Format.TABLE) -> None:
     """End the override before it expires."""
     with connect(url) as client:
         _show(client, client.remove(f"/weights/override?{urlencode({'reason': reason})}", {}), fmt)

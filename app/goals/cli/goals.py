@@ -130,23 +130,19 @@ def create(
 
 
 @app.command(epilog=output.examples("convener goals pause kepler --reason 'the cluster is needed'"))
-def pause(
-    goal_id: GoalId, reason: Reason = "asked by an operator", url: Url = None, fmt: Output = Format.TABLE
-) -> None:
+def pause(goal_id: GoalId, reason: Reason = "", url: Url = None, fmt: Output = Format.TABLE) -> None:
     """Lease no more of its tasks. Those that run go on, its time as well; pausing twice is fine."""
     _post_move("pause", goal_id, reason, url, fmt)
 
 
 @app.command(epilog=output.examples("convener goals resume kepler"))
-def resume(
-    goal_id: GoalId, reason: Reason = "asked by an operator", url: Url = None, fmt: Output = Format.TABLE
-) -> None:
+def resume(goal_id: GoalId, reason: Reason = "", url: Url = None, fmt: Output = Format.TABLE) -> None:
     """Lease its tasks again, in the order in which they waited."""
     _post_move("resume", goal_id, reason, url, fmt)
 
 
 @app.command(epilog=output.examples("convener goals stop kepler --reason 'answered'"))
-def stop(goal_id: GoalId, reason: Reason = "asked by an operator", url: Url = None, fmt: Output = Format.TABLE) -> None:
+def stop(goal_id: GoalId, reason: Reason = "", url: Url = None, fmt: Output = Format.TABLE) -> None:
     """End a goal for good and cancel its tasks, also those that run."""
     _post_move("stop", goal_id, reason, url, fmt)
 

@@ -166,7 +166,7 @@ async def extend(connection: AsyncConnection, goal_id: str, constraints: Constra
     await goals.change_limits(connection, goal_id, constraints)
     await goals.append_event(connection, GoalEvent.EXTENDED, goal_id, {"limits": changes})
     extended_goal = await read(connection, goal_id)
-    await _audit(connection, GoalEvent.EXTENDED, by, goal, extended_goal, "")
+    await _audit(connection, GoalEvent.EXTENDED, by, goal, extended_goal, None)
     return extended_goal
 
 
@@ -193,7 +193,7 @@ async def _change_state(
 
 
 async def _audit(
-    connection: AsyncConnection, event: GoalEvent, by: str, previous: Goal | None, current: Goal, reason: str
+    connection: AsyncConnection, event: GoalEvent, by: str, previous: Goal | None, current: Goal, reason: str | None
 ) -> None:
     """Record what a person did to a goal; what the rules do by themselves is in its events only."""
     old_state = _audit_fields(previous) if previous else None

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.http.fields import NEWEST, Below, Body, Limit, Moment, Sentence
+from app.http.fields import NEWEST, Below, Body, Limit, Moment, Reason
 from app.http.guard import Caller, requires
 from app.http.routing import Router
 from app.http.transactions import Reading, Writing
@@ -83,7 +83,7 @@ class HoldIn(Body):
         ge=0, le=TOP_STEP, strict=True, description="0: as usual, whatever happens; null: by the rule"
     )
     minutes: float = Field(30, gt=0, le=1440, description="how long; then the rule takes over, step by step")
-    reason: Sentence = ""
+    reason: Reason = ""
 
 
 @router.get("", summary="Is anything given up?", dependencies=[requires(Scope.READ)])

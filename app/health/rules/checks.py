@@ -116,7 +116,7 @@ def below_minimum(workers: int, minimum: int, verb: str) -> Iterator[Symptom]:
         grade if workers < minimum else Grade.WELL,
         AlertKey(rule=AlertRule.POOL_BELOW_MINIMUM),
         message=f"{workers:,} of at least {minimum:,} workers {verb}",
-        advice="look at `convener workers ls --all` and the logs of the loops; do the loops of each host run?",
+        advice="look at `convener workers ls --gone` and the logs of the loops; do the loops of each host run?",
         facts={"workers": workers, "minimum": minimum},
     )
 

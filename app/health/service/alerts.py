@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -68,7 +69,7 @@ async def watch(
     }
 
 
-async def stand_in(database: Database, capacity: CapacityPolicy, *, with_webhooks: bool) -> None:
+async def stand_in(database: Database, capacity: Callable[[], CapacityPolicy], *, with_webhooks: bool) -> None:
     """Watch, until cancelled, whenever no loop has done so for long: somebody has to tell that the loops are away."""
     while True:
         await asyncio.sleep(_EVERY_SECONDS)
@@ -76,7 +77,7 @@ async def stand_in(database: Database, capacity: CapacityPolicy, *, with_webhook
             async with database.transaction() as connection:
                 turn = await duties.claim(connection, WATCH, _STAND_IN_SECONDS)
                 if turn is not None:
-                    result = await watch(connection, capacity, with_webhooks=with_webhooks)
+                    result = await watch(connection, capacity(), with_webhooks=with_webhooks)
                     await duties.record(connection, WATCH, result, held_back=False, every_seconds=_EVERY_SECONDS)
         except DatabaseUnavailable:
             continue

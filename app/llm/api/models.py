@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.database import now
 from app.http.etags import IfMatch, IfNoneMatch, etag, expected_version, is_known
-from app.http.fields import Limit, Moment
+from app.http.fields import Limit, Moment, ReasonQuery
 from app.http.guard import Caller, requires
 from app.http.namespaces import Within
 from app.http.problems import responses_for
@@ -77,12 +77,20 @@ async def read(
     responses=_CHANGING,
 )
 async def put(
-    model: ModelPath, body: LimitsIn, connection: Writing, caller: Caller, response: Response, if_match: IfMatch = None
+    model: ModelPath,
+    body: LimitsIn,
+    connection: Writing,
+    caller: Caller,
+    response: Response,
+    if_match: IfMatch = None,
+    reason: ReasonQuery = "",
 ) -> ModelOut:
     """All of them at once; what is left out is not limited. In force from the next permit on. Lists the model, where it
     was not listed. Safe to repeat.
     """
-    await service.set_limits(connection, model, expected_version(if_match), _limits(body), by=caller.key_id)
+    await service.set_limits(
+        connection, model, expected_version(if_match), _limits(body), by=caller.key_id, reason=reason
+    )
     model_out = await _read_model(connection, model)
     response.headers["ETag"] = etag(model_out.version)
     return model_out
@@ -95,9 +103,9 @@ async def put(
     dependencies=[requires(Scope.CONFIGURE)],
     responses=_UNLISTED,
 )
-async def remove(model: ModelPath, connection: Writing, caller: Caller) -> None:
+async def remove(model: ModelPath, connection: Writing, caller: Caller, reason: ReasonQuery = "") -> None:
     """No permits are granted for it any more, and its limits are forgotten. Calls that are under way go on."""
-    await service.remove(connection, model, by=caller.key_id)
+    await service.remove(connection, model, by=caller.key_id, reason=reason)
 
 
 @router.post(
@@ -106,11 +114,11 @@ async def remove(model: ModelPath, connection: Writing, caller: Caller) -> None:
     dependencies=[requires(Scope.OPERATE)],
     responses=_UNLISTED,
 )
-async def reset(model: ModelPath, connection: Writing, caller: Caller) -> ModelOut:
+async def reset(model: ModelPath, connection: Writing, caller: Caller, reason: ReasonQuery = "") -> ModelOut:
     """Its cool-down is lifted, its breaker closed, and what callers have reported and been charged is forgotten: it
     starts as a new one. Safe to repeat.
     """
-    await service.reset(connection, model, by=caller.key_id)
+    await service.reset(connection, model, by=caller.key_id, reason=reason)
     return await _read_model(connection, model)
 
 

@@ -3,7 +3,7 @@
 import json
 from datetime import datetime
 from typing import Annotated, Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import typer
 from rich.console import Group, RenderableType
@@ -12,7 +12,7 @@ from rich.text import Text
 
 from app.terminal import options, output
 from app.terminal.client import Client, Json, Url, again_if_stale, connect
-from app.terminal.options import Limit, moment_option
+from app.terminal.options import Limit, Reason, moment_option
 from app.terminal.output import Format, Output
 
 app = typer.Typer(
@@ -67,37 +67,38 @@ def get(model: ModelArgument, url: Url = None, fmt: Output = Format.TABLE) -> No
 def set_limits(
     model: ModelArgument,
     values: Annotated[list[str], typer.Argument(metavar="NAME=VALUE...", help=f"{', '.join(_LIMITS)}; none: no limit")],
+    reason: Reason = "",
     url: Url = None,
     fmt: Output = Format.TABLE,
 ) -> None:
     """Change some limits of a model; the others stay. In force from the next permit on."""
     changes = _changes(values)
     with connect(url) as client:
-        item = again_if_stale(lambda: _change(client, model, changes), "this model")
+        item = again_if_stale(lambda: _change(client, model, changes, reason), "this model")
     output.present(item, fmt, lambda: _model_details(item, None))
 
 
 @models.command(epilog=output.examples("convener llm models add gpt-4.1", "convener llm models add gpt-4.1 -o json"))
-def add(model: ModelArgument, url: Url = None, fmt: Output = Format.TABLE) -> None:
+def add(model: ModelArgument, reason: Reason = "", url: Url = None, fmt: Output = Format.TABLE) -> None:
     """Let callers ask for a model. Its limits stay where it has some."""
     with connect(url) as client:
-        item = again_if_stale(lambda: _change(client, model, {}), "this model")
+        item = again_if_stale(lambda: _change(client, model, {}, reason), "this model")
     output.present(item, fmt, lambda: _model_details(item, None))
 
 
 @models.command(epilog=output.examples("convener llm models rm gpt-4.1"))
-def rm(model: ModelArgument, url: Url = None) -> None:
+def rm(model: ModelArgument, reason: Reason = "", url: Url = None) -> None:
     """Let nobody ask for a model any more, and forget its limits. Calls that are under way go on."""
     with connect(url) as client:
-        client.delete(_path(model))
+        client.delete(_because(_path(model), reason))
     output.note(f"{model} is not listed any more")
 
 
 @app.command(epilog=output.examples("convener llm reset gpt-4.1", "convener llm reset gpt-4.1 -o json"))
-def reset(model: ModelArgument, url: Url = None, fmt: Output = Format.TABLE) -> None:
+def reset(model: ModelArgument, reason: Reason = "", url: Url = None, fmt: Output = Format.TABLE) -> None:
     """Lift the cool-down of a model, close its breaker, and forget what was measured of its service."""
     with connect(url) as client:
-        item = client.post(f"{_path(model)}/reset", {})
+        item = client.post(_because(f"{_path(model)}/reset", reason), {})
     output.present(item, fmt, lambda: _model_details(item, None))
 
 
@@ -166,10 +167,14 @@ def _path(model: str) -> str:
     return f"/llm/models/{quote(model, safe='/:')}"
 
 
-def _change(client: Client, model: str, changes: Json) -> Json:
+def _because(path: str, reason: str) -> str:
+    return f"{path}?{urlencode({'reason': reason})}"
+
+
+def _change(client: Client, model: str, changes: Json, reason: str) -> Json:
     item = client.get(_path(model))
     body = {name: item[name] for name in _LIMITS} | changes
-    return client.change("PUT", _path(model), body, version=item["version"])
+    return client.change("PUT", _path(model), body, version=item["version"], reason=reason)
 
 
 def _changes(values: list[str]) -> Json:

@@ -22,7 +22,7 @@ _RETRY_SECONDS = 1.0
 
 
 async def set_limits(
-    connection: AsyncConnection, name: str, expected_version: int, limits: ModelLimits, *, by: str
+    connection: AsyncConnection, name: str, expected_version: int, limits: ModelLimits, *, by: str, reason: str = ""
 ) -> None:
     """List a model with these limits, in force from the next permit on. Raises VersionStale. Safe to repeat."""
     is_new = await models.add(connection, [name]) > 0
@@ -39,18 +39,19 @@ async def set_limits(
         by=by,
         old_state={"model": name, "version": model.version, **asdict(model.limits)},
         new_state={"model": name, "version": model.version + 1, **asdict(limits)},
+        reason=reason,
     )
 
 
-async def remove(connection: AsyncConnection, name: str, *, by: str) -> None:
+async def remove(connection: AsyncConnection, name: str, *, by: str, reason: str = "") -> None:
     """Take a model from the list: no permits are granted for it any more. Raises ModelNotAllowed."""
     model = await _locked(connection, name)
     await models.remove(connection, name)
     old_state = {"model": name, "version": model.version, **asdict(model.limits)}
-    await audit.record(connection, "llm_model.remove", by=by, old_state=old_state)
+    await audit.record(connection, "llm_model.remove", by=by, old_state=old_state, reason=reason)
 
 
-async def reset(connection: AsyncConnection, name: str, *, by: str) -> None:
+async def reset(connection: AsyncConnection, name: str, *, by: str, reason: str = "") -> None:
     """Lift the cool-down of a model, close its breaker, and forget what was measured. Raises ModelNotAllowed."""
     model = await _locked(connection, name)
     await models.reset(connection, name)
@@ -62,7 +63,7 @@ async def reset(connection: AsyncConnection, name: str, *, by: str) -> None:
         "open_until": _text(model.breaker.open_until),
         "callers": sorted(model.callers),
     }
-    await audit.record(connection, "llm_model.reset", by=by, old_state=old_state)
+    await audit.record(connection, "llm_model.reset", by=by, old_state=old_state, reason=reason)
 
 
 async def list_models(database: Database, names: Collection[str]) -> None:

@@ -6,7 +6,7 @@ from fastapi import Path, Response
 from pydantic import BaseModel, Field
 from starlette.responses import StreamingResponse
 
-from app.http.fields import NEWEST, Below, Body, Limit, Moment, Sentence
+from app.http.fields import NEWEST, Below, Limit, Moment, ReasonIn
 from app.http.guard import Caller, requires
 from app.http.problems import responses_for
 from app.http.routing import Router
@@ -23,12 +23,6 @@ _FOUND = responses_for(CheckpointNotFound)
 Id = Annotated[int, Path(ge=1, le=NEWEST)]
 
 
-class CheckpointIn(Body):
-    """Why."""
-
-    reason: Sentence = "asked for"
-
-
 class CheckpointOut(BaseModel):
     """What is known of a checkpoint without opening it."""
 
@@ -39,7 +33,10 @@ class CheckpointOut(BaseModel):
     revision: str = Field(description="of the schema of the database")
     event_cursor: str = Field(description="every event up to it is in the checkpoint")
     counts: dict[str, int]
-    is_cut: bool = Field(description="there was more than a checkpoint holds: leased tasks come first, then old ones")
+    is_cut: bool = Field(
+        description="there was more than one holds (20,000 tasks, 5,000 entries of the Context Memory, 32 MiB): leased "
+        "tasks come first, then old ones; a backup holds everything"
+    )
     size_bytes: int
     stored_bytes: int
     sha256: str
@@ -64,10 +61,10 @@ class FindingsOut(BaseModel):
     "",
     summary="Take a checkpoint",
     status_code=201,
-    dependencies=[requires(Scope.OPERATE)],
+    dependencies=[requires(Scope.MANAGE)],
     responses=responses_for(CheckpointBusy),
 )
-async def take(body: CheckpointIn, services: ServicesDep, caller: Caller) -> CheckpointOut:
+async def take(body: ReasonIn, services: ServicesDep, caller: Caller) -> CheckpointOut:
     """Besides the regular ones: every 5 minutes or 50 completed tasks. One is taken at a time."""
     return _checkpoint_out(await service.take(services.database, body.reason, taken_by=caller.key_id))
 

@@ -1,6 +1,7 @@
 """Routes of the Context Memory: versioned entries of a namespace."""
 
 import re
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import Body, Depends, Header, Path, Query, Response
@@ -78,11 +79,19 @@ class ContextKeyWithValue(ContextKeyOut):
     value: Any
 
 
+class ContextSizeOut(BaseModel):
+    """How much a namespace holds now, without former versions."""
+
+    entries: int
+    bytes: int = Field(description="of the values as JSON")
+
+
 class ContextKeyPage(BaseModel):
     """By key. A page may be short and not the last: go on until `next` is null."""
 
     items: list[ContextKeyWithValue | ContextKeyOut]
     next: str | None
+    size: ContextSizeOut | None = Field(None, description="of the whole namespace, where it was asked for")
 
 
 class ContextHistoryPage(BaseModel):
@@ -122,12 +131,16 @@ async def page(
     after: Annotated[str, Query(max_length=200, description="`next` of the page before")] = "",
     limit: Limit = 100,
     values: Annotated[bool, Query(description="with their values, in as many pages as it takes")] = False,
+    size: Annotated[
+        bool, Query(description="with the number of all entries and their bytes, which reads them")
+    ] = False,
 ) -> ContextKeyPage:
     """Keys and versions; values only when they are asked for."""
     versions, following = await store.page(connection, address, after_key=after, limit=limit, with_values=values)
     model = ContextKeyWithValue if values else ContextKeyOut
     items = [model.model_validate(_version_fields(namespace, version)) for version in versions]
-    return ContextKeyPage(items=items, next=following)
+    total = ContextSizeOut(**asdict(await store.size(connection, address))) if size else None
+    return ContextKeyPage(items=items, next=following, size=total)
 
 
 @router.get(
@@ -188,15 +201,22 @@ async def put(
     if_match: IfMatch = None,
     if_none_match: IfNoneMatch = None,
     idempotency_key: RequestKey = None,
+    overwrite: Annotated[
+        bool, Query(description="whatever is there: the last writer wins, and no header is sent")
+    ] = False,
 ) -> WrittenOut:
-    """Compare-and-set: `If-Match: "<version>"` to change, `If-None-Match: *` to create; one of them is required.
+    """Compare-and-set: `If-Match: "<version>"` to change, `If-None-Match: *` to create; one of them is required, but
+    for `overwrite`, which needs no reading first.
 
     Safe to repeat: the same value sent again with the same condition and key is accepted again.
     """
     limit_size(value, services[PayloadLimit].max_bytes, "value")
     change = Write(value=value, written_by=caller.key_id, request_id=idempotency_key)
-    expected_version = _expected_version(if_match, if_none_match)
-    if expected_version is None:
+    if overwrite:
+        if if_match is not None or if_none_match is not None:
+            raise _header_error("if-match", "send a condition or `overwrite`, not both")
+        result = await service.overwrite(connection, entry, change)
+    elif (expected_version := _expected_version(if_match, if_none_match)) is None:
         result = await service.create(connection, entry, change)
     else:
         result = await service.replace(connection, entry, expected_version, change)

@@ -22,6 +22,7 @@ from app.terminal.output import Format, Output
 app = typer.Typer(help="Take, check and restore checkpoints of what is in flight.", no_args_is_help=True)
 CheckpointId = Annotated[int, typer.Argument(metavar="ID", help="as `convener checkpoints ls` shows it", min=1)]
 _FORMAT = "convener_checkpoint"
+_LIMITS = "20,000 tasks, 5,000 entries or 32 MiB"
 
 
 @app.command(epilog=output.examples("convener checkpoints ls", "convener checkpoints ls --limit 5 -o json"))
@@ -35,7 +36,7 @@ def ls(limit: Limit = 50, url: Url = None, fmt: Output = Format.TABLE) -> None:
         "convener checkpoints create --reason 'before the upgrade'", "convener checkpoints create -o json | jq .id"
     )
 )
-def create(reason: Reason = "asked for by an operator", url: Url = None, fmt: Output = Format.TABLE) -> None:
+def create(reason: Reason = "", url: Url = None, fmt: Output = Format.TABLE) -> None:
     """Take a checkpoint now, besides the regular ones: every 5 minutes or 50 completed tasks."""
     with connect(url) as client:
         checkpoint, now = client.post("/checkpoints", {"reason": reason}), client.now
@@ -119,7 +120,7 @@ def restore(
         )
     )
     if result.is_cut:
-        output.note("the checkpoint was cut: there had been more than it could hold", "yellow")
+        output.note(f"the checkpoint was cut: there had been more than {_LIMITS}; a backup holds everything", "yellow")
     if not is_bundled:
         output.note("now make a key: convener key create admin --label me --database")
 
@@ -163,7 +164,7 @@ def _details(checkpoint: Json, now: datetime) -> Table:
         ("Taken", output.age(checkpoint["taken_at"], now)),
         ("Reason", checkpoint["reason"]),
         ("By", checkpoint["taken_by"]),
-        ("Holds", holds + ("; cut, there was more" if checkpoint["is_cut"] else "")),
+        ("Holds", holds + (f"; cut, there was more than {_LIMITS}" if checkpoint["is_cut"] else "")),
         ("Events", f"up to {checkpoint['event_cursor']}"),
         ("Schema", checkpoint["revision"]),
         ("Size", f"{checkpoint['size_bytes']:,} bytes, stored in {checkpoint['stored_bytes']:,}"),

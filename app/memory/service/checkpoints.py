@@ -100,7 +100,7 @@ async def _take(database: Database, reason: str, taken_by: str | None, policy: C
     async with database.transaction() as connection:
         snapshot = await store.read_snapshot(connection, cursor, policy)
         queue = await store.count_queue(connection)
-    new = await asyncio.to_thread(_pack, snapshot, queue, reason, taken_by)
+    new = await asyncio.to_thread(_pack, snapshot, queue, reason, taken_by, policy)
     async with database.transaction() as connection:
         checkpoint = await store.insert(connection, new)
         if taken_by is not None:
@@ -216,7 +216,13 @@ def _unpack(packed_content: bytes) -> Iterator[bytes]:
     yield unpacker.flush()
 
 
-def _pack(snapshot: Snapshot, queue: list[dict[str, Any]], reason: str, taken_by: str | None) -> NewCheckpoint:
+def _pack(
+    snapshot: Snapshot,
+    queue: list[dict[str, Any]],
+    reason: str,
+    taken_by: str | None,
+    policy: CheckpointPolicy,
+) -> NewCheckpoint:
     # Where a cut leaves a task out, those that wait for it would stay blocked for ever after a restore.
     unreachable = unreachable_tasks(snapshot.tasks.keys(), snapshot.edges) if snapshot.is_cut else set()
     tasks = [line for task, line in snapshot.tasks.items() if task not in unreachable]
@@ -233,6 +239,7 @@ def _pack(snapshot: Snapshot, queue: list[dict[str, Any]], reason: str, taken_by
         "revision": snapshot.revision,
         "event_cursor": str(snapshot.cursor),
         "is_cut": snapshot.is_cut,
+        "limits": {"tasks": policy.max_tasks, "context": policy.max_entries, "bytes": policy.max_bytes},
         "counts": counts,
         "queue": queue,
     }

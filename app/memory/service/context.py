@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.service import audit
-from app.kernel.errors import VersionStale
+from app.kernel.errors import DatabaseUnavailable, VersionStale
 from app.memory.errors import ContextNotFound
 from app.memory.store import context
 from app.memory.store.context import EntryKey, Version, Write
 
 # Versions of an entry that are kept whatever their age.
 KEPT_VERSIONS = 100
+# Each failure means that somebody else has written.
+_MAX_ATTEMPTS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +57,17 @@ async def create(connection: AsyncConnection, entry: EntryKey, change: Write) ->
     if repetition is None:
         raise VersionStale("there is such an entry already")
     return WriteResult(version=repetition, is_new=True)
+
+
+async def overwrite(connection: AsyncConnection, entry: EntryKey, change: Write) -> WriteResult:
+    """Write over whatever is there: of several writers at once the last one wins. Raises DatabaseUnavailable."""
+    for _ in range(_MAX_ATTEMPTS):
+        current = await context.read(connection, entry)
+        version = await context.write(connection, entry, current.version if current else 0, change)
+        if version is not None:
+            await _record(connection, entry, version)
+            return WriteResult(version=version, is_new=current is None or current.deleted)
+    raise DatabaseUnavailable("others are writing this entry at this moment; send it again")
 
 
 async def delete(connection: AsyncConnection, entry: EntryKey, expected_version: int, change: Write) -> Version:

@@ -41,6 +41,14 @@ class Version:
     value: Any = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamespaceSize:
+    """Entries of a namespace and the bytes of their values, without former versions."""
+
+    entries: int
+    bytes: int
+
+
 _COLUMNS = "key, version, deleted, written_by, written_at"
 _LAST_VERSION = """SELECT {columns} FROM context_entries e
     WHERE e.namespace = :namespace AND e.key = {key} ORDER BY e.version DESC LIMIT 1"""
@@ -115,6 +123,13 @@ WITH RECURSIVE heads AS (
 ) {_UNTIL_FULL.format(order="version DESC")}
 """)
 
+_SIZE = text(
+    f"""
+{_PAGE.format(head=_LAST_VERSION.format(columns=f"{_COLUMNS}, octet_length(value::text) AS bytes", key="keys.key"))}
+SELECT count(*) AS entries, coalesce(sum(bytes), 0)::bigint AS bytes FROM heads WHERE NOT deleted
+""".replace(":after", "''").replace("LIMIT :limit", "")
+)
+
 # By number rather than by count: versions have no gaps, so the last number less `keep` needs one probe for each row.
 _PRUNE = deletion(
     "context_entries",
@@ -168,6 +183,11 @@ async def page(
     parameters |= {"page_bytes": PAGE_BYTES} if with_values else {}
     versions, last = await _page_of(connection, query, parameters, limit)
     return [version for version in versions if not version.deleted], last.key if last else None
+
+
+async def size(connection: AsyncConnection, namespace: str) -> NamespaceSize:
+    """Number and bytes of the entries of a namespace as they are now."""
+    return NamespaceSize(**(await connection.execute(_SIZE, {"namespace": namespace})).mappings().one())
 
 
 async def history(

@@ -6,7 +6,7 @@ from uuid import UUID
 from fastapi import Query
 from pydantic import BaseModel, Field
 
-from app.http.fields import Body, PriorityIn, Sentence, optional_priority
+from app.http.fields import PriorityIn, ReasonIn, optional_priority
 from app.http.guard import Caller, requires
 from app.http.namespaces import Within
 from app.http.problems import responses_for
@@ -23,10 +23,9 @@ from app.queue.store import listing
 router = Router(prefix="/dead-letters", tags=["dead letters"])
 
 
-class RequeueIn(Body):
+class RequeueIn(ReasonIn):
     """Why, and with another priority if one is given."""
 
-    reason: Sentence = "requeued"
     priority: PriorityIn | None = Field(None, description="null: as it was")
 
 
@@ -78,7 +77,7 @@ async def requeue_many(order: RequeueManyIn, database: InBatches, caller: Caller
     return Requeued(**counts, dry_run=order.dry_run)
 
 
-@router.post("/purge", summary="Forget the dead letters that a filter selects", dependencies=[requires(Scope.OPERATE)])
+@router.post("/purge", summary="Forget the dead letters that a filter selects", dependencies=[requires(Scope.MANAGE)])
 async def purge(order: PurgeIn, database: InBatches, caller: Caller, namespace: Within) -> Purged:
     """The tasks and their attempts are gone for good; of each an event `task.purged` is left.
 

@@ -25,7 +25,7 @@ from app.queue.service.admission import Admission
 from app.queue.store import throughput
 
 router = Router(prefix="/queues", tags=["queues"])
-_OPERATOR = [requires(Scope.OPERATE)]
+_MANAGER = [requires(Scope.MANAGE)]
 _DESCENDING = sorted(Priority, reverse=True)
 
 
@@ -165,26 +165,26 @@ async def read(services: ServicesDep, connection: Reading) -> QueueOut:
     return _queue_out(queue, totals, services[Admission].policy, advice.model(services))
 
 
-@router.post("/pause", summary="Pause all agent types", dependencies=_OPERATOR)
+@router.post("/pause", summary="Pause all agent types", dependencies=_MANAGER)
 async def pause_all(pause: ReasonIn, caller: Caller, connection: Writing) -> PausesOut:
     """No task is leased until they are resumed; tasks that run go on. Types that are paused already stay so."""
     return await _pause(connection, tuple(AgentType), pause.reason, caller.key_id)
 
 
-@router.post("/resume", summary="Resume all agent types", dependencies=_OPERATOR)
+@router.post("/resume", summary="Resume all agent types", dependencies=_MANAGER)
 async def resume_all(caller: Caller, connection: Writing, why: ReasonIn | None = None) -> PausesOut:
     """Workers that wait get what has piled up at once."""
     return await _resume(connection, tuple(AgentType), why, caller.key_id)
 
 
-@router.post("/{agent_type}/pause", summary="Pause an agent type", dependencies=_OPERATOR)
+@router.post("/{agent_type}/pause", summary="Pause an agent type", dependencies=_MANAGER)
 async def pause_one(agent_type: AgentName, pause: ReasonIn, caller: Caller, connection: Writing) -> PausesOut:
     """None of its tasks is leased until it is resumed; tasks that run go on, and submitting goes on. Safe to repeat:
     a type that is paused already stays as it is, with the reason that was given first."""
     return await _pause(connection, (agent_type,), pause.reason, caller.key_id)
 
 
-@router.post("/{agent_type}/resume", summary="Resume an agent type", dependencies=_OPERATOR)
+@router.post("/{agent_type}/resume", summary="Resume an agent type", dependencies=_MANAGER)
 async def resume_one(
     agent_type: AgentName, caller: Caller, connection: Writing, why: ReasonIn | None = None
 ) -> PausesOut:

@@ -5,7 +5,7 @@ from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
-from app.http.fields import AgentName, Body, Limit, Moment, PriorityIn, Sentence, StrictModel, Word, priority_of
+from app.http.fields import AgentName, Body, Limit, Moment, PriorityIn, Reason, Sentence, StrictModel, Word, priority_of
 from app.http.namespaces import NamespaceName
 from app.kernel.namespaces import DEFAULT, stored_name
 from app.kernel.states import TaskState
@@ -141,14 +141,14 @@ class CancelManyIn(BulkRequest):
     """Which tasks to cancel, and why."""
 
     filter: CancelFilter
-    reason: Sentence = "cancelled"
+    reason: Reason = ""
 
 
 class RequeueManyIn(BulkRequest):
     """Which dead letters to put back into the queue, and why."""
 
     filter: LetterFilter
-    reason: Sentence = "requeued"
+    reason: Reason = ""
     priority: PriorityIn | None = Field(None, description="of all of them from now on; null: of each as it was")
 
 
@@ -156,4 +156,4 @@ class PurgeIn(BulkRequest):
     """Which dead letters to forget, and why."""
 
     filter: LetterFilter
-    reason: Sentence = "purged"
+    reason: Reason = ""

@@ -16,7 +16,7 @@ from app.http.fields import (
     NewGoalId,
     PriorityIn,
     PriorityName,
-    Sentence,
+    Reason,
     TaskUsageOut,
     Word,
     optional_priority,
@@ -264,18 +264,12 @@ class TaskPage(BaseModel):
     next: str | None
 
 
-class CancelIn(Body):
-    """Why."""
-
-    reason: Sentence = "cancelled"
-
-
 class ChangeIn(Body):
     """New values; what is left out stays as it is."""
 
     priority: PriorityIn | None = None
     deadline: Moment | None = Field(None, description="null: none any more")
-    reason: Sentence = "changed"
+    reason: Reason = ""
 
     @model_validator(mode="after")
     def _changes_something(self) -> Self:

@@ -7,6 +7,7 @@ from fastapi import Query, Response
 from pydantic import BaseModel, Field
 
 from app.http.bodies import CONTENT_BYTES, body_limit
+from app.http.fields import ReasonIn
 from app.http.guard import Caller, requires
 from app.http.namespaces import Into, Within
 from app.http.problems import responses_for
@@ -20,7 +21,6 @@ from app.queue.api.task_filters import CancelManyIn, TaskQuery
 from app.queue.api.task_schemas import (
     BatchIn,
     BatchOut,
-    CancelIn,
     ChangeIn,
     IdempotencyKey,
     NewTaskOut,
@@ -210,7 +210,7 @@ async def change(task_id: UUID, order: ChangeIn, connection: Writing, caller: Ca
     responses=responses_for(TaskNotFound, TaskFinished),
 )
 async def cancel(
-    task_id: UUID, cancellation: CancelIn, connection: Writing, caller: Caller, namespace: Within
+    task_id: UUID, cancellation: ReasonIn, connection: Writing, caller: Caller, namespace: Within
 ) -> TaskOut:
     """It ends now; a worker that runs it stops with its next heartbeat. Cancelling twice is fine."""
     await service.cancel(connection, task_id, cancellation.reason, namespace, by=caller.key_id)

@@ -8,10 +8,9 @@ import asyncio
 import logging
 import random
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from uuid import UUID
 
-from app.admin.service.config import Effective
 from app.db import hot_path
 from app.db.database import Database
 from app.db.notify import News, work
@@ -70,7 +69,7 @@ class Broker:
         on_first_leases: OnFirstLeases | None = None,
     ) -> None:
         self._database = database
-        self._policy = policy
+        self.policy = policy
         self.fairness = fairness or FairQueue()
         self.preferences = WorkerPreferences()
         self._waiters: dict[WorkerId, _Waiter] = {}
@@ -90,11 +89,6 @@ class Broker:
     def waiting_count(self) -> int:
         """Number of workers that wait for a task."""
         return len(self._waiters)
-
-    def apply(self, config: Effective) -> None:
-        """Lease by this configuration from now on."""
-        seconds = float(config.document.worker_pool.worker_timeout_seconds)
-        self._policy = replace(self._policy, task_timeout_seconds=seconds)
 
     def start(self) -> None:
         """Begin to serve calls."""
@@ -242,7 +236,7 @@ class Broker:
         try:
             outcomes = await hot_path.run(
                 self._database,
-                lambda c: claims.claim(c, requests, self._policy),
+                lambda c: claims.claim(c, requests, self.policy),
                 on_undone=lambda: self._announce_lanes(requests),
             )
             self._dispatcher.record_claims(requests, outcomes)

@@ -89,7 +89,7 @@ def _follow(client: Client, cursor: str, query: Json, limit: int | None, fmt: Fo
         if fmt is Format.JSON:
             output.write_json(event, one_line=True)
         else:
-            typer.echo(output.plain(_line(event)))
+            typer.echo(output.plain(event_line(event)))
         if count == limit:
             return
 
@@ -122,7 +122,8 @@ def _listing(items: list[Json]) -> Table:
     return table
 
 
-def _line(event: Json) -> str:
+def event_line(event: Json) -> str:
+    """An event in one line."""
     words: list[Any] = [_time(event), f"{_name(event):<10}", event["task_id"], event["agent_type"]]
     return "  ".join(str(word) for word in [*words, _goal(event), _detail(event)] if word)
 

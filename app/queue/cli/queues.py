@@ -89,7 +89,7 @@ def _namespaces(answer: Json) -> Table:
 def pause(
     agents: Agents = None,
     everything: All = False,
-    reason: Reason = "asked by an operator",
+    reason: Reason = "",
     url: Url = None,
     fmt: Output = Format.TABLE,
 ) -> None:
@@ -98,9 +98,15 @@ def pause(
 
 
 @app.command(epilog=output.examples("convener queues resume ranking", "convener queues resume --all"))
-def resume(agents: Agents = None, everything: All = False, url: Url = None, fmt: Output = Format.TABLE) -> None:
+def resume(
+    agents: Agents = None,
+    everything: All = False,
+    reason: Reason = "",
+    url: Url = None,
+    fmt: Output = Format.TABLE,
+) -> None:
     """Lease tasks of these agent types again. Workers that wait get what has piled up at once."""
-    _send_order("resume", agents, everything, {}, url, fmt)
+    _send_order("resume", agents, everything, {"reason": reason}, url, fmt)
 
 
 @app.command(epilog=output.examples("convener queues weight kepler", "convener queues weight kepler 2.5"))

@@ -131,7 +131,7 @@ def cancel(
     label: Labels = None,
     created_before: Annotated[str | None, moment_option("--created-before", "submitted before")] = None,
     everything: Everything = False,
-    reason: Reason = "cancelled by an operator",
+    reason: Reason = "",
     limit: MaxCount = None,
     dry_run: DryRun = False,
     yes: Yes = False,

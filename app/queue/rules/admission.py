@@ -5,9 +5,10 @@ Everything here goes by the priorities at submit: a task that has risen takes up
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
+from app.admin.rules.config import QueueConfig
 from app.kernel.lanes import Priority
 
 # Each for its priority and all below it together, so that a flood of these leaves room for those above: half, four
@@ -37,6 +38,17 @@ class CapacityPolicy:
         # As it was written: the nearest binary number to 0.29 is less than 0.29, and would make 28 of 100.
         tasks = quota if quota > 1 else Fraction(str(quota)) * self.max_queue_size
         return min(self.max_queue_size, math.floor(tasks))
+
+
+def capacity_policy(config: QueueConfig, settings: CapacityPolicy) -> CapacityPolicy:
+    """The policy of the configuration; what that leaves open is as the settings of the process say."""
+    quotas = {priority: getattr(config.quotas, priority.name.lower()) for priority in Priority}
+    return replace(
+        settings,
+        max_queue_size=config.max_size or settings.max_queue_size,
+        displaces=settings.displaces if config.displaces is None else config.displaces,
+        quotas={**settings.quotas, **{priority: quota for priority, quota in quotas.items() if quota is not None}},
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,9 +1,10 @@
 """Aging: waiting tasks rise in priority, so that a flood of urgent work cannot keep the rest waiting for ever."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
+from app.admin.rules.config import AgingConfig
 from app.kernel.lanes import Priority
 
 
@@ -31,6 +32,13 @@ class AgingPolicy:
 
     steps: Sequence[AgingStep] = field(default_factory=lambda: STEPS)
     urgent_within: timedelta = URGENT_WITHIN
+
+
+def aging_policy(config: AgingConfig) -> AgingPolicy:
+    """The policy of the configuration."""
+    names = {step.priority: f"{step.priority.name.lower()}_after_seconds" for step in STEPS}
+    steps = [replace(step, wait=timedelta(seconds=getattr(config, names[step.priority]))) for step in STEPS]
+    return AgingPolicy(steps=steps)
 
 
 def is_urgent(deadline: datetime | None, now: datetime, within: timedelta = URGENT_WITHIN) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from app.admin.rules.config import Document
 from app.kernel.events import TaskEvent
 from app.kernel.states import TaskState
 from app.queue.errors import IllegalMove
@@ -168,6 +169,18 @@ class LeasePolicy:
     avoid_seconds: float = 3.0
     # Of a task that names no timeout of its own.
     task_timeout_seconds: float = 300.0
+
+
+def lease_policy(document: Document, settings: LeasePolicy) -> LeasePolicy:
+    """The policy of the configuration; what that leaves open is as the settings of the process say."""
+    recovery = document.recovery
+    return replace(
+        settings,
+        lease_seconds=recovery.lease_seconds or settings.lease_seconds,
+        acknowledge_within_seconds=recovery.acknowledge_within_seconds or settings.acknowledge_within_seconds,
+        avoid_seconds=document.queue.avoid_failed_worker_seconds,
+        task_timeout_seconds=float(document.worker_pool.worker_timeout_seconds),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

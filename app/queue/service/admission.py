@@ -38,8 +38,8 @@ _UNSEEN_SHARE = 0.1
 _SAFE_SHARE = 0.5
 
 
-def capacity_policy(settings: Settings) -> CapacityPolicy:
-    """The capacity policy of the settings."""
+def settings_policy(settings: Settings) -> CapacityPolicy:
+    """The capacity policy of the settings, over which the configuration wins."""
     return CapacityPolicy(
         max_queue_size=settings.max_queue_size,
         quotas=dict(zip(sorted(Priority), settings.queue_quotas, strict=True)),

@@ -64,7 +64,7 @@ async def _end_attempt(connection: AsyncConnection, attempt: Attempt) -> None:
     code, message = "lease_expired", "the lease was not renewed"
     if attempt.state is TaskState.ASSIGNED:
         code, message = "unacknowledged", "the lease was not acknowledged in time"
-    verdict = judge_loss(attempt, moment, message)
+    verdict = await judge_loss(connection, attempt, moment, message)
     await attempts.end(connection, attempt, verdict, Ending(outcome="expired", error=_error(code, verdict.reason)))
 
 

@@ -4,12 +4,13 @@ import asyncio
 import json
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.admin.service import config
 from app.db import hot_path, notify
 from app.db.batching import Coalescer
 from app.db.database import Database, now
@@ -75,7 +76,7 @@ class LeaseService:
 
     def __init__(self, database: Database, policy: LeasePolicy, fairness: FairQueue) -> None:
         self._database = database
-        self._policy = policy
+        self.policy = policy
         self._fairness = fairness
         self._completions: Coalescer[Completion, ServiceTime | None] = Coalescer(self._complete, lambda c: c.task_id)
         # Apart, because to unblock dependents takes locks for which the others must not wait.
@@ -154,7 +155,7 @@ class LeaseService:
         return [services.get(call.task_id) for call in calls]
 
     async def _renew(self, renewals: Sequence[Renewal]) -> list[datetime | None]:
-        expiries = await hot_path.run(self._database, lambda c: completions.renew(c, renewals, self._policy))
+        expiries = await hot_path.run(self._database, lambda c: completions.renew(c, renewals, self.policy))
         return [expiries.get(renewal.task_id) for renewal in renewals]
 
 
@@ -218,9 +219,13 @@ def judge_failure(attempt: Attempt, moment: datetime, *, retryable: bool) -> Ver
     return after_failure(retry_policy(attempt), **counts, retryable=retryable, now=moment, draw=draw)
 
 
-def judge_loss(attempt: Attempt, moment: datetime, reason: str) -> Verdict:
+async def judge_loss(connection: AsyncConnection, attempt: Attempt, moment: datetime, reason: str) -> Verdict:
     """Decide on an attempt whose worker or lease is gone: one that was never acknowledged has not begun."""
-    policy, counts = retry_policy(attempt), {"failures": attempt.failures, "rescues": attempt.rescues}
+    max_rescues = (await config.document(connection)).queue.max_rescues
+    policy, counts = (
+        replace(retry_policy(attempt), max_rescues=max_rescues),
+        {"failures": attempt.failures, "rescues": attempt.rescues},
+    )
     if attempt.state is TaskState.ASSIGNED:
         unacknowledged = attempt.unacknowledged
         return after_no_acknowledgement(policy, **counts, unacknowledged=unacknowledged, now=moment, reason=reason)

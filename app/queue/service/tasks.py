@@ -21,6 +21,7 @@ from app.kernel.events import TaskEvent
 from app.kernel.lanes import Lane, Priority
 from app.kernel.namespaces import DEFAULT, shown_name
 from app.kernel.states import TaskState
+from app.kernel.text import NO_REASON
 from app.queue.errors import GoalStopped, IdempotencyMismatch, SubmitInFlight, TaskConflict, TaskFinished, TaskNotFound
 from app.queue.rules.aging import is_urgent
 from app.queue.rules.task_ids import private_id
@@ -201,7 +202,7 @@ async def cancel(
         await _check_cancelled(connection, task_id, namespace)
         return
     state = next_state(task.state, TaskEvent.CANCELLED)
-    error = json.dumps({"code": "cancelled", "message": reason})
+    error = json.dumps({"code": "cancelled", "message": reason or NO_REASON})
     if task.worker_id is not None:
         attempt = await attempts.lock_of_worker(connection, task.worker_id)
         if attempt is not None:

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import notify
 from app.kernel.events import TaskEvent
+from app.kernel.text import NO_REASON
 from app.queue.store import dependencies, history
 from app.queue.store.listing import Selection
 
@@ -84,7 +85,9 @@ async def cancel(connection: AsyncConnection, ids: Sequence[UUID], selection: Se
     values = {**selection.values(), "ids": list(ids)}
     await connection.execute(text(_LOCK_FREE.format(where=_selected_ids(selection, "state <> 'blocked'"))), values)
     await dependencies.lock_waiting(connection, ids)
-    error, detail = json.dumps({"code": "cancelled", "message": reason}), json.dumps({"reason": reason})
+    shown_reason = reason or NO_REASON
+    error = json.dumps({"code": "cancelled", "message": shown_reason})
+    detail = json.dumps({"reason": shown_reason})
     where = {"where": _selected_ids(selection), "selected": selection.where()}
     finish = history.entry("ended AS deleted", "'cancelled'", error="deleted.why")
     statement = text(_CANCEL.format(**where, finish=finish, kind=TaskEvent.CANCELLED))

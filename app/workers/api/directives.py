@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.service.config import CurrentConfig
 from app.http.bodies import LISTS_BYTES, body_limit
-from app.http.fields import AgentName, Body, ReasonIn, Sentence, Word
+from app.http.fields import AgentName, Body, Reason, ReasonIn, Word
 from app.http.guard import Caller, requires
 from app.http.problems import responses_for
 from app.http.routing import Router
@@ -29,6 +29,7 @@ from app.workers.store.directives import WorkerSelector
 
 router = Router(tags=["workers"])
 _OPERATOR = [requires(Scope.OPERATE)]
+_MANAGER = [requires(Scope.MANAGE)]
 _DIRECTED = responses_for(WorkerNotFound, WorkerGone)
 
 
@@ -55,7 +56,7 @@ class CrewIn(BulkRequest):
     """Which workers to tell, and why."""
 
     filter: CrewFilter
-    reason: Sentence = ""
+    reason: Reason = ""
 
 
 class _Counted(BaseModel):
@@ -86,7 +87,7 @@ class Restarted(_Counted):
     "/workers/drain",
     summary="Drain the workers that a filter selects",
     openapi_extra=body_limit(LISTS_BYTES),
-    dependencies=_OPERATOR,
+    dependencies=_MANAGER,
 )
 async def drain_many(call: CrewIn, caller: Caller, connection: Writing) -> Drained:
     """As for a single one. A name that no live worker has selects nobody."""
@@ -118,7 +119,7 @@ async def restart_many(call: CrewIn, caller: Caller, connection: Writing) -> Res
     return Restarted(restarted=outcome.directed_workers, **_counts(outcome, call))
 
 
-@router.post("/workers/{worker_id}/drain", summary="Drain a worker", dependencies=_OPERATOR, responses=_DIRECTED)
+@router.post("/workers/{worker_id}/drain", summary="Drain a worker", dependencies=_MANAGER, responses=_DIRECTED)
 async def drain(worker_id: UUID, reason: ReasonIn, caller: Caller, connection: Writing) -> WorkerOut:
     """It finishes its task, takes no more, and ends. The pool starts another in its place. Safe to repeat."""
     return await _direct_one(Directive.DRAIN, worker_id, reason, caller, connection)
@@ -155,6 +156,19 @@ async def evict(worker_id: UUID, reason: ReasonIn, caller: Caller, connection: W
     return worker_out(await eviction.evict(connection, worker_id, by=caller.key_id, reason=reason.reason), caller)
 
 
+@router.post(
+    "/workers/{worker_id}/lost",
+    summary="Report that a worker is dead",
+    dependencies=_MANAGER,
+    responses=responses_for(WorkerNotFound),
+)
+async def lost(worker_id: UUID, reason: ReasonIn, caller: Caller, connection: Writing) -> WorkerOut:
+    """For whoever knows before its silence shows it: it counts as lost now, its key works no longer, and its task goes
+    back to the queue, which counts as a rescue. Safe to repeat; one that has ended stays as it is.
+    """
+    return worker_out(await eviction.report_lost(connection, worker_id, by=caller.key_id, reason=reason.reason), caller)
+
+
 async def _direct_one(
     directive: Directive, worker_id: UUID, reason: ReasonIn, caller: Principal, connection: AsyncConnection
 ) -> WorkerOut:
@@ -181,7 +195,7 @@ class WorkersStartIn(Body):
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
     count: int = Field(1, ge=1, le=1000)
-    reason: Sentence = ""
+    reason: Reason = ""
     request_id: UUID | None = Field(None, description="repeat it when the answer was lost: nobody else is started")
 
 
@@ -203,7 +217,7 @@ class StartedOut(BaseModel):
     "/workers/start",
     summary="Start workers",
     status_code=201,
-    dependencies=_OPERATOR,
+    dependencies=_MANAGER,
     responses=responses_for(StartRefused),
 )
 async def start(call: WorkersStartIn, caller: Caller, connection: Writing, services: ServicesDep) -> StartedOut:

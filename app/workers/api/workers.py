@@ -1,7 +1,7 @@
 """Routes by which workers register and stop, and by which they are listed and read."""
 
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 from uuid import UUID
 
 from fastapi import Query
@@ -20,15 +20,18 @@ from app.kernel.access import Principal, Scope
 from app.kernel.agents import AgentType
 from app.kernel.ids import WorkerId
 from app.kernel.text import NO_REASON
+from app.queue.api.task_filters import LabelPairs, pairs
 from app.queue.errors import LeaseNotFound, WorkerNotFound
 from app.queue.rules.tasks import LeasePolicy
 from app.workers.errors import NameTaken, PoolFull
 from app.workers.rules.workers import HealthPolicy
 from app.workers.service import workers as service
 from app.workers.store import workers as store
-from app.workers.store.workers import Registration
+from app.workers.store.workers import Registration, WorkerFilter
 
 router = Router(tags=["workers"])
+ShownState = Literal["starting", "ready", "busy", "draining", "stopped", "lost", "failed"]
+SHOWN_STATES = get_args(ShownState)
 _EXAMPLE: dict[str, Any] = {
     "name": "lab-1",
     "host": "lab.example",
@@ -159,13 +162,17 @@ async def page(
     connection: Reading,
     caller: Caller,
     with_ended: Annotated[bool, Query(alias="all", description="also those that are over")] = False,
+    name: Annotated[list[Word] | None, Query(max_length=100, description="any of these")] = None,
+    state: Annotated[list[ShownState] | None, Query(max_length=len(SHOWN_STATES), description="any of these")] = None,
+    label: Annotated[LabelPairs, Query()] = [],  # noqa: B006 - FastAPI copies it
     after: Annotated[str | None, Query(pattern=r"^[\s\S]+/[0-9]+$", max_length=220)] = None,
     limit: Limit = 100,
 ) -> WorkerPage:
     """The pool as it is."""
-    name, _, incarnation = (after or "").rpartition("/")
-    start = (name, int(incarnation)) if after else None
-    rows = await store.page(connection, with_ended=with_ended, start_after=start, limit=limit)
+    last_name, _, incarnation = (after or "").rpartition("/")
+    start = (last_name, int(incarnation)) if after else None
+    selection = WorkerFilter(with_ended=with_ended, names=name or (), states=state or (), labels=pairs(label))
+    rows = await store.page(connection, selection, start_after=start, limit=limit)
     following = rows.next(lambda row: f"{row['name']}/{row['incarnation']}")
     return WorkerPage(items=[worker_out(row, caller) for row in rows.items], next=following)
 

@@ -15,7 +15,6 @@ from app.terminal.options import AgentOption, Labels, Reason
 from app.terminal.output import Format, Output
 
 Names = Annotated[list[str] | None, typer.Argument(metavar="[NAME...]", help="names or ids of workers")]
-_WHY = "asked by an operator"
 _SUMMARIES = {
     Action(path="/workers/drain", verb="drain", participle="drained", thing="worker"): (
         "Let workers finish their task and end. The pool starts others in their place."
@@ -46,7 +45,7 @@ def add_to(app: typer.Typer) -> None:
 
 def start(
     count: Annotated[int, typer.Argument(help="how many workers more", min=1, max=1000)] = 1,
-    reason: Reason = _WHY,
+    reason: Reason = "",
     url: Url = None,
     fmt: Output = Format.TABLE,
 ) -> None:
@@ -62,7 +61,7 @@ def start(
 
 def evict(
     workers: Annotated[list[str], typer.Argument(metavar="NAME...", help="names of live workers, or ids of any")],
-    reason: Reason = _WHY,
+    reason: Reason = "",
     url: Url = None,
     fmt: Output = Format.TABLE,
 ) -> None:
@@ -87,7 +86,7 @@ def _directive(action: Action) -> Callable[..., None]:
         agent: AgentOption = None,
         label: Labels = None,
         everything: Everything = False,
-        reason: Reason = _WHY,
+        reason: Reason = "",
         limit: MaxCount = None,
         dry_run: DryRun = False,
         yes: Yes = False,

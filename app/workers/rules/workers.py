@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+from app.admin.rules.config import Conduct, RecoveryConfig
 from app.kernel.ids import WorkerId
 from app.kernel.states import LIVE_STATES, WorkerState
 
@@ -54,14 +55,31 @@ class HealthPolicy:
     start_within_seconds: float = 30.0
 
 
+def health_policy(
+    config: RecoveryConfig,
+    conduct: Conduct,
+    *,
+    heartbeat_interval_seconds: float | None,
+    lost_after_seconds: float | None,
+) -> HealthPolicy:
+    """The policy of the configuration; what that leaves open is as the settings of the process, else the mode, say."""
+    interval = config.heartbeat_interval_seconds or heartbeat_interval_seconds or conduct.heartbeat_interval_seconds
+    lost_after = config.lost_after_seconds or lost_after_seconds or conduct.lost_after_seconds
+    return HealthPolicy(heartbeat_interval_seconds=interval, lost_after_seconds=lost_after)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Liveness:
-    """State of a live worker: `since` its launch or request, and the time of its last heartbeat."""
+    """State of a live worker: `since` its launch or request, the time of its last heartbeat, and what it was told.
+
+    `lost_after_seconds` are those of its registration; None: of an earlier version, or not registered.
+    """
 
     worker_id: WorkerId
     state: WorkerState
     since: datetime
     last_seen_at: datetime | None
+    lost_after_seconds: float | None = None
 
 
 def overdue(worker: Liveness, policy: HealthPolicy, now: datetime) -> tuple[WorkerState, str] | None:
@@ -71,7 +89,8 @@ def overdue(worker: Liveness, policy: HealthPolicy, now: datetime) -> tuple[Work
             return WorkerState.FAILED, f"no first heartbeat within {policy.start_within_seconds:.0f} s"
         return None
     silence = (now - (worker.last_seen_at or worker.since)).total_seconds()
-    if worker.state in LIVE_STATES and silence > policy.lost_after_seconds:
+    # Nobody is held to less than what it was told when it registered.
+    if worker.state in LIVE_STATES and silence > max(policy.lost_after_seconds, worker.lost_after_seconds or 0.0):
         return WorkerState.LOST, f"silent for {silence:.0f} s"
     return None
 

@@ -38,6 +38,16 @@ async def evict(connection: AsyncConnection, worker_id: UUID, *, by: str, reason
     return await workers.read(connection, worker_id)
 
 
+async def report_lost(connection: AsyncConnection, worker_id: UUID, *, by: str, reason: str) -> dict[str, Any]:
+    """End a worker that somebody knows to be dead; return it as stored. Safe to repeat. Raises WorkerNotFound."""
+    former = await workers.read(connection, worker_id)
+    if await workers.lose(connection, worker_id, WorkerState.LOST, f"reported dead: {reason or NO_REASON}"):
+        await permits.end_lost(connection, worker_id)
+        old_state = {"worker_id": str(worker_id), "name": former["name"], "state": former["state"]}
+        await audit.record(connection, "worker.lost", by=by, old_state=old_state, reason=reason)
+    return await workers.read(connection, worker_id)
+
+
 class Evictor(WorkerEvictor):
     """Evicts workers by the key that they registered with."""
 

@@ -6,10 +6,11 @@ from uuid import UUID, uuid5
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.admin.rules.config import Document
+from app.admin.rules.config import Conduct, Document, conduct, largest_step
 from app.admin.service import audit, config
 from app.db import notify
 from app.kernel.modes import Mode
+from app.kernel.states import WorkerState
 from app.workers.errors import StartRefused
 from app.workers.rules.assignment import UNDECIDED, host_policy
 from app.workers.rules.hosts import room, spread
@@ -48,11 +49,13 @@ async def start(connection: AsyncConnection, initial: Mode, order: StartOrder) -
     await hosts.lock_pool(connection)
     if former := await workers.names(connection, ids):
         return [Starting(worker_id=worker_id, name=name) for worker_id, name in former.items()]
-    document = (await config.current(connection, initial)).document
+    version = await config.current(connection, initial)
+    document = version.document
     max_workers = document.worker_pool.max_workers
     pool = await roster.pool(connection)
     due = roster.due_starts(pool, max_workers)
     await _check(connection, pool, due, document, order.count)
+    _check_step(pool, due, document, conduct(version.mode), order.count)
     counts = spread(pool.hosts, order.count, host_policy(document.resource_limits))
     for host, count in counts.items():
         # Beyond the size of the host, or its own loop would drain them as surplus.
@@ -85,6 +88,18 @@ async def _check(connection: AsyncConnection, pool: Pool, due: DueStarts, docume
             )
     if count > room(pool.hosts, host_policy(document.resource_limits)):
         raise StartRefused("the hosts have no room for so many workers more", reason="resources")
+
+
+def _check_step(pool: Pool, due: DueStarts, document: Document, conduct: Conduct, count: int) -> None:
+    """Workers that are still starting are no base for the next step. Raises StartRefused."""
+    ready = sum(worker.state == WorkerState.READY for worker in pool.workers)
+    present, largest = len(pool.workers) + sum(due.values()), largest_step(conduct, ready)
+    if conduct.slows_people and present + count > max(largest, document.worker_pool.min_workers):
+        raise StartRefused(
+            f"the mode allows {conduct.growth - 1:.0%} more workers in a step: {largest} with the {ready} that are "
+            f"ready, and {present} are there or on their way",
+            reason="growth",
+        )
 
 
 async def _note(connection: AsyncConnection, order: StartOrder, workers: int, starting: Sequence[Starting]) -> None:

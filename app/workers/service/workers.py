@@ -64,6 +64,7 @@ async def register(
     NameTaken, and PoolFull where there are `max_workers` (None: any number) besides those that it supersedes.
     """
     superseded: Sequence[NameHolder] = ()
+    registration = replace(registration, lost_after_seconds=policy.lost_after_seconds)
     if launched is not None:
         worker_id = launched
         identity = await workers.register_launched(connection, worker_id, registration)
@@ -127,7 +128,7 @@ class Heartbeats:
 
     def __init__(self, database: Database, policy: LeasePolicy, preferences: WorkerPreferences | None = None) -> None:
         self._database = database
-        self._policy = policy
+        self.policy = policy
         self._preferences = preferences or WorkerPreferences()
         self._beats: Coalescer[Heartbeat, HeartbeatReply | None] = Coalescer(self._flush, lambda beat: beat.worker_id)
 
@@ -166,7 +167,7 @@ class Heartbeats:
 
     async def _flush(self, beats: Sequence[Heartbeat]) -> list[HeartbeatReply | None]:
         replies = await hot_path.run(
-            self._database, lambda c: workers.record_heartbeats(c, beats, self._policy.lease_seconds)
+            self._database, lambda c: workers.record_heartbeats(c, beats, self.policy.lease_seconds)
         )
         return [replies.get(beat.worker_id) for beat in beats]
 
@@ -230,7 +231,7 @@ async def lose(connection: AsyncConnection, worker_id: UUID, state: WorkerState,
     attempt = await attempts.lock_of_worker(connection, worker_id)
     if attempt is not None:
         # Rescues count apart from failures, since the task did nothing wrong.
-        verdict = judge_loss(attempt, await now(connection), f"worker lost: {reason}")
+        verdict = await judge_loss(connection, attempt, await now(connection), f"worker lost: {reason}")
         error = json.dumps({"code": "worker_lost", "message": reason, "retryable": True})
         await attempts.end(connection, attempt, verdict, Ending(outcome="lost", error=error))
     if worker.slot is not None:

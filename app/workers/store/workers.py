@@ -1,6 +1,7 @@
 """Workers: registration, heartbeats, states and ends."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 from uuid import UUID
@@ -34,7 +35,7 @@ WHERE w.{LIVE} GROUP BY 1
 class Registration:
     """A worker as it introduces itself; memory in GB, CPU in cores; `labels` is JSON text.
 
-    `registered_by` is the id of the key that it showed.
+    `registered_by` is the id of the key that it showed, `lost_after_seconds` the silence that it is told to avoid.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Registration:
     memory_gb: float
     cpu_cores: float
     registered_by: str | None = None
+    lost_after_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,10 +91,10 @@ FROM workers WHERE name = ANY (CAST(:names AS text[])) AND {LIVE} ORDER BY id FO
 
 _REGISTER = text("""
 INSERT INTO workers (id, name, incarnation, state, host, pid, capabilities, labels, version, memory_gb, cpu_cores,
-                     registered_by, started_at, registered_at)
+                     registered_by, lost_after_seconds, started_at, registered_at)
 SELECT :id, :name, 1 + coalesce((SELECT max(incarnation) FROM workers WHERE name = :name), 0), 'starting', :host, :pid,
        CAST(:capabilities AS text[]), CAST(:labels AS jsonb), :version, :memory_gb, :cpu_cores,
-       :registered_by, now(), now()
+       :registered_by, :lost_after_seconds, now(), now()
 RETURNING name, incarnation
 """)
 
@@ -101,7 +103,7 @@ RETURNING name, incarnation
 _REGISTER_LAUNCHED = text("""
 UPDATE workers SET pid = :pid, capabilities = CAST(:capabilities AS text[]),
     labels = CAST(:labels AS jsonb), version = :version, memory_gb = :memory_gb, cpu_cores = :cpu_cores,
-    registered_at = now(), started_at = coalesce(started_at, now())
+    lost_after_seconds = :lost_after_seconds, registered_at = now(), started_at = coalesce(started_at, now())
 WHERE id = :id AND state = 'starting' AND registered_at IS NULL
 RETURNING name, incarnation
 """)
@@ -150,8 +152,12 @@ SELECT {", ".join(f"w.{column.name}" for column in table.c if column.name != "re
 FROM workers w {lease_ledger.last_and_held("w.id")}
 """
 
+# As the list shows it: `busy` while a worker holds a task.
+_SHOWN_STATE = "CASE WHEN state = 'ready' AND task_id IS NOT NULL THEN 'busy' ELSE state END"
+
 _LIVENESS = text(f"""
-SELECT id AS worker_id, state, coalesce(launched_at, requested_at) AS since, last_seen_at FROM workers
+SELECT id AS worker_id, state, coalesce(launched_at, requested_at) AS since, last_seen_at, lost_after_seconds
+FROM workers
 WHERE {LIVE} ORDER BY id FOR UPDATE SKIP LOCKED
 """)
 
@@ -224,19 +230,45 @@ async def read(connection: AsyncConnection, worker_id: UUID) -> dict[str, Any] |
     return dict(row) if row else None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerFilter:
+    """Workers of a list; every field that is set narrows it. With states also those that are over are listed."""
+
+    with_ended: bool = False
+    names: Collection[str] = ()
+    states: Collection[str] = ()
+    labels: Collection[tuple[str, str]] = ()
+
+    def conditions(self) -> tuple[list[str], dict[str, Any]]:
+        """SQL conditions on a listed worker, and their parameters."""
+        conditions, values = [], dict[str, Any]()
+        if not self.with_ended and not self.states:
+            conditions.append(LIVE)
+        if self.states:
+            conditions.append(f"{_SHOWN_STATE} = ANY (CAST(:states AS text[]))")
+            values["states"] = list(self.states)
+        if self.names:
+            conditions.append("name = ANY (CAST(:names AS text[]))")
+            values["names"] = list(self.names)
+        if self.labels:
+            conditions.append("labels @> ALL (CAST(:labels AS jsonb[]))")
+            values["labels"] = [json.dumps({name: value}) for name, value in self.labels]
+        return conditions, values
+
+
 async def page(
-    connection: AsyncConnection, *, with_ended: bool, start_after: tuple[str, int] | None, limit: int
+    connection: AsyncConnection, selection: WorkerFilter, *, start_after: tuple[str, int] | None, limit: int
 ) -> Page[dict[str, Any]]:
-    """Workers by name and incarnation, the live ones or all, each with its newest error alone.
+    """The selected workers by name and incarnation, each with its newest error alone.
 
     `start_after` is the last of the previous page.
     """
-    filters = ["true" if with_ended else f"w.{LIVE}"]
-    values: dict[str, Any] = {}
+    conditions, values = selection.conditions()
     if start_after is not None:
-        filters.append("(w.name, w.incarnation) > (:name, :incarnation)")
+        conditions.append("(name, incarnation) > (:name, :incarnation)")
         values |= {"name": start_after[0], "incarnation": start_after[1]}
-    query = f"{_LISTED} WHERE {' AND '.join(filters)} ORDER BY w.name, w.incarnation"
+    where = " AND ".join(["true", *conditions])
+    query = f"SELECT * FROM ({_LISTED}) listed WHERE {where} ORDER BY name, incarnation"
     return await pages.read(connection, query, values, limit, lambda row: row)
 
 

@@ -5,11 +5,13 @@ import json
 from typing import Any
 
 from app.db.database import Database
-from app.kernel.access import Role
+from app.http import routing
+from app.kernel.access import Role, Scope
+from tests.http.access_table import TABLE
 from tests.support.config_calls import change, changed
 from tests.support.problems import is_problem
 from tests.support.service import Service
-from tests.support.sql import value
+from tests.support.sql import fetch, value
 
 
 async def test_who_when_why_before_and_after(service: Service) -> None:
@@ -80,7 +82,40 @@ async def test_trusted_testers_are_seen_reading(service: Service) -> None:
     known = await service.ask("GET", "/config", key=Role.READER, headers={"If-None-Match": '"2"'})
     assert known.status_code == 304
     items = (await service.get("/audit"))["items"][::-1][2:]
-    read = ["config.read", "config.history", "config.version", "audit.read", "audit.verify", "config.read"]
-    assert [item["action"] for item in items] == read
+    paths = [path for _, path in reads] + ["/audit/verify", "/config"]
+    assert [item["after"]["address"] for item in items] == paths
+    assert [item["action"] for item in items] == [f"{path.split('/')[1]}.read" for path in paths]
     assert {item["by"] for item in items} == {service.keys[Role.READER].split("_")[1]}
     assert (await service.post("/audit/verify", {}))["ok"]
+
+
+async def test_trusted_testers_are_seen_reading_whatever_has_content(service: Service, database: Database) -> None:
+    answer = await change(service, "POST", {"mode": "trusted_tester", "reason": "guests"}, 1, "/config/mode")
+    assert answer.status_code == 200, answer.text
+    task_id, absent = await service.submitted(), "00000000-0000-0000-0000-000000000007"
+    await service.ask("PUT", "/context/n/k", 1, headers={"If-None-Match": "*"})
+    checkpoint = await service.post("/checkpoints", {"reason": "to be read"})
+    await service.post("/goals", {"id": "g", "objective": "to know"})
+    paths = [
+        *("/tasks?limit=5", f"/tasks/{task_id}", "/dead-letters", "/events?limit=5", "/outputs", "/keys", "/goals"),
+        *("/goals/g", "/context/n", "/context/n/k", "/context/n/k/history", "/checkpoints"),
+        *(f"/checkpoints/{checkpoint['id']}", f"/checkpoints/{checkpoint['id']}/content"),
+    ]
+    before = await value(database, "SELECT max(seq) FROM audit")
+    for path in paths:
+        assert (await service.ask("GET", path)).status_code == 200, path
+    assert (await service.ask("GET", f"/tasks/{absent}")).status_code == 404
+    rows = await fetch(
+        database, "SELECT action, after ->> 'address' AS path FROM audit WHERE seq > $1 ORDER BY seq", before
+    )
+    assert [row["path"] for row in rows] == paths
+    assert [row["action"] for row in rows] == [f"{path.split('/')[1].split('?')[0]}.read" for path in paths]
+
+
+def test_every_route_that_shows_content_or_keys_is_recorded() -> None:
+    shown = {
+        name.split("/")[1]
+        for name, row in TABLE.items()
+        if name.startswith("GET ") and {Scope.CONTENT, Scope.KEYS} & set(row.scopes)
+    }
+    assert shown <= routing.RECORDED

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -12,19 +13,24 @@ from app.admin.rules.config import NamespaceConfig, preset, weight_name
 from app.admin.service.config import CurrentConfig
 from app.agents.service.weights import refresh_weights
 from app.db.database import Database
+from app.db.duties import Turn
 from app.kernel.access import Role
 from app.kernel.agents import AgentType
 from app.kernel.modes import Mode
+from app.kernel.states import WorkerState
 from app.queue.broker.broker import Broker
-from app.queue.service import sharing
+from app.queue.rules.aging import aging_policy
+from app.queue.service import aging, sharing
 from app.scaling.rules.idle import IdleSample
 from app.scaling.rules.target import ScalingSnapshot, decide, priced, scaling_policy
+from app.workers.rules.workers import HealthPolicy
+from app.workers.service import workers
 from tests.support.config_calls import changed
 from tests.support.factories import leased, submitted
 from tests.support.permit_calls import permit_body
 from tests.support.pools import crew, decided, keep_up
-from tests.support.service import Service, Worker
-from tests.support.sql import PATIENCE, execute, fetch, until
+from tests.support.service import Service, Worker, registration
+from tests.support.sql import PATIENCE, execute, fetch, until, value
 
 Observe = Callable[[Service, Database], Awaitable[Any]]
 
@@ -155,6 +161,89 @@ async def _namespace_room(service: Service, _: Database) -> Any:
     return (await service.ask("POST", "/tasks/batch?namespace=one", {"tasks": tasks})).status_code
 
 
+def _room(priority: str) -> Observe:
+    """How many tasks of a priority are taken."""
+
+    async def observe(service: Service, _: Database) -> Any:
+        body = {"agent_type": "ranking", "priority": priority}
+        answers = [await service.ask("POST", "/tasks", body) for _ in range(8)]
+        return sum(answer.status_code == 201 for answer in answers)
+
+    return observe
+
+
+async def _displaced(service: Service, _: Database) -> Any:
+    tasks = [{"agent_type": "ranking", "priority": priority} for priority in ("low", "medium", "critical")]
+    await service.post("/tasks/batch", {"tasks": tasks})
+    return (await service.ask("POST", "/tasks", {"agent_type": "ranking", "priority": "critical"})).status_code
+
+
+def _risen(priority: str) -> Observe:
+    """The priority of a task that has waited for a quarter of an hour, after a turn of the loops."""
+
+    async def observe(service: Service, database: Database) -> Any:
+        task_id = await service.submitted(priority=priority)
+        await execute(
+            database,
+            "UPDATE tasks SET waiting_since = waiting_since - interval '15 min', "
+            "created_at = created_at - interval '15 min'",
+        )
+        document = (await service.app.state.services[CurrentConfig].read()).document
+        async with database.transaction() as connection:
+            await aging.age_tasks(connection, aging_policy(document.queue.aging))
+        return (await service.get(f"/tasks/{task_id}"))["priority"]
+
+    return observe
+
+
+async def _failed_before(service: Service, _: Database) -> Any:
+    """Whether the only worker gets the task back that has just failed on it."""
+    worker = await service.worker()
+    await service.submitted()
+    lease = await worker.lease()
+    await worker.on_lease(lease, "fail", error={"code": "x", "message": "x"})
+    return await worker.lease() is not None
+
+
+async def _lost_once(service: Service, database: Database) -> Any:
+    worker = await service.worker()
+    task_id = await service.submitted()
+    await worker.lease()
+    async with database.transaction() as connection:
+        await workers.lose(connection, UUID(worker.id), WorkerState.LOST, "for the test")
+    return (await service.get(f"/tasks/{task_id}"))["state"]
+
+
+def _told(name: str) -> Observe:
+    """What a worker is told when it registers."""
+
+    async def observe(service: Service, _: Database) -> Any:
+        return (await service.post("/workers", registration(), key=Role.POOL))[name]
+
+    return observe
+
+
+async def _silent_for_a_minute(service: Service, database: Database) -> Any:
+    worker = await service.worker()
+    await execute(database, "UPDATE workers SET last_seen_at = last_seen_at - interval '1 min'")
+    turn = Turn(duty="sweep workers", seconds_since_last=1.0, held_back=False)
+    async with database.transaction() as connection:
+        await workers.sweep(connection, service.app.state.services[HealthPolicy], turn)
+    return (await service.get(f"/workers/{worker.id}"))["state"]
+
+
+async def _lease_length(service: Service, database: Database, *, acknowledge: bool = True) -> Any:
+    worker = await service.worker()
+    await service.submitted()
+    await worker.lease(acknowledge=acknowledge)
+    length = "extract(epoch FROM lease_expires_at - leased_at)::float8"
+    return await value(database, f"SELECT {length} FROM tasks")
+
+
+async def _unacknowledged_length(service: Service, database: Database) -> Any:
+    return await _lease_length(service, database, acknowledge=False)
+
+
 _RISING = tuple(1000.0 + 40 * number for number in range(30))
 # 17 of 40, in points of Elo: a gain of 0.024.
 _SLOW = tuple(1000.0 + 17 * number for number in range(30))
@@ -176,10 +265,25 @@ EFFECTS: dict[str, Effect] = {
     "resource_limits.max_cpu_per_worker": _effect(_cores, {0.5: 0.5, 16.0: 16.0}),
     "resource_limits.max_concurrent_llm_calls": _effect(_permits, {1: 1, 2: 2}),
     **_WEIGHTS,
-    "test_time_compute.enabled": _effect(_iterations(*_FLAT, max_iterations=20), {True: 11, False: 20}),
+    "test_time_compute.enabled": _effect(_iterations(*_FLAT, max_iterations=20), {True: 11, False: 3}),
     "test_time_compute.min_iterations": _effect(_iterations(*_FLAT, patience=2), {1: 3, 9: 9}),
     "test_time_compute.max_iterations": _effect(_iterations(*_RISING), {10: 10, 14: 14}),
     "test_time_compute.improvement_threshold": _effect(_iterations(*_SLOW, patience=2), {0.001: "goes on", 0.1: 3}),
+    "queue.max_size": _effect(_room("critical"), {3: 3, 5: 5}),
+    "queue.displaces": _effect(_displaced, {True: 201, False: 429}, max_size=3),
+    **{
+        f"queue.quotas.{priority}": _effect(_room(priority), {0.1: 1, 5.0: 5}, max_size=10)
+        for priority in ("low", "medium", "high", "critical")
+    },
+    "queue.aging.low_after_seconds": _effect(_risen("low"), {60.0: "medium", 1800.0: "low"}),
+    "queue.aging.medium_after_seconds": _effect(_risen("medium"), {60.0: "high", 1800.0: "medium"}),
+    "queue.aging.high_after_seconds": _effect(_risen("high"), {60.0: "critical", 1800.0: "high"}),
+    "queue.avoid_failed_worker_seconds": _effect(_failed_before, {0.0: True, 600.0: False}),
+    "queue.max_rescues": _effect(_lost_once, {0: "failed", 1: "pending"}),
+    "recovery.heartbeat_interval_seconds": _effect(_told("heartbeat_interval_seconds"), {0.5: 0.5, 7.0: 7.0}),
+    "recovery.lost_after_seconds": _effect(_silent_for_a_minute, {30.0: "lost", 600.0: "ready"}),
+    "recovery.lease_seconds": _effect(_lease_length, {5.0: 5, 300.0: 300}),
+    "recovery.acknowledge_within_seconds": _effect(_unacknowledged_length, {1.0: 1, 300.0: 300}),
     "namespaces.one.weight": _effect(_namespace_lead, {1.0: "half", 9.0: "many"}),
     "namespaces.one.max_tasks_share": _effect(_namespace_room, {0.8: 201, 0.05: 429}),
 }
@@ -220,9 +324,9 @@ async def test_what_it_does(service: Service, database: Database, path: str, cho
     effect = EFFECTS[path]
     section, _, name = path.partition(".")
     values: Any = {**effect.others, name: chosen}
-    if section == "namespaces":
+    if "." in name:
         space, _, name = name.partition(".")
-        values = {space: {name: chosen}}
+        values = {**effect.others, space: {name: chosen}}
     elif section == "agent_weights":
         values = {weight_name(agent): (1 - chosen) / 5 for agent in AgentType} | values
     version = (await changed(service, {section: values}, 1, reason="to see what it does"))["version"]

@@ -19,7 +19,7 @@ _MOST = "worker_pool.max_workers"
 async def _as_before(convener: CommandLine) -> AsyncIterator[None]:
     """Puts the first version back."""
     yield
-    done = await convener("config", "rollback", "1", "--yes")
+    done = await convener("config", "rollback", "1", "--yes", "--reason", "as before")
     assert done.code == 0, done.err
 
 

@@ -16,6 +16,7 @@ from app.admin.rules.config import (
     from_json,
     preset,
     problems,
+    step_problems,
     with_mode,
 )
 from app.kernel.agents import AgentType
@@ -172,3 +173,18 @@ def test_changes_are_flat() -> None:
         Change(path="new", before=None, after=False),
     ]
     assert changes(after, after) == []
+
+
+def test_the_pool_of_development_stays_small() -> None:
+    for sizes, wrong in (((2, 5), []), ((1, 5), ["min_workers"]), ((100, 1000), ["min_workers", "max_workers"])):
+        document = _with_pool(Mode.DEVELOPMENT, min_workers=sizes[0], max_workers=sizes[1])
+        paths = [remark.path for remark in problems(document, Mode.DEVELOPMENT)]
+        assert paths == [f"worker_pool.{name}" for name in wrong]
+
+
+def test_trusted_testers_raise_the_minimum_in_steps() -> None:
+    former = _with_pool(Mode.TRUSTED_TESTER, min_workers=8, max_workers=50)
+    for minimum, is_allowed in ((10, True), (11, False), (5, True)):
+        document = replace(former, worker_pool=replace(former.worker_pool, min_workers=minimum))
+        assert (step_problems(former, document, Mode.TRUSTED_TESTER) == []) == is_allowed
+        assert step_problems(former, document, Mode.PRODUCTION) == []

@@ -36,7 +36,9 @@ def test_each_role_may_do_what_it_is_for_and_no_more() -> None:
     assert SCOPES[Role.POOL] == {Scope.PUBLIC, Scope.REGISTER}
     assert SCOPES[Role.MONITOR] == {Scope.PUBLIC, Scope.MONITOR}
     assert SCOPES[Role.READER] == SCOPES[Role.MONITOR] | {Scope.READ, Scope.CONTENT}
-    assert SCOPES[Role.SUPERVISOR] == SCOPES[Role.READER] | {Scope.SUBMIT, Scope.WEIGH, Scope.CALL, Scope.MEASURE}
+    assert SCOPES[Role.SUPERVISOR] == SCOPES[Role.READER] | {
+        *(Scope.SUBMIT, Scope.MANAGE, Scope.WEIGH, Scope.CALL, Scope.MEASURE)
+    }
     assert SCOPES[Role.OPERATOR] == SCOPES[Role.SUPERVISOR] | {Scope.OPERATE, Scope.CONFIGURE}
     assert SCOPES[Role.ADMIN] == SCOPES[Role.OPERATOR] | {Scope.KEYS}
     assert [role for role in Role if Principal(key_id="k", role=role).may(Scope.LEASE)] == [Role.WORKER]

@@ -182,7 +182,7 @@ async def test_the_api_tells_that_no_loop_runs(database: Database, monkeypatch: 
     monkeypatch.setattr(alerts, "_EVERY_SECONDS", 0.05)
     await observe(database)
     await execute(database, "INSERT INTO loop_ticks (duty, last_run_at) VALUES ('sweep leases', now())")
-    standing_in = asyncio.create_task(alerts.stand_in(database, CapacityPolicy(), with_webhooks=False))
+    standing_in = asyncio.create_task(alerts.stand_in(database, CapacityPolicy, with_webhooks=False))
     await asyncio.sleep(0.3)
     assert await all_alerts(database) == []
     await execute(database, "UPDATE loop_ticks SET last_run_at = now() - interval '1 minute'")

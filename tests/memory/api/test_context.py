@@ -191,7 +191,7 @@ async def test_a_namespace_is_listed_in_pages(service: Service) -> None:
             seen += [item["value"]["key"] for item in page["items"]]
             after = page["next"]
         assert seen == left
-    assert (await service.get("/context/nothing")) == {"items": [], "next": None}
+    assert (await service.get("/context/nothing")) == {"items": [], "next": None, "size": None}
 
 
 async def test_pages_of_large_values_are_short(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,3 +232,25 @@ async def test_old_versions_are_pruned_and_numbers_go_on(service: Service, datab
         await store.prune(connection, keep=1, days=30)
     assert await value(database, "SELECT count(*) FROM context_entries") == 1
     assert (await _put(service, "back")).headers["etag"] == '"8"'
+
+
+async def test_the_last_writer_wins_without_a_read(service: Service) -> None:
+    path = "/context/last/k?overwrite=true"
+    answers = await asyncio.gather(*(service.ask("PUT", path, number) for number in range(8)))
+    assert sorted(answer.status_code for answer in answers) == [200] * 7 + [201]
+    assert sorted(answer.json()["version"] for answer in answers) == list(range(1, 9))
+    last = next(number for number, answer in enumerate(answers) if answer.json()["version"] == 8)
+    assert (await service.get("/context/last/k"))["value"] == last
+    both = await service.ask("PUT", path, 1, headers={"If-Match": '"8"'})
+    is_problem(both, 422, "invalid_request")
+
+
+async def test_the_size_of_a_namespace_is_told_where_it_is_asked_for(service: Service) -> None:
+    for key, number in (("a", "x" * 98), ("b", 1), ("c", 2)):
+        for content in ("former", number):
+            assert (await service.ask("PUT", f"/context/sized/{key}?overwrite=true", content)).is_success
+    await service.ask("DELETE", "/context/sized/c", headers={"If-Match": '"2"'})
+    page = await service.get("/context/sized", size=True, limit=1)
+    assert (len(page["items"]), page["size"]) == (1, {"entries": 2, "bytes": 101})
+    assert (await service.get("/context/sized"))["size"] is None
+    assert (await service.get("/context/nothing", size=True))["size"] == {"entries": 0, "bytes": 0}

@@ -126,6 +126,6 @@ async def test_only_a_worker_that_serves_pushes_metrics(service: Service) -> Non
     lease = await busy.lease()
     for worker in (idle, busy):
         await service.post(f"/workers/{worker.id}/drain", {})
-    assert [await _push(worker) for worker in (starting, idle, busy)] == [403, 403, 201]
+    assert [await _push(worker) for worker in (starting, idle, busy)] == [409, 409, 201]
     assert (await busy.on_lease(lease, "complete", result={})).status_code == 200
-    assert await _push(busy) == 403
+    assert await _push(busy) == 409

@@ -18,7 +18,11 @@ from app.workers.errors import StartRefused
 from app.workers.service import manual_start, pool
 from app.workers.service.manual_start import Starting, StartOrder
 from app.workers.store import hosts
+from tests.support.config_calls import change
 from tests.support.factories import ready_worker, report
+from tests.support.pools import arrive, bounds, crew
+from tests.support.problems import is_problem
+from tests.support.service import Service
 from tests.support.sql import execute, fetch, until_blocked, value
 
 
@@ -166,3 +170,25 @@ async def test_who_started_them_and_why_is_kept(database: Database) -> None:
     (entry,) = await fetch(database, "SELECT by, reason, before, after FROM audit WHERE action = 'workers.start'")
     assert (entry["by"], entry["reason"]) == ("test", "a long run")
     assert ('"workers": 2' in entry["before"], "here-3" in entry["after"]) == (True, True)
+
+
+async def test_trusted_testers_start_a_quarter_more_at_a_time(database: Database) -> None:
+    """Whoever starts as many again before those are ready gets no more."""
+    await bounds(database, 5, 50, Mode.TRUSTED_TESTER)
+    await crew(database, 8)
+    with pytest.raises(StartRefused, match="25% more workers in a step: 10 with the 8"):
+        await _start(database, 3, Mode.TRUSTED_TESTER)
+    assert len(await _start(database, 2, Mode.TRUSTED_TESTER)) == 2
+    with pytest.raises(StartRefused, match="in a step"):
+        await _start(database, 1, Mode.TRUSTED_TESTER)
+    await arrive(database)
+    assert len(await _start(database, 2, Mode.TRUSTED_TESTER)) == 2
+
+
+async def test_trusted_testers_say_why_workers_are_started(service: Service, database: Database) -> None:
+    mode = {"mode": "trusted_tester", "reason": "guests"}
+    assert (await change(service, "POST", mode, 1, "/config/mode")).status_code == 200
+    await crew(database, 5)
+    is_problem(await service.ask("POST", "/workers/start", {}), 422, "reason_required", "reason")
+    assert len(await _names(database)) == 5
+    assert (await service.ask("POST", "/workers/start", {"reason": "a long run"})).status_code == 201
