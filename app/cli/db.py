@@ -53,9 +53,10 @@ def status(fmt: Output = Format.TABLE) -> None:
 
     revision = on_database(lambda database: schema.revision(database.engine))
     head = schema.head()
+    code = ExitCode.OK if revision == head else ExitCode.REFUSED
     if fmt is Format.JSON:
         output.write_json({"revision": revision, "expected": head, "current": revision == head})
-        return
+        raise typer.Exit(code)
     verdict = Text("up to date", "green") if revision == head else Text("run `convener db migrate`", "yellow")
     facts: list[tuple[str, str | Text]] = [
         ("Schema", revision or "none: the database is empty"),
@@ -63,3 +64,4 @@ def status(fmt: Output = Format.TABLE) -> None:
         ("Verdict", verdict),
     ]
     output.show(output.details(facts))
+    raise typer.Exit(code)

@@ -7,19 +7,25 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+import asyncpg
 import typer
 from rich.panel import Panel
 from rich.text import Text
+from sqlalchemy.exc import SQLAlchemyError
 
 from app.admin.rules.config import conduct
 from app.cli.pool_options import PoolOptions
 from app.cli.stack import KEY_FILES, Stack, StackError, running
 from app.cli.task_lines import show_tasks
+from app.db.database import translate_error
 from app.kernel.access import Role
+from app.kernel.errors import ConvenerError
 from app.kernel.modes import Mode
 from app.postgres.errors import EmbeddedError
 from app.settings import Settings, SettingsError, take_settings
 from app.terminal import output
+from app.terminal.databases import database_failure
+from app.terminal.failures import ExitCode, Failure
 from app.workers.provisioners.environment import HandlersRefused
 
 console = output.PlainConsole(stderr=True)
@@ -61,7 +67,16 @@ def up(
         asyncio.run(_run(settings, pool_options))
     except (StackError, EmbeddedError, SettingsError, HandlersRefused) as error:
         console.print(Text.assemble(("convener up:", "bold red"), f" {error}"))
-        raise typer.Exit(1) from None
+        raise typer.Exit(ExitCode.USAGE if isinstance(error, SettingsError) else ExitCode.REFUSED) from None
+    except (ConvenerError, SQLAlchemyError, asyncpg.PostgresError, OSError, TimeoutError) as error:
+        raise _start_failure(error) from None
+
+
+def _start_failure(error: Exception) -> Failure:
+    if isinstance(error, OSError) and error.filename:
+        hint = "choose another place with --state or CONVENER_STATE_DIRECTORY, or mend its rights"
+        return Failure(f"cannot use {error.filename}: {error.strerror}", ExitCode.REFUSED, hint=hint)
+    return database_failure(error if isinstance(error, ConvenerError) else translate_error(error), error)
 
 
 async def _run(settings: Settings, pool_options: PoolOptions) -> None:

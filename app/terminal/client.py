@@ -82,7 +82,7 @@ class Refusal(Failure):
         explanations = fields or ([detail] if detail not in ("", title) else [])
         super().__init__(
             f"{title} ({status} {code})",
-            _CODES.get(status, ExitCode.REFUSED),
+            ExitCode.UNREACHABLE if code == "database_unavailable" else _CODES.get(status, ExitCode.REFUSED),
             details=explanations,
             hint=_HINTS.get(code, "correct the values named above" if status == 422 else None),
         )

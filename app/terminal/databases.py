@@ -91,12 +91,13 @@ async def _on(url: str, work: "Callable[[Database], Awaitable[T]]") -> T:
     except KeyNotFound as error:
         raise Failure(error.detail, ExitCode.NOT_FOUND, hint="`convener key ls` lists the keys") from None
     except (ConvenerError, SQLAlchemyError, asyncpg.PostgresError, OSError, TimeoutError) as error:
-        raise _failure(error if isinstance(error, ConvenerError) else translate_error(error), error) from error
+        raise database_failure(error if isinstance(error, ConvenerError) else translate_error(error), error) from error
     finally:
         await database.close()
 
 
-def _failure(domain_error: Exception, error: Exception) -> Failure:
+def database_failure(domain_error: Exception, error: Exception) -> Failure:
+    """The failure of a command for an error of the database, and what the domain calls it."""
     # The driver's words say more than the domain's. Only their first line: the next ones hold statement and parameters.
     cause = error.__cause__ if isinstance(error, DatabaseUnavailable) and error.__cause__ else error
     lines = str(cause).strip().splitlines() or [type(cause).__name__]

@@ -1,7 +1,9 @@
 """Failures of commands: a sentence, a hint at what to do, and the exit code that scripts rely on."""
 
+import json
 from collections.abc import Sequence
 from enum import IntEnum
+from itertools import pairwise
 from typing import Any
 
 import typer
@@ -48,9 +50,13 @@ class Failure(Exception):
         self.details = details
         self.hint = hint
 
-    def show(self) -> None:
-        """Print it to stderr, in words for a person."""
+    def show(self, *, as_json: bool = False) -> None:
+        """Print it to stderr: in words for a person, or as one JSON object for a program."""
         console = errors()
+        if as_json:
+            fields = {"error": self.message, "exit_code": self.code, "details": list(self.details), "hint": self.hint}
+            console.file.write(json.dumps(fields) + "\n")
+            return
         console.print(Text.assemble(("Error:", "bold red"), f" {self.message}"))
         for line in self.details:
             console.print(f"  {line}")
@@ -62,9 +68,16 @@ class Commands(TyperGroup):
     """A group of commands that reports failures in words and ends with their code."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; show a Failure and exit with its code."""
+        """Run the command; show a Failure, as JSON where the command was to answer so, and exit with its code."""
+        words = [*getattr(ctx, "_protected_args", ()), *ctx.args]  # running the command empties them
         try:
             return super().invoke(ctx)
         except Failure as failure:
-            failure.show()
+            failure.show(as_json=_asks_for_json(words))
             raise typer.Exit(failure.code) from None
+
+
+def _asks_for_json(words: Sequence[str]) -> bool:
+    if any(word in ("-ojson", "--output=json") for word in words):
+        return True
+    return any(name in ("-o", "--output") and value == "json" for name, value in pairwise(words))

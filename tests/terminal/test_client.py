@@ -58,7 +58,7 @@ def test_gives_up_in_the_end(pauses: list[float]) -> None:
     away = {"title": "The database does not answer", "code": "database_unavailable", "status": 503, "detail": "x"}
     with client(lambda _: httpx.Response(503, json=away)) as live_service, pytest.raises(Refusal) as refused:
         live_service.get("/status")
-    assert refused.value.code is ExitCode.REFUSED
+    assert refused.value.code is ExitCode.UNREACHABLE
     assert len(pauses) == 3
     assert "convener db status" in str(refused.value.hint)
 
