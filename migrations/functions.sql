@@ -28,7 +28,8 @@ DECLARE
     oldest bigint;
 BEGIN
     transaction := (pg_snapshot_xmax(pg_current_snapshot())::text)::bigint;
-    SELECT last_value INTO seq FROM events_seq_seq;
+    -- Before the first event the sequence shows the value that this one will have.
+    SELECT last_value - (NOT is_called)::int INTO seq FROM events_seq_seq;
     WITH lock AS MATERIALIZED (
         SELECT virtualtransaction, locktype, database, relation, mode, transactionid FROM pg_locks
         WHERE granted AND locktype IN ('relation', 'transactionid')

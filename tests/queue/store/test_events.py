@@ -103,6 +103,13 @@ async def test_now_is_before_whatever_comes(database: Database) -> None:
     assert await _everything(database, now) == [told]
 
 
+async def test_now_is_before_the_first_event_of_a_new_database(own_database: Database) -> None:
+    async with own_database.transaction() as connection:
+        now = await events.latest(connection)
+    told = await _told(own_database)
+    assert await _everything(own_database, now) == [told]
+
+
 async def test_now_does_not_miss_what_is_being_written(database: Database) -> None:
     async with _open(database) as slow:
         late = await _tell(slow)
