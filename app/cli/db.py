@@ -7,7 +7,7 @@ from rich.text import Text
 
 from app.memory.cli import backups
 from app.terminal import output
-from app.terminal.databases import author, on_database
+from app.terminal.databases import author, bundled_url, on_database
 from app.terminal.failures import ExitCode, Failure
 from app.terminal.output import Format, Output
 
@@ -51,7 +51,7 @@ def status(fmt: Output = Format.TABLE) -> None:
     """Show which revision the schema is at, and which one this version needs."""
     from app.db import schema
 
-    revision = on_database(lambda database: schema.revision(database.engine))
+    revision = on_database(lambda database: schema.revision(database.engine), bundled_url())
     head = schema.head()
     code = ExitCode.OK if revision == head else ExitCode.REFUSED
     if fmt is Format.JSON:

@@ -105,6 +105,10 @@ def database_failure(domain_error: Exception, error: Exception) -> Failure:
         hint = "is it running, and is CONVENER_DATABASE_URL its address?"
         return Failure("the database cannot be reached", ExitCode.UNREACHABLE, details=lines[:1], hint=hint)
     hint = "`convener db status` tells whether its schema is the one that this version needs"
+    # Class 28 of the SQL standard: whoever is not let in learns nothing of the schema.
+    origin = getattr(cause, "orig", cause)
+    if str(getattr(origin, "sqlstate", None) or "").startswith("28"):
+        hint = "look at user and password in CONVENER_DATABASE_URL, and CONVENER_DATABASE_PASSWORD"
     return Failure("the database refused", ExitCode.REFUSED, details=lines[:1], hint=hint)
 
 

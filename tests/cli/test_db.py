@@ -2,6 +2,7 @@
 
 import ast
 from pathlib import Path
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import app
@@ -41,6 +42,11 @@ async def test_a_database_that_is_away_or_not_named(offline: CommandLine, server
     missing = await offline("db", "migrate", CONVENER_DATABASE_URL=named(server_url, "convener_missing"))
     assert (missing.code, missing.out) == (1, "")
     assert "convener_missing" in missing.err
+    wrong_password = server_url.replace(str(urlsplit(server_url).password), "wrong")
+    refused = await offline("db", "status", CONVENER_DATABASE_URL=wrong_password)
+    assert refused.code == 1
+    assert "user and password" in refused.err
+    assert "db status" not in refused.err
     unset = await offline("db", "migrate")
     assert unset.code == 2
     assert "convener up" in unset.err
