@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from app.db.connections import Connections, LimitedConnection, Limits
 from app.db.notify import Announcer, pop_news
+from app.db.outage import Outage
 from app.kernel.errors import DatabaseUnavailable, Locked, Unstorable
 
 Kind = TypeVar("Kind")
@@ -59,6 +60,7 @@ class Database:
         read_limits = Limits(statement_seconds=statement_seconds, lock_seconds=_READ_LOCK_SECONDS)
         self._read_engine = self._engine(read_limits, 4, overflow=2, timeout=3)
         self._reads = 0
+        self.outage = Outage()
 
     def _engine(self, limits: Limits, size: int, *, overflow: int, timeout: float) -> AsyncEngine:
         engine = create_async_engine(
@@ -130,7 +132,10 @@ class Database:
                     for callback in callbacks:
                         callback()
                 self.announcer.announce(pop_news(connection))
+                self.outage.note_answer()
         except (SQLAlchemyError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+            if is_gone(error):
+                self.outage.note_failure(error)
             raise cancellation_or(error) from error
 
     async def close(self) -> None:
@@ -203,6 +208,13 @@ def is_outage(error: BaseException) -> bool:
             asyncpg.exceptions.InsufficientResourcesError,
         ),
     )
+
+
+def is_gone(error: BaseException) -> bool:
+    """Whether nobody was there to answer: no connection could be made, or it broke."""
+    if isinstance(error, DBAPIError):
+        return error.connection_invalidated
+    return isinstance(error, (OSError, asyncpg.PostgresConnectionError)) and not isinstance(error, PoolExhausted)
 
 
 def is_locked(error: BaseException | None) -> bool:

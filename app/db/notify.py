@@ -78,6 +78,7 @@ class Announcer:
     ) -> None:
         self._connect = connect
         self._on_silence = on_silence
+        self._level = logging.WARNING
         self._listeners: list[Callable[[News], None]] = []
         self._outgoing: dict[str, float] = {}
         self._wake = asyncio.Event()
@@ -122,7 +123,9 @@ class Announcer:
                 asyncpg.InterfaceError,
                 asyncpg.InternalClientError,
             ) as e:
-                log.warning("announcements: connection lost (%s), trying again", type(e).__name__)
+                # Once, and not for every try to connect again; what else uses the database tells how long it is away.
+                log.log(self._level, "announcements: connection lost (%s), trying again", type(e).__name__)
+                self._level = logging.DEBUG
             except Exception:
                 # Nothing would start this task again: the process would get no announcements until its end.
                 log.exception("announcements stumbled, trying again")
@@ -132,6 +135,7 @@ class Announcer:
         connection = await self._connect()
         try:
             await connection.add_listener(CHANNEL, self._on_message)
+            self._level = logging.WARNING
             connection.add_termination_listener(lambda *_: self._wake.set())
             while not connection.is_closed():
                 with suppress(TimeoutError):

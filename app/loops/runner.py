@@ -60,8 +60,10 @@ class Runner:
             else:
                 await self._take_turn(item, is_woken=is_woken)
             self._ended_at[item.name] = asyncio.get_running_loop().time()
-        except DatabaseUnavailable:
-            log.warning("%s: the database is away, trying again", item.name)
+        except DatabaseUnavailable as error:
+            # The connections tell of an outage, once for all duties.
+            level = logging.DEBUG if self._context.database.outage.is_on else logging.WARNING
+            log.log(level, "%s: %s Trying again", item.name, error.detail)
         except Exception:
             log.exception("%s failed, trying again", item.name)
 

@@ -69,6 +69,20 @@ async def test_nobody_listens(nowhere: Database) -> None:
     await _ask_both_ways(nowhere)
 
 
+async def test_an_outage_is_one_line_until_it_is_over(nowhere: Database, caplog: pytest.LogCaptureFixture) -> None:
+    async def ask() -> None:
+        async with nowhere.transaction() as connection:
+            await now(connection)
+
+    for _ in range(20):
+        with pytest.raises(DatabaseUnavailable):
+            await ask()
+    assert caplog.text.count("the database has been away") == 1
+    nowhere.outage.note_answer()
+    nowhere.outage.note_answer()
+    assert caplog.text.count("the database is back after") == 1
+
+
 async def test_the_server_takes_no_connections_now(refusing: Database) -> None:
     await _ask_both_ways(refusing)
 

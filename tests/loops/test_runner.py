@@ -76,7 +76,7 @@ async def test_one_that_fails_stops_neither_itself_nor_the_others(
             await counter.reaches(6)
         await _until_runs(database, 2, "failing")
     assert "bad luck" in caplog.text
-    assert "failing: the database is away" in caplog.text
+    assert "failing: The database does not answer" in caplog.text
 
 
 async def test_work_and_turn_are_rolled_back_together(database: Database) -> None:

@@ -1,0 +1,37 @@
+"""Log lines of an outage of the database: one at once, one a minute, and one when it is over."""
+
+import logging
+import time
+
+log = logging.getLogger(__name__)
+_REPEAT_SECONDS = 60.0
+
+
+class Outage:
+    """Whether the database is away, as all users of its connections in this process find out."""
+
+    def __init__(self) -> None:
+        self._began_at: float | None = None
+        self._logged_at = 0.0
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the last try found nobody."""
+        return self._began_at is not None
+
+    def note_failure(self, error: BaseException) -> None:
+        """Note that the database did not answer."""
+        moment = time.monotonic()
+        if self._began_at is None:
+            self._began_at = moment
+        elif moment - self._logged_at < _REPEAT_SECONDS:
+            return
+        self._logged_at = moment
+        seconds = moment - self._began_at
+        log.warning("the database has been away for %.0f s (%s), trying again", seconds, type(error).__name__)
+
+    def note_answer(self) -> None:
+        """Note that the database has answered."""
+        if self._began_at is not None:
+            log.warning("the database is back after %.0f s", time.monotonic() - self._began_at)
+            self._began_at = None
