@@ -85,7 +85,7 @@ async def test_a_lease_that_was_given_back_and_leased_again_is_superseded(
         ("GET", f"/leases/{uuid4()}/start", 405, "method_not_allowed"),
         ("PUT", f"/workers/{uuid4()}/heartbeat", 405, "method_not_allowed"),
         ("DELETE", "/tasks", 405, "method_not_allowed"),
-        ("PATCH", f"/tasks/{uuid4()}", 405, "method_not_allowed"),
+        ("PUT", f"/tasks/{uuid4()}", 405, "method_not_allowed"),
         ("POST", "/events", 405, "method_not_allowed"),
         ("POST", "/livez", 405, "method_not_allowed"),
     ],
