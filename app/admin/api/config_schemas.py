@@ -31,6 +31,7 @@ class WorkerPool(_Strict):
     scale_up_threshold: Share
     scale_down_threshold: Share = Field(description="below scale_up_threshold")
     worker_timeout_seconds: int = Field(ge=60, le=3600)
+    wait_target_seconds: float = Field(30, ge=1, le=3600, description="how long a task may wait for a worker")
 
 
 class ResourceLimits(_Strict):

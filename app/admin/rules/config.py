@@ -34,7 +34,8 @@ class ConfigAction(StrEnum):
 class PoolConfig:
     """Bounds in workers, thresholds as shares of 1, and the seconds that a worker may take for a task.
 
-    The timeout is of a task that names none of its own: then the task is taken from its worker.
+    The timeout is of a task that names none of its own: then the task is taken from its worker. The wait target is how
+    long a task may wait for a worker, in seconds.
     """
 
     min_workers: int
@@ -42,6 +43,7 @@ class PoolConfig:
     scale_up_threshold: float = 0.8
     scale_down_threshold: float = 0.3
     worker_timeout_seconds: int = 300
+    wait_target_seconds: float = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

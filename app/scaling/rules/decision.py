@@ -185,7 +185,11 @@ def _weight_changes(inputs: DecisionInputs) -> dict[AgentType, tuple[float, floa
 
 
 def _sizes(inputs: DecisionInputs, allocation: Allocation, starts: int) -> dict[AgentType, tuple[TaskLimits, str]]:
-    policy = SizingPolicy(base=usual_limits(inputs.limits), limit=largest_limits(inputs.limits))
+    policy = SizingPolicy(
+        base=usual_limits(inputs.limits),
+        limit=largest_limits(inputs.limits),
+        wait_target_seconds=inputs.policy.wait_target_seconds,
+    )
     if inputs.hosts:
         policy = replace(
             policy,

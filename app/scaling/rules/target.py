@@ -88,6 +88,7 @@ def scaling_policy(document: Document, mode: Mode) -> ScalingPolicy:
         max_workers=pool.max_workers,
         scale_up_threshold=pool.scale_up_threshold,
         scale_down_threshold=pool.scale_down_threshold,
+        wait_target_seconds=pool.wait_target_seconds,
     )
     return in_mode(policy, mode)
 

@@ -69,6 +69,14 @@ async def _growth_at_60_percent(_: Service, database: Database) -> Any:
     return (await decided(database))["decision_type"]
 
 
+async def _growth_for_a_batch(_: Service, database: Database) -> Any:
+    """40 tasks of about 20 s: two workers start them in time only where they may wait for long."""
+    await crew(database, 2, cpu_percent=90.0)
+    await decided(database)
+    await submitted(database, 40)
+    return (await decided(database))["decision_type"]
+
+
 async def _shrinking_at_a_third(service: Service, _: Database) -> Any:
     """Two of three workers idle: a pool that counts as busy keeps them for twice as long."""
     document = (await service.app.state.services[CurrentConfig].read()).document
@@ -259,6 +267,9 @@ EFFECTS: dict[str, Effect] = {
     ),
     "worker_pool.scale_down_threshold": _effect(
         _shrinking_at_a_third, {0.5: "scale_down", 0.3: "maintain"}, min_workers=1
+    ),
+    "worker_pool.wait_target_seconds": _effect(
+        _growth_for_a_batch, {30.0: "scale_up", 3600.0: "maintain"}, min_workers=2
     ),
     "worker_pool.worker_timeout_seconds": _effect(_timeout, {60: 60.0, 3600: 3600.0}),
     "resource_limits.max_memory_per_worker_gb": _effect(_memory, {1.0: 1.0, 64.0: 64.0}),

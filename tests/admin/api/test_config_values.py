@@ -16,6 +16,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "worker_pool.scale_up_threshold": (0.0, 1.0),
     "worker_pool.scale_down_threshold": (0.0, 1.0),
     "worker_pool.worker_timeout_seconds": (60, 3600),
+    "worker_pool.wait_target_seconds": (1.0, 3600.0),
     "resource_limits.max_memory_per_worker_gb": (1.0, 64.0),
     "resource_limits.max_cpu_per_worker": (0.5, 16.0),
     "resource_limits.max_concurrent_llm_calls": (1, 100),
