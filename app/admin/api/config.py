@@ -157,7 +157,7 @@ async def history(
     following = versions.next(lambda version: version.version)
     # The last one shown is compared with the one before it.
     former = await store.read(connection, following - 1) if following else None
-    pairs = zip(versions.items, [*versions.items[1:], former], strict=True)
+    pairs = zip(versions.items, [*versions.items[1:], former], strict=False)
     return ConfigHistoryPage(items=[history_item(version, previous) for version, previous in pairs], next=following)
 
 

@@ -205,3 +205,7 @@ async def test_a_patch_may_call_itself_one(service: Service) -> None:
     content = b'{"worker_pool": {"max_workers": 77}}'
     answer = await service.ask("PATCH", "/config", content=content, headers=headers)
     assert answer.json()["worker_pool"]["max_workers"] == 77
+
+
+async def test_nothing_comes_before_the_first_version(service: Service) -> None:
+    assert await service.get("/config/history", after=1, limit=1) == {"items": [], "next": None}
