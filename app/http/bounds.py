@@ -144,7 +144,7 @@ class BoundedHeads(HttpToolsProtocol):
         while BoundedHeads._unread_bytes > self.max_unread_bytes and len(self._unread) > 1:
             slowest = next(iter(self._unread))
             slowest._forget_unread()
-            slowest.transport.abort()
+            slowest._cut_off()
 
     def resume_writing(self) -> None:
         """Count an answer no longer, and what follows anew."""
@@ -181,9 +181,15 @@ class BoundedHeads(HttpToolsProtocol):
         self._untaken = size
         due = (now - self._answered_at - pace.free_seconds) * pace.bytes_per_second
         if now - self._taken_at > pace.gap_seconds or self._taken < due:
-            self.transport.abort()
+            self._cut_off()
         else:
             self._watching = self.loop.call_later(1.0, self._check_taking)
+
+    def _cut_off(self) -> None:
+        """End the connection at once; what is still answered is dropped, as uvloop lets nobody write to it any more."""
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+        self.transport.abort()
 
     def _forget_unread(self) -> None:
         BoundedHeads._unread_bytes -= self._unread.pop(self, 0)
@@ -239,6 +245,9 @@ class BoundedHeads(HttpToolsProtocol):
         """Note that the head is complete."""
         self._pending, self._in_head = 0, False
         super().on_headers_complete()
+        # A request behind one that has closed the connection, as every one does while the service stops.
+        if self.transport.is_closing() and self.cycle is not None:
+            self.cycle.disconnected = True
 
     def on_body(self, body: bytes) -> None:
         """Note that part of the body was passed on; trailers that follow count as a head again."""
@@ -319,7 +328,7 @@ class BoundedHeads(HttpToolsProtocol):
         # Many at once, so that a flood of connections does not sort all of them again for each one.
         count = max(1, self.max_connections // 16)
         for connection in sorted(closable, key=lambda c: (c._is_admitted(), c._began_at))[:count]:
-            connection.transport.abort()
+            connection._cut_off()
         BoundedHeads._room = min(count, len(closable))
 
     def _is_admitted(self) -> bool:

@@ -132,7 +132,7 @@ def _replaced(body: Any, path: list[str], value: float) -> Any:
             if isinstance(body, list)
             else {name: _replaced(part, rest, value) for name, part in body.items()}
         )
-    return {**body, head: _replaced(body[head], rest, value)}
+    return {**body, head: _replaced(body.get(head, {}), rest, value)}
 
 
 def test_every_number_of_a_body_has_a_case() -> None:

@@ -138,8 +138,8 @@ LISTS: dict[str, list[str]] = {
         SELECT id, date_trunc('minute', now()), 1, 1, 1, 1, 1, now() FROM metric_series""",
     ],
 }
-# Sums of a period, of so many names at most: they have no cursor.
-_SUMS = {"/llm/usage"}
+# Sums of a period, and the tasks that come next, of so many at most: they have no cursor.
+_SUMS = {"/llm/usage", "/queues/next"}
 
 
 def test_every_list_is_among_them() -> None:

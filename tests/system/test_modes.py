@@ -204,7 +204,7 @@ async def test_weights_keep_sum_floor_and_step(machine: Machine) -> None:
 async def test_permits_never_exceed_what_the_configuration_says(machine: Machine) -> None:
     await machine.change("PATCH", "/config", {"resource_limits": {"max_concurrent_llm_calls": 1}}, **_REASON)
     key = machine.up.bearer("supervisor")
-    await machine.change("PUT", "/llm/models/m", {})
+    await machine.change("PUT", "/llm/models/m", {}, **_REASON)
 
     async def acquire() -> httpx.Response:
         body = {"request_id": str(uuid4()), "model": "m", "agent_type": "ranking", "estimated_tokens": 1}

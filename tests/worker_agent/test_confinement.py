@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.worker_agent.confining import need_code_for_others, rules
+from tests.worker_agent.confining import need_code_for_others, open_to_others, rules
 from worker_agent import events as ev
 from worker_agent.cgroups import GroupParents, TaskGroup, group_parents, task_group
 from worker_agent.child_process import ResourceLimits, start_child
@@ -73,8 +73,7 @@ def by(method: Method, *writable: Path, **limits: Any) -> Confinement:
 def test_a_handler_reads_the_system_and_its_code_and_nothing_else(method: Method, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("x")
     (tmp_path / "secret").chmod(0o644)
-    for parent in (tmp_path, *tmp_path.parents[:2]):
-        parent.chmod(0o755)
+    open_to_others(tmp_path)
     confinement = by(method)
     assert succeeds(f"cat {__file__} >/dev/null", confinement)
     assert succeeds(f"{sys.executable} -c 'import ssl'", confinement)
@@ -88,8 +87,7 @@ def test_what_is_named_can_be_read_or_written(method: Method, tmp_path: Path) ->
     for directory in (data, results):
         directory.mkdir()
         (directory / "file").write_text("x")
-    for parent in (tmp_path, *tmp_path.parents[:2]):
-        parent.chmod(0o755)
+    open_to_others(tmp_path)
     view = view_files(readable=[data], writable=[results], uid=_uid())
     results.chmod(0o777)
     confinement = replace(by(method), view=view)
@@ -106,8 +104,7 @@ def test_what_is_hidden_is_not_seen_where_it_lies_in_what_is_shown(method: Metho
     secrets = ["code/state/operator.key", "code/state/postgres/x", "code/.env", "code/named"]
     for name in (*secrets, "code/package/agents.py"):
         (tmp_path / name).write_text("a secret")
-    for parent in (tmp_path, *tmp_path.parents[:2]):
-        parent.chmod(0o755)
+    open_to_others(tmp_path)
     view = view_files(readable=[tmp_path / "code"], hidden=[tmp_path / "code" / "named"], uid=_uid())
     confinement = replace(by(method), view=view)
     assert succeeds(f"grep secret {tmp_path}/code/package/agents.py", confinement)

@@ -22,7 +22,7 @@ from app.db.uuids import time_ordered_uuid
 from app.kernel.errors import SUPERSEDED, Locked, Unauthenticated, WorkerGone
 from app.kernel.events import WorkerEvent
 from app.kernel.ids import WorkerId
-from app.kernel.states import WorkerState
+from app.kernel.states import LIVE_STATES, WorkerState
 from app.kernel.text import plural
 from app.llm.store import permits
 from app.queue.broker.dispatch import WorkerPreferences
@@ -182,7 +182,7 @@ async def _held_lease(connection: AsyncConnection, beat: Heartbeat) -> dict[str,
 
 async def _require_live(connection: AsyncConnection, worker_id: UUID) -> None:
     row = await read(connection, worker_id)
-    if row["ended_at"] is not None:
+    if row["state"] not in LIVE_STATES:
         raise WorkerGone.of(row["state"], row["ended_reason"])
 
 

@@ -193,8 +193,7 @@ async def test_a_namespace_leaves_room_for_others(labs: tuple[Lab, Lab], service
 
 
 async def test_a_share_of_the_queue_can_be_configured(labs: tuple[Lab, Lab], service: Service) -> None:
-    service.app.state.services[Admission].policy = CapacityPolicy(max_queue_size=100, quotas={})
-    patch = {"namespaces": {"lab-a": {"max_tasks_share": 0.1, "weight": 2}}}
+    patch = {"namespaces": {"lab-a": {"max_tasks_share": 0.1, "weight": 2}}, "queue": {"max_size": 100}}
     version = (await service.ask("GET", "/config")).headers["etag"]
     answer = await service.ask("PATCH", "/config", patch, headers={"If-Match": version})
     assert answer.status_code == 200, answer.text

@@ -130,7 +130,7 @@ async def test_a_page_stays_within_its_look_among_many_tasks(own_database: Datab
 
 async def _rows_read(database: Database, selection: Selection) -> int:
     statement = listing._statement(listing._sources(selection, None))
-    values = {**selection.values(), "limit": 51, "max_rows": 1000, "last": 999}
+    values = {**selection.values(), "limit": 51, "max_rows": 1000, "last": 999, "page_bytes": 1 << 20}
     names: list[str] = []
     for name in values:
         if f":{name}" in statement:

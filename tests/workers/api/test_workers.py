@@ -220,6 +220,10 @@ async def test_a_replacement_shows_each_step(service: Service, database: Databas
     second = await _launched(service, database, new_id)
     await service.submitted()
     assert await second.lease() is not None
+    # Recorded beside the claim, so a moment later.
+    async with asyncio.timeout(30):
+        while not (await service.get("/replacements"))["items"][0]["first_lease_at"]:
+            await asyncio.sleep(0.05)
     (closed,) = (await service.get("/replacements"))["items"]
     assert closed["worker_id"] == str(new_id)
     steps = [closed[f"{step}_at"] for step in ("detected", "requested", "registered", "first_lease")]
