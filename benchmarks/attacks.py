@@ -362,6 +362,8 @@ def main() -> None:
     parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
     options = parser.parse_args()
     machine = Machine.now()
+    if unknown := [name for name in options.names if name not in ATTACKS]:
+        parser.error(f"there is no attack {unknown[0]!r}; there are: {', '.join(ATTACKS)}")
     figures = asyncio.run(_measure(options.names or list(ATTACKS), options.seconds))
     print((report.as_json if options.output == "json" else report.table)(machine, figures))
 

@@ -71,8 +71,9 @@ class GuardedRoute(APIRoute):
                 except ClientDisconnect:
                     # In the middle of its body: nobody is left to answer, and nothing went wrong here.
                     return Response(status_code=400)
-                await self._hand_over(request, body, max_bytes)
-                return await respond(request)
+                async with uploads.turn(len(body)):
+                    await self._hand_over(request, body, max_bytes)
+                    return await respond(request)
 
         return handle
 

@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from app.admin.rules.keys import read_key
+from app.http.bodies import Uploads
 from app.http.shares import SharePolicy, Shares
 from app.kernel.access import Role
 from app.kernel.errors import TooManyRequests
@@ -89,3 +90,13 @@ async def test_a_key_that_is_revoked_while_it_waits_for_its_turn_changes_nothing
             await asyncio.sleep(0.05)
     assert (await pause).status_code in (401, 429)
     assert (await service.ask("GET", "/queues", key=Role.MONITOR)).json()["paused"] == []
+
+
+async def test_two_large_bodies_are_worked_on_at_a_time_and_small_ones_pass_by() -> None:
+    uploads, large = Uploads(), 3 << 20
+    async with uploads.turn(large), uploads.turn(large):
+        third = asyncio.ensure_future(uploads.turn(large).__aenter__())
+        async with uploads.turn(1000):
+            await asyncio.sleep(0.05)
+        assert not third.done()
+    await asyncio.wait_for(third, 30)
