@@ -13,6 +13,7 @@ from starlette.responses import Response
 from app.http.bodies import Uploads, declared_limit, parse, uploader, validate
 from app.http.guard import ReadLog, admit_to_route, declared_scopes
 from app.kernel.access import Scope
+from app.kernel.errors import ShuttingDown
 
 # First words of the addresses of what is recorded when it is read, where the mode wants that. Figures are not.
 RECORDED = frozenset(
@@ -79,6 +80,9 @@ class GuardedRoute(APIRoute):
 
     async def _hand_over(self, request: Request, body: bytes, max_bytes: int) -> None:
         """Leave the body where FastAPI looks for it, which takes a finished model as it is."""
+        # Those that have waited for their turn must not keep the process from its end.
+        if request.app.state.services.stopping:
+            raise ShuttingDown
         request._body = body
         if not body or not _is_json(request.headers.get("content-type", "")):
             return
