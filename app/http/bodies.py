@@ -5,7 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from contextlib import suppress
 from functools import cache
 from itertools import islice
 from types import TracebackType
@@ -52,12 +52,6 @@ def declared_limit(openapi_extra: Mapping[str, Any] | None) -> int:
     return int((openapi_extra or {}).get(_DECLARED, SMALL_BYTES))
 
 
-# The work on a body of some MiB takes a tenth of a second of the loop and of the database: many at once would keep all
-# others waiting for as many.
-_LARGE_BYTES = 2 << 20
-_LARGE_AT_ONCE = 2
-
-
 class Uploads:
     """Bytes of bodies that are read or worked on at this moment, in all and of each caller."""
 
@@ -66,11 +60,6 @@ class Uploads:
         self._max_bytes = max_bytes
         self._in_all = 0
         self._by_caller: Counter[Hashable] = Counter()
-        self._large = asyncio.Semaphore(_LARGE_AT_ONCE)
-
-    def turn(self, size: int) -> AbstractAsyncContextManager[object]:
-        """A turn for the work on a body of `size` bytes, which large ones have few at a time."""
-        return self._large if size > _LARGE_BYTES else nullcontext()
 
     def of(self, caller: Hashable) -> "Upload":
         """The upload of a caller, to be held until its request is answered."""

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from app.http.bodies import Uploads, declared_limit, parse, uploader, validate
 from app.http.guard import ReadLog, admit_to_route, declared_scopes
+from app.http.shares import Shares
 from app.kernel.access import Scope
 from app.kernel.errors import ShuttingDown
 
@@ -66,13 +67,14 @@ class GuardedRoute(APIRoute):
                 return await respond(request)
             uploads: Uploads = request.app.state.uploads
             max_bytes = declared_limit(self.openapi_extra)
-            with uploads.of(uploader(request, principal)) as upload:
+            caller = uploader(request, principal)
+            with uploads.of(caller) as upload:
                 try:
                     body = await upload.read(request, max_bytes)
                 except ClientDisconnect:
                     # In the middle of its body: nobody is left to answer, and nothing went wrong here.
                     return Response(status_code=400)
-                async with uploads.turn(len(body)):
+                async with request.app.state.services[Shares].of_body(caller, len(body)):
                     await self._hand_over(request, body, max_bytes)
                     return await respond(request)
 

@@ -1,8 +1,8 @@
 """Shares of what is not hot: each key has so many requests at once, and all keys together; the others wait briefly."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Hashable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 
 from app.kernel.errors import TooManyRequests
@@ -18,17 +18,29 @@ class SharePolicy:
     waiting: int = 100
 
 
+# The work on a body of some MiB takes a tenth of a second of the loop and of the database: many at once would keep all
+# others waiting for as many.
+_LARGE_BYTES = 2 << 20
+
+
 class Shares:
     """The requests of this process that are under way, by key; those that cost much apart, as they are few."""
 
     def __init__(
-        self, policy: SharePolicy = SharePolicy(), costly: SharePolicy = SharePolicy(of_key=1, in_all=2)
+        self,
+        policy: SharePolicy = SharePolicy(),
+        costly: SharePolicy = SharePolicy(of_key=1, in_all=2),
+        large: SharePolicy = SharePolicy(of_key=1, in_all=2, wait_seconds=30.0),
     ) -> None:
-        self._usual, self._costly = _Turns(policy), _Turns(costly)
+        self._usual, self._costly, self._large = _Turns(policy), _Turns(costly), _Turns(large)
 
     def of(self, key_id: str, *, is_costly: bool = False) -> AbstractAsyncContextManager[None]:
         """A turn of the key, for the length of the block. Raises TooManyRequests."""
         return (self._costly if is_costly else self._usual).of(key_id)
+
+    def of_body(self, caller: Hashable, size: int) -> AbstractAsyncContextManager[None]:
+        """A turn of the caller for the work on a body of `size` bytes, where that is much. Raises TooManyRequests."""
+        return self._large.of(caller) if size > _LARGE_BYTES else nullcontext()
 
 
 class _Turns:
@@ -37,10 +49,10 @@ class _Turns:
     def __init__(self, policy: SharePolicy) -> None:
         self._policy = policy
         self._all = asyncio.Semaphore(policy.in_all)
-        self._by_key: dict[str, _Share] = {}
+        self._by_key: dict[Hashable, _Share] = {}
 
     @asynccontextmanager
-    async def of(self, key_id: str) -> AsyncIterator[None]:
+    async def of(self, key_id: Hashable) -> AsyncIterator[None]:
         share = self._by_key.setdefault(key_id, _Share(self._policy.of_key))
         if share.requests >= self._policy.of_key + self._policy.waiting:
             raise TooManyRequests

@@ -6,7 +6,6 @@ from contextlib import AsyncExitStack
 import pytest
 
 from app.admin.rules.keys import read_key
-from app.http.bodies import Uploads
 from app.http.shares import SharePolicy, Shares
 from app.kernel.access import Role
 from app.kernel.errors import TooManyRequests
@@ -92,11 +91,14 @@ async def test_a_key_that_is_revoked_while_it_waits_for_its_turn_changes_nothing
     assert (await service.ask("GET", "/queues", key=Role.MONITOR)).json()["paused"] == []
 
 
-async def test_two_large_bodies_are_worked_on_at_a_time_and_small_ones_pass_by() -> None:
-    uploads, large = Uploads(), 3 << 20
-    async with uploads.turn(large), uploads.turn(large):
-        third = asyncio.ensure_future(uploads.turn(large).__aenter__())
-        async with uploads.turn(1000):
+async def test_a_caller_has_one_large_body_worked_on_at_a_time_and_all_have_two() -> None:
+    shares, large = Shares(), 3 << 20
+    async with shares.of_body("a", large):
+        second = asyncio.ensure_future(shares.of_body("a", large).__aenter__())
+        async with shares.of_body("a", 1000), shares.of_body("b", large):
+            third = asyncio.ensure_future(shares.of_body("c", large).__aenter__())
             await asyncio.sleep(0.05)
-        assert not third.done()
-    await asyncio.wait_for(third, 30)
+            assert not third.done()
+        await asyncio.wait_for(third, 30)
+        assert not second.done(), "whoever sends many keeps others waiting for one of them only"
+    await asyncio.wait_for(second, 30)
