@@ -203,7 +203,8 @@ class _Capacity:
             self._held_of_all[holder] += count
         # Whoever has not come back when it was due does not wait any more.
         overdue = snapshot.now - timedelta(seconds=policy.hold_after_seconds)
-        gone = {(r.request.holder, r.request.model) for r in snapshot.reservations if r.due < overdue}
+        in_time = {(r.request.holder, r.request.model) for r in snapshot.reservations if r.due >= overdue}
+        gone = {(r.request.holder, r.request.model) for r in snapshot.reservations} - in_time
         contending = {*snapshot.held, *(set(waiting) - gone), *present}
         self._contending = Counter(model for _, model in contending)
         self._contending_for_all = len({holder for holder, _ in contending})

@@ -98,7 +98,7 @@ def _record_answer(model: Model, turn: FinishedTurn, ceiling: int, now: datetime
     callers = rules.refuted(callers, turn.granted_at)
     if own is not None:
         own = _with_breaker(model, own, turn, now, policy)
-        own = replace(_with_growth(own, turn.report.outcome, model), failures=0)
+        own = replace(_with_growth(own, turn.report.outcome, model), failures=0, condition="", condition_until=None)
         # Nothing that this caller has reported holds any longer.
         if own.limit is not None or own.is_blocked(now):
             callers[turn.caller] = own
@@ -164,7 +164,10 @@ def _move_breaker(model: Model, turn: FinishedTurn, now: datetime, policy: Repor
     if not turn.is_probe:
         return model
     if outcome in _ANSWERS or outcome is Outcome.RATE_LIMITED:
-        forgiven = {name: replace(caller, failures=0) for name, caller in callers.items()}
+        # Whatever they have reported of the service, it answers again.
+        forgiven = {
+            name: replace(caller, failures=0, condition="", condition_until=None) for name, caller in callers.items()
+        }
         return replace(model, breaker=Breaker(), callers=forgiven)
     if outcome in FAILURES and rules.voices(failing, has_rivals=turn.has_rivals) >= policy.confirmation.voices:
         return _opened(model, model.breaker.failures + 1, now, policy)

@@ -202,6 +202,9 @@ class _SettlementBatch:
         model = reports.record_call(model, turn, ceiling=ceiling, now=self._at, policy=self._policy)
         if report.key_expires_at is not None:
             model = replace(model, key_expires_at=report.key_expires_at)
+        elif report.outcome is Outcome.SUCCESS and model.key_expires_at and model.key_expires_at <= self._at:
+            # Another key has taken its place, whose end nobody has named.
+            model = replace(model, key_expires_at=None)
         self._models[model.name] = model
         by_dimension = self._meters.setdefault(model.name, meters(model, self._at))
         if report.tokens is not None and (meter := by_dimension.get(Dimension.TOKENS)) is not None:

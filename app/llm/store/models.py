@@ -93,7 +93,7 @@ WHERE model = :model
 _RESET = text("""
 UPDATE llm_models SET concurrency = :concurrency, ramping = true, shrunk_at = NULL, latency_seconds = NULL,
     cooldown_until = NULL, failures = 0, open_until = NULL, cause = NULL, until = NULL,
-    callers = '{}', requests_tat = NULL, tokens_tat = NULL,
+    key_expires_at = NULL, callers = '{}', requests_tat = NULL, tokens_tat = NULL,
     worker_tats = '{}'
 WHERE model = :model
 """)

@@ -69,6 +69,18 @@ async def test_a_task_that_was_parked_twice_or_that_ended_is_woken_once_or_not(
     await execute(database, "DELETE FROM tasks WHERE id = $1", parked[1])
     await execute(database, "UPDATE tasks SET run_at = 'infinity' WHERE id = $1", parked[2])
     await execute(database, "UPDATE llm_models SET callers = '{}' WHERE model = 'm'")
-    assert (await wake(database))["woken"] == 1
+    # The one whose goal is held stays so, and is due as soon as that ends.
+    assert (await wake(database))["woken"] == 2
     assert await due(database) == {parked[0]}
+    assert await value(database, "SELECT due_at <= now() FROM tasks WHERE id = $1", parked[2])
     assert await wake(database) == {"woken": 0, "tried": 0}
+
+
+async def test_a_task_that_somebody_has_locked_is_woken_later(database: Database, parked: list[UUID]) -> None:
+    await execute(database, "UPDATE llm_models SET callers = '{}' WHERE model = 'm'")
+    async with database.engine.connect() as other:
+        await other.exec_driver_sql(f"SELECT FROM tasks WHERE id = '{parked[0]}' FOR UPDATE")
+        assert (await wake(database))["woken"] == 2
+        await other.rollback()
+    assert (await wake(database))["woken"] == 1
+    assert await due(database) == set(parked[:3])
