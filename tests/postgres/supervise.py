@@ -10,9 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from app.postgres.binaries import find_binaries
 from app.postgres.cluster import Cluster
 from app.postgres.server import Server
+
+_PATIENCE_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,14 +30,18 @@ class Supervised:
 
 @contextmanager
 def supervised(directory: Path, *python: str) -> Iterator[Supervised]:
-    """Runs this file as a program, by another interpreter or user where given, and kills it at the end with kill -9."""
+    """Runs this file as a program, by another interpreter or user where given, until kill -9 and its server's end."""
     command = [*(python or [sys.executable]), __file__, str(directory)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as supervisor:
         try:
             assert supervisor.stdout is not None
-            yield Supervised(**json.loads(supervisor.stdout.readline()), supervisor=supervisor)
+            run = Supervised(**json.loads(supervisor.stdout.readline()), supervisor=supervisor)
+            postmaster = psutil.Process(run.pid)
+            yield run
         finally:
             supervisor.kill()
+    # Until then it writes into the directory, which the test may remove.
+    postmaster.wait(_PATIENCE_SECONDS)
 
 
 async def supervise(directory: Path) -> None:

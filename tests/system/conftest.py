@@ -174,9 +174,16 @@ class Up:
         self.child.kill()
         self.child.wait()
 
-    def running(self, module: str) -> psutil.Process:
-        """The process that runs this module, or PostgreSQL's postmaster."""
-        return next(found for found in self.processes() if _runs(found, module))
+    async def running(self, module: str) -> psutil.Process:
+        """The process that runs this module, or PostgreSQL's postmaster, as soon as there is one."""
+        processes: list[psutil.Process] = []
+
+        def look() -> list[psutil.Process]:
+            processes[:] = [process for process in self.processes() if _runs(process, module)]
+            return processes
+
+        await until(look, what=f"a process that runs {module}")
+        return processes[0]
 
     def stop(self) -> int:
         """SIGTERM; the exit code."""
@@ -206,7 +213,10 @@ class Up:
 
 
 def _runs(found: psutil.Process, module: str) -> bool:
-    command = found.cmdline()
+    try:
+        command = found.cmdline()
+    except psutil.Error:
+        return False
     if module == "postgres":
         return "-D" in command and command[0].endswith("/postgres")
     return any(pair == ("-m", module) for pair in pairwise(command))

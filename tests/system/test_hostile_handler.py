@@ -89,7 +89,7 @@ def _abstract_socket() -> Iterator[str]:
 
 async def test_it_gets_hold_of_nothing(attacked: Up) -> None:
     programs = ("app.main", "app.background", "worker_agent", "postgres")
-    processes = [attacked.running(program) for program in programs]
+    processes = [await attacked.running(program) for program in programs]
     paths = [str(path) for path in attacked.state.rglob("*") if path.is_socket()]
     with _abstract_socket() as abstract:
         order = {

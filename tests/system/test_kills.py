@@ -20,7 +20,7 @@ async def test_every_process_may_die_while_work_goes_on(up: Up) -> None:
     ids = await submit(up, 60, 0.3)
     for victim in ("worker_agent", "app.main", "app.background", "postgres", "worker_agent"):
         await asyncio.sleep(1.5)
-        process = up.running(victim)
+        process = await up.running(victim)
         process.kill()
         await until(partial(_is_gone, process), what=f"the end of {victim}")
     await all_completed(up, ids)

@@ -24,7 +24,7 @@ async def test_a_stranger_at_the_port_learns_no_key(up: Up) -> None:
     for address in ((), ("--url", up.url)):
         assert (await command("status", *address)).code == 0
 
-    up.running("app.main").kill()
+    (await up.running("app.main")).kill()
     up.kill()
     await until(lambda: not _is_served(path) and _is_free(up.port), what="the end of the API")
     assert path.exists(), "stale, as nobody was left to remove it"

@@ -94,7 +94,7 @@ async def test_what_up_leaves_can_be_read_by_its_owner_only(tmp_path: Path) -> N
 async def test_a_restarted_program_gets_its_secrets_again(up: Up) -> None:
     await up.start("--workers", "1")
     for module in ("app.main", "app.background"):
-        up.running(module).kill()
+        (await up.running(module)).kill()
     await ask(up, "/tasks", limit="1")  # until it answers again
     await all_completed(up, await submit(up, 2, 0.1))
-    assert psutil.pid_exists(up.running("app.main").pid)
+    assert psutil.pid_exists((await up.running("app.main")).pid)
