@@ -70,7 +70,7 @@ def group_parents(mounts: tuple[Path, ...] = _MOUNTS, membership: Path = _MEMBER
 @contextmanager
 def task_group(parents: GroupParents, *, memory_bytes: int, processes: int, cpu_cores: float) -> Iterator[TaskGroup]:
     """Groups for one task, with those limits that are possible here; all that is left in them ends with it."""
-    name = f"{_PREFIX}{os.getpid()}-{time.monotonic_ns()}"
+    name = f"{_PREFIX}{_own_mark()}-{time.monotonic_ns()}"
     quota = max(1000, round(cpu_cores * _CPU_PERIOD))
     limits = {
         "memory.max": str(memory_bytes),
@@ -101,8 +101,7 @@ def _group(directory: Path, limits: Mapping[str, str]) -> Iterator[None]:
             _set(directory / name, value)
         yield
     finally:
-        _set(directory / "cgroup.kill", "1")
-        _remove(directory)
+        _end(directory)
 
 
 def _own_groups(membership: Path) -> dict[str, str]:
@@ -141,11 +140,35 @@ def _own_directory(mount: Path, own: str) -> Path | None:
 
 
 def _remove_left_over(parent: Path) -> None:
-    """Remove groups of workers that died in the middle of a task."""
-    for directory in parent.glob(f"{_PREFIX}*"):
-        if not os.path.exists(f"/proc/{directory.name.removeprefix(_PREFIX).partition('-')[0]}"):
-            with contextlib.suppress(OSError):
-                directory.rmdir()
+    """End what workers that died in the middle of a task have left running, and remove its groups."""
+    # Only those of the same namespace can be looked for by their number.
+    for directory in parent.glob(f"{_PREFIX}{_namespace()}-*"):
+        pid, start, *_ = directory.name.removeprefix(f"{_PREFIX}{_namespace()}-").split("-")
+        if _started_at(int(pid)) != start:
+            _end(directory)
+
+
+def _own_mark() -> str:
+    """The namespace and number of this process and the time of its start, as another may get that number later."""
+    return f"{_namespace()}-{os.getpid()}-{_started_at(os.getpid())}"
+
+
+def _namespace() -> int:
+    return os.stat("/proc/self/ns/pid").st_ino
+
+
+def _started_at(pid: int) -> str:
+    """The start of a process in ticks since that of the system; empty without one."""
+    with contextlib.suppress(OSError):
+        # The name of the program may have blanks and brackets.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    return ""
+
+
+def _end(group: Path) -> None:
+    if (group / "cgroup.kill").exists():
+        _set(group / "cgroup.kill", "1")
+    _remove(group)
 
 
 def _words(file: Path) -> list[str]:

@@ -99,12 +99,17 @@ def _call_handler(target: str, key: str | None, task: Task) -> object:
 
 
 def _show_logs() -> None:
-    """Have what the handler logs written to stderr from level INFO on, unless it has set up logging itself."""
+    """Have what the handler logs written to stderr from level INFO on, unless it sets up logging itself."""
     # It would cost every other task the import.
     if "logging" in sys.modules:
         import logging
 
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        # The last resort steps aside for whatever the handler sets up, before or while it runs.
+        shown = logging.StreamHandler()
+        shown.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        logging.lastResort = shown
+        if logging.root.level == logging.WARNING:
+            logging.root.setLevel(logging.INFO)
 
 
 def _encode_result(result: object) -> bytes:

@@ -35,6 +35,9 @@ from worker_agent.wire import JsonObject, Lease, Postponement, TaskError, Usage
 log = logging.getLogger(__name__)
 
 
+_FOUND_BY_DAEMON = frozenset({"memory_limit", "result_too_large", "invalid_result"})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonSettings:
     """Settings of one daemon; `profile` is the body of its registration."""
@@ -215,6 +218,9 @@ class Daemon:
         """The end of a handler that gave up because a model answers nobody: its task waits for that, unharmed."""
         wait = None if self._access is None else self._access.task_key.waits
         if wait is None or wait.model is None or not isinstance(end, ev.HandlerFailed | ev.HandlerPostponed):
+            return end
+        # What the daemon itself finds has nothing to do with the model.
+        if isinstance(end, ev.HandlerFailed) and end.error.code in _FOUND_BY_DAEMON:
             return end
         seconds = min(wait.seconds, MAX_POSTPONEMENT_SECONDS)
         usage = end.usage or Usage(wall_seconds=0.0, cpu_seconds=0.0, max_memory_mb=0.0)

@@ -27,7 +27,8 @@ class OutputLog:
         pieces: list[LogPiece] = []
         room = _CALL_BYTES
         with self._lock:
-            for stream, log in self._streams.items():
+            # The one with less to say comes first, so that a chatty one does not keep it waiting.
+            for stream, log in sorted(self._streams.items(), key=lambda item: item[1].unsent_bytes):
                 for start, text in log.take(room):
                     pieces.append(LogPiece(stream=stream, start=start, text=text))
                     room -= len(text.encode())
@@ -41,6 +42,10 @@ class _StreamLog:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._parts = [_Part(HEAD_BYTES), _Part(TAIL_BYTES)]
         self._end = 0
+
+    @property
+    def unsent_bytes(self) -> int:
+        return sum(len(part.text) for part in self._parts)
 
     def feed(self, data: bytes) -> None:
         # No database holds U+0000.

@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from tests.worker_agent.confining import need_code_for_others, open_to_others, rules
+from worker_agent import cgroups
 from worker_agent import events as ev
 from worker_agent.cgroups import GroupParents, TaskGroup, group_parents, task_group
 from worker_agent.child_process import ResourceLimits, start_child
@@ -382,8 +383,10 @@ def test_groups_of_version_1_lie_in_the_own_ones_and_those_of_the_dead_are_remov
 ) -> None:
     monkeypatch.setattr("worker_agent.cgroups._END_SECONDS", 0.1)
     memory, pids = tmp_path / "memory" / "outer", tmp_path / "pids"
-    left_over, live = memory / "convener-task-4194305-7", memory / f"convener-task-{os.getpid()}-7"
-    for directory in (memory, pids, left_over, live):
+    live = memory / f"{cgroups._PREFIX}{cgroups._own_mark()}-7"
+    namespace = live.name.removeprefix(cgroups._PREFIX).partition("-")[0]
+    left_over, elsewhere = memory / f"convener-task-{namespace}-4194305-7-7", memory / "convener-task-1-4194305-7-7"
+    for directory in (memory, pids, left_over, live, elsewhere):
         directory.mkdir(parents=True)
         (directory / "cgroup.procs").touch()
     (left_over / "cgroup.procs").unlink()  # directories of the kernel are empty for rmdir
@@ -392,7 +395,7 @@ def test_groups_of_version_1_lie_in_the_own_ones_and_those_of_the_dead_are_remov
     parents = group_parents((tmp_path,), membership)
     assert parents == GroupParents(controllers=(("memory", memory), ("pids", pids)))
     assert [parents.limits(name) for name in ("memory", "pids", "cpu")] == [True, True, False]
-    assert (left_over.exists(), live.exists()) == (False, True)
+    assert (left_over.exists(), live.exists(), elsewhere.exists()) == (False, True, True)
     with _limited(parents) as group:
         limits = {file.name: file.read_text() for directory in group.directories for file in directory.iterdir()}
         bytes_ = str(2**30)
@@ -437,11 +440,11 @@ def test_a_task_runs_in_its_groups_which_end_with_it(method: Method) -> None:
         replace(by(method), groups=_PARENTS),
     )
     assert isinstance(end, ev.HandlerFinished)
-    assert f"convener-task-{os.getpid()}" in end.result["groups"]
+    assert f"convener-task-{cgroups._own_mark()}" in end.result["groups"]
     assert not [each for each in psutil.process_iter(["cmdline"]) if "98763" in (each.info["cmdline"] or [])]
     assert _PARENTS is not None
     for parent in (_PARENTS.unified, *dict(_PARENTS.controllers).values()):
-        assert parent is None or not list(parent.glob(f"convener-task-{os.getpid()}-*"))
+        assert parent is None or not list(parent.glob(f"convener-task-{cgroups._own_mark()}-*"))
 
 
 @pytest.mark.skipif(_PARENTS is None or not _PARENTS.limits("cpu"), reason="no group that limits processor time")

@@ -65,3 +65,11 @@ def test_bytes_that_are_no_text_become_text() -> None:
     for piece in _drained(log):
         assert "\x00" not in piece.text
         piece.text.encode()
+
+
+def test_a_chatty_stream_keeps_the_other_waiting_for_no_call() -> None:
+    log = OutputLog()
+    for _ in range(5):
+        log.feed("stdout", b"x" * 70_000)
+        log.feed("stderr", b"an error")
+        assert "an error" in [piece.text for piece in log.take() if piece.stream == "stderr"]

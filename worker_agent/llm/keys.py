@@ -69,11 +69,11 @@ class KeySource:
                 return self._key
             self._read_at = time.monotonic()
             try:
-                text = await self._read()
+                key = read_key(await self._read(), datetime.now(UTC))
             except (OSError, ValueError, TimeoutError) as error:
                 log.warning("the key of the language model cannot be read", extra={"fields": {"why": str(error)}})
                 return self._key
-            self._key, self._is_read = read_key(text, datetime.now(UTC)), True
+            self._key, self._is_read = key, True
             return self._key
 
     @property

@@ -86,7 +86,9 @@ class Server:
         assert self.completions is not None, "nobody is served before the loop runs"
         try:
             if question.body.get("stream"):
-                return self._stream(question, await self.completions.stream(question))
+                reply_stream = await self.completions.stream(question)
+                question.task_key.waits.clear()
+                return self._stream(question, reply_stream)
             reply = await self.completions.answer(question)
             question.task_key.waits.clear()
             return _json(reply.body, headers=_reply_headers(reply.model, reply.degradation))

@@ -97,5 +97,7 @@ async def test_a_key_that_is_about_to_expire_is_read_anew_and_one_that_cannot_be
     assert (await source.current()).text == "old"
     file.write_text("new")
     assert (await source.current()).text == "new"
+    file.write_text('{"key": "ne')
+    assert (await source.renew(await source.current())).text == "new", "it is being written"
     file.unlink()
     assert (await source.renew(await source.current())).text == "new"
