@@ -182,7 +182,7 @@ TABLE: dict[str, Row] = {
         Scope.SUBMIT, Named(thing="goal", body={"iteration": 2, "quality": 2}, there=201)
     ),
     "GET /goals/{goal_id}/iterations": Row(Scope.READ, Named(thing="goal")),
-    "GET /goals/{goal_id}/iterations/{number}/replay": Row(Scope.READ, Named(thing="goal")),
+    "GET /goals/{goal_id}/iterations/{number}/replay": Row(_CONTENT, Named(thing="goal")),
     "POST /keys": Row(Scope.KEYS, SHARED),
     "GET /keys": Row(Scope.KEYS, SHARED),
     "DELETE /keys/{key_id}": Row(Scope.KEYS, SHARED),

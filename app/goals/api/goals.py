@@ -99,8 +99,9 @@ async def create(
     goal, is_new = await service.create(connection, request)
     response.status_code = 201 if is_new else 200
     shown_goal = goal_out(await service.view(connection, goal.id, await _iteration_config(connection, services)))
-    words = {} if caller.may(Scope.CONTENT) else {"objective": None, "reason": None}
-    return shown_goal.model_copy(update=words)
+    if caller.may(Scope.CONTENT):
+        return shown_goal
+    return shown_goal.model_copy(update={"objective": None, "reason": None, "last_decision": None})
 
 
 @router.get("", summary="List research goals", dependencies=_CONTENT)
@@ -212,7 +213,7 @@ async def report(
     config = await _iteration_config(connection, services)
     result = await iterations.record(connection, goal_id, body.to_report(), config, by=caller.key_id)
     response.status_code = 201 if result.is_new else 200
-    return iteration_out(result.iteration)
+    return iteration_out(result.iteration, caller)
 
 
 @router.get(
@@ -224,19 +225,22 @@ async def report(
 async def iteration_page(
     goal_id: StoredGoal,
     connection: Reading,
+    caller: Caller,
     after: Annotated[int, Query(ge=0, le=1000, description="`next` of the page before")] = 0,
     limit: Limit = 100,
 ) -> IterationPage:
     """What each has reached, what it cost, and what was decided."""
     await service.read(connection, goal_id)
     rows = await iteration_store.page(connection, goal_id, after_number=after, limit=limit)
-    return IterationPage(items=[iteration_out(row) for row in rows.items], next=rows.next(lambda row: row.number))
+    return IterationPage(
+        items=[iteration_out(row, caller) for row in rows.items], next=rows.next(lambda row: row.number)
+    )
 
 
 @router.get(
     "/{goal_id}/iterations/{number}/replay",
     summary="Decide again on an iteration",
-    dependencies=[requires(Scope.READ)],
+    dependencies=[requires(Scope.READ, Scope.CONTENT)],
     responses=responses_for(errors.GoalNotFound, errors.IterationNotFound),
 )
 async def replay(goal_id: StoredGoal, number: Number, services: ServicesDep) -> GoalReplayOut:

@@ -15,10 +15,12 @@ from app.goals.service.iterations import IterationReport
 from app.goals.store.goals import Goal
 from app.goals.store.iterations import Iteration
 from app.http.fields import Body, Moment, NewGoalId, Sentence
+from app.kernel.access import Principal, Scope
 from app.kernel.agents import AgentType
 from app.kernel.namespaces import shown_name, split_name
 from app.queue.rules.holds import Hold
 
+_NO_WORDS = "it was stopped; why is for keys with content:read"
 _MIN_SECONDS, _MAX_SECONDS = 0.001, 10 * 366 * 86400.0
 # Elo and all usual scores lie well within; a larger number is most likely a mistake.
 _MAX_SCORE = 1e12
@@ -241,9 +243,12 @@ def goal_out(view: GoalView) -> GoalOut:
     return GoalOut.model_validate({**_goal_fields(view.goal), **now, **rest})
 
 
-def iteration_out(iteration: Iteration) -> IterationOut:
-    """An iteration with its decision."""
+def iteration_out(iteration: Iteration, caller: Principal) -> IterationOut:
+    """An iteration with its decision, as the API shows it to the caller."""
     report, decision = json.loads(iteration.report), json.loads(iteration.decision)
+    # Why people have stopped a goal is told in their words.
+    if decision["decision"] == GoalAction.STOP and not caller.may(Scope.CONTENT):
+        decision["reason"] = _NO_WORDS
     quality = report["quality"]
     fields: dict[str, Any] = {
         "goal_id": shown_name(iteration.goal_id),
