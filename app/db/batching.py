@@ -9,6 +9,7 @@ from app.kernel.errors import ConvenerError, DatabaseUnavailable, Locked, Shutti
 
 log = logging.getLogger(__name__)
 _LARGE_BATCH = 4
+_LOCKED_IN_ROW = 2
 _LINGER_SECONDS = 0.001
 Call = TypeVar("Call")
 Answer = TypeVar("Answer")
@@ -100,8 +101,15 @@ class Coalescer(Generic[Call, Answer]):
         # What the domain refuses is the business of its caller alone.
         if not isinstance(error, ConvenerError):
             log.warning("a batch of %d failed (%s); trying each by itself", len(batch), error)
-        for item in batch:
-            await self._answer([item])
+        locked_in_row = 0
+        for place, (call, future) in enumerate(batch):
+            await self._answer([(call, future)])
+            is_locked = future.done() and not future.cancelled() and isinstance(future.exception(), Locked)
+            locked_in_row = locked_in_row + 1 if is_locked else 0
+            if locked_in_row == _LOCKED_IN_ROW:
+                # They seem to want the same lock, and each would wait as long for it, with all newer calls behind.
+                _fail(batch[place + 1 :], error)
+                return
 
 
 def _fail(batch: list[tuple[Call, asyncio.Future[Answer]]], error: Exception) -> None:

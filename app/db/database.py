@@ -184,6 +184,14 @@ async def _keep_session(_connection: object) -> None:
     return None
 
 
+_SHORT_LOCK_TIMEOUT = text("SET LOCAL lock_timeout = '200ms'")
+
+
+async def limit_lock_waits(connection: AsyncConnection) -> None:
+    """Wait for each lock only briefly from now on in this transaction, as others wait for what it holds."""
+    await connection.execute(_SHORT_LOCK_TIMEOUT)
+
+
 async def now(connection: AsyncConnection) -> datetime:
     """The start of this transaction by the database's clock, the only one that decides."""
     moment: datetime = (await connection.execute(text("SELECT now()"))).scalar_one()

@@ -8,7 +8,7 @@ from sqlalchemy import TextClause, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.db.database import is_locked
+from app.db.database import is_locked, limit_lock_waits
 
 PARTITIONED = ("task_history", "events")
 # The mark of the last event that was dropped, in `folds`.
@@ -16,7 +16,6 @@ DROPPED = "events dropped"
 # The column by which a table is partitioned, and an index in about the same order.
 _MOMENT = {"task_history": "finished_at", "events": "at"}
 _ORDER = {"task_history": "seq", "events": "transaction, seq"}
-_SHORT_LOCK_TIMEOUT = text("SET LOCAL lock_timeout = '200ms'")
 _NAME = re.compile(r"^(task_history|events)_(default|\d{8})$")
 
 # Rows deleted in some 20 ms: no transaction that readers of events, or writers of these rows, would have to wait for.
@@ -102,7 +101,7 @@ async def _execute_unless_busy(connection: AsyncConnection, *statements: str) ->
     """Change a partitioned table, unless its lock takes longer than 200 ms; that limit holds until the commit."""
     # A reader of one partition keeps us from the lock of the whole table, and while we wait in line for that lock, all
     # writers of the table wait behind us.
-    await connection.execute(_SHORT_LOCK_TIMEOUT)
+    await limit_lock_waits(connection)
     try:
         async with connection.begin_nested():
             for statement in statements:

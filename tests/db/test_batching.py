@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from app.db.batching import Coalescer
-from app.kernel.errors import DatabaseUnavailable, ShuttingDown
+from app.kernel.errors import DatabaseUnavailable, Locked, ShuttingDown
 
 
 class _Flush:
@@ -120,3 +120,18 @@ async def test_closing_finishes_what_has_arrived_and_takes_no_more() -> None:
 
 async def test_closing_an_idle_one_returns_at_once() -> None:
     await _coalescer(_Flush()).close()
+
+
+async def test_calls_that_want_the_same_lock_do_not_wait_for_it_one_after_another() -> None:
+    batches: list[int] = []
+
+    async def flush(calls: Sequence[int]) -> list[int]:
+        batches.append(len(calls))
+        await asyncio.sleep(0)
+        raise Locked
+
+    coalescer = Coalescer(flush, abs, limit=128)
+    answers = await asyncio.gather(*(coalescer(number) for number in range(1, 21)), return_exceptions=True)
+    assert {type(answer) for answer in answers} == {Locked}
+    # All together, or the first alone and the others together, and then two of them by themselves.
+    assert batches in ([20, 1, 1], [1, 19, 1, 1])

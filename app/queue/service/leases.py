@@ -125,13 +125,18 @@ class LeaseService:
         Raises the refusal where there is another reason.
         """
         for pause in (*UNLOCKED_PAUSES, None):
-            answer = await attempt()
-            if answer is not None:
-                return answer
-            async with self._database.transaction() as connection:
-                if is_repetition is not None and await is_repetition(connection):
-                    return None
-                error = await refusal(connection, fence)
+            try:
+                answer = await attempt()
+            except Locked as locked:
+                # Not the task itself, but one that waits for it.
+                error: ConvenerError = locked
+            else:
+                if answer is not None:
+                    return answer
+                async with self._database.transaction() as connection:
+                    if is_repetition is not None and await is_repetition(connection):
+                        return None
+                    error = await refusal(connection, fence)
             if pause is None or not isinstance(error, Locked):
                 raise error
             await asyncio.sleep(pause)

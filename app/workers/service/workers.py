@@ -16,7 +16,7 @@ from app.admin.service.access import UNKNOWN, create_worker_key
 from app.admin.store import keys
 from app.db import hot_path, notify
 from app.db.batching import Coalescer
-from app.db.database import Database, is_locked, now
+from app.db.database import Database, is_locked, limit_lock_waits, now
 from app.db.duties import Turn
 from app.db.uuids import time_ordered_uuid
 from app.kernel.errors import SUPERSEDED, Locked, Unauthenticated, WorkerGone
@@ -274,6 +274,9 @@ async def sweep(connection: AsyncConnection, policy: HealthPolicy, turn: Turn) -
             "overdue": len(late),
             "live": len(live_workers),
         }
+    if late:
+        # The rows of all live workers are locked here, which heartbeats pass over, but not for long.
+        await limit_lock_waits(connection)
     lost = [await _lose_unless_locked(connection, worker.worker_id, state, reason) for worker, (state, reason) in late]
     closed = await pool.close_replacements_on_gone_hosts(connection)
     return {"lost": sum(lost), **({"replacements closed": closed} if closed else {})}
