@@ -195,7 +195,9 @@ async def read(task_id: UUID, connection: Reading, namespace: Within) -> TaskOut
     responses=responses_for(TaskNotFound, TaskFinished, TaskRunning),
 )
 async def change(task_id: UUID, order: ChangeIn, connection: Writing, caller: Caller, namespace: Within) -> TaskOut:
-    """With another priority it counts as submitted with that one, at its goal's next place; its wait goes on.
+    """With another priority it counts as submitted with that one, at its goal's next place.
+
+    With a lower one it waits anew.
 
     Fields that are left out stay as they are, and repeating a change does nothing.
     """

@@ -180,8 +180,10 @@ SELECT id, state, agent_type, priority, goal_id, failures, rescues, token, worke
 FROM tasks WHERE id = :id AND {WITHIN} FOR UPDATE
 """)
 
+# One that goes down waits anew: ageing and displacement expect that tasks come to a priority now, or from below.
 _CHANGE = text("""
 UPDATE tasks SET priority = :priority, deadline = :deadline, tag = coalesce(:tag, tag),
+    waiting_since = CASE WHEN :priority < priority THEN now() ELSE waiting_since END,
     submitted_priority = CASE WHEN CAST(:tag AS float8) IS NULL THEN submitted_priority END
 WHERE id = :id RETURNING agent_type, priority, tag, state = 'pending' AND run_at IS NULL AS is_ready
 """)

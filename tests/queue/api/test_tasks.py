@@ -12,7 +12,7 @@ from app.kernel.access import Role
 from app.queue.store import counters
 from tests.support.problems import is_problem
 from tests.support.service import Service
-from tests.support.sql import value
+from tests.support.sql import execute, value
 
 
 async def test_a_task_runs_from_submit_to_result(service: Service) -> None:
@@ -362,7 +362,10 @@ async def test_a_waiting_task_changes_its_place(service: Service, database: Data
     is_problem(await service.ask("PATCH", f"/tasks/{second}", {"priority": "low"}), 409, "task_finished")
     is_problem(await service.ask("PATCH", f"/tasks/{uuid4()}", {"priority": "low"}), 404, "task_not_found")
     assert (await service.ask("PATCH", f"/tasks/{first}", {"reason": "none"})).status_code == 422
+    await execute(database, "UPDATE tasks SET waiting_since = now() - interval '1 h'")
     await service.ask("PATCH", f"/tasks/{first}", {"priority": "low"})
+    # Or ageing, which has looked at all low ones of so long ago, would pass it over for ever.
+    assert await value(database, "SELECT now() - waiting_since < interval '1 min' FROM tasks")
     assert (await service.get("/queues"))["depth"]["by_priority"]["low"] == 1
     async with database.transaction() as connection:
         assert await counters.differences(connection) == []
