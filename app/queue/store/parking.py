@@ -13,19 +13,27 @@ ON CONFLICT (task_id) DO UPDATE SET model = excluded.model, parked_at = now(), w
 
 _MODELS = text("SELECT DISTINCT model FROM parked_tasks")
 
-# Never waits: a task that somebody has locked is being leased or ended, and one whose goal is held stays held. The duty
-# that promotes delayed tasks takes them from here.
+# Never waits: a task that somebody has locked is looked at again in the next turn. One whose goal is held stays held,
+# and is due as soon as that ends. The duty that promotes delayed tasks takes the others from here.
 _WAKE_ALL = text("""
-WITH gone AS MATERIALIZED (
-    DELETE FROM parked_tasks WHERE task_id IN (
-        SELECT task_id FROM parked_tasks WHERE model = ANY (CAST(:models AS text[])) ORDER BY parked_at LIMIT :limit
-        FOR UPDATE SKIP LOCKED
-    ) RETURNING task_id
-), due AS MATERIALIZED (
-    SELECT t.id FROM gone JOIN tasks t ON t.id = gone.task_id
-    WHERE t.state = 'pending' AND t.run_at > now() AND t.run_at <> 'infinity' ORDER BY t.id FOR UPDATE OF t SKIP LOCKED
+WITH parked AS MATERIALIZED (
+    SELECT task_id FROM parked_tasks WHERE model = ANY (CAST(:models AS text[])) ORDER BY parked_at LIMIT :limit
+    FOR UPDATE SKIP LOCKED
+), task AS MATERIALIZED (
+    SELECT t.id, t.state, t.run_at FROM parked JOIN tasks t ON t.id = parked.task_id
+    ORDER BY t.id FOR UPDATE OF t SKIP LOCKED
+), woken AS (
+    UPDATE tasks t
+    SET run_at = CASE WHEN t.run_at = 'infinity' THEN t.run_at ELSE now() END,
+        due_at = CASE WHEN t.run_at = 'infinity' THEN now() ELSE t.due_at END
+    FROM task WHERE t.id = task.id AND task.state = 'pending' AND task.run_at > now()
+    RETURNING t.id
+), gone AS (
+    DELETE FROM parked_tasks p USING parked
+    WHERE p.task_id = parked.task_id
+      AND (p.task_id IN (SELECT id FROM task) OR NOT EXISTS (SELECT FROM tasks t WHERE t.id = p.task_id))
 )
-UPDATE tasks t SET run_at = now() FROM due WHERE t.id = due.id
+SELECT count(*) FROM woken
 """)
 
 # The most urgent and then the longest parked goes first, and nobody else within the time that it needs.
@@ -58,7 +66,7 @@ async def awaited_models(connection: AsyncConnection) -> list[str]:
 
 async def wake_all(connection: AsyncConnection, models: Collection[str], limit: int = 2000) -> int:
     """End the delay of tasks that wait for these models, at most `limit`; return their number."""
-    return (await connection.execute(_WAKE_ALL, {"models": list(models), "limit": limit})).rowcount
+    return int((await connection.execute(_WAKE_ALL, {"models": list(models), "limit": limit})).scalar_one())
 
 
 async def wake_one(connection: AsyncConnection, model: str, seconds: float) -> int:
