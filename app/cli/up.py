@@ -94,7 +94,9 @@ async def _run(settings: Settings, pool_options: PoolOptions) -> None:
             stack.supervisor.hasten()
             terms = "running tasks are given back; Ctrl-C again ends everything at once"
         else:
-            terms = f"running tasks have up to {settings.stop_grace_seconds:.0f} s to finish; Ctrl-C gives them back"
+            terms = (
+                f"running tasks have up to {settings.stop_grace_seconds:.0f} s to finish; Ctrl-C twice ends everything"
+            )
         console.print(f"stopping: workers first, then the API, then PostgreSQL; {terms}", style="dim")
 
 

@@ -262,6 +262,10 @@ class CurrentConfig:
             self._until = 0.0
 
 
+# Of an address in the audit log, which nothing prunes: callers may add any parameters to it.
+_MAX_ADDRESS = 2000
+
+
 class AuditedReads(ReadLog):
     """Records reads in the audit log in the mode that wants that."""
 
@@ -273,4 +277,6 @@ class AuditedReads(ReadLog):
         """Record that the caller has read what is at this address, by the mode in force a moment ago."""
         if (await self._config.read()).conduct.audits_reads:
             async with self._database.transaction() as connection:
-                await audit.record(connection, action, by=principal.key_id, new_state={"address": address})
+                await audit.record(
+                    connection, action, by=principal.key_id, new_state={"address": address[:_MAX_ADDRESS]}
+                )

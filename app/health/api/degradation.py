@@ -115,7 +115,6 @@ async def history(
     limit: Limit = 100,
 ) -> MovePage:
     """Every move with its reason, newest first."""
-    # One more than the page holds, which tells whether another page follows.
     moves = await store.history(connection, below_id=after, limit=limit)
     return MovePage(items=[_move_out(move) for move in moves.items], next=moves.next(lambda move: move.id))
 

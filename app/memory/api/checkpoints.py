@@ -61,7 +61,7 @@ class FindingsOut(BaseModel):
     "",
     summary="Take a checkpoint",
     status_code=201,
-    dependencies=[requires(Scope.MANAGE)],
+    dependencies=[requires(Scope.MANAGE, costly=True)],
     responses=responses_for(CheckpointBusy),
 )
 async def take(body: ReasonIn, services: ServicesDep, caller: Caller) -> CheckpointOut:

@@ -158,8 +158,8 @@ class PausesOut(BaseModel):
 async def read(services: ServicesDep, connection: Reading) -> QueueOut:
     """Depth, capacity, throughput, waits and service times, and warnings in plain words.
 
-    Costs the same however many tasks there are. Depths and totals are exact; waits and throughput are counted by the
-    background loops every 2 s, the oldest waiting task is looked for every 5 s.
+    Costs the same however many tasks there are. Depths are exact, and totals while the loops run; waits and throughput
+    are counted by the background loops every 2 s, the oldest waiting task is looked for every 5 s.
     """
     queue, totals = await service.read_snapshot(connection), await throughput.totals(connection)
     return _queue_out(queue, totals, services[Admission].policy, advice.model(services))

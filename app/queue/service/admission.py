@@ -159,10 +159,12 @@ class Admission:
     def _estimate(self, without: Ticket | None = None) -> Load:
         """The load with all submits of this process since it was read, but for one."""
         tickets = [ticket for ticket in self._tickets if ticket is not without]
-        depth = sum((ticket.tasks for ticket in tickets), start=self._load.depth)
+        depth = sum((ticket.tasks for ticket in tickets), start=self._load.depth.copy())
         if not self._load.namespaces.is_divided:
             return Load(depth=depth)
-        own = sum((Counter({ticket.namespace: ticket.tasks.total()}) for ticket in tickets), self._load.namespace_depth)
+        own = sum(
+            (Counter({ticket.namespace: ticket.tasks.total()}) for ticket in tickets), self._load.namespace_depth.copy()
+        )
         return Load(depth=depth, namespace_depth=own, namespaces=self._load.namespaces)
 
     async def _read_depth(self, connection: AsyncConnection, epoch: int) -> None:
