@@ -51,9 +51,12 @@ def refuse_filters(*filter_values: object) -> None:
         raise typer.BadParameter("ids go alone: no filter, --all, --dry-run or --limit with them")
 
 
-def run(action: Action, selected: Json, reason: str, terms: Confirmation, url: str | None, fmt: Format) -> None:
-    """Count, confirm, and repeat the action until as many are changed as were counted."""
-    body = {"filter": selected, "reason": reason}
+def run(action: Action, selected: Json, order: Json, terms: Confirmation, url: str | None, fmt: Format) -> None:
+    """Count, confirm, and repeat the action until as many are changed as were counted.
+
+    `order` has the fields of the body beside the filter, such as the reason.
+    """
+    body = {"filter": selected, **order}
     with connect(url) as client:
         matched_count = client.post(action.path, {**body, "dry_run": True})["matched"]
         counts = {"matched": matched_count, action.participle: 0, "dry_run": terms.dry_run}

@@ -6,6 +6,7 @@ from uuid import UUID
 import typer
 from rich.text import Text
 
+from app.queue.cli.submit import PriorityName
 from app.queue.cli.views import dead_letter_table, task_details
 from app.terminal import bulk, output
 from app.terminal.bulk import Action, Confirmation, DryRun, Everything, MaxCount, Yes
@@ -61,7 +62,7 @@ def get(
 @app.command(
     epilog=output.examples(
         "convener dead-letters requeue 0190a5b2-... --reason 'prompt mended'",
-        "convener dead-letters requeue --goal kepler --code llm_timeout",
+        "convener dead-letters requeue --goal kepler --code llm_timeout --priority high",
         "convener dead-letters requeue --failed-after 2h --yes -o json",
     )
 )
@@ -74,6 +75,7 @@ def requeue(
     failed_after: FailedAfter = None,
     failed_before: FailedBefore = None,
     everything: Everything = False,
+    priority: Annotated[PriorityName | None, typer.Option(help="of them from now on; as it was by default")] = None,
     reason: Reason = "",
     limit: MaxCount = None,
     dry_run: DryRun = False,
@@ -87,15 +89,16 @@ def requeue(
     counted first, and asks before it does anything.
     """
     filters = _filters(goal, agent, code, label, failed_after, failed_before)
+    order = {"reason": reason, "priority": priority.value if priority else None}
     if task_ids:
         bulk.refuse_filters(everything, dry_run, limit, *filters.values())
         with connect(url) as client:
-            tasks = [client.post(f"/dead-letters/{task_id}/requeue", {"reason": reason}) for task_id in task_ids]
+            tasks = [client.post(f"/dead-letters/{task_id}/requeue", order) for task_id in task_ids]
         text = Text("\n".join(f"{task['id']} is {task['state']}" for task in tasks))
         output.present({"items": tasks}, fmt, lambda: text)
         return
     selected = bulk.selection(everything, **filters)
-    bulk.run(_REQUEUE, selected, reason, Confirmation(yes=yes, dry_run=dry_run, limit=limit), url, fmt)
+    bulk.run(_REQUEUE, selected, order, Confirmation(yes=yes, dry_run=dry_run, limit=limit), url, fmt)
 
 
 @app.command(
@@ -122,7 +125,7 @@ def purge(
     """Forget failed tasks and their attempts for good; an event is left of each. Counts first, and asks."""
     filters = _filters(goal, agent, code, label, failed_after, failed_before)
     selected = bulk.selection(everything, **filters)
-    bulk.run(_PURGE, selected, reason, Confirmation(yes=yes, dry_run=dry_run, limit=limit), url, fmt)
+    bulk.run(_PURGE, selected, {"reason": reason}, Confirmation(yes=yes, dry_run=dry_run, limit=limit), url, fmt)
 
 
 def _filters(

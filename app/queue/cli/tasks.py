@@ -7,7 +7,7 @@ import typer
 from rich.text import Text
 
 from app.kernel.states import TaskState
-from app.queue.cli import logs, submit
+from app.queue.cli import dead_letters, logs, submit
 from app.queue.cli.submit import PriorityName
 from app.queue.cli.views import listing, task_details
 from app.terminal import bulk, output
@@ -20,6 +20,10 @@ from app.terminal.output import Format, Output
 app = typer.Typer(help="Submit tasks, and see what becomes of them.", no_args_is_help=True)
 app.command("submit", epilog=submit.EPILOG)(submit.submit)
 app.command("logs", epilog=logs.EPILOG)(logs.logs)
+# Hidden: a second name, because people look for it among the tasks.
+app.command("requeue", hidden=True, epilog=output.examples("convener tasks requeue 0190a5b2-... --priority high"))(
+    dead_letters.requeue
+)
 TaskIdArgument = Annotated[UUID, typer.Argument(metavar="ID", help="the id of a task")]
 PriorityOption = Annotated[PriorityName | None, typer.Option("--priority", help="of this priority")]
 _CANCEL = Action(path="/tasks/cancel", verb="cancel", participle="cancelled", thing="task")
@@ -157,7 +161,7 @@ def cancel(
             _cancel_each(client, task_ids, reason, fmt)
         return
     selected = bulk.selection(everything, **filters)
-    bulk.run(_CANCEL, selected, reason, Confirmation(yes=yes, dry_run=dry_run, limit=limit), url, fmt)
+    bulk.run(_CANCEL, selected, {"reason": reason}, Confirmation(yes=yes, dry_run=dry_run, limit=limit), url, fmt)
 
 
 def _cancel_each(client: Client, task_ids: list[UUID], reason: str, fmt: Format) -> None:

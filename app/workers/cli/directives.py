@@ -98,7 +98,7 @@ def _directive(action: Action) -> Callable[..., None]:
             _direct_each(action.verb, workers, reason, url, fmt)
             return
         selected = bulk.selection(everything, agent_type=agent, label=label)
-        bulk.run(action, selected, reason, Confirmation(yes=yes, dry_run=dry_run, limit=limit), url, fmt)
+        bulk.run(action, selected, {"reason": reason}, Confirmation(yes=yes, dry_run=dry_run, limit=limit), url, fmt)
 
     return command
 

@@ -45,6 +45,20 @@ async def test_from_the_list_to_a_second_chance(convener: CommandLine, live_serv
     await convener("tasks", "cancel", first)
 
 
+@pytest.mark.parametrize("command", ["dead-letters", "tasks"])
+async def test_a_second_chance_may_be_more_urgent(
+    convener: CommandLine, live_service: Service, goal: str, command: str
+) -> None:
+    first, second = await _failed(convener, live_service, goal, 2)
+    done = await convener(command, "requeue", first, "--priority", "critical")
+    assert (done.code, done.out) == (0, f"{first} is pending\n")
+    done = await convener(command, "requeue", "--goal", goal, "--priority", "high", "--yes")
+    assert done.code == 0
+    tasks = [(await convener("tasks", "get", task, "-o", "json")).json for task in (first, second)]
+    assert [task["priority"] for task in tasks] == ["critical", "high"]
+    await convener("tasks", "cancel", first, second)
+
+
 async def test_a_filter_counts_and_asks(convener: CommandLine, live_service: Service, goal: str) -> None:
     await _failed(convener, live_service, goal, 2)
     command = ("dead-letters", "requeue", "--goal", goal, "--failed-after", "1h")
