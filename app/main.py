@@ -62,6 +62,7 @@ from app.settings import Settings, load_settings
 from app.workers.provisioners.host import Machine
 from app.workers.rules.workers import HealthPolicy, health_policy
 from app.workers.service.eviction import Evictor
+from app.workers.service.signs_of_life import SignsOfLife
 from app.workers.service.workers import Heartbeats
 from app.workers.store import pool
 
@@ -119,6 +120,7 @@ def services_for(settings: Settings, database: Database, certificate: ServerCert
         ),
         HealthPolicy(),
         Heartbeats(database, leases, broker.preferences),
+        SignsOfLife(database, broker),
         bursts,
         # Connections of its own: it must not wait behind the work that it reports on.
         SnapshotCache(
@@ -149,6 +151,7 @@ def _apply(config: Effective, settings: Settings, services: Services) -> None:
         holder.policy = leases
     services.put(leases)
     services.put(health)
+    services[SignsOfLife].lost_after_seconds = health.lost_after_seconds
     capacity = services[Admission].policy = capacity_policy(document.queue, settings_policy(settings))
     snapshots = services[SnapshotCache]
     snapshots.settings = replace(snapshots.settings, capacity=capacity, silent_seconds=health.lost_after_seconds)
@@ -188,7 +191,8 @@ def create_app(
             alerts.stand_in(database, lambda: services[Admission].policy, with_webhooks=settings.webhook is not None),
             name="alerts",
         )
-        following_tasks = [weights, sampling, writing, keys, watching]
+        signs = asyncio.create_task(services[SignsOfLife].keep_storing(), name="signs of life")
+        following_tasks = [weights, sampling, writing, keys, watching, signs]
         if certificate is not None:
             following_tasks.append(asyncio.create_task(certificate.follow(), name="certificate"))
         try:

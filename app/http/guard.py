@@ -38,6 +38,14 @@ class Authenticator:
         raise NotImplementedError
 
 
+class CallListener:
+    """Learns which workers call; `app.workers` implements it."""
+
+    def note(self, worker_id: WorkerId) -> None:
+        """Take note of a call with the key of this worker."""
+        raise NotImplementedError
+
+
 class ReadLog:
     """Records who reads what, where the mode wants that; `app.admin` implements it."""
 
@@ -124,6 +132,8 @@ async def admit(services: Services, authorization: str | None, *scopes: Scope) -
         if not principal.may(scope):
             without = ", and was made without it" if scope in principal.withheld else ""
             raise Forbidden(f"this key, with the role {principal.role}, does not include {scope}{without}")
+    if principal.worker_id is not None:
+        services[CallListener].note(principal.worker_id)
     return principal
 
 

@@ -90,6 +90,10 @@ class Broker:
         """Number of workers that wait for a task."""
         return len(self._waiters)
 
+    def is_waiting(self, worker_id: WorkerId) -> bool:
+        """Whether a call of this worker waits for a task; it does no longer once its client has hung up."""
+        return worker_id in self._waiters
+
     def start(self) -> None:
         """Begin to serve calls."""
         self._tasks = [

@@ -26,6 +26,7 @@ from app.queue.errors import WorkerNotFound
 from app.workers.api.workers import must_be
 from app.workers.rules.assignment import in_force, version
 from app.workers.rules.workers import Directive
+from app.workers.service.signs_of_life import SignsOfLife
 from app.workers.service.workers import Heartbeats
 from app.workers.store.workers import Heartbeat, HeartbeatReply
 
@@ -116,6 +117,7 @@ async def heartbeat(worker_id: UUID, call: BeatIn, principal: Caller, services: 
         errors=json.dumps([error.model_dump(mode="json") for error in call.errors]) if call.errors else None,
     )
     reply = await services[Heartbeats].report(beat)
+    services[SignsOfLife].note_heartbeat(beat.worker_id)
     limits = (await services[CurrentConfig].read()).document.resource_limits
     fields = {
         "worker_id": worker_id,

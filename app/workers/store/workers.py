@@ -77,6 +77,27 @@ class HeartbeatReply:
     cpu_cores: float | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sign:
+    """A sign of life of a worker `age` seconds ago, to be stored where none is of the last `unseen` seconds.
+
+    `is_waiting`: it is a call that waits for a task.
+    """
+
+    worker_id: WorkerId
+    age: float
+    unseen: float
+    is_waiting: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredSign:
+    """Seconds since the last sign of life that was stored of a worker before; None before its first heartbeat."""
+
+    silent_seconds: float | None
+    is_stored: bool
+
+
 # Registrations and requests of one name wait for each other, so that each finds the one before it.
 _LOCK_NAMES = text("""
 SELECT pg_advisory_xact_lock(hashtextextended(name, 0)) FROM unnest(CAST(:names AS text[])) AS name
@@ -143,6 +164,25 @@ SELECT beat.worker_id, updated.state, directive, directive_reason, renewed.state
        memory_gb, cpu_cores, {ASSIGNED}
 FROM beat LEFT JOIN updated ON updated.id = beat.worker_id LEFT JOIN renewed ON renewed.worker_id = beat.worker_id
 """
+
+# What a heartbeat has locked is skipped: it is a later sign of life. Times only rise, whoever comes last.
+_SIGNS = text(f"""
+WITH sign AS MATERIALIZED (
+    SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:ages AS float8[]), CAST(:unseen AS float8[]))
+        AS s (worker_id, age, unseen)
+), locked AS MATERIALIZED (
+    SELECT w.id, sign.age FROM sign JOIN workers w ON w.id = sign.worker_id
+    WHERE w.state IN ('ready', 'draining') AND w.last_seen_at <= now() - make_interval(secs => sign.unseen)
+    ORDER BY w.id FOR NO KEY UPDATE OF w SKIP LOCKED
+), stored AS (
+    UPDATE workers w SET last_seen_at = greatest(w.last_seen_at, now() - make_interval(secs => locked.age))
+    FROM locked WHERE w.id = locked.id RETURNING w.id
+)
+SELECT w.id AS worker_id, extract(epoch FROM now() - w.last_seen_at)::float8 AS silent_seconds,
+       stored.id IS NOT NULL AS is_stored
+FROM sign JOIN workers w ON w.id = sign.worker_id LEFT JOIN stored ON stored.id = w.id
+WHERE w.{LIVE}
+""")
 
 _READ = f"SELECT w.*, held.id AS task_id FROM workers w {lease_ledger.last_and_held('w.id')}"
 # A worker's errors may be 64 KiB, and a page has hundreds of workers: each shows its newest one there.
@@ -221,6 +261,15 @@ async def record_heartbeats(
         )
         for row in rows
         if row["state"]
+    }
+
+
+async def store_signs(connection: AsyncConnection, signs: Sequence[Sign]) -> dict[UUID, StoredSign]:
+    """Store signs of life of workers that are ready or drain; workers that have ended are left out of the result."""
+    values = {"ids": [s.worker_id for s in signs], "ages": [s.age for s in signs], "unseen": [s.unseen for s in signs]}
+    rows = (await connection.execute(_SIGNS, values)).mappings()
+    return {
+        row["worker_id"]: StoredSign(silent_seconds=row["silent_seconds"], is_stored=row["is_stored"]) for row in rows
     }
 
 
