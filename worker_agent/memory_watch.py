@@ -18,6 +18,8 @@ _FILL_BYTES_PER_SECOND = 2 * _GIB
 _LEAST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.2, 2.0
 # Looks take at most this share of the time, however many processes and files a task has.
 _SHARE_OF_TIME = 0.05
+# A look at every mapping of processes with thousands of them would take longer, and the processor from the heartbeat.
+_LOOK_SECONDS = 0.5
 # Files in memory; those in the task's own /dev/shm have its limit of size.
 _MEMORY_FILES = ("/memfd:", "/dev/shm/")  # noqa: S108 - only looked at
 
@@ -82,17 +84,29 @@ def _children(pid: int) -> Iterator[int]:
                 yield from map(int, Path(f"/proc/{pid}/task/{thread}/children").read_text().split())
 
 
-def used(pids: Iterable[int], limit_bytes: int) -> int:
-    """Bytes of memory that the processes take; what they share counts once where that decides about the limit."""
+def used(pids: Iterable[int], limit_bytes: int, seconds: float = _LOOK_SECONDS) -> int:
+    """Bytes of memory that the processes take; what they share counts once where that decides about the limit.
+
+    After `seconds` it is what they take at the least.
+    """
+    end = time.monotonic() + seconds
     pids = list(pids)
     resident_bytes = sum(map(_resident, pids))
     files = {inode: size for pid in pids for inode, size in _memory_files(pid)}
-    if resident_bytes + sum(files.values()) <= limit_bytes:
-        return resident_bytes + sum(files.values())
-    # The sum counts shared pages for each process, and mapped files twice. This one is exact, and slow.
-    mapped_bytes = 0
+    file_bytes = sum(files.values())
+    if resident_bytes + file_bytes <= limit_bytes:
+        return resident_bytes + file_bytes
+    # The sum counts shared pages for each process, and mapped files twice.
+    mapped_bytes = shared_bytes = 0
+    for mapped, shared in map(_proportional, pids):
+        mapped_bytes, shared_bytes = mapped_bytes + mapped, shared_bytes + shared
+    # Memory without a name may be shared as well, so that only each mapping tells what is no file's.
+    least_bytes = mapped_bytes - shared_bytes + max(file_bytes, shared_bytes)
+    if least_bytes > limit_bytes or not file_bytes or not shared_bytes:
+        return least_bytes
     for pid in pids:
-        mapped_bytes += _proportional(pid, files) if files else _proportional_sum(pid)
+        if not _take_off_mapped(pid, files, end):
+            return least_bytes
     return mapped_bytes + sum(max(0, size) for size in files.values())
 
 
@@ -115,28 +129,31 @@ def _memory_files(pid: int) -> Iterator[tuple[tuple[int, int], int]]:
                     yield (status.st_dev, status.st_ino), status.st_blocks * _BLOCK_BYTES
 
 
-def _proportional_sum(pid: int) -> int:
-    """The process's share of what it has mapped; all of that where it may not be looked at."""
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024
-    return _resident(pid)
+def _proportional(pid: int) -> tuple[int, int]:
+    """The process's share of what it has mapped, and how much of it is files in memory and shared memory.
+
+    Where it may not be looked at, all of what it has mapped.
+    """
+    with contextlib.suppress(OSError, KeyError, IndexError, ValueError):
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+        kilobytes = {name: int(words[0]) for name, *words in map(str.split, lines)}
+        # Kernels before 5.4 do not tell the parts; then all of it may be shared.
+        return kilobytes["Pss:"] * 1024, kilobytes.get("Pss_Shmem:", kilobytes["Pss:"]) * 1024
+    return _resident(pid), 0
 
 
-def _proportional(pid: int, files: dict[tuple[int, int], int]) -> int:
-    """The same, taking the part that lies in `files` off their sizes."""
-    total, file = 0, None
-    try:
-        with open(f"/proc/{pid}/smaps", encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                name, *words = line.split()
-                if name == "Pss:":
-                    total += int(words[0]) * 1024
-                    if file in files:
-                        files[file] -= int(words[0]) * 1024
-                elif not name.endswith(":"):
-                    major, minor = (int(part, 16) for part in words[2].split(":"))
-                    file = (os.makedev(major, minor), int(words[3]))
-    except OSError:
-        return _resident(pid)
-    return total
+def _take_off_mapped(pid: int, files: dict[tuple[int, int], int], end: float) -> bool:
+    """Take what the process has mapped of `files` off their sizes, by each mapping; False if time runs out."""
+    file = None
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/smaps", encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            name, *words = line.split()
+            if name == "Pss:":
+                if file in files:
+                    files[file] -= int(words[0]) * 1024
+            elif not name.endswith(":"):
+                if time.monotonic() > end:
+                    return False
+                major, minor = (int(part, 16) for part in words[2].split(":"))
+                file = (os.makedev(major, minor), int(words[3]))
+    return True

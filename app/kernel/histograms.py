@@ -12,6 +12,8 @@ from itertools import accumulate, zip_longest
 # Seconds: bucket 0 holds what took less than 10 ms, each next one reaches twice as far, and the last, of 24, everything
 # from 41,943 s (11 h 39 min) on.
 BOUNDS: Sequence[float] = tuple(0.01 * 2**k for k in range(23))
+# Of the durations within their buckets, from the lower edge (0) to the upper (1); less is noise of the sums.
+_LEAST_MEAN = 0.01
 
 
 def bucket(seconds: float) -> int:
@@ -36,16 +38,31 @@ class Durations:
     def percentile(self, share: float) -> float | None:
         """Seconds that this share (0 to 1) of the durations did not exceed; None without any.
 
-        Linear within a bucket, as Prometheus' `histogram_quantile`, and never beyond the longest.
+        Within a bucket it rises as it must for the durations to have their sum, and never beyond the longest: a line,
+        as Prometheus' `histogram_quantile` has it, would put it below the mean where all take about as long.
         """
         rank = share * sum(self.histogram)
         sums = list(accumulate(self.histogram, initial=0))
         for place, count in enumerate(self.histogram):
             if count and sums[place + 1] >= rank:  # empty buckets are skipped: the share 0 lies in the first full one
-                lower = min(self.longest, BOUNDS[place - 1] if place else 0.0)
-                upper = min(self.longest, BOUNDS[place] if place < len(BOUNDS) else self.longest)
-                return min(upper, lower + (upper - lower) * (rank - sums[place]) / count)
+                lower, upper = self._edges(place)
+                height: float = ((rank - sums[place]) / count) ** self._exponent()
+                return min(upper, lower + (upper - lower) * height)
         return None
+
+    def _edges(self, place: int) -> tuple[float, float]:
+        """Between which seconds the durations of a bucket lie."""
+        lower = min(self.longest, BOUNDS[place - 1] if place else 0.0)
+        return lower, min(self.longest, BOUNDS[place] if place < len(BOUNDS) else self.longest)
+
+    def _exponent(self) -> float:
+        """The power by which durations rise from the lower edge of their bucket to the upper one; 1 is a line."""
+        edges = [self._edges(place) for place in range(len(self.histogram))]
+        least = sum(count * lower for count, (lower, _) in zip(self.histogram, edges, strict=True))
+        span = sum(count * (upper - lower) for count, (lower, upper) in zip(self.histogram, edges, strict=True))
+        # The mean of x^p between 0 and 1 is 1 / (1 + p).
+        mean = (self.seconds - least) / span if span else 0.5
+        return 1 / min(1.0, max(_LEAST_MEAN, mean)) - 1
 
 
 def total(parts: Iterable[Durations]) -> Durations:

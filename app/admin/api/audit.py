@@ -10,7 +10,7 @@ from app.admin.rules.audit import Entry, Link
 from app.admin.service import audit as service
 from app.admin.store import audit as store
 from app.http.fields import NEWEST, Below, Body, Limit, Word
-from app.http.guard import Caller, requires
+from app.http.guard import requires
 from app.http.routing import Router
 from app.http.services import ServicesDep
 from app.http.transactions import Reading
@@ -74,8 +74,6 @@ class VerdictOut(BaseModel):
 @router.get("", summary="Read the audit log", dependencies=[requires(Scope.READ)])
 async def page(
     connection: Reading,
-    services: ServicesDep,
-    caller: Caller,
     action: Annotated[Word | None, Query(description="of this kind only, like `config.patch`")] = None,
     after: Below = NEWEST,
     limit: Limit = 100,
@@ -86,7 +84,7 @@ async def page(
 
 
 @router.post("/verify", summary="Check the audit log", dependencies=[requires(Scope.READ, costly=True)])
-async def verify(body: VerifyIn, services: ServicesDep, caller: Caller) -> VerdictOut:
+async def verify(body: VerifyIn, services: ServicesDep) -> VerdictOut:
     """Computes every digest anew, up to the first entry that is not as it was written; changes nothing."""
     noted_end = Link(seq=body.known.seq, digest=bytes.fromhex(body.known.digest)) if body.known else None
     # The check opens a short transaction for each batch, so the request must hold none of its own meanwhile.

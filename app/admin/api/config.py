@@ -93,7 +93,6 @@ ChangeCallDep = Annotated[ChangeCall, Depends()]
 async def read(
     connection: Reading,
     services: ServicesDep,
-    caller: Caller,
     response: Response,
     if_none_match: IfNoneMatch = None,
 ) -> ConfigOut | Response:
@@ -146,7 +145,6 @@ async def patch(
 async def history(
     connection: Reading,
     services: ServicesDep,
-    caller: Caller,
     after: Below = NEWEST,
     limit: Limit = 50,
 ) -> ConfigHistoryPage:
@@ -163,7 +161,7 @@ async def history(
 
 @router.get("/versions/{version}", summary="Read a former version", dependencies=_READ, responses=_FINDING)
 async def read_version(
-    version: Annotated[int, Path(ge=1, le=NEWEST)], connection: Reading, services: ServicesDep, caller: Caller
+    version: Annotated[int, Path(ge=1, le=NEWEST)], connection: Reading, services: ServicesDep
 ) -> ConfigOut:
     """The configuration as it was, and what its weights meant."""
     await service.current(connection, services[CurrentConfig].initial)

@@ -101,8 +101,6 @@ async def release(
 @router.get("/history", summary="Read how the weights changed", dependencies=_READ)
 async def history(
     connection: Reading,
-    services: ServicesDep,
-    caller: Caller,
     after: Below = NEWEST,
     limit: Limit = 50,
 ) -> WeightHistoryPage:

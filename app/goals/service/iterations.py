@@ -89,7 +89,7 @@ async def record(
 
 
 async def read_history(connection: AsyncConnection, goal_id: str, number: int) -> Sequence[Iteration]:
-    """IterationConfig up to and including `number`, in order. Raises GoalNotFound, IterationNotFound."""
+    """Iterations up to and including `number`, in order. Raises GoalNotFound, IterationNotFound."""
     await service.read(connection, goal_id)
     history = await iterations.read_up_to(connection, goal_id, number)
     if not history or history[-1].number != number:

@@ -10,13 +10,12 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.service import audit
-from app.db.database import shared_by
 from app.kernel.agents import AgentType
 from app.kernel.events import TaskEvent
 from app.kernel.lanes import Lane, Priority
 from app.queue.errors import TaskFinished, TaskNotFound, TaskRunning
-from app.queue.store import events, lanes, tasks
-from app.queue.store.lanes import Flow, TagIssuer
+from app.queue.service.tasks import reserve_tags
+from app.queue.store import events, tasks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +52,8 @@ async def change(
     if (new, deadline) == (former, task.deadline):
         return
     lane = Lane(agent_type=AgentType(task.agent_type), priority=new)
-    tag = await _issue_tag(connection, (lane, task.goal_id)) if new is not former else None
-    await tasks.change(connection, task.id, priority=new, tag=tag, deadline=deadline)
+    async with reserve_tags(connection, [(lane, task.goal_id)] if new is not former else []) as tags:
+        await tasks.change(connection, task.id, priority=new, tag=tags[0] if tags else None, deadline=deadline)
     old_state, new_state = _queue_place(former, task.deadline), _queue_place(new, deadline)
     await events.append(
         connection,
@@ -72,12 +71,3 @@ async def change(
 
 def _queue_place(priority: Priority, deadline: datetime | None) -> dict[str, Any]:
     return {"priority": priority.name.lower(), "deadline": deadline.isoformat() if deadline else None}
-
-
-async def _issue_tag(connection: AsyncConnection, flow: Flow) -> float:
-    """The tag that the next task of a flow would get."""
-    tag_issuer = shared_by(connection, TagIssuer)
-    stale_flows = tag_issuer.stale_flows([flow])
-    if stale_flows:
-        tag_issuer.merge_states(await lanes.read_flows(connection, stale_flows))
-    return tag_issuer.issue(flow, 1).first

@@ -1,8 +1,9 @@
 """Operations of the Supervisor on tasks: submit, read and cancel."""
 
 import hashlib
+import itertools
 import json
-from collections import defaultdict
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields, replace
@@ -112,7 +113,8 @@ async def submit(
     dependency_states = await dependencies.lock_dependencies(connection, new)
     await _take_turn(connection, submissions)
     waiting = [_with_blockers(task, dependency_states.blockers(task), gate) for task in candidates]
-    async with reserve_tags(connection, waiting) as tagged_tasks:
+    async with reserve_tags(connection, [_flow_of(task) for task in waiting]) as tags:
+        tagged_tasks = [replace(task, tag=tag) for task, tag in zip(waiting, tags, strict=True)]
         created_tasks = await _insert(connection, tagged_tasks, intake, ticket)
         new_tasks = [task for task in waiting if task.id in created_tasks]
         _refuse_stopped(new_tasks, gate)
@@ -348,25 +350,20 @@ def _digest(task: NewTask) -> bytes:
 
 
 @asynccontextmanager
-async def reserve_tags(connection: AsyncConnection, new: Sequence[NewTask]) -> AsyncIterator[list[NewTask]]:
-    """Give the tasks their tags, in order, for the body of the `with` statement.
+async def reserve_tags(connection: AsyncConnection, flows: Sequence[Flow]) -> AsyncIterator[list[float]]:
+    """The tag of the next task of each of these flows, in order, for the body of the `with` statement.
 
     An error in it gives the tags back: a goal whose submits are refused must not fall behind the others for it.
     """
     tag_issuer = shared_by(connection, TagIssuer)
-    groups: dict[Flow, list[int]] = defaultdict(list)
-    for index, task in enumerate(new):
-        groups[_flow_of(task)].append(index)
-    stale_flows = tag_issuer.stale_flows(groups)
+    counts = Counter(flows)
+    stale_flows = tag_issuer.stale_flows(counts)
     if stale_flows:
         tag_issuer.merge_states(await lanes.read_flows(connection, stale_flows))
-    tag_runs = {flow: tag_issuer.issue(flow, len(indices)) for flow, indices in groups.items()}
-    tagged_tasks = list(new)
-    for flow, indices in groups.items():
-        for position, index in enumerate(indices):
-            tagged_tasks[index] = replace(new[index], tag=tag_runs[flow][position])
+    tag_runs = {flow: tag_issuer.issue(flow, count) for flow, count in counts.items()}
+    positions = {flow: itertools.count() for flow in counts}
     try:
-        yield tagged_tasks
+        yield [tag_runs[flow][next(positions[flow])] for flow in flows]
     except BaseException:
         for flow, tag_run in tag_runs.items():
             tag_issuer.take_back(flow, tag_run)
