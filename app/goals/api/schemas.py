@@ -18,6 +18,7 @@ from app.http.fields import Body, Moment, NewGoalId, Sentence
 from app.kernel.access import Principal, Scope
 from app.kernel.agents import AgentType
 from app.kernel.namespaces import shown_name, split_name
+from app.queue.api.queues import TotalsOut
 from app.queue.rules.holds import Hold
 
 _NO_WORDS = "it was stopped; why is for keys with content:read"
@@ -206,6 +207,7 @@ class GoalOut(GoalSummary):
     at: Moment
     elapsed_seconds: float
     compute: ComputeOut
+    tasks: TotalsOut = Field(description="of this goal, live or over; counted anew after a checkpoint was restored")
     usage: list[UseOut]
     notices: list[str]
     judged_by: dict[str, Any] = Field(description="the stopping rule with its numbers, as it is in force")
@@ -235,6 +237,7 @@ def goal_out(view: GoalView) -> GoalOut:
         for use in limit_uses(view.policy.limits, view.usage)
     ]
     now = {"at": view.at, "elapsed_seconds": view.usage.elapsed_seconds, "compute": compute, "usage": usage}
+    now |= {"tasks": view.compute.tasks}
     rest = {
         "notices": view.notices,
         "judged_by": asdict(view.policy.stopping),

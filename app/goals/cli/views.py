@@ -35,6 +35,7 @@ def render_goal(goal: Json, iterations: Sequence[Json], now: datetime) -> Render
             ("Ended", output.age(goal["ended_at"], now)),
             ("Weight", f"{goal['weight']:g}"),
             ("Compute", _format_compute(compute)),
+            ("Tasks", _format_tasks(goal["tasks"])),
             *((f"Limit of {use['limit']}", _format_use(use)) for use in goal["usage"]),
             ("Judged by", _format_rule(goal["judged_by"])),
             ("Decided", f"{last['decision']}: {last['reason']}" if last else None),
@@ -66,6 +67,10 @@ def _iteration_table(iterations: Sequence[Json]) -> Table:
 def _format_compute(compute: Json) -> str:
     running = f", {compute['running']} running for {compute['running_seconds']:.1f} s" if compute["running"] else ""
     return f"{compute['spent_seconds']:.1f} s on workers{running}"
+
+
+def _format_tasks(totals: Json) -> str:
+    return ", ".join(f"{number:,} {name}" for name, number in totals.items() if number) or "none yet"
 
 
 def _format_use(use: Json) -> str:

@@ -1,5 +1,7 @@
 """Compute of research goals in seconds on workers: of attempts that ended, folded from their events, and of those that
 run, read from the ledger of leases. Neither relies on the word of a client, and neither grows with history.
+
+Totals of a goal's tasks are folded with them.
 """
 
 from collections.abc import Collection
@@ -14,6 +16,7 @@ from app.goals.rules.budgets import Compute
 from app.goals.store import goals
 from app.kernel.agents import AgentType
 from app.kernel.events import TaskEvent
+from app.queue.rules.status import TOTALS
 from app.queue.store import lease_ledger
 from app.workers.store.tables import LIVE
 
@@ -41,38 +44,54 @@ class FoldResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoalCompute:
-    """Compute of a goal in all, and the seconds that each agent type has spent of it."""
+    """Compute of a goal in all, the seconds that each agent type has spent of it, and totals of its tasks by name."""
 
     total: Compute
     by_agent: dict[AgentType, float]
+    tasks: dict[str, int]
 
+
+_NAMES = ", ".join(TOTALS)
+_COUNTED_KINDS = ", ".join(repr(kind) for kind in TOTALS.values())
+# One event as a row of the sums.
+_EVENT = f"""
+    SELECT goal_id, agent_type, ({_IS_ATTEMPT})::int AS attempts,
+           CASE WHEN {_IS_ATTEMPT} THEN seconds::float8 ELSE 0 END AS seconds,
+           {", ".join(f"(kind = '{kind}')::int AS {name}" for name, kind in TOTALS.items())}
+    FROM events WHERE goal_id IS NOT NULL AND (kind IN ({_COUNTED_KINDS}) OR {_IS_ATTEMPT})
+"""
+_SUMS = f"""sum(attempts)::bigint AS attempts, sum(seconds)::float8 AS seconds,
+           {", ".join(f"sum({name})::bigint AS {name}" for name in TOTALS)}"""
 
 _FOLD = text(f"""
 WITH {folds.batch(_NAME)}, folded AS (
-    INSERT INTO goal_compute AS stored (goal_id, agent_type, attempts, seconds)
-    SELECT goal_id, agent_type, count(*), sum(seconds::float8) FROM events
-    WHERE transaction >= (SELECT since FROM mark) AND transaction < (SELECT until FROM batch) AND {_IS_ATTEMPT}
-    GROUP BY goal_id, agent_type
+    INSERT INTO goal_compute AS stored (goal_id, agent_type, attempts, seconds, {_NAMES})
+    SELECT goal_id, agent_type, {_SUMS} FROM (
+        {_EVENT} AND transaction >= (SELECT since FROM mark) AND transaction < (SELECT until FROM batch)
+    ) event GROUP BY goal_id, agent_type
     ON CONFLICT (goal_id, agent_type) DO UPDATE
-    SET attempts = stored.attempts + excluded.attempts, seconds = stored.seconds + excluded.seconds
+    SET {", ".join(f"{name} = stored.{name} + excluded.{name}" for name in ("attempts", "seconds", *TOTALS))}
 ), {folds.advance_mark(_NAME, "EXISTS (SELECT FROM ahead)")}
 SELECT (SELECT count(*) FROM ahead) AS events, (SELECT count(*) FROM ahead) > :limit AS has_more
 """)
 
-# Folded rows and events beyond the mark in one statement: its one snapshot counts each attempt exactly once, also while
-# a fold commits.
-_SPENT_WHERE = f"""
-SELECT goal_id, agent_type, sum(attempts)::bigint AS attempts, sum(seconds)::float8 AS seconds FROM (
-    SELECT goal_id, agent_type, attempts, seconds FROM goal_compute WHERE {{condition}}
+# Folded rows and events beyond the mark in one statement: its one snapshot counts each event exactly once, also while a
+# fold commits.
+_SUMMED = f"""
+SELECT goal_id, agent_type, {_SUMS} FROM (
+    SELECT goal_id, agent_type, attempts, seconds, {_NAMES} FROM goal_compute WHERE {{condition}}
     UNION ALL
-    SELECT goal_id, agent_type, 1, seconds FROM events
-    WHERE transaction >= coalesce((SELECT transaction FROM folds WHERE name = '{_NAME}'), 0)
-      AND {{condition}} AND {_IS_ATTEMPT}
-) spent GROUP BY goal_id, agent_type ORDER BY goal_id, agent_type
+    {_EVENT} AND {{condition}}
+      AND transaction >= coalesce((SELECT transaction FROM folds WHERE name = '{_NAME}'), 0)
+) spent GROUP BY goal_id, agent_type
 """
-_SPENT = text(_SPENT_WHERE.format(condition="goal_id = ANY (CAST(:goal_ids AS text[]))"))
-# Of all goals: a checkpoint takes no events along, so it needs the sums with what is not folded yet.
-ALL_SPENT = _SPENT_WHERE.format(condition="true")
+_SPENT = text(f"{_SUMMED.format(condition='goal_id = ANY (CAST(:goal_ids AS text[]))')} ORDER BY goal_id, agent_type")
+# Of all goals: a checkpoint takes no events along, so it needs the sums with what is not folded yet. Totals of tasks
+# begin anew after a restore, which submits tasks again.
+ALL_SPENT = f"""
+SELECT goal_id, agent_type, attempts, seconds FROM ({_SUMMED.format(condition="true")}) summed
+WHERE attempts > 0 ORDER BY goal_id, agent_type
+"""
 
 # From workers to tasks, since a pool is small: each worker's last lease leads to the one task it may hold.
 _RUNNING = text(f"""
@@ -130,8 +149,9 @@ async def read_many(connection: AsyncConnection, goal_ids: Collection[str]) -> d
             running=runs["running"] if runs else 0,
             running_seconds=runs["seconds"] if runs else 0.0,
         )
-        by_agent = {AgentType(row["agent_type"]): row["seconds"] for row in rows}
-        compute[goal_id] = GoalCompute(total=total, by_agent=by_agent)
+        by_agent = {AgentType(row["agent_type"]): row["seconds"] for row in rows if row["attempts"]}
+        tasks = {name: sum(row[name] for row in rows) for name in TOTALS}
+        compute[goal_id] = GoalCompute(total=total, by_agent=by_agent, tasks=tasks)
     return compute
 
 

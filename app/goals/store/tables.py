@@ -22,6 +22,7 @@ from app.goals.rules.goals import GoalState
 from app.goals.rules.stopping import StoppingRule, Unit
 from app.kernel.agents import AgentType
 from app.queue.rules.holds import Hold
+from app.queue.rules.status import TOTALS
 
 # A goal that was given a weight but never created has no state. Where a limit or rule is null, the configuration in
 # force decides.
@@ -75,7 +76,7 @@ goal_iterations = Table(
     PrimaryKeyConstraint("goal_id", "number", name="goal_iterations_pkey"),
 )
 
-# Seconds on workers of attempts that have ended, folded from the events as the minutes of the queue are.
+# Seconds on workers of attempts that have ended, and numbers of tasks, folded from the events like those of the queue.
 goal_compute = Table(
     "goal_compute",
     metadata,
@@ -83,6 +84,7 @@ goal_compute = Table(
     Column("agent_type", Text, nullable=False),
     Column("attempts", BigInteger, nullable=False),
     Column("seconds", Float, nullable=False),
+    *(Column(name, BigInteger, nullable=False, server_default="0") for name in TOTALS),
     PrimaryKeyConstraint("goal_id", "agent_type", name="goal_compute_pkey"),
     one_of("agent_type", AgentType),
 )

@@ -8,6 +8,7 @@ import pytest
 from app.db.database import Database
 from app.goals.service import budget_enforcement
 from app.kernel.access import Role
+from app.queue.rules.status import TOTALS
 from tests.support.problems import is_problem
 from tests.support.service import Service
 from tests.support.sql import execute, value
@@ -263,6 +264,31 @@ async def test_compute_is_measured_by_leases_and_not_by_the_word_of_a_client(
     async with database.transaction() as connection:
         await budget_enforcement.fold_compute(connection)
     assert (await service.get("/goals/kepler"))["compute"] == done
+
+
+async def test_totals_of_its_tasks_count_at_once_and_since_ever(service: Service, database: Database) -> None:
+    await create_goal(service)
+    nothing = dict.fromkeys(TOTALS, 0)
+    assert (await service.get("/goals/kepler"))["tasks"] == nothing
+    worker = await service.worker()
+    for _ in range(3):
+        await service.submitted(agent_type="ranking", goal_id="kepler", retry={"delays_seconds": [0]})
+    await service.submitted(agent_type="ranking", goal_id="other", priority="low")
+    cancelled = await service.submitted(agent_type="generation", goal_id="kepler")
+    await service.post(f"/tasks/{cancelled}/cancel", {})
+    error = {"code": "c", "message": "m"}
+    await worker.on_lease(await worker.lease(), "complete", result={})
+    given_up = await worker.lease()
+    await worker.on_lease(given_up, "fail", error=error | {"retryable": False})
+    await worker.on_lease(await worker.lease(), "fail", error=error)
+    await service.post(f"/dead-letters/{given_up['task_id']}/requeue", {"reason": "another try"})
+    expected = nothing | {"submitted": 4, "completed": 1, "failed": 1, "cancelled": 1, "retried": 1, "requeued": 1}
+    assert (await service.get("/goals/kepler"))["tasks"] == expected
+    async with database.transaction() as connection:
+        await budget_enforcement.fold_compute(connection)
+    assert (await service.get("/goals/kepler"))["tasks"] == expected
+    await service.submitted(agent_type="ranking", goal_id="kepler")
+    assert (await service.get("/goals/kepler"))["tasks"] == expected | {"submitted": 5}
 
 
 async def test_a_stopped_goal_takes_no_new_tasks_but_answers_for_old_ones(service: Service, database: Database) -> None:
