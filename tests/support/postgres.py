@@ -11,11 +11,13 @@ from app.postgres.binaries import Binaries, find_binaries
 from app.postgres.cluster import Cluster
 from app.postgres.server import Server
 
-# Tests make databases of their own, drop them whether autovacuum is at work there or not, and keep triggers still.
-# Otherwise they run as the service does: as no superuser.
+# Tests make databases of their own, drop them whether autovacuum is at work there or not, keep triggers still, and have
+# statements explained. Otherwise they run as the service does: as no superuser.
+_EXPLAINING = ("min_duration", "analyze", "buffers", "timing", "nested_statements", "format", "level")
 _MORE_RIGHTS = (
     "ALTER ROLE convener CREATEDB;\nGRANT pg_signal_backend TO convener;\n"
-    "GRANT SET ON PARAMETER session_replication_role, deadlock_timeout TO convener;\n"
+    "GRANT SET ON PARAMETER session_replication_role, deadlock_timeout, session_preload_libraries, "
+    f"{', '.join(f'auto_explain.log_{name}' for name in _EXPLAINING)} TO convener;\n"
 )
 _EVERY_DATABASE = "local all convener scram-sha-256\nhost all convener 127.0.0.1/32 scram-sha-256\n"
 # Tests may lose their data in a power failure, so nothing waits for the disk.

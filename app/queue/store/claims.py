@@ -75,12 +75,14 @@ _LEASE_COLUMNS = """t.id AS task_id, t.token, t.failures + 1 AS attempt, t.agent
     t.leased_at, t.lease_expires_at AS expires_at, t.deadline_at, t.checkpoint,
     t.trace_context, t.tag"""
 
-# Each step keeps the claim safe or cheap:
+# Each step keeps the claim safe or cheap. None joins two steps, whose sizes no planner can know: what belongs together
+# goes through them in arrays side by side, so that the work grows with the batch whatever the plan. Only the answer
+# needs a join: a full one is never a nested loop, and nothing is leased that was not requested.
 # - `request` tells a repeated request from one of a worker that holds another task: both get nothing here.
 # - `picked` locks as many tasks at the head of each lane as it has workers, by one index scan whatever its depth. SKIP
 #   LOCKED: a task that somebody else is about to lease, cancel or hold is not worth waiting for.
-# - `shifted` are the lanes in which a worker would get the task that its attempt has just failed at: there everybody
-#   gets the next one's task. A lone worker gets that task only when it has waited for `avoid_seconds`.
+# - `is_shifted` are the lanes in which a worker would get the task that its attempt has just failed at: there everybody
+#   gets the task of the one before. A lone worker gets that task only when it has waited for `avoid_seconds`.
 # - `recorded` is the fence between replicas: two that lease to one worker at once write the same key (worker_id, n), so
 #   the second fails as a whole.
 _CLAIM = f"""
@@ -93,40 +95,44 @@ WITH request AS MATERIALIZED (
          WITH ORDINALITY AS r (worker_id, request_id, agent_type, priority, floor, acknowledge, turn)
     LEFT JOIN workers w ON w.id = r.worker_id
     {lease_ledger.last_and_held("r.worker_id")}
-), eligible AS (
-    SELECT *, row_number() OVER (PARTITION BY agent_type, priority ORDER BY turn) AS place
+), demand AS (
+    SELECT agent_type, priority, min(floor) AS floor, count(*) AS places,
+           array_agg(turn ORDER BY turn) AS turns, array_agg(worker_id ORDER BY turn) AS workers,
+           array_agg(request_id ORDER BY turn) AS requests, array_agg(acknowledge ORDER BY turn) AS acknowledged,
+           array_agg(leases_before ORDER BY turn) AS leases_before,
+           array_agg(CASE WHEN assigned_agent = agent_type
+                     THEN greatest(1, assigned_compute_seconds / {BASE_COMPUTE_SECONDS}) ELSE 1 END ORDER BY turn)
+               AS stretches
     FROM request WHERE worker_state = 'ready' AND NOT holds_another
       AND NOT EXISTS (SELECT FROM pauses p WHERE p.agent_type = request.agent_type)
-), demand AS (
-    SELECT agent_type, priority, min(floor) AS floor, count(*) AS places, array_agg(worker_id) AS workers
-    FROM eligible GROUP BY agent_type, priority
+    GROUP BY agent_type, priority
 ), picked AS MATERIALIZED (
-    SELECT head.id, head.avoid_worker_id, demand.agent_type, demand.priority, demand.places,
-           row_number() OVER (PARTITION BY demand.agent_type, demand.priority ORDER BY head.tag, head.seq) AS place
+    SELECT demand.*, head.ids,
+           EXISTS (SELECT FROM unnest(head.avoided, workers) AS pair (avoided, worker_id) WHERE avoided = worker_id)
+               AS is_shifted
     FROM demand CROSS JOIN LATERAL (
-        SELECT id, tag, seq, avoid_worker_id FROM tasks
-        WHERE tasks.agent_type = demand.agent_type AND tasks.priority = demand.priority
-          AND state = 'pending' AND run_at IS NULL AND tag >= demand.floor
-          AND coalesce(goal_id, '') NOT IN ({holds.CLOSED})
-          AND (demand.places > 1 OR avoid_worker_id IS DISTINCT FROM demand.workers[1]
-               OR waiting_since < now() - make_interval(secs => $9::float8))
-        ORDER BY tag, seq LIMIT demand.places FOR UPDATE SKIP LOCKED
+        SELECT array_agg(id ORDER BY tag, seq) AS ids, array_agg(avoid_worker_id ORDER BY tag, seq) AS avoided
+        FROM (
+            SELECT id, tag, seq, avoid_worker_id FROM tasks
+            WHERE tasks.agent_type = demand.agent_type AND tasks.priority = demand.priority
+              AND state = 'pending' AND run_at IS NULL AND tag >= demand.floor
+              AND coalesce(goal_id, '') NOT IN ({holds.CLOSED})
+              AND (demand.places > 1 OR avoid_worker_id IS DISTINCT FROM demand.workers[1]
+                   OR waiting_since < now() - make_interval(secs => $9::float8))
+            ORDER BY tag, seq LIMIT demand.places FOR UPDATE SKIP LOCKED
+        ) locked
     ) head
-), shifted AS (
-    SELECT DISTINCT p.agent_type, p.priority FROM picked p JOIN eligible e USING (agent_type, priority, place)
-    WHERE p.avoid_worker_id = e.worker_id
 ), leased AS (
     UPDATE tasks t
     SET state = CASE WHEN e.acknowledge THEN 'executing' ELSE 'assigned' END,
         token = t.token + 1, worker_id = e.worker_id, leased_at = now(),
         lease_expires_at = now() + make_interval(secs => CASE WHEN e.acknowledge THEN $7::float8 ELSE $8::float8 END),
-        deadline_at = now() + make_interval(secs => coalesce(t.timeout_seconds, $10::float8) *
-            CASE WHEN e.assigned_agent = t.agent_type
-            THEN greatest(1, e.assigned_compute_seconds / {BASE_COMPUTE_SECONDS}) ELSE 1 END)
-    FROM picked p LEFT JOIN shifted s USING (agent_type, priority) JOIN eligible e
-        ON e.agent_type = p.agent_type AND e.priority = p.priority
-        AND e.place = CASE WHEN s.agent_type IS NULL THEN p.place ELSE p.place % p.places + 1 END
-    WHERE t.id = p.id
+        deadline_at = now() + make_interval(secs => coalesce(t.timeout_seconds, $10::float8) * e.stretch)
+    FROM picked CROSS JOIN LATERAL unnest(
+        CASE WHEN is_shifted THEN array_prepend(ids[places], ids[:places - 1]) ELSE ids END,
+        turns, workers, requests, acknowledged, leases_before, stretches
+    ) AS e (task_id, turn, worker_id, request_id, acknowledge, leases_before, stretch)
+    WHERE t.id = e.task_id
     RETURNING {_LEASE_COLUMNS}, t.state, t.waiting_since, e.turn, e.worker_id, e.request_id, e.leases_before
 ), recorded AS (
     INSERT INTO leases (worker_id, n, task_id, token, request_id, leased_at)
@@ -140,7 +146,7 @@ WITH request AS MATERIALIZED (
     WHERE step = 1 OR state = 'executing' ORDER BY turn, step
 )
 SELECT request.worker_state, request.holds_another, request.is_repeat, request.assigned_agent, leased.*
-FROM request LEFT JOIN leased USING (turn) ORDER BY request.turn
+FROM request FULL JOIN leased USING (turn) ORDER BY request.turn
 """
 
 _LEASE_OF_REQUEST = f"""

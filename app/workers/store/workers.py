@@ -132,26 +132,26 @@ RETURNING name, incarnation
 # Workers before tasks, each in the order of ids: the lock order of everything that takes both. The materialized parts
 # lock first, as an UPDATE alone would lock in the order of its join. What somebody else has locked is skipped, so that
 # it does not hold up the others. A lease that is not acknowledged is not renewed, so that one whose answer was lost
-# expires soon.
+# expires soon. The beats go from step to step with what was locked, and the last join is a full one, which is never a
+# nested loop: no planner knows the sizes of the steps.
 _HEARTBEATS = f"""
-WITH beat AS MATERIALIZED (
-    SELECT * FROM unnest($1::uuid[], $2::boolean[], $3::uuid[], $4::bigint[], $5::float8[], $6::float8[], $7::jsonb[])
+WITH locked AS MATERIALIZED (
+    SELECT w.id, b.draining, b.task_id, b.token, b.cpu_percent, b.memory_mb, b.errors
+    FROM unnest($1::uuid[], $2::boolean[], $3::uuid[], $4::bigint[], $5::float8[], $6::float8[], $7::jsonb[])
         AS b (worker_id, draining, task_id, token, cpu_percent, memory_mb, errors)
-), locked AS MATERIALIZED (
-    SELECT w.id FROM workers w JOIN beat b ON b.worker_id = w.id ORDER BY w.id FOR NO KEY UPDATE OF w SKIP LOCKED
+    JOIN workers w ON w.id = b.worker_id ORDER BY w.id FOR NO KEY UPDATE OF w SKIP LOCKED
 ), updated AS (
     UPDATE workers w
     SET last_seen_at = now(), first_beat_at = coalesce(w.first_beat_at, now()),
         cpu_percent = b.cpu_percent, memory_mb = b.memory_mb, recent_errors = coalesce(b.errors, w.recent_errors),
         state = CASE WHEN b.draining OR w.directive IS NOT NULL THEN 'draining'
                      WHEN w.state = 'starting' THEN 'ready' ELSE w.state END
-    FROM beat b JOIN locked ON locked.id = b.worker_id
-    WHERE w.id = b.worker_id AND w.{LIVE}
-    RETURNING w.id, w.state, w.directive, w.directive_reason, w.memory_gb, w.cpu_cores,
+    FROM locked b WHERE w.id = b.id AND w.{LIVE}
+    RETURNING w.id, w.state, w.directive, w.directive_reason, w.memory_gb, w.cpu_cores, b.task_id, b.token,
               {ASSIGNED}
 ), held AS MATERIALIZED (
-    SELECT t.id FROM beat b JOIN updated ON updated.id = b.worker_id
-    JOIN tasks t ON t.id = b.task_id AND t.token = b.token AND t.worker_id IS NOT DISTINCT FROM b.worker_id
+    SELECT t.id FROM updated b
+    JOIN tasks t ON t.id = b.task_id AND t.token = b.token AND t.worker_id IS NOT DISTINCT FROM b.id
     ORDER BY t.id FOR NO KEY UPDATE OF t SKIP LOCKED
 ), renewed AS (
     UPDATE tasks t
@@ -160,9 +160,9 @@ WITH beat AS MATERIALIZED (
     FROM held WHERE t.id = held.id
     RETURNING t.worker_id, t.state, t.lease_expires_at
 )
-SELECT beat.worker_id, updated.state, directive, directive_reason, renewed.state AS lease_state, lease_expires_at,
-       memory_gb, cpu_cores, {ASSIGNED}
-FROM beat LEFT JOIN updated ON updated.id = beat.worker_id LEFT JOIN renewed ON renewed.worker_id = beat.worker_id
+SELECT updated.id AS worker_id, updated.state, directive, directive_reason, renewed.state AS lease_state,
+       lease_expires_at, memory_gb, cpu_cores, {ASSIGNED}
+FROM updated FULL JOIN renewed ON renewed.worker_id = updated.id
 """
 
 # What a heartbeat has locked is skipped: it is a later sign of life. Times only rise, whoever comes last.
@@ -260,7 +260,6 @@ async def record_heartbeats(
             cpu_cores=row["cpu_cores"],
         )
         for row in rows
-        if row["state"]
     }
 
 

@@ -1,0 +1,131 @@
+"""A row of a large batch costs a statement no more than one of a small batch, whatever the planner knows."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import TypeAlias
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+from app.db.database import Database
+from app.kernel.ids import WorkerId
+from app.queue.rules.tasks import LeasePolicy
+from app.queue.store import claims, completions, counters
+from app.queue.store.claims import ClaimRequest
+from app.queue.store.completions import Renewal
+from app.workers.store import workers as worker_store
+from tests.conftest import PROCESS, named, run_on
+from tests.support.factories import GENERATION, beat, completion, submitted
+from tests.support.plans import Cost, PlanLog, explained, explaining
+from tests.support.sql import execute, fetch
+
+pytestmark = pytest.mark.slow
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+
+_NAME = f"convener_growth_{PROCESS}"
+_BATCHES = (8, 64, 256)
+_TASKS, _WORKERS = 20_000, 256
+_FILL = f"""
+INSERT INTO tasks (id, state, agent_type, priority, payload, labels, timeout_seconds, max_attempts, retry_delays,
+                   request_hash, created_at, tag)
+SELECT gen_random_uuid(), 'pending', (ARRAY['generation', 'ranking', 'evolution'])[1 + n % 3], 2, '{{}}', '{{}}',
+       60, 3, '{{}}', '', now(), n
+FROM generate_series(1, {_TASKS}) AS n
+"""
+_ENLIST = f"""
+INSERT INTO workers (id, name, incarnation, state, host, pid, capabilities, labels, version, memory_gb, cpu_cores,
+                     started_at, registered_at)
+SELECT gen_random_uuid(), 'w' || n, 1, 'ready', 'test', n, ARRAY['generation'], '{{}}', '0', 1, 1, now(), now()
+FROM generate_series(1, {_WORKERS}) AS n
+"""
+
+
+@pytest.fixture(scope="module", params=["never analysed", "analysed when empty", "analysed"])
+def statistics(request: pytest.FixtureRequest) -> str:
+    """The planner knows nothing, something that was true once, or the truth."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module", params=["force_custom_plan", "force_generic_plan"])
+async def full(
+    server_url: str, template: str, statistics: str, request: pytest.FixtureRequest
+) -> AsyncIterator[Database]:
+    """A full queue and many workers, on a server that explains what it does."""
+    await run_on(server_url, f"CREATE DATABASE {_NAME} TEMPLATE {template}")
+    database = Database(named(server_url, _NAME))
+    await execute(database, "ALTER TABLE tasks SET (autovacuum_enabled = off)")
+    if statistics == "analysed when empty":
+        await execute(database, "ANALYZE")
+    await execute(database, _FILL)
+    await execute(database, _ENLIST)
+    if statistics == "analysed":
+        await execute(database, "ANALYZE")
+    await explaining(database, request.param)
+    await database.close()
+    database = Database(database.url)
+    yield database
+    await database.close()
+    await run_on(server_url, f"DROP DATABASE {_NAME} WITH (FORCE)")
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[PlanLog]:
+    with explained(monkeypatch) as log:
+        yield log
+
+
+@pytest.fixture
+async def hot(full: Database, log: PlanLog) -> AsyncIterator[Connection]:
+    connection = await full.connect()
+    yield connection
+    await connection.close()
+
+
+class _Costs:
+    """The costs of calls, by their names and the sizes of their batches."""
+
+    def __init__(self, log: PlanLog) -> None:
+        self._log = log
+        self._by_call: dict[str, dict[int, Cost]] = {}
+
+    @contextmanager
+    def of(self, call: str, batch: int) -> Iterator[None]:
+        self._log.take()
+        yield
+        # The last of each size counts: with its first call a connection also asks for the types of values.
+        self._by_call.setdefault(call, {})[batch] = self._log.take()
+
+    def check(self) -> None:
+        for call, costs in self._by_call.items():
+            fewest, cost = min(costs.items())
+            assert cost.rows, f"nobody has explained {call}"
+            for batch, of_batch in costs.items():
+                assert of_batch.rows / batch <= 2 * cost.rows / fewest, (call, costs)
+                assert of_batch.pages / batch <= 2 * cost.pages / fewest, (call, costs)
+
+
+async def test_a_cycle(full: Database, hot: Connection, log: PlanLog) -> None:
+    costs, policy = _Costs(log), LeasePolicy()
+    workers = [WorkerId(row["id"]) for row in await fetch(full, "SELECT id FROM workers")]
+    for batch in (min(_BATCHES), *_BATCHES):
+        with costs.of("submit", batch):
+            await submitted(full, batch, goal_id=None)
+        asks = [ClaimRequest(worker_id=w, request_id=uuid4(), lane=GENERATION, acknowledge=True) for w in workers]
+        with costs.of("claim", batch):
+            outcomes = await claims.claim(hot, asks[:batch], policy)
+        leases = [(ask.worker_id, outcome.lease) for ask, outcome in zip(asks, outcomes, strict=False) if outcome.lease]
+        assert len(leases) == batch
+        renewals = [Renewal(task_id=lease.task_id, token=lease.token, worker_id=worker) for worker, lease in leases]
+        with costs.of("renewal", batch):
+            assert len(await completions.renew(hot, renewals, policy)) == batch
+        beats = [beat(worker, task_id=lease.task_id, token=lease.token) for worker, lease in leases]
+        with costs.of("heartbeat", batch):
+            assert len(await worker_store.record_heartbeats(hot, beats, policy.lease_seconds)) == batch
+        results = [completion(worker, lease) for worker, lease in leases]
+        with costs.of("completion", batch):
+            assert len(await completions.complete(hot, results)) == batch
+        async with full.transaction() as connection:
+            with costs.of("fold", batch):
+                assert await counters.fold(connection)
+    costs.check()

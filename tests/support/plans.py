@@ -1,0 +1,82 @@
+"""What PostgreSQL does for a call: every statement of it is explained with the rows and pages that it touched."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from app.db.connections import LimitedConnection
+from app.db.database import Database
+from tests.support.sql import execute, value
+
+_SETTINGS = {
+    "session_preload_libraries": "auto_explain",
+    "auto_explain.log_min_duration": "0",
+    "auto_explain.log_analyze": "on",
+    "auto_explain.log_buffers": "on",
+    "auto_explain.log_timing": "off",
+    # Those of triggers too.
+    "auto_explain.log_nested_statements": "on",
+    "auto_explain.log_format": "json",
+    "auto_explain.log_level": "notice",
+}
+_ROWS = ("Rows Removed by Filter", "Rows Removed by Join Filter", "Rows Removed by Index Recheck")
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Rows that all steps together have looked at, and pages of 8 KiB that they have touched."""
+
+    rows: float
+    pages: int
+
+
+@dataclass(slots=True)
+class PlanLog:
+    """The plans of the statements since it was last emptied."""
+
+    plans: list[dict[str, Any]] = field(default_factory=list)
+
+    def take(self) -> Cost:
+        """The cost of all statements until now, which begins anew."""
+        nodes = [node for plan in self.plans for node in _nodes(plan["Plan"])]
+        pages = sum(plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"] for plan in self.plans)
+        self.plans.clear()
+        return Cost(rows=sum(_rows(node) for node in nodes), pages=pages)
+
+
+@contextmanager
+def explained(monkeypatch: pytest.MonkeyPatch) -> Iterator[PlanLog]:
+    """Every statement of this process on a database of `explaining`."""
+    log = PlanLog()
+
+    def note(_: object, fields: dict[str, str], __: object) -> None:
+        _, _, plan = fields.get("M", "").partition("plan:")
+        if plan:
+            log.plans.append(json.loads(plan))
+
+    with monkeypatch.context() as patch:
+        # The driver forgets listeners whenever its pool takes a connection back.
+        patch.setattr(LimitedConnection, "_process_log_message", note)
+        yield log
+
+
+async def explaining(database: Database, plan_cache_mode: str) -> None:
+    """Let the server explain what runs on new connections to the database. It has to be the test's own."""
+    name = await value(database, "SELECT current_database()")
+    for setting, content in (_SETTINGS | {"plan_cache_mode": plan_cache_mode}).items():
+        await execute(database, f"ALTER DATABASE {name} SET {setting} = '{content}'")
+
+
+def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", ()):
+        yield from _nodes(child)
+
+
+def _rows(node: dict[str, Any]) -> float:
+    removed = sum(node.get(name, 0) for name in _ROWS)
+    return float((node["Actual Rows"] + removed) * max(1, node["Actual Loops"]))
