@@ -17,7 +17,7 @@ from app.db.database import Database
 from app.health.service.delivery import MessageSender, WebhookSender
 from app.kernel.errors import DatabaseUnavailable
 from app.kernel.modes import Mode
-from app.logs import set_level, set_up_logging
+from app.logs import set_level, start_logging
 from app.loops.runner import Runner
 from app.loops.schedule import (
     DUTIES,
@@ -202,9 +202,13 @@ async def _until_stopped(work: "asyncio.Task[None]", stop: StopSignals) -> None:
 def main() -> None:
     """Entry point of `python -m app.background`."""
     settings = load_settings()
-    set_up_logging(settings.log_level or "info", as_json=settings.log_json)
+    start_logging(settings)
     settle_down()
-    asyncio.run(run(settings))
+    try:
+        asyncio.run(run(settings))
+    except Exception:
+        log.exception("ended by an error")
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

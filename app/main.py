@@ -47,7 +47,7 @@ from app.kernel.modes import Mode
 from app.llm.rules.permits import PermitPolicy
 from app.llm.service.models import list_models
 from app.llm.service.permits import PermitService
-from app.logs import set_level, set_up_logging
+from app.logs import set_level, start_logging
 from app.queue.api.event_stream import EventReaders
 from app.queue.broker.broker import Broker
 from app.queue.rules.admission import capacity_policy
@@ -344,12 +344,15 @@ def serve(settings: Settings) -> None:
 def main() -> None:
     """Entry point of `python -m app.main`."""
     settings = load_settings()
-    set_up_logging(settings.log_level or "info", as_json=settings.log_json)
+    start_logging(settings)
     try:
         serve(settings)
     except (SocketTaken, UnusableCertificate) as error:
         print(f"convener: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except Exception:
+        log.exception("ended by an error")
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from app.kernel.endpoints import Endpoint, endpoint
 from app.kernel.modes import Mode
 from app.secrecy import close_process, take_over, wipe
+from worker_agent.variables import is_link
 
 log = logging.getLogger(__name__)
 _PREFIX = "CONVENER_"
@@ -121,6 +122,7 @@ class Settings(BaseModel):
         None, pattern="^(debug|info|warning|error)$", description="as the mode says when absent"
     )
     log_json: bool = False
+    log_file: Path | None = Field(None, description="the log goes there instead of stderr, and a full file to PATH.1")
     trusted_proxies: str = Field(
         "", description="addresses of proxies, with commas between, whose X-Forwarded-For names the client"
     )
@@ -207,7 +209,10 @@ class Settings(BaseModel):
         from_file = _read_file(path, cls.model_fields) if path is not None else {}
         # Unlike in the file, unknown names are no error: CONVENER_KEY and others are for commands and workers.
         from_variables = {
-            name: source[variable] for name in cls.model_fields if (variable := _variable(name)) in source
+            name: source[variable]
+            for name in cls.model_fields
+            # CONVENER_PORT may come from Kubernetes, and be the address of a service named convener.
+            if (variable := _variable(name)) in source and not is_link(variable, source[variable])
         }
         from_variables |= _read_secrets(source, from_variables)
         # Merged before validation, so that a variable can also replace a wrong value of the file.

@@ -13,8 +13,9 @@ import os
 
 from worker_agent.actions import Exit, ExitCode
 from worker_agent.daemon import Daemon, DaemonSettings
-from worker_agent.logs import printable, set_up_logging
+from worker_agent.log_lines import printable, set_up_logging
 from worker_agent.options import read_options
+from worker_agent.variables import unknown_variables
 
 _ADVICE = {
     ExitCode.KEY_REFUSED: "The control plane refused the key. Put the key of a pool, as printed when it was created, "
@@ -28,7 +29,9 @@ _ADVICE = {
 def main() -> None:
     """Run the worker; raises SystemExit with one of the documented exit codes."""
     settings, options = read_options(sys.argv[1:], os.environ)
-    set_up_logging(options.log_level, as_json=options.json_logs)
+    set_up_logging(options.log_level, as_json=options.json_logs, file=options.log_file, quiet=("httpx", "httpcore"))
+    for sentence in unknown_variables(os.environ).values():
+        logging.getLogger("worker_agent").warning(sentence)
     _log_confinement(settings)
     outcome = _serve(Daemon(settings))
     # A launched worker leaves its restart to its launcher, as the key of each launch serves once.

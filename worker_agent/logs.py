@@ -1,57 +1,14 @@
-"""Structured log lines: key=value by default, one JSON object a line on request; and those for events and actions."""
+"""Log lines of a worker for events and actions, with what they are about in fields."""
 
-import json
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
-from typing import Any
 
 from worker_agent import actions as act
 from worker_agent import events as ev
 from worker_agent.wire import Assignment, Directive, Lease, TaskError, Usage
 
 log = logging.getLogger("worker_agent")
-
-
-class _StructuredFormatter(logging.Formatter):
-    """Formatter for records with `extra={"fields": {...}}`."""
-
-    def __init__(self, *, as_json: bool) -> None:
-        super().__init__()
-        self._as_json = as_json
-
-    def format(self, record: logging.LogRecord) -> str:
-        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        line: dict[str, Any] = {"at": at, "level": record.levelname.lower(), "event": record.getMessage()}
-        line |= getattr(record, "fields", {})
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        if self._as_json:
-            # Of all that could steer a terminal JSON leaves only U+007F as it is.
-            return json.dumps(line, default=str).replace("\x7f", "\\u007f")
-        return " ".join(f"{key}={_quote(value)}" for key, value in line.items())
-
-
-def _quote(value: object) -> str:
-    text = str(value)
-    is_plain = text and text.isprintable() and not set(text) & set(' "=')
-    return text if is_plain else printable(json.dumps(text, ensure_ascii=False))
-
-
-def printable(text: str) -> str:
-    """The text with line ends, control characters and marks of direction written as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def set_up_logging(level: str, *, as_json: bool) -> None:
-    """Log to stderr, without the HTTP library's own lines."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_StructuredFormatter(as_json=as_json))
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    for name in ("httpx", "httpcore"):
-        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def log_event(event: ev.Event) -> None:

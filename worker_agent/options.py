@@ -34,6 +34,8 @@ environment:
   CONVENER_LLM_MODELS    models to ask, the first choice first, separated by commas
   CONVENER_LLM_KEY       the gateway's key; handlers never see it. CONVENER_LLM_KEY_FILE or _KEY_COMMAND: where it
                          is read anew when it is refused
+  CONVENER_LOG_LEVEL, CONVENER_LOG_JSON, CONVENER_LOG_FILE
+                         --log-level, --json-logs (true), --log-file
 
 exit codes:
   0  drained or stopped       3  the key was refused
@@ -51,7 +53,7 @@ examples:
 def read_options(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[DaemonSettings, argparse.Namespace]:
     """Parse both; raises SystemExit(2) with a message when they are invalid, SystemExit(0) for --help and --version."""
     parser = _parser()
-    options = parser.parse_args([*arguments_from_variables(environment), *arguments])
+    options = parser.parse_args([*_log_arguments(environment), *arguments_from_variables(environment), *arguments])
     try:
         if options.check_isolation:
             protections = determine(probe(read_rules(options, environment)))
@@ -64,6 +66,14 @@ def read_options(arguments: Sequence[str], environment: Mapping[str, str]) -> tu
         return _settings(options, {**environment, **_handed_over(options.secrets_fd)}), options
     except (UnusableHandler, ValueError, OSError) as error:
         parser.error(str(error))
+
+
+def _log_arguments(environment: Mapping[str, str]) -> list[str]:
+    """The variables of the service that are meant for its workers as well."""
+    level, file = environment.get("CONVENER_LOG_LEVEL"), environment.get("CONVENER_LOG_FILE")
+    is_json = environment.get("CONVENER_LOG_JSON", "").strip().lower() in ("1", "true", "yes", "on", "t", "y")
+    arguments = [f"--log-level={level}"] if level else []
+    return arguments + ([f"--log-file={file}"] if file else []) + (["--json-logs"] if is_json else [])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -112,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     add("--json-logs", action="store_true", help="one JSON object per log line")
+    add("--log-file", type=Path, metavar="PATH", help="log there, not to stderr; a full one is kept as PATH.1")
     add("--version", action="version", version=f"convener-worker {__version__}")
     add_handler_options(parser)
     return parser

@@ -22,12 +22,15 @@ from app.scaling.cli import decisions, export_trace, simulate
 from app.settings import SETTINGS_FILE
 from app.terminal.failures import MEANINGS, Commands
 from app.workers.cli import workers
+from worker_agent.variables import unknown_variables
 
 # Loaded only when they run or are listed: they import the whole service, which takes longer than other commands.
 _HEAVY: Mapping[str, str] = {"up": "app.cli.up", "demo": "app.cli.demo"}
 _EPILOG = "Exit codes:\n" + "\n".join(f"  {code.value}  {meaning}" for code, meaning in MEANINGS.items())
 # A trace is made of tasks and read by the simulation, so the command stands with the tasks.
 tasks.app.command("export-trace", epilog=export_trace.EPILOG)(export_trace.export_trace)
+# They tell of variables that are none in their logs.
+_LOGGING = ("api", "loops", "worker", *_HEAVY)
 _START, _STEER, _PROGRAMS = "Start here", "See and steer", "Run parts of the service"
 
 
@@ -96,6 +99,7 @@ def _version(is_requested: bool) -> None:
 
 
 def _options(
+    context: typer.Context,
     _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="show the version")] = False,
     url: Annotated[str | None, typer.Option(help="address of the service; each command takes it too")] = None,
     ca_file: Annotated[
@@ -124,3 +128,6 @@ def _options(
     if settings is not None:
         # The processes that a command starts read it too, wherever they are started.
         os.environ[SETTINGS_FILE] = str(settings.absolute())
+    if context.invoked_subcommand not in _LOGGING:
+        for sentence in unknown_variables(os.environ).values():
+            typer.echo(f"convener: {sentence}", err=True)

@@ -23,6 +23,7 @@ from app.cli.stack import Stack, StackError, answers, free_port, running
 from app.cli.supervisor import Program
 from app.cli.up import StopSignals
 from app.kernel.access import Role
+from app.logs import start_logging
 from app.postgres.errors import EmbeddedError
 from app.settings import Settings, SettingsError, take_settings
 from app.terminal import output
@@ -75,6 +76,7 @@ def demo(
     """
     try:
         settings = take_settings()
+        start_logging(settings)
         home = state or settings.state_directory / "demo"
         changes = {"state_directory": home, "port": port, "pool_size": workers, "stop_grace_seconds": 2.0}
         handlers = "examples.kepler.language" if llm else "examples.kepler.handlers"

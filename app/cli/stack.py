@@ -34,6 +34,7 @@ from app.terminal.databases import author
 from app.workers.provisioners.environment import check_handlers
 from worker_agent.connections.clients import default_socket, open_async_client
 from worker_agent.connections.trust import SYSTEM_TRUST, Trust, certificate_pin
+from worker_agent.variables import unknown_variables
 
 log = logging.getLogger(__name__)
 _READY_SECONDS = 30.0
@@ -206,30 +207,27 @@ def _environment(settings: Settings) -> dict[str, str]:
     }
     if settings.socket is not None:
         variables["CONVENER_SOCKET"] = str(settings.socket)
-    # The children read all other settings from the environment themselves; what was decided here wins.
-    return {**os.environ, **variables}
+    # The children read all other settings from the environment themselves; what was decided here wins. What is no
+    # variable of ours has been told of.
+    inherited = {name: value for name, value in os.environ.items() if name not in unknown_variables(os.environ)}
+    return {**inherited, **variables}
 
 
 def _programs(
     settings: Settings, environment: Mapping[str, str], secrets: Mapping[str, str], logs: Path | None
 ) -> list[Program]:
-    api = Program(
-        name="api",
-        module="app.main",
-        environment=environment,
-        secrets=secrets,
-        stop_seconds=8,
-        output=logs / "api.log" if logs else None,
-    )
-    loops = Program(
-        name="loops",
-        module="app.background",
-        environment=environment,
-        secrets=secrets,
-        stop_seconds=settings.stop_grace_seconds + 10,
-        output=logs / "loops.log" if logs else None,
-    )
-    return [api, loops]
+    programs = (("api", "app.main", 8.0), ("loops", "app.background", settings.stop_grace_seconds + 10))
+    return [
+        Program(
+            name=name,
+            module=module,
+            environment={**environment, "CONVENER_LOG_FILE": str(logs / f"{name}.log")} if logs else environment,
+            secrets=secrets,
+            stop_seconds=stop_seconds,
+            output=logs / f"{name}.log" if logs else None,
+        )
+        for name, module, stop_seconds in programs
+    ]
 
 
 def _own_socket(state: Path, say: Say) -> Path | None:

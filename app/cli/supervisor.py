@@ -24,6 +24,7 @@ from app.secrecy import SECRETS_FD, handed_over, open_log, write_private
 log = logging.getLogger(__name__)
 _CALM_SECONDS = 10.0  # a child that ran for longer is not in a crash loop
 _LONGEST_PAUSE_SECONDS = 5.0
+_PRUNE_SECONDS = 60.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -112,6 +113,7 @@ class Supervisor:
         self._keepers = [asyncio.create_task(self._keep(program)) for program in self._programs]
         if self._server is not None:
             self._keepers.append(asyncio.create_task(self._keep_server(self._server)))
+            self._keepers.append(asyncio.create_task(_keep_logs_few(self._server)))
 
     def hasten(self) -> None:
         """Let what stops, or will, not wait for tasks; called again, not for anything."""
@@ -174,6 +176,12 @@ class Supervisor:
         pids = [program.pid for program in self._programs if program.pid is not None]
         records = [{"pid": pid, "created": psutil.Process(pid).create_time()} for pid in pids if psutil.pid_exists(pid)]
         write_private(self._record, json.dumps(records))
+
+
+async def _keep_logs_few(server: Server) -> None:
+    while True:
+        await asyncio.to_thread(server.prune_logs)
+        await asyncio.sleep(_PRUNE_SECONDS)
 
 
 def end_leftovers(record: Path, seconds: float = 3.0) -> int:

@@ -21,6 +21,7 @@ from app.db.database import translate_error
 from app.kernel.access import Role
 from app.kernel.errors import ConvenerError
 from app.kernel.modes import Mode
+from app.logs import start_logging
 from app.postgres.errors import EmbeddedError
 from app.settings import Settings, SettingsError, take_settings
 from app.terminal import output
@@ -63,6 +64,7 @@ def up(
     pool_options = PoolOptions(mode=mode, min_workers=min_workers, max_workers=max_workers, reason="convener up")
     try:
         settings = take_settings()
+        start_logging(settings)
         settings = settings.model_copy(update={name: value for name, value in options.items() if value is not None})
         asyncio.run(_run(settings, pool_options))
     except (StackError, EmbeddedError, SettingsError, HandlersRefused) as error:

@@ -21,12 +21,11 @@ SETTINGS: Mapping[str, str] = {
     "random_page_cost": "1.1",
     "jit": "off",
     "timezone": "UTC",
-    # One file for each day of the week, each overwritten a week later.
+    # A full file is followed by another, and whoever runs the server removes the oldest ones.
     "logging_collector": "on",
-    "log_filename": "postgresql-%a.log",
+    "log_filename": "postgresql-%Y-%m-%dT%H%M%S.log",
     "log_rotation_age": "1d",
-    "log_rotation_size": "0",
-    "log_truncate_on_rotation": "on",
+    "log_rotation_size": "8MB",
     "log_checkpoints": "off",
     "log_timezone": "UTC",
 }

@@ -1,6 +1,7 @@
 """The server: a child process that can be started, awaited and stopped again and again."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ READY_POLL_SECONDS = 0.01
 EXIT_POLL_SECONDS = 0.05
 STATUS_LINE = 7
 MESSAGE_CHARACTERS = 2_000
+KEPT_LOGS = 8
 
 
 # Signals with the seconds to wait after each. A postmaster takes them as fast, then immediate shutdown; a process that
@@ -87,6 +89,20 @@ class Server:
                 continue
             break
         await asyncio.to_thread(clean_up, self.cluster.data, socket_directory(self.cluster.directory))
+
+    def prune_logs(self) -> None:
+        """Remove the oldest files of the server's log; does nothing where there are few."""
+        with contextlib.suppress(OSError):
+            # The directory is the server's, which must not lead us elsewhere.
+            directory = os.open(self.cluster.directory / "log", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                # Their names tell their age; those of earlier versions, named by the day of the week, go first.
+                names = [name for name in os.listdir(directory) if name.endswith(".log")]
+                names.sort(key=lambda name: (name.startswith("postgresql-2"), name))
+                for name in names[:-KEPT_LOGS]:
+                    os.unlink(name, dir_fd=directory)
+            finally:
+                os.close(directory)
 
     def _launch(self) -> "subprocess.Popen[bytes]":
         cluster = self.cluster

@@ -2,12 +2,17 @@
 
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
 
 import pytest
 
-from app.logs import mask_secrets, set_up_logging
-from worker_agent import logs as worker_logs
+from app.logs import start_logging
+from app.settings import Settings
+from worker_agent.log_lines import mask_secrets, set_up_logging
 
 # Line ends of every kind, sequences for terminals (also in their one-byte form), deletion, and marks of direction.
 HOSTILE = ("\n", "\r", "\r\n", "\x1b[2K", "\x1b]0;owned\x07", "\x9b2J", "\x85", "\x7f", "\x00", "\u2028", "\u2029",
@@ -26,13 +31,14 @@ def put_back() -> Iterator[None]:
 
 
 def test_lines_for_people(capsys: pytest.CaptureFixture[str]) -> None:
-    set_up_logging("info")
+    set_up_logging("info", as_json=False)
     logging.getLogger("app.main").info("serving on %s", "http://x", extra={"port": 1})
     logging.getLogger("app.main").debug("unheard")
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.endswith(" INFO    app.main: serving on http://x (port=1)\n")
-    assert err.count("\n") == 1
+    at, _, line = err.partition(" ")
+    assert line == "INFO    app.main: serving on http://x (port=1)\n"
+    assert abs(datetime.now().astimezone() - datetime.fromisoformat(at)) < timedelta(minutes=5), "with date and offset"
 
 
 def test_one_json_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,7 +78,7 @@ def test_mask() -> None:
 
 
 def test_chatter_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
-    set_up_logging("info")
+    start_logging(Settings())
     for name in ("alembic.runtime.plugins.x", "httpcore", "httpx"):
         logging.getLogger(name).info("chatter")
         logging.getLogger(name).warning("trouble with %s", name)
@@ -103,11 +109,62 @@ def test_text_of_strangers_forges_no_line_and_steers_no_terminal(
 @pytest.mark.parametrize("as_json", [False, True])
 @pytest.mark.parametrize("stranger", HOSTILE)
 def test_neither_do_the_lines_of_workers(capsys: pytest.CaptureFixture[str], as_json: bool, stranger: str) -> None:
-    worker_logs.set_up_logging("info", as_json=as_json)
+    set_up_logging("info", as_json=as_json)
     text = f"model{stranger}at=now level=error event=forged"
     logging.getLogger("worker_agent").warning("the model %s fails", text, extra={"fields": {"why": text, "n": 1}})
     (line,) = _lines(capsys)
-    assert as_json or line.endswith(" n=1")
+    assert as_json or line.endswith(", n=1)")
+
+
+_WRITER = """
+import logging, sys
+from pathlib import Path
+from worker_agent import log_lines
+log_lines.MAX_BYTES = 20_000
+log_lines.set_up_logging("info", as_json=True, file=Path(sys.argv[1]))
+print("on stdout", flush=True)
+for number in range(1000):
+    logging.info("%s %d", sys.argv[2], number)
+raise SystemExit("the end")
+"""
+
+
+def test_full_files_are_exchanged_and_no_line_of_two_writers_is_lost(tmp_path: Path) -> None:
+    """Of about 200,000 bytes those of the four newest files are kept, and each line in them is whole and in order."""
+    path = tmp_path / "a.log"
+    command = [sys.executable, "-c", _WRITER, str(path)]
+    writers = [subprocess.Popen([*command, name]) for name in ("one", "two")]
+    assert [writer.wait() for writer in writers] == [1, 1]
+    files = [path, *(tmp_path / f"a.log.{number}" for number in (1, 2, 3))]
+    assert sorted(tmp_path.iterdir()) == files
+    assert all(file.stat().st_mode & 0o777 == 0o600 for file in files)
+    assert all(file.stat().st_size < 25_000 for file in files)
+    lines = [line for file in reversed(files) for line in file.read_text().splitlines()]
+    assert lines[-1] == "the end", "what else goes to stderr stands there too"
+    for name in ("one", "two"):
+        messages = [json.loads(line)["message"].split() for line in lines if f'"{name} ' in line]
+        numbers = [int(number) for _, number in messages]
+        assert numbers == list(range(1000))[1000 - len(numbers) :], "none is missing since the oldest that is kept"
+
+
+def test_a_log_that_cannot_be_written_ends_the_program_with_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        start_logging(Settings(log_file=tmp_path / "missing" / "a.log"))
+    assert exit_.value.code == 2
+    assert "CONVENER_LOG_FILE: cannot write" in capsys.readouterr().err
+
+
+def test_the_log_tells_first_of_variables_that_are_none(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONVENER_PORTT", "9")
+    start_logging(Settings())
+    (line,) = _lines(capsys)
+    assert line.endswith(
+        "WARNING app.logs: CONVENER_PORTT is ignored, as there is no such variable; did you mean CONVENER_PORT?"
+    )
 
 
 def _lines(capsys: pytest.CaptureFixture[str]) -> list[str]:

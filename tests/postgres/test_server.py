@@ -2,10 +2,12 @@
 
 import asyncio
 import os
+import re
 import signal
 import socket
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -86,6 +88,29 @@ async def test_can_be_reached_by_socket_and_by_sqlalchemy(server: Server) -> Non
         async with engine.connect() as connection:
             assert (await connection.execute(text("SELECT 1"))).scalar_one() == 1
         await engine.dispose()
+
+
+async def test_of_its_log_the_newest_files_are_kept(server: Server, tmp_path: Path) -> None:
+    """Full files are followed by others of 8 MiB; those with the names of earlier versions go first."""
+    logs = server.cluster.directory / "log"
+    for number in range(12):
+        (logs / f"postgresql-2025-01-{number + 1:02}T000000.log").touch()
+    names = sorted(path.name for path in logs.iterdir())
+    assert all(re.fullmatch(r"postgresql-\d{4}-\d\d-\d\dT\d{6}\.log", name) for name in names)
+    (logs / "postgresql-Mon.log").touch()
+    server.prune_logs()
+    assert sorted(path.name for path in logs.iterdir()) == names[-8:]
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "a.log").touch()
+    moved = logs.rename(tmp_path / "moved")
+    logs.symlink_to(other)
+    for number in range(9):
+        (other / f"b{number}.log").touch()
+    server.prune_logs()
+    assert (other / "a.log").exists(), "a link in place of the directory leads nowhere else"
+    logs.unlink()
+    moved.rename(logs)
 
 
 async def test_a_wrong_password_is_refused(server: Server) -> None:

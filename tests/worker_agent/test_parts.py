@@ -20,7 +20,7 @@ from worker_agent.capacity import cpu_cores, memory_gb
 from worker_agent.child_process import ResourceLimits
 from worker_agent.handler_messages import HandlerMessages, NotAnObject, read_json_object
 from worker_agent.local_errors import LocalErrors
-from worker_agent.logs import set_up_logging
+from worker_agent.log_lines import set_up_logging
 from worker_agent.output_buffers import HeadBuffer, LineBuffer, TailBuffer
 from worker_agent.usage import UsageSampler
 from worker_agent.wire import Assignment, read_assignment
@@ -148,9 +148,9 @@ def test_log_lines_can_be_read_by_machines(as_json: bool, capsys: pytest.Capture
         root.handlers[:], root.level = previous_setup[0], previous_setup[1]
     (line,) = capsys.readouterr().err.splitlines()
     if as_json:
-        assert json.loads(line).items() >= {"event": "task started", "task": "t-1", "why": 'a "b"\nc'}.items()
+        assert json.loads(line).items() >= {"message": "task started", "task": "t-1", "why": 'a "b"\nc'}.items()
     else:
-        assert line.endswith(r'level=info event="task started" task=t-1 why="a \"b\"\nc"')
+        assert line.endswith(r'INFO    worker_agent: task started (task=t-1, why="a \"b\"\nc")')
 
 
 def test_a_task_can_be_made_to_test_a_handler() -> None:

@@ -127,8 +127,8 @@ class LocalProvisioner:
         make_private(self._logs)
         variables = {**self._environment, OWNER_VARIABLE: self._owner}
         command = [sys.executable, "-m", "worker_agent", "--name", name, *self._arguments]
-        command.append(f"{_MARK}{self._owner}:{worker_id}")
         log_file = self._logs / f"{name}.log"
+        command += [f"--log-file={log_file}", f"{_MARK}{self._owner}:{worker_id}"]
         with (
             handed_over({**self._secrets, "CONVENER_KEY": key}) as secrets,
             os.fdopen(open_log(log_file), "ab") as output,

@@ -1,0 +1,52 @@
+"""The names of all variables of Convener, by which a program tells of one that is misspelt."""
+
+import difflib
+import re
+from collections.abc import Mapping
+
+_PREFIX = "CONVENER_"
+# Settings of the API and the loops, of which the first line are those that may stand in files of their own.
+_SETTINGS = """
+    DATABASE_PASSWORD DATABASE_URL LLM_KEY WEBHOOK_SECRET WEBHOOK_URL
+    ACKNOWLEDGE_WITHIN_SECONDS ALLOW_PLAIN_HTTP DUPLICATE_WINDOW_SECONDS EVENTS_DAYS HEARTBEAT_INTERVAL_SECONDS
+    HISTORY_DAYS HOST HOST_NAME LEASE_SECONDS LLM_KEY_COMMAND LLM_MODELS LOG_FILE LOG_JSON LOG_LEVEL LOST_AFTER_SECONDS
+    MAX_BODIES_BYTES MAX_BODY_BYTES MAX_PAYLOAD_BYTES MAX_QUEUE_SIZE METRICS_OPEN MODE PERMITS_PER_WORKER
+    PERMIT_SECONDS POOL_SIZE PORT POSTGRES_BIN QUEUE_DISPLACES QUEUE_QUOTAS SOCKET STATE_DIRECTORY STOP_GRACE_SECONDS
+    TLS_CERTIFICATE TLS_KEY TRUSTED_PROXIES WEBHOOK_HOSTS WORKER_HANDLERS
+"""
+_FILES = "DATABASE_PASSWORD_FILE DATABASE_URL_FILE LLM_KEY_FILE WEBHOOK_SECRET_FILE WEBHOOK_URL_FILE SETTINGS_FILE"
+# Of workers and commands, and of what handlers get.
+_OTHERS = """
+    CA_FILE KEY NAMESPACE PROXY TLS_PIN URL OWNER SECRETS_FD
+    HANDLER_HIDE HANDLER_MAX_FILE_GB HANDLER_MAX_PROCESSES HANDLER_PASS_ENV HANDLER_READABLE HANDLER_USER
+    HANDLER_WRITABLE
+    LLM_ATTEMPTS LLM_BETWEEN_TOKENS_SECONDS LLM_CONNECT_SECONDS LLM_FIRST_TOKEN_SECONDS LLM_MODEL LLM_TOTAL_SECONDS
+    LLM_URL LOCAL_MODEL_PORT PROGRESS_FD SCHEMA_CASES TASK_ATTEMPT TASK_ID
+"""
+NAMES = frozenset(_PREFIX + word for word in (_SETTINGS + _FILES + _OTHERS).split())
+# Kubernetes, and links of Docker, put these into every container for each service whose name begins with convener.
+_LINK_NAME = re.compile(
+    r"CONVENER_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+_LINK = re.compile(r"(tcp|udp|sctp)://.*:\d+")
+_TESTS = f"{_PREFIX}TEST_"
+
+
+def is_link(name: str, value: str) -> bool:
+    """Whether a container platform has set the variable, for a service that is named like Convener."""
+    return _LINK_NAME.fullmatch(name) is not None or (name.endswith("_PORT") and _LINK.fullmatch(value) is not None)
+
+
+def unknown_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """A sentence for each variable that begins like ours and is none, by name."""
+    strangers = sorted(
+        name
+        for name, value in environment.items()
+        if name.startswith(_PREFIX) and name not in NAMES and not name.startswith(_TESTS) and not is_link(name, value)
+    )
+    return {name: f"{name} is ignored, as there is no such variable{_suggestion(name)}" for name in strangers}
+
+
+def _suggestion(name: str) -> str:
+    near = difflib.get_close_matches(name.removeprefix(_PREFIX), [n.removeprefix(_PREFIX) for n in NAMES], n=1)
+    return f"; did you mean {_PREFIX}{near[0]}?" if near else ""
