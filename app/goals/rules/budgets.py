@@ -10,8 +10,6 @@ SPENDING = frozenset({"money", "tokens"})
 # A plain mean lags behind iterations that grow; with at least this weight of the last it lags by less than two of them.
 _MIN_WEIGHT = 0.4
 _EPSILON = 1e-9
-# Below this an expected duration is no measure: a budget divided by it would be any number.
-_MIN_TASK_SECONDS = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,23 +139,6 @@ def overrun_reason(limits: Limits, usage: Usage, forecast: Forecast) -> str | No
             amount = _format_amount(use.next_amount, use.unit)
             return f"one more iteration would overrun {use.description}: it takes about {amount}"
     return None
-
-
-def remaining_attempts(limits: Limits, compute: Compute) -> int | None:
-    """Number of further attempts of the expected length that fit the compute budget; None where it sets no bound.
-
-    0 means that no more may be leased. Before anything has run it is at least 1: only an attempt shows its real length.
-    """
-    if limits.compute_seconds is None:
-        return None
-    remaining = limits.compute_seconds - compute.committed_seconds
-    if remaining <= 0:
-        return 0
-    if compute.expected_seconds <= _MIN_TASK_SECONDS:
-        return None
-    has_run = compute.attempts or compute.running
-    # The epsilon keeps a budget of exactly three attempts from having room for two.
-    return max(0 if has_run else 1, int(remaining / compute.expected_seconds + _EPSILON))
 
 
 def notices(limits: Limits, usage: Usage, names: Collection[str] | None = None) -> list[str]:

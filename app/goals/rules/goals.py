@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from app.admin.rules.config import IterationConfig
-from app.goals.rules import budgets, exploration, stopping
-from app.goals.rules.budgets import Forecast, Limits, Usage
+from app.goals.rules import budgets, compute_budget, exploration, stopping
+from app.goals.rules.budgets import Compute, Forecast, Limits, Usage
+from app.goals.rules.compute_budget import Room
 from app.goals.rules.exploration import ExplorationPolicy, Trial
 from app.goals.rules.stopping import Quality, QualityReading, StoppingPolicy, StoppingRule, Unit
 from app.kernel.events import GoalEvent
@@ -179,11 +180,15 @@ class EnforcementAction(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Enforcement:
-    """An action and its reason; `remaining_attempts` is the number of further tasks that a metered goal may start."""
+    """An action and its reason; `remaining_attempts` is the number of further tasks that a metered goal may start.
+
+    `excess_attempts` are the youngest that run and are to be taken back.
+    """
 
     action: EnforcementAction
     reason: str = ""
     remaining_attempts: int = 0
+    excess_attempts: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,34 +204,56 @@ class LeaseCapacity:
         return self.workers * (1 + math.ceil(self.check_seconds / seconds))
 
 
-def enforce(usage: Usage, limits: Limits, capacity: LeaseCapacity, *, is_metered: bool = False) -> Enforcement:
+def enforce(
+    usage: Usage,
+    limits: Limits,
+    capacity: LeaseCapacity,
+    *,
+    ages: Sequence[float] = (),
+    is_metered: bool = False,
+) -> Enforcement:
     """Decide how to keep a goal within its limits of time, compute, money and tokens, without help of the client.
 
     A goal whose time or compute is used up stops; one whose compute is committed, or whose money or tokens are used up,
-    leases no more: its budget may be extended. Where all workers together could
-    overrun the budget before the next check, the goal is metered: only as many tasks start as the budget has room for.
+    leases no more: its budget may be extended. Where all workers together could overrun the budget before the next
+    check, the goal is metered: only as many tasks start as the budget has room for. `ages` are the seconds for which
+    attempts have been running.
     """
-    # Running attempts count by the time they have really taken: a goal must not stop for an estimate.
-    actual = replace(usage, iterations=0, compute=replace(usage.compute, running=0))
-    reason = budgets.exhausted_limit(replace(limits, money=None, tokens=None), actual)
-    if reason:
+    # Iterations are judged when they are reported.
+    usage = replace(usage, iterations=0)
+    if reason := budgets.exhausted_limit(replace(limits, compute_seconds=None, money=None, tokens=None), usage):
         return Enforcement(action=EnforcementAction.STOP, reason=reason)
-    if reason := budgets.exhausted_limit(spending_limits(limits), actual):
+    room = _compute_room(usage.compute, limits, ages, capacity)
+    if room is not None and room.is_over:
+        return _out_of_compute(EnforcementAction.STOP, usage.compute, limits, ages)
+    if reason := budgets.exhausted_limit(spending_limits(limits), usage):
         return Enforcement(action=EnforcementAction.HOLD, reason=reason)
-    remaining = budgets.remaining_attempts(limits, usage.compute)
-    # A metered goal is let go only with twice the room, so that it does not flip at every check.
-    required_room = capacity.max_leases(usage.compute.expected_seconds) * (2 if is_metered else 1)
-    if remaining is None or remaining >= max(1, required_room):
+    if room is None or room.tasks is None:
         return Enforcement(action=EnforcementAction.ALLOW)
-    if remaining >= 1:
-        reason = f"the compute budget of {limits.compute_seconds:g} s has room for {remaining} more tasks"
-        return Enforcement(action=EnforcementAction.METER, reason=reason, remaining_attempts=remaining)
-    reason = (
+    # A metered goal is let go only with twice the room, so that it does not flip at every check.
+    required_tasks = capacity.max_leases(usage.compute.expected_seconds) * (2 if is_metered else 1)
+    if room.tasks == 0 or room.excess:
+        # While attempts run they may turn out shorter than expected, and leave room again; without any nothing changes.
+        action = EnforcementAction.HOLD if ages else EnforcementAction.STOP
+        return replace(_out_of_compute(action, usage.compute, limits, ages), excess_attempts=room.excess)
+    if room.tasks >= max(1, required_tasks):
+        return Enforcement(action=EnforcementAction.ALLOW)
+    reason = f"the compute budget of {limits.compute_seconds:g} s has room for {room.tasks} more tasks"
+    return Enforcement(action=EnforcementAction.METER, reason=reason, remaining_attempts=room.tasks)
+
+
+def _compute_room(compute: Compute, limits: Limits, ages: Sequence[float], capacity: LeaseCapacity) -> Room | None:
+    budget = limits.compute_seconds
+    return None if budget is None else compute_budget.room(budget, compute, ages, capacity.check_seconds)
+
+
+def _out_of_compute(action: EnforcementAction, compute: Compute, limits: Limits, ages: Sequence[float]) -> Enforcement:
+    # Running attempts count by the time they have really taken: a budget is not used up by an estimate.
+    used = Usage(compute=replace(compute, running=0, running_seconds=sum(ages)))
+    reason = budgets.exhausted_limit(replace(limits, time_seconds=None), used) or (
         f"the compute budget of {limits.compute_seconds:g} s has no room for one more task of "
-        f"{usage.compute.expected_seconds:.3g} s: {usage.compute.committed_seconds:.4g} s are spent or committed"
+        f"{compute.expected_seconds:.3g} s: {compute.spent_seconds:.4g} s are spent, and {len(ages)} tasks run"
     )
-    # While attempts run they may turn out shorter than expected, and leave room again; without any nothing can change.
-    action = EnforcementAction.HOLD if usage.compute.running else EnforcementAction.STOP
     return Enforcement(action=action, reason=reason)
 
 

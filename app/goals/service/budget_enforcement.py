@@ -1,5 +1,6 @@
 """Duties that keep goals within their limits between reports, and set their tasks aside while a hold lasts."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -16,10 +17,12 @@ from app.goals.rules.goals import EnforcementAction, GoalState
 from app.goals.service import goals as service
 from app.goals.service import priors
 from app.goals.store import compute, goals
+from app.goals.store.compute import RunningAttempt
 from app.goals.store.goals import Goal
 from app.kernel.events import GoalEvent
 from app.queue.rules.holds import Hold
-from app.queue.store import cancel, holds
+from app.queue.service.leases import give_back
+from app.queue.store import attempts, cancel, holds
 from app.queue.store.holds import LockedHold, Meter
 from app.queue.store.listing import Selection
 
@@ -50,29 +53,30 @@ async def enforce_budgets(connection: AsyncConnection) -> dict[str, Any]:
     """
     limited_goals, moment = await goals.read_limited(connection), await now(connection)
     if not limited_goals:
-        return {"stopped": [], "held": [], "let_through": 0}
+        return {"stopped": [], "held": [], "let_through": 0, "taken_back": 0}
     ids, capacity = [goal.id for goal in limited_goals], await priors.lease_capacity(connection)
     computes, meters = await compute.read_many(connection, ids), await holds.read_meters(connection, ids)
     budgeted_ids = [goal.id for goal in limited_goals if goal.constraints.compute_budget_seconds]
     untried_ids = [goal_id for goal_id in budgeted_ids if not computes[goal_id].total.attempts]
     prior_seconds = await priors.expected_seconds(connection, untried_ids)
-    stopped_ids, held_ids, let_through = [], [], 0
+    stopped_ids, held_ids, let_through, taken_back = [], [], 0, 0
     for goal in limited_goals:
         usage, meter = service.usage_at(goal, computes[goal.id], moment), meters.get(goal.id)
         usage = replace(usage, compute=replace(usage.compute, prior_seconds=prior_seconds.get(goal.id, 0.0)))
         # The bounds on iterations, which the configuration may set, are enforced when an iteration is reported.
         limits = rules.goal_policy(goal.constraints, IterationConfig()).limits
-        due = rules.enforce(usage, limits, capacity, is_metered=meter is not None)
+        due = rules.enforce(usage, limits, capacity, ages=computes[goal.id].ages, is_metered=meter is not None)
         await _tell_of_low_budget(connection, goal, budgets.notices(limits, usage, budgets.SPENDING))
         if due.action is EnforcementAction.STOP:
             stopped_ids += await _stop_goal(connection, goal.id, due.reason)
-        elif due.action is EnforcementAction.HOLD and goal.hold is None:
-            held_ids += await _hold_goal(connection, goal.id, due.reason)
+        elif due.action is EnforcementAction.HOLD:
+            held_ids += await _hold_goal(connection, goal, due.reason)
+            taken_back += await _take_back(connection, goal, computes[goal.id].running, due.excess_attempts)
         elif due.action is EnforcementAction.METER:
             let_through += await _meter(connection, goal, meter, due.remaining_attempts, usage.compute)
-        elif due.action is EnforcementAction.ALLOW and (meter is not None or goal.hold is Hold.BUDGET):
+        elif meter is not None or goal.hold is Hold.BUDGET:
             await _allow(connection, goal.id)
-    return {"stopped": stopped_ids, "held": held_ids, "let_through": let_through}
+    return {"stopped": stopped_ids, "held": held_ids, "let_through": let_through, "taken_back": taken_back}
 
 
 async def process_holds(database: Database) -> int:
@@ -150,13 +154,29 @@ async def _stop_goal(connection: AsyncConnection, goal_id: str, reason: str) -> 
     return [goal_id]
 
 
-async def _hold_goal(connection: AsyncConnection, goal_id: str, reason: str) -> list[str]:
-    goal = await goals.lock(connection, goal_id)
-    if goal is None or goal.state is not GoalState.RUNNING or goal.hold is not None:
+async def _hold_goal(connection: AsyncConnection, goal: Goal, reason: str) -> list[str]:
+    if goal.hold is not None:
         return []
-    await holds.close(connection, goal_id, Hold.BUDGET)
-    await goals.append_event(connection, GoalEvent.HELD, goal_id, {"reason": reason})
-    return [goal_id]
+    locked_goal = await goals.lock(connection, goal.id)
+    if locked_goal is None or locked_goal.state is not GoalState.RUNNING or locked_goal.hold is not None:
+        return []
+    await holds.close(connection, goal.id, Hold.BUDGET)
+    await goals.append_event(connection, GoalEvent.HELD, goal.id, {"reason": reason})
+    return [goal.id]
+
+
+async def _take_back(connection: AsyncConnection, goal: Goal, running: Sequence[RunningAttempt], count: int) -> int:
+    """Take the youngest of these attempts back unharmed, so that the older ones can end; return their number."""
+    if not count or await goals.lock(connection, goal.id) is None:
+        return 0
+    taken_back = 0
+    reason = f"the compute budget of {goal.constraints.compute_budget_seconds:g} s is kept for tasks that began earlier"
+    for lease in sorted(running[-count:], key=lambda lease: lease.task_id):
+        attempt = await attempts.lock(connection, lease.task_id, lease.token, lease.worker_id)
+        if attempt is not None:
+            await give_back(connection, attempt, reason)
+            taken_back += 1
+    return taken_back
 
 
 async def _cancel_tasks(connection: AsyncConnection, hold: LockedHold) -> None:

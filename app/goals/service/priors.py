@@ -15,6 +15,9 @@ from app.queue.store import holds
 from app.scaling.service import state
 from app.workers.store import workers
 
+# So many workers may come before the first check of a new goal.
+_NEWCOMERS = 16
+
 
 async def lease_capacity(connection: AsyncConnection) -> LeaseCapacity:
     """Capacity of all workers there are, in whatever state: any of them may lease before the next check."""
@@ -43,10 +46,13 @@ async def meter_new_goal(connection: AsyncConnection, goal: Goal) -> None:
     limits = rules.goal_policy(goal.constraints, IterationConfig()).limits
     if limits.compute_seconds is None:
         return
-    total = (await compute.read(connection, goal.id)).total
+    goal_compute = await compute.read(connection, goal.id)
+    total = goal_compute.total
     priors = await expected_seconds(connection, [goal.id])
     usage = Usage(compute=replace(total, prior_seconds=priors.get(goal.id, 0.0)))
     # In the transaction that creates the goal: a moment later its first tasks could be leased without any bound.
-    due = rules.enforce(usage, limits, await lease_capacity(connection))
+    present = await lease_capacity(connection)
+    capacity = replace(present, workers=present.workers + _NEWCOMERS)
+    due = rules.enforce(usage, limits, capacity, ages=goal_compute.ages)
     if due.action is not EnforcementAction.ALLOW:
         await holds.meter(connection, goal.id, total.attempts + total.running)

@@ -4,8 +4,9 @@ run, read from the ledger of leases. Neither relies on the word of a client, and
 Totals of a goal's tasks are folded with them.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from uuid import UUID
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -43,12 +44,31 @@ class FoldResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunningAttempt:
+    """A lease of a task that has lasted for `seconds`."""
+
+    task_id: UUID
+    token: int
+    worker_id: UUID
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GoalCompute:
-    """Compute of a goal in all, the seconds that each agent type has spent of it, and totals of its tasks by name."""
+    """Compute of a goal in all, the seconds of it by agent type, totals of its tasks by name, and its leases.
+
+    The longest lease is the first.
+    """
 
     total: Compute
     by_agent: dict[AgentType, float]
     tasks: dict[str, int]
+    running: Sequence[RunningAttempt] = ()
+
+    @property
+    def ages(self) -> list[float]:
+        """Seconds for which each attempt has been running."""
+        return [attempt.seconds for attempt in self.running]
 
 
 _NAMES = ", ".join(TOTALS)
@@ -95,11 +115,12 @@ WHERE attempts > 0 ORDER BY goal_id, agent_type
 
 # From workers to tasks, since a pool is small: each worker's last lease leads to the one task it may hold.
 _RUNNING = text(f"""
-SELECT t.goal_id, count(*) AS running, sum(extract(epoch FROM now() - t.leased_at))::float8 AS seconds
+SELECT t.goal_id, t.id AS task_id, t.token, t.worker_id,
+       greatest(0, extract(epoch FROM now() - t.leased_at))::float8 AS seconds
 FROM workers w CROSS JOIN LATERAL {lease_ledger.last_lease("w.id")} last
 CROSS JOIN LATERAL {lease_ledger.held_task("w.id")} t
 WHERE w.{LIVE} AND t.goal_id = ANY (CAST(:goal_ids AS text[]))
-GROUP BY t.goal_id
+ORDER BY t.leased_at, t.id
 """)
 
 # The order of one index, starting at the goal: with `seq` alone the planner might scan all tasks for the first one of a
@@ -138,20 +159,22 @@ async def read_many(connection: AsyncConnection, goal_ids: Collection[str]) -> d
     """Exact compute of each of these goals until now, including attempts not folded yet and those that run."""
     values = {"goal_ids": list(goal_ids)}
     spent_rows = (await connection.execute(_SPENT, values)).mappings().all()
-    running = {row["goal_id"]: row for row in (await connection.execute(_RUNNING, values)).mappings()}
+    running: dict[str, list[RunningAttempt]] = {goal_id: [] for goal_id in goal_ids}
+    for row in (await connection.execute(_RUNNING, values)).mappings():
+        fields = {name: row[name] for name in RunningAttempt.__dataclass_fields__}
+        running[row["goal_id"]].append(RunningAttempt(**fields))
     compute = {}
     for goal_id in goal_ids:
         rows = [row for row in spent_rows if row["goal_id"] == goal_id]
-        runs = running.get(goal_id)
         total = Compute(
             spent_seconds=sum(row["seconds"] for row in rows),
             attempts=sum(row["attempts"] for row in rows),
-            running=runs["running"] if runs else 0,
-            running_seconds=runs["seconds"] if runs else 0.0,
+            running=len(running[goal_id]),
+            running_seconds=sum(attempt.seconds for attempt in running[goal_id]),
         )
         by_agent = {AgentType(row["agent_type"]): row["seconds"] for row in rows if row["attempts"]}
         tasks = {name: sum(row[name] for row in rows) for name in TOTALS}
-        compute[goal_id] = GoalCompute(total=total, by_agent=by_agent, tasks=tasks)
+        compute[goal_id] = GoalCompute(total=total, by_agent=by_agent, tasks=tasks, running=running[goal_id])
     return compute
 
 

@@ -247,7 +247,7 @@ async def test_limits_that_do_not_go_together_are_refused_in_two_bodies_as_in_on
 async def test_compute_is_measured_by_leases_and_not_by_the_word_of_a_client(
     service: Service, database: Database
 ) -> None:
-    await create_goal(service, compute_budget_seconds=1000)
+    await create_goal(service)
     worker = await service.worker()
     await service.submitted(goal_id="kepler")
     lease = await worker.lease()

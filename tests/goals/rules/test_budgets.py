@@ -12,7 +12,6 @@ from app.goals.rules.budgets import (
     exhausted_limit,
     notices,
     overrun_reason,
-    remaining_attempts,
 )
 
 LIMITS = Limits(max_iterations=10, time_seconds=100.0, compute_seconds=200.0, money=5.0)
@@ -53,27 +52,6 @@ def test_running_tasks_are_committed() -> None:
     assert Compute(running=3, running_seconds=7.0).committed_seconds == 7.0
 
 
-def test_room_for_more_attempts() -> None:
-    compute = Compute(spent_seconds=100.0, attempts=10, running=3, running_seconds=1.0)
-    assert remaining_attempts(LIMITS, compute) == 7
-    assert remaining_attempts(Limits(max_iterations=1), compute) is None
-    assert remaining_attempts(LIMITS, Compute()) is None, "nobody knows yet how long a task takes"
-    assert remaining_attempts(LIMITS, Compute(running=2, running_seconds=200.0)) == 0
-    assert remaining_attempts(LIMITS, Compute(spent_seconds=195.0, attempts=19)) == 0
-
-
-def test_before_an_attempt_has_ended_it_is_expected_to_last_as_others_do() -> None:
-    """Ten fit into 200 s if each takes 20."""
-    assert remaining_attempts(LIMITS, Compute(prior_seconds=20.0)) == 10
-    assert remaining_attempts(LIMITS, Compute(prior_seconds=20.0, running=4, running_seconds=1.0)) == 6
-    assert remaining_attempts(LIMITS, Compute(prior_seconds=20.0, running=10, running_seconds=1.0)) == 0
-    assert remaining_attempts(LIMITS, Compute(running=4, running_seconds=100.0)) == 4, "they take 25 s at least"
-    assert remaining_attempts(LIMITS, Compute(prior_seconds=1000.0)) == 1, "one at least, to see whether it is true"
-    assert remaining_attempts(LIMITS, Compute(prior_seconds=1000.0, running=1)) == 0
-    measured = Compute(prior_seconds=1000.0, spent_seconds=2.0, attempts=2)
-    assert (measured.expected_seconds, remaining_attempts(LIMITS, measured)) == (1.0, 198)
-
-
 def test_notices_name_the_highest_level_that_is_reached() -> None:
     assert notices(LIMITS, used(elapsed=79.9)) == []
     assert notices(LIMITS, used(elapsed=80)) == ["at least 80 % are used: the limit of 100 s of time (80 s so far)"]
@@ -93,18 +71,3 @@ def test_the_forecast_lies_among_what_was_seen(values: list[float]) -> None:
     mean = decayed_mean(values)
     assert mean is not None
     assert min(values) - 1e-6 <= mean <= max(values) + 1e-6
-
-
-@given(
-    st.floats(0, 1e4),
-    st.integers(0, 100),
-    st.integers(0, 64),
-    st.floats(0, 1e4),
-    st.floats(0.1, 1e4),
-)
-def test_what_there_is_room_for_fits(spent: float, attempts: int, running: int, takes: float, budget: float) -> None:
-    compute = Compute(spent_seconds=spent if attempts else 0.0, attempts=attempts, running=running,
-                      running_seconds=takes if running else 0.0)  # fmt: skip
-    left = remaining_attempts(Limits(max_iterations=1, compute_seconds=budget), compute)
-    if left:
-        assert compute.committed_seconds + left * compute.mean_seconds <= budget * (1 + 1e-6)

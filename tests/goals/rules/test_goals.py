@@ -29,9 +29,8 @@ BUDGET = Limits(max_iterations=10, compute_seconds=100.0)
 CAPACITY = LeaseCapacity(workers=4)
 
 
-def used(spent: float = 0.0, attempts: int = 0, running: int = 0, running_seconds: float = 0.0) -> Usage:
-    compute = Compute(spent_seconds=spent, attempts=attempts, running=running, running_seconds=running_seconds)
-    return Usage(compute=compute)
+def used(spent: float = 0.0, attempts: int = 0) -> Usage:
+    return Usage(compute=Compute(spent_seconds=spent, attempts=attempts))
 
 
 def test_a_stopped_goal_stays_so() -> None:
@@ -44,32 +43,44 @@ def test_a_stopped_goal_stays_so() -> None:
 
 
 def test_from_plenty_to_nothing() -> None:
-    """Tasks of 5 s and four workers, who can take eight until the next look."""
-    assert enforce(used(10, 2), BUDGET, CAPACITY).action is EnforcementAction.ALLOW
-    metered = enforce(used(65, 13), BUDGET, CAPACITY)
-    assert (metered.action, metered.remaining_attempts) == (EnforcementAction.METER, 7)
-    assert metered.reason == "the compute budget of 100 s has room for 7 more tasks"
-    still_metered = enforce(used(50, 10), BUDGET, CAPACITY, is_metered=True)
+    """Tasks of half a second and four workers, who can take twelve until the next look."""
+    plenty = enforce(used(10, 20), BUDGET, CAPACITY)
+    assert plenty.action is EnforcementAction.ALLOW
+    metered = enforce(used(70, 140), BUDGET, CAPACITY, ages=[0.2, 0.1])
+    assert (metered.action, metered.remaining_attempts) == (EnforcementAction.METER, 11)
+    assert metered.reason == "the compute budget of 100 s has room for 11 more tasks"
+    still_metered = enforce(used(50, 100), BUDGET, CAPACITY, is_metered=True)
     assert still_metered.action is EnforcementAction.METER, "not back and forth"
-    assert enforce(used(50, 10), BUDGET, CAPACITY).action is EnforcementAction.ALLOW
-    assert enforce(used(85, 17, 3), BUDGET, CAPACITY).action is EnforcementAction.HOLD
-    stopped = enforce(used(97, 19), BUDGET, CAPACITY)
-    assert stopped.action is EnforcementAction.STOP
-    assert "no room for one more task of 5.11 s: 97 s are spent or committed" in stopped.reason
-    assert enforce(used(60, 12, 1, 41), BUDGET, CAPACITY).action is EnforcementAction.STOP, "used up by what runs"
+    assert enforce(used(50, 100), BUDGET, CAPACITY).action is EnforcementAction.ALLOW
+    held = enforce(used(95, 190), BUDGET, CAPACITY, ages=[0.5, 0.4])
+    assert held.action is EnforcementAction.HOLD
+    assert "no room for one more task of 0.5 s: 95 s are spent, and 2 tasks run" in held.reason
+    assert enforce(used(97, 19), BUDGET, CAPACITY).action is EnforcementAction.STOP, "and nothing runs"
+
+
+def test_tasks_may_end_within_the_overrun() -> None:
+    due = enforce(used(60, 12), BUDGET, CAPACITY, ages=[41, 2])
+    assert (due.action, due.excess_attempts) == (EnforcementAction.HOLD, 0)
+    assert due.reason == "the limit of 100 s of compute (103 s so far) is used up"
+    crowd = enforce(used(60, 12), BUDGET, CAPACITY, ages=[41, *[0.1] * 9])
+    assert (crowd.action, crowd.excess_attempts) == (EnforcementAction.HOLD, 8), "just one more will end"
+    assert enforce(used(60, 12), BUDGET, CAPACITY, ages=[49.5]).action is EnforcementAction.STOP
 
 
 def test_the_first_tasks_keep_within_a_budget_too() -> None:
     """By what tasks of other goals took; and no goal stops for that alone."""
-    few = Usage(compute=Compute(prior_seconds=30.0))
+    few = Usage(compute=Compute(prior_seconds=0.8))
     due = enforce(few, BUDGET, CAPACITY)
     assert (due.action, due.remaining_attempts) == (EnforcementAction.METER, 3)
-    assert enforce(Usage(compute=Compute(prior_seconds=3.0)), BUDGET, CAPACITY).action is EnforcementAction.ALLOW
-    slow = Usage(compute=Compute(prior_seconds=3000.0))
-    due = enforce(slow, BUDGET, CAPACITY)
-    assert (due.action, due.remaining_attempts) == (EnforcementAction.METER, 1)
-    runs = Usage(compute=Compute(prior_seconds=3000.0, running=1, running_seconds=1.0))
-    assert enforce(runs, BUDGET, CAPACITY).action is EnforcementAction.HOLD
+    assert enforce(Usage(compute=Compute(prior_seconds=0.01)), BUDGET, CAPACITY).action is EnforcementAction.METER
+    assert enforce(Usage(compute=Compute(prior_seconds=0.2)), BUDGET, CAPACITY).action is EnforcementAction.METER
+    few_workers = LeaseCapacity(workers=1)
+    assert enforce(Usage(compute=Compute(prior_seconds=0.5)), BUDGET, few_workers).action is EnforcementAction.ALLOW
+    for prior in (0.0, 3000.0):
+        untried = Usage(compute=Compute(prior_seconds=prior))
+        due = enforce(untried, BUDGET, CAPACITY)
+        assert (due.action, due.remaining_attempts) == (EnforcementAction.METER, 1)
+        assert enforce(untried, BUDGET, CAPACITY, ages=[1.0]).action is EnforcementAction.HOLD
 
 
 def test_iterations_are_for_reports_and_money_and_tokens_hold_a_goal() -> None:
@@ -79,15 +90,17 @@ def test_iterations_are_for_reports_and_money_and_tokens_hold_a_goal() -> None:
         assert enforce(usage, limits, CAPACITY).action is EnforcementAction.HOLD
 
 
-@given(st.floats(0, 99), st.integers(1, 1000), st.integers(0, 64), st.integers(0, 1000), st.booleans())
-def test_what_is_let_through_fits(spent: float, attempts: int, running: int, workers: int, metered: bool) -> None:
-    usage = used(spent, attempts, running)
-    due = enforce(usage, BUDGET, LeaseCapacity(workers=workers), is_metered=metered)
-    mean = usage.compute.mean_seconds
-    if due.action is EnforcementAction.METER:
-        assert usage.compute.committed_seconds + due.remaining_attempts * mean <= 100 + 1e-6
+@given(
+    st.floats(0, 99), st.integers(1, 1000), st.lists(st.floats(0, 50), max_size=64), st.integers(0, 1000), st.booleans()
+)
+def test_what_is_let_through_fits(spent: float, attempts: int, ages: list[float], workers: int, metered: bool) -> None:
+    due = enforce(used(spent, attempts), BUDGET, LeaseCapacity(workers=workers), ages=ages, is_metered=metered)
+    mean = spent / attempts
+    if due.action is EnforcementAction.METER and ages:
+        assert spent + sum(ages) + due.remaining_attempts * mean <= 100 + 1e-6
     if due.action is EnforcementAction.ALLOW and mean >= 0.01:
-        assert usage.compute.committed_seconds + workers * mean <= 100 + 1e-6
+        assert spent + sum(ages) + workers * mean <= 100 + 1e-6
+    assert due.excess_attempts < max(1, len(ages)), "one always goes on"
 
 
 def test_a_goal_has_what_it_asks_for_and_else_what_is_configured() -> None:

@@ -309,7 +309,7 @@ async def test_a_restore_of_what_is_damaged_or_newer_changes_nothing(own_databas
 async def test_goals_go_on_where_they_were(own_database: Database, server_url: str) -> None:
     """A paused one stays paused and its tasks stay held; what it has cost and reached is known; decisions replay."""
     async with own_database.transaction() as connection:
-        request = goal_request(weight=2.0, compute_budget_seconds=100.0, max_iterations=7)
+        request = goal_request(weight=2.0, token_budget=100, max_iterations=7)
         await goals.create(connection, request)
     await _complete(own_database)
     (waiting,) = await submitted(own_database)
