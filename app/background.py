@@ -10,6 +10,7 @@ import gc
 import logging
 import signal
 from collections.abc import Sequence
+from pathlib import Path
 from uuid import UUID
 
 from app.admin.service.config import CurrentConfig, Effective
@@ -34,7 +35,9 @@ from app.queue.rules.admission import capacity_policy
 from app.queue.rules.aging import aging_policy
 from app.queue.rules.tasks import LeasePolicy
 from app.queue.service.admission import settings_policy
+from app.secrecy import make_private
 from app.settings import Settings, load_settings, secret_variables
+from app.terminal.databases import check_database, ends_by_failure, start_failure
 from app.workers.provisioners.environment import worker_environment
 from app.workers.provisioners.host import Gauge, Machine
 from app.workers.provisioners.local import LocalProvisioner
@@ -158,7 +161,7 @@ def _provisioner(settings: Settings, database: Database) -> LocalProvisioner:
         arguments=arguments,
         environment=worker_environment(settings),
         secrets=_model_key(settings),
-        logs=settings.state_directory / "logs" / "workers",
+        logs=_worker_logs(settings),
         on_exit=on_exit,
     )
 
@@ -203,12 +206,27 @@ def main() -> None:
     """Entry point of `python -m app.background`."""
     settings = load_settings()
     start_logging(settings)
+    ends_by_failure(lambda: _check(settings))
     settle_down()
     try:
         asyncio.run(run(settings))
     except Exception:
         log.exception("ended by an error")
         raise SystemExit(1) from None
+
+
+def _check(settings: Settings) -> None:
+    """Raise Failure where the workers could not write their logs, or the database refuses."""
+    if settings.pool_size:
+        try:
+            make_private(_worker_logs(settings))
+        except OSError as error:
+            raise start_failure(error) from None
+    asyncio.run(check_database(str(settings.database_url)))
+
+
+def _worker_logs(settings: Settings) -> Path:
+    return settings.state_directory / "logs" / "workers"
 
 
 if __name__ == "__main__":

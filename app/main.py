@@ -59,6 +59,8 @@ from app.queue.service.tasks import Intake
 from app.scaling.service import state
 from app.scaling.service.bursts import Bursts
 from app.settings import Settings, load_settings
+from app.terminal.databases import check_database, ends_by_failure
+from app.terminal.failures import ExitCode, Failure
 from app.workers.provisioners.host import Machine
 from app.workers.rules.workers import HealthPolicy, health_policy
 from app.workers.service.eviction import Evictor
@@ -267,9 +269,10 @@ class Server(uvicorn.Server):
             )
             self.servers = [server]
         except OSError as error:
-            log.error("cannot listen on %s:%s: %s", config.host, config.port, error)
             await self.lifespan.shutdown()
-            sys.exit(STARTUP_FAILURE)
+            hint = "stop whoever uses it, or choose another with CONVENER_HOST and CONVENER_PORT"
+            message = f"cannot listen on {config.host}:{config.port}: {error.strerror or error}"
+            raise Failure(message, ExitCode.REFUSED, hint=hint) from None
         if self._unix_socket is not None:
             listener = self._unix_socket.listener
             server = await loop.create_unix_server(self._protocol, sock=listener, backlog=config.backlog)
@@ -301,7 +304,7 @@ def _follow_log_level(config: Effective) -> None:
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; connections are given a few seconds to finish.
 
-    Raises SocketTaken and UnusableCertificate.
+    Raises SocketTaken, UnusableCertificate, and Failure where the port cannot be had.
     """
     limits = raise_file_limit()
     certificate = served_certificate(settings.tls_certificate, settings.tls_key)
@@ -346,13 +349,20 @@ def main() -> None:
     settings = load_settings()
     start_logging(settings)
     try:
-        serve(settings)
-    except (SocketTaken, UnusableCertificate) as error:
-        print(f"convener: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        ends_by_failure(lambda: _start(settings))
     except Exception:
         log.exception("ended by an error")
         raise SystemExit(1) from None
+
+
+def _start(settings: Settings) -> None:
+    asyncio.run(check_database(str(settings.database_url)))
+    try:
+        serve(settings)
+    except UnusableCertificate as error:
+        raise Failure(str(error), ExitCode.USAGE) from None
+    except SocketTaken as error:
+        raise Failure(str(error), ExitCode.REFUSED) from None
 
 
 if __name__ == "__main__":

@@ -5,8 +5,11 @@ import json
 import os
 import platform
 import socket
+import sys
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import NoReturn
 
 from worker_agent import __version__
 from worker_agent.capacity import cpu_cores, memory_gb
@@ -76,8 +79,23 @@ def _log_arguments(environment: Mapping[str, str]) -> list[str]:
     return arguments + ([f"--log-file={file}"] if file else []) + (["--json-logs"] if is_json else [])
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Exit with 2 and the message instead of all options; as JSON where the answer would have been."""
+        hint = "`convener worker --help` lists the options"
+        text = f"{hint}\n{self.prog}: error: {message}"
+        if _asks_for_json(sys.argv):
+            text = json.dumps({"error": message, "exit_code": 2, "details": [], "hint": hint})
+        self.exit(2, text + "\n")
+
+
+def _asks_for_json(words: Sequence[str]) -> bool:
+    is_pair = any(name in ("-o", "--output") and value == "json" for name, value in pairwise(words))
+    return is_pair or not {"-ojson", "--output=json"}.isdisjoint(words)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="convener-worker",
         description="Leases tasks from a Convener control plane and runs each in a process of its own.",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -19,13 +19,12 @@ from rich.table import Table
 from rich.text import Text
 
 from app.cli.pool_options import PoolOptions
-from app.cli.stack import Stack, StackError, answers, free_port, running
+from app.cli.stack import START_ERRORS, Stack, StackError, answers, free_port, running, start_failure
 from app.cli.supervisor import Program
 from app.cli.up import StopSignals
 from app.kernel.access import Role
 from app.logs import start_logging
-from app.postgres.errors import EmbeddedError
-from app.settings import Settings, SettingsError, take_settings
+from app.settings import Settings, take_settings
 from app.terminal import output
 from worker_agent.connections.clients import open_async_client
 
@@ -83,9 +82,8 @@ def demo(
         settings = settings.model_copy(update={**changes, "worker_handlers": handlers})
         plan = _Plan(seed=seed, rounds=rounds or (_LLM_ROUNDS if llm else None), keep=keep, llm=llm)
         success = asyncio.run(_run(settings, plan))
-    except (StackError, EmbeddedError, SettingsError) as error:
-        output.errors().print(Text.assemble(("convener demo:", "bold red"), f" {error}"))
-        raise typer.Exit(1) from None
+    except START_ERRORS as error:
+        raise start_failure(error) from None
     raise typer.Exit(0 if success else 1)
 
 

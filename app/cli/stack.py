@@ -9,7 +9,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import asyncpg
 import httpx
+from sqlalchemy.exc import SQLAlchemyError
 
 from app.admin.errors import ConfigRefused
 from app.admin.rules.keys import read_key
@@ -22,16 +24,21 @@ from app.cli.pool_options import PoolOptions, apply
 from app.cli.supervisor import Program, Supervisor, end_leftovers
 from app.db.database import Database
 from app.db.rights import REMEDY, excess_rights
+from app.http.tls import UnusableCertificate, served_certificate
 from app.kernel.access import Role
+from app.kernel.errors import ConvenerError
 from app.kernel.modes import Mode
 from app.postgres.accounts import CONFINEMENT_REMEDY
 from app.postgres.binaries import find_binaries
 from app.postgres.cluster import Cluster, lock_directory
+from app.postgres.errors import EmbeddedError
 from app.postgres.server import Server
 from app.secrecy import make_private, write_private
-from app.settings import SECRETS, Settings, secret_variables
+from app.settings import SECRETS, Settings, SettingsError, secret_variables
+from app.terminal import databases
 from app.terminal.databases import author
-from app.workers.provisioners.environment import check_handlers
+from app.terminal.failures import ExitCode, Failure
+from app.workers.provisioners.environment import HandlersRefused, check_handlers
 from worker_agent.connections.clients import default_socket, open_async_client
 from worker_agent.connections.trust import SYSTEM_TRUST, Trust, certificate_pin
 from worker_agent.variables import unknown_variables
@@ -51,6 +58,22 @@ _NO_OPTIONS = PoolOptions()
 
 class StackError(Exception):
     """The machine cannot be brought up; the message says what to do."""
+
+
+# To be expected at a start.
+START_ERRORS = (
+    *(StackError, EmbeddedError, HandlersRefused, SettingsError, UnusableCertificate),
+    *(ConvenerError, SQLAlchemyError, asyncpg.PostgresError, OSError, TimeoutError),
+)
+
+
+def start_failure(error: Exception) -> Failure:
+    """The failure of a command that could not bring everything up, for one of START_ERRORS."""
+    if isinstance(error, StackError | EmbeddedError | HandlersRefused):
+        return Failure(str(error), ExitCode.REFUSED)
+    if isinstance(error, UnusableCertificate):
+        return Failure(str(error), ExitCode.USAGE)
+    return databases.start_failure(error)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +114,7 @@ async def running(
         cleanup.enter_context(lock_directory(state))
         if leftovers := end_leftovers(state / "children.json"):
             say(f"ended {leftovers} processes that an earlier run left behind")
+        served_certificate(settings.tls_certificate, settings.tls_key)  # the API would fail again and again
         await check_handlers(settings)
         port = free_port(settings.host, settings.port)  # before PostgreSQL, which takes much longer
         server = None if settings.database_url else await _start_server(settings, say, cleanup)

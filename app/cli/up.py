@@ -7,27 +7,18 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import asyncpg
 import typer
 from rich.panel import Panel
-from rich.text import Text
-from sqlalchemy.exc import SQLAlchemyError
 
 from app.admin.rules.config import conduct
 from app.cli.pool_options import PoolOptions
-from app.cli.stack import KEY_FILES, Stack, StackError, running
+from app.cli.stack import KEY_FILES, START_ERRORS, Stack, running, start_failure
 from app.cli.task_lines import show_tasks
-from app.db.database import translate_error
 from app.kernel.access import Role
-from app.kernel.errors import ConvenerError
 from app.kernel.modes import Mode
 from app.logs import start_logging
-from app.postgres.errors import EmbeddedError
-from app.settings import Settings, SettingsError, take_settings
+from app.settings import Settings, take_settings
 from app.terminal import output
-from app.terminal.databases import database_failure
-from app.terminal.failures import ExitCode, Failure
-from app.workers.provisioners.environment import HandlersRefused
 
 console = output.PlainConsole(stderr=True)
 
@@ -67,18 +58,8 @@ def up(
         start_logging(settings)
         settings = settings.model_copy(update={name: value for name, value in options.items() if value is not None})
         asyncio.run(_run(settings, pool_options))
-    except (StackError, EmbeddedError, SettingsError, HandlersRefused) as error:
-        console.print(Text.assemble(("convener up:", "bold red"), f" {error}"))
-        raise typer.Exit(ExitCode.USAGE if isinstance(error, SettingsError) else ExitCode.REFUSED) from None
-    except (ConvenerError, SQLAlchemyError, asyncpg.PostgresError, OSError, TimeoutError) as error:
-        raise _start_failure(error) from None
-
-
-def _start_failure(error: Exception) -> Failure:
-    if isinstance(error, OSError) and error.filename:
-        hint = "choose another place with --state or CONVENER_STATE_DIRECTORY, or mend its rights"
-        return Failure(f"cannot use {error.filename}: {error.strerror}", ExitCode.REFUSED, hint=hint)
-    return database_failure(error if isinstance(error, ConvenerError) else translate_error(error), error)
+    except START_ERRORS as error:
+        raise start_failure(error) from None
 
 
 async def _run(settings: Settings, pool_options: PoolOptions) -> None:

@@ -135,7 +135,7 @@ class Database:
                 self.outage.note_answer()
         except (SQLAlchemyError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
             if is_gone(error):
-                self.outage.note_failure(error)
+                self.outage.note_failure(_cause(error) or error)
             raise cancellation_or(error) from error
 
     async def close(self) -> None:
@@ -198,6 +198,10 @@ async def now(connection: AsyncConnection) -> datetime:
     return moment
 
 
+# A password that is changed on both sides, or a database that is restored, is right again later.
+_NOT_LET_IN = (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError)
+
+
 def is_outage(error: BaseException) -> bool:
     """Whether an error means that the database is away, so that the same call may succeed later."""
     if isinstance(error, DBAPIError):
@@ -214,15 +218,22 @@ def is_outage(error: BaseException) -> bool:
             asyncpg.InternalClientError,
             asyncpg.exceptions.OperatorInterventionError,
             asyncpg.exceptions.InsufficientResourcesError,
+            *_NOT_LET_IN,
         ),
     )
 
 
 def is_gone(error: BaseException) -> bool:
-    """Whether nobody was there to answer: no connection could be made, or it broke."""
+    """Whether no connection could be made, or it broke."""
     if isinstance(error, DBAPIError):
-        return error.connection_invalidated
-    return isinstance(error, (OSError, asyncpg.PostgresConnectionError)) and not isinstance(error, PoolExhausted)
+        return error.connection_invalidated or isinstance(_cause(error), _NOT_LET_IN)
+    away = (OSError, asyncpg.PostgresConnectionError, *_NOT_LET_IN)
+    return isinstance(error, away) and not isinstance(error, PoolExhausted)
+
+
+def _cause(error: BaseException) -> BaseException | None:
+    """The driver's error."""
+    return error.orig.__cause__ if isinstance(error, DBAPIError) and error.orig else error
 
 
 def is_locked(error: BaseException | None) -> bool:
@@ -244,7 +255,7 @@ def translate_error(error: Exception) -> Exception:
     """Return the domain's error for an outage, a conflict or a value that cannot be stored; others as they are."""
     if isinstance(error, PoolExhausted):
         return DatabaseUnavailable("all connections to the database are in use; send this one again in a moment")
-    cause = error.orig.__cause__ if isinstance(error, DBAPIError) and error.orig else error
+    cause = _cause(error)
     if isinstance(cause, asyncpg.exceptions.QueryCanceledError):
         return DatabaseUnavailable("this takes the database too long; ask for less at once, or again in a moment")
     if is_outage(error):

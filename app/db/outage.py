@@ -11,6 +11,7 @@ class Outage:
     """Whether the database is away, as all users of its connections in this process find out."""
 
     def __init__(self) -> None:
+        self.is_logged = True
         self._began_at: float | None = None
         self._logged_at = 0.0
 
@@ -27,6 +28,8 @@ class Outage:
         elif moment - self._logged_at < _REPEAT_SECONDS:
             return
         self._logged_at = moment
+        if not self.is_logged:
+            return
         seconds = moment - self._began_at
         log.warning("the database has been away for %.0f s (%s), trying again", seconds, type(error).__name__)
 

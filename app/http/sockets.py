@@ -6,14 +6,21 @@ from pathlib import Path
 
 
 class SocketTaken(Exception):
-    """The path is in use, by another process or by something that is no socket."""
+    """The path cannot be used, or is in use by another process or by something that is no socket."""
 
 
 class UnixSocket:
     """A socket at a path that only the owner of this process can connect to."""
 
     def __init__(self, path: Path) -> None:
-        """Raises SocketTaken, and OSError for a path that cannot be used; a stale socket is replaced."""
+        """Raises SocketTaken; a stale socket is replaced."""
+        try:
+            self._listen(path)
+        except OSError as error:
+            reason = error.strerror or error
+            raise SocketTaken(f"cannot listen at {path} ({reason}); set CONVENER_SOCKET to another path") from None
+
+    def _listen(self, path: Path) -> None:
         if _is_served(path):
             raise SocketTaken(f"another process serves at {path}; stop it, or set CONVENER_SOCKET to another path")
         path.unlink(missing_ok=True)

@@ -89,8 +89,9 @@ def _load(certificate: Path, key: Path) -> tuple[ssl.SSLContext, datetime]:
         context.load_cert_chain(certificate, key)
         return context, expiry(read_certificate(certificate))
     except (OSError, ValueError) as error:
-        cause = error.reason if isinstance(error, ssl.SSLError) else error
-        raise UnusableCertificate(f"{certificate} and {key} are no certificate with its key: {cause}") from None
+        cause = (error.reason or "not in PEM form") if isinstance(error, ssl.SSLError) else error
+        message = f"{certificate} and {key} are no certificate with its key: {cause}"
+        raise UnusableCertificate(f"{message}; `convener tls create` makes such a pair") from None
 
 
 def _stamp(file: Path) -> tuple[int, int, int] | None:

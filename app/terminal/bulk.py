@@ -9,6 +9,7 @@ from rich.text import Text
 from app.kernel.text import plural
 from app.terminal import output
 from app.terminal.client import Client, Json, connect
+from app.terminal.options import confirm
 from app.terminal.output import Format
 
 _MAX_PER_CALL = 10_000  # the most that the service changes in one call
@@ -67,7 +68,7 @@ def run(action: Action, selected: Json, order: Json, terms: Confirmation, url: s
         # Never more than was confirmed, however many the filter matches by then.
         count = matched_count if terms.limit is None else min(matched_count, terms.limit)
         if count and not terms.yes:
-            typer.confirm(f"{action.verb} {plural(count, action.thing)}?", abort=True, err=True)
+            confirm(f"{action.verb} {plural(count, action.thing)}?", fmt)
         changed_count, dependents = _run_batches(client, action, body, count)
     counts[action.participle] = changed_count
     sentence = f"{action.participle} {plural(changed_count, action.thing)}"

@@ -55,9 +55,13 @@ def settings() -> Settings:
     try:
         return Settings.from_environment()
     except SettingsError as error:
-        raise Failure(
-            str(error), ExitCode.USAGE, hint="correct it; a variable may be unset, and a line of the file left out"
-        ) from None
+        raise settings_failure(error) from None
+
+
+def settings_failure(error: SettingsError) -> Failure:
+    """The failure of a command for settings that cannot be used."""
+    hint = "correct it; a variable may be unset, and a line of the file left out"
+    return Failure(str(error), ExitCode.USAGE, hint=hint)
 
 
 def _first(state: Path, names: Sequence[str]) -> str | None:

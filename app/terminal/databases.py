@@ -1,6 +1,7 @@
 """Work on the database itself, for commands that need no running service, such as making the first key."""
 
 import asyncio
+import errno
 import getpass
 import os
 import shutil
@@ -12,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from app.kernel.errors import ConvenerError, DatabaseUnavailable, KeyNotFound
-from app.settings import Settings
-from app.terminal.connection import settings
+from app.settings import Settings, SettingsError
+from app.terminal.connection import settings, settings_failure
 from app.terminal.failures import ExitCode, Failure
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+_CHECK_SECONDS = 3.0
 
 
 Bundled = Annotated[
@@ -86,6 +88,7 @@ async def _on(url: str, work: "Callable[[Database], Awaitable[T]]") -> T:
         database = Database(url)
     except ValueError as error:
         raise Failure(str(error), ExitCode.USAGE) from None
+    database.outage.is_logged = False  # the command itself tells of it
     try:
         return await work(database)
     except KeyNotFound as error:
@@ -100,16 +103,62 @@ def database_failure(domain_error: Exception, error: Exception) -> Failure:
     """The failure of a command for an error of the database, and what the domain calls it."""
     # The driver's words say more than the domain's. Only their first line: the next ones hold statement and parameters.
     cause = error.__cause__ if isinstance(error, DatabaseUnavailable) and error.__cause__ else error
-    lines = str(cause).strip().splitlines() or [type(cause).__name__]
-    if isinstance(domain_error, DatabaseUnavailable):
+    lines = str(getattr(cause, "orig", cause)).strip().splitlines() or [type(cause).__name__]
+    lines[0] = lines[0].partition(">: ")[2] or lines[0]  # before it the name of a class of the driver
+    # Classes of the SQL standard; whoever is not let in learns nothing of the schema.
+    sqlstate = str(getattr(getattr(cause, "orig", cause), "sqlstate", None) or "")
+    if sqlstate.startswith("28"):
+        hint = "look at user and password in CONVENER_DATABASE_URL, its database too, and CONVENER_DATABASE_PASSWORD"
+    elif sqlstate.startswith("3D"):
+        hint = "make the database, or correct its name in CONVENER_DATABASE_URL"
+    elif isinstance(domain_error, DatabaseUnavailable):
         hint = "is it running, and is CONVENER_DATABASE_URL its address?"
         return Failure("the database cannot be reached", ExitCode.UNREACHABLE, details=lines[:1], hint=hint)
-    hint = "`convener db status` tells whether its schema is the one that this version needs"
-    # Class 28 of the SQL standard: whoever is not let in learns nothing of the schema.
-    origin = getattr(cause, "orig", cause)
-    if str(getattr(origin, "sqlstate", None) or "").startswith("28"):
-        hint = "look at user and password in CONVENER_DATABASE_URL, and CONVENER_DATABASE_PASSWORD"
+    else:
+        hint = "`convener db status` tells whether its schema is the one that this version needs"
     return Failure("the database refused", ExitCode.REFUSED, details=lines[:1], hint=hint)
+
+
+def start_failure(error: Exception) -> Failure:
+    """The failure of a program that could not start, for an error of its settings, its files or the database."""
+    if isinstance(error, SettingsError):
+        return settings_failure(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        place = f" for {error.filename}" if error.filename else ""
+        return Failure(f"there is no room{place}: {error.strerror}", ExitCode.REFUSED, hint="make room on that disk")
+    if isinstance(error, OSError) and error.filename:
+        hint = "choose another place with --state or CONVENER_STATE_DIRECTORY, or mend its rights"
+        return Failure(f"cannot use {error.filename}: {error.strerror}", ExitCode.REFUSED, hint=hint)
+    from app.db.database import translate_error
+
+    return database_failure(error if isinstance(error, ConvenerError) else translate_error(error), error)
+
+
+def ends_by_failure(program: Callable[[], None]) -> None:
+    """Run the entry point of a program; a Failure ends the process in words, with the code of a command."""
+    try:
+        program()
+    except Failure as failure:
+        failure.show()
+        raise SystemExit(failure.code) from None
+
+
+async def check_database(url: str) -> None:
+    """Raise Failure where the database lets nobody in or has no schema; one that is away is waited for elsewhere."""
+    from app.db import schema
+
+    try:
+        async with asyncio.timeout(_CHECK_SECONDS):
+            revision = await _on(url, lambda database: schema.revision(database.engine))
+    except TimeoutError:
+        return
+    except Failure as failure:
+        if failure.code is ExitCode.UNREACHABLE:
+            return
+        raise
+    if revision is None:
+        hint = "`convener db migrate` makes it"
+        raise Failure("the database has no schema of Convener", ExitCode.REFUSED, hint=hint)
 
 
 def _cluster(values: Settings) -> "Cluster":

@@ -1,6 +1,7 @@
 """Failures of commands: a sentence, a hint at what to do, and the exit code that scripts rely on."""
 
 import json
+import sys
 from collections.abc import Sequence
 from enum import IntEnum
 from itertools import pairwise
@@ -9,6 +10,7 @@ from typing import Any
 import typer
 from rich.text import Text
 from typer.core import TyperGroup
+from typer.exceptions import TyperException
 
 from app.terminal.output import errors
 
@@ -65,16 +67,31 @@ class Failure(Exception):
 
 
 class Commands(TyperGroup):
-    """A group of commands that reports failures in words and ends with their code."""
+    """A group of commands that reports failures in words and ends with their code; as JSON where JSON was asked for."""
 
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command; show a Failure, as JSON where the command was to answer so, and exit with its code."""
-        words = [*getattr(ctx, "_protected_args", ()), *ctx.args]  # running the command empties them
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
+        """Run the command line, and exit; wrong usage is a failure too where failures are JSON."""
+        words = sys.argv[1:] if args is None else list(args)
+        as_json = _asks_for_json(words)
         try:
-            return super().invoke(ctx)
+            code = super().main(words, *rest, **{**options, "standalone_mode": not as_json})
         except Failure as failure:
-            failure.show(as_json=_asks_for_json(words))
-            raise typer.Exit(failure.code) from None
+            failure.show(as_json=as_json)
+            code = failure.code
+        except TyperException as error:
+            _usage_failure(error).show(as_json=as_json)
+            code = ExitCode.USAGE
+        except typer.Abort:
+            Failure("aborted", ExitCode.REFUSED).show(as_json=as_json)
+            code = ExitCode.REFUSED
+        sys.exit(code if isinstance(code, int) else ExitCode.OK)
+
+
+def _usage_failure(error: TyperException) -> Failure:
+    context = getattr(error, "ctx", None)
+    hint = f"`{context.command_path if context else 'convener'} --help` shows what it takes"
+    message = error.format_message() if isinstance(error, typer.BadParameter) else str(error)
+    return Failure(message, ExitCode.USAGE, hint=hint)
 
 
 def _asks_for_json(words: Sequence[str]) -> bool:

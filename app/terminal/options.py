@@ -98,6 +98,13 @@ Whole = Annotated[bool, typer.Option("--all", help="all of them, however many")]
 After = Annotated[str | None, typer.Option("--after", help="`next` of an earlier answer: go on from there")]
 
 
+def confirm(question: str, fmt: Format) -> None:
+    """Ask, and end the command unless the answer is yes. Raises BadParameter for a program, which cannot be asked."""
+    if fmt is Format.JSON:
+        raise typer.BadParameter("with -o json nobody is asked whether to go on: add --yes")
+    typer.confirm(question, abort=True, err=True)
+
+
 def show_list(
     path: str,
     view: ListRenderer,
@@ -146,7 +153,7 @@ def _watch(client: Client, path: str, board: Renderer, fmt: Format, seconds: flo
                 )
     for answer in _poll(client, path, seconds):
         if isinstance(answer, Failure):
-            answer.show()
+            answer.show(as_json=fmt is Format.JSON)
         elif fmt is Format.JSON:
             output.write_json(answer, one_line=True)
         else:

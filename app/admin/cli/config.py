@@ -18,7 +18,7 @@ from app.kernel.text import plural
 from app.terminal import output
 from app.terminal.bulk import Yes
 from app.terminal.client import Client, Json, Url, again_if_stale, connect
-from app.terminal.options import Limit, Reason, show_list
+from app.terminal.options import Limit, Reason, confirm, show_list
 from app.terminal.output import Format, Output
 
 app = typer.Typer(
@@ -177,7 +177,7 @@ def _change_config(request: _ConfigChange, yes: bool, url: str | None, fmt: Form
     """Preview, confirm and send a change; start again once if the configuration has changed in between."""
     with connect(url) as client:
         # A preview that was built on an outdated version is worth nothing, so a second attempt asks again.
-        answer = again_if_stale(lambda: _attempt(client, request, yes), "the configuration")
+        answer = again_if_stale(lambda: _attempt(client, request, yes, fmt), "the configuration")
     if fmt is Format.JSON:
         output.write_json(answer)
     elif not answer["changes"]:
@@ -187,15 +187,15 @@ def _change_config(request: _ConfigChange, yes: bool, url: str | None, fmt: Form
         output.show(Group(table, *_notes(answer), Text(f"the configuration is at version {answer['version']} now")))
 
 
-def _attempt(client: Client, request: _ConfigChange, yes: bool) -> Json:
+def _attempt(client: Client, request: _ConfigChange, yes: bool, fmt: Format) -> Json:
     version = client.get("/config")["version"]
     if not yes:
         preview = request.send(client, version, dry_run=True)
         if not preview["changes"]:
             return preview
-        # To stderr: what is on stdout must be the result alone.
-        output.errors().print(_differences([Change(**change) for change in preview["changes"]]))
-        typer.confirm(f"change {plural(len(preview['changes']), 'value')}?", abort=True, err=True)
+        if fmt is Format.TABLE:  # to stderr: what is on stdout must be the result alone
+            output.errors().print(_differences([Change(**change) for change in preview["changes"]]))
+        confirm(f"change {plural(len(preview['changes']), 'value')}?", fmt)
     return request.send(client, version, dry_run=False)
 
 

@@ -178,7 +178,7 @@ def _cancel_each(client: Client, task_ids: list[UUID], reason: str, fmt: Format)
         for task in cancelled_tasks:
             output.show(Text(f"cancelled {task['id']}"))
     for task_id, refusal in failures:
-        output.errors().print(f"{task_id} was not cancelled:")
-        refusal.show()
+        refusal.message = f"{task_id} was not cancelled: {refusal.message}"
+        refusal.show(as_json=fmt is Format.JSON)
     if failures:
         raise typer.Exit(failures[0][1].code)

@@ -26,8 +26,13 @@ async def check_handlers(settings: Settings) -> None:
         env=worker_environment(settings),
         start_new_session=True,
     )
-    async with asyncio.timeout(_CHECK_SECONDS):
-        output, _ = await process.communicate()
+    try:
+        async with asyncio.timeout(_CHECK_SECONDS):
+            output, _ = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        problem = f"took longer than {_CHECK_SECONDS:.0f} s to load"
+        raise HandlersRefused(f"the handlers {settings.worker_handlers} {problem}") from None
     if process.returncode:
         last_line = (output.decode(errors="replace").strip().splitlines() or ["no reason was given"])[-1]
         reason = last_line.partition("error: ")[2] or last_line
