@@ -85,15 +85,18 @@ def _steps(history_days: int, events_days: int) -> Mapping[str, Step]:
         steps[f"{table} dropped"] = partial(_drop, table=table, days=days[table])
         prune_default = partial(retention.prune_default, table=table, keep_days=days[table])
         steps[f"{table} default"] = partial(_delete_all, delete_batch=prune_default)
-    return steps | {name: partial(_delete_all, delete_batch=prune) for name, prune in _prunes(history_days).items()}
+    return steps | {
+        name: partial(_delete_all, delete_batch=prune) for name, prune in _prunes(history_days, events_days).items()
+    }
 
 
-def _prunes(days: int) -> Mapping[str, DeleteBatch]:
+def _prunes(days: int, events_days: int) -> Mapping[str, DeleteBatch]:
     """Return a deletion for each table: of at most BATCH rows; of few goals, because each may have many iterations."""
     series_policy = SeriesPolicy()
     return {
         "keys": keys.prune,
-        "workers": partial(workers.prune, days=days),
+        # A day more than whatever names them: tasks, attempts and events show their names.
+        "workers": partial(workers.prune, days=max(days, events_days) + 1),
         "replacements": partial(pool.prune, days=days),
         "attempts": partial(attempts.prune, days=days),
         "logs": partial(logs.prune, days=days),

@@ -120,3 +120,12 @@ async def test_duties_that_nobody_misses(database: Database) -> None:
     assert (await _round(database))["duties"] == 1
     async with database.transaction() as connection:
         assert [row["duty"] for row in await duties.read_all(connection)] == ["fleet new", "late", "never"]
+
+
+async def test_a_worker_is_remembered_for_as_long_as_anything_names_it(database: Database) -> None:
+    for days in (7, 8, 9):
+        worker, _ = await holding(database)
+        ended = "UPDATE workers SET state = 'lost', name = $2, ended_at = now() - make_interval(days => $3, hours => 1)"
+        await execute(database, f"{ended} WHERE id = $1", worker, f"{days} days ago", days)
+    await housekeeping.run(database, history_days=3, events_days=7)
+    assert await _known(database, "workers", "name") == ["7 days ago"]

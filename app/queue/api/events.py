@@ -52,6 +52,7 @@ class EventOut(BaseModel):
     namespace: str
     goal_id: str | None
     worker_id: UUID | None
+    worker_name: str | None
     token: int | None
     detail: dict[str, Any] | None
 

@@ -39,6 +39,7 @@ class OutputOut(BaseModel):
     priority: PriorityName
     labels: dict[str, str]
     worker_id: UUID | None
+    worker_name: str | None
     created_at: Moment
     finished_at: Moment
     result: Any

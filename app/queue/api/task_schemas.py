@@ -194,6 +194,7 @@ class AttemptOut(BaseModel):
     attempt: int
     token: int
     worker_id: UUID
+    worker_name: str | None
     leased_at: Moment
     ended_at: Moment
     outcome: str
@@ -232,6 +233,7 @@ class TaskSummary(BaseModel):
     held: bool = Field(description="not leased, because its goal is paused or out of budget")
     token: int
     worker_id: UUID | None
+    worker_name: str | None
     created_at: Moment
     waiting_since: Moment | None = Field(description="when it last became ready to run; it waits, or waited, from then")
     leased_at: Moment | None

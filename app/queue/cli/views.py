@@ -26,7 +26,7 @@ def task_details(task: Json, now: datetime) -> RenderableType:
             ("Priority", _priority(task)),
             ("Attempt", f"{_attempt_number(task)} of {task['max_attempts']}" + _rescue_note(task["rescues"])),
             ("Depends on", "\n".join(task["depends_on"]) or None),
-            ("Worker", task["worker_id"]),
+            ("Worker", _worker(task)),
             ("Created", output.age(task["created_at"], now)),
             ("Runs", output.age(task["run_at"], now)),
             ("Held", "its goal is paused or out of budget" if task["held"] else None),
@@ -82,14 +82,17 @@ def dead_letter_table(items: list[Json], now: datetime) -> Table:
 
 
 def _attempts(attempts: list[Json], now: datetime) -> Table:
-    table = output.table(
-        "ATTEMPT", "OUTCOME", "ENDED", "WORKER", "ERROR", whole=["WORKER"], flexible="ERROR", tight=True
-    )
+    table = output.table("ATTEMPT", "OUTCOME", "ENDED", "WORKER", "ERROR", flexible="ERROR", tight=True)
     for attempt in attempts:
         error = attempt["error"] or {}
-        values = (attempt["attempt"], attempt["outcome"], output.age(attempt["ended_at"], now), attempt["worker_id"])
+        worker = attempt["worker_name"] or attempt["worker_id"]
+        values = (attempt["attempt"], attempt["outcome"], output.age(attempt["ended_at"], now), worker)
         table.add_row(*map(output.cell, (*values, error.get("message") or error.get("code"))))
     return table
+
+
+def _worker(task: Json) -> str | None:
+    return f"{task['worker_name']}  {task['worker_id']}" if task["worker_name"] else task["worker_id"]
 
 
 def _attempt_number(task: Json) -> str:

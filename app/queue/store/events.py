@@ -14,6 +14,7 @@ from app.db import folds, namespaces, notify, retention
 from app.db.pages import PAGE_BYTES, within_bytes
 from app.db.turns import turn
 from app.kernel.events import TaskEvent
+from app.queue.store.worker_names import worker_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -58,6 +59,7 @@ class Event:
     agent_type: str | None
     goal_id: str | None
     worker_id: UUID | None
+    worker_name: str | None
     token: int | None
     detail: dict[str, Any] | None
 
@@ -74,8 +76,9 @@ INSERT INTO events (kind, detail, worker_id) VALUES (:kind, CAST(:detail AS json
 
 
 _READ = text(
-    within_bytes("""
-SELECT transaction, seq, at, kind, task_id, agent_type, goal_id, worker_id, token, detail FROM events
+    within_bytes(f"""
+SELECT transaction, seq, at, kind, task_id, agent_type, goal_id, worker_id, {worker_name("events")}, token, detail
+FROM events
 WHERE (transaction, seq) > (:transaction, :seq)
   AND (transaction, seq) <= (:last_transaction, :last_seq)
 ORDER BY transaction, seq LIMIT :limit
@@ -96,8 +99,8 @@ WITH event AS MATERIALIZED (
 )
 SELECT edge.*, own.* FROM edge LEFT JOIN own ON true ORDER BY own.transaction, own.seq
 """
-_OWN = within_bytes("""
-SELECT * FROM event WHERE (task_id IS NOT NULL OR goal_id IS NOT NULL) AND {condition}
+_OWN = within_bytes(f"""
+SELECT *, {worker_name("event")} FROM event WHERE (task_id IS NOT NULL OR goal_id IS NOT NULL) AND {{condition}}
 ORDER BY transaction, seq LIMIT :limit
 """)
 _WINDOW = 2000
@@ -182,7 +185,7 @@ def _event(row: Any) -> Event:
     )
 
 
-_PLAIN_FIELDS = ("at", "kind", "task_id", "agent_type", "goal_id", "worker_id", "token", "detail")
+_PLAIN_FIELDS = ("at", "kind", "task_id", "agent_type", "goal_id", "worker_id", "worker_name", "token", "detail")
 
 
 async def latest(connection: AsyncConnection) -> Cursor:

@@ -23,6 +23,7 @@ from app.kernel.lanes import Priority
 from app.kernel.namespaces import DEFAULT
 from app.kernel.states import FINISHED, TaskState
 from app.queue.store.tables import KEPT_COLUMNS
+from app.queue.store.worker_names import worker_name
 
 MAX_ROWS = 50_000
 
@@ -38,7 +39,7 @@ HISTORY_COLUMNS = "NULL::timestamptz AS run_at, false AS held, finished_at, erro
 _BRIEF_ERROR = """CASE WHEN error ? 'detail'
     THEN (error - 'detail') || jsonb_build_object('detail_excerpt', left((error -> 'detail')::text, 500))
     ELSE error END"""
-_SHOWN_COLUMNS = f"{COLUMNS}, run_at, held, finished_at, {_BRIEF_ERROR} AS error"
+_SHOWN_COLUMNS = f"{COLUMNS}, {worker_name('task')}, run_at, held, finished_at, {_BRIEF_ERROR} AS error"
 # History has partitions of a day: a condition on whole days lets the planner skip the others, and loses no row.
 _DAYS = {
     "finished_after": "finished_at >= date_trunc('day', CAST(:finished_after AS timestamptz), 'UTC')",

@@ -14,6 +14,7 @@ from app.db.pages import PAGE_BYTES
 from app.db.turns import turn
 from app.kernel.events import TaskEvent
 from app.queue.store.events import Cursor, bounds
+from app.queue.store.worker_names import worker_name
 
 # Events that one page reads at least: other kinds, agents and goals lie between those that it wants.
 _MIN_WINDOW = 1000
@@ -30,6 +31,7 @@ class Output:
     priority: int
     labels: dict[str, str]
     worker_id: UUID | None
+    worker_name: str | None
     created_at: datetime
     finished_at: datetime
     result: Any
@@ -46,7 +48,9 @@ class OutputBatch:
     has_more: bool
 
 
-_HISTORY = "h.priority, h.labels, h.worker_id, h.created_at, h.finished_at, h.result, h.usage, h.quality"
+_HISTORY = (
+    f"h.priority, h.labels, h.worker_id, {worker_name('h')}, h.created_at, h.finished_at, h.result, h.usage, h.quality"
+)
 
 # The event and the row in history are written together, so they bear the same time: that names the partition, and the
 # row is found by one probe.

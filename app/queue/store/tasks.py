@@ -22,6 +22,7 @@ from app.queue.rules.payloads import kept_text
 from app.queue.rules.tasks import RetryPolicy
 from app.queue.store import dependencies, history, lanes, tables
 from app.queue.store.listing import COLUMNS, HISTORY_COLUMNS, LIVE_COLUMNS
+from app.queue.store.worker_names import worker_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,16 +151,20 @@ UNION ALL SELECT id, state, request_hash FROM task_history WHERE id = ANY (:ids)
 _PAYLOAD = "coalesce(payload_text, CAST(payload AS text))"
 
 _READ = text(f"""
-SELECT {COLUMNS}, {LIVE_COLUMNS}, {_PAYLOAD} AS payload, checkpoint, NULL::jsonb AS result, NULL::jsonb AS usage,
+SELECT {COLUMNS}, {worker_name("tasks")}, {LIVE_COLUMNS}, {_PAYLOAD} AS payload, checkpoint,
+       NULL::jsonb AS result, NULL::jsonb AS usage,
        NULL::float8 AS quality
 FROM tasks WHERE id = :id AND {WITHIN}
 UNION ALL
-SELECT {COLUMNS}, {HISTORY_COLUMNS}, {_PAYLOAD} AS payload, checkpoint, result, usage, quality FROM task_history
+SELECT {COLUMNS}, {worker_name("task_history")}, {HISTORY_COLUMNS}, {_PAYLOAD} AS payload, checkpoint,
+       result, usage, quality
+FROM task_history
 WHERE id = :id AND {WITHIN}
 """)
 
-_ATTEMPTS = text("""
-SELECT attempt, token, worker_id, leased_at, ended_at, outcome, error, usage FROM task_attempts
+_ATTEMPTS = text(f"""
+SELECT attempt, token, worker_id, {worker_name("task_attempts")}, leased_at, ended_at, outcome, error, usage
+FROM task_attempts
 WHERE task_id = :id ORDER BY token
 """)
 

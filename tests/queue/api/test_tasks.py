@@ -403,3 +403,31 @@ async def test_a_payload_comes_back_as_it_was_written(service: Service, database
     await service.post(f"/dead-letters/{task_id}/requeue", {})
     await worker.on_lease(await check_lease(), "complete", result={})
     await check_task()
+
+
+async def test_names_of_workers_stand_beside_their_ids_also_when_they_are_gone(service: Service) -> None:
+    worker = await service.worker("lab-7")
+    done = await service.submitted(agent_type="ranking", priority="high")
+    given_up = await service.submitted(agent_type="ranking", retry={"max_attempts": 2, "delays_seconds": [0]})
+    await worker.on_lease(await worker.lease(), "complete", result={})
+    error = {"code": "c", "message": "m"}
+    await worker.on_lease(await worker.lease(), "fail", error=error)
+    await worker.on_lease(await worker.lease(wait_seconds=20), "fail", error=error | {"retryable": False})
+    await service.post(f"/workers/{worker.id}/goodbye", {}, key=worker.key)
+
+    def named(thing: Any) -> bool:
+        return bool((thing["worker_id"], thing["worker_name"]) == (worker.id, "lab-7"))
+
+    task = await service.get(f"/tasks/{given_up}")
+    letter = await service.get(f"/dead-letters/{given_up}")
+    events = (await service.get("/events", kind=["task.assigned", "task.retrying", "task.failed"]))["items"]
+    assert [named(thing) for thing in (task, letter, await service.get(f"/tasks/{done}"))] == [True] * 3
+    assert [named(attempt) for attempt in task["attempts"] + letter["attempts"]] == [True] * 4
+    assert [named(item) for item in (await service.get("/tasks"))["items"]] == [True] * 2
+    assert [named(item) for item in (await service.get("/dead-letters"))["items"]] == [True]
+    assert [named(item) for item in (await service.get("/outputs"))["items"]] == [True]
+    assert [named(event) for event in events] == [True] * 5
+    own = (await service.get("/events", namespace="default", kind=["task.failed"]))["items"]
+    assert [named(event) for event in own] == [True]
+    waiting = await service.get(f"/tasks/{await service.submitted()}")
+    assert (waiting["worker_id"], waiting["worker_name"]) == (None, None)

@@ -11,7 +11,9 @@ from app.terminal.client import Json
 
 _NOW = datetime(2026, 1, 1, tzinfo=UTC)
 _TASK: Json = {
-    **dict.fromkeys(("worker_id", "run_at", "leased_at", "finished_at", "deadline", "progress", "result", "error")),
+    **dict.fromkeys(
+        ("worker_id", "worker_name", "run_at", "leased_at", "finished_at", "deadline", "progress", "result", "error")
+    ),
     **dict.fromkeys(("usage", "checkpoint", "goal_id")),
     "namespace": "default",
     "id": "0190a5b2-0000-7000-8000-000000000000",
