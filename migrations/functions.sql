@@ -59,12 +59,13 @@ AS $$
 $$;
 
 -- The phase as it is counted, with the namespace that the stored name of the task's goal tells (not for `default`), and
--- with the priority at its submit where it has another one now: `@lab-a/1/pending`.
+-- with the priority at its submit where it has another one now: `@lab-a/1/pending`. Nothing in it may depend on the
+-- session, as `||` of a number would: then PostgreSQL would call it for every row instead of making it part of the query.
 CREATE OR REPLACE FUNCTION convener_counted(goal_id text, state text, run_at timestamptz,
                                             submitted_priority smallint DEFAULT NULL) RETURNS text
 LANGUAGE sql IMMUTABLE AS $$
     SELECT CASE WHEN goal_id LIKE '@%/%' THEN split_part(goal_id, '/', 1) || '/' ELSE '' END
-           || coalesce(submitted_priority || '/', '') || convener_phase(state, run_at)
+           || coalesce(submitted_priority::text || '/', '') || convener_phase(state, run_at)
 $$;
 
 -- Every change of `tasks` adds lines to `queue_changes`, which a duty folds into `queue_counts`: no statement can forget

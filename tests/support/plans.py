@@ -48,6 +48,29 @@ class PlanLog:
         return Cost(rows=sum(_rows(node) for node in nodes), pages=pages)
 
 
+class Costs:
+    """The costs of calls, by their names and the sizes of their batches."""
+
+    def __init__(self, log: PlanLog) -> None:
+        self._log = log
+        self._by_call: dict[str, dict[int, Cost]] = {}
+
+    @contextmanager
+    def of(self, call: str, batch: int) -> Iterator[None]:
+        self._log.take()
+        yield
+        # The last of each size counts: with its first call a connection also asks for the types of values.
+        self._by_call.setdefault(call, {})[batch] = self._log.take()
+
+    def check(self) -> None:
+        for call, costs in self._by_call.items():
+            fewest, cost = min(costs.items())
+            assert cost.rows, f"nobody has explained {call}"
+            for batch, of_batch in costs.items():
+                assert of_batch.rows / batch <= 3 * cost.rows / fewest, (call, costs)
+                assert of_batch.pages / batch <= 3 * cost.pages / fewest, (call, costs)
+
+
 @contextmanager
 def explained(monkeypatch: pytest.MonkeyPatch) -> Iterator[PlanLog]:
     """Every statement of this process on a database of `explaining`."""

@@ -19,32 +19,33 @@ def _priority_name(column: str) -> str:
 
 
 # Tasks that rise get tags behind those of their goal that rose to the new lane before, one step of its weight apart: so
-# they come at the head of that lane, in turns with what was submitted to it, by goals, their own included.
+# they come at the head of that lane, in turns with what was submitted to it, by goals, their own included. Those of a
+# goal stay together in arrays, as a join of two steps, whose sizes no planner knows, may look at each pair.
 _MOVE = f"""
 , flow AS (
-    SELECT goal.agent_type, goal.goal_id, coalesce(goals.weight, 1) AS weight,
-           greatest(coalesce(lanes.virtual_time, 0), coalesce(last.tag, 0)) AS tag
-    FROM (SELECT DISTINCT agent_type, goal_id FROM due) goal
-    LEFT JOIN lanes ON lanes.agent_type = goal.agent_type AND lanes.priority = :to
-    LEFT JOIN goals ON goals.id = goal.goal_id
+    SELECT agent_type, goal_id, array_agg(id ORDER BY tag, seq) AS ids, array_agg(priority ORDER BY tag, seq) AS froms
+    FROM due GROUP BY agent_type, goal_id
+), placed AS (
+    SELECT task.id, task.priority,
+           greatest(coalesce(lanes.virtual_time, 0), coalesce(last.tag, 0)) + coalesce(goals.weight, 1) ^ -1 * place
+               AS tag
+    FROM flow
+    LEFT JOIN lanes ON lanes.agent_type = flow.agent_type AND lanes.priority = :to
+    LEFT JOIN goals ON goals.id = flow.goal_id
     LEFT JOIN LATERAL (
         SELECT tag FROM tasks t
-        WHERE t.agent_type = goal.agent_type AND t.priority = :to AND t.priority <= 4
-          AND coalesce(t.goal_id, '') = coalesce(goal.goal_id, '') AND state IN ('blocked', 'pending')
+        WHERE t.agent_type = flow.agent_type AND t.priority = :to AND t.priority <= 4
+          AND coalesce(t.goal_id, '') = coalesce(flow.goal_id, '') AND state IN ('blocked', 'pending')
           AND t.submitted_priority IS NOT NULL
           AND t.tag > coalesce(lanes.virtual_time, 0)
         ORDER BY tag DESC LIMIT 1
     ) last ON true
-), placed AS (
-    SELECT due.id, flow.tag + flow.weight ^ -1
-           * row_number() OVER (PARTITION BY due.agent_type, due.goal_id ORDER BY due.tag, due.seq) AS tag
-    FROM due JOIN flow ON flow.agent_type = due.agent_type AND flow.goal_id IS NOT DISTINCT FROM due.goal_id
-)
-, raised AS (
+    CROSS JOIN LATERAL unnest(ids, froms) WITH ORDINALITY AS task (id, priority, place)
+), raised AS (
     UPDATE tasks t SET priority = :to, tag = placed.tag, submitted_priority = coalesce(t.submitted_priority, t.priority)
-    FROM placed JOIN due USING (id) WHERE t.id = placed.id
+    FROM placed WHERE t.id = placed.id
     RETURNING t.id, t.agent_type, t.goal_id, t.priority, t.tag, t.state, t.run_at, t.waiting_since,
-              due.priority AS priority_before
+              placed.priority AS priority_before
 ), logged AS (
     INSERT INTO events (kind, task_id, agent_type, goal_id, priority, detail)
     SELECT '{TaskEvent.AGED}', id, agent_type, goal_id, priority,

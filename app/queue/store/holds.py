@@ -144,12 +144,15 @@ UPDATE holds SET shifts = coalesce((
 ), '{}') WHERE goal_id = :goal_id
 """)
 
+# OFFSET 0 keeps the look at each task one by its id: the index of held tasks would be walked through for every one.
 _BRING_BACK = text("""
 WITH head AS MATERIALIZED (
     SELECT id FROM tasks WHERE goal_id = :goal_id AND run_at = 'infinity'
     ORDER BY agent_type, priority, tag, seq LIMIT :limit
 ), locked AS MATERIALIZED (
-    SELECT id FROM tasks WHERE id IN (SELECT id FROM head) AND run_at = 'infinity' ORDER BY id FOR UPDATE
+    SELECT free.id FROM (SELECT id FROM head ORDER BY id) head
+    CROSS JOIN LATERAL (SELECT id, run_at FROM tasks WHERE tasks.id = head.id OFFSET 0 FOR UPDATE) free
+    WHERE free.run_at = 'infinity'
 ), back AS (
     UPDATE tasks t
     SET run_at = CASE WHEN t.due_at > now() THEN t.due_at END, due_at = NULL, waiting_since = now(),

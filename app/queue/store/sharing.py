@@ -27,13 +27,12 @@ _WINDOW = 10_000
 
 # A locked task is about to be leased, so its place does not matter any more.
 _MOVE = text("""
-WITH move AS (
-    SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:tags AS float8[])) AS move (id, tag)
-), free AS MATERIALIZED (
-    SELECT t.id FROM tasks t JOIN move ON move.id = t.id
+WITH free AS MATERIALIZED (
+    SELECT t.id, move.tag
+    FROM tasks t JOIN unnest(CAST(:ids AS uuid[]), CAST(:tags AS float8[])) AS move (id, tag) ON move.id = t.id
     WHERE t.state = 'pending' AND t.run_at IS NULL ORDER BY t.id FOR UPDATE OF t SKIP LOCKED
 )
-UPDATE tasks t SET tag = move.tag FROM move JOIN free ON free.id = move.id WHERE t.id = move.id
+UPDATE tasks t SET tag = free.tag FROM free WHERE t.id = free.id
 RETURNING t.agent_type, t.priority, t.tag
 """)
 
