@@ -27,6 +27,8 @@ class ExitCode(IntEnum):
     TASK_FAILED = 6
     DEGRADED = 7
     CRITICAL = 8
+    TIMED_OUT = 9
+    INTERRUPTED = 130
 
 
 MEANINGS = {
@@ -39,6 +41,8 @@ MEANINGS = {
     ExitCode.TASK_FAILED: "a task that was waited for failed or was cancelled",
     ExitCode.DEGRADED: "of `health`: the system is degraded",
     ExitCode.CRITICAL: "of `health`: the system is in a critical state",
+    ExitCode.TIMED_OUT: "of `--wait`: the time of `--timeout` is over; the task goes on",
+    ExitCode.INTERRUPTED: "Ctrl-C; what the service has taken on goes on",
 }
 
 

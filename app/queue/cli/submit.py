@@ -14,8 +14,11 @@ from rich.progress import Progress
 from rich.text import Text
 
 from app.db.uuids import time_ordered_uuid
+from app.kernel.states import FINISHED
+from app.kernel.text import plural
 from app.queue.cli import wait as wait_cli
 from app.queue.cli.views import error_line
+from app.queue.cli.waiting import reason_for
 from app.terminal import output
 from app.terminal.client import Client, Json, Url, connect
 from app.terminal.failures import ExitCode, Failure
@@ -26,6 +29,7 @@ EPILOG = output.examples(
     'convener tasks submit --agent generation --payload \'{"topic": "orbits"}\' --wait',
     "convener tasks submit --agent ranking --goal kepler --priority high --payload @match.json",
     "convener tasks submit --file tasks.jsonl --goal kepler",
+    "convener tasks submit --agent ranking --wait --timeout 60 -o json",
 )
 
 # The service takes 1,000 tasks and 32 MiB by default; an operator may have lowered the second.
@@ -53,13 +57,19 @@ def submit(
     ] = None,
     skip: Annotated[int, typer.Option(help="leave out the first tasks of the file", min=0)] = 0,
     wait: Annotated[bool, typer.Option("--wait", help="until finished, and show the result")] = False,
+    timeout: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="of --wait; exit code 9 if it goes on then", min=0)
+    ] = None,
     url: Url = None,
     fmt: Output = Format.TABLE,
 ) -> None:
     """Submit a task, and print its id; or many from a file.
 
-    Each task of a file is an object with the fields that `POST /tasks` takes.
+    Each task of a file is an object with the fields that `POST /tasks` takes. With --wait stderr says what is waited
+    for, with -o json as one object a line; Ctrl-C and --timeout leave the task where it is.
     """
+    if timeout is not None and not wait:
+        raise typer.BadParameter("--timeout is for --wait")
     options = {"agent_type": agent, "goal_id": goal, "priority": priority.value if priority else None}
     defaults = {name: value for name, value in options.items() if value is not None}
     if file is not None:
@@ -67,22 +77,23 @@ def submit(
             raise typer.BadParameter("--payload and --id are for a single task; put them into the file")
         tasks = [_with_id(defaults | task) for task in read_tasks(file)[skip:]]
         with connect(url) as client:
-            _submit_many(client, tasks, wait=wait, fmt=fmt, skip=skip)
+            _submit_many(client, tasks, wait=wait, timeout=timeout, fmt=fmt, skip=skip)
         return
     if agent is None:
         raise typer.BadParameter("say for whom the task is: --agent generation, for example; or give --file")
     identity = {"id": str(task_id)} if task_id else {}
     task = _with_id(defaults | identity | {"payload": read_object(payload) if payload is not None else {}})
     with connect(url) as client:
-        _submit_one(client, task, wait=wait, fmt=fmt)
+        _submit_one(client, task, wait=wait, timeout=timeout, fmt=fmt)
 
 
-def _submit_one(client: Client, new_task: Json, *, wait: bool, fmt: Format) -> None:
+def _submit_one(client: Client, new_task: Json, *, wait: bool, timeout: float | None, fmt: Format) -> None:
     # Before the submit: the task could end between the two calls.
     cursor = wait_cli.current(client) if wait else ""
     task = client.post("/tasks", new_task)
     if wait:
-        wait_cli.until_finished(client, cursor, {task["id"]: task["state"]}, goal=task["goal_id"])
+        states = {task["id"]: task["state"]}
+        wait_cli.until_finished(client, cursor, states, goal=task["goal_id"], fmt=fmt, timeout_seconds=timeout)
     if wait or fmt is Format.JSON:
         task = client.get(f"/tasks/{task['id']}")
     if fmt is Format.JSON:
@@ -91,18 +102,23 @@ def _submit_one(client: Client, new_task: Json, *, wait: bool, fmt: Format) -> N
         output.show(wait_cli.result(task))
     else:
         output.show(Text(task["id"]))
+    if wait and task["state"] not in FINISHED:
+        raise _unfinished(client, f"the task has not finished within {timeout:g} s: it is {task['state']}", task["id"])
     if wait and task["state"] != "completed":
         hint = f"`convener tasks get {task['id']}` shows every attempt"
         raise _incomplete(f"the task was not completed: it is {task['state']}", task["error"], hint)
 
 
-def _submit_many(client: Client, tasks: list[Json], *, wait: bool, fmt: Format, skip: int) -> None:
+def _submit_many(
+    client: Client, tasks: list[Json], *, wait: bool, timeout: float | None, fmt: Format, skip: int
+) -> None:
     cursor = wait_cli.current(client) if wait else ""
     submitted_tasks = _send_batches(client, tasks, skip)
     if wait:
         goals = {task.get("goal_id") for task in tasks}
         states = {task["id"]: task["state"] for task in submitted_tasks}
-        final_states = wait_cli.until_finished(client, cursor, states, goal=goals.pop() if len(goals) == 1 else None)
+        goal = goals.pop() if len(goals) == 1 else None
+        final_states = wait_cli.until_finished(client, cursor, states, goal=goal, fmt=fmt, timeout_seconds=timeout)
         submitted_tasks = [task | {"state": final_states[task["id"]]} for task in submitted_tasks]
     counts = Counter(task["state"] for task in submitted_tasks)
     if fmt is Format.JSON:
@@ -111,6 +127,12 @@ def _submit_many(client: Client, tasks: list[Json], *, wait: bool, fmt: Format, 
         new = sum(task["created"] for task in submitted_tasks)
         states_text = ", ".join(f"{count:,} {state}" for state, count in sorted(counts.items()))
         output.show(Text(f"submitted {len(submitted_tasks):,} tasks, {new:,} of them new: {states_text or 'none'}"))
+    unfinished = [task["id"] for task in submitted_tasks if task["state"] not in FINISHED]
+    if wait and unfinished:
+        message = (
+            f"{plural(len(unfinished), 'task')} of {len(submitted_tasks):,} have not finished within {timeout:g} s"
+        )
+        raise _unfinished(client, message, unfinished[0])
     if wait and set(counts) - {"completed"}:
         incomplete = next(task for task in submitted_tasks if task["state"] != "completed")
         hint = f"`convener tasks get {incomplete['id']}` shows every attempt of the first; `-o json` lists them all"
@@ -141,6 +163,12 @@ def _send_batches(client: Client, tasks: list[Json], skip: int) -> list[Json]:
 def _with_id(task: Json) -> Json:
     """Give the task an id, so that a call whose answer was lost can be repeated."""
     return {"id": str(time_ordered_uuid())} | task
+
+
+def _unfinished(client: Client, message: str, first: str) -> Failure:
+    how = f"`convener tasks get {first}` shows it, `convener tasks logs {first} --follow` follows it"
+    hint = f"what was submitted goes on: {how}"
+    return Failure(message, ExitCode.TIMED_OUT, details=[reason_for(client, first).text], hint=hint)
 
 
 def _incomplete(message: str, error: Json | None, hint: str) -> Failure:

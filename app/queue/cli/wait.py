@@ -1,7 +1,9 @@
-"""Waiting for tasks by following events: no polling of each task, and nothing missed during an outage."""
+"""Waiting for tasks by following events: nothing is missed during an outage, and the wait says what it waits for."""
 
+import json
 import time
 from collections.abc import Mapping
+from types import TracebackType
 
 from rich.console import RenderableType
 from rich.text import Text
@@ -9,14 +11,18 @@ from rich.text import Text
 from app.kernel.events import TaskEvent
 from app.kernel.states import FINISHED
 from app.kernel.text import plural
+from app.queue.cli.waiting import Reason, reason_for
 from app.terminal import output
 from app.terminal.client import PAGE, Client, Json, Unreachable
 from app.terminal.failures import Failure
+from app.terminal.output import Format
 
 _FINAL_EVENTS = {TaskEvent.COMPLETED: "completed", TaskEvent.FAILED: "failed", TaskEvent.CANCELLED: "cancelled"}
 # Less than the 30 s that the service lets a request wait.
 _POLL_SECONDS = 25.0
 _MAX_OUTAGE_SECONDS = 30.0
+# Until the first look why a task has not finished, and from one to the next.
+_FIRST_LOOK_SECONDS, _LOOK_SECONDS = 1.0, 3.0
 
 
 def current(client: Client) -> str:
@@ -25,28 +31,37 @@ def current(client: Client) -> str:
     return cursor
 
 
-def until_finished(client: Client, cursor: str, states: Mapping[str, str], *, goal: str | None) -> dict[str, str]:
-    """Follow events from `cursor` until all of these tasks have ended; return their states.
+def until_finished(
+    client: Client,
+    cursor: str,
+    states: Mapping[str, str],
+    *,
+    goal: str | None,
+    fmt: Format = Format.TABLE,
+    timeout_seconds: float | None = None,
+) -> dict[str, str]:
+    """Follow events from `cursor` until all of these tasks have ended, or the time is over; return their states.
 
     `states` are their current states. With `goal` only its events are read, so all tasks must belong to it.
-    An outage of up to 30 s is waited out; a longer one raises Failure.
+    Meanwhile stderr says why the first of them has not finished. An outage of up to 30 s is waited out; a longer one
+    raises Failure.
     """
     final_states = dict(states)
-    open_ids = {task_id for task_id, state in final_states.items() if state not in FINISHED}
-    try:
-        with output.errors().status(_remaining(len(open_ids))) as status:
-            while open_ids:
-                page = _read_patiently(client, cursor, goal)
-                final_events = [event for event in page["items"] if event["kind"] in _FINAL_EVENTS]
-                ended_tasks = {event["task_id"]: _FINAL_EVENTS[event["kind"]] for event in final_events}
-                final_states |= {task_id: ended_tasks[task_id] for task_id in open_ids & ended_tasks.keys()}
-                open_ids -= ended_tasks.keys()
-                cursor = page["next"]
-                status.update(_remaining(len(open_ids)))
-    except KeyboardInterrupt:
-        # Only the waiting ends; people should not believe that their tasks were cancelled.
-        output.note(f"no longer {_remaining(len(open_ids))}; what was submitted goes on")
-        raise
+    open_ids = {task_id: None for task_id, state in final_states.items() if state not in FINISHED}
+    end = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+    with _Remarks(client, fmt) as remarks:
+        while open_ids:
+            remarks.look(list(open_ids))
+            seconds = min(remarks.seconds_to_next(), _POLL_SECONDS if end is None else end - time.monotonic())
+            if end is not None and time.monotonic() >= end:
+                break
+            page = _read_patiently(client, cursor, goal, max(0.0, seconds))
+            for event in page["items"]:
+                remarks.hear(event)
+                if event["kind"] in _FINAL_EVENTS and event["task_id"] in open_ids:
+                    final_states[event["task_id"]] = _FINAL_EVENTS[event["kind"]]
+                    del open_ids[event["task_id"]]
+            cursor = page["next"]
     return final_states
 
 
@@ -56,17 +71,74 @@ def result(task: Json) -> RenderableType:
     return text if text is not None else Text(f"{task['id']} is {task['state']}, without a result")
 
 
-def _read_patiently(client: Client, cursor: str, goal: str | None) -> Json:
+class _Remarks:
+    """Tells on stderr what is waited for: redrawn in place on a terminal, else a line whenever it is something else."""
+
+    def __init__(self, client: Client, fmt: Format) -> None:
+        self._client, self._as_json = client, fmt is Format.JSON
+        self._status = output.errors().status("waiting")
+        self._released: dict[str, str] = {}
+        self._last: tuple[str, Reason] | None = None
+        self._open_ids: list[str] = []
+        self._next_at = time.monotonic() + _FIRST_LOOK_SECONDS
+
+    def __enter__(self) -> "_Remarks":
+        if not self._as_json:
+            self._status.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _: object, trace: TracebackType | None) -> None:
+        self._status.stop()
+        if kind is KeyboardInterrupt and self._open_ids:
+            # Only the waiting ends; people should not believe that their tasks were cancelled.
+            first = self._open_ids[0]
+            how = f"`convener tasks get {first}` shows it, `convener tasks logs {first} --follow` follows it"
+            others = f" and {plural(len(self._open_ids) - 1, 'task')} more" if len(self._open_ids) > 1 else ""
+            text = f"no longer waiting for {first}{others}; what was submitted goes on: {how}"
+            self._tell(text, "interrupted", first)
+
+    def seconds_to_next(self) -> float:
+        """Seconds until it is time to look."""
+        return max(0.0, self._next_at - time.monotonic())
+
+    def hear(self, event: Json) -> None:
+        """Remember why a worker has handed a task back, which only the event says."""
+        if event["kind"] == TaskEvent.RELEASED:
+            self._released[event["task_id"]] = str((event.get("detail") or {}).get("reason") or "")
+
+    def look(self, open_ids: list[str]) -> None:
+        """Tell why the first of these tasks has not finished, if it is time to look."""
+        self._open_ids = open_ids
+        if not open_ids or self.seconds_to_next():
+            return
+        task_id = open_ids[0]
+        try:
+            reason = reason_for(self._client, task_id, self._released.get(task_id))
+        except Failure as failure:
+            reason = Reason(code="unknown", subject=failure.message, text=failure.message)
+        self._next_at = time.monotonic() + _LOOK_SECONDS
+        others = f" ({plural(len(open_ids) - 1, 'task')} more)" if len(open_ids) > 1 else ""
+        text = f"waiting for {task_id}{others}: {reason.text}"
+        self._status.update(Text(text))
+        last, self._last = self._last, (task_id, reason)
+        is_told = last and (last[0], last[1].code, last[1].subject) == (task_id, reason.code, reason.subject)
+        if not is_told and (self._as_json or not output.errors().is_terminal):
+            self._tell(text, reason.code, task_id)
+
+    def _tell(self, text: str, code: str, task_id: str) -> None:
+        if self._as_json:
+            output.errors().file.write(json.dumps({"waiting": text, "reason": code, "task_id": task_id}) + "\n")
+        else:
+            output.note(text)
+
+
+def _read_patiently(client: Client, cursor: str, goal: str | None, wait_seconds: float) -> Json:
     began_at = time.monotonic()
     while True:
         try:
-            return client.get("/events", after=cursor, goal_id=goal, limit=PAGE, wait_seconds=_POLL_SECONDS)
+            return client.get("/events", after=cursor, goal_id=goal, limit=PAGE, wait_seconds=wait_seconds)
         except Failure as failure:
             is_away = isinstance(failure, Unreachable) or getattr(failure, "status", None) == 503
             if not is_away or time.monotonic() - began_at > _MAX_OUTAGE_SECONDS:
                 raise
             time.sleep(1.0)
-
-
-def _remaining(count: int) -> str:
-    return f"waiting for {plural(count, 'task')}"
