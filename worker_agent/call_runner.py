@@ -10,11 +10,13 @@ from worker_agent.backoff import full_jitter
 from worker_agent.client import Client, register
 from worker_agent.local_errors import LocalErrors
 from worker_agent.log_sender import LogSender
+from worker_agent.outage import Outage
 from worker_agent.progress import ProgressSender
 from worker_agent.transport import ApiUnavailable, Problem, Transport
 from worker_agent.wire import JsonObject, Lease, LeaseRef, LogStream, Progress, read_gone_reason
 
 _QUICK_SECONDS = 1.0
+_CALLS = "calls"
 log = logging.getLogger(__name__)
 
 PostEvent = Callable[[ev.Event], None]
@@ -32,13 +34,21 @@ class CallRunner:
     """Calls to the control plane; `profile` is the body of a registration, `pool_key` its credential."""
 
     def __init__(
-        self, transport: Transport, *, profile: JsonObject, pool_key: str, post: PostEvent, errors: LocalErrors
+        self,
+        transport: Transport,
+        *,
+        profile: JsonObject,
+        pool_key: str,
+        post: PostEvent,
+        errors: LocalErrors,
+        outage: Outage,
     ) -> None:
         self._transport = transport
         self._profile = profile
         self._pool_key = pool_key
         self._post = post
         self._errors = errors
+        self._outage = outage
         self._client: Client | None = None
         self._progress: ProgressSender | None = None
         self._log: LogSender | None = None
@@ -102,11 +112,13 @@ class CallRunner:
 
     def _answer_to(self, pending: _PendingCall) -> ev.Answer:
         try:
-            return self._make_call(pending.call)
+            answer = self._make_call(pending.call)
         except ApiUnavailable as unavailable:
-            self._note_error(pending, unavailable)
+            if not pending.answered_event.is_set():  # else an abort cut it off
+                self._outage.note_failure(_CALLS, unavailable)
             return ev.RetryLater(unavailable.retry_after)
         except Problem as problem:
+            self._outage.note_answer(_CALLS)
             self._note_error(pending, problem)
             return _refusal(pending.call, problem)
         except Exception as error:  # whatever it is, the machine waits for an answer
@@ -115,6 +127,8 @@ class CallRunner:
                 # One that could not even be encoded would fail in every further attempt.
                 return ev.CallRefused("unsendable", repr(error))
             return ev.RetryLater()
+        self._outage.note_answer(_CALLS)
+        return answer
 
     def _note_error(self, pending: _PendingCall, error: Exception, *, exc_info: bool = False) -> None:
         if pending.answered_event.is_set():  # an abort cut it off

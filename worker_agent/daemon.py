@@ -27,6 +27,7 @@ from worker_agent.local_errors import LocalErrors
 from worker_agent.logs import log_action, log_event
 from worker_agent.metrics import MetricsPusher
 from worker_agent.orphans import adopt_orphans
+from worker_agent.outage import Outage
 from worker_agent.protections import Protection
 from worker_agent.protocol import StateMachine
 from worker_agent.transport import Transport
@@ -73,15 +74,21 @@ class Daemon:
         self._exit: act.Exit | None = None
         self._status = DaemonStatus()
         errors = LocalErrors()
+        outage = Outage(errors)
         self._calls = CallRunner(
             Transport(settings.url, settings.trust),
             profile=settings.profile,
             pool_key=settings.pool_key,
             post=self._events.put,
             errors=errors,
+            outage=outage,
         )
         self._heartbeat = HeartbeatSender(
-            Transport(settings.url, settings.trust), status=lambda: self._status, post=self._events.put, errors=errors
+            Transport(settings.url, settings.trust),
+            status=lambda: self._status,
+            post=self._events.put,
+            errors=errors,
+            outage=outage,
         )
         self._metrics = MetricsPusher(
             partial(Transport, settings.url, settings.trust), key=self._worker_key, errors=errors

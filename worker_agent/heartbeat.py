@@ -10,6 +10,7 @@ from worker_agent import events as ev
 from worker_agent.backoff import full_jitter
 from worker_agent.client import Client
 from worker_agent.local_errors import LocalErrors
+from worker_agent.outage import Outage
 from worker_agent.transport import ApiUnavailable, Problem, Transport
 from worker_agent.usage import UsageSampler
 from worker_agent.wire import LeaseRef, Registration, WorkerState, read_gone_reason
@@ -17,6 +18,7 @@ from worker_agent.wire import LeaseRef, Registration, WorkerState, read_gone_rea
 _MAX_RETRY_SECONDS = 1.0
 _MAX_ANSWER_SECONDS = 5.0
 _STOP_SECONDS = 1.0
+_HEARTBEAT = "heartbeat"
 log = logging.getLogger(__name__)
 
 
@@ -42,11 +44,13 @@ class HeartbeatSender:
         status: Callable[[], DaemonStatus],
         post: Callable[[ev.Event], None],
         errors: LocalErrors,
+        outage: Outage,
     ) -> None:
         self._transport = transport
         self._status = status
         self._post = post
         self._errors = errors
+        self._outage = outage
         self._wake = Event()
         self._stop_requested = Event()
         self._failures = 0
@@ -85,16 +89,24 @@ class HeartbeatSender:
         except Exception as error:  # without heartbeats the worker counts as lost
             return self._note_failure(error, registration.heartbeat_interval_seconds)
         self._failures = 0
+        self._outage.note_answer(_HEARTBEAT)
         return max(0.0, registration.heartbeat_interval_seconds - (time.monotonic() - started_at))
 
     def _note_failure(self, error: Exception, interval: float) -> float:
         self._failures += 1
         if self._stop_requested.is_set():
             return 0.0
-        if not isinstance(error, ApiUnavailable | Problem):
-            log.exception("heartbeat crashed")
-        log.warning("heartbeat missed", extra={"fields": {"failures": self._failures, "why": str(error)}})
-        self._errors.add(f"heartbeat: {error}")
+        if isinstance(error, ApiUnavailable):
+            self._outage.note_failure(_HEARTBEAT, error)
+        else:
+            is_refusal = isinstance(error, Problem)
+            log.log(
+                logging.WARNING if is_refusal else logging.ERROR,
+                "heartbeat failed",
+                extra={"fields": {"why": str(error)}},
+                exc_info=not is_refusal,
+            )
+            self._errors.add(f"heartbeat: {error}")
         # A refusal will repeat itself until something changes; an outage may end at any moment.
         return interval if isinstance(error, Problem) else full_jitter(self._failures, cap=_MAX_RETRY_SECONDS)
 

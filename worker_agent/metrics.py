@@ -89,7 +89,7 @@ class MetricsPusher:
         try:
             transport.post("/metrics/samples", batch, key=key, timeout=_ANSWER_SECONDS)
         except ApiUnavailable as unavailable:
-            log.info("metrics wait", extra={"fields": {"why": str(unavailable)}})
+            log.debug("metrics wait", extra={"fields": {"why": str(unavailable)}})
             return False
         except Problem as problem:
             if problem.status == _UNAUTHENTICATED or problem.code == "worker_gone":

@@ -5,7 +5,7 @@ from typing import TypeAlias, TypeVar
 
 import asyncpg
 
-from app.db.database import Database, cancellation_or
+from app.db.database import Database, cancellation_or, is_gone
 
 T = TypeVar("T")
 HotConnection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -33,12 +33,16 @@ async def run(
         try:
             pool = await database.pool()
             async with pool.acquire(timeout=5) as connection:
-                return await statement(connection)  # type: ignore[arg-type]  # a proxy of the connection
+                answer = await statement(connection)  # type: ignore[arg-type]  # a proxy of the connection
+            database.outage.note_answer()
+            return answer
         except _RETRYABLE:
             on_undone()
             if not remaining:
                 raise
         except Exception as error:
+            if is_gone(error):
+                database.outage.note_failure(error)
             raise cancellation_or(error) from error
     raise AssertionError("unreachable")
 

@@ -213,7 +213,7 @@ def test_a_signal_ends_a_worker_whose_control_plane_is_away(start_worker: StartW
     with served(FakeControlPlane()) as address:
         pass
     worker = start_worker(address)
-    until(lambda: "attempt=3" in worker.log.read_text())
+    until(lambda: "the control plane has been away for" in worker.log.read_text())
     worker.signal()
     assert worker.exit_code() == 0
 
@@ -338,7 +338,7 @@ def test_errors_that_no_database_can_hold_are_made_fit(
 def test_a_heartbeat_is_not_refused_twice_for_the_same_errors(
     plane: FakeControlPlane, url: str, start_worker: StartWorker
 ) -> None:
-    plane.script["lease"].append(UNAVAILABLE)
+    plane.script["lease"].append(problem(409, "busy"))
     plane.script["heartbeat"] += [Answer(body={"directives": []}), problem(422, "invalid")]
     start_worker(url)
     plane.wait_for("heartbeat", 4)
@@ -349,12 +349,22 @@ def test_a_heartbeat_is_not_refused_twice_for_the_same_errors(
 def test_local_errors_travel_with_the_next_heartbeat(
     plane: FakeControlPlane, url: str, start_worker: StartWorker
 ) -> None:
-    plane.script["lease"].append(UNAVAILABLE)
+    plane.script["lease"].append(problem(409, "busy"))
     start_worker(url)
     until(lambda: any(call.body["errors"] for call in plane.of("heartbeat")))
     errors = [error for call in plane.of("heartbeat") for error in call.body["errors"]]
-    assert "503" in errors[0]["message"]
+    assert "409 busy" in errors[0]["message"]
     assert errors[0]["at"]
+
+
+def test_a_start_before_the_control_plane_leaves_no_error(
+    plane: FakeControlPlane, url: str, start_worker: StartWorker
+) -> None:
+    plane.script["register"] += [UNAVAILABLE, UNAVAILABLE]
+    worker = start_worker(url)
+    plane.wait_for("heartbeat", 2)
+    assert [error for call in plane.of("heartbeat") for error in call.body["errors"]] == []
+    assert "503" not in worker.log.read_text()
 
 
 def test_a_task_without_a_handler_goes_to_another_worker(

@@ -105,9 +105,10 @@ async def test_a_worker_gets_its_name_and_a_log_and_its_secrets_where_nobody_els
     assert os.getsid(handle["pid"]) == handle["pid"]
     assert plane.is_running(handle)
     assert await plane.find() == {worker_id: handle}
-    log = (machine.directory / "logs" / "here-1.log").read_text()
+    path = machine.directory / "logs" / "here-1.log"
+    log = path.read_text()
     mark = f"--launched-as={machine.owner}:{worker_id}"
-    assert f"hello {['--name', 'here-1', '--url', 'http://nowhere', mark]}" in log
+    assert f"hello {['--name', 'here-1', '--url', 'http://nowhere', f'--log-file={path}', mark]}" in log
     for value in (*process.environ().values(), *process.cmdline(), log):
         assert "verysecret" not in value
     secrets = json.loads((machine.directory / "secrets").read_text())
