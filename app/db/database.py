@@ -54,13 +54,13 @@ class Database:
         self._hot_connections = hot_connections
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._opening = asyncio.Lock()
-        self.announcer = Announcer(self.connect, on_silence=self._connections.cut)
+        self.outage = Outage()
+        self.announcer = Announcer(self.connect, on_silence=self._connections.cut, outage=self.outage)
         self.shared_objects: SharedObjects = {}
         self.engine = self._engine(self._limits, connections, overflow=4, timeout=5)
         read_limits = Limits(statement_seconds=statement_seconds, lock_seconds=_READ_LOCK_SECONDS)
         self._read_engine = self._engine(read_limits, 4, overflow=2, timeout=3)
         self._reads = 0
-        self.outage = Outage()
 
     def _engine(self, limits: Limits, size: int, *, overflow: int, timeout: float) -> AsyncEngine:
         engine = create_async_engine(

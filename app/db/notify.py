@@ -14,6 +14,7 @@ from uuid import uuid4
 import asyncpg
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.db.outage import Outage
 from app.kernel.lanes import Lane
 
 log = logging.getLogger(__name__)
@@ -75,9 +76,11 @@ class Announcer:
         self,
         connect: Callable[[], Awaitable["asyncpg.Connection[asyncpg.Record]"]],
         on_silence: Callable[[], None] = lambda: None,
+        outage: Outage | None = None,
     ) -> None:
         self._connect = connect
         self._on_silence = on_silence
+        self._outage = outage or Outage()
         self._level = logging.WARNING
         self._listeners: list[Callable[[News], None]] = []
         self._outgoing: dict[str, float] = {}
@@ -123,7 +126,10 @@ class Announcer:
                 asyncpg.InterfaceError,
                 asyncpg.InternalClientError,
             ) as e:
-                # Once, and not for every try to connect again; what else uses the database tells how long it is away.
+                if isinstance(e, OSError | asyncpg.PostgresConnectionError | asyncpg.InterfaceError):
+                    self._outage.note_failure(e)
+                    self._level = logging.DEBUG
+                # Once, and not for every try to connect again.
                 log.log(self._level, "announcements: connection lost (%s), trying again", type(e).__name__)
                 self._level = logging.DEBUG
             except Exception:
@@ -136,6 +142,7 @@ class Announcer:
         try:
             await connection.add_listener(CHANNEL, self._on_message)
             self._level = logging.WARNING
+            self._outage.note_answer()
             connection.add_termination_listener(lambda *_: self._wake.set())
             while not connection.is_closed():
                 with suppress(TimeoutError):

@@ -25,6 +25,7 @@ class Runner:
         self._schedule = schedule
         self._wake_events = {item.name: asyncio.Event() for item in schedule}
         self._ended_at: dict[str, float] = {}
+        self._failures: dict[tuple[str, type[Exception]], float] = {}
         context.database.announcer.subscribe(self._on_announcement)
 
     async def run(self) -> None:
@@ -64,8 +65,15 @@ class Runner:
             # The connections tell of an outage, once for all duties.
             level = logging.DEBUG if self._context.database.outage.is_on else logging.WARNING
             log.log(level, "%s: %s Trying again", item.name, error.detail)
-        except Exception:
-            log.exception("%s failed, trying again", item.name)
+        except Exception as error:
+            self._log_failure(item.name, error)
+
+    def _log_failure(self, name: str, error: Exception) -> None:
+        """Log an error with its traceback, and the same one again no sooner than a minute later."""
+        moment, logged_at = asyncio.get_running_loop().time(), self._failures.get((name, type(error)))
+        if logged_at is None or moment - logged_at >= _REPEAT_SECONDS:
+            self._failures[name, type(error)] = moment
+            log.error("%s failed, trying again", name, exc_info=error)
 
     async def _tell_of_late_turns(self) -> None:
         """Log which duties and jobs have missed their pace: at once, then once a minute, and when all keep it again."""

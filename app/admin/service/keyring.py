@@ -93,7 +93,9 @@ class Keyring(Authenticator):
             try:
                 await self.check()
             except DatabaseUnavailable:
-                log.warning("keys cannot be checked now: each is looked up again before it is believed")
+                # The connections tell of an outage, once for all who use them.
+                level = logging.DEBUG if self._database.outage.is_on else logging.WARNING
+                log.log(level, "keys cannot be checked now: each is looked up again before it is believed")
             except Exception:
                 # Nothing would start this task again.
                 log.exception("the check of keys stumbled, trying again")

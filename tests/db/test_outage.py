@@ -1,0 +1,91 @@
+"""A database that is away is told of in one line, whoever uses it, and in one more when it is back."""
+
+import asyncio
+
+import pytest
+
+from app.admin.service.keyring import Keyring
+from app.db import hot_path
+from app.db.database import Database, now
+from app.db.outage import Outage
+from app.kernel.errors import DatabaseUnavailable
+from app.loops.schedule import Job
+from tests.support.ports import free_port
+from tests.support.runner import running
+from tests.support.sql import until
+
+LOST = ConnectionRefusedError("nobody is there")
+
+
+async def _ask(database: Database) -> object:
+    async with database.transaction() as connection:
+        return await now(connection)
+
+
+async def _ask_hot(database: Database) -> object:
+    return await hot_path.run(database, lambda c: c.fetchval("SELECT 1"))
+
+
+def test_a_line_at_once_then_one_a_minute_and_one_when_it_is_back(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outage, moment = Outage(), 0.0
+    monkeypatch.setattr("app.db.outage.time.monotonic", lambda: moment)
+    for _ in range(1300):
+        outage.note_failure(LOST)
+        moment += 0.1
+    outage.note_answer()
+    outage.note_answer()
+    seconds = [line.partition(" for ")[2].partition(" s")[0] for line in caplog.messages[:-1]]
+    assert seconds == ["0", "60", "120"]
+    assert caplog.messages[-1] == "the database is back after 130 s"
+
+
+async def test_whatever_uses_it_tells_of_it_in_one_line_together(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The hot path, transactions, announcements, the check of keys and duties all find nobody, several times."""
+    host = database.url.rpartition("@")[2].partition("/")[0]
+    away = Database(database.url.replace(host, f"127.0.0.1:{free_port()}"))
+    away.announcer.start()
+    following = asyncio.create_task(Keyring(away).follow())
+    async with running(away, Job(name="asking", seconds=0.2, run=lambda _: _work(away))):
+        for _ in range(8):
+            for ask in (_ask, _ask_hot):
+                with pytest.raises(DatabaseUnavailable):
+                    await ask(away)
+            await asyncio.sleep(0.2)
+    following.cancel()
+    await asyncio.wait([following])
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("the database has been away for 0 s")
+    await away.close()
+
+
+async def test_the_hot_path_notices_when_it_is_back(database: Database, caplog: pytest.LogCaptureFixture) -> None:
+    database.outage.note_failure(LOST)
+    await _ask_hot(database)
+    assert not database.outage.is_on
+    assert "the database is back" in caplog.text
+
+
+async def test_the_same_error_of_a_duty_again_and_again_is_told_once(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    turns = 0
+
+    async def fail(_: object) -> None:
+        nonlocal turns
+        turns += 1
+        raise ValueError("bad luck")
+
+    async def has_failed() -> bool:
+        return turns > 5
+
+    async with running(database, Job(name="failing", seconds=0.01, run=fail)):
+        await until(has_failed)
+    assert caplog.text.count("Traceback") == 1
+
+
+async def _work(database: Database) -> None:
+    await _ask(database)
