@@ -1,0 +1,45 @@
+"""A permit of a large batch costs the database no more than one of a small batch."""
+
+import pytest
+
+from app.db.database import Database
+from app.llm.rules.concurrency import ConcurrencyPolicy
+from app.llm.rules.outcomes import Outcome
+from app.llm.rules.permits import PermitPolicy
+from app.llm.service.grant import AcquiredPermit, grant_all
+from app.llm.service.settle import SettlementResult, settle_all
+from app.queue.rules.fair_queueing import EQUAL_WEIGHTS
+from tests.support.permit_callers import allow_calls, request, settlement
+from tests.support.plans import Costs, explained, explaining
+from tests.support.sql import execute
+
+_BATCHES = (8, 64, 256)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("statistics", ["never analysed", "analysed"])
+@pytest.mark.parametrize("plan_cache_mode", ["force_custom_plan", "force_generic_plan"])
+async def test_permits_and_settlements(
+    own_database: Database, plan_cache_mode: str, statistics: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await allow_calls(own_database, 1000, service_bears=1000)
+    if statistics == "analysed":
+        await execute(own_database, "ANALYZE")
+    await explaining(own_database, plan_cache_mode)
+    database = Database(own_database.url)
+    with explained(monkeypatch) as log:
+        costs = Costs(log)
+        for batch in (min(_BATCHES), *_BATCHES):
+            requests = [request() for _ in range(batch)]
+            async with database.transaction() as connection:
+                with costs.of("permits", batch):
+                    granted = await grant_all(connection, requests, EQUAL_WEIGHTS, PermitPolicy(), ConcurrencyPolicy())
+            permits = [result.permit for result in granted if isinstance(result, AcquiredPermit)]
+            assert len(permits) == batch
+            ends = [settlement(permit, Outcome.SUCCESS, latency_seconds=1.0) for permit in permits]
+            async with database.transaction() as connection:
+                with costs.of("settlements", batch):
+                    settled = await settle_all(connection, ends, ConcurrencyPolicy())
+            assert {type(result) for result in settled} == {SettlementResult}
+    await database.close()
+    costs.check()
