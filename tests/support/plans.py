@@ -17,6 +17,7 @@ _SETTINGS = {
     "auto_explain.log_min_duration": "0",
     "auto_explain.log_analyze": "on",
     "auto_explain.log_buffers": "on",
+    "auto_explain.log_wal": "on",
     "auto_explain.log_timing": "off",
     # Those of triggers too.
     "auto_explain.log_nested_statements": "on",
@@ -28,10 +29,17 @@ _ROWS = ("Rows Removed by Filter", "Rows Removed by Join Filter", "Rows Removed 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Rows that all steps together have looked at, and pages of 8 KiB that they have touched."""
+    """Number of statements, those of triggers included, and what they took.
 
+    `rows` are all that their steps have looked at, `pages` those of 8 KiB that they have touched; `records` and `bytes`
+    went to the write-ahead log, one record at least for each row and each entry of an index.
+    """
+
+    statements: int
     rows: float
     pages: int
+    records: int
+    bytes: int
 
 
 @dataclass(slots=True)
@@ -43,9 +51,16 @@ class PlanLog:
     def take(self) -> Cost:
         """The cost of all statements until now, which begins anew."""
         nodes = [node for plan in self.plans for node in _nodes(plan["Plan"])]
-        pages = sum(plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"] for plan in self.plans)
+        tops = [top for plan in self.plans for top in _tops(plan["Plan"])]
+        cost = Cost(
+            statements=len(self.plans),
+            rows=sum(_rows(node) for node in nodes),
+            pages=sum(top["Shared Hit Blocks"] + top["Shared Read Blocks"] for top in tops),
+            records=sum(top["WAL Records"] for top in tops),
+            bytes=sum(top["WAL Bytes"] for top in tops),
+        )
         self.plans.clear()
-        return Cost(rows=sum(_rows(node) for node in nodes), pages=pages)
+        return cost
 
 
 class Costs:
@@ -98,6 +113,20 @@ def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield plan
     for child in plan.get("Plans", ()):
         yield from _nodes(child)
+
+
+def _tops(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """The plan, whose sums hold those of its parts, and the parts that nothing reads, which run when it is over."""
+    nodes = list(_nodes(plan))
+    read = {f"CTE {node['CTE Name']}" for node in nodes if "CTE Name" in node}
+    return [
+        plan,
+        *(
+            node
+            for node in nodes
+            if node.get("Subplan Name", "").startswith("CTE") and node["Subplan Name"] not in read
+        ),
+    ]
 
 
 def _rows(node: dict[str, Any]) -> float:

@@ -13,7 +13,7 @@ from app.postgres.server import Server
 
 # Tests make databases of their own, drop them whether autovacuum is at work there or not, keep triggers still, and have
 # statements explained. Otherwise they run as the service does: as no superuser.
-_EXPLAINING = ("min_duration", "analyze", "buffers", "timing", "nested_statements", "format", "level")
+_EXPLAINING = ("min_duration", "analyze", "buffers", "wal", "timing", "nested_statements", "format", "level")
 _MORE_RIGHTS = (
     "ALTER ROLE convener CREATEDB;\nGRANT pg_signal_backend TO convener;\n"
     "GRANT SET ON PARAMETER session_replication_role, deadlock_timeout, session_preload_libraries, "

@@ -1,0 +1,90 @@
+"""What a task costs on its way through the queue, in counts that are the same on every machine.
+
+To be changed with the reason in the commit: less where something was saved, more where it is worth it.
+"""
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from app.db.database import Database
+from tests.support.plans import Cost, explained, explaining
+from tests.support.service import Worker, make_keys, serving
+
+# Of workers that call at once.
+_BATCH = 64
+# Per task, a fifth above what it is: pages that are touched, records and bytes of the write-ahead log, and calls of
+# Python functions in the API, its libraries included.
+_BUDGET = {
+    "submit": {"pages": 25, "records": 13, "bytes": 1200, "calls": 2500},
+    "lease": {"pages": 38, "records": 14, "bytes": 1600, "calls": 430},
+    "complete and lease": {"pages": 60, "records": 24, "bytes": 2600, "calls": 530},
+}
+_CALLER = ("/httpx/", "/httpcore/", "/tests/", "/_pytest/")
+
+
+@dataclass(slots=True)
+class _Calls:
+    """Counts calls of Python functions, but those of the callers themselves."""
+
+    count: int = 0
+    _counted: dict[str, bool] = field(default_factory=dict)
+
+    def note(self, frame: FrameType, event: str, _: object) -> None:
+        name = frame.f_code.co_filename
+        if event == "call" and self._counted.setdefault(name, not any(part in name for part in _CALLER)):
+            self.count += 1
+
+
+@contextmanager
+def _counting() -> Iterator[_Calls]:
+    calls = _Calls()
+    sys.setprofile(calls.note)
+    try:
+        yield calls
+    finally:
+        sys.setprofile(None)
+
+
+@pytest.mark.slow
+async def test_a_task_stays_within_its_budget(own_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    await explaining(own_database, "auto")
+    costs: dict[str, dict[str, float]] = {}
+    with explained(monkeypatch) as log:
+        async with serving(own_database.url, await make_keys(own_database)) as service:
+            workers = [await service.worker() for _ in range(_BATCH)]
+            leases: list[Any] = []
+            steps: dict[str, Callable[[], list[Awaitable[Any]]]] = {
+                "submit": lambda: [service.submitted() for _ in range(2 * _BATCH)],
+                "lease": lambda: [worker.lease() for worker in workers],
+                "complete and lease": lambda: [_complete(*held) for held in zip(workers, leases, strict=True)],
+                "complete": lambda: [_complete(*held, and_lease=False) for held in zip(workers, leases, strict=True)],
+            }
+            for _ in range(3):  # the first makes what the others keep
+                for name, calls_of in steps.items():
+                    log.take()
+                    with _counting() as calls:
+                        leases = await asyncio.gather(*calls_of())
+                    costs[name] = _per_task(log.take(), calls.count, len(leases))
+    for name, budget in _BUDGET.items():
+        assert all(costs[name][thing] <= limit for thing, limit in budget.items()), (name, costs[name], budget)
+
+
+async def _complete(worker: Worker, lease: Any, *, and_lease: bool = True) -> Any:
+    following = {"next": {"request_id": str(uuid4()), "acknowledge": True}} if and_lease else {}
+    answer = await worker.on_lease(lease, "complete", result={"n": 1}, **following)
+    assert answer.is_success, answer.text
+    assert bool(answer.json()["lease"]) == and_lease
+    return answer.json()["lease"]
+
+
+def _per_task(cost: Cost, calls: int, tasks: int) -> dict[str, float]:
+    counts = {"pages": cost.pages, "records": cost.records, "bytes": cost.bytes, "calls": calls}
+    return {name: count / tasks for name, count in counts.items()}
