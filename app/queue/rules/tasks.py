@@ -111,14 +111,20 @@ def after_rescue(policy: RetryPolicy, *, failures: int, rescues: int, reason: st
 
 
 def after_release(
-    policy: ReleasePolicy, *, token: int, failures: int, rescues: int, delay_seconds: float, now: datetime, reason: str
+    policy: ReleasePolicy,
+    *,
+    returns: int,
+    failures: int,
+    rescues: int,
+    delay_seconds: float,
+    now: datetime,
+    reason: str,
 ) -> Verdict:
-    """Decide on a task that its worker hands back: it waits as asked, and longer once that has happened often.
+    """Decide on a task that its worker hands back, as `returns` did before: it waits as asked, and longer after many.
 
     It never fails for that: whoever has no room for a task may have none for days.
     """
-    # Tokens count leases, of which the others ended otherwise.
-    returns = token - failures - rescues
+    returns += 1
     least_seconds = min(policy.max_seconds, policy.step_seconds * returns) if returns > policy.free_returns else 0.0
     if least_seconds > delay_seconds:
         delay_seconds = least_seconds

@@ -195,7 +195,7 @@ async def release(
         return await _repeated_result(connection, fence, "released")
     run_at = await give_back(connection, attempt, reason, delay_seconds)
     if waits_for_model is not None and run_at is not None:
-        await parking.park(connection, attempt.id, waits_for_model)
+        await parking.park(connection, attempt.id, attempt.token, waits_for_model)
     return EndedLease(state=TaskState.PENDING, run_at=run_at)
 
 
@@ -203,9 +203,7 @@ async def give_back(
     connection: AsyncConnection, attempt: Attempt, reason: str, delay_seconds: float = 0.0
 ) -> datetime | None:
     """End an attempt so that its task waits again with unchanged counts; return when it may run."""
-    # Nobody has handed back a lease that was not even acknowledged.
-    token = attempt.token - attempt.unacknowledged
-    counts = {"token": token, "failures": attempt.failures, "rescues": attempt.rescues}
+    counts = {"failures": attempt.failures, "rescues": attempt.rescues, "returns": attempt.returns}
     moment = await now(connection)
     verdict = after_release(_RELEASES, **counts, delay_seconds=delay_seconds, now=moment, reason=reason)
     await attempts.end(connection, attempt, verdict, Ending(outcome="released"))

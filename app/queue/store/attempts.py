@@ -30,6 +30,7 @@ class Attempt:
     failures: int
     rescues: int
     unacknowledged: int
+    returns: int
     max_attempts: int
     retry_delays: Sequence[float]
     token: int
@@ -50,8 +51,8 @@ class Ending:
 
 
 _COLUMNS = (
-    "t.id, t.state, t.agent_type, t.priority, t.goal_id, t.failures, t.rescues, t.unacknowledged, t.max_attempts, "
-    "t.retry_delays, t.token, t.worker_id, coalesce(t.leased_at, now()) AS leased_at, "
+    "t.id, t.state, t.agent_type, t.priority, t.goal_id, t.failures, t.rescues, t.unacknowledged, t.returns, "
+    "t.max_attempts, t.retry_delays, t.token, t.worker_id, coalesce(t.leased_at, now()) AS leased_at, "
     "coalesce(t.lease_expires_at, now()) AS lease_expires_at, coalesce(t.deadline_at, now()) AS deadline_at"
 )
 
@@ -106,7 +107,8 @@ ORDER BY t.id LIMIT :limit FOR UPDATE OF t SKIP LOCKED
 _REQUEUE = text(f"""
 UPDATE tasks t SET state = 'pending', worker_id = NULL, lease_expires_at = NULL, deadline_at = NULL, leased_at = NULL,
     failures = :failures, rescues = :rescues,
-    unacknowledged = coalesce(CAST(:unacknowledged AS integer), unacknowledged), run_at = :run_at,
+    unacknowledged = coalesce(CAST(:unacknowledged AS integer), unacknowledged), returns = returns + :returns,
+    run_at = :run_at,
     error = coalesce(CAST(:error AS jsonb), error),
     waiting_since = now(), avoid_worker_id = CAST(:avoid AS uuid),
     tag = {lanes.TAG_ON_RETURN}
@@ -229,7 +231,8 @@ async def _requeue(connection: AsyncConnection, attempt: Attempt, verdict: Verdi
     values = {"failures": verdict.failures, "rescues": verdict.rescues, "unacknowledged": verdict.unacknowledged}
     avoid = None if verdict.event is TaskEvent.RELEASED else attempt.worker_id
     place = {"id": attempt.id, "error": ending.error, "avoid": avoid, "run_at": verdict.run_at}
-    rows = await connection.execute(_REQUEUE, {**values, **place})
+    returns = int(verdict.event is TaskEvent.RELEASED)
+    rows = await connection.execute(_REQUEUE, {**values, **place, "returns": returns})
     if verdict.run_at is None:
         notify.note_work(connection, lanes.lowest_tags(rows.mappings()))
 

@@ -7,8 +7,8 @@ import pytest
 
 from app.db.database import Database
 from app.llm.service import parking
-from app.queue.service.leases import release
-from tests.support.factories import fence, holding
+from app.queue.service.leases import Failure, fail, release
+from tests.support.factories import fence, holding, leased, ready_worker
 from tests.support.permit_callers import list_models
 from tests.support.sql import execute, fetch, value
 
@@ -84,3 +84,24 @@ async def test_a_task_that_somebody_has_locked_is_woken_later(database: Database
         await other.rollback()
     assert (await wake(database))["woken"] == 1
     assert await due(database) == set(parked[:3])
+
+
+async def test_the_wait_for_the_next_attempt_is_not_cut_short(database: Database, parked: list[UUID]) -> None:
+    """Of a task that tried the model and failed otherwise, and of one whose delay was over before."""
+    assert (await wake(database))["tried"] == 1
+    await execute(database, "UPDATE tasks SET run_at = NULL WHERE id = ANY ($1::uuid[])", parked[:2])
+    failure = Failure(code="no_data", message="the archive is closed", retryable=True)
+    for _ in range(2):
+        worker = await ready_worker(database)
+        lease = await leased(database, worker)
+        assert lease.task_id in parked[:2]
+        async with database.transaction() as connection:
+            await fail(connection, fence(worker, lease), failure)
+        await execute(database, "UPDATE tasks SET run_at = now() + interval '1 hour' WHERE id = $1", lease.task_id)
+    await execute(database, "UPDATE parked_tasks SET woken_at = NULL")
+    assert (await wake(database))["tried"] == 1
+    assert await due(database) == {parked[2]}
+    await execute(database, "UPDATE llm_models SET callers = '{}'")
+    await wake(database)
+    assert await due(database) == {parked[2], parked[3]}
+    assert await value(database, "SELECT count(*) FROM parked_tasks") == 0

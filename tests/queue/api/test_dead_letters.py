@@ -13,7 +13,7 @@ from app.queue.service.admission import Admission
 from tests.support.dead_letters import fill
 from tests.support.problems import everything, is_problem
 from tests.support.service import Service, Worker
-from tests.support.sql import value
+from tests.support.sql import execute, value
 
 
 async def _failed(service: Service, worker: Worker, code: str = "bad", **fields: Any) -> str:
@@ -167,3 +167,23 @@ async def test_of_many_requeues_at_once_one_counts(service: Service, database: D
     answers = await asyncio.gather(*(service.post(path, {"reason": str(n)}) for n in range(12)))
     assert {answer["state"] for answer in answers} == {"pending"}
     assert len((await service.get("/events", kind="task.requeued"))["items"]) == 1
+
+
+async def test_a_requeued_task_begins_anew_with_how_often_it_was_handed_back(
+    service: Service, database: Database
+) -> None:
+    async def hand_back() -> str:
+        released = await worker.on_lease(await worker.lease(wait_seconds=20), "release", reason="no room")
+        assert released.status_code == 200, released.text
+        events = await service.get("/events", kind="task.released")
+        return str(events["items"][-1]["detail"]["reason"])
+
+    worker = await service.worker()
+    task = await service.submitted(agent_type="ranking")
+    await execute(database, "UPDATE tasks SET returns = 10, token = 30")
+    assert await hand_back() == "no room; handed back 11 times, so it waits 1.1 s"
+    await execute(database, "UPDATE tasks SET run_at = NULL")
+    error = {"code": "c", "message": "m", "retryable": False}
+    await worker.on_lease(await worker.lease(wait_seconds=20), "fail", error=error)
+    await service.post(f"/dead-letters/{task}/requeue", {"reason": "there is room"})
+    assert await hand_back() == "no room"

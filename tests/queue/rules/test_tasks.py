@@ -101,11 +101,11 @@ def test_a_rescue_burns_no_attempt_and_rescues_are_bounded(failures: int, rescue
 
 
 @pytest.mark.parametrize(
-    ("token", "failures", "asked", "seconds"),
-    [(1, 0, 0, 0), (10, 0, 0, 0), (10, 0, 7, 7), (12, 2, 0, 0), (11, 0, 0, 1.1), (100, 0, 0, 10), (5000, 0, 0, 60)],
+    ("returns", "failures", "asked", "seconds"),
+    [(0, 0, 0, 0), (9, 0, 0, 0), (9, 0, 7, 7), (9, 2, 0, 0), (10, 0, 0, 1.1), (99, 0, 0, 10), (5000, 0, 0, 60)],
 )
-def test_what_is_handed_back_often_waits(token: int, failures: int, asked: float, seconds: float) -> None:
-    counts = {"token": token, "failures": failures, "rescues": 0}
+def test_what_is_handed_back_often_waits(returns: int, failures: int, asked: float, seconds: float) -> None:
+    counts = {"returns": returns, "failures": failures, "rescues": 0}
     verdict = after_release(ReleasePolicy(), **counts, delay_seconds=asked, now=NOW, reason="no room")
     assert (verdict.event, verdict.failures) == (TaskEvent.RELEASED, failures)
     assert verdict.run_at == (NOW + timedelta(seconds=seconds) if seconds else None)
@@ -113,6 +113,6 @@ def test_what_is_handed_back_often_waits(token: int, failures: int, asked: float
 
 
 def test_a_long_wait_that_was_asked_for_is_kept() -> None:
-    counts = {"token": 5000, "failures": 0, "rescues": 0}
+    counts = {"returns": 5000, "failures": 0, "rescues": 0}
     verdict = after_release(ReleasePolicy(), **counts, delay_seconds=3600, now=NOW, reason="no room")
     assert (verdict.run_at, verdict.reason) == (NOW + timedelta(hours=1), "no room")
