@@ -70,7 +70,8 @@ async def run(settings: Settings) -> None:
     webhook_sender = WebhookSender(settings.webhook) if settings.webhook else None
     if webhook_sender is not None:
         schedule = [*schedule, *webhook_jobs(webhook_sender)]
-    runner = Runner(_context(settings, database, provisioner, webhook_sender), schedule)
+    context = _context(settings, database, provisioner, webhook_sender)
+    runner = Runner(context, schedule, liveness_file=settings.liveness_file)
     database.announcer.start()
     work = asyncio.create_task(runner.run())
     log.info("loops are running: %s", ", ".join(item.name for item in schedule))

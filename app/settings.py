@@ -123,6 +123,9 @@ class Settings(BaseModel):
     )
     log_json: bool = False
     log_file: Path | None = Field(None, description="the log goes there instead of stderr, and a full file to PATH.1")
+    liveness_file: Path | None = Field(
+        None, description="file that the loops touch every second while their duties keep pace, for health checks"
+    )
     trusted_proxies: str = Field(
         "", description="addresses of proxies, with commas between, whose X-Forwarded-For names the client"
     )

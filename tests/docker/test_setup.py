@@ -81,7 +81,7 @@ def test_workers_accept_their_command_line_with_that_key(tmp_path: Path) -> None
     (tmp_path / FILE).write_text("cvn_4f0c9d2a71be_secret\n")
     worker = services()["worker"]
     words = [word.replace("/keys", str(tmp_path)) for word in worker["command"]]
-    assignment, _ = read_options(words, worker["environment"])
+    assignment, _ = read_options(words, {name: value for name, value in worker["environment"].items() if value})
     assert assignment.url == worker["environment"]["CONVENER_URL"]
     assert assignment.pool_key == "cvn_4f0c9d2a71be_secret"
     assert assignment.handlers

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from app.admin.service.config import CurrentConfig
 from app.db.database import Database
@@ -34,9 +35,9 @@ def context(database: Database) -> Context:
 
 
 @asynccontextmanager
-async def running(database: Database, *schedule: Duty | Job) -> AsyncIterator[None]:
+async def running(database: Database, *schedule: Duty | Job, liveness_file: Path | None = None) -> AsyncIterator[None]:
     """The schedule runs, and no error ends it."""
-    runner = asyncio.create_task(Runner(context(database), schedule).run())
+    runner = asyncio.create_task(Runner(context(database), schedule, liveness_file=liveness_file).run())
     try:
         yield
         assert not runner.done(), "an error has ended the runner"

@@ -9,8 +9,8 @@ from app.settings import SECRETS, Settings
 from worker_agent.variables import NAMES, is_link, unknown_variables
 
 ROOT = Path(__file__).parents[2]
-# Former ones, and an example of what is none.
-_NONE = {"CONVENER_POOL_KEY", "CONVENER_POOL_KEY_FILE", "CONVENER_PORTT"}
+# Former ones, and examples of what is none.
+_NONE = {"CONVENER_POOL_KEY", "CONVENER_POOL_KEY_FILE", "CONVENER_PORTT", "CONVENER_SERVICE_HOST"}
 
 
 def test_every_setting_is_listed() -> None:
