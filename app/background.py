@@ -142,11 +142,11 @@ def _context(
 
 
 def _provisioner(settings: Settings, database: Database) -> LocalProvisioner:
-    async def on_exit(worker_id: UUID, reason: str) -> None:
+    async def on_exit(worker_id: UUID, reason: str, error: str | None) -> None:
         # The database may be restarting. An exit that is not reported is only noticed later, as silence.
         for _ in range(60):
             try:
-                await pool.report_exit(database, worker_id, reason)
+                await pool.report_exit(database, worker_id, reason, error=error)
             except Exception:
                 log.warning("could not report the exit of worker %s yet (%s)", worker_id, reason)
                 await asyncio.sleep(0.5)

@@ -20,6 +20,7 @@ import psutil
 from app.postgres.accounts import bound_command
 from app.postgres.server import Server
 from app.secrecy import SECRETS_FD, handed_over, open_log, write_private
+from app.workers.provisioners.last_error import last_error
 
 log = logging.getLogger(__name__)
 _CALM_SECONDS = 10.0  # a child that ran for longer is not in a crash loop
@@ -147,7 +148,8 @@ class Supervisor:
             # A single crash costs 0.1 s; in a crash loop the pauses double.
             if asyncio.get_running_loop().time() - started_at > _CALM_SECONDS:
                 pause = 0.1
-            log.warning("%s %s; starting it again in %.1f s", program.name, _describe_exit(code), pause)
+            text = f"{program.name} {_describe_exit(code)}{await asyncio.to_thread(_cause, program)}"
+            log.warning("%s; starting it again in %.1f s", text, pause)
             await asyncio.sleep(pause)
             pause = min(_LONGEST_PAUSE_SECONDS, pause * 2)
             try:
@@ -210,6 +212,14 @@ def _same_process(pid: int, created_at: float) -> psutil.Process | None:
         if abs(process.create_time() - created_at) < 0.05:
             return process
     return None
+
+
+def _cause(program: Program) -> str:
+    """The last error in the log of a program that has one, and where that is."""
+    if program.output is None:
+        return ""
+    error = last_error(program.output, secrets=program.secrets.values())
+    return f" ({error}; see {program.output})" if error else f" (see {program.output})"
 
 
 def _describe_exit(code: int | None) -> str:

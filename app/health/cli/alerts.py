@@ -11,12 +11,14 @@ from app.health.rules.alerts import AlertState
 from app.health.rules.finding import AlertRule
 from app.terminal import output
 from app.terminal.client import Json, Url, connect
+from app.terminal.deaths import recent_deaths
 from app.terminal.options import Limit, Whole
 from app.terminal.output import Format, Output
 
 app = typer.Typer(help="See what is wrong, and say that you know.", no_args_is_help=True)
 # The duty runs every 5 s.
 _LATE_SECONDS = 30.0
+_OF_THE_POOL = (AlertRule.POOL_BELOW_MINIMUM, AlertRule.REPLACEMENT_FAILING)
 _SEVERITIES = {"critical": "red", "warning": "yellow"}
 AlertId = Annotated[int, typer.Argument(metavar="ID", help="number of the alert", min=1)]
 
@@ -63,7 +65,11 @@ def get(alert_id: AlertId, url: Url = None, fmt: Output = Format.TABLE) -> None:
     """Show an alert: what is wrong, what to do, and who knows of it."""
     with connect(url) as client:
         alert = client.get(f"/alerts/{alert_id}")
+        is_of_pool = alert["rule"] in _OF_THE_POOL and alert["resolved_at"] is None
+        deaths = recent_deaths(client) if is_of_pool and fmt is Format.TABLE else []
     output.present(alert, fmt, lambda: _details(alert))
+    for line in deaths:
+        output.note(line)
 
 
 @app.command(epilog=output.examples("convener alerts ack 7 --note 'the provider has been told'"))

@@ -9,7 +9,8 @@ from app.health.cli.health import verdict
 from app.kernel.agents import AgentType
 from app.kernel.states import FINISHED, TaskState
 from app.terminal import options, output
-from app.terminal.client import Json, Url
+from app.terminal.client import Json, Url, connect
+from app.terminal.deaths import recent_deaths
 from app.terminal.options import Every, Watch
 from app.terminal.output import Format, Output, count, warning_lines
 
@@ -20,6 +21,10 @@ _LIVE_STATES = [state.value for state in TaskState if state not in FINISHED]
 def status(url: Url = None, fmt: Output = Format.TABLE, watch: Watch = False, every: Every = 2.0) -> None:
     """Show tasks by agent and state, workers by state, what was finished in the last minute, and warnings."""
     options.show_path("/status", render, url, fmt, interval=every if watch else None)
+    if fmt is Format.TABLE:
+        with connect(url) as client:
+            for line in recent_deaths(client):
+                output.note(line)
 
 
 def render(status: Json) -> RenderableType:

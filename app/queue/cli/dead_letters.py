@@ -7,7 +7,7 @@ import typer
 from rich.text import Text
 
 from app.queue.cli.submit import PriorityName
-from app.queue.cli.views import dead_letter_table, task_details
+from app.queue.cli.views import dead_letter_table, present_task
 from app.terminal import bulk, output
 from app.terminal.bulk import Action, Confirmation, DryRun, Everything, MaxCount, Yes
 from app.terminal.client import Url, connect
@@ -55,8 +55,7 @@ def get(
 ) -> None:
     """Show everything about a dead letter: its payload, error, and every attempt."""
     with connect(url) as client:
-        letter = client.get(f"/dead-letters/{task_id}")
-    output.present(letter, fmt, lambda: task_details(letter, client.now))
+        present_task(client, client.get(f"/dead-letters/{task_id}"), fmt)
 
 
 @app.command(

@@ -9,7 +9,7 @@ from rich.text import Text
 from app.kernel.states import TaskState
 from app.queue.cli import dead_letters, logs, submit
 from app.queue.cli.submit import PriorityName
-from app.queue.cli.views import listing, task_details
+from app.queue.cli.views import listing, present_task, task_details
 from app.terminal import bulk, output
 from app.terminal.bulk import Action, Confirmation, DryRun, Everything, MaxCount, Yes
 from app.terminal.client import Client, Json, Url, connect
@@ -89,7 +89,7 @@ def get(task_id: TaskIdArgument, url: Url = None, fmt: Output = Format.TABLE) ->
     """Show everything about a task: payload, progress, result, and the attempts that failed."""
     with connect(url) as client:
         task = client.get(f"/tasks/{task_id}")
-    output.present(task, fmt, lambda: task_details(task, client.now))
+        present_task(client, task, fmt)
 
 
 @app.command(

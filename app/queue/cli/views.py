@@ -11,7 +11,17 @@ from rich.text import Text
 from app.kernel.namespaces import stored_name
 from app.kernel.text import printable
 from app.terminal import output
-from app.terminal.client import Json
+from app.terminal.client import Client, Json
+from app.terminal.deaths import death_lines
+from app.terminal.output import Format
+
+
+def present_task(client: Client, task: Json, fmt: Format) -> None:
+    """Print a task in full, and of workers that died while they ran it why, and where their logs are."""
+    lost = [attempt["worker_id"] for attempt in reversed(task["attempts"]) if attempt["outcome"] == "lost"]
+    output.present(task, fmt, lambda: task_details(task, client.now))
+    for line in death_lines(client, lost) if fmt is Format.TABLE else ():
+        output.note(line)
 
 
 def task_details(task: Json, now: datetime) -> RenderableType:

@@ -48,7 +48,7 @@ def _reason(client: Client, task: Json, released_because: str | None) -> Reason:
 
 
 def _running(client: Client, task: Json) -> Reason:
-    name = client.get(f"/workers/{task['worker_id']}")["name"]
+    name = task["worker_name"] or task["worker_id"]
     progress = task["progress"]
     text = f"running on worker {name} since {output.duration(-_seconds(client.now, task['leased_at']))}"
     if progress:

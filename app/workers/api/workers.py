@@ -99,7 +99,11 @@ class WorkerOut(BaseModel):
     ended_at: Moment | None
     ended_reason: str | None
     recent_errors: list[dict[str, Any]] | None = Field(
-        description="oldest first, in a list the newest alone; null also for keys without `content:read`"
+        description="oldest first, in a list the newest alone; of one that died the last error in its log is among "
+        "them; null also for keys without `content:read`"
+    )
+    log_file: str | None = Field(
+        description="on its host; null where the pool has not started it, and for keys without `content:read`"
     )
 
 
@@ -191,8 +195,10 @@ async def read(worker_id: UUID, connection: Reading, caller: Caller) -> WorkerOu
 def worker_out(row: dict[str, Any], caller: Principal) -> WorkerOut:
     """A stored worker as the API shows it to the caller: `busy` while it holds a task."""
     state = "busy" if row["state"] == "ready" and row["task_id"] else row["state"]
-    errors = row["recent_errors"] if caller.may(Scope.CONTENT) else None
-    return WorkerOut.model_validate({**row, "worker_id": row["id"], "state": state, "recent_errors": errors})
+    shown = {**row, "worker_id": row["id"], "state": state}
+    if not caller.may(Scope.CONTENT):
+        shown |= {"recent_errors": None, "log_file": None}
+    return WorkerOut.model_validate(shown)
 
 
 def must_be(principal: Principal, worker_id: WorkerId) -> None:

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from app.terminal import output
 from app.terminal.client import Json, Url, connect
+from app.terminal.deaths import death_lines
 from app.terminal.options import Limit
 from app.terminal.output import Format, Output, warning_lines
 
@@ -26,6 +27,7 @@ def replacements(limit: Limit = 20, url: Url = None, fmt: Output = Format.TABLE)
         items, following = client.pages("/replacements", limit)
         times = client.get("/replacements/times")
         now = client.now
+        deaths = death_lines(client, (item["lost_worker_id"] for item in items)) if fmt is Format.TABLE else []
     if fmt is Format.JSON:
         output.write_json({"items": items, "next": following, "times": times})
         return
@@ -33,6 +35,8 @@ def replacements(limit: Limit = 20, url: Url = None, fmt: Output = Format.TABLE)
     if times["replacements"]:
         output.show("")
         output.show(times_table(times))
+    for line in deaths:
+        output.note(line)
 
 
 def replacement_table(items: list[Json], now: datetime) -> Table:

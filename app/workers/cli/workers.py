@@ -8,11 +8,13 @@ from rich.table import Table
 
 from app.terminal import output
 from app.terminal.client import Json, Url, connect
+from app.terminal.deaths import log_place, unique_lines
 from app.terminal.output import Format, Output
 from app.workers.cli import directives, pool
 from app.workers.cli.directives import all_workers, ids_of
 
 app = typer.Typer(help="See and direct the workers.", no_args_is_help=True)
+_SHOWN_DEATHS = 5
 
 
 @app.command(epilog=output.examples("convener workers ls", "convener workers ls --gone -o json"))
@@ -26,6 +28,10 @@ def ls(
         items = all_workers(client, with_ended=with_ended)
         now = client.now
     output.present({"items": items, "next": None}, fmt, lambda: _listing(items, now))
+    if fmt is Format.TABLE:
+        newest = sorted(items, key=lambda worker: str(worker["ended_at"] or ""), reverse=True)
+        for line in unique_lines(newest)[:_SHOWN_DEATHS]:
+            output.note(line)
 
 
 @app.command(epilog=output.examples("convener workers get host-1", "convener workers get host-1 -o json"))
@@ -90,6 +96,7 @@ def details(worker: Json, now: datetime) -> Table:
             ("Seen", output.age(worker["last_seen_at"], now)),
             ("Ended", worker["ended_at"] and f"{output.age(worker['ended_at'], now)}: {worker['ended_reason']}"),
             ("Errors", "\n".join(errors) or None),
+            ("Log", log_place(worker).removeprefix("log: ")),
         ]
     )
 

@@ -20,14 +20,16 @@ import psutil
 
 from app.secrecy import handed_over, make_private, open_log
 from app.workers.provisioners.base import Handle
+from app.workers.provisioners.last_error import last_error
 
 log = logging.getLogger(__name__)
 OWNER_VARIABLE = "CONVENER_OWNER"
-_MARK = "--launched-as="
+_MARK, _LOG_FILE = "--launched-as=", "--log-file="
 # At the end the database may be away for good; an exit that is not reported is found when the loops start again.
 _REPORT_SECONDS = 3.0
 _HALT_SECONDS = 1.5
-Exit = Callable[[UUID, str], Awaitable[None]]
+# Hears which worker has ended, how, and the last error in its log.
+Exit = Callable[[UUID, str, str | None], Awaitable[None]]
 
 
 class LocalProvisioner:
@@ -60,6 +62,7 @@ class LocalProvisioner:
         self._watchers: dict[UUID, asyncio.Task[None]] = {}
         self._stopping: dict[UUID, asyncio.Task[None]] = {}
         self._children: dict[int, subprocess.Popen[bytes]] = {}
+        self._log_begins: dict[int, int] = {}
 
     async def start(self, worker_id: UUID, name: str, key: str) -> Handle:
         """Start the worker unless it runs already."""
@@ -118,9 +121,11 @@ class LocalProvisioner:
                 if process.uids().real != os.getuid():
                     continue
                 mark = f"{_MARK}{self._owner}:"
-                for argument in process.cmdline():
+                words = process.cmdline()
+                for argument in words:
                     if argument.startswith(mark):
-                        handles[UUID(argument.removeprefix(mark))] = _handle(process)
+                        logs = [word.removeprefix(_LOG_FILE) for word in words if word.startswith(_LOG_FILE)]
+                        handles[UUID(argument.removeprefix(mark))] = _handle(process, *logs[:1])
         return handles
 
     def _spawn(self, worker_id: UUID, name: str, key: str) -> Handle:
@@ -128,11 +133,12 @@ class LocalProvisioner:
         variables = {**self._environment, OWNER_VARIABLE: self._owner}
         command = [sys.executable, "-m", "worker_agent", "--name", name, *self._arguments]
         log_file = self._logs / f"{name}.log"
-        command += [f"--log-file={log_file}", f"{_MARK}{self._owner}:{worker_id}"]
+        command += [f"{_LOG_FILE}{log_file}", f"{_MARK}{self._owner}:{worker_id}"]
         with (
             handed_over({**self._secrets, "CONVENER_KEY": key}) as secrets,
             os.fdopen(open_log(log_file), "ab") as output,
         ):
+            log_begin = os.fstat(output.fileno()).st_size
             child = subprocess.Popen(
                 [*command, f"--secrets-fd={secrets}"],
                 env=variables,
@@ -143,8 +149,8 @@ class LocalProvisioner:
                 # Signals to our own session, such as Ctrl-C, must not reach it: it is stopped in order.
                 start_new_session=True,
             )
-        self._children[child.pid] = child
-        return _handle(psutil.Process(child.pid))
+        self._children[child.pid], self._log_begins[child.pid] = child, log_begin
+        return _handle(psutil.Process(child.pid), str(log_file))
 
     async def _end(self, handle: Handle, grace_seconds: float) -> None:
         process = _process(handle)
@@ -165,15 +171,26 @@ class LocalProvisioner:
             _end_session(handle)
             child = self._children.pop(handle["pid"], None)
             code = child.wait(timeout=5) if child else None
-            log.info("worker process ended", extra={"worker_id": str(worker_id), "pid": handle["pid"], "code": code})
-            await self._on_exit(worker_id, _describe(code))
+            await self._on_exit(worker_id, _describe(code), await self._tell_of_exit(worker_id, handle, code))
         finally:
             self._watchers.pop(worker_id, None)
 
+    async def _tell_of_exit(self, worker_id: UUID, handle: Handle, code: int | None) -> str | None:
+        """Log that the process has ended; return the last error in its log, unless it ended in order."""
+        begin = self._log_begins.pop(handle["pid"], 0)
+        log_file, about = handle.get("log"), {"worker_id": str(worker_id), "pid": handle["pid"], "code": code}
+        if code == 0 or worker_id in self._stopping or log_file is None:
+            log.info("worker process ended", extra=about)
+            return None
+        error = await asyncio.to_thread(last_error, Path(log_file), begin, self._secrets.values())
+        text = f"the last error in its log is: {error}" if error else "there is no error in its log"
+        log.warning("a worker has died, %s; %s; see %s", _describe(code), text, log_file, extra=about)
+        return error
 
-def _handle(process: psutil.Process) -> Handle:
+
+def _handle(process: psutil.Process, log_file: str | None = None) -> Handle:
     # A pid may belong to another process by now; together with the time of its start it is unique.
-    return {"pid": process.pid, "created": round(process.create_time(), 2)}
+    return {"pid": process.pid, "created": round(process.create_time(), 2), "log": log_file}
 
 
 def _process(handle: Handle) -> psutil.Process | None:

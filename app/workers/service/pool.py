@@ -1,7 +1,9 @@
 """Keeps the managed pool of a host at its size: decides in a transaction, starts and ends processes outside of it."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -15,6 +17,7 @@ from app.db.uuids import time_ordered_uuid
 from app.kernel.modes import Mode
 from app.kernel.states import WorkerState
 from app.workers.provisioners.base import Provisioner
+from app.workers.provisioners.last_error import last_error
 from app.workers.rules.hosts import Host
 from app.workers.rules.pool import CrashPolicy, PoolSnapshot, RestingSlot, due_slots, plan, rests
 from app.workers.rules.recovery import Recovery, RecoveryPolicy, assess
@@ -117,10 +120,19 @@ async def provision(database: Database, provisioner: Provisioner) -> int:
     return len(launches)
 
 
-async def report_exit(database: Database, worker_id: UUID, reason: str, state: WorkerState = WorkerState.LOST) -> None:
-    """Record the exit of a process of ours; unless the worker has ended in order before, it is lost."""
+async def report_exit(
+    database: Database,
+    worker_id: UUID,
+    reason: str,
+    state: WorkerState = WorkerState.LOST,
+    *,
+    error: str | None = None,
+) -> None:
+    """Record the exit of a process of ours, and the last error in its log; unless it has ended in order, it is lost."""
     async with database.transaction() as connection:
         await worker_operations.record_exit(connection, worker_id, state, reason)
+        if error is not None:
+            await workers.add_error(connection, worker_id, error)
 
 
 async def reconcile(database: Database, provisioner: Provisioner, stop_grace_seconds: float) -> dict[str, int]:
@@ -137,7 +149,9 @@ async def reconcile(database: Database, provisioner: Provisioner, stop_grace_sec
         process = running.pop(worker.worker_id, None)
         if worker.handle is not None and not provisioner.is_running(worker.handle):
             counts["gone"] += 1
-            await report_exit(database, worker.worker_id, "the process was gone when we looked")
+            log_file = worker.handle.get("log")
+            error = await asyncio.to_thread(last_error, Path(log_file)) if log_file else None
+            await report_exit(database, worker.worker_id, "the process was gone when we looked", error=error)
         elif (handle := worker.handle or process) is not None:
             counts["adopted"] += await _adopt(database, provisioner, worker, handle)
             # It was to stop before we crashed, and the grace that would have ended it was lost with us.

@@ -184,11 +184,12 @@ FROM sign JOIN workers w ON w.id = sign.worker_id LEFT JOIN stored ON stored.id 
 WHERE w.{LIVE}
 """)
 
-_READ = f"SELECT w.*, held.id AS task_id FROM workers w {lease_ledger.last_and_held('w.id')}"
+_LOG_FILE = "w.handle ->> 'log' AS log_file"
+_READ = f"SELECT w.*, {_LOG_FILE}, held.id AS task_id FROM workers w {lease_ledger.last_and_held('w.id')}"
 # A worker's errors may be 64 KiB, and a page has hundreds of workers: each shows its newest one there.
 _LISTED = f"""
 SELECT {", ".join(f"w.{column.name}" for column in table.c if column.name != "recent_errors")},
-       jsonb_path_query_array(w.recent_errors, '$[last]') AS recent_errors, held.id AS task_id
+       jsonb_path_query_array(w.recent_errors, '$[last]') AS recent_errors, {_LOG_FILE}, held.id AS task_id
 FROM workers w {lease_ledger.last_and_held("w.id")}
 """
 
@@ -205,6 +206,12 @@ WHERE {LIVE} ORDER BY id FOR UPDATE SKIP LOCKED
 _END = text("""
 UPDATE workers SET state = :state, ended_reason = :reason, ended_at = now()
 WHERE id = :id AND state = ANY (CAST(:origins AS text[])) RETURNING name, slot, provisioner
+""")
+
+_ADD_ERROR = text("""
+UPDATE workers SET recent_errors = coalesce(recent_errors, '[]'::jsonb)
+    || jsonb_build_array(jsonb_build_object('at', now(), 'message', CAST(:message AS text)))
+WHERE id = :id
 """)
 
 _IS_STOPPING = text(f"SELECT directive IN ('stop', 'restart') FROM workers WHERE id = :id AND {LIVE} FOR UPDATE")
@@ -340,6 +347,11 @@ async def end(connection: AsyncConnection, worker_id: UUID, state: WorkerState, 
     values = {"id": worker_id, "state": state.value, "reason": reason, "origins": sorted(origins(state))}
     row = (await connection.execute(_END, values)).mappings().first()
     return EndedWorker(**row) if row else None
+
+
+async def add_error(connection: AsyncConnection, worker_id: UUID, message: str) -> None:
+    """Add an error that is found in the log of a worker to those that it has reported itself."""
+    await connection.execute(_ADD_ERROR, {"id": worker_id, "message": message})
 
 
 async def is_stopping(connection: AsyncConnection, worker_id: UUID) -> bool:

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ _TASK: Json = {
     "held": False,
     "run_at": None,
     "worker_id": "w",
+    "worker_name": "host-1",
     "progress": None,
     "attempts": [],
     "depends_on": ["u"],
@@ -50,7 +52,6 @@ def _answers(task: Json, **others: Any) -> dict[str, Any]:
     queue = [{"tasks": [{"id": "s", "place": 1}, {"id": "t", "place": 2}]}]
     return {
         "/tasks/t": _TASK | task,
-        "/workers/w": {"name": "host-1"},
         "/workers": {"items": others.get("workers", []), "next": None},
         "/queues": {"paused": others.get("paused", [])},
         "/queues/next": {"agents": others.get("queue", queue)},
@@ -62,34 +63,41 @@ def _answers(task: Json, **others: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("answers", "code", "words"),
     [
-        (_answers({}), "unserved", "nobody serves ranking: start a worker"),
-        (_answers({}, workers=[_OTHER]), "unserved", "nobody serves ranking"),
-        (_answers({}, workers=[_BUSY, _BUSY]), "busy", "all 2 workers that serve ranking are busy; place 2 in line"),
-        (_answers({}, workers=[_BUSY], queue=[{"tasks": []}]), "busy", "more than 0 tasks are before it"),
-        (_answers({}, workers=[_FREE, _BUSY]), "queued", "place 2 in line"),
-        (_answers({}, paused=[_PAUSE]), "paused", "the queue of ranking is paused: new prompts"),
-        (_answers({"held": True}), "held", "its goal kepler is held: the money is spent"),
-        (_answers({"state": "blocked"}), "blocked", "it depends on 1 task"),
-        (_answers({"run_at": _in(90)}), "delayed", "it is to run in"),
+        (lambda: _answers({}), "unserved", "nobody serves ranking: start a worker"),
+        (lambda: _answers({}, workers=[_OTHER]), "unserved", "nobody serves ranking"),
         (
-            _answers({"run_at": _in(9), "attempts": _ended("failed", "KeyError: 'x'\n\x1b[2J")}),
+            lambda: _answers({}, workers=[_BUSY, _BUSY]),
+            "busy",
+            "all 2 workers that serve ranking are busy; place 2 in line",
+        ),
+        (lambda: _answers({}, workers=[_BUSY], queue=[{"tasks": []}]), "busy", "more than 0 tasks are before it"),
+        (lambda: _answers({}, workers=[_FREE, _BUSY]), "queued", "place 2 in line"),
+        (lambda: _answers({}, paused=[_PAUSE]), "paused", "the queue of ranking is paused: new prompts"),
+        (lambda: _answers({"held": True}), "held", "its goal kepler is held: the money is spent"),
+        (lambda: _answers({"state": "blocked"}), "blocked", "it depends on 1 task"),
+        (lambda: _answers({"run_at": _in(90)}), "delayed", "it is to run in"),
+        (
+            lambda: _answers({"run_at": _in(9), "attempts": _ended("failed", "KeyError: 'x'\n\x1b[2J")}),
             "retry",
             "attempt 1 failed: KeyError: 'x' \\x1b[2J; next try in",
         ),
         (
-            _answers({"run_at": _in(9), "attempts": _ended("released")}),
+            lambda: _answers({"run_at": _in(9), "attempts": _ended("released")}),
             "model_unavailable",
             "the language model argo:x is unavailable: key expired; next try in",
         ),
         (
-            _answers({"state": "executing", "leased_at": _in(-12), "progress": {"percent": 40.0, "message": "half"}}),
+            lambda: _answers(
+                {"state": "executing", "leased_at": _in(-12), "progress": {"percent": 40.0, "message": "half"}}
+            ),
             "running",
             "running on worker host-1 since 12 s, progress 40 % (half)",
         ),
     ],
 )
-def test_what_a_task_waits_for(answers: dict[str, Any], code: str, words: str) -> None:
-    transport = httpx.MockTransport(lambda request: httpx.Response(200, json=answers[request.url.path]))
+def test_what_a_task_waits_for(answers: Callable[[], dict[str, Any]], code: str, words: str) -> None:
+    present = answers()
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, json=present[request.url.path]))
     client = Client(Access(url="http://convener.test", key="cvn_id_secret"), transport=transport)
     reason = reason_for(client, "t", "argo:x cannot be had (key_expired)")
     assert (reason.code, words in reason.text) == (code, True), reason

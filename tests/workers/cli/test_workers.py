@@ -1,8 +1,10 @@
 """`convener workers` against the real service."""
 
+import json
 from datetime import UTC, datetime
-from uuid import uuid4
+from uuid import UUID, uuid4
 
+import httpx
 from rich.console import Console
 
 from app.db.database import Database
@@ -23,6 +25,40 @@ async def test_ls_shows_who_is_there(convener: CommandLine, live_service: Servic
     items = (await convener("workers", "ls", "-o", "json")).json["items"]
     assert worker["worker_id"] in [item["worker_id"] for item in items]
     assert worker["worker_id"] in (await convener("workers", "ls", COLUMNS="160")).out
+
+
+async def test_whatever_mentions_a_dead_worker_shows_its_last_error_and_its_log(
+    convener: CommandLine, live_service: Service, goal: str
+) -> None:
+    worker = await live_service.register(f"dead-{uuid4().hex[:6]}")
+    task = (
+        await convener("tasks", "submit", "--agent", "ranking", "--goal", goal, "--priority", "critical")
+    ).out.strip()
+    async with httpx.AsyncClient(base_url=live_service.url, trust_env=False) as http:
+        own = {"Authorization": f"Bearer {worker['key']}"}
+        lease = (await http.post("/lease", json={"request_id": str(uuid4()), "acknowledge": True}, headers=own)).json()
+    assert lease["task_id"] == task
+    database = Database(live_service.database_url)
+    handle = {"pid": 1, "created": 1.0, "log": f"/var/lib/convener/{worker['name']}.log"}
+    await execute(
+        database, "UPDATE workers SET handle = $1 WHERE id = $2", json.dumps(handle), UUID(worker["worker_id"])
+    )
+    await pool.report_exit(
+        database, UUID(worker["worker_id"]), "the process exited with code 2", error="ImportError: y"
+    )
+    line = f"exited with code 2; last error: ImportError: y; log: {handle['log']} on test"
+    for command in (["workers", "ls", "--gone"], ["tasks", "get", task]):
+        assert line in (await convener(*command, COLUMNS="200")).err
+    shown = (await convener("workers", "get", worker["worker_id"], COLUMNS="200")).out
+    assert "ImportError: y" in shown
+    assert str(handle["log"]) in shown
+    item = (await convener("workers", "get", worker["worker_id"], "-o", "json")).json
+    assert (item["recent_errors"][-1]["message"], item["log_file"]) == ("ImportError: y", handle["log"])
+    foreign = await live_service.register(f"foreign-{uuid4().hex[:6]}")
+    await pool.report_exit(database, UUID(foreign["worker_id"]), "gone")
+    assert "with whoever has started process 1 on test" in (await convener("workers", "get", foreign["worker_id"])).out
+    await database.close()
+    await convener("tasks", "cancel", task)
 
 
 async def test_drain_by_name_and_stop_by_id(convener: CommandLine, live_service: Service) -> None:

@@ -13,6 +13,7 @@ if fd:
 sys.stdout.write(f"hello {[word for word in sys.argv[1:] if 'secrets-fd' not in word]}\\n")
 sys.stdout.flush()
 if how == "exit":
+    print("No module named 'nowhere', verysecret of the model, cvn_id_hidden", file=sys.stderr, flush=True)
     sys.exit(7)
 if how == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

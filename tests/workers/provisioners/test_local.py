@@ -29,15 +29,20 @@ class Machine:
         self.environment = dict(os.environ) | fake_worker.install(directory)
         self.owner = f"test {uuid4()}"
         self.exits: list[tuple[UUID, str]] = []
+        self.errors: list[str | None] = []
         self.listening = asyncio.Event()
         self.listening.set()
         self._planes: list[LocalProvisioner] = []
 
+    def log_file(self, name: str) -> Path:
+        return self.directory / "logs" / f"{name}.log"
+
     def plane(self, how: str = "obey", owner: str | None = None) -> LocalProvisioner:
         """A control plane as it is after a start; what it knew before is forgotten."""
 
-        async def on_exit(worker_id: UUID, reason: str) -> None:
+        async def on_exit(worker_id: UUID, reason: str, error: str | None) -> None:
             self.exits.append((worker_id, reason))
+            self.errors.append(error)
             await self.listening.wait()
 
         plane = LocalProvisioner(
@@ -116,13 +121,21 @@ async def test_a_worker_gets_its_name_and_a_log_and_its_secrets_where_nobody_els
     assert not [file for file in process.open_files() if "pipe" in file.path]
 
 
-async def test_an_exit_is_reported_with_its_code(machine: Machine) -> None:
+async def test_an_exit_is_reported_with_its_code_and_the_last_error_in_its_log(
+    machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine.log_file("here-1").parent.mkdir()
+    machine.log_file("here-1").write_text("an error of a former worker of this name\n")
     plane, worker_id = machine.plane("exit"), uuid4()
     handle = await plane.start(worker_id, "here-1", KEY)
     assert await machine.exited() == [(worker_id, "the process exited with code 7")]
     assert not plane.is_running(handle)
     assert await plane.find() == {}
     assert not psutil.pid_exists(handle["pid"]), "the dead child was not reaped"
+    assert machine.errors == ["No module named 'nowhere', ***, cvn_id_***"]
+    assert handle["log"] == str(machine.log_file("here-1"))
+    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert all(word in record.getMessage() for word in ("exited with code 7", "'nowhere'", handle["log"]))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])

@@ -29,7 +29,7 @@ async def test_a_stranger_that_leads_a_session_under_the_pid_is_left_alone(
 ) -> None:
     reported: asyncio.Future[UUID] = asyncio.get_running_loop().create_future()
 
-    async def on_exit(worker_id: UUID, reason: str) -> None:
+    async def on_exit(worker_id: UUID, reason: str, error: str | None) -> None:
         reported.set_result(worker_id)
 
     plane = LocalProvisioner(

@@ -142,6 +142,16 @@ async def test_a_launched_worker_that_is_over_may_not_register(database: Databas
             await workers.register(connection, registration(), worker)
 
 
+async def test_the_last_error_of_a_process_is_kept_beside_those_that_it_reported(
+    database: Database, host: _Host
+) -> None:
+    worker = (await _pool(database, host, 1))[0]
+    await execute(database, 'UPDATE workers SET recent_errors = \'[{"message": "slow"}]\' WHERE id = $1', worker)
+    await pool.report_exit(database, worker, "the process exited with code 2", error="ImportError: no y")
+    text = "SELECT jsonb_path_query_array(recent_errors, '$[*].message')::text FROM workers WHERE id = $1"
+    assert await value(database, text, worker) == '["slow", "ImportError: no y"]'
+
+
 async def test_a_lost_worker_is_replaced_and_every_step_is_timed(database: Database, host: _Host) -> None:
     lost = (await _pool(database, host, 2))[0]
     await pool.report_exit(database, lost, "killed by SIGKILL")
