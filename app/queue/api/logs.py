@@ -23,13 +23,12 @@ from app.kernel.errors import TooManyRequests
 from app.kernel.states import FINISHED, TaskState
 from app.queue.api.event_stream import EventReaders
 from app.queue.errors import LeaseNotFound, TaskNotFound
-from app.queue.rules.logs import PIECE_CHARACTERS, Position, Stream, parse_position, rest_of
+from app.queue.rules.logs import MAX_POSITION, PIECE_CHARACTERS, Position, Stream, parse_position, rest_of
 from app.queue.store import logs
 
 router = Router(tags=["tasks"])
 _POLL_SECONDS = 1.0
-# A page ends behind the segment with which it has so many bytes.
-_PAGE_BYTES, _PAGE_SEGMENTS = 512 << 10, 100
+_PAGE_SEGMENTS = 100
 
 
 class LogPieceIn(Body):
@@ -60,7 +59,10 @@ class LogPieceOut(BaseModel):
 
 
 class LogPage(BaseModel):
-    """By lease and time; pass `next` as `after`. In a final state a page without items is the last."""
+    """By lease and time, up to 1 MiB; pass `next` as `after`, which also leads to what an earlier lease wrote late.
+
+    In a final state a page without items is the last.
+    """
 
     items: list[LogPieceOut]
     next: str
@@ -101,7 +103,7 @@ async def page(
     namespace: Within,
     attempt: Annotated[int | None, Query(ge=1, le=1_000_000, description="only of this attempt")] = None,
     stream: Annotated[Stream | None, Query(description="only this one")] = None,
-    after: Annotated[str | None, Query(max_length=60, description="`next` of the page before")] = None,
+    after: Annotated[str | None, Query(max_length=MAX_POSITION, description="`next` of the page before")] = None,
     wait_seconds: Annotated[float, Query(ge=0, le=30)] = 0,
 ) -> LogPage:
     """All that its attempts wrote to stdout and stderr, logs included; a program's stdout is its result instead.
@@ -145,16 +147,12 @@ class _Reading:
                 limit=_PAGE_SEGMENTS,
             )
         items: list[LogPieceOut] = []
-        size = 0
         for segment in segments:
             text, skipped = rest_of(segment.text, segment.start, position.offset(segment.token, segment.stream))
             start = segment.ending - len(text.encode())
             fields = {name: getattr(segment, name) for name in ("attempt", "token", "stream", "at")}
             items.append(LogPieceOut(**fields, start=start, skipped=skipped, text=text))
             position = position.after(segment.token, segment.stream, segment.ending)
-            size += len(segment.text)
-            if size > _PAGE_BYTES:
-                break
         return LogPage(items=items, next=str(position), state=state)
 
 

@@ -9,7 +9,11 @@ HEAD_BYTES = TAIL_BYTES = 64 << 10
 # Small pieces are put together up to this size, so that one who prints a line a second fills few rows.
 SEGMENT_BYTES = 8 << 10
 PIECE_CHARACTERS = 64 << 10
-_POSITION = re.compile(r"(\d{1,18})-(\d{1,18})-(\d{1,18})")
+# Leases of which a reader may still get late output; a worker sends it within seconds.
+_LEASES = 8
+_POSITION = re.compile(rf"\d{{1,18}}(\.\d{{1,18}}-\d{{1,18}}-\d{{1,18}}){{0,{_LEASES}}}")
+# Characters of the longest position.
+MAX_POSITION = 18 + _LEASES * (1 + 3 * 18 + 2)
 
 
 class Stream(StrEnum):
@@ -21,31 +25,41 @@ class Stream(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Position:
-    """The part that a reader has: all leases before `token`, and of that one so many bytes of each stream."""
+    """The part that a reader has: all leases up to the token `floor`, and of others so many bytes of each stream.
 
-    token: int = 0
-    stdout: int = 0
-    stderr: int = 0
+    Of several leases, as the last output of one may come when the next has begun to write.
+    """
+
+    floor: int = 0
+    # (token, bytes of stdout, bytes of stderr), by token.
+    leases: tuple[tuple[int, int, int], ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.token}-{self.stdout}-{self.stderr}"
+        return ".".join([str(self.floor), *(f"{token}-{out}-{err}" for token, out, err in self.leases)])
 
     def offset(self, token: int, stream: Stream) -> int:
-        """Bytes that the reader has of a stream of a lease that is not before its own."""
-        if token != self.token:
-            return 0
-        return self.stdout if stream is Stream.STDOUT else self.stderr
+        """Bytes that the reader has of a stream of a lease."""
+        for lease, out, err in self.leases:
+            if lease == token:
+                return out if stream is Stream.STDOUT else err
+        return 0
 
     def after(self, token: int, stream: Stream, offset: int) -> "Position":
         """The position of a reader that has this as well."""
-        offsets = {each.value: self.offset(token, each) for each in Stream}
-        return Position(token=token, **{**offsets, stream.value: offset})
+        offsets = {each: self.offset(token, each) for each in Stream} | {stream: offset}
+        others = (lease for lease in self.leases if lease[0] != token)
+        leases = sorted([*others, (token, offsets[Stream.STDOUT], offsets[Stream.STDERR])])
+        floor = leases.pop(0)[0] if len(leases) > _LEASES else self.floor
+        return Position(floor=floor, leases=tuple(leases))
 
 
 def parse_position(text: str) -> Position | None:
     """The position that was written so; None for any other text."""
-    match = _POSITION.fullmatch(text)
-    return match and Position(token=int(match[1]), stdout=int(match[2]), stderr=int(match[3]))
+    if not _POSITION.fullmatch(text):
+        return None
+    floor, *leases = text.split(".")
+    numbers = [lease.split("-") for lease in leases]
+    return Position(floor=int(floor), leases=tuple((int(token), int(out), int(err)) for token, out, err in numbers))
 
 
 def rest_of(text: str, start: int, offset: int) -> tuple[str, int]:

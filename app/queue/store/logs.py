@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.db import pages
 from app.db.namespaces import WITHIN
 from app.db.retention import pruning
 from app.kernel.states import TaskState
@@ -58,14 +60,16 @@ WHERE NOT EXISTS (SELECT FROM appended) AND :start >= coalesce((SELECT ending FR
 ON CONFLICT DO NOTHING
 """)
 
-_READ = text("""
-SELECT token, attempt, stream, start, ending, text, at FROM task_logs
-WHERE task_id = :id
-  AND (token > :after OR (token = :after AND (
-      (stream = 'stdout' AND ending > :stdout) OR (stream = 'stderr' AND ending > :stderr))))
-  AND (CAST(:attempt AS int) IS NULL OR attempt = :attempt) AND (CAST(:only AS text) IS NULL OR stream = :only)
-ORDER BY token, at, stream, start LIMIT :limit
-""")
+_READ = """
+SELECT l.token, l.attempt, l.stream, l.start, l.ending, l.text, l.at
+FROM task_logs l
+LEFT JOIN unnest(CAST(:tokens AS bigint[]), CAST(:stdout AS bigint[]), CAST(:stderr AS bigint[]))
+    AS had (token, stdout, stderr) ON had.token = l.token
+WHERE l.task_id = :id AND l.token > :floor
+  AND l.ending > coalesce(CASE l.stream WHEN 'stdout' THEN had.stdout ELSE had.stderr END, 0)
+  AND (CAST(:attempt AS int) IS NULL OR l.attempt = :attempt) AND (CAST(:only AS text) IS NULL OR l.stream = :only)
+ORDER BY l.token, l.at, l.stream, l.start
+"""
 
 _STATE = text(f"""
 SELECT state FROM tasks WHERE id = :id AND {WITHIN}
@@ -98,11 +102,18 @@ async def read(
     stream: Stream | None = None,
     limit: int,
 ) -> Sequence[Segment]:
-    """Segments with something behind the position, by lease and time."""
-    position = {"after": after.token, "stdout": after.stdout, "stderr": after.stderr}
-    values = {"id": task_id, **position, "attempt": attempt, "only": stream and stream.value, "limit": limit}
-    rows = (await connection.execute(_READ, values)).mappings()
-    return [Segment(**{**row, "stream": Stream(row["stream"])}) for row in rows]
+    """Segments with something behind the position, by lease and time, as far as a page holds them."""
+    tokens, stdout, stderr = (
+        (list(column) for column in zip(*after.leases, strict=True)) if after.leases else ([], [], [])
+    )
+    position = {"floor": after.floor, "tokens": tokens, "stdout": stdout, "stderr": stderr}
+    values = {"id": task_id, **position, "attempt": attempt, "only": stream and stream.value}
+    page = await pages.read(connection, _READ, values, limit, _segment)
+    return page.items
+
+
+def _segment(row: dict[str, Any]) -> Segment:
+    return Segment(**{**row, "stream": Stream(row["stream"])})
 
 
 async def task_state(connection: AsyncConnection, task_id: UUID, namespace: str | None) -> TaskState | None:

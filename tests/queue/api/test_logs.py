@@ -1,6 +1,7 @@
 """Output of attempts over HTTP."""
 
 import asyncio
+import json
 from typing import Any
 from uuid import uuid4
 
@@ -55,6 +56,25 @@ async def test_every_attempt_keeps_its_own(service: Service, worker: Worker, lea
     assert page["state"] == "completed"
 
 
+async def test_a_follower_gets_what_an_earlier_attempt_wrote_late(service: Service, worker: Worker, lease: Any) -> None:
+    path = f"/tasks/{lease['task_id']}/logs"
+    await _send(worker, lease, _piece("first"))
+    await worker.on_lease(lease, "fail", error={"code": "c", "message": "m"})
+    again = await service.worker()
+    second = await again.lease(wait_seconds=10)
+    await _send(again, second, _piece("second"))
+    page = await service.get(path)
+    await _send(worker, lease, _piece(" late", 5), _piece("error", stream="stderr"))
+    await _send(again, second, _piece(" more", 6))
+    rest = await service.get(path, after=page["next"])
+    assert [(item["attempt"], item["text"], item["start"]) for item in rest["items"]] == [
+        (1, " late", 5),
+        (1, "error", 0),
+        (2, " more", 6),
+    ]
+    assert (await service.get(path, after=rest["next"]))["items"] == []
+
+
 async def test_a_follower_waits_for_more_and_not_for_what_is_over(service: Service, worker: Worker, lease: Any) -> None:
     path = f"/tasks/{lease['task_id']}/logs"
     waiting = asyncio.create_task(service.get(path, wait_seconds=30))
@@ -88,6 +108,19 @@ async def test_a_large_output_comes_in_pages(service: Service, worker: Worker, l
         after = {"after": page["next"]}
     assert all(length <= 600_000 for length in lengths)
     assert 2 * 128_000 <= sum(lengths) <= 2 * 250_000
+
+
+async def test_pages_are_bounded_by_the_bytes_of_their_json(service: Service, worker: Worker, lease: Any) -> None:
+    for n in range(4):
+        # Six bytes of JSON each, and one of UTF-8.
+        await _send(worker, lease, _piece("\x01" * 60_000, n * 60_000))
+    after: dict[str, Any] = {}
+    pages = []
+    while (page := await service.get(f"/tasks/{lease['task_id']}/logs", **after))["items"]:
+        pages.append(len(json.dumps(page)))
+        after = {"after": page["next"]}
+    assert len(pages) > 1
+    assert max(pages) < 1.1 * (1 << 20)
 
 
 async def test_what_makes_no_sense_is_refused(service: Service, lease: Any) -> None:
