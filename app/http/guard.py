@@ -83,10 +83,20 @@ def requires(*scopes: Scope, waits: bool = False, costly: bool = False) -> Any:
                 # The body and the turn may have taken long, and the key may have been revoked meanwhile.
                 request.state.principal = await admit_to_route(request, *scopes)
                 yield
+                await _record(request)
 
     setattr(check, _SCOPES, scopes)
     # A share ends with the work: whoever reads its answer slowly keeps nobody waiting.
     return Depends(check, scope="function")
+
+
+async def _record(request: Request) -> None:
+    """Record a read, where its route is recorded: within the share of the caller, as that writes too."""
+    action: str | None = getattr(request.state, "recorded_action", None)
+    if action is not None:
+        services: Services = request.app.state.services
+        address = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        await services[ReadLog].note(request.state.principal, action, address)
 
 
 def declared_scopes(dependencies: list[Dependency]) -> tuple[Scope, ...]:

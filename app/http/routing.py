@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from app.http.bodies import Uploads, declared_limit, parse, uploader, validate
-from app.http.guard import ReadLog, admit_to_route, declared_scopes
+from app.http.guard import admit_to_route, declared_scopes
 from app.http.shares import Shares
 from app.kernel.access import Scope
 from app.kernel.errors import ShuttingDown
@@ -50,21 +50,15 @@ class GuardedRoute(APIRoute):
         is_reading = self.methods == {"GET"} or _READING.issuperset(needs)
         is_recorded = subject in RECORDED and is_reading and needs != (Scope.MONITOR,)
 
-        async def respond(request: Request) -> Response:
-            response = await answer(request)
-            if is_recorded:
-                log: ReadLog = request.app.state.services[ReadLog]
-                address = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-                await log.note(request.state.principal, f"{subject}.read", address)
-            return response
-
         async def handle(request: Request) -> Response:
             principal = None
+            if is_recorded:
+                request.state.recorded_action = f"{subject}.read"
             if needs != (Scope.PUBLIC,):
                 principal = await admit_to_route(request, *needs)
                 request.state.principal = principal
             if self.body_field is None:
-                return await respond(request)
+                return await answer(request)
             uploads: Uploads = request.app.state.uploads
             max_bytes = declared_limit(self.openapi_extra)
             caller = uploader(request, principal)
@@ -76,7 +70,7 @@ class GuardedRoute(APIRoute):
                     return Response(status_code=400)
                 async with request.app.state.services[Shares].of_body(caller, len(body)):
                     await self._hand_over(request, body, max_bytes)
-                    return await respond(request)
+                    return await answer(request)
 
         return handle
 

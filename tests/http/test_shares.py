@@ -6,8 +6,9 @@ from contextlib import AsyncExitStack
 import pytest
 
 from app.admin.rules.keys import read_key
+from app.http.guard import ReadLog
 from app.http.shares import SharePolicy, Shares
-from app.kernel.access import Role
+from app.kernel.access import Principal, Role
 from app.kernel.errors import TooManyRequests
 from tests.support.service import Service
 
@@ -102,3 +103,29 @@ async def test_a_caller_has_one_large_body_worked_on_at_a_time_and_all_have_two(
         await asyncio.wait_for(third, 30)
         assert not second.done(), "whoever sends many keeps others waiting for one of them only"
     await asyncio.wait_for(second, 30)
+
+
+async def test_the_record_of_a_read_is_written_within_its_share(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = []
+
+    async def note(principal: Principal, action: str, address: str) -> None:
+        share = service.app.state.services[Shares]._usual._by_key.get(principal.key_id)
+        requests.append((action, address, share.requests if share else 0))
+
+    monkeypatch.setattr(service.app.state.services[ReadLog], "note", note)
+    await service.get("/tasks", limit=3)
+    assert requests == [("tasks.read", "/tasks?limit=3", 1)]
+
+
+async def test_the_size_of_a_namespace_has_a_share_of_what_costs_much(service: Service) -> None:
+    shares = service.app.state.services[Shares]
+    shares._costly._policy = SharePolicy(of_key=1, in_all=2, wait_seconds=0.05)
+    key = read_key(service.keys[Role.ADMIN])
+    assert key is not None
+    async with shares.of(key[0], is_costly=True):
+        answer = await service.ask("GET", "/context/n", params={"size": True})
+        assert (answer.status_code, answer.json()["code"]) == (429, "too_many_requests")
+        assert (await service.get("/context/n"))["items"] == []
+    assert (await service.get("/context/n", size=True))["size"] == {"entries": 0, "bytes": 0}

@@ -1,6 +1,8 @@
 """Routes of the Context Memory: versioned entries of a namespace."""
 
 import re
+from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -18,6 +20,7 @@ from app.http.namespaces import Into
 from app.http.problems import responses_for
 from app.http.routing import Router
 from app.http.services import PayloadLimit, ServicesDep
+from app.http.shares import Shares
 from app.http.transactions import Reading, Writing
 from app.kernel import errors
 from app.kernel.access import Scope
@@ -123,17 +126,31 @@ def _entry(key: Part, address: Annotated[str, Depends(_address)]) -> EntryKey:
 Entry = Annotated[EntryKey, Depends(_entry)]
 
 
+async def _with_size(
+    services: ServicesDep,
+    caller: Caller,
+    size: Annotated[
+        bool, Query(description="with the number of all entries and their bytes, which reads them")
+    ] = False,
+) -> AsyncIterator[bool]:
+    """Whether the size is asked for, within a share of what costs much, as it grows with the namespace."""
+    async with services[Shares].of(caller.key_id, is_costly=True) if size else nullcontext():
+        yield size
+
+
+# Before any connection, which would wait with it.
+WithSize = Annotated[bool, Depends(_with_size, scope="function")]
+
+
 @router.get("/{namespace}", summary="List the entries of a namespace", dependencies=_CONTENT)
 async def page(
     namespace: Part,
     address: Annotated[str, Depends(_address)],
+    size: WithSize,
     connection: Reading,
     after: Annotated[str, Query(max_length=200, description="`next` of the page before")] = "",
     limit: Limit = 100,
     values: Annotated[bool, Query(description="with their values, in as many pages as it takes")] = False,
-    size: Annotated[
-        bool, Query(description="with the number of all entries and their bytes, which reads them")
-    ] = False,
 ) -> ContextKeyPage:
     """Keys and versions; values only when they are asked for."""
     versions, following = await store.page(connection, address, after_key=after, limit=limit, with_values=values)

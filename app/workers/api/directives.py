@@ -165,6 +165,9 @@ async def evict(worker_id: UUID, reason: ReasonIn, caller: Caller, connection: W
 async def lost(worker_id: UUID, reason: ReasonIn, caller: Caller, connection: Writing) -> WorkerOut:
     """For whoever knows before its silence shows it: it counts as lost now, its key works no longer, and its task goes
     back to the queue, which counts as a rescue. Safe to repeat; one that has ended stays as it is.
+
+    It is believed: a worker that lives ends as well, however lately it has called, since a process that was killed a
+    moment ago has called just before. To end a worker in order, drain or stop it.
     """
     return worker_out(await eviction.report_lost(connection, worker_id, by=caller.key_id, reason=reason.reason), caller)
 
