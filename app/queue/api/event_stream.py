@@ -67,6 +67,7 @@ class Follower:
     def __init__(self, services: Services, key_id: str, cursor: Cursor, namespace: str | None) -> None:
         self.cursor = cursor
         self.is_behind = True
+        self.is_held = False
         self._namespace = namespace
         self._services = services
         self._key_id = key_id
@@ -89,7 +90,7 @@ class Follower:
         """
         async with self._services[EventReaders].slots, self._services.database.reading() as connection:
             batch = await events.read_batch(connection, self.cursor, self._namespace, limit, max_bytes)
-        self.cursor, self.is_behind = batch.next, batch.has_more
+        self.cursor, self.is_behind, self.is_held = batch.next, batch.has_more, batch.is_held
         return batch.items
 
     async def wait(self, seconds: float = inf) -> None:

@@ -1,9 +1,11 @@
 """Routes of events: pages from a cursor on, with long polling, and streams of server-sent events."""
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncGenerator
 from contextlib import suppress
+from math import inf
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -36,6 +38,8 @@ router = Router(prefix="/events", tags=["events"])
 _KINDS_BY_NAME: dict[str, EventKind] = {kind.value: kind for kind in EVENT_KINDS}
 _KINDS = WithJsonSchema({"type": "string", "enum": list(_KINDS_BY_NAME)})
 _STREAM = "text/event-stream"
+_OPEN_WRITERS = "open_writers"
+_WRITERS_SECONDS = 3.0
 _PAGE = 500
 # Every stream has a page in memory until its client has taken it.
 _PAGE_BYTES = 128 << 10
@@ -155,6 +159,9 @@ async def stream(
 ) -> Response:
     """Server-sent events without end: `id` is the cursor, `event` the kind, `data` the event as JSON.
 
+    While an open transaction keeps events waiting, an event `open_writers` names it, as the pages do, and another one
+    with an empty list says that it is over.
+
     A client that connects again with `Last-Event-ID` goes on where it was. Ids without data tell how far the stream
     has come where nothing was wanted; there is a comment every 15 s when nothing happens.
     """
@@ -184,15 +191,44 @@ async def _turns(
     """
     # Others may have begun since this one was let in; its client comes again, and is refused then.
     key_id = request.state.principal.key_id
+    delay = _Delay(services)
     with suppress(TooManyRequests), Follower(services, key_id, start, event_filter.namespace) as follower:
         while await _may_continue(request, services, event_filter) and not await request.is_disconnected():
             try:
                 page = await follower.read_page(_PAGE, _PAGE_BYTES)
             except DatabaseUnavailable:
                 page, follower.is_behind = (), False
-            yield Batch(messages=[_message(event) for event in event_filter.select(page)], cursor=str(follower.cursor))
+            messages = [_message(event) for event in event_filter.select(page)]
+            yield Batch(messages=messages + await delay.news(follower), cursor=str(follower.cursor))
             if not follower.is_behind and not services.stopping:
                 await follower.wait()
+
+
+class _Delay:
+    """The transactions for which events of a stream wait, as its client was told last."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._writers: set[tuple[int | None, str | None]] = set()
+        self._looked_at = -inf
+
+    async def news(self, follower: Follower) -> list[Message]:
+        """A message where they have changed; looks only while something holds events back, and not at every turn."""
+        clock = asyncio.get_running_loop().time()
+        if not (follower.is_held or self._writers) or clock - self._looked_at < _WRITERS_SECONDS:
+            return []
+        self._looked_at = clock
+        try:
+            writers = await _read_open_writers(self._services)
+        except DatabaseUnavailable:
+            return []
+        names = {(writer.pid, writer.gid) for writer in writers}
+        if names == self._writers:
+            return []
+        self._writers = names
+        data = json.dumps([writer.model_dump(mode="json") for writer in writers])
+        # The id is that of the last event: whoever connects again goes on there.
+        return [Message(id=str(follower.cursor), kind=_OPEN_WRITERS, data=data)]
 
 
 async def _may_continue(request: Request, services: Services, event_filter: EventFilter) -> bool:

@@ -11,6 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import folds, namespaces, notify, retention
+from app.db.folds import Horizon
 from app.db.pages import PAGE_BYTES, within_bytes
 from app.db.turns import turn
 from app.kernel.events import TaskEvent
@@ -41,11 +42,15 @@ class KeptSpan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventBatch:
-    """Events, the cursor to go on from, and whether there may be more already."""
+    """Events, and the cursor to go on from.
+
+    `has_more`: there may be more already. `is_held`: an open transaction may keep some waiting.
+    """
 
     items: Sequence["Event"]
     next: Cursor
     has_more: bool
+    is_held: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,24 +159,29 @@ async def read_batch(
     Only of one namespace if one is given. A batch may be empty and still not the last, where events of other namespaces
     fill the window that it reads.
     """
-    values: dict[str, Any] = {**await bounds(connection, start), "limit": limit, "page_bytes": max_bytes or PAGE_BYTES}
+    horizon = await folds.horizon(connection, "events")
+    values: dict[str, Any] = {**_span(start, horizon), "limit": limit, "page_bytes": max_bytes or PAGE_BYTES}
     if namespace is None:
         rows = (await connection.execute(_READ, values)).mappings().all()
         await turn(connection)
         items = [_event(row) for row in rows]
-        return EventBatch(items=items, next=items[-1].cursor if items else start, has_more=_is_full(rows, limit))
+        following = items[-1].cursor if items else start
+        return EventBatch(items=items, next=following, has_more=_is_full(rows, limit), is_held=horizon.is_held)
     statement = text(_READ_WITHIN.format(own=_OWN.format(condition=namespaces.condition(namespace))))
     values |= {"window": _WINDOW, "namespace": namespace}
     rows = (await connection.execute(statement, values)).mappings().all()
     await turn(connection)
     if not rows:
-        return EventBatch(items=[], next=start, has_more=False)
+        return EventBatch(items=[], next=start, has_more=False, is_held=horizon.is_held)
     own_rows = [row for row in rows if row["transaction"] is not None]
     items = [_event(row) for row in own_rows]
     edge = Cursor(transaction=rows[0]["edge_transaction"], seq=rows[0]["edge_seq"])
     is_full = _is_full(own_rows, limit)
     return EventBatch(
-        items=items, next=items[-1].cursor if is_full else edge, has_more=is_full or rows[0]["looked_at"] == _WINDOW
+        items=items,
+        next=items[-1].cursor if is_full else edge,
+        has_more=is_full or rows[0]["looked_at"] == _WINDOW,
+        is_held=horizon.is_held,
     )
 
 
@@ -203,6 +213,9 @@ async def kept_span(connection: AsyncConnection) -> KeptSpan:
 
 async def bounds(connection: AsyncConnection, start: Cursor) -> dict[str, int]:
     """Return the parameters of a statement that reads from a cursor on, as far as no event can be missing any more."""
-    horizon = await folds.horizon(connection, "events")
+    return _span(start, await folds.horizon(connection, "events"))
+
+
+def _span(start: Cursor, horizon: Horizon) -> dict[str, int]:
     last = {"last_transaction": horizon.transaction, "last_seq": horizon.seq}
     return {"transaction": start.transaction, "seq": start.seq, **last}

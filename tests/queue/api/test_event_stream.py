@@ -68,6 +68,27 @@ async def test_an_event_is_its_cursor_its_kind_and_its_json(port: Port, path: st
     assert (event["task_id"], event["goal_id"], source.retry) == (task_id, "kepler", 2000)
 
 
+async def test_a_stream_names_the_open_transaction_for_which_its_events_wait(port: Port, database: Database) -> None:
+    writer = await database.connect()
+    transaction = writer.transaction()
+    await transaction.start()
+    await writer.execute("INSERT INTO events (kind) VALUES ('task.submitted')")
+    task = await port.service.submitted()
+    async with asyncio.timeout(60), Source(service=port.service).open() as stream:
+        cursor, kind, data = await anext(stream)
+        assert kind == "open_writers"
+        assert [each["pid"] for each in json.loads(data)] == [writer.get_server_pid()]
+        await transaction.rollback()
+        await writer.close()
+        following = [await anext(stream) for _ in range(2)]
+    submitted = [json.loads(data) for _, kind, data in following if kind == "task.submitted"]
+    assert [event["task_id"] for event in submitted] == [task]
+    assert [(kind, data) for _, kind, data in following if kind == "open_writers"] == [("open_writers", "[]")]
+    # Whoever connects again with the id of the news misses nothing.
+    again = await _take(Source(service=port.service, last_id=cursor), 1)
+    assert again[0][1] == "task.submitted"
+
+
 async def test_each_event_once_over_broken_connections(port: Port, database: Database) -> None:
     """Broken in the middle of a page, of what is written in one piece, and while others write."""
     await _tell(database, 40)
