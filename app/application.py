@@ -17,7 +17,7 @@ from app.http.bounds import AddressCheck
 from app.http.fast_routes import FastLane, LeanRoute
 from app.http.refusals import RefusalWatch
 from app.http.security import SecureAnswers
-from app.llm.api import models, permits
+from app.llm.api import budgets, models, permits
 from app.memory.api import checkpoints, context
 from app.queue.api import dead_letters, events, leases, logs, namespaces, outputs, queues, tasks, upcoming
 from app.scaling.api import decisions
@@ -45,6 +45,7 @@ _PARTS = (
     decisions,
     performance,
     permits,
+    budgets,
     models,
     audit,
     alerts,

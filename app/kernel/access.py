@@ -66,9 +66,12 @@ SCOPES: Mapping[Role, frozenset[Scope]] = {
 }
 
 
+LAUNCHED = "launched"
+
+
 def vouching_key(provisioner: str | None, registered_by: str | None) -> str:
-    """The key that vouches for a worker: that by which it registered, or "launched" for what the service launched."""
-    return "launched" if provisioner is not None else registered_by or ""
+    """The key that vouches for a worker: that by which it registered, or LAUNCHED for what the service launched."""
+    return LAUNCHED if provisioner is not None else registered_by or ""
 
 
 # Keys of these roles belong to a namespace; those of others are of the whole service.

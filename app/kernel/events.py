@@ -66,6 +66,8 @@ class SystemEvent(StrEnum):
     MODEL_RESET = "llm_model.reset"
     # Its service is in another state: the key is refused, the quota used up, or all is well again.
     MODEL_STATE = "llm_model.state"
+    # Four fifths of the budget of an agent type or a key are used.
+    BUDGET_LOW = "llm_budget.low"
 
 
 class AlertKind(StrEnum):

@@ -55,3 +55,15 @@ class AnswerNotCached(NotFound):
     """There is no answer in the cache under this key, or it is too old."""
 
     code = "answer_not_cached"
+
+
+class BudgetNotFound(NotFound):
+    """There is no such budget."""
+
+    code = "budget_not_found"
+
+
+class BudgetOwnerNotFound(NotFound):
+    """There is no such agent type or key; `convener key ls` lists the ids of keys."""
+
+    code = "budget_owner_not_found"

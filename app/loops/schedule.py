@@ -22,7 +22,7 @@ from app.health.rules.utilisation import UtilisationPolicy
 from app.health.service import alerts, observations, utilisation, webhooks
 from app.health.service.delivery import MessageSender
 from app.kernel.modes import Mode
-from app.llm.service import parking, permits
+from app.llm.service import budgets, parking, permits
 from app.loops import housekeeping
 from app.memory.rules.checkpoints import CheckpointPolicy
 from app.memory.service import checkpoints
@@ -106,6 +106,7 @@ DUTIES: Sequence[Duty] = (
     Duty(name="sweep permits", seconds=5, run=lambda _, db, turn: permits.sweep(db)),
     # With the promotion of delayed tasks and the start of a handler within 5 s of when the model answers again.
     Duty(name="wake parked tasks", seconds=0.5, run=lambda _, db, turn: parking.wake_parked(db)),
+    Duty(name="tell of low budgets", seconds=5, run=lambda _, db, turn: budgets.tell_of_low_budgets(db)),
     # Checks every second whether a decision is due: usually every 5 s, sooner while the pool grows or in a burst.
     Duty(
         name="scaling",

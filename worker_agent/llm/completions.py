@@ -262,7 +262,7 @@ class CompletionService:
         if refusal.reason in _CONDITIONS and refusal.retry_after > _SHORT_WAIT_SECONDS:
             seconds = refusal.park_seconds or refusal.retry_after
             message = f"{turn.model} cannot be had ({refusal.reason})"
-            raise _TryNextModel(message, seconds, cached_answer, awaited_model=turn.model)
+            raise _TryNextModel(message, seconds, cached_answer, awaited_model=refusal.waits_for or turn.model)
         if refusal.reason == "breaker_open":
             raise _TryNextModel(f"{turn.model} has failed too often and rests", refusal.retry_after)
         # A tenth more at most, so that those who got the same delay do not all return at once.

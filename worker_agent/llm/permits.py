@@ -73,6 +73,8 @@ class PermitRefusal:
     # Models that operators name for when this one cannot be had, and how long a task may be set aside for it.
     fallback_models: tuple[str, ...] = ()
     park_seconds: float | None = None
+    # The model, or the budget, that such a task waits for.
+    waits_for: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,6 +247,7 @@ def _read_refusal(answer: JsonObject) -> PermitRefusal:
         cached_answer=cached_answer if isinstance(cached_answer, dict) else None,
         fallback_models=_names(answer.get("fallback_models")),
         park_seconds=_seconds(answer.get("park_seconds")),
+        waits_for=waits_for if isinstance(waits_for := answer.get("waits_for"), str) else None,
     )
 
 

@@ -7,7 +7,7 @@ keeps an open alert and opens none, and the report, which remembers nothing, lea
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from app.health.rules.finding import AlertKey, AlertRule, Symptom
-from app.health.rules.model_checks import breaker_open, goal_budget, key_expiring
+from app.health.rules.model_checks import breaker_open, goal_budget, key_expiring, llm_budget
 from app.health.rules.snapshot import (
     GROWTH_SPAN,
     MINUTE,
@@ -338,6 +338,7 @@ ALERT_CHECKS: Mapping[AlertRule, Check] = {
     AlertRule.BREAKER_OPEN: breaker_open,
     AlertRule.KEY_EXPIRING: key_expiring,
     AlertRule.GOAL_BUDGET: goal_budget,
+    AlertRule.LLM_BUDGET: llm_budget,
     AlertRule.REPLACEMENT_FAILING: replacement_failing,
     AlertRule.DATABASE_TROUBLE: database_trouble,
     AlertRule.DUTY_LATE: late_duties,

@@ -25,6 +25,7 @@ class AlertRule(StrEnum):
     BREAKER_OPEN = "breaker_open"
     KEY_EXPIRING = "key_expiring"
     GOAL_BUDGET = "goal_budget"
+    LLM_BUDGET = "llm_budget"
     REPLACEMENT_FAILING = "replacement_failing"
     DATABASE_TROUBLE = "database_trouble"
     DUTY_LATE = "duty_late"

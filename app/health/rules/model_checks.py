@@ -1,6 +1,6 @@
 """The checks of language models: services that answer nobody, and keys that are about to expire."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from app.health.rules.finding import AlertKey, AlertRule, Symptom
 from app.health.rules.snapshot import CheckPolicy, Grade, Observations
@@ -53,21 +53,53 @@ def breaker_open(observations: Observations, policy: CheckPolicy) -> Iterable[Sy
 
 def goal_budget(observations: Observations, policy: CheckPolicy) -> Iterable[Symptom] | None:
     """The money or the tokens of a research goal are nearly used up, or are."""
-    if observations.budgets is None:
+    return _budgets(
+        AlertRule.GOAL_BUDGET,
+        observations.budgets,
+        policy,
+        owner="the research goal {subject}",
+        consequence="its tasks are held, and its calls refused",
+        advice="`convener goals extend` raises --money-budget or --token-budget, after which it goes on",
+    )
+
+
+def llm_budget(observations: Observations, policy: CheckPolicy) -> Iterable[Symptom] | None:
+    """The money or the tokens of an agent type or a key are nearly used up, or are."""
+    return _budgets(
+        AlertRule.LLM_BUDGET,
+        observations.llm_budgets,
+        policy,
+        owner="the {subject}",
+        consequence="its calls are refused, and tasks that need them wait unharmed",
+        advice="`convener llm budgets ls` shows until when; `convener llm budgets set` raises it, and they go on",
+    )
+
+
+def _budgets(
+    rule: AlertRule,
+    shares: Mapping[str, float] | None,
+    policy: CheckPolicy,
+    *,
+    owner: str,
+    consequence: str,
+    advice: str,
+) -> Iterable[Symptom] | None:
+    if shares is None:
         return None
     symptoms: list[Symptom] = []
-    for goal, share in observations.budgets.items():
+    for subject, share in shares.items():
         # From the very threshold on: at the whole of it nothing more is spent.
         bounds = policy.goal_budget
         grade = (
             Grade.CRITICAL if share >= bounds.critical else Grade.DEGRADED if share >= bounds.degraded else Grade.WELL
         )
-        held = "; its tasks are held, and its calls refused" if grade is Grade.CRITICAL else ""
+        held = f"; {consequence}" if grade is Grade.CRITICAL else ""
+        whose = owner.format(subject=subject)
         symptoms += symptom_of(
             grade,
-            AlertKey(rule=AlertRule.GOAL_BUDGET, subject=goal),
-            message=f"{100 * share:.0f} % of the money or tokens of the research goal {goal} are used{held}",
-            advice="`convener goals extend` raises --money-budget or --token-budget, after which it goes on",
+            AlertKey(rule=rule, subject=subject),
+            message=f"{100 * share:.0f} % of the money or tokens of {whose} are used{held}",
+            advice=advice,
             facts={"share": share},
         )
     return symptoms

@@ -189,6 +189,8 @@ class Observations:
     models: Mapping[str, ModelTrouble] | None = None
     # Used shares of the money or tokens of live goals, by their stored names.
     budgets: Mapping[str, float] | None = None
+    # The same of agent types and keys, by "agent" or "key" and the name.
+    llm_budgets: Mapping[str, float] | None = None
     recovery: Recovery | None = None
     database: DatabaseCondition | None = None
     step: DegradationStep | None = None

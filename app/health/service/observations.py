@@ -12,6 +12,7 @@ from app.health.rules.utilisation import Measure, UtilisationPolicy, fullest_hos
 from app.health.store import observations as store
 from app.health.store import pool_counts, refusals, utilisation
 from app.kernel.lanes import Priority
+from app.llm.store import budgets as llm_budgets
 from app.llm.store import usage
 from app.queue.rules.admission import CapacityPolicy
 from app.queue.rules.degradation import Strain
@@ -38,6 +39,7 @@ async def observe(
         },
         models=await store.model_troubles(connection),
         budgets=await goals.budget_shares(connection),
+        llm_budgets={" ".join(owner): share for owner, share in (await llm_budgets.shares(connection)).items()},
         recovery=await recovery(connection),
         database=await store.database_condition(connection),
         step=await degradation.current_step(connection),

@@ -13,6 +13,7 @@ from app.llm.api.model_schemas import ModelName
 from app.llm.rules.conditions import ServiceState
 from app.llm.rules.outcomes import Outcome
 from app.llm.rules.permits import Refused
+from app.llm.rules.spending import BudgetScope
 
 _ID = "8f14e45f-ceea-467f-ab8a-1d2e3f4a5b6c"
 # More than any model reads or writes at once.
@@ -90,6 +91,14 @@ class CachedOut(BaseModel):
     degraded: Literal[True] = True
 
 
+class RefusedBudgetOut(BaseModel):
+    """The budget that has no room; `until`: its period ends then."""
+
+    scope: BudgetScope
+    name: str = Field(description="of the goal as it is stored, the agent type, or the id of the key")
+    until: Moment | None
+
+
 class RefusalOut(Problem):
     """Come back with the same `request_id` after `retry_after` seconds, or soon after: that keeps one's place."""
 
@@ -100,8 +109,10 @@ class RefusalOut(Problem):
     state: ServiceState = Field(description="of the model's service")
     park_seconds: float = Field(
         description="for so long a task that needs the model may be released with `waits_for_model`; it is woken"
-        " earlier when the service answers again"
+        " earlier when the service answers again, or when the budget has room"
     )
+    waits_for: str = Field(description="what such a task names in `waits_for_model`: the model, or a budget")
+    budget: RefusedBudgetOut | None = Field(description="the one that has no room, where that is the reason")
 
 
 class RenewIn(Body):

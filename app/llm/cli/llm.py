@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from app.llm.cli import budgets
 from app.terminal import options, output
 from app.terminal.client import Client, Json, Url, again_if_stale, connect
 from app.terminal.options import Limit, Reason, moment_option
@@ -24,6 +25,7 @@ models = typer.Typer(help="Language models, their limits, and how their services
 permits = typer.Typer(help="Permits for calls of language models.", no_args_is_help=True)
 app.add_typer(models, name="models")
 app.add_typer(permits, name="permits")
+app.add_typer(budgets.app, name="budgets")
 
 _LIMITS = (
     "requests_per_window",

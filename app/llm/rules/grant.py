@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from math import ceil
 from typing import NamedTuple
@@ -26,7 +26,7 @@ from app.llm.rules.permits import (
     VirtualTimes,
 )
 from app.llm.rules.rate_limit import Dimension, Meter, charge, wait_time, worker_key, worker_meter
-from app.llm.rules.spending import Amount, estimated_amount, has_room, reservation
+from app.llm.rules.spending import Amount, Budget, BudgetLedger, BudgetOwner, estimated_amount
 from app.llm.rules.virtual_clock import VirtualClock
 
 Refusal = tuple[Refused, timedelta]
@@ -115,7 +115,9 @@ def _deny_waiting(
         # Capacity only shrinks during a decision, so every pending request is refused again here.
         if request.id in pending_ids and refusal is not None:
             reason, retry_after = refusal
-            denials[request.id] = Denial(request=request, reason=reason, retry_after=retry_after, since=place.since)
+            denial = Denial(request=request, reason=reason, retry_after=retry_after, since=place.since)
+            full = capacity.full_budget(request) if reason is Refused.BUDGET else None
+            denials[request.id] = denial if full is None else replace(denial, budget_owner=full[0])
     return denials
 
 
@@ -194,7 +196,7 @@ class _Capacity:
         self._concurrency_policy = concurrency_policy
         counts, models = snapshot.permit_counts.items(), snapshot.models.items()
         self._free = snapshot.total_limit - snapshot.in_use
-        self._budgets = dict(snapshot.budgets)
+        self._budgets = BudgetLedger(snapshot.budgets)
         self._in_use = Counter({name: count.permits for name, count in counts})
         self._probes = Counter({name: count.probes for name, count in counts})
         self._held = Counter(snapshot.held)
@@ -242,12 +244,13 @@ class _Capacity:
         self._held_of_all[request.holder] += 1
         self._probes[name] += self.is_probe(name)
         self._meters[name] = _charge_all(self._meters[name], request, now)
-        if (budget := self._budgets.get(request.goal_id or "")) is not None:
-            self._budgets[request.goal_id or ""] = budget.with_call(self._reservation(request))
+        owners = request.budget_owners
+        self._budgets.take(owners, self._budgets.reservation(owners, self._estimate(request)))
 
     def grant(self, request: PermitRequest) -> Grant:
         """Take capacity for a permit that is written down."""
-        name, is_probe, reserved = request.model, self.is_probe(request.model), self._reservation(request)
+        name, is_probe = request.model, self.is_probe(request.model)
+        reserved = self._budgets.reservation(request.budget_owners, self._estimate(request))
         self.take(request)
         self._grant_counts[name] += 1
         self.charged_meters[name] = _charge_all(self.charged_meters[name], request, self._snapshot.now)
@@ -283,20 +286,19 @@ class _Capacity:
         """Whether the next call of this model is the one that tries it out."""
         return self._states[model] is BreakerState.HALF_OPEN
 
-    def _reservation(self, request: PermitRequest) -> Amount:
-        budget = self._budgets.get(request.goal_id or "")
-        estimate = estimated_amount(self._snapshot.models[request.model].limits, request.tokens)
-        return estimate if budget is None else reservation(budget, estimate)
+    def full_budget(self, request: PermitRequest) -> tuple[BudgetOwner, Budget] | None:
+        """The first budget that the request uses and that has no room for it."""
+        return self._budgets.full_budget(request.budget_owners, self._estimate(request))
+
+    def _estimate(self, request: PermitRequest) -> Amount:
+        return estimated_amount(self._snapshot.models[request.model].limits, request.tokens)
 
     def _budget_refusal(self, request: PermitRequest) -> Refusal | None:
-        budget = self._budgets.get(request.goal_id or "")
-        estimate = estimated_amount(self._snapshot.models[request.model].limits, request.tokens)
-        if budget is None or has_room(budget, estimate):
+        if (full := self.full_budget(request)) is None:
             return None
-        policy = self._policy
-        return Refused.BUDGET, timedelta(
-            seconds=policy.budget_retry_seconds if budget.calls else policy.budget_over_seconds
-        )
+        used_up, policy = full[1].is_used_up, self._policy
+        seconds = policy.budget_over_seconds if used_up else policy.budget_retry_seconds
+        return Refused.BUDGET, timedelta(seconds=seconds)
 
     def _service_refusal(self, request: PermitRequest) -> Refusal | None:
         model, now = self._snapshot.models[request.model], self._snapshot.now

@@ -19,7 +19,7 @@ from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
 from app.llm.rules.conditions import Condition
 from app.llm.rules.models import Model
-from app.llm.rules.spending import NOTHING, Amount, GoalBudget
+from app.llm.rules.spending import NOTHING, Amount, Budget, BudgetOwner, BudgetScope
 
 
 class Refused(StrEnum):
@@ -137,6 +137,17 @@ class PermitRequest:
         """The worker, or the key of somebody who is none, whose call it is."""
         return holder_of(self.id.key_id, self.worker_id)
 
+    @property
+    def paying_key(self) -> str:
+        """The key whose budget the call uses; for a worker's that by which the worker registered."""
+        return self.id.key_id if self.worker_id is None else self.principal
+
+    @property
+    def budget_owners(self) -> tuple[BudgetOwner, ...]:
+        """Those whose budgets the call uses, where they have any."""
+        owners = BudgetOwner(BudgetScope.AGENT, self.agent_type), BudgetOwner(BudgetScope.KEY, self.paying_key)
+        return owners if self.goal_id is None else (BudgetOwner(BudgetScope.GOAL, self.goal_id), *owners)
+
     def answer_key(self, question: bytes) -> bytes:
         """The key of the cached answer to a question, which is a digest."""
         return answer_key(self.model, question, goal_id=self.goal_id, holder=self.holder)
@@ -190,8 +201,8 @@ class PermitSnapshot:
     reservations: Sequence[Reservation]
     virtual_times: VirtualTimes
     weights: Mapping[AgentType, float]
-    # Of the goals of the requests, where they have any.
-    budgets: Mapping[str, GoalBudget] = field(default_factory=dict)
+    # Of the goals, agent types and keys of the requests, where they have any.
+    budgets: Mapping[BudgetOwner, Budget] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,12 +218,16 @@ class Grant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Denial:
-    """No permit now; the request is to be repeated after `retry_after`, and has waited since `since`."""
+    """No permit now; the request is to be repeated after `retry_after`, and has waited since `since`.
+
+    `budget_owner` is whose budget has no room, where that is the reason.
+    """
 
     request: PermitRequest
     reason: Refused
     retry_after: timedelta
     since: datetime
+    budget_owner: BudgetOwner | None = None
 
     def reservation(self, now: datetime, policy: PermitPolicy) -> Reservation | None:
         """The place that the request keeps; None where the reason is none to queue for."""

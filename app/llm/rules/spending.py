@@ -1,8 +1,53 @@
-"""Budgets of research goals for calls of language models: reserved with the permit, settled with the real cost."""
+"""Budgets for calls of language models: reserved with the permit, settled with the real cost."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
+from enum import StrEnum
+from typing import NamedTuple
 
 from app.llm.rules.models import ModelLimits
+
+
+class BudgetScope(StrEnum):
+    """Things that have budgets: goals of their own, agent types and API keys those that operators set."""
+
+    GOAL = "goal"
+    AGENT = "agent"
+    KEY = "key"
+
+
+class BudgetPeriod(StrEnum):
+    """Time for which a budget is meant; at its end, by UTC, the budget is whole again. Total: for ever."""
+
+    TOTAL = "total"
+    HOUR = "hour"
+    DAY = "day"
+    WEEK = "week"
+    MONTH = "month"
+
+
+class BudgetOwner(NamedTuple):
+    """A goal, an agent type or an API key, by name."""
+
+    scope: BudgetScope
+    name: str
+
+    @property
+    def waits_for(self) -> str:
+        """The name under which tasks wait for this budget."""
+        return f"{AWAITED_BUDGET}{self.scope}:{self.name}"
+
+
+AWAITED_BUDGET = "budget:"
+# A share of a budget at which an event and an alert tell of it.
+LOW_BUDGET_SHARE = 0.8
+_OWNERS = {
+    BudgetScope.GOAL: "the research goal",
+    BudgetScope.AGENT: "the agent type {name}",
+    BudgetScope.KEY: "the key {name}",
+}
+_MAX_PARK_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,10 +69,10 @@ NOTHING = Amount()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GoalBudget:
-    """The limits of a goal (None: none), the cost of its ended calls, and the amount that calls under way reserve.
+class Budget:
+    """Limits (None: none), the cost of ended calls, and the amount that calls under way reserve.
 
-    `dearest` is the most that one of its calls has cost; `calls` are those under way.
+    `dearest` is the most that one of the calls has cost; `calls` are those under way; at `ends_at` the period is over.
     """
 
     usd: float | None = None
@@ -36,8 +81,16 @@ class GoalBudget:
     reserved: Amount = NOTHING
     dearest: Amount = NOTHING
     calls: int = 0
+    ends_at: datetime | None = None
 
-    def with_call(self, amount: Amount) -> "GoalBudget":
+    @property
+    def is_used_up(self) -> bool:
+        """Whether nothing is left, whatever is under way."""
+        return (self.usd is not None and self.spent.usd >= self.usd) or (
+            self.tokens is not None and self.spent.tokens >= self.tokens
+        )
+
+    def with_call(self, amount: Amount) -> "Budget":
         """The budget with one more call under way."""
         return replace(self, reserved=self.reserved + amount, calls=self.calls + 1)
 
@@ -48,15 +101,15 @@ def estimated_amount(limits: ModelLimits, tokens: int) -> Amount:
     return Amount(usd=tokens * price / 1e6, tokens=tokens)
 
 
-def reservation(budget: GoalBudget, estimate: Amount) -> Amount:
-    """The amount to reserve for a call: its estimate, but no less than the dearest call of the goal has cost."""
+def reservation(budget: Budget, estimate: Amount) -> Amount:
+    """The amount to reserve for a call: its estimate, but no less than the dearest call has cost."""
     return estimate.at_least(budget.dearest)
 
 
-def has_room(budget: GoalBudget, estimate: Amount) -> bool:
+def has_room(budget: Budget, estimate: Amount) -> bool:
     """Whether one more call fits. While nothing is left but for a part of one, that one may be made alone.
 
-    So is the first call of all, which shows what calls of the goal really cost: so at most one goes beyond the budget,
+    So is the first call of all, which shows what calls really cost: so at most one goes beyond the budget,
     however far off the estimates are.
     """
     amount, is_first = reservation(budget, estimate), budget.dearest == NOTHING
@@ -67,3 +120,45 @@ def has_room(budget: GoalBudget, estimate: Amount) -> bool:
             (budget.tokens, budget.spent.tokens, budget.reserved.tokens, amount.tokens),
         )
     )
+
+
+def budget_reason(owner: BudgetOwner, budget: Budget) -> str:
+    """The reason of a refusal for a budget: whose it is, and when it ends."""
+    # The id of a goal is that of its task, which the caller knows; its stored form is not for people.
+    whose = _OWNERS[owner.scope].format(name=owner.name)
+    if not budget.is_used_up:
+        return f"calls under way have reserved what is left of the budget of {whose}"
+    until = "" if budget.ends_at is None else f" until {budget.ends_at:%Y-%m-%d %H:%M} UTC"
+    return f"the budget of {whose} is used up{until}"
+
+
+def budget_park_seconds(budget: Budget, now: datetime) -> float:
+    """Seconds for which a task may be set aside for a budget that is used up; it is woken once there is room."""
+    seconds = _MAX_PARK_SECONDS if budget.ends_at is None else (budget.ends_at - now).total_seconds()
+    return max(1.0, min(seconds, _MAX_PARK_SECONDS))
+
+
+class BudgetLedger:
+    """Budgets of several owners, counted down during a decision; whoever has none is not limited."""
+
+    def __init__(self, budgets: Mapping[BudgetOwner, Budget]) -> None:
+        self._budgets = dict(budgets)
+
+    def full_budget(self, owners: Iterable[BudgetOwner], estimate: Amount) -> tuple[BudgetOwner, Budget] | None:
+        """The first of these owners whose budget has no room for one more call, with that budget."""
+        return next(((owner, budget) for owner, budget in self._of(owners) if not has_room(budget, estimate)), None)
+
+    def reservation(self, owners: Iterable[BudgetOwner], estimate: Amount) -> Amount:
+        """The amount to reserve for a call in the budgets of all these owners."""
+        amount = estimate
+        for _, budget in self._of(owners):
+            amount = reservation(budget, amount)
+        return amount
+
+    def take(self, owners: Iterable[BudgetOwner], amount: Amount) -> None:
+        """Count one more call under way."""
+        for owner, budget in self._of(owners):
+            self._budgets[owner] = budget.with_call(amount)
+
+    def _of(self, owners: Iterable[BudgetOwner]) -> list[tuple[BudgetOwner, Budget]]:
+        return [(owner, self._budgets[owner]) for owner in owners if owner in self._budgets]

@@ -3,7 +3,6 @@
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from math import ceil
 from uuid import UUID
 
@@ -29,6 +28,7 @@ from app.llm.rules.permits import (
     RequestId,
     VirtualTimes,
 )
+from app.llm.rules.spending import Budget, BudgetOwner, BudgetScope, budget_park_seconds, budget_reason
 from app.llm.service.settle import permit_error
 from app.llm.store import cache, gate, permits
 from app.llm.store import models as model_store
@@ -41,7 +41,7 @@ _REASONS = {
     Refused.SHARE: "this worker has as many calls under way as its share allows",
     Refused.REQUESTS: "the model has had all the requests that its rate allows",
     Refused.TOKENS: "the model has had all the tokens that its rate allows",
-    Refused.BUDGET: "the budget of the research goal is used up, or calls under way have reserved what is left of it",
+    Refused.BUDGET: "a budget is used up",
     Refused.COOLDOWN: "the service of the model has asked to be left alone for a while",
     Refused.KEY_EXPIRED: "the service of the model refuses the key, which is read anew and tried every few seconds",
     Refused.QUOTA_EXHAUSTED: "the account of the model's key has nothing left",
@@ -245,31 +245,53 @@ async def _refusals(
     }
     models = {**await _read_models(connection, fallbacks - snapshot.models.keys()), **snapshot.models}
     return {
-        request_id: _refusal(denial, models, snapshot.now, cached_answers.get(keys.get(request_id, b"")))
+        request_id: _refusal(denial, models, snapshot, cached_answers.get(keys.get(request_id, b"")))
         for request_id, denial in denials.items()
     }
 
 
 def _refusal(
-    denial: Denial, models: Mapping[str, Model], now: datetime, cached_answer: CachedAnswer | None
+    denial: Denial, models: Mapping[str, Model], snapshot: PermitSnapshot, cached_answer: CachedAnswer | None
 ) -> PermitRefused:
+    now, owner, model = snapshot.now, denial.budget_owner, models[denial.request.model]
+    budget = None if owner is None else snapshot.budgets[owner]
     seconds = max(0.001, denial.retry_after.total_seconds())
-    chain = models[denial.request.model].limits.fallback_models
+    chain = model.limits.fallback_models
     fallbacks = [name for name in chain if name in models and is_usable(models[name], denial.request.holder, now)]
+    reason, waits_for = _REASONS[denial.reason], model.name
+    wait_seconds = park_seconds(model, denial.reason, denial.retry_after, now)
+    if owner is not None and budget is not None:
+        reason = budget_reason(owner, budget)
+        # The tasks of a goal without a budget are held with it.
+        if budget.is_used_up and owner.scope is not BudgetScope.GOAL:
+            waits_for, wait_seconds = owner.waits_for, budget_park_seconds(budget, now)
     return PermitRefused(
-        f"{_REASONS[denial.reason]}; ask again in {seconds:.3g} s",
+        f"{reason}; ask again in {seconds:.3g} s",
         reason=denial.reason.value,
         retry_after_seconds=ceil(seconds),
         facts={
             "retry_after": seconds,
             "fallback_models": fallbacks,
-            "park_seconds": park_seconds(models[denial.request.model], denial.reason, denial.retry_after, now),
-            "state": service_state(models[denial.request.model], now)[0].value,
+            "park_seconds": wait_seconds,
+            "waits_for": waits_for,
+            "budget": None
+            if owner is None or budget is None
+            else {
+                "scope": owner.scope.value,
+                "name": owner.name,
+                "until": budget.ends_at and budget.ends_at.isoformat(),
+            },
+            "state": service_state(model, now)[0].value,
             "cached": None
             if cached_answer is None
             else {"answer": cached_answer.answer, "stored_at": cached_answer.stored_at.isoformat(), "degraded": True},
         },
     )
+
+
+def _budget_fields(owner: BudgetOwner, budget: Budget) -> dict[str, str | None]:
+    until = None if budget.ends_at is None else budget.ends_at.isoformat()
+    return {"scope": owner.scope.value, "name": owner.name, "until": until}
 
 
 async def _read_models(connection: AsyncConnection, names: Collection[str]) -> dict[str, Model]:

@@ -1,11 +1,15 @@
-"""Tasks that wait for a language model are woken when its service answers again, and one by one to try it."""
+"""Tasks that wait for a language model are woken when its service answers again, and one by one to try it.
+
+Those that wait for a budget are woken when there is something left of it.
+"""
 
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.llm.rules.conditions import TRY_SECONDS, is_awaited, may_try
-from app.llm.store import models
+from app.llm.rules.spending import AWAITED_BUDGET
+from app.llm.store import budgets, models
 from app.queue.store import parking
 
 
@@ -16,7 +20,11 @@ async def wake_parked(connection: AsyncConnection) -> dict[str, Any]:
         return {}
     troubled = {model.name: (model, at) for model, at in await models.read_troubled(connection)}
     broken = {name for name in names if name in troubled and is_awaited(*troubled[name])}
-    woken_count = await parking.wake_all(connection, set(names) - broken)
+    if any(name.startswith(AWAITED_BUDGET) for name in names):
+        broken_budgets = {owner.waits_for for owner in await budgets.used_up(connection)}
+    else:
+        broken_budgets = set()
+    woken_count = await parking.wake_all(connection, set(names) - broken - broken_budgets)
     tried_count = 0
     for name in sorted(broken):
         if may_try(*troubled[name]):

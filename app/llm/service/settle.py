@@ -233,6 +233,7 @@ class _SettlementBatch:
                 agent_type=permit.request.agent_type,
                 goal_id=permit.request.goal_id,
                 key_id=permit.request.id.key_id if permit.request.worker_id is None else None,
+                paying_key=permit.request.paying_key,
                 outcome=report.outcome,
                 prompt_tokens=prompt or 0,
                 completion_tokens=completion or 0,

@@ -12,13 +12,13 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.rules.config import LimitsConfig
-from app.kernel.access import vouching_key
+from app.kernel.access import LAUNCHED, vouching_key
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
 from app.kernel.states import WorkerState
 from app.llm.rules.permits import PermitCounts, PermitRequest, RequestId, Reservation, VirtualTimes
-from app.llm.rules.spending import Amount, GoalBudget
-from app.llm.store import permits
+from app.llm.rules.spending import Budget, BudgetOwner
+from app.llm.store import budgets, permits
 from app.llm.store.permits import request_columns, request_id_columns
 from app.queue.store import lease_ledger
 
@@ -47,7 +47,8 @@ class HeldTask:
 class GateState:
     """The load, also by holder and model, the reservations, and whether a request was granted a permit before.
 
-    `tasks` are those that the workers among the callers hold now, `budgets` those of their goals.
+    `tasks` are those that the workers among the callers hold now, `budgets` those of their goals and keys, and of all
+    agent types.
     """
 
     load: PermitLoad
@@ -55,7 +56,7 @@ class GateState:
     reservations: Sequence[Reservation]
     is_repeated: bool
     tasks: Mapping[UUID, HeldTask]
-    budgets: Mapping[str, GoalBudget]
+    budgets: Mapping[BudgetOwner, Budget]
 
 
 _RESERVATION = "key_id, request_id, model, agent_type, priority, task_id, worker_id, tokens, since, due, lapses"
@@ -104,6 +105,18 @@ WITH ended AS MATERIALIZED ({permits.EXPIRE} RETURNING p.id),
 asking AS MATERIALIZED ({_TASKS}),
 named AS MATERIALIZED (
     SELECT goal_id FROM asking WHERE goal_id IS NOT NULL UNION SELECT unnest(CAST(:goals AS text[]))
+), paying AS MATERIALIZED (
+    SELECT unnest(CAST(:keys AS text[])) AS key_id
+    UNION SELECT CASE WHEN provisioner IS NULL THEN registered_by ELSE '{LAUNCHED}' END FROM asking
+), budget AS MATERIALIZED (
+    SELECT 'goal' AS scope, g.id AS name, g.money_budget, g.token_budget, NULL::timestamptz AS ends_at,
+        g.money_base + coalesce(s.cost_usd, 0) - g.money_since AS cost_usd, s.tokens, s.max_cost_usd, s.max_tokens
+    FROM named JOIN goals g ON g.id = named.goal_id LEFT JOIN llm_spending s ON s.goal_id = g.id
+    WHERE g.money_budget IS NOT NULL OR g.token_budget IS NOT NULL
+    UNION ALL
+    SELECT {budgets.NOW} FROM llm_budgets b WHERE b.scope = 'agent'
+    UNION ALL
+    SELECT {budgets.NOW} FROM paying JOIN llm_budgets b ON b.scope = 'key' AND b.name = paying.key_id
 )
 SELECT clock_timestamp() AS at, {TOTAL_LIMIT} AS total_limit,
     (SELECT jsonb_agg(live) FROM (
@@ -113,16 +126,9 @@ SELECT clock_timestamp() AS at, {TOTAL_LIMIT} AS total_limit,
         FROM llm_permits WHERE ended_at IS NULL AND id NOT IN (SELECT id FROM ended) GROUP BY model, holder) live
     ) AS counts,
     (SELECT jsonb_agg(asking) FROM asking) AS tasks,
-    (SELECT jsonb_agg(budget) FROM (
-        SELECT g.id, g.money_budget, g.token_budget,
-            g.money_base + coalesce(s.cost_usd, 0) - g.money_since AS cost_usd,
-            s.tokens, s.max_cost_usd, s.max_tokens, live.*
-        FROM named JOIN goals g ON g.id = named.goal_id LEFT JOIN llm_spending s ON s.goal_id = g.id
-        CROSS JOIN LATERAL (
-            SELECT count(*) AS calls, sum(p.reserved_usd) AS reserved_usd, sum(p.reserved_tokens) AS reserved_tokens
-            FROM llm_permits p WHERE p.ended_at IS NULL AND p.goal_id = g.id AND p.id NOT IN (SELECT id FROM ended)
-        ) live
-        WHERE g.money_budget IS NOT NULL OR g.token_budget IS NOT NULL) budget) AS budgets,
+    (SELECT jsonb_agg(used) FROM (
+        SELECT budget.*, live.* FROM budget CROSS JOIN LATERAL ({budgets.LIVE}
+            AND p.id NOT IN (SELECT id FROM ended)) live) used) AS budgets,
     (SELECT jsonb_agg(reservation) FROM (
         SELECT {_RESERVATION} FROM llm_claims
         WHERE lapses > clock_timestamp()) reservation) AS reservations,
@@ -196,7 +202,7 @@ async def read_state(
         reservations=[_reservation(item) for item in row["reservations"] or ()],
         is_repeated=row["is_repeated"],
         tasks={UUID(item["worker_id"]): _held_task(item) for item in row["tasks"] or ()},
-        budgets={item["id"]: _budget(item) for item in row["budgets"] or ()},
+        budgets=dict(map(budgets.read_budget, row["budgets"] or ())),
     )
 
 
@@ -235,17 +241,6 @@ def _load(row: Any) -> PermitLoad:
         for item in row["counts"] or ()
     }
     return PermitLoad(at=row["at"], total_limit=row["total_limit"], permit_counts=counts)
-
-
-def _budget(row: Mapping[str, Any]) -> GoalBudget:
-    return GoalBudget(
-        usd=row["money_budget"],
-        tokens=row["token_budget"],
-        spent=Amount(usd=row["cost_usd"] or 0.0, tokens=row["tokens"] or 0),
-        reserved=Amount(usd=row["reserved_usd"] or 0.0, tokens=int(row["reserved_tokens"] or 0)),
-        dearest=Amount(usd=row["max_cost_usd"] or 0.0, tokens=row["max_tokens"] or 0),
-        calls=row["calls"],
-    )
 
 
 def _held_task(row: Mapping[str, Any]) -> HeldTask:

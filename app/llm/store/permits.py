@@ -1,8 +1,9 @@
 """Permits of language-model calls: rows that live until they are settled, released, lost or expired.
 
-Lock order: the gate, models by name, permits by id, what goals have spent by goal, the minutes, cached answers by key,
-the audit log; whoever needs several takes them in this order, and nobody who holds one of them waits for a lock of
-another feature. Whoever holds such locks, like one who ends lost workers or deletes old rows, skips what is locked.
+Lock order: the gate, models by name, permits by id, what goals have spent by goal, budgets by owner, the minutes,
+cached answers by key, the audit log; whoever needs several takes them in this order, and nobody who holds one of them
+waits for a lock of another feature. Whoever holds such locks, like one who ends lost workers or deletes old rows, skips
+what is locked.
 Live permits are counted with the gate locked, so no two transactions count at once. A permit that has expired is ended
 by an update before the count, not left out of it: the update waits for a renewal that is under way, so a permit is
 either renewed and counted, or ended.

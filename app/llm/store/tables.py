@@ -21,6 +21,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
 from app.db.columns import metadata, moment, one_of
 from app.kernel.agents import AgentType
 from app.llm.rules.permits import Ending
+from app.llm.rules.spending import BudgetPeriod
 
 # Rows that are updated with every call. Half-empty pages let an update stay on its page, without touching an index, and
 # vacuum runs by the number of dead rows, whatever the size of the table.
@@ -150,6 +151,27 @@ llm_spending = Table(
     Column("max_cost_usd", Float, nullable=False, comment="of one call"),
     Column("max_tokens", BigInteger, nullable=False, comment="of one call"),
     moment("updated_at", nullable=False, server_default=func.now()),
+    postgresql_with=_BUSY,
+)
+
+# Budgets of agent types and API keys, and what calls have cost in the period under way.
+llm_budgets = Table(
+    "llm_budgets",
+    metadata,
+    Column("scope", Text, nullable=False),
+    Column("name", Text, nullable=False, comment="agent type, or id of a key"),
+    Column("money_budget", Float, comment="US dollars; null: no limit"),
+    Column("token_budget", BigInteger, comment="null: no limit"),
+    Column("period", Text, nullable=False),
+    moment("ends_at", comment="of the period that the amounts are of; null: they are for ever"),
+    Column("cost_usd", Float, nullable=False, server_default="0"),
+    Column("tokens", BigInteger, nullable=False, server_default="0"),
+    Column("max_cost_usd", Float, nullable=False, server_default="0", comment="of one call, ever"),
+    Column("max_tokens", BigInteger, nullable=False, server_default="0", comment="of one call, ever"),
+    Column("is_low", Boolean, nullable=False, server_default=text("false"), comment="an event has told of it"),
+    PrimaryKeyConstraint("scope", "name", name="llm_budgets_pkey"),
+    CheckConstraint("scope IN ('agent', 'key')", name="scope"),
+    one_of("period", BudgetPeriod),
     postgresql_with=_BUSY,
 )
 

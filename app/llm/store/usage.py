@@ -15,6 +15,7 @@ from app.kernel.agents import AgentType
 from app.kernel.events import TaskEvent
 from app.kernel.histograms import BOUNDS, Durations
 from app.llm.rules.outcomes import Outcome
+from app.llm.store import budgets
 from app.llm.store.gate import DEFAULT_LIMIT, TOTAL_LIMIT
 
 Grouping = Literal["model", "agent", "goal", "key"]
@@ -22,12 +23,16 @@ Grouping = Literal["model", "agent", "goal", "key"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishedCall:
-    """A finished call; its permit was held for `held_seconds`. Without a key it is one of a worker, for a task."""
+    """A finished call; its permit was held for `held_seconds`. Without a key it is one of a worker, for a task.
+
+    `paying_key` is the key whose budget it uses.
+    """
 
     model: str
     agent_type: AgentType
     goal_id: str | None
     key_id: str | None
+    paying_key: str
     outcome: Outcome
     prompt_tokens: int
     completion_tokens: int
@@ -72,13 +77,14 @@ _BUCKETS = ", ".join(
     f"coalesce(sum(timed) FILTER (WHERE bucket = {number}), 0)::bigint" for number in range(len(BOUNDS) + 1)
 )
 
+_AT = "CAST(:at AS timestamptz)"
 # Calls of a batch that belong to the same row are summed first: ON CONFLICT DO UPDATE may touch a row only once.
 _ADD = text(f"""
 WITH called AS MATERIALIZED (
     SELECT *, CASE WHEN latency_seconds IS NULL THEN 0 ELSE 1 END AS timed,
            width_bucket(latency_seconds, CAST(:bounds AS float8[])) AS bucket
     FROM jsonb_to_recordset(CAST(:calls AS jsonb)) AS c (
-        model text, agent_type text, goal_id text, key_id text, outcome text, prompt_tokens bigint,
+        model text, agent_type text, goal_id text, key_id text, paying_key text, outcome text, prompt_tokens bigint,
         completion_tokens bigint, cost_usd float8, held_seconds float8, task_seconds float8, latency_seconds float8)
 ), spent AS (
     INSERT INTO llm_spending AS old (goal_id, cost_usd, tokens, max_cost_usd, max_tokens)
@@ -88,6 +94,23 @@ WITH called AS MATERIALIZED (
     ON CONFLICT (goal_id) DO UPDATE SET cost_usd = old.cost_usd + excluded.cost_usd,
         tokens = old.tokens + excluded.tokens, max_cost_usd = greatest(old.max_cost_usd, excluded.max_cost_usd),
         max_tokens = greatest(old.max_tokens, excluded.max_tokens), updated_at = now()
+), budgeted AS MATERIALIZED (
+    SELECT scope, name FROM llm_budgets WHERE (scope, name) IN (
+        SELECT 'agent', agent_type FROM called UNION SELECT 'key', paying_key FROM called
+    ) ORDER BY scope, name FOR UPDATE
+), charged AS (
+    UPDATE llm_budgets b SET
+        cost_usd = c.cost_usd + CASE WHEN {budgets.is_past(_AT)} THEN 0 ELSE b.cost_usd END,
+        tokens = c.tokens + CASE WHEN {budgets.is_past(_AT)} THEN 0 ELSE b.tokens END,
+        is_low = b.is_low AND NOT {budgets.is_past(_AT)},
+        ends_at = CASE WHEN {budgets.is_past(_AT)} THEN {budgets.period_end("b.period", _AT)} ELSE b.ends_at END,
+        max_cost_usd = greatest(b.max_cost_usd, c.max_cost_usd), max_tokens = greatest(b.max_tokens, c.max_tokens)
+    FROM (
+        SELECT scope, name, sum(cost_usd) AS cost_usd, sum(prompt_tokens + completion_tokens) AS tokens,
+               max(cost_usd) AS max_cost_usd, max(prompt_tokens + completion_tokens) AS max_tokens
+        FROM budgeted JOIN called ON name = CASE scope WHEN 'agent' THEN agent_type ELSE paying_key END
+        GROUP BY scope, name
+    ) c WHERE b.scope = c.scope AND b.name = c.name
 )
 INSERT INTO llm_minutes AS known (minute, model, agent_type, goal_id, key_id, outcome, calls, prompt_tokens,
     completion_tokens, cost_usd, held_seconds, task_seconds, timed, seconds, longest, histogram)

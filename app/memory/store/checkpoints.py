@@ -31,6 +31,7 @@ TABLES: Mapping[str, Table] = {
     "goal_iterations": goals.goal_iterations,
     "goal_compute": goals.goal_compute,
     "llm_spending": llm.llm_spending,
+    "llm_budgets": llm.llm_budgets,
     "holds": goals.holds,
     "lanes": queue.lanes,
     "pauses": queue.pauses,
@@ -118,6 +119,7 @@ _PARTS = (
             ("agent_results", "agent_type"),
             ("holds", "goal_id"),
             ("llm_spending", "goal_id"),
+            ("llm_budgets", "scope, name"),
         )
     }
     | {

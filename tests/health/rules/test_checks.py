@@ -165,6 +165,9 @@ def test_a_goal_is_told_of_whose_budget_is_nearly_used_up(share: float, severity
     symptoms = symptoms_of(budgets={"kepler": share})
     expected = [(AlertRule.GOAL_BUDGET, "kepler", severity)] if severity else []
     assert [(s.key.rule, s.key.subject, s.severity) for s in symptoms] == expected
+    symptoms = symptoms_of(llm_budgets={"agent ranking": share})
+    expected = [(AlertRule.LLM_BUDGET, "agent ranking", severity)] if severity else []
+    assert [(s.key.rule, s.key.subject, s.severity) for s in symptoms] == expected
 
 
 def test_breakers_and_replacements() -> None:
@@ -222,6 +225,7 @@ def test_every_symptom_says_what_to_do() -> None:
         resources={"cpu": 1.0},
         models={"large": ModelTrouble(state=ServiceState.FAILING, key_seconds_left=3600)},
         budgets={"kepler": 1.0},
+        llm_budgets={"key k": 1.0},
         recovery=Recovery(overdue=1, lost_share=1.0, reason="late"),
         database=DatabaseCondition(snapshot_seconds=999, snapshot_transactions=1, dead_rows={}, connections=0),
         step=DegradationStep.DEPTH,

@@ -73,3 +73,16 @@ async def test_models_are_listed_reset_and_taken_from_the_list(convener: Command
     names = [item["model"] for item in (await convener("llm", "models", "ls", "-o", "json")).json["items"]]
     assert model not in names
     assert (await convener("llm", "models", "rm", model)).code != 0
+
+
+async def test_budgets_are_set_shown_and_removed(convener: CommandLine) -> None:
+    done = await convener("llm", "budgets", "set", "agent", "proximity", "money_budget=20.5", "period=day")
+    assert (done.code, done.err) == (0, "")
+    assert "$0.0000 of $20.5000" in done.out
+    items = (await convener("llm", "budgets", "ls", "-o", "json")).json["items"]
+    assert [item["money_budget"] for item in items if item["name"] == "proximity"] == [20.5]
+    assert "proximity" in (await convener("llm", "budgets", "ls", COLUMNS="160")).out
+    assert (await convener("llm", "budgets", "rm", "agent", "proximity")).code == 0
+    assert (await convener("llm", "budgets", "rm", "agent", "proximity")).code == 5
+    for words in (["money_budget"], ["colour=red"], ["money_budget=much"]):
+        assert (await convener("llm", "budgets", "set", "agent", "proximity", *words)).code == 2

@@ -5,7 +5,7 @@ from random import Random
 import pytest
 
 from app.llm.rules.models import ModelLimits
-from app.llm.rules.spending import Amount, GoalBudget, estimated_amount, has_room, reservation
+from app.llm.rules.spending import Amount, Budget, estimated_amount, has_room, reservation
 
 
 def test_an_estimate_is_the_most_that_the_tokens_can_cost() -> None:
@@ -16,7 +16,7 @@ def test_an_estimate_is_the_most_that_the_tokens_can_cost() -> None:
 
 def test_as_many_calls_go_at_once_as_their_estimates_fit() -> None:
     estimate = Amount(usd=0.25, tokens=10)
-    budget = GoalBudget(usd=1.25, spent=Amount(usd=0.25), dearest=Amount(usd=0.25, tokens=10))
+    budget = Budget(usd=1.25, spent=Amount(usd=0.25), dearest=Amount(usd=0.25, tokens=10))
     for _ in range(4):
         assert has_room(budget, estimate)
         budget = budget.with_call(reservation(budget, estimate))
@@ -24,25 +24,25 @@ def test_as_many_calls_go_at_once_as_their_estimates_fit() -> None:
 
 
 def test_what_is_left_for_a_part_of_a_call_is_for_one_call_alone() -> None:
-    budget = GoalBudget(usd=1.0, spent=Amount(usd=0.9))
+    budget = Budget(usd=1.0, spent=Amount(usd=0.9))
     assert has_room(budget, Amount(usd=0.25))
     assert not has_room(budget.with_call(Amount(usd=0.25)), Amount(usd=0.25))
-    assert not has_room(GoalBudget(usd=1.0, spent=Amount(usd=1.0)), Amount())
+    assert not has_room(Budget(usd=1.0, spent=Amount(usd=1.0)), Amount())
 
 
 def test_calls_that_cost_nothing_need_no_room() -> None:
-    free = GoalBudget(usd=1.0, dearest=Amount(tokens=100))
+    free = Budget(usd=1.0, dearest=Amount(tokens=100))
     for _ in range(64):
         assert has_room(free, Amount(tokens=100))
         free = free.with_call(Amount(tokens=100))
 
 
 def test_the_first_call_goes_alone_and_the_next_count_as_the_dearest() -> None:
-    budget = GoalBudget(usd=1.0)
+    budget = Budget(usd=1.0)
     assert has_room(budget, Amount())
     assert not has_room(budget.with_call(Amount()), Amount())
     assert not has_room(budget.with_call(Amount(usd=0.01)), Amount(usd=0.01)), "the estimate may be far off"
-    known = GoalBudget(usd=1.0, spent=Amount(usd=0.1), dearest=Amount(usd=0.1))
+    known = Budget(usd=1.0, spent=Amount(usd=0.1), dearest=Amount(usd=0.1))
     assert has_room(known.with_call(Amount(usd=0.1)), Amount())
 
 
@@ -52,7 +52,7 @@ def test_sixty_four_callers_overshoot_by_one_call_at_most(seed: int, share: floa
     """Calls of one price, however much of it is estimated, in whatever order they end."""
     rng, cost = Random(seed), 0.07
     estimate = Amount(usd=share * cost, tokens=int(share * 100))
-    budget, under_way, spent, tokens = GoalBudget(usd=1.0, tokens=10**9), 0, 0.0, 0
+    budget, under_way, spent, tokens = Budget(usd=1.0, tokens=10**9), 0, 0.0, 0
     reserved: list[Amount] = []
     for _ in range(3000):
         if rng.random() < 0.6 and under_way < 64:
@@ -64,7 +64,7 @@ def test_sixty_four_callers_overshoot_by_one_call_at_most(seed: int, share: floa
             under_way, spent, tokens = under_way - 1, spent + cost, tokens + 100
         total = Amount(usd=sum(amount.usd for amount in reserved), tokens=sum(amount.tokens for amount in reserved))
         dearest = Amount(usd=cost, tokens=100) if spent else Amount()
-        budget = GoalBudget(
+        budget = Budget(
             usd=1.0,
             tokens=10**9,
             spent=Amount(usd=spent, tokens=tokens),

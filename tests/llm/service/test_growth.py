@@ -3,6 +3,7 @@
 import pytest
 
 from app.db.database import Database
+from app.kernel.agents import AgentType
 from app.llm.rules.concurrency import ConcurrencyPolicy
 from app.llm.rules.outcomes import Outcome
 from app.llm.rules.permits import PermitPolicy
@@ -23,6 +24,12 @@ async def test_permits_and_settlements(
     own_database: Database, plan_cache_mode: str, statistics: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await allow_calls(own_database, 1000, service_bears=1000)
+    await execute(
+        own_database,
+        "INSERT INTO llm_budgets (scope, name, token_budget, period, max_tokens)"
+        " SELECT 'agent', name, 1e12, 'day', 1 FROM unnest($1::text[]) name",
+        list(AgentType),
+    )
     if statistics == "analysed":
         await execute(own_database, "ANALYZE")
     await explaining(own_database, plan_cache_mode)

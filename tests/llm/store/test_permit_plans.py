@@ -20,6 +20,11 @@ SELECT gen_random_uuid(), 'key', gen_random_uuid(), '', 'm', 'ranking', 2, 1, fa
        CASE WHEN n > 20 THEN now() END, CASE WHEN n > 20 THEN 'settled' END
 FROM generate_series(1, 20000) AS n
 """
+_BUDGETS = """
+INSERT INTO llm_budgets (scope, name, token_budget, period)
+SELECT 'agent', name, 1000, 'day' FROM unnest(ARRAY['generation', 'reflection', 'ranking', 'evolution']) name
+UNION ALL SELECT 'key', 'key ' || n, 1000, 'day' FROM generate_series(1, 1000) n UNION ALL SELECT 'key', 'key', 9, 'day'
+"""
 # An index page or two, the pages of the live ones, and what is read of the other tables; the table has hundreds.
 _FEW_PAGES = 60
 
@@ -33,6 +38,7 @@ async def full(server_url: str, template: str, request: pytest.FixtureRequest) -
     if request.param == "analysed when empty":
         await execute(database, "VACUUM ANALYZE llm_permits")
     await run_on(database.url, _FILL)  # without the limit of a hot statement
+    await run_on(database.url, _BUDGETS)
     if request.param == "analysed":
         await run_on(database.url, "ANALYZE")
     yield database

@@ -25,6 +25,7 @@ def call(
         agent_type=AgentType.RANKING,
         goal_id=None,
         key_id=key_id,
+        paying_key=key_id or "launched",
         outcome=Outcome.SUCCESS,
         prompt_tokens=10,
         completion_tokens=5,

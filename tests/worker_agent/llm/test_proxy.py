@@ -344,6 +344,19 @@ def test_a_condition_is_reported_and_the_task_waits_for_the_model(start: Start, 
     assert waits.model is None
 
 
+def test_a_task_waits_for_the_budget_that_has_no_room(start: Start) -> None:
+    permits = Permits()
+    refusal = {"reason": "budget", "retry_after": 30.0, "park_seconds": 900.0, "waits_for": "budget:agent:ranking"}
+    permits.refuse(2 * [refusal])
+    bench = start(Provider.of(), permits, models=("gpt-4.1", "small"))
+    with pytest.raises(Postponed) as caught:
+        bench.model().ask("Why?")
+    assert caught.value.seconds == 900
+    assert not bench.upstream.requests
+    waits = bench.opened[-1].task_key.waits
+    assert (waits.model, waits.seconds) == ("budget:agent:ranking", 900)
+
+
 def test_what_is_about_the_question_is_no_condition(start: Start) -> None:
     body = {"error": {"code": "content_policy_violation", "message": "flagged by moderation"}}
     bench = start(Provider.of(refuses(403, body=body)))

@@ -1,0 +1,174 @@
+"""Budgets of agent types and API keys for calls of language models, and what is left of them."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.db import pages
+from app.db.pages import Page
+from app.llm.rules.spending import Amount, Budget, BudgetOwner, BudgetPeriod, BudgetScope
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetLimits:
+    """Limits of a budget in US dollars and tokens (None: none), for a period."""
+
+    money_budget: float | None = None
+    token_budget: int | None = None
+    period: BudgetPeriod = BudgetPeriod.TOTAL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredBudget:
+    """A budget with its limits, and what its calls have cost and reserve."""
+
+    owner: BudgetOwner
+    limits: BudgetLimits
+    budget: Budget
+
+
+def period_end(period: str, at: str) -> str:
+    """Return SQL of the end of the period around a moment, by UTC; null for a total."""
+    start = f"date_trunc({period}, {at} AT TIME ZONE 'UTC')"
+    return f"""CASE WHEN {period} <> '{BudgetPeriod.TOTAL}'
+        THEN ({start} + ('1 ' || {period})::interval) AT TIME ZONE 'UTC' END"""
+
+
+def is_past(at: str) -> str:
+    """Return SQL of whether the amounts of the budget `b` are of a period before a moment."""
+    return f"coalesce(b.ends_at <= {at}, false)"
+
+
+_AT = "clock_timestamp()"
+# A budget as it is now, whose period may have ended since the last call. The columns of goals, in the same order.
+NOW = f"""
+b.scope, b.name, b.money_budget, b.token_budget,
+CASE WHEN {is_past(_AT)} THEN {period_end("b.period", _AT)} ELSE b.ends_at END AS ends_at,
+CASE WHEN {is_past(_AT)} THEN 0 ELSE b.cost_usd END AS cost_usd,
+CASE WHEN {is_past(_AT)} THEN 0 ELSE b.tokens END AS tokens, b.max_cost_usd, b.max_tokens
+"""
+# Of each `budget`; a worker's calls are for the key by which it registered.
+LIVE = """
+SELECT count(*) AS calls, sum(p.reserved_usd) AS reserved_usd, sum(p.reserved_tokens) AS reserved_tokens
+FROM llm_permits p
+WHERE p.ended_at IS NULL AND budget.name = CASE budget.scope
+    WHEN 'goal' THEN p.goal_id WHEN 'agent' THEN p.agent_type
+    ELSE CASE WHEN p.worker_id IS NULL THEN p.key_id ELSE p.principal END END
+"""
+_SHARE = f"""
+CASE WHEN {is_past("now()")} THEN 0 ELSE
+    greatest(b.cost_usd / nullif(b.money_budget, 0), b.tokens::float8 / nullif(b.token_budget, 0)) END
+"""
+
+_STORED = f"""
+SELECT budget.*, live.*, b.period FROM (SELECT {NOW} FROM llm_budgets b) budget JOIN llm_budgets b USING (scope, name)
+CROSS JOIN LATERAL ({LIVE}) live
+"""
+_PAGE = f"""
+{_STORED} WHERE (budget.scope, budget.name) > (:after_scope, :after_name) ORDER BY budget.scope, budget.name
+"""
+
+_READ = text(f"{_STORED} WHERE budget.scope = :scope AND budget.name = :name")
+
+_LOCK = text("""
+SELECT money_budget, token_budget, period FROM llm_budgets WHERE scope = :scope AND name = :name FOR UPDATE
+""")
+
+# What was spent counts on, unless it was of a period of another length.
+_SET = text(f"""
+INSERT INTO llm_budgets AS b (scope, name, money_budget, token_budget, period, ends_at)
+VALUES (:scope, :name, :money_budget, :token_budget, :period, {period_end("CAST(:period AS text)", _AT)})
+ON CONFLICT (scope, name) DO UPDATE SET
+    money_budget = excluded.money_budget, token_budget = excluded.token_budget, period = excluded.period,
+    cost_usd = CASE WHEN b.period = excluded.period THEN b.cost_usd ELSE 0 END,
+    tokens = CASE WHEN b.period = excluded.period THEN b.tokens ELSE 0 END,
+    ends_at = CASE WHEN b.period = excluded.period THEN b.ends_at ELSE excluded.ends_at END, is_low = false
+""")
+
+_REMOVE = text("DELETE FROM llm_budgets WHERE scope = :scope AND name = :name")
+
+_HAS_KEY = text("SELECT EXISTS (SELECT FROM keys WHERE id = :name)")
+
+_USED_UP = text(f"SELECT {NOW}, 0 AS calls, 0 AS reserved_usd, 0 AS reserved_tokens FROM llm_budgets b")
+
+_SHARES = text(f"SELECT scope, name, {_SHARE} AS share FROM llm_budgets b ORDER BY share DESC NULLS LAST LIMIT :limit")
+
+_NOTE_LOW = text(f"""
+UPDATE llm_budgets b SET is_low = true WHERE NOT is_low AND {_SHARE} >= :share
+RETURNING scope, name, {_SHARE} AS share, ends_at
+""")
+
+
+async def page(connection: AsyncConnection, *, after: str, limit: int) -> Page[StoredBudget]:
+    """Budgets in the order of scopes and names, beyond `after`, which is the two with a colon between."""
+    scope, _, name = after.partition(":")
+    return await pages.read(connection, _PAGE, {"after_scope": scope, "after_name": name}, limit, _stored)
+
+
+async def read(connection: AsyncConnection, owner: BudgetOwner) -> StoredBudget | None:
+    """A budget; None where there is none."""
+    row = (await connection.execute(_READ, owner._asdict())).mappings().first()
+    return None if row is None else _stored(row)
+
+
+async def lock(connection: AsyncConnection, owner: BudgetOwner) -> BudgetLimits | None:
+    """The limits of a budget, locked; None where there is none."""
+    row = (await connection.execute(_LOCK, owner._asdict())).mappings().first()
+    return None if row is None else BudgetLimits(**{**row, "period": BudgetPeriod(row["period"])})
+
+
+async def write(connection: AsyncConnection, owner: BudgetOwner, limits: BudgetLimits) -> None:
+    """Set the limits of a budget, which counts from now on if it is new."""
+    values = {name: getattr(limits, name) for name in BudgetLimits.__dataclass_fields__}
+    await connection.execute(_SET, {**owner._asdict(), **values})
+
+
+async def remove(connection: AsyncConnection, owner: BudgetOwner) -> None:
+    """Delete a budget with what was counted for it."""
+    await connection.execute(_REMOVE, owner._asdict())
+
+
+async def has_key(connection: AsyncConnection, key_id: str) -> bool:
+    """Whether there is a key with this id."""
+    return bool((await connection.execute(_HAS_KEY, {"name": key_id})).scalar())
+
+
+async def used_up(connection: AsyncConnection) -> set[BudgetOwner]:
+    """Owners of budgets of which nothing is left now."""
+    rows = map(read_budget, (await connection.execute(_USED_UP)).mappings())
+    return {owner for owner, budget in rows if budget.is_used_up}
+
+
+async def shares(connection: AsyncConnection, limit: int = 100) -> dict[BudgetOwner, float]:
+    """Used shares of budgets in their periods, the largest first."""
+    rows = await connection.execute(_SHARES, {"limit": limit})
+    return {BudgetOwner(BudgetScope(row.scope), row.name): row.share or 0.0 for row in rows}
+
+
+async def note_low(connection: AsyncConnection, share: float) -> list[Any]:
+    """Note that an event tells of budgets of which such a share is used, once in a period; return those."""
+    return list((await connection.execute(_NOTE_LOW, {"share": share})).mappings())
+
+
+def read_budget(row: Any) -> tuple[BudgetOwner, Budget]:
+    """The owner and the budget of a row, in which moments may be text."""
+    ends_at = row["ends_at"]
+    budget = Budget(
+        usd=row["money_budget"],
+        tokens=row["token_budget"],
+        spent=Amount(usd=row["cost_usd"] or 0.0, tokens=row["tokens"] or 0),
+        reserved=Amount(usd=row["reserved_usd"] or 0.0, tokens=int(row["reserved_tokens"] or 0)),
+        dearest=Amount(usd=row["max_cost_usd"] or 0.0, tokens=row["max_tokens"] or 0),
+        calls=row["calls"],
+        ends_at=datetime.fromisoformat(ends_at) if isinstance(ends_at, str) else ends_at,
+    )
+    return BudgetOwner(BudgetScope(row["scope"]), row["name"]), budget
+
+
+def _stored(row: Any) -> StoredBudget:
+    owner, budget = read_budget(row)
+    limits = BudgetLimits(money_budget=budget.usd, token_budget=budget.tokens, period=BudgetPeriod(row["period"]))
+    return StoredBudget(owner=owner, limits=limits, budget=budget)
