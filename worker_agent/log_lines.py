@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import stat
 import sys
 from collections.abc import Collection
 from datetime import UTC, datetime
@@ -88,7 +89,8 @@ class _FileHandler(logging.StreamHandler[Any]):
 
     def _open(self) -> None:
         descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, _PRIVATE)
-        os.fchmod(descriptor, _PRIVATE)
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):  # and no device, which belongs to all
+            os.fchmod(descriptor, _PRIVATE)
         sys.stdout.flush()
         sys.stderr.flush()
         os.dup2(descriptor, 1)

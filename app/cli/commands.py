@@ -20,6 +20,7 @@ from app.memory.cli import checkpoints, context
 from app.queue.cli import dead_letters, events, outputs, queues, tasks
 from app.scaling.cli import decisions, export_trace, simulate
 from app.settings import SETTINGS_FILE
+from app.terminal import output
 from app.terminal.failures import MEANINGS, Commands
 from app.workers.cli import workers
 from worker_agent.variables import unknown_variables
@@ -130,4 +131,4 @@ def _options(
         os.environ[SETTINGS_FILE] = str(settings.absolute())
     if context.invoked_subcommand not in _LOGGING:
         for sentence in unknown_variables(os.environ).values():
-            typer.echo(f"convener: {sentence}", err=True)
+            typer.echo(output.plain(f"convener: {sentence}"), err=True)

@@ -75,7 +75,7 @@ def demo(
     """
     try:
         settings = take_settings()
-        start_logging(settings)
+        start_logging(settings.model_copy(update={"log_file": None}))  # what people read goes to the terminal
         home = state or settings.state_directory / "demo"
         changes = {"state_directory": home, "port": port, "pool_size": workers, "stop_grace_seconds": 2.0}
         handlers = "examples.kepler.language" if llm else "examples.kepler.handlers"

@@ -55,7 +55,7 @@ def up(
     pool_options = PoolOptions(mode=mode, min_workers=min_workers, max_workers=max_workers, reason="convener up")
     try:
         settings = take_settings()
-        start_logging(settings)
+        start_logging(settings.model_copy(update={"log_file": None}))  # what people read goes to the terminal
         settings = settings.model_copy(update={name: value for name, value in options.items() if value is not None})
         asyncio.run(_run(settings, pool_options))
     except START_ERRORS as error:

@@ -84,9 +84,13 @@ class Runner:
         begun_at, logged_at = clock(), None
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
-            late_seconds = {item.name: clock() - self._ended_at.get(item.name, begun_at) for item in self._schedule}
+            if self._context.database.outage.is_on:
+                # The connections tell of it; afterwards each has its patience anew.
+                begun_at = clock()
+            ended_at = {item.name: max(begun_at, self._ended_at.get(item.name, begun_at)) for item in self._schedule}
+            late_seconds = {name: clock() - at for name, at in ended_at.items()}
             late = {i.name: late_seconds[i.name] for i in self._schedule if late_seconds[i.name] > _patience_seconds(i)}
-            if not late or self._context.database.outage.is_on:
+            if not late:
                 self._show_life()
             if late and (logged_at is None or clock() - logged_at >= _REPEAT_SECONDS):
                 logged_at = clock()
@@ -101,8 +105,7 @@ class Runner:
             try:
                 self._liveness_file.touch()
             except OSError as error:
-                log.warning("CONVENER_LIVENESS_FILE: cannot touch %s (%s)", self._liveness_file, error.strerror)
-                self._liveness_file = None
+                self._log_failure("touching CONVENER_LIVENESS_FILE", error)
 
     async def _take_turn(self, duty: Duty, *, is_woken: bool) -> None:
         async with self._context.database.transaction() as connection:

@@ -147,6 +147,14 @@ def test_full_files_are_exchanged_and_no_line_of_two_writers_is_lost(tmp_path: P
         assert numbers == list(range(1000))[1000 - len(numbers) :], "none is missing since the oldest that is kept"
 
 
+def test_a_device_that_takes_the_log_keeps_its_mode() -> None:
+    mode = Path("/dev/null").stat().st_mode
+    script = "from pathlib import Path; from worker_agent import log_lines; "
+    script += "log_lines.set_up_logging('info', as_json=False, file=Path('/dev/null'))"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+    assert Path("/dev/null").stat().st_mode == mode
+
+
 def test_a_log_that_cannot_be_written_ends_the_program_with_a_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

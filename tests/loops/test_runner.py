@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -274,3 +275,35 @@ async def test_turns_that_do_not_end_are_told_of_until_they_do(
         assert "well (" not in caplog.text
         finish.set()
         await until(lambda: logged("keep their pace again"))
+
+
+async def test_the_file_of_life_is_touched_unless_a_turn_hangs_that_the_database_does_not_hold_up(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(runner, "_PATIENCE_SECONDS", 0.5)
+    file, going_on, turns = tmp_path / "alive", asyncio.Event(), 0
+
+    async def hang(_: object) -> None:
+        nonlocal turns
+        turns += 1
+        if turns > 1:
+            await going_on.wait()
+
+    async def is_alive() -> bool:
+        return file.exists()
+
+    async def is_late() -> bool:
+        file.unlink(missing_ok=True)
+        await asyncio.sleep(0.1)
+        return not file.exists()
+
+    async with running(database, Job(name="hanging", seconds=0.01, run=hang), liveness_file=file):
+        await until(is_alive)
+        await until(is_late)
+        database.outage.note_failure(ConnectionRefusedError())
+        await until(is_alive)
+        database.outage.note_answer()
+        await until(is_late)
+        going_on.set()
+        await until(is_alive)
