@@ -26,7 +26,7 @@ from app.admin.service.config import AuditedReads, CurrentConfig, Effective
 from app.admin.service.keyring import Keyring
 from app.agents.service.agents import AgentReports
 from app.agents.service.weights import follow_weights, refresh_weights
-from app.db import schema
+from app.db import presence, schema
 from app.db.database import Database
 from app.db.rights import warn_of_excess_rights
 from app.db.schema import ExpectedSchema
@@ -189,12 +189,20 @@ def create_app(
         )
         writing = asyncio.create_task(keep_writing(database, services[Refusals]), name="refusals")
         keys = asyncio.create_task(services[Keyring].follow(), name="keys")
+        noting = asyncio.create_task(
+            presence.keep_noting(
+                database,
+                lambda: services[HealthPolicy].presence,
+                lambda: max(services[Heartbeats].stalled_seconds, services[Keyring].stalled_seconds),
+            ),
+            name="presence",
+        )
         watching = asyncio.create_task(
             alerts.stand_in(database, lambda: services[Admission].policy, with_webhooks=settings.webhook is not None),
             name="alerts",
         )
         signs = asyncio.create_task(services[SignsOfLife].keep_storing(), name="signs of life")
-        following_tasks = [weights, sampling, writing, keys, watching, signs]
+        following_tasks = [weights, sampling, writing, keys, noting, watching, signs]
         if certificate is not None:
             following_tasks.append(asyncio.create_task(certificate.follow(), name="certificate"))
         try:

@@ -81,6 +81,11 @@ class ProgressSender:
         try:
             self._client.progress(self.ref, progress)
         except Problem as problem:
+            if problem.code == "lease_expired":
+                # The daemon finds out whether it can be renewed; this waits for that, or for the end of the task.
+                self._put_back(progress)
+                self._post(ev.LeaseLost(self.ref, problem.code))
+                return
             if problem.status in (404, 409):
                 self._lost_code = problem.code
                 self.close()

@@ -19,6 +19,8 @@ from worker_agent.wire import Assignment, Directive, Lease, Registration, TaskEr
 _GOODBYE_ATTEMPTS = 3
 _QUICK_ANSWERS = 3
 _REFUSED = "report_refused"
+# Of a lease that was not renewed; as long as nobody has taken the task, a heartbeat renews it.
+_EXPIRED = "lease_expired"
 
 
 class UnexpectedEvent(Exception):
@@ -41,6 +43,7 @@ class StateMachine:
         self._call: act.Call | None = None
         self._report: act.Report | None = None
         self._is_fenced = False
+        self._has_renewed = False
         self._unconfirmed_registrations = 0
         self._quick_answers = 0
 
@@ -96,7 +99,7 @@ class StateMachine:
 
     # Registering and leasing.
 
-    def _continue(self, _: ev.Begin | ev.ReportFenced) -> list[Action]:
+    def _continue(self, _: ev.Begin) -> list[Action]:
         return self._next_step()
 
     def _on_registered(self, event: ev.Registered) -> list[Action]:
@@ -116,6 +119,7 @@ class StateMachine:
         if event.lease is None:
             return self._next_step()
         self.lease, self._renewed_at, self._quick_answers = event.lease, self._now, 0
+        self._has_renewed = False
         if self.shutdown.is_requested:
             return self._send_report(act.Release(lease=event.lease, reason=self.shutdown.reason))
         self._enter(State.RUNNING)
@@ -158,6 +162,16 @@ class StateMachine:
             self._enter(State.RENEWING)
             return [act.SendHeartbeat()]
         return self._make_report(report)
+
+    def _on_report_fenced(self, event: ev.ReportFenced) -> list[Action]:
+        """Give the task up; if its lease has only expired while the control plane was away, try to renew it, once."""
+        may_renew = event.code == _EXPIRED and not self._has_renewed and self.shutdown.intent < Intent.HALT
+        if not may_renew or not isinstance(self._call, act.ReportComplete | act.ReportFail):
+            return self._next_step()
+        self._has_renewed = True
+        self._report = replace(self._call, attempt=0, wait_seconds=0.0)
+        self._enter(State.RENEWING)
+        return [act.SendHeartbeat()]
 
     def _make_report(self, report: act.Report) -> list[Action]:
         if isinstance(report, act.ReportComplete) and self.shutdown.is_requested:
@@ -215,6 +229,9 @@ class StateMachine:
                 return []
 
     def _on_lease_lost(self, event: ev.LeaseLost) -> list[Action]:
+        if event.code == _EXPIRED:
+            # Its answer tells whether the lease is ours again, or the task is to be cancelled.
+            return [act.SendHeartbeat()] if self.lease is not None and event.ref == self.lease.ref else []
         return self._lose_lease(event.ref.task_id, event.ref.token)
 
     def _lose_lease(self, task_id: str | None, token: int | None) -> list[Action]:
@@ -326,7 +343,7 @@ REACTIONS: Mapping[tuple[State, type], _Reaction] = {
     (State.LEASING, ev.NoTask): StateMachine._on_no_task,
     (State.LEASING, ev.CallRefused): StateMachine._on_lease_refused,
     (State.REPORTING, ev.ReportAccepted): StateMachine._on_lease,
-    (State.REPORTING, ev.ReportFenced): StateMachine._continue,
+    (State.REPORTING, ev.ReportFenced): StateMachine._on_report_fenced,
     (State.REPORTING, ev.CallRefused): StateMachine._on_report_refused,
     (State.LEAVING, ev.GoodbyeAccepted): StateMachine._on_call_settled,
     (State.LEAVING, ev.CallRefused): StateMachine._on_call_settled,

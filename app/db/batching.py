@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Generic, TypeVar
 
@@ -11,6 +12,8 @@ log = logging.getLogger(__name__)
 _LARGE_BATCH = 4
 _LOCKED_IN_ROW = 2
 _LINGER_SECONDS = 0.001
+# Whoever got no answer has called again by then.
+_REPEAT_SECONDS = 2.0
 Call = TypeVar("Call")
 Answer = TypeVar("Answer")
 
@@ -34,6 +37,8 @@ class Coalescer(Generic[Call, Answer]):
         self._waiting: list[tuple[Call, asyncio.Future[Answer]]] = []
         self._task: asyncio.Task[None] | None = None
         self._is_closed = False
+        self._unanswered_since: float | None = None
+        self._ended_at = 0.0
 
     async def __call__(self, call: Call) -> Answer:
         """Return the answer to a call. Raises ShuttingDown, and whatever `run_batch` raised for it."""
@@ -49,6 +54,14 @@ class Coalescer(Generic[Call, Answer]):
     def is_busy(self) -> bool:
         """Whether calls are being answered."""
         return self._task is not None
+
+    @property
+    def stalled_seconds(self) -> float:
+        """For how long the database has answered no call; 0 while there is none."""
+        moment = time.monotonic()
+        if self._unanswered_since is None or (self._task is None and moment - self._ended_at > _REPEAT_SECONDS):
+            return 0.0
+        return moment - self._unanswered_since
 
     async def close(self) -> None:
         """Answer the calls that have arrived, and refuse later ones."""
@@ -66,6 +79,7 @@ class Coalescer(Generic[Call, Answer]):
                     await asyncio.sleep(_LINGER_SECONDS)
         finally:
             self._task = None
+            self._ended_at = time.monotonic()
 
     def _next_batch(self) -> list[tuple[Call, asyncio.Future[Answer]]]:
         batch: dict[Hashable, tuple[Call, asyncio.Future[Answer]]] = {}
@@ -80,15 +94,20 @@ class Coalescer(Generic[Call, Answer]):
         return list(batch.values())
 
     async def _answer(self, batch: list[tuple[Call, asyncio.Future[Answer]]]) -> None:
+        if self._unanswered_since is None or self.stalled_seconds == 0.0:
+            self._unanswered_since = time.monotonic()
         try:
             answers = await self._run_batch([call for call, _ in batch])
         except Locked as error:
+            self._unanswered_since = None
             await self._answer_one_by_one(batch, error)
         except DatabaseUnavailable as error:
             _fail(batch, error)
         except Exception as error:
+            self._unanswered_since = None
             await self._answer_one_by_one(batch, error)
         else:
+            self._unanswered_since = None
             for (_, future), answer in zip(batch, answers, strict=True):
                 if not future.done():
                     future.set_result(answer)

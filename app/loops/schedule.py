@@ -82,7 +82,7 @@ class Job:
 
 
 DUTIES: Sequence[Duty] = (
-    Duty(name="sweep leases", seconds=1, run=lambda c, db, turn: expiry.sweep(db, c.leases, turn)),
+    Duty(name="sweep leases", seconds=1, run=lambda c, db, turn: expiry.sweep(db, c.leases, turn, c.health.presence)),
     Duty(name="sweep stray leases", seconds=15, run=lambda c, db, turn: expiry.sweep_strays(db, c.leases)),
     Duty(name="sweep workers", seconds=0.5, run=lambda c, db, turn: workers.sweep(db, c.health, turn)),
     Duty(name="promote delayed tasks", seconds=0.5, run=lambda _, db, turn: expiry.promote_delayed(db)),

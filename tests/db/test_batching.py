@@ -135,3 +135,29 @@ async def test_calls_that_want_the_same_lock_do_not_wait_for_it_one_after_anothe
     assert {type(answer) for answer in answers} == {Locked}
     # All together, or the first alone and the others together, and then two of them by themselves.
     assert batches in ([20, 1, 1], [1, 19, 1, 1])
+
+
+async def test_it_tells_for_how_long_nothing_was_answered() -> None:
+    flush = _Flush()
+    coalescer = _coalescer(flush)
+    await coalescer(1)
+    assert coalescer.stalled_seconds == 0
+    flush.gate.clear()
+    call = asyncio.ensure_future(coalescer(2))
+    while len(flush.batches) < 2:
+        await asyncio.sleep(0)
+    assert coalescer.stalled_seconds > 0
+    # A failure is no answer either, and the next call goes on with the same stall.
+    flush.outage = True
+    flush.gate.set()
+    with pytest.raises(DatabaseUnavailable):
+        await call
+    stalled_seconds = coalescer.stalled_seconds
+    assert stalled_seconds > 0
+    with pytest.raises(DatabaseUnavailable):
+        await coalescer(3)
+    assert coalescer.stalled_seconds > stalled_seconds
+    flush.outage = False
+    with pytest.raises(ValueError, match="negative"):
+        await coalescer(-1)
+    assert coalescer.stalled_seconds == 0

@@ -132,6 +132,14 @@ def test_progress_is_sent_before_the_report_and_never_after(plane: FakeControlPl
     assert {"at": 50} in [body.get("checkpoint") for body in sent]
 
 
+def test_progress_after_the_expiry_is_kept_for_a_renewed_lease(plane: FakeControlPlane, subject: Subject) -> None:
+    plane.script["progress"].append(problem(409, "lease_expired"))
+    subject.runner.report_progress(lease(), Progress(percent=10, checkpoint={"at": 1}))
+    assert subject.answer() == ev.LeaseLost(lease().ref, "lease_expired")
+    assert subject.answer_to(REPORT) == ev.ReportAccepted()
+    assert [call.body.get("checkpoint") for call in plane.of("progress")] == [{"at": 1}, {"at": 1}]
+
+
 def test_a_fence_found_by_progress_stops_the_report(plane: FakeControlPlane, subject: Subject) -> None:
     plane.script["progress"].append(problem(409, "lease_superseded"))
     subject.runner.report_progress(lease(), Progress(percent=10))

@@ -132,7 +132,28 @@ def test_a_result_that_is_refused_becomes_a_failure_and_then_nothing() -> None:
 
 
 def test_a_fenced_report_is_dropped() -> None:
-    assert isinstance(only(feed(brought_to(State.REPORTING), ev.ReportFenced("lease_expired"))), act.RequestLease)
+    assert isinstance(only(feed(brought_to(State.REPORTING), ev.ReportFenced("lease_superseded"))), act.RequestLease)
+
+
+def test_a_report_after_the_expiry_is_repeated_once_with_a_renewed_lease() -> None:
+    """The control plane was away; as long as it has not taken the task back, a heartbeat renews the lease."""
+    subject = brought_to(State.REPORTING)
+    assert feed(subject, ev.ReportFenced("lease_expired")) == [act.SendHeartbeat()]
+    assert isinstance(only(feed(subject, beat())), act.ReportComplete)
+    assert isinstance(only(feed(subject, ev.ReportFenced("lease_expired"))), act.RequestLease)
+
+
+def test_a_report_after_the_expiry_is_dropped_where_the_task_was_taken_back() -> None:
+    subject = brought_to(State.REPORTING)
+    assert feed(subject, ev.ReportFenced("lease_expired")) == [act.SendHeartbeat()]
+    assert isinstance(only(feed(subject, beat(cancel(lease())))), act.RequestLease)
+
+
+def test_progress_after_the_expiry_leaves_it_to_a_heartbeat_whether_the_task_goes_on() -> None:
+    subject = brought_to(State.RUNNING)
+    assert feed(subject, ev.LeaseLost(lease().ref, "lease_expired")) == [act.SendHeartbeat()]
+    assert feed(subject, beat()) == []
+    assert feed(subject, beat(cancel(lease()))) == [act.KillHandler()]
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ class Shell:
 
     def says_lost(self, event: ev.Event, held: Lease) -> bool:
         if isinstance(event, ev.LeaseLost):
-            return event.ref == held.ref
+            return event.ref == held.ref and event.code != "lease_expired"
         return (
             isinstance(event, ev.HeartbeatAnswered)
             and self.names(event, "cancel_task")
@@ -200,6 +200,10 @@ class World(Shell):
 
     def fence(self) -> None:
         if isinstance(self.call, act.Report):
+            self.answer(ev.ReportFenced("lease_superseded"))
+
+    def expire(self) -> None:
+        if isinstance(self.call, act.Report):
             self.answer(ev.ReportFenced("lease_expired"))
 
     def refuse(self) -> None:
@@ -252,6 +256,10 @@ class World(Shell):
 
     def lose_lease(self) -> None:
         if self.machine.lease is not None:
+            self.queue.append(ev.LeaseLost(self.machine.lease.ref, "lease_superseded"))
+
+    def expire_lease(self) -> None:
+        if self.machine.lease is not None:
             self.queue.append(ev.LeaseLost(self.machine.lease.ref, "lease_expired"))
 
     # The handler, the operator and time.
@@ -303,9 +311,9 @@ class World(Shell):
                 self.beat()
 
 
-_ANSWERS = ["grant"] * 8 + ["grant_no_lease", "be_away", "fence", "refuse"]
+_ANSWERS = ["grant"] * 8 + ["grant_no_lease", "be_away", "fence", "expire", "refuse"]
 _BEATS = ["beat"] * 4 + ["beat_late", "cancel", "cancel_another"]
-_ENDS = ["finish"] * 3 + ["fail", "postpone", "run_out", "lose_lease", "progress"]
+_ENDS = ["finish"] * 3 + ["fail", "postpone", "run_out", "lose_lease", "expire_lease", "progress"]
 _TURNS = ["dawdle", "dawdle", "pass_time"]
 # What ends the worker must be rare, or it never lives long enough to do anything wrong.
 _BLOWS = [

@@ -81,6 +81,11 @@ class Keyring(Authenticator):
         self._remember(fingerprint, _Entry(principal, moment, until, moment + seconds))
         return principal
 
+    @property
+    def stalled_seconds(self) -> float:
+        """For how long keys could not be looked up."""
+        return self._lookups.stalled_seconds
+
     async def gather(self, authorization: str, seconds: float) -> None:
         """Wait for the next multiple of `seconds`, unless the key is remembered; all who wait are looked up at once."""
         text = key_text(authorization)

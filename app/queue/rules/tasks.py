@@ -209,7 +209,7 @@ class SweepPolicy:
     mass_share: float = 0.5
     mass_at_least: int = 4
     paused_after_seconds: float = 7.5
-    # Heartbeats come every 5 s: within that time every live worker has renewed its lease.
+    # Of one interval between heartbeats, in which every live worker has renewed its lease.
     grace_seconds: float = 5.0
 
 

@@ -6,8 +6,10 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.db import presence
 from app.db.database import now
 from app.db.duties import Turn
+from app.kernel.presence import PresencePolicy, absence_reason
 from app.kernel.states import TaskState
 from app.queue.rules.tasks import LeasePolicy, SweepPolicy, SweepSnapshot, hold_back_reason
 from app.queue.service.leases import judge_failure, judge_loss
@@ -17,8 +19,13 @@ from app.queue.store.attempts import Attempt, Ending
 _ENDED_WORKERS_SECONDS = 3600.0
 
 
-async def sweep(connection: AsyncConnection, policy: LeasePolicy, turn: Turn) -> dict[str, Any]:
-    """Expire overdue leases, unless there are so many that the service itself was probably away; return the counts."""
+async def sweep(
+    connection: AsyncConnection,
+    policy: LeasePolicy,
+    turn: Turn,
+    callers: PresencePolicy = PresencePolicy(),  # noqa: B008 - it cannot be changed
+) -> dict[str, Any]:
+    """Expire overdue leases, unless the service itself was away, or probably was; return the counts."""
     # Leases of workers that ended while no sweep ran count too.
     since = _ENDED_WORKERS_SECONDS + turn.seconds_since_last
     live_count, expired_count = await attempts.count_leases(connection, policy.deadline_grace_seconds, since)
@@ -28,7 +35,8 @@ async def sweep(connection: AsyncConnection, policy: LeasePolicy, turn: Turn) ->
         seconds_since_last_sweep=turn.seconds_since_last,
         held_back_seconds=turn.held_back_seconds,
     )
-    reason = hold_back_reason(snapshot, SweepPolicy())
+    absence = absence_reason(await presence.read(connection), callers) if expired_count else None
+    reason = absence or hold_back_reason(snapshot, SweepPolicy(grace_seconds=callers.interval_seconds))
     if reason is not None:
         # Written with the turn: the next sweep, perhaps of another process, knows since when leases are spared.
         began_at = await now(connection) - timedelta(seconds=turn.held_back_seconds or 0.0)

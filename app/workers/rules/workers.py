@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from app.admin.rules.config import Conduct, RecoveryConfig
 from app.kernel.ids import WorkerId
+from app.kernel.presence import PresencePolicy
 from app.kernel.states import LIVE_STATES, WorkerState
 
 ENDED_STATES = frozenset(WorkerState) - LIVE_STATES
@@ -53,6 +54,17 @@ class HealthPolicy:
     heartbeat_interval_seconds: float = 5.0
     lost_after_seconds: float = 15.0
     start_within_seconds: float = 30.0
+
+    @property
+    def presence(self) -> PresencePolicy:
+        """By which absences of the API workers may be silent that are well."""
+        spare_seconds = (self.lost_after_seconds - self.heartbeat_interval_seconds) / 2
+        return PresencePolicy(
+            # A short absence costs nobody more than its length; leases last 15 s, whatever the silence may.
+            away_after_seconds=min(5.0, max(1.5, spare_seconds)),
+            interval_seconds=self.heartbeat_interval_seconds,
+            give_up_after_seconds=max(60.0, 2 * self.lost_after_seconds),
+        )
 
 
 def health_policy(
@@ -135,5 +147,6 @@ def should_hold_back(
         return False
     if held_back_seconds is not None:
         return held_back_seconds <= policy.heartbeat_interval_seconds
-    # A sweep that was away for 10 s slept or stalled with everything around it, heartbeats included.
-    return seconds_since_last_sweep > 10 or (overdue_count >= 2 and overdue_count * 2 > live_count)
+    # A sweep that was away for so long slept or stalled with everything around it, heartbeats included.
+    away_seconds = policy.lost_after_seconds - policy.heartbeat_interval_seconds
+    return seconds_since_last_sweep > away_seconds or (overdue_count >= 2 and overdue_count * 2 > live_count)

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.admin.service import audit
 from app.admin.service.access import UNKNOWN, create_worker_key
 from app.admin.store import keys
-from app.db import hot_path, notify
+from app.db import hot_path, notify, presence
 from app.db.batching import Coalescer
 from app.db.database import Database, is_locked, limit_lock_waits, now
 from app.db.duties import Turn
@@ -22,6 +22,7 @@ from app.db.uuids import time_ordered_uuid
 from app.kernel.errors import SUPERSEDED, Locked, Unauthenticated, WorkerGone
 from app.kernel.events import WorkerEvent
 from app.kernel.ids import WorkerId
+from app.kernel.presence import absence_reason
 from app.kernel.states import LIVE_STATES, WorkerState
 from app.kernel.text import plural
 from app.llm.store import permits
@@ -161,6 +162,11 @@ class Heartbeats:
                 await asyncio.sleep(pause)
         raise Locked
 
+    @property
+    def stalled_seconds(self) -> float:
+        """For how long heartbeats arrive but none could be written."""
+        return self._beats.stalled_seconds
+
     async def stop(self) -> None:
         """Write the heartbeats that have arrived."""
         await self._beats.close()
@@ -260,7 +266,8 @@ async def sweep(connection: AsyncConnection, policy: HealthPolicy, turn: Turn) -
     live_workers = await workers.liveness(connection)
     late = [(worker, verdict) for worker in live_workers if (verdict := overdue(worker, policy, moment)) is not None]
     held_seconds = turn.held_back_seconds
-    if should_hold_back(
+    absence = absence_reason(await presence.read(connection), policy.presence) if late else None
+    if absence is not None or should_hold_back(
         len(late),
         len(live_workers),
         policy,
@@ -273,6 +280,7 @@ async def sweep(connection: AsyncConnection, policy: HealthPolicy, turn: Turn) -
             "held_back_since": since.isoformat(),
             "overdue": len(late),
             "live": len(live_workers),
+            **({"reason": absence} if absence else {}),
         }
     if late:
         # The rows of all live workers are locked here, which heartbeats pass over, but not for long.

@@ -1,4 +1,4 @@
-"""Tables of workers, replacements, hosts, keys, and the turns of background duties."""
+"""Tables of workers, replacements, hosts, keys, processes of the API, and the turns of background duties."""
 
 from sqlalchemy import (
     BigInteger,
@@ -131,6 +131,17 @@ keys = Table(
     # Tells whether there is any namespace but `default`, at each look at a key.
     Index("keys_namespace", "namespace", postgresql_where=text("namespace <> 'default'")),
     Index("keys_changed", text("greatest(revoked_at, rotated_at)")),
+)
+
+api_processes = Table(
+    "api_processes",
+    metadata,
+    Column("id", UUID, primary_key=True),
+    moment("began_at", nullable=False),
+    moment("present_since", nullable=False, comment="without an absence"),
+    moment("seen_at", nullable=False),
+    Column("backend", Integer, nullable=False, comment="pid of its last session at the server"),
+    postgresql_with={"fillfactor": "50"},
 )
 
 # A background duty is leased like a task: whoever locks its row does the turn.

@@ -234,6 +234,8 @@ def _told(name: str) -> Observe:
 async def _silent_for_a_minute(service: Service, database: Database) -> Any:
     worker = await service.worker()
     await execute(database, "UPDATE workers SET last_seen_at = last_seen_at - interval '1 min'")
+    # The service, in contrast, has been there for long.
+    await execute(database, "UPDATE api_processes SET present_since = present_since - interval '1 h'")
     turn = Turn(duty="sweep workers", seconds_since_last=1.0, held_back=False)
     async with database.transaction() as connection:
         await workers.sweep(connection, service.app.state.services[HealthPolicy], turn)

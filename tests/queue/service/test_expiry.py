@@ -6,7 +6,9 @@ import pytest
 
 from app.db import duties
 from app.db.database import Database
+from app.db.duties import Turn
 from app.kernel.agents import AgentType
+from app.kernel.presence import PresencePolicy
 from app.queue.broker.broker import Broker, LeaseCall
 from app.queue.rules.tasks import LeasePolicy, RetryPolicy
 from app.queue.service import dead_letters, expiry
@@ -54,6 +56,32 @@ async def test_an_unacknowledged_lease_expires_early(database: Database) -> None
     task = await everything(database, lease.task_id)
     assert task["state"] == "pending"
     assert "not acknowledged" in task["error"]["message"]
+
+
+async def test_the_only_lease_is_left_alone_while_it_cannot_be_renewed(database: Database) -> None:
+    _, lease = await holding(database)
+    await _expire(database)
+    note = "INSERT INTO api_processes (id, began_at, present_since, seen_at, backend) VALUES ($1, $2, $2, $2, 0)"
+    away_since = await value(database, "SELECT now() - interval '17 s'")
+    await execute(database, note, lease.task_id, away_since)
+    result = await _sweep(database)
+    assert (result["held_back"], result["reason"]) == (True, "the API has been away for 17 s")
+    assert (await everything(database, lease.task_id))["state"] == "executing"
+    await execute(database, "UPDATE api_processes SET seen_at = now()")
+    assert (await _sweep(database))["taken_back"] == 1
+
+
+@pytest.mark.parametrize(("interval", "held"), [(5.0, False), (20.0, True)])
+async def test_many_leases_are_held_back_for_an_interval_between_heartbeats(
+    database: Database, interval: float, held: bool
+) -> None:
+    for _ in range(4):
+        await holding(database)
+    await _expire(database)
+    mine = Turn(duty="test", seconds_since_last=1.0, held_back=True, held_back_seconds=10.0)
+    async with database.transaction() as connection:
+        result = await expiry.sweep(connection, _POLICY, mine, PresencePolicy(interval_seconds=interval))
+    assert bool(result.get("held_back")) is held
 
 
 async def test_leases_that_nobody_acknowledges_are_counted_and_bounded_apart(database: Database) -> None:

@@ -74,3 +74,10 @@ def test_over_half_at_once_or_a_pause_of_ours_waits_for_one_heartbeat_of_everybo
 ) -> None:
     found = should_hold_back(late, live, HealthPolicy(), seconds_since_last_sweep=pause, held_back_seconds=held)
     assert found is holds
+
+
+def test_how_long_a_sweep_may_be_away_goes_by_the_interval_and_the_silence() -> None:
+    policy = HealthPolicy(heartbeat_interval_seconds=1, lost_after_seconds=4)
+    for pause, holds in ((2.5, False), (3.5, True)):
+        answer = should_hold_back(1, 9, policy, seconds_since_last_sweep=pause, held_back_seconds=None)
+        assert answer is holds

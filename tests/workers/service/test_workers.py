@@ -289,6 +289,42 @@ async def test_most_silent_at_once_have_until_their_next_heartbeat(database: Dat
     assert await _take_turn(database) == {"lost": 1}, "one alone is not held back"
 
 
+_API_PROCESS = """
+INSERT INTO api_processes (id, began_at, present_since, seen_at, backend)
+SELECT gen_random_uuid(), now() - interval '1 h', now() - make_interval(secs => $1), now() - make_interval(secs => $2),
+       CASE WHEN $3 THEN pg_backend_pid() ELSE 0 END
+"""
+
+
+async def test_one_that_could_not_reach_the_api_is_not_lost(database: Database) -> None:
+    """It is alone, and the loops were there all the time: only the API knows that it was away."""
+    worker = await ready_worker(database)
+    await _silent_for(database, 17, worker)
+    await execute(database, _API_PROCESS, 3600.0, 17.0, True)
+    result = await _take_turn(database)
+    assert (result["held_back"], result["reason"]) == (True, "the API has been away for 17 s")
+    await execute(database, "UPDATE api_processes SET seen_at = now(), present_since = now() - interval '5 s'")
+    assert (await _take_turn(database))["held_back"], "it beats every five seconds"
+    await execute(database, "UPDATE api_processes SET seen_at = now(), present_since = now() - interval '7 s'")
+    await execute(database, "UPDATE loop_ticks SET held_back = false")
+    assert await _take_turn(database) == {"lost": 1}
+
+
+@pytest.mark.parametrize(("exists", "lost"), [(True, 0), (False, 1)])
+async def test_of_several_processes_of_the_api_one_that_is_paused_is_waited_for(
+    database: Database, exists: bool, lost: int
+) -> None:
+    worker = await ready_worker(database)
+    await _silent_for(database, 17, worker)
+    async with database.transaction() as connection:
+        # The session of a process that exists goes on for as long as this one.
+        await connection.exec_driver_sql(_API_PROCESS, (3600.0, 17.0, exists))
+        await connection.exec_driver_sql(_API_PROCESS, (3600.0, 0.0, True))
+        result = await workers.sweep(connection, HealthPolicy(), turn())
+    assert result.get("lost", 0) == lost
+    assert bool(result.get("held_back")) is exists
+
+
 async def test_a_guard_that_was_for_nothing_is_over(database: Database, heartbeats: Heartbeats) -> None:
     pool = [await ready_worker(database) for _ in range(2)]
     await _take_turn(database)
