@@ -54,6 +54,7 @@ class Client:
         cpu_percent: float,
         memory_mb: float,
         errors: Sequence[JsonObject],
+        not_ready_reason: str | None,
         assignment: str | None,
         timeout: float,
     ) -> tuple[tuple[Directive, ...], Assignment | None]:
@@ -68,6 +69,8 @@ class Client:
         # A control plane that never sent an assignment may be too old to accept this member.
         if assignment is not None:
             body["assignment"] = assignment
+        if not_ready_reason is not None:
+            body["not_ready_reason"] = not_ready_reason
         answer = self._post(f"/workers/{self._registration.worker_id}/heartbeat", body, timeout)
         try:
             return read_directives(answer or {}), read_assignment(answer or {})

@@ -41,7 +41,10 @@ _FOUND_BY_DAEMON = frozenset({"memory_limit", "result_too_large", "invalid_resul
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonSettings:
-    """Settings of one daemon; `profile` is the body of its registration."""
+    """Settings of one daemon; `profile` is the body of its registration.
+
+    `not_ready_reason` says why it cannot work, which is then all that it does: report that.
+    """
 
     url: str
     trust: Trust = SYSTEM_TRUST
@@ -49,6 +52,7 @@ class DaemonSettings:
     profile: JsonObject
     is_launched: bool  # by somebody who also starts the next one
     handlers: Mapping[str, Handler]
+    not_ready_reason: str | None = None
     limits: ResourceLimits
     confinement: Confinement
     protections: tuple[Protection, ...]
@@ -157,6 +161,7 @@ class Daemon:
             state=machine.wire_state,
             lease=None if machine.lease is None else machine.lease.ref,
             handler_pid=None if self._handler_run is None else self._handler_run.pid,
+            not_ready_reason=self._settings.not_ready_reason,
             assignment=None if machine.assignment is None else machine.assignment.version,
         )
 

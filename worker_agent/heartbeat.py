@@ -31,6 +31,7 @@ class DaemonStatus:
     state: WorkerState = "ready"
     lease: LeaseRef | None = None
     handler_pid: int | None = None
+    not_ready_reason: str | None = None
     assignment: str | None = None
 
 
@@ -122,6 +123,7 @@ class HeartbeatSender:
                 cpu_percent=cpu_percent,
                 memory_mb=memory_mb,
                 errors=errors,
+                not_ready_reason=status.not_ready_reason,
                 assignment=status.assignment,
                 timeout=max(1.0, min(registration.heartbeat_interval_seconds, _MAX_ANSWER_SECONDS)),
             )

@@ -22,6 +22,7 @@ from worker_agent.handlers import Handler, collect_handlers, parse_handler
 from worker_agent.llm.settings import read_settings
 from worker_agent.probing import Probe, UnusableHandler, probe
 from worker_agent.protections import as_json, as_text, determine
+from worker_agent.storable_text import storable_message
 from worker_agent.wire import AGENT_TYPES, JsonObject
 
 _EPILOG = """\
@@ -150,18 +151,27 @@ def _settings(options: argparse.Namespace, environment: Mapping[str, str]) -> Da
     trust = _trust(options, environment)
     url, pool_key = _url(options, environment, trust), _pool_key(options, environment)
     limits = _limits(options)
-    agent_types = _capabilities(options.capabilities)
-    handlers, outcome = _handlers(options, agent_types, environment)
+    agent_types, not_ready_reason = _capabilities(options.capabilities), None
+    try:
+        handlers, outcome = _handlers(options, agent_types, environment)
+    except UnusableHandler as error:
+        if options.launched_as is None:
+            raise
+        # Nobody reads what a launched worker prints, so it registers and reports why it cannot work.
+        not_ready_reason = storable_message(f"the handlers cannot be used: {error}")
+        handlers, outcome = {}, Probe(confinement=read_rules(options, environment), refusals={}, attempts={})
+    capabilities = sorted(handlers, key=AGENT_TYPES.index) or agent_types or list(AGENT_TYPES)
     return DaemonSettings(
         url=url,
         trust=trust,
         pool_key=pool_key,
-        profile=_profile(options, limits, sorted(handlers, key=AGENT_TYPES.index)),
+        profile=_profile(options, limits, capabilities),
         is_launched=options.launched_as is not None,
         handlers=handlers,
         limits=limits,
+        not_ready_reason=not_ready_reason,
         confinement=outcome.confinement,
-        protections=determine(outcome),
+        protections=() if not_ready_reason else determine(outcome),
         grace_seconds=max(0.0, options.grace),
         language_model=read_settings(environment),
     )
@@ -226,7 +236,7 @@ def _handlers(
     handlers, outcome = collect_handlers(explicit, options.handlers, read_rules(options, environment, programs))
     unserved_types = [agent_type for agent_type in agent_types or [] if agent_type not in handlers]
     if unserved_types or not handlers:
-        raise ValueError(
+        raise UnusableHandler(
             f"no handler for {', '.join(unserved_types) or 'any agent type'}: give --handler or --handlers"
         )
     return {agent_type: handlers[agent_type] for agent_type in agent_types or handlers}, outcome

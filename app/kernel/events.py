@@ -51,8 +51,10 @@ class GoalEvent(StrEnum):
 
 
 class WorkerEvent(StrEnum):
-    """The end of a worker by the hand of somebody, about no task and no goal."""
+    """A worker that cannot work, or whom somebody has ended; about no task and no goal."""
 
+    # Its first health report has not passed, and says why.
+    NOT_READY = "worker.not_ready"
     # Another one registered under its name.
     SUPERSEDED = "worker.superseded"
     EVICTED = "worker.evicted"

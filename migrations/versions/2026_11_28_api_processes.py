@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "2026_11_28_api_processes"
-down_revision = "2026_11_28_returns"
+down_revision = "2026_11_28_llm_budgets"
 branch_labels = None
 depends_on = None
 

@@ -107,15 +107,15 @@ class Service:
             assert done.status_code == 200, done.text
             await http.post(f"{path}/goodbye", json={"reason": "done"}, headers=own)
 
-    async def register(self, name: str, labels: Sequence[str] = ()) -> Json:
-        """A worker that is ready, and does nothing."""
+    async def register(self, name: str, labels: Sequence[str] = (), **report: Json | str) -> Json:
+        """A worker that does nothing; it is ready, unless its health report says otherwise."""
         async with httpx.AsyncClient(base_url=self.url, trust_env=False) as http:
             me: Json = {"name": name, "host": "test", "pid": 1, "memory_gb": 1, "cpu_cores": 1}
             me |= {"capabilities": ["ranking"], "labels": dict(label.split(":") for label in labels)}
             key = {"Authorization": f"Bearer {self.keys[Role.POOL]}"}
             worker: Json = (await http.post("/workers", json=me, headers=key)).json()
             own = {"Authorization": f"Bearer {worker['key']}"}
-            await http.post(f"/workers/{worker['worker_id']}/heartbeat", json={"state": "ready"}, headers=own)
+            await http.post(f"/workers/{worker['worker_id']}/heartbeat", json={"state": "ready"} | report, headers=own)
         return worker
 
 

@@ -16,8 +16,12 @@ _PAUSE_SECONDS = 6
 
 
 async def test_nobody_is_lost_while_the_api_is_paused(tmp_path: Path) -> None:
-    settings = {"HEARTBEAT_INTERVAL": "1", "LOST_AFTER": "3", "LEASE": "4"}
-    up = Up(tmp_path / "state", **{f"CONVENER_{name}_SECONDS": value for name, value in settings.items()})
+    up = Up(
+        tmp_path / "state",
+        CONVENER_HEARTBEAT_INTERVAL_SECONDS="1",
+        CONVENER_LOST_AFTER_SECONDS="3",
+        CONVENER_LEASE_SECONDS="4",
+    )
     try:
         await up.start("--mode", "production", "--min-workers", "1", "--max-workers", "1")
         await _until(up, "/workers", 1, "ready")

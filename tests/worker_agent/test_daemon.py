@@ -54,6 +54,16 @@ def test_the_whole_day_of_a_worker(plane: FakeControlPlane, url: str, start_work
     assert "verysecret" not in worker.log.read_text()
 
 
+def test_a_launched_worker_without_usable_handlers_reports_why(
+    plane: FakeControlPlane, url: str, start_worker: StartWorker
+) -> None:
+    worker = start_worker(url, "--launched-as", "test", "--handlers", "no_such_module")
+    reports = plane.wait_for("heartbeat", 2)
+    assert all("No module named 'no_such_module'" in report.body["not_ready_reason"] for report in reports)
+    worker.signal()
+    assert worker.exit_code() == 0
+
+
 def test_heartbeats_tell_state_lease_and_load(
     plane: FakeControlPlane, url: str, start_worker: StartWorker, tmp_path: Path
 ) -> None:
@@ -113,7 +123,7 @@ def test_a_cancelled_task_is_killed_and_not_reported(
 
 def test_a_refused_progress_ends_the_task(plane: FakeControlPlane, url: str, start_worker: StartWorker) -> None:
     task = plane.submit({"do": "advance_and_linger"})
-    plane.script["progress"].append(problem(409, "lease_expired"))
+    plane.script["progress"].append(problem(409, "lease_superseded"))
     start_worker(url)
     plane.wait_for("progress")
     plane.submit({"do": "echo"})

@@ -51,6 +51,16 @@ def test_the_environment_is_enough() -> None:
     assert "verysecret" not in repr(settings)
 
 
+def test_a_launched_worker_without_usable_handlers_begins_in_order_to_say_so(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = read("--handlers", "no_such_module", "--launched-as=me")
+    assert "no_such_module" in str(settings.not_ready_reason)
+    assert (settings.handlers, settings.profile["capabilities"]) == ({}, list(AGENT_TYPES))
+    assert read("--launched-as=me").not_ready_reason
+    assert "no_such_module" in refused(capsys, "--handlers", "no_such_module")
+
+
 def test_secrets_may_come_through_a_pipe_which_wins_and_is_closed() -> None:
     reading, writing = os.pipe()
     os.write(writing, b'{"CONVENER_KEY": "cvn_launch_key", "CONVENER_LLM_KEY": "of the model"}')

@@ -155,6 +155,9 @@ def _pool(snapshot: Snapshot, policy: CheckPolicy) -> Iterator[Finding]:
     if grade >= Grade.DEGRADED:
         message = f"{_workers(pool.failed)} lost, or never up, in the last five minutes; {pool.total:,} are live now"
         yield Finding(code="workers_lost", level=level_of(grade), message=message)
+    if pool.not_ready:
+        message = f"{_workers(pool.not_ready)} starting and cannot work yet, such as {pool.not_ready_example}"
+        yield degraded("workers_not_ready", message)
     if pool.silent:
         yield note("workers_silent", f"{_workers(pool.silent)} missing heartbeats, and about to be given up")
 

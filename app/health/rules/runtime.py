@@ -19,7 +19,8 @@ class PoolCounts:
     """Live workers by state, each counted once, and those that ended badly of late.
 
     `idle` are ready without a task, `busy` ready with one, `draining` about to leave; `silent` are those of any state
-    that have missed three heartbeats. `failed` were lost, or never came up, within the last five minutes.
+    that have missed three heartbeats. Of the starting ones `not_ready` say why they cannot work, for example as
+    `not_ready_example`. `failed` were lost, or never came up, within the last five minutes.
     `assigned_workers` says how many are to prefer an agent type, `able_workers` how many can run it.
     """
 
@@ -28,6 +29,8 @@ class PoolCounts:
     busy: int = 0
     draining: int = 0
     silent: int = 0
+    not_ready: int = 0
+    not_ready_example: str | None = None
     failed: int = 0
     assigned_workers: Mapping[AgentType, int]
     able_workers: Mapping[AgentType, int]

@@ -16,16 +16,19 @@ _HURRY = text("SELECT set_config('statement_timeout', :limit, true)")
 # SQLSTATE query_canceled, by which PostgreSQL ends a statement at its timeout.
 _CANCELED = "57014"
 
-# A starting worker has never been seen (`last_seen_at` is null), so it does not count as silent.
+# A starting worker has passed no health report, so it is not healthy, and cannot fall silent.
 _POOL = text(f"""
 SELECT count(*) FILTER (WHERE state = 'starting') AS starting,
        count(*) FILTER (WHERE state = 'ready' AND held IS NULL) AS idle,
        count(*) FILTER (WHERE state = 'ready' AND held IS NOT NULL) AS busy,
        count(*) FILTER (WHERE state = 'draining') AS draining,
-       count(*) FILTER (WHERE last_seen_at <= now() - make_interval(secs => :silent)) AS silent,
+       count(*) FILTER (WHERE not_ready_reason IS NOT NULL) AS not_ready,
+       min(name || ': ' || not_ready_reason) AS not_ready_example,
+       count(*) FILTER (WHERE state <> 'starting' AND last_seen_at <= now() - make_interval(secs => :silent)) AS silent,
        (SELECT count(*) FROM workers WHERE state IN ('lost', 'failed')
           AND ended_at > now() - CAST(:lately AS interval)) AS failed
-FROM (SELECT w.state, held.id AS held, w.last_seen_at FROM workers w {lease_ledger.last_and_held("w.id")}
+FROM (SELECT w.state, held.id AS held, w.last_seen_at, w.name, w.not_ready_reason
+      FROM workers w {lease_ledger.last_and_held("w.id")}
       WHERE w.{LIVE}) live
 """)
 
@@ -33,7 +36,7 @@ FROM (SELECT w.state, held.id AS held, w.last_seen_at FROM workers w {lease_ledg
 _BY_AGENT = text("""
 SELECT agent_type, count(*) AS able, count(*) FILTER (WHERE agent_type = w.assigned_agent) AS assigned
 FROM workers w CROSS JOIN LATERAL unnest(w.capabilities) AS capability (agent_type)
-WHERE w.state IN ('starting', 'ready') GROUP BY 1
+WHERE w.state IN ('starting', 'ready') AND w.not_ready_reason IS NULL GROUP BY 1
 """)
 
 _TURNS = text("""

@@ -281,7 +281,7 @@ class Broker:
             elif outcome.worker_state == WorkerState.DRAINING:
                 waiter.is_draining = True
             elif outcome.worker_state != WorkerState.READY:
-                raise _refusal(outcome.worker_state)
+                raise _refusal(outcome.worker_state, outcome.not_ready_reason)
         except ConvenerError as error:
             self._settle(waiter, error)
 
@@ -322,9 +322,10 @@ class Broker:
             waiter.answer.set_result(outcome)
 
 
-def _refusal(state: str | None) -> ConvenerError:
+def _refusal(state: str | None, not_ready_reason: str | None) -> ConvenerError:
     if state is None:
         return WorkerNotFound()
     if state == WorkerState.STARTING:
-        return WorkerNotReady()
+        detail = f"the worker's health report has not passed: {not_ready_reason}" if not_ready_reason else None
+        return WorkerNotReady(detail, reason=not_ready_reason)
     return WorkerGone(f"this worker is {state}", reason=state)

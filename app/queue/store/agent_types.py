@@ -22,7 +22,7 @@ _READ_PAUSES = text("SELECT agent_type, reason, paused_by, paused_at FROM pauses
 _SERVED = text("""
 SELECT DISTINCT served.agent_type FROM workers w
 LEFT JOIN LATERAL unnest(w.capabilities) AS served (agent_type) ON true
-WHERE w.state IN ('starting', 'ready')
+WHERE w.state IN ('starting', 'ready') AND w.not_ready_reason IS NULL
 """)
 
 

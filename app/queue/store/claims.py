@@ -63,6 +63,7 @@ class ClaimOutcome:
     """Result of one request: a lease, or the state of the worker that explains why there is none."""
 
     worker_state: str | None
+    not_ready_reason: str | None
     holds_another: bool
     is_repeat: bool
     assigned_agent: AgentType | None
@@ -88,7 +89,7 @@ _LEASE_COLUMNS = """t.id AS task_id, t.token, t.failures + 1 AS attempt, t.agent
 _CLAIM = f"""
 WITH request AS MATERIALIZED (
     SELECT r.*, CASE WHEN w.ended_reason LIKE 'superseded%' THEN 'superseded' ELSE w.state END AS worker_state,
-           w.assigned_agent, w.assigned_compute_seconds, coalesce(last.n, 0) AS leases_before,
+           w.not_ready_reason, w.assigned_agent, w.assigned_compute_seconds, coalesce(last.n, 0) AS leases_before,
            held.id IS NOT NULL AS holds_another,
            held.id IS NOT NULL AND last.request_id = r.request_id AS is_repeat
     FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::smallint[], $5::float8[], $6::boolean[])
@@ -145,7 +146,8 @@ WITH request AS MATERIALIZED (
     CROSS JOIN LATERAL (VALUES (1, '{TaskEvent.ASSIGNED}'), (2, '{TaskEvent.EXECUTING}')) AS event (step, kind)
     WHERE step = 1 OR state = 'executing' ORDER BY turn, step
 )
-SELECT request.worker_state, request.holds_another, request.is_repeat, request.assigned_agent, leased.*
+SELECT request.worker_state, request.not_ready_reason, request.holds_another, request.is_repeat, request.assigned_agent,
+       leased.*
 FROM request FULL JOIN leased USING (turn) ORDER BY request.turn
 """
 
@@ -207,6 +209,7 @@ async def claim(
     return [
         ClaimOutcome(
             worker_state=row["worker_state"],
+            not_ready_reason=row["not_ready_reason"],
             holds_another=row["holds_another"],
             is_repeat=bool(row["is_repeat"]),
             assigned_agent=AgentType(row["assigned_agent"]) if row["assigned_agent"] else None,

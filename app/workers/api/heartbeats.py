@@ -59,6 +59,12 @@ class BeatIn(Body):
     )
     memory_mb: float | None = Field(None, ge=0, le=1024 * _MAX_AMOUNT, description="MiB that are resident now")
     errors: list[LocalError] = Field(default_factory=list, max_length=50)
+    not_ready_reason: Sentence | None = Field(
+        None,
+        min_length=1,
+        description="why it cannot work yet, by its own check, such as handlers that do not load: a starting worker "
+        "stays so until a report without one; of a worker that was ready before it is ignored",
+    )
     assignment: Word | None = Field(None, description="version of the assignment that the worker goes by")
 
 
@@ -91,6 +97,7 @@ class BeatOut(BaseModel):
 
     worker_id: UUID
     state: str
+    not_ready_reason: str | None = Field(description="why this report has not passed, so that it gets no lease")
     directives: list[DirectiveOut]
     lease_expires_at: Moment | None
     degradation: AdviceOut | None = Field(description="what to keep to while resources are short; null: as usual")
@@ -105,7 +112,11 @@ class BeatOut(BaseModel):
     responses=responses_for(WorkerGone, WorkerNotFound),
 )
 async def heartbeat(worker_id: UUID, call: BeatIn, principal: Caller, services: ServicesDep) -> Response:
-    """Renews the lease it names; the answer may carry directives, and a new assignment until the worker names it."""
+    """Renews the lease it names; the answer may carry directives, and a new assignment until the worker names it.
+
+    The first one that passes makes a worker ready. It does not where the worker itself says why it cannot work, or
+    reports more memory or processor time than it has; one that never passes has failed after 30 s, for this reason.
+    """
     must_be(principal, WorkerId(worker_id))
     beat = Heartbeat(
         worker_id=WorkerId(worker_id),
@@ -115,6 +126,7 @@ async def heartbeat(worker_id: UUID, call: BeatIn, principal: Caller, services: 
         cpu_percent=call.cpu_percent,
         memory_mb=call.memory_mb,
         errors=json.dumps([error.model_dump(mode="json") for error in call.errors]) if call.errors else None,
+        not_ready_reason=call.not_ready_reason,
     )
     reply = await services[Heartbeats].report(beat)
     services[SignsOfLife].note_heartbeat(beat.worker_id)
@@ -122,6 +134,7 @@ async def heartbeat(worker_id: UUID, call: BeatIn, principal: Caller, services: 
     fields = {
         "worker_id": worker_id,
         "state": reply.state.value,
+        "not_ready_reason": reply.not_ready_reason,
         "lease_expires_at": reply.lease_expires_at,
         "assignment": _assignment(reply, limits, call.assignment),
     }

@@ -88,6 +88,7 @@ class WorkerOut(BaseModel):
     assigned_memory_gb: float | None = Field(description="that a task may use; null: not decided")
     assigned_cpu_cores: float | None = Field(description="that a task may use; null: not decided")
     assigned_compute_seconds: float | None = Field(description="for a usual task of that agent; null: not decided")
+    not_ready_reason: str | None = Field(description="why its last health report has not passed, while it is starting")
     task_id: UUID | None
     cpu_percent: float | None
     memory_mb: float | None

@@ -30,6 +30,8 @@ def ls(
     output.present({"items": items, "next": None}, fmt, lambda: _listing(items, now))
     if fmt is Format.TABLE:
         newest = sorted(items, key=lambda worker: str(worker["ended_at"] or ""), reverse=True)
+        for line in [f"{w['name']} is not ready: {w['not_ready_reason']}" for w in items if w["not_ready_reason"]]:
+            output.note(output.plain(line))
         for line in unique_lines(newest)[:_SHOWN_DEATHS]:
             output.note(line)
 
@@ -82,6 +84,7 @@ def details(worker: Json, now: datetime) -> Table:
             ("Worker", worker["worker_id"]),
             ("Name", f"{worker['name']}, incarnation {worker['incarnation']}"),
             ("State", output.state(worker["state"])),
+            ("Not ready", worker["not_ready_reason"]),
             ("Told to", _directive(worker)),
             ("Runs", ", ".join(worker["capabilities"])),
             ("Assigned", worker["assigned_agent"]),

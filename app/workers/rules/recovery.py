@@ -25,12 +25,16 @@ class RecoveryPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotRecord:
-    """A slot of the managed pool: young deaths within the window, and whether its present worker is past that age."""
+    """A slot of the managed pool: young deaths within the window, and whether its present worker is past that age.
+
+    `last_reason` is that of the last death.
+    """
 
     host: str
     slot: int
     young_deaths: int
     is_steady: bool
+    last_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +106,8 @@ def _reason(failing: Sequence[SlotRecord], snapshot: RecoverySnapshot, policy: R
             f"workers of {plural(len(failing), 'place')} in the pool keep dying young: {deaths:,} in the last "
             f"{policy.window_seconds / 60:.0f} min"
         )
+        if reason := next((record.last_reason for record in failing if record.last_reason), None):
+            parts[-1] += f" ({reason})"
     if overdue:
         workers = plural(overdue, "lost worker has", "lost workers have")
         parts.append(f"{workers} not been replaced within {policy.replace_within_seconds:.0f} s")

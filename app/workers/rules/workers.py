@@ -85,6 +85,7 @@ class Liveness:
     """State of a live worker: `since` its launch or request, the time of its last heartbeat, and what it was told.
 
     `lost_after_seconds` are those of its registration; None: of an earlier version, or not registered.
+    `not_ready_reason` says why the last report of a starting one has not passed.
     """
 
     worker_id: WorkerId
@@ -92,13 +93,16 @@ class Liveness:
     since: datetime
     last_seen_at: datetime | None
     lost_after_seconds: float | None = None
+    not_ready_reason: str | None = None
 
 
 def overdue(worker: Liveness, policy: HealthPolicy, now: datetime) -> tuple[WorkerState, str] | None:
     """The final state of a silent worker and the reason; None while it is well."""
     if worker.state is WorkerState.STARTING:
         if now - worker.since > timedelta(seconds=policy.start_within_seconds):
-            return WorkerState.FAILED, f"no first heartbeat within {policy.start_within_seconds:.0f} s"
+            within = f"within {policy.start_within_seconds:.0f} s"
+            reason = worker.not_ready_reason
+            return WorkerState.FAILED, f"not ready {within}: {reason}" if reason else f"no first heartbeat {within}"
         return None
     silence = (now - (worker.last_seen_at or worker.since)).total_seconds()
     # Nobody is held to less than what it was told when it registered.

@@ -16,8 +16,7 @@ from app.kernel.errors import DatabaseUnavailable
 from app.kernel.ids import WorkerId
 from app.queue.broker.broker import Broker
 from app.workers.rules.workers import HealthPolicy
-from app.workers.store import workers
-from app.workers.store.workers import Sign
+from app.workers.store.signs_of_life import Sign, store_signs
 
 # Workers that have not called for so long are forgotten, as far as they have not ended before.
 _FORGET_SECONDS = 600.0
@@ -80,7 +79,7 @@ class SignsOfLife(CallListener):
         if not signs:
             return
         async with self._database.transaction() as connection:
-            stored = await workers.store_signs(connection, signs)
+            stored = await store_signs(connection, signs)
         # After the answer, so that nothing counts as stored before it was: a later time in the row is a heartbeat.
         answered_at = self._clock()
         for sign in signs:

@@ -136,6 +136,10 @@ class Heartbeats:
     async def report(self, beat: Heartbeat) -> HeartbeatReply:
         """Record a heartbeat and renew the lease it names. Raises WorkerGone, WorkerNotFound, Locked."""
         reply = await self._until_unlocked(beat)
+        if reply.is_first_failure:
+            async with self._database.transaction() as connection:
+                detail = {"reason": reply.not_ready_reason}
+                await events.append_system(connection, WorkerEvent.NOT_READY, detail, beat.worker_id)
         # From its next lease on the broker prefers tasks of the assigned type.
         self._preferences.record(beat.worker_id, reply.assignment.agent)
         return reply

@@ -43,6 +43,7 @@ _SLOTS = text(f"""
 SELECT host, slot,
        count(*) FILTER (WHERE ended_at - requested_at < make_interval(secs => :young)
                           AND state IN ('lost', 'failed')) AS young_deaths,
+       (array_agg(ended_reason ORDER BY ended_at DESC) FILTER (WHERE state IN ('lost', 'failed')))[1] AS last_reason,
        coalesce(bool_or(ended_at IS NULL AND first_beat_at < now() - make_interval(secs => :young)), false) AS is_steady
 FROM (
     SELECT w.* FROM workers w WHERE w.{LIVE}

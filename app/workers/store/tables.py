@@ -48,6 +48,7 @@ workers = Table(
     Column("cpu_percent", Float),
     Column("memory_mb", Float),
     Column("recent_errors", JSONB),
+    Column("not_ready_reason", Text, comment="why its last report has not passed, while it is starting"),
     Column("assigned_agent", Text, comment="what it is to prefer"),
     Column("assigned_memory_gb", Float),
     Column("assigned_cpu_cores", Float),

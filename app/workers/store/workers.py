@@ -52,7 +52,10 @@ class Registration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heartbeat:
-    """One heartbeat with the lease that the worker believes it holds, if any; `errors` is JSON text."""
+    """One heartbeat with the lease that the worker believes it holds, if any; `errors` is JSON text.
+
+    `not_ready_reason` is why it cannot work yet, by its own check.
+    """
 
     worker_id: WorkerId
     draining: bool
@@ -61,13 +64,19 @@ class Heartbeat:
     cpu_percent: float | None
     memory_mb: float | None
     errors: str | None
+    not_ready_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeartbeatReply:
-    """State of a worker, and of the lease that its heartbeat named; None in `lease_state`: it holds no such lease."""
+    """State of a worker, and of the lease that its heartbeat named; None in `lease_state`: it holds no such lease.
+
+    `not_ready_reason` says why the report has not passed, and `is_first_failure` that none has failed before.
+    """
 
     state: WorkerState
+    not_ready_reason: str | None
+    is_first_failure: bool
     directive: str | None
     directive_reason: str | None
     lease_state: str | None
@@ -75,27 +84,6 @@ class HeartbeatReply:
     assignment: Assignment
     memory_gb: float | None
     cpu_cores: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sign:
-    """A sign of life of a worker `age` seconds ago, to be stored where none is of the last `unseen` seconds.
-
-    `is_waiting`: it is a call that waits for a task.
-    """
-
-    worker_id: WorkerId
-    age: float
-    unseen: float
-    is_waiting: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredSign:
-    """Seconds since the last sign of life that was stored of a worker before; None before its first heartbeat."""
-
-    silent_seconds: float | None
-    is_stored: bool
 
 
 # Registrations and requests of one name wait for each other, so that each finds the one before it.
@@ -129,6 +117,15 @@ WHERE id = :id AND state = 'starting' AND registered_at IS NULL
 RETURNING name, incarnation
 """)
 
+# Why the report of a starting worker does not pass: by its own word, or because its figures cannot be. Without a task
+# it needs some memory and a core itself, however little it offers to tasks.
+_NOT_READY_REASON = """coalesce(b.not_ready_reason, CASE
+    WHEN b.memory_mb > 1024 * greatest(w.memory_gb, 0.25)
+        THEN format('it reports %s MB of memory in use, and it registered with %s GB', round(b.memory_mb), w.memory_gb)
+    WHEN b.cpu_percent > 100 * (w.cpu_cores + 1)
+        THEN format('it reports %s %% of a core in use, and it registered with %s cores',
+                    round(b.cpu_percent), w.cpu_cores) END)"""
+
 # Workers before tasks, each in the order of ids: the lock order of everything that takes both. The materialized parts
 # lock first, as an UPDATE alone would lock in the order of its join. What somebody else has locked is skipped, so that
 # it does not hold up the others. A lease that is not acknowledged is not renewed, so that one whose answer was lost
@@ -136,18 +133,22 @@ RETURNING name, incarnation
 # nested loop: no planner knows the sizes of the steps.
 _HEARTBEATS = f"""
 WITH locked AS MATERIALIZED (
-    SELECT w.id, b.draining, b.task_id, b.token, b.cpu_percent, b.memory_mb, b.errors
-    FROM unnest($1::uuid[], $2::boolean[], $3::uuid[], $4::bigint[], $5::float8[], $6::float8[], $7::jsonb[])
-        AS b (worker_id, draining, task_id, token, cpu_percent, memory_mb, errors)
+    SELECT w.id, b.draining, b.task_id, b.token, b.cpu_percent, b.memory_mb, b.errors,
+           w.not_ready_reason AS former_reason, CASE WHEN w.state = 'starting' THEN {_NOT_READY_REASON} END AS reason
+    FROM unnest($1::uuid[], $2::boolean[], $3::uuid[], $4::bigint[], $5::float8[], $6::float8[], $7::jsonb[],
+                $8::text[])
+        AS b (worker_id, draining, task_id, token, cpu_percent, memory_mb, errors, not_ready_reason)
     JOIN workers w ON w.id = b.worker_id ORDER BY w.id FOR NO KEY UPDATE OF w SKIP LOCKED
 ), updated AS (
     UPDATE workers w
-    SET last_seen_at = now(), first_beat_at = coalesce(w.first_beat_at, now()),
+    SET last_seen_at = now(), not_ready_reason = b.reason,
+        first_beat_at = CASE WHEN b.reason IS NULL THEN coalesce(w.first_beat_at, now()) END,
         cpu_percent = b.cpu_percent, memory_mb = b.memory_mb, recent_errors = coalesce(b.errors, w.recent_errors),
         state = CASE WHEN b.draining OR w.directive IS NOT NULL THEN 'draining'
-                     WHEN w.state = 'starting' THEN 'ready' ELSE w.state END
+                     WHEN w.state = 'starting' AND b.reason IS NULL THEN 'ready' ELSE w.state END
     FROM locked b WHERE w.id = b.id AND w.{LIVE}
     RETURNING w.id, w.state, w.directive, w.directive_reason, w.memory_gb, w.cpu_cores, b.task_id, b.token,
+              w.not_ready_reason, w.not_ready_reason IS NOT NULL AND b.former_reason IS NULL AS is_first_failure,
               {ASSIGNED}
 ), held AS MATERIALIZED (
     SELECT t.id FROM updated b
@@ -155,34 +156,15 @@ WITH locked AS MATERIALIZED (
     ORDER BY t.id FOR NO KEY UPDATE OF t SKIP LOCKED
 ), renewed AS (
     UPDATE tasks t
-    SET lease_expires_at = CASE WHEN t.state = 'executing' THEN now() + make_interval(secs => $8::float8)
+    SET lease_expires_at = CASE WHEN t.state = 'executing' THEN now() + make_interval(secs => $9::float8)
                                 ELSE t.lease_expires_at END
     FROM held WHERE t.id = held.id
     RETURNING t.worker_id, t.state, t.lease_expires_at
 )
 SELECT updated.id AS worker_id, updated.state, directive, directive_reason, renewed.state AS lease_state,
-       lease_expires_at, memory_gb, cpu_cores, {ASSIGNED}
+       lease_expires_at, memory_gb, cpu_cores, not_ready_reason, is_first_failure, {ASSIGNED}
 FROM updated FULL JOIN renewed ON renewed.worker_id = updated.id
 """
-
-# What a heartbeat has locked is skipped: it is a later sign of life. Times only rise, whoever comes last.
-_SIGNS = text(f"""
-WITH sign AS MATERIALIZED (
-    SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:ages AS float8[]), CAST(:unseen AS float8[]))
-        AS s (worker_id, age, unseen)
-), locked AS MATERIALIZED (
-    SELECT w.id, sign.age FROM sign JOIN workers w ON w.id = sign.worker_id
-    WHERE w.state IN ('ready', 'draining') AND w.last_seen_at <= now() - make_interval(secs => sign.unseen)
-    ORDER BY w.id FOR NO KEY UPDATE OF w SKIP LOCKED
-), stored AS (
-    UPDATE workers w SET last_seen_at = greatest(w.last_seen_at, now() - make_interval(secs => locked.age))
-    FROM locked WHERE w.id = locked.id RETURNING w.id
-)
-SELECT w.id AS worker_id, extract(epoch FROM now() - w.last_seen_at)::float8 AS silent_seconds,
-       stored.id IS NOT NULL AS is_stored
-FROM sign JOIN workers w ON w.id = sign.worker_id LEFT JOIN stored ON stored.id = w.id
-WHERE w.{LIVE}
-""")
 
 _LOG_FILE = "w.handle ->> 'log' AS log_file"
 _READ = f"SELECT w.*, {_LOG_FILE}, held.id AS task_id FROM workers w {lease_ledger.last_and_held('w.id')}"
@@ -197,7 +179,8 @@ FROM workers w {lease_ledger.last_and_held("w.id")}
 _SHOWN_STATE = "CASE WHEN state = 'ready' AND task_id IS NOT NULL THEN 'busy' ELSE state END"
 
 _LIVENESS = text(f"""
-SELECT id AS worker_id, state, coalesce(launched_at, requested_at) AS since, last_seen_at, lost_after_seconds
+SELECT id AS worker_id, state, coalesce(launched_at, requested_at) AS since, last_seen_at, lost_after_seconds,
+       not_ready_reason
 FROM workers
 WHERE {LIVE} ORDER BY id FOR UPDATE SKIP LOCKED
 """)
@@ -258,6 +241,8 @@ async def record_heartbeats(
     return {
         row["worker_id"]: HeartbeatReply(
             state=WorkerState(row["state"]),
+            not_ready_reason=row["not_ready_reason"],
+            is_first_failure=row["is_first_failure"],
             directive=row["directive"],
             directive_reason=row["directive_reason"],
             lease_state=row["lease_state"],
@@ -267,15 +252,6 @@ async def record_heartbeats(
             cpu_cores=row["cpu_cores"],
         )
         for row in rows
-    }
-
-
-async def store_signs(connection: AsyncConnection, signs: Sequence[Sign]) -> dict[UUID, StoredSign]:
-    """Store signs of life of workers that are ready or drain; workers that have ended are left out of the result."""
-    values = {"ids": [s.worker_id for s in signs], "ages": [s.age for s in signs], "unseen": [s.unseen for s in signs]}
-    rows = (await connection.execute(_SIGNS, values)).mappings()
-    return {
-        row["worker_id"]: StoredSign(silent_seconds=row["silent_seconds"], is_stored=row["is_stored"]) for row in rows
     }
 
 

@@ -66,6 +66,7 @@ def test_an_empty_queue_has_no_bottleneck_and_no_age() -> None:
         ({"pool": pool(failed=2)}, "workers_lost", Level.DEGRADED),
         ({"pool": pool(failed=10)}, "workers_lost", Level.CRITICAL),
         ({"pool": pool(silent=1)}, "workers_silent", Level.NOTE),
+        ({"pool": pool(starting=1, not_ready=1, not_ready_example="w: no")}, "workers_not_ready", Level.DEGRADED),
         ({"queue": queue({_RANKING: {"pending": 1}}, oldest=600)}, "oldest_task", Level.DEGRADED),
         ({"queue": queue({_RANKING: {"pending": 1}}, oldest=1800)}, "oldest_task", Level.CRITICAL),
         ({"queue": queue(open_writers=[OPEN_WRITER])}, "results_delayed", Level.DEGRADED),

@@ -9,6 +9,7 @@ from app.db.database import Database
 from app.health.store import pool_counts
 from app.kernel.agents import AgentType
 from app.kernel.errors import DatabaseUnavailable
+from app.queue.store import agent_types
 from tests.support.factories import leased, ready_worker, submitted
 from tests.support.sql import execute
 
@@ -39,8 +40,20 @@ async def test_workers_are_counted_by_what_they_do(database: Database) -> None:
         result = await pool_counts.read_pool(connection, silent_seconds=15, lately=_LATELY)
     assert (result.starting, result.idle, result.busy, result.draining) == (1, 2, 1, 1)
     assert (result.silent, result.failed, result.total, result.healthy) == (1, 2, 5, 3)
+    assert (result.not_ready, result.not_ready_example) == (0, None)
     assert result.able_workers == dict.fromkeys(AgentType, 3)
     assert {agent: count for agent, count in result.assigned_workers.items() if count} == {AgentType.RANKING: 1}
+
+
+async def test_those_that_cannot_work_are_counted_and_serve_nothing(database: Database) -> None:
+    worker = await ready_worker(database)
+    refused = "state = 'starting', not_ready_reason = 'no handlers', last_seen_at = now() - interval '16 s', name = 'w'"
+    await execute(database, f"UPDATE workers SET {refused} WHERE id = $1", worker)
+    async with database.transaction() as connection:
+        result = await pool_counts.read_pool(connection, silent_seconds=15, lately=_LATELY)
+        assert await agent_types.served_agents(connection) == frozenset()
+    assert (result.starting, result.not_ready, result.not_ready_example) == (1, 1, "w: no handlers")
+    assert (result.healthy, result.silent, result.able_workers) == (0, 0, {})
 
 
 async def test_a_pool_of_nobody(database: Database) -> None:

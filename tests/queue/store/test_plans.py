@@ -101,7 +101,7 @@ async def test_completions_signs_and_heartbeats_find_their_rows_by_key(full: Dat
         complete = await _plans(full, completions._COMPLETE, *fence, ["{}"] * batch, [b""] * batch, nothing, nothing)
         sign = await _plans(full, completions._RENEW, *fence, nothing, nothing, 15.0)
         numbers = [0.0] * batch
-        beats = [_ids(batch), [False] * batch, ids, tokens, numbers, numbers, nothing, 15.0]
+        beats = [_ids(batch), [False] * batch, ids, tokens, numbers, numbers, nothing, nothing, 15.0]
         beat = await _plans(full, workers._HEARTBEATS, *beats)
         for plan in (complete, sign, beat):
             assert "Index Scan using tasks_pkey on tasks" in plan

@@ -44,6 +44,28 @@ async def test_no_lease_before_the_first_health_report(service: Service) -> None
     assert await worker.lease() is not None
 
 
+async def test_no_lease_before_a_health_report_that_passes(service: Service) -> None:
+    await service.submitted()
+    worker = await service.worker(ready=False)
+    for refused in ({"not_ready_reason": "the handlers cannot load"}, {"memory_mb": 60 * 1024**2}):
+        answer = await worker.beat(**refused)
+        reason = answer["not_ready_reason"]
+        assert answer["state"] == "starting"
+        refusal = await worker.ask("/lease", {"request_id": str(uuid4())})
+        problem = refusal.json()
+        assert (refusal.status_code, problem["code"], problem["reason"]) == (409, "worker_not_ready", reason)
+        assert reason in problem["detail"]
+        shown = await service.get(f"/workers/{worker.id}")
+        assert (shown["state"], shown["not_ready_reason"]) == ("starting", reason)
+    assert "memory" in reason
+    kinds = [event["kind"] for event in (await service.get("/events"))["items"]]
+    assert kinds.count("worker.not_ready") == 1
+    answer = await worker.beat()
+    assert (answer["state"], answer["not_ready_reason"]) == ("ready", None)
+    assert await worker.lease() is not None
+    assert (await service.get(f"/workers/{worker.id}"))["not_ready_reason"] is None
+
+
 async def test_a_heartbeat_renews_and_is_shown(service: Service, database: Database) -> None:
     await service.submitted()
     worker = await service.worker()

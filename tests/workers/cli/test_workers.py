@@ -61,6 +61,13 @@ async def test_whatever_mentions_a_dead_worker_shows_its_last_error_and_its_log(
     await convener("tasks", "cancel", task)
 
 
+async def test_who_is_not_ready_is_shown_with_the_reason(convener: CommandLine, live_service: Service) -> None:
+    reason = "the handlers cannot load [red]"
+    worker = await live_service.register(f"cli-{uuid4().hex[:6]}", not_ready_reason=reason)
+    assert f"{worker['name']} is not ready: {reason}" in (await convener("workers", "ls", COLUMNS="200")).err
+    assert reason in (await convener("workers", "get", worker["name"])).out
+
+
 async def test_drain_by_name_and_stop_by_id(convener: CommandLine, live_service: Service) -> None:
     name = f"cli-{uuid4().hex[:6]}"
     worker = await live_service.register(name)

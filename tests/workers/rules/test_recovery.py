@@ -23,6 +23,13 @@ def test_two_deaths_are_bad_luck_and_three_are_a_loop() -> None:
     assert reduced.reason == "workers of 1 place in the pool keep dying young: 3 in the last 5 min"
 
 
+def test_the_reason_of_the_last_death_is_told() -> None:
+    record = SlotRecord(
+        host="here", slot=1, young_deaths=3, is_steady=False, last_reason="not ready within 30 s: no model"
+    )
+    assert found(record).reason.endswith("3 in the last 5 min (not ready within 30 s: no model)")
+
+
 def test_a_start_that_succeeds_ends_it() -> None:
     assert not found(slot(1, 7, steady=True)).is_reduced
     assert found(slot(1, 7, steady=True)) == Recovery()

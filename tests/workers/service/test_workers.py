@@ -9,6 +9,7 @@ import pytest
 from app.db import duties
 from app.db.database import Database
 from app.kernel.errors import Unauthenticated, WorkerGone
+from app.kernel.events import WorkerEvent
 from app.kernel.ids import WorkerId
 from app.kernel.states import WorkerState
 from app.queue.errors import WorkerNotFound
@@ -31,6 +32,8 @@ from tests.support.factories import (
     turn,
 )
 from tests.support.sql import execute, fetch, until_blocked, value
+
+_NOT_READY = WorkerEvent.NOT_READY.value
 
 
 async def _register(database: Database, name: str | None = None, **changes: Any) -> workers.WorkerIdentity:
@@ -62,6 +65,67 @@ async def test_a_worker_is_starting_until_its_first_heartbeat(database: Database
     assert await _state(database, worker) == "starting"
     assert (await heartbeats.report(beat(worker))).state is WorkerState.READY
     assert await _state(database, worker) == "ready"
+
+
+_TERABYTES = 60 * 1024.0**2
+
+
+@pytest.mark.parametrize(
+    ("report", "reason"),
+    [
+        ({"not_ready_reason": "the handlers cannot load"}, "the handlers cannot load"),
+        ({"memory_mb": _TERABYTES}, "62914560 MB of memory in use, and it registered with 1 GB"),
+        ({"cpu_percent": 6_000_000.0}, "6000000 % of a core in use, and it registered with 1 cores"),
+    ],
+)
+async def test_a_report_that_does_not_pass_leaves_a_worker_starting(
+    database: Database, heartbeats: Heartbeats, report: dict[str, Any], reason: str
+) -> None:
+    worker = (await _register(database, memory_gb=1, cpu_cores=1)).worker_id
+    for _ in range(2):
+        reply = await heartbeats.report(beat(worker, **report))
+        assert reply.state is WorkerState.STARTING
+        assert reason in str(reply.not_ready_reason)
+    row = (await fetch(database, "SELECT * FROM workers"))[0]
+    assert (row["state"], row["first_beat_at"]) == ("starting", None)
+    assert reason in row["not_ready_reason"]
+    told = await fetch(
+        database, "SELECT worker_id, detail ->> 'reason' AS reason FROM events WHERE kind = $1", _NOT_READY
+    )
+    assert [(event["worker_id"], event["reason"]) for event in told] == [(worker, row["not_ready_reason"])]
+    reply = await heartbeats.report(beat(worker))
+    assert (reply.state, reply.not_ready_reason) == (WorkerState.READY, None)
+    assert await value(database, "SELECT not_ready_reason IS NULL AND first_beat_at IS NOT NULL FROM workers")
+
+
+async def test_who_is_ready_stays_so_whatever_it_reports(database: Database, heartbeats: Heartbeats) -> None:
+    """Only the first report is a check; a handler may use more than its worker for a moment."""
+    worker = await ready_worker(database)
+    for report in ({"not_ready_reason": "now it cannot"}, {"memory_mb": _TERABYTES}):
+        reply = await heartbeats.report(beat(worker, **report))
+        assert (reply.state, reply.not_ready_reason) == (WorkerState.READY, None)
+    assert await value(database, "SELECT count(*) FROM events WHERE kind = $1", _NOT_READY) == 0
+
+
+async def test_a_small_worker_may_need_more_for_itself_than_it_offers(
+    database: Database, heartbeats: Heartbeats
+) -> None:
+    worker = (await _register(database, memory_gb=0.05, cpu_cores=0.1)).worker_id
+    reply = await heartbeats.report(beat(worker, memory_mb=90.0, cpu_percent=101.0))
+    assert reply.state is WorkerState.READY
+
+
+async def test_a_worker_that_is_never_ready_has_failed_for_its_reason(
+    database: Database, heartbeats: Heartbeats
+) -> None:
+    worker = (await _register(database)).worker_id
+    await heartbeats.report(beat(worker, not_ready_reason="the handlers cannot load"))
+    await execute(database, "UPDATE workers SET requested_at = now() - interval '31 s'")
+    await ready_worker(database)
+    assert await _sweep(database) == {"lost": 1}
+    assert await _state(database, worker) == "failed"
+    reason = await value(database, "SELECT ended_reason FROM workers WHERE id = $1", worker)
+    assert reason == "not ready within 30 s: the handlers cannot load"
 
 
 async def test_a_heartbeat_is_recorded(database: Database, heartbeats: Heartbeats) -> None:

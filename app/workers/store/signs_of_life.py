@@ -1,0 +1,61 @@
+"""Signs of life of workers beside their heartbeats."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.kernel.ids import WorkerId
+from app.workers.store.tables import LIVE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sign:
+    """A sign of life of a worker `age` seconds ago, to be stored where none is of the last `unseen` seconds.
+
+    `is_waiting`: it is a call that waits for a task.
+    """
+
+    worker_id: WorkerId
+    age: float
+    unseen: float
+    is_waiting: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredSign:
+    """Seconds since the last sign of life that was stored of a worker before; None before its first heartbeat."""
+
+    silent_seconds: float | None
+    is_stored: bool
+
+
+# What a heartbeat has locked is skipped: it is a later sign of life. Times only rise, whoever comes last.
+_SIGNS = text(f"""
+WITH sign AS MATERIALIZED (
+    SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:ages AS float8[]), CAST(:unseen AS float8[]))
+        AS s (worker_id, age, unseen)
+), locked AS MATERIALIZED (
+    SELECT w.id, sign.age FROM sign JOIN workers w ON w.id = sign.worker_id
+    WHERE w.state IN ('ready', 'draining') AND w.last_seen_at <= now() - make_interval(secs => sign.unseen)
+    ORDER BY w.id FOR NO KEY UPDATE OF w SKIP LOCKED
+), stored AS (
+    UPDATE workers w SET last_seen_at = greatest(w.last_seen_at, now() - make_interval(secs => locked.age))
+    FROM locked WHERE w.id = locked.id RETURNING w.id
+)
+SELECT w.id AS worker_id, extract(epoch FROM now() - w.last_seen_at)::float8 AS silent_seconds,
+       stored.id IS NOT NULL AS is_stored
+FROM sign JOIN workers w ON w.id = sign.worker_id LEFT JOIN stored ON stored.id = w.id
+WHERE w.{LIVE}
+""")
+
+
+async def store_signs(connection: AsyncConnection, signs: Sequence[Sign]) -> dict[UUID, StoredSign]:
+    """Store signs of life of workers that are ready or drain; workers that have ended are left out of the result."""
+    values = {"ids": [s.worker_id for s in signs], "ages": [s.age for s in signs], "unseen": [s.unseen for s in signs]}
+    rows = (await connection.execute(_SIGNS, values)).mappings()
+    return {
+        row["worker_id"]: StoredSign(silent_seconds=row["silent_seconds"], is_stored=row["is_stored"]) for row in rows
+    }
