@@ -1,52 +1,180 @@
-"""The command line `convener` with all its commands."""
+"""The command line `convener` with all its commands, each of which is imported when it is used."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.main import get_command
+from typer.core import TyperCommand
+from typer.main import get_command, get_group
 
-from app.admin.cli import audit, config, keys
-from app.agents.cli import agents, weights
-from app.cli import db, doctor, openapi, serve, tls
-from app.goals.cli import goals
-from app.health.cli import alerts, degradation, health, metrics, status
-from app.llm.cli import llm
-from app.memory.cli import checkpoints, context
-from app.queue.cli import dead_letters, events, outputs, queues, tasks
-from app.scaling.cli import decisions, export_trace, simulate
-from app.settings import SETTINGS_FILE
 from app.terminal import output
 from app.terminal.failures import MEANINGS, Commands
-from app.workers.cli import workers
 from worker_agent.variables import unknown_variables
 
-# Loaded only when they run or are listed: they import the whole service, which takes longer than other commands.
-_HEAVY: Mapping[str, str] = {"up": "app.cli.up", "demo": "app.cli.demo"}
 _EPILOG = "Exit codes:\n" + "\n".join(f"  {code.value}  {meaning}" for code, meaning in MEANINGS.items())
-# A trace is made of tasks and read by the simulation, so the command stands with the tasks.
-tasks.app.command("export-trace", epilog=export_trace.EPILOG)(export_trace.export_trace)
-# They tell of variables that are none in their logs.
-_LOGGING = ("api", "loops", "worker", *_HEAVY)
 _START, _STEER, _PROGRAMS = "Start here", "See and steer", "Run parts of the service"
 
 
-class _AllCommands(Commands):
-    """Lists `up` and `demo` first, and loads them on demand."""
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A command or a group of commands as it is listed, and the `module:name` of the function or group itself.
 
-    def list_commands(self, ctx: Any) -> list[str]:
-        return [*_HEAVY, *super().list_commands(ctx)]
+    `epilog` and `context_settings` are names in that module.
+    """
+
+    place: str
+    panel: str
+    summary: str
+    is_hidden: bool = False
+    epilog: str = "EPILOG"
+    context_settings: str = ""
+
+
+# The modules are imported when their command is used: a few of them import the whole service.
+ENTRIES: Mapping[str, Entry] = {
+    "up": Entry(
+        "app.cli.up:up",
+        _START,
+        "Run PostgreSQL, the API, the loops and a pool of workers on this machine. Ctrl-C stops them in order.",
+    ),
+    "demo": Entry("app.cli.demo:demo", _START, "Rediscover Kepler's third law from published planetary data."),
+    "status": Entry(
+        "app.health.cli.status:status",
+        _STEER,
+        "Show tasks by agent and state, workers by state, what was finished in the last minute, and warnings.",
+    ),
+    "health": Entry(
+        "app.health.cli.health:health",
+        _STEER,
+        "Show whether the system is well, and why not. Ends with 0 when healthy, 7 when degraded, 8 when critical.",
+    ),
+    "doctor": Entry(
+        "app.cli.doctor:doctor",
+        _STEER,
+        "Check this machine: how handlers are kept from secrets, and keys from the network.",
+    ),
+    "metrics": Entry("app.health.cli.metrics:app", _STEER, "See what is measured."),
+    "tasks": Entry("app.cli.task_commands:app", _STEER, "Submit tasks, and see what becomes of them."),
+    "dead-letters": Entry(
+        "app.queue.cli.dead_letters:app", _STEER, "See tasks that failed for good, requeue them, or forget them."
+    ),
+    "events": Entry(
+        "app.queue.cli.events:events",
+        _STEER,
+        "Show events in order, each exactly once. With --follow and -o json, one object a line.",
+    ),
+    "queues": Entry("app.queue.cli.queues:app", _STEER, "See how the queue stands, pause and resume it."),
+    "goals": Entry("app.goals.cli.goals:app", _STEER, "See research goals, create, pause and stop them."),
+    "workers": Entry("app.workers.cli.workers:app", _STEER, "See and direct the workers."),
+    "outputs": Entry(
+        "app.queue.cli.outputs:outputs",
+        _STEER,
+        "Show results of completed tasks, oldest first. Who keeps `next` and goes on from it sees each exactly once.",
+    ),
+    "context": Entry(
+        "app.memory.cli.context:app", _STEER, "Read and write the Context Memory: versioned entries of a namespace."
+    ),
+    "checkpoints": Entry(
+        "app.memory.cli.checkpoints:app", _STEER, "Take, check and restore checkpoints of what is in flight."
+    ),
+    "config": Entry("app.admin.cli.config:app", _STEER, "Read and change the configuration; three modes."),
+    "decisions": Entry("app.scaling.cli.decisions:app", _STEER, "See why the pool has the size that it has."),
+    "alerts": Entry("app.health.cli.alerts:app", _STEER, "See what is wrong, and say that you know."),
+    "llm": Entry("app.llm.cli.llm:app", _STEER, "See and limit calls of language models."),
+    "degradation": Entry(
+        "app.health.cli.degradation:app", _STEER, "See what is given up while resources are short, and hold it."
+    ),
+    "weights": Entry("app.agents.cli.weights:app", _STEER, "See and steer the weights of agents."),
+    "agents": Entry("app.agents.cli.agents:app", _STEER, "See what agents achieve."),
+    "audit": Entry("app.admin.cli.audit:app", _STEER, "Read and check the audit log."),
+    "key": Entry("app.admin.cli.keys:app", _STEER, "Make, rotate, list and revoke keys."),
+    # The other groups are plurals, so people type it.
+    "keys": Entry("app.admin.cli.keys:app", _STEER, "Make, rotate, list and revoke keys.", is_hidden=True),
+    "simulate": Entry(
+        "app.scaling.cli.simulate:simulate",
+        _STEER,
+        "Run the scaling rule on a trace, on a virtual clock; needs no service and no database.",
+    ),
+    "api": Entry(
+        "app.cli.serve:api",
+        _PROGRAMS,
+        "Serve the API, until SIGTERM or Ctrl-C. Any number may run on one database.",
+        epilog="API_EPILOG",
+    ),
+    "loops": Entry(
+        "app.cli.serve:loops",
+        _PROGRAMS,
+        "Run the background duties, and the pool of this host, until SIGTERM or Ctrl-C.",
+        epilog="LOOPS_EPILOG",
+    ),
+    "worker": Entry(
+        "app.cli.serve:worker",
+        _PROGRAMS,
+        "Run one worker; `convener worker --help` tells its options.",
+        context_settings="PASS_THROUGH",
+    ),
+    "db": Entry("app.cli.db:app", _PROGRAMS, "Migrate, back up, restore and check the database."),
+    "tls": Entry("app.cli.tls:app", _PROGRAMS, "Make certificates for the API."),
+    "openapi": Entry("app.cli.openapi:openapi", _PROGRAMS, "Print the OpenAPI schema; needs no database."),
+}
+# They tell of variables that are none in their logs.
+_LOGGING = ("api", "loops", "worker", "up", "demo")
+
+
+class _AllCommands(Commands):
+    """Lists all commands without loading any, and loads the one that is used."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.commands = {name: _listed(name) for name in ENTRIES}
+        self._is_listing = False
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in _HEAVY:
+        if self._is_listing or cmd_name not in ENTRIES:
             return super().get_command(ctx, cmd_name)
-        alone = typer.Typer(add_completion=False)
-        alone.command(cmd_name, rich_help_panel=_START)(getattr(import_module(_HEAVY[cmd_name]), cmd_name))
-        return get_command(alone)
+        return load(cmd_name)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        with self._listing():
+            super().format_help(ctx, formatter)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        with self._listing():
+            return super().shell_complete(ctx, incomplete)
+
+    @contextmanager
+    def _listing(self) -> Iterator[None]:
+        self._is_listing = True
+        try:
+            yield
+        finally:
+            self._is_listing = False
+
+
+def _listed(name: str) -> TyperCommand:
+    entry = ENTRIES[name]
+    return TyperCommand(name, help=entry.summary, rich_help_panel=entry.panel, hidden=entry.is_hidden)
+
+
+def load(name: str) -> Any:
+    """The command or group of this name, with all that it imports."""
+    entry = ENTRIES[name]
+    module_name, _, attribute = entry.place.partition(":")
+    module = import_module(module_name)
+    target = getattr(module, attribute)
+    if isinstance(target, typer.Typer):
+        command: Any = get_group(target)
+        command.name = name
+        return command
+    alone = typer.Typer(add_completion=False)
+    settings = getattr(module, entry.context_settings) if entry.context_settings else None
+    alone.command(name, epilog=getattr(module, entry.epilog, None), context_settings=settings)(target)
+    return get_command(alone)
 
 
 def build() -> typer.Typer:
@@ -60,41 +188,13 @@ def build() -> typer.Typer:
         pretty_exceptions_show_locals=False,
     )
     app.callback()(_options)
-    app.command("status", epilog=status.EPILOG, rich_help_panel=_STEER)(status.status)
-    app.command("health", epilog=health.EPILOG, rich_help_panel=_STEER)(health.health)
-    app.command("doctor", epilog=doctor.EPILOG, rich_help_panel=_STEER)(doctor.doctor)
-    app.add_typer(metrics.app, name="metrics", rich_help_panel=_STEER)
-    app.add_typer(tasks.app, name="tasks", rich_help_panel=_STEER)
-    app.add_typer(dead_letters.app, name="dead-letters", rich_help_panel=_STEER)
-    app.command("events", epilog=events.EPILOG, rich_help_panel=_STEER)(events.events)
-    app.add_typer(queues.app, name="queues", rich_help_panel=_STEER)
-    app.add_typer(goals.app, name="goals", rich_help_panel=_STEER)
-    app.add_typer(workers.app, name="workers", rich_help_panel=_STEER)
-    app.command("outputs", epilog=outputs.EPILOG, rich_help_panel=_STEER)(outputs.outputs)
-    app.add_typer(context.app, name="context", rich_help_panel=_STEER)
-    app.add_typer(checkpoints.app, name="checkpoints", rich_help_panel=_STEER)
-    app.add_typer(config.app, name="config", rich_help_panel=_STEER)
-    app.add_typer(decisions.app, name="decisions", rich_help_panel=_STEER)
-    app.add_typer(alerts.app, name="alerts", rich_help_panel=_STEER)
-    app.add_typer(llm.app, name="llm", rich_help_panel=_STEER)
-    app.add_typer(degradation.app, name="degradation", rich_help_panel=_STEER)
-    app.add_typer(weights.app, name="weights", rich_help_panel=_STEER)
-    app.add_typer(agents.app, name="agents", rich_help_panel=_STEER)
-    app.add_typer(audit.app, name="audit", rich_help_panel=_STEER)
-    app.add_typer(keys.app, name="key", rich_help_panel=_STEER)
-    app.add_typer(keys.app, name="keys", hidden=True)  # the other groups are plurals, so people type it
-    app.command("simulate", epilog=simulate.EPILOG, rich_help_panel=_STEER)(simulate.simulate)
-    app.command("api", epilog=serve.API_EPILOG, rich_help_panel=_PROGRAMS)(serve.api)
-    app.command("loops", epilog=serve.LOOPS_EPILOG, rich_help_panel=_PROGRAMS)(serve.loops)
-    app.command("worker", context_settings=serve.PASS_THROUGH, rich_help_panel=_PROGRAMS)(serve.worker)
-    app.add_typer(db.app, name="db", rich_help_panel=_PROGRAMS)
-    app.add_typer(tls.app, name="tls", rich_help_panel=_PROGRAMS)
-    app.command("openapi", epilog=openapi.EPILOG, rich_help_panel=_PROGRAMS)(openapi.openapi)
     return app
 
 
 def _version(is_requested: bool) -> None:
     if is_requested:
+        from importlib.metadata import version
+
         typer.echo(f"convener {version('convener')}")
         raise typer.Exit
 
@@ -127,6 +227,8 @@ def _options(
     }
     os.environ.update({name: value for name, value in chosen.items() if value is not None})
     if settings is not None:
+        from app.settings import SETTINGS_FILE
+
         # The processes that a command starts read it too, wherever they are started.
         os.environ[SETTINGS_FILE] = str(settings.absolute())
     if context.invoked_subcommand not in _LOGGING:

@@ -12,7 +12,6 @@ from app.terminal.failures import ExitCode, Failure
 from app.terminal.output import Format, Output
 
 app = typer.Typer(
-    short_help="Migrate, back up, restore and check the database.",
     help="Migrate, back up, restore and check the database that CONVENER_DATABASE_URL names.",
     no_args_is_help=True,
 )

@@ -18,7 +18,6 @@ from app.terminal.output import Format, Output
 from worker_agent.connections.trust import certificate_pin
 
 app = typer.Typer(
-    short_help="Make certificates for the API.",
     help="Make certificates for the API.",
     no_args_is_help=True,
 )

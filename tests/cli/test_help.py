@@ -1,5 +1,7 @@
 """Help is there for every command, and says what scripts need to know."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
@@ -7,6 +9,7 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
+from app.cli.commands import ENTRIES, load
 from app.terminal.failures import ExitCode
 from tests.support.command_line import COMMAND, CommandLine
 
@@ -35,6 +38,23 @@ def test_the_exit_codes_are_documented(offline: CommandLine) -> None:
     listed = done.out.split("Exit codes:")[1]
     assert [line.split()[0] for line in listed.splitlines() if line.strip()] == [str(code.value) for code in ExitCode]
     assert all(name in done.out for name in ("up", "demo", "status", "tasks", "workers", "key", "db", "openapi"))
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_commands_are_listed_as_they_are(name: str) -> None:
+    command, entry = load(name), ENTRIES[name]
+    assert command.name == name
+    assert " ".join(command.help.split()).startswith(entry.summary) or hasattr(command, "list_commands")
+
+
+def test_the_list_of_commands_imports_none_of_them() -> None:
+    """A press of TAB, and --help, wait for what is imported."""
+    heavy = "{'httpx', 'pydantic', 'sqlalchemy', 'fastapi'}"
+    show = "from app.cli.commands import build; build()(['--help'], standalone_mode=False)"
+    script = f"import atexit, sys; atexit.register(lambda: sys.stderr.write(str({heavy} & {{*sys.modules}}))); {show}"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "Start here" in done.stdout
+    assert done.stderr == "set()"
 
 
 def test_version(offline: CommandLine) -> None:

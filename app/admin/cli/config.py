@@ -22,7 +22,6 @@ from app.terminal.options import Limit, Reason, confirm, show_list
 from app.terminal.output import Format, Output
 
 app = typer.Typer(
-    short_help="Read and change the configuration; three modes.",
     help="Read, change and roll back the configuration: pool, limits, weights, iterations, and the mode.",
     no_args_is_help=True,
 )

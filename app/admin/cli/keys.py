@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 
 app = typer.Typer(
-    short_help="Make, rotate, list and revoke keys.",
     help="Make, rotate, list and revoke keys. Needs an admin's key; with --database, or with CONVENER_DATABASE_URL and "
     "no CONVENER_KEY, it works on the database itself: that is how the first key is made.",
     no_args_is_help=True,

@@ -13,7 +13,6 @@ from app.terminal.options import AGENT_HINTS, agent_name
 from app.terminal.output import Format, Output
 
 app = typer.Typer(
-    short_help="See what agents achieve.",
     help="See what each agent achieves, how fast it is, what share that gives it, and how it has changed.",
     no_args_is_help=True,
 )

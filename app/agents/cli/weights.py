@@ -17,7 +17,6 @@ from app.terminal.options import Limit, Reason
 from app.terminal.output import Format, Output
 
 app = typer.Typer(
-    short_help="See and steer the weights of agents.",
     help="See what share of the leases each agent has and why; command weights, or override them for a while.",
     no_args_is_help=True,
 )

@@ -21,7 +21,6 @@ from app.terminal.options import After, Limit, Reason, Whole, parse_duration, sh
 from app.terminal.output import Format, Output
 
 app = typer.Typer(
-    short_help="See research goals, create, pause and stop them.",
     help="See research goals and what they have reached; create, pause, extend and stop them; report iterations.",
     no_args_is_help=True,
 )

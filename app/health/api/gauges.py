@@ -15,7 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.agents.service.agents import AgentReport
 from app.health.rules import runtime, utilisation
 from app.health.rules.checks import starving_workers
-from app.health.rules.report import Overall, Report
+from app.health.rules.finding import Overall
+from app.health.rules.report import Report
 from app.health.rules.series import MetricKind
 from app.health.rules.snapshot import FOR_ALERTS, Snapshot
 from app.health.rules.utilisation import PERCENTAGES, WORKERS, Measure, UtilisationPolicy

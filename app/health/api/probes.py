@@ -10,8 +10,7 @@ from starlette.responses import JSONResponse, Response
 from app.db import schema
 from app.db.database import now
 from app.db.schema import ExpectedSchema
-from app.health.rules.finding import Level
-from app.health.rules.report import Overall
+from app.health.rules.finding import Level, Overall
 from app.health.service.snapshot_cache import SnapshotCache
 from app.health.store import alerts
 from app.http import problems

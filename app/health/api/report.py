@@ -8,8 +8,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.admin.rules.config import weight_name
-from app.health.rules.finding import Finding
-from app.health.rules.report import Overall, Report
+from app.health.rules.finding import Finding, Overall
+from app.health.rules.report import Report
 from app.health.service.snapshot_cache import SnapshotCache
 from app.http.fields import Moment
 from app.http.guard import admit_to_route, requires

@@ -4,8 +4,7 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from app.health.rules.finding import Level
-from app.health.rules.report import Overall
+from app.health.rules.finding import Level, Overall
 from app.terminal import output
 from app.terminal.client import Json, Url, connect
 from app.terminal.failures import ExitCode

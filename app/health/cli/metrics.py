@@ -16,7 +16,6 @@ from app.terminal.options import AgentOption, Every, Goal, Watch, moment_option
 from app.terminal.output import Format, Output, count
 
 app = typer.Typer(
-    short_help="See what is measured.",
     help="See what is measured: queue, workers and speed now, how busy all were, and what was pushed.",
     no_args_is_help=True,
 )

@@ -13,6 +13,14 @@ class Level(StrEnum):
     CRITICAL = "critical"
 
 
+class Overall(StrEnum):
+    """What the specification calls overall health."""
+
+    HEALTHY = "healthy"
+    DEGRADED = "degraded"
+    CRITICAL = "critical"
+
+
 class AlertRule(StrEnum):
     """What can be wrong."""
 

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from enum import StrEnum
 
 from app.health.rules import utilisation
 from app.health.rules.checks import (
@@ -19,7 +18,7 @@ from app.health.rules.checks import (
     replacement_failing,
     results_delayed,
 )
-from app.health.rules.finding import Finding, Level, Symptom, critical, degraded, not_measured, note
+from app.health.rules.finding import Finding, Level, Overall, Symptom, critical, degraded, not_measured, note
 from app.health.rules.runtime import bottleneck_agent
 from app.health.rules.snapshot import CheckPolicy, Grade, Snapshot
 from app.health.rules.symptoms import level_of
@@ -35,14 +34,6 @@ _NAMES = {Measure.CPU: "the processors", Measure.MEMORY: "the memory"}
 # Alerts call these critical at their worst, the report never does: busy processors make all slow and end nothing, and
 # the pool, replacements and degradation are being worked on. (When memory is used up, processes are killed.)
 _DEGRADED_AT_MOST = frozenset({"cpu_short", "pool_below_minimum", "reduced_capacity", "resources_short"})
-
-
-class Overall(StrEnum):
-    """What the specification calls overall health."""
-
-    HEALTHY = "healthy"
-    DEGRADED = "degraded"
-    CRITICAL = "critical"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,6 @@ from app.terminal.options import Limit, Reason, moment_option
 from app.terminal.output import Format, Output
 
 app = typer.Typer(
-    short_help="See and limit calls of language models.",
     help="See and limit calls of language models: which may be called, rates, concurrency, prices, usage, permits.",
     no_args_is_help=True,
 )

@@ -15,7 +15,6 @@ from app.terminal.options import Every, Reason, Watch
 from app.terminal.output import Format, Output, count, warning_lines
 
 app = typer.Typer(
-    short_help="See how the queue stands, pause and resume it.",
     help="See how much waits and for how long; pause and resume agent types; weigh research goals.",
     no_args_is_help=True,
 )

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.health.rules import utilisation
-from app.health.rules.finding import Finding, Level
-from app.health.rules.report import DATABASE_AWAY, Overall, Report, make_report, outdated_report, overall_health
+from app.health.rules.finding import Finding, Level, Overall
+from app.health.rules.report import DATABASE_AWAY, Report, make_report, outdated_report, overall_health
 from app.health.rules.runtime import LanguageModel
 from app.health.rules.snapshot import FOR_REPORT, DutyTurn, Snapshot
 from app.health.rules.utilisation import Measure

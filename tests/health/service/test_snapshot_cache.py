@@ -10,7 +10,8 @@ import pytest
 from sqlalchemy import event, text
 
 from app.db.database import Database
-from app.health.rules.report import DATABASE_AWAY, DATABASE_SLOW, Overall
+from app.health.rules.finding import Overall
+from app.health.rules.report import DATABASE_AWAY, DATABASE_SLOW
 from app.health.service.snapshot_cache import CachePolicy, SnapshotCache, SnapshotSettings, read_snapshot
 from app.kernel.errors import DatabaseUnavailable
 from app.kernel.modes import Mode
