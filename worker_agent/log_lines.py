@@ -133,8 +133,9 @@ class _Object(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
+        fields = {name: value for name, value in _extra(record).items() if name not in line}
         # Of all that could steer a terminal JSON leaves only U+007F as it is.
-        return mask_secrets(json.dumps(_extra(record) | line, default=str)).replace("\x7f", "\\u007f")
+        return mask_secrets(json.dumps(line | fields, default=str)).replace("\x7f", "\\u007f")
 
 
 def _indent(text: str) -> str:
