@@ -8,13 +8,13 @@ from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.segment import Segment
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 _PIPE_WIDTH = 200
-_WIDE = 110
+_FLEXIBLE_WIDTH = 16
 _STYLES = {
     **dict.fromkeys(("completed", "ready"), "green"),
     **dict.fromkeys(("failed", "lost"), "red"),
@@ -94,19 +94,52 @@ def present(value: Any, fmt: Format, for_people: Callable[[], RenderableType]) -
         show(for_people())
 
 
-def is_wide() -> bool:
-    """Whether there is room for optional columns."""
-    return results().width >= _WIDE
+class FittingTable(Table):
+    """A table that moves its columns together where there is too little room, then leaves optional ones out."""
+
+    optional: Sequence[str] = ()
+    flexible: str = ""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The table, as much of it as there is room for; the last of the optional columns goes first."""
+        columns, padding = self.columns, self.padding
+        try:
+            if self._needed_width() > options.max_width:
+                self.padding = (0, 1, 0, 0)
+            for name in reversed(self.optional):
+                if self._needed_width() <= options.max_width:
+                    break
+                self.columns = [column for column in self.columns if column.header != name]
+            yield from super().__rich_console__(console, options)
+        finally:
+            self.columns, self.padding = columns, padding
+
+    def _needed_width(self) -> int:
+        gaps = self.padding[1] * len(self.columns)
+        return gaps + sum(_needed_width(column, is_flexible=column.header == self.flexible) for column in self.columns)
+
+
+def _needed_width(column: Column, *, is_flexible: bool) -> int:
+    texts = [cell if isinstance(cell, Text) else Text(str(cell)) for cell in (column.header, *column.cells)]
+    width = max(column.min_width or 0, *(text.cell_len for text in texts))
+    # Of a longer one the beginning tells enough.
+    return min(width, max(_FLEXIBLE_WIDTH, texts[0].cell_len)) if is_flexible else width
 
 
 def table(
-    *columns: str, numbers: Sequence[str] = (), whole: Sequence[str] = (), flexible: str = "", tight: bool = False
+    *columns: str,
+    numbers: Sequence[str] = (),
+    whole: Sequence[str] = (),
+    flexible: str = "",
+    optional: Sequence[str] = (),
 ) -> Table:
-    """An empty table; only the column `flexible` is shortened where there is too little room.
+    """An empty table; where there is too little room, only the column `flexible` is shortened.
 
-    `numbers` are aligned to the right; the columns `whole` hold ids.
+    `numbers` are aligned to the right; the columns `whole` hold ids; those that are `optional` are left out, the last
+    of them first, rather than that others are lost.
     """
-    empty_table = Table(box=None, pad_edge=False, padding=(0, 1 if tight else 2, 0, 0), header_style="bold")
+    empty_table = FittingTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    empty_table.optional, empty_table.flexible = optional, flexible
     for name in columns:
         # An id is 36 characters long; a shortened one could not be copied.
         width = 36 if name in whole else None

@@ -1,11 +1,12 @@
 """How results look."""
 
+import io
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 
 import pytest
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
@@ -56,9 +57,9 @@ def test_only_the_flexible_column_is_shortened() -> None:
 
 def test_a_pipe_is_wide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
-    assert output.is_wide()
+    assert output.results().width == 200
     monkeypatch.setenv("COLUMNS", "80")
-    assert not output.is_wide()
+    assert output.results().width == 80
 
 
 HOSTILE = ":boom: [red]a[/] [link=http://evil.invalid]b[/link] \x1b[2J\x1b]0;owned\x07\x9b2J\x7f\u202e\u2066"
@@ -100,3 +101,27 @@ def _table(text: str) -> Table:
     table = output.table("A", "B", flexible="B")
     table.add_row(text, text)
     return table
+
+
+_COLUMNS = ("NAME", "STATE", "SEEN", "CPU", "TASK", "HOST", "PID", "WORKER")
+
+
+@pytest.mark.parametrize("width", [60, 72, 80, 100, 110, 120, 132, 200])
+def test_a_table_leaves_columns_out_rather_than_losing_others(width: int) -> None:
+    optional = ["CPU", "SEEN", "HOST", "PID", "WORKER"]
+    table = output.table(*_COLUMNS, whole=["TASK", "WORKER"], flexible="NAME", optional=optional)
+    ids = ["0" * 36, "1" * 36]
+    for _ in range(2):
+        table.add_row("a-long-name-of-a-host-12", "draining", "12 min ago", "100 %", ids[0], "host", "12345", ids[1])
+    for _ in range(2):  # it may be drawn again, as in a watch
+        console = Console(width=width, file=io.StringIO())
+        console.print(Group(table, ""))
+        lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+        names = lines[0].split()
+        assert names == [name for name in _COLUMNS if name in names]
+        assert {"NAME", "STATE", "TASK"} <= set(names)
+        assert set(names) & set(optional) == set(optional[: len(names) - 3])
+        assert all(len(line) <= width for line in lines)
+        assert ids[0] in lines[1]
+        assert ("WORKER" in names) == (ids[1] in lines[1]) == (width >= 132)
+        assert lines[1].startswith("a-long-")

@@ -265,14 +265,10 @@ def _plain(row: dict[str, Any]) -> Json:
 
 
 def _listing(items: list[Json], now: datetime) -> Table:
-    wide = ("USED", "ROTATED", "EXPIRES") if output.is_wide() else ()
-    columns = ("ID", "ROLE", "NAMESPACE", "WITHOUT", "CREATED", "REVOKED", *wide, "LABEL")
-    table = output.table(*columns, flexible="LABEL")
+    columns = ("ID", "ROLE", "NAMESPACE", "WITHOUT", "CREATED", "REVOKED", "USED", "ROTATED", "EXPIRES", "LABEL")
+    table = output.table(*columns, flexible="LABEL", optional=["WITHOUT", "CREATED", "USED", "EXPIRES", "ROTATED"])
     for key in items:
         row = [key["id"], key["role"], key["namespace"] or "all", " ".join(key["withheld"])]
-        row += [output.age(key[f"{name}_at"], now) for name in ("created", "revoked")]
-        if wide:
-            row += [output.age(key[f"{name}_at"], now) for name in ("last_used", "rotated")]
-            row.append(key["expires_at"] and key["expires_at"][:16])
-        table.add_row(*map(output.cell, [*row, key["label"]]))
+        row += [output.age(key[f"{name}_at"], now) for name in ("created", "revoked", "last_used", "rotated")]
+        table.add_row(*map(output.cell, [*row, key["expires_at"] and key["expires_at"][:16], key["label"]]))
     return table

@@ -54,7 +54,7 @@ def render_goal(goal: Json, iterations: Sequence[Json], now: datetime) -> Render
 def _iteration_table(iterations: Sequence[Json]) -> Table:
     """Table of iterations; COMPUTE is measured by the service, CLAIMED is reported by the client."""
     numbers = ("ITERATION", "QUALITY", "TOP", "COMPUTE", "CLAIMED", "GAIN", "PER S")
-    table = output.table(*numbers, "DECISION", "REASON", numbers=numbers, flexible="REASON", tight=True)
+    table = output.table(*numbers, "DECISION", "REASON", numbers=numbers, flexible="REASON")
     for row in iterations:
         seconds = (row["iteration_compute_seconds"], row["claimed_compute_seconds"])
         gains = (row["improvement"] or None, row["improvement_per_compute_second"] or None)

@@ -50,7 +50,7 @@ def ls(
     if fmt is Format.JSON:
         output.write_json({"items": items, "next": following, "looked_at": looked_at})
         return
-    table = output.table("ID", "SEVERITY", "STATE", "OPENED", "WHAT", numbers=["ID"], flexible="WHAT", tight=True)
+    table = output.table("ID", "SEVERITY", "STATE", "OPENED", "WHAT", numbers=["ID"], flexible="WHAT")
     for item in items:
         cells = map(output.cell, (item["state"], output.age(item["opened_at"], now), item["summary"]))
         table.add_row(output.cell(item["id"]), _severity(item), *cells)

@@ -113,9 +113,7 @@ def _endless_events(client: Client, cursor: str, query: Json) -> Iterator[Json]:
 
 
 def _listing(items: list[Json]) -> Table:
-    table = output.table(
-        "AT", "EVENT", "TASK", "AGENT", "GOAL", "DETAIL", whole=["TASK"], flexible="DETAIL", tight=True
-    )
+    table = output.table("AT", "EVENT", "TASK", "AGENT", "GOAL", "DETAIL", whole=["TASK"], flexible="DETAIL")
     for event in items:
         values = (_time(event), _name(event), event["task_id"], event["agent_type"], _goal(event), _detail(event))
         table.add_row(*(output.cell(value) for value in values))

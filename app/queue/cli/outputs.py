@@ -55,7 +55,7 @@ def _read_pages(client: Client, token: str | None, limit: int | None, query: Jso
 
 
 def _listing(items: list[Json], now: datetime) -> Table:
-    table = output.table("TASK", "AGENT", "FINISHED", "GOAL", "RESULT", whole=["TASK"], flexible="RESULT", tight=True)
+    table = output.table("TASK", "AGENT", "FINISHED", "GOAL", "RESULT", whole=["TASK"], flexible="RESULT")
     for item in items:
         names = (
             item["task_id"],

@@ -2,7 +2,6 @@
 
 import json
 from datetime import datetime
-from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -57,21 +56,19 @@ def task_details(task: Json, now: datetime) -> RenderableType:
 
 def listing(items: list[Json], now: datetime) -> Table:
     """A table of tasks, from an answer of `GET /tasks`."""
-    wide = output.is_wide()
-    wide_columns = ("PRIORITY", "ATTEMPT", "PROGRESS") if wide else ()
-    table = output.table(
-        "ID", "AGENT", "STATE", "CREATED", *wide_columns, "GOAL", whole=["ID"], flexible="GOAL", tight=not wide
-    )
+    names = ("ID", "AGENT", "STATE", "CREATED", "PRIORITY", "ATTEMPT", "PROGRESS", "GOAL")
+    optional = ["CREATED", "PROGRESS", "ATTEMPT", "PRIORITY"]
+    table = output.table(*names, whole=["ID"], flexible="GOAL", optional=optional)
     for task in items:
         progress = task["progress"]
-        extra: list[Any] = [task["priority"], f"{_attempt_number(task)}/{task['max_attempts']}"]
-        extra.append(_percent(progress) if progress else None)
         table.add_row(
             output.cell(task["id"]),
             output.cell(task["agent_type"]),
             output.state(task["state"]),
             output.cell(output.age(task["created_at"], now)),
-            *(output.cell(value) for value in extra if wide),
+            output.cell(task["priority"]),
+            output.cell(f"{_attempt_number(task)}/{task['max_attempts']}"),
+            output.cell(_percent(progress) if progress else None),
             output.cell(stored_name(task["namespace"], task["goal_id"])),
         )
     return table
@@ -79,20 +76,18 @@ def listing(items: list[Json], now: datetime) -> Table:
 
 def dead_letter_table(items: list[Json], now: datetime) -> Table:
     """A table of dead letters, from an answer of `GET /dead-letters`."""
-    wide = output.is_wide()
-    table = output.table(
-        "ID", "AGENT", "FAILED", *(("GOAL",) if wide else ()), "ERROR", whole=["ID"], flexible="ERROR", tight=not wide
-    )
+    optional = ["FAILED", "GOAL"]
+    table = output.table("ID", "AGENT", "FAILED", "GOAL", "ERROR", whole=["ID"], flexible="ERROR", optional=optional)
     for letter in items:
         error = letter["error"] or {}
-        goal = [stored_name(letter["namespace"], letter["goal_id"])] if wide else []
-        values = (letter["id"], letter["agent_type"], output.age(letter["finished_at"], now), *goal)
+        goal = stored_name(letter["namespace"], letter["goal_id"])
+        values = (letter["id"], letter["agent_type"], output.age(letter["finished_at"], now), goal)
         table.add_row(*map(output.cell, (*values, error_line(error))))
     return table
 
 
 def _attempts(attempts: list[Json], now: datetime) -> Table:
-    table = output.table("ATTEMPT", "OUTCOME", "ENDED", "WORKER", "ERROR", flexible="ERROR", tight=True)
+    table = output.table("ATTEMPT", "OUTCOME", "ENDED", "WORKER", "ERROR", flexible="ERROR")
     for attempt in attempts:
         error = attempt["error"] or {}
         worker = attempt["worker_name"] or attempt["worker_id"]

@@ -42,7 +42,7 @@ def replacements(limit: Limit = 20, url: Url = None, fmt: Output = Format.TABLE)
 def replacement_table(items: list[Json], now: datetime) -> Table:
     """Table of replacements; the steps are in seconds since the detection of the loss."""
     columns = [step.upper().replace("_", " ") for step in _STEPS]
-    table = output.table("WORKER", "LOST", *columns, "CAUSE", numbers=columns, flexible="CAUSE", tight=True)
+    table = output.table("WORKER", "LOST", *columns, "CAUSE", numbers=columns, flexible="CAUSE")
     for item in items:
         table.add_row(
             output.cell(item["worker_name"]),

@@ -56,22 +56,23 @@ app.command(epilog=pool.REPLACEMENTS_EPILOG)(pool.replacements)
 
 
 def _listing(items: list[Json], now: datetime) -> Table:
-    wide = output.is_wide()
-    wide_columns = ("ASSIGNED", "HOST", "PID", "MEMORY", "WORKER") if wide else ()
-    whole = ["TASK", "WORKER"] if wide else ["TASK"]
     table = output.table(
-        "NAME", "STATE", "SEEN", "CPU", "TASK", *wide_columns, numbers=["CPU", "MEMORY"], whole=whole, flexible="NAME"
+        *("NAME", "STATE", "SEEN", "CPU", "TASK", "ASSIGNED", "HOST", "PID", "MEMORY", "WORKER"),
+        numbers=["CPU", "MEMORY"],
+        whole=["TASK", "WORKER"],
+        flexible="NAME",
+        optional=["CPU", "SEEN", "ASSIGNED", "HOST", "MEMORY", "PID", "WORKER"],
     )
     for worker in items:
-        extra = [worker["assigned_agent"], worker["host"], worker["pid"]]
-        extra += [_unit(worker["memory_mb"], "MB"), worker["worker_id"]]
+        more = [worker["assigned_agent"], worker["host"], worker["pid"]]
+        more += [_unit(worker["memory_mb"], "MB"), worker["worker_id"]]
         table.add_row(
             output.cell(worker["name"]),
             output.state(worker["state"]),
             output.cell(output.age(worker["last_seen_at"], now)),
             output.cell(_unit(worker["cpu_percent"], "%")),
             output.cell(worker["task_id"]),
-            *(output.cell(value) for value in extra if wide),
+            *map(output.cell, more),
         )
     return table
 
