@@ -5,11 +5,13 @@ and nothing is written for a worker that beats as it should.
 """
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from app.db import hot_path
 from app.db.database import Database
 from app.http.guard import CallListener
 from app.kernel.errors import DatabaseUnavailable
@@ -18,6 +20,7 @@ from app.queue.broker.broker import Broker
 from app.workers.rules.workers import HealthPolicy
 from app.workers.store.signs_of_life import Sign, store_signs
 
+log = logging.getLogger(__name__)
 # Workers that have not called for so long are forgotten, as far as they have not ended before.
 _FORGET_SECONDS = 600.0
 # Heartbeats during waits after which a worker is held to them: one may cross a wait that its worker has given up.
@@ -71,6 +74,8 @@ class SignsOfLife(CallListener):
                 await self.store_due()
             except DatabaseUnavailable:
                 continue
+            except Exception:
+                log.exception("could not store signs of life of workers, trying again")
 
     async def store_due(self) -> None:
         """Store signs of life of workers whose last stored one is half as old as it may become."""
@@ -78,8 +83,7 @@ class SignsOfLife(CallListener):
         signs = [sign for worker_id in list(self._workers) if (sign := self._due(worker_id, moment)) is not None]
         if not signs:
             return
-        async with self._database.transaction() as connection:
-            stored = await store_signs(connection, signs)
+        stored = await hot_path.run(self._database, lambda c: store_signs(c, signs))
         # After the answer, so that nothing counts as stored before it was: a later time in the row is a heartbeat.
         answered_at = self._clock()
         for sign in signs:

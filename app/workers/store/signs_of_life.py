@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
+import asyncpg
 
+from app.db.hot_path import columns
 from app.kernel.ids import WorkerId
 from app.workers.store.tables import LIVE
 
@@ -33,10 +33,9 @@ class StoredSign:
 
 
 # What a heartbeat has locked is skipped: it is a later sign of life. Times only rise, whoever comes last.
-_SIGNS = text(f"""
+_SIGNS = f"""
 WITH sign AS MATERIALIZED (
-    SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:ages AS float8[]), CAST(:unseen AS float8[]))
-        AS s (worker_id, age, unseen)
+    SELECT * FROM unnest($1::uuid[], $2::float8[], $3::float8[]) AS s (worker_id, age, unseen)
 ), locked AS MATERIALIZED (
     SELECT w.id, sign.age FROM sign JOIN workers w ON w.id = sign.worker_id
     WHERE w.state IN ('ready', 'draining') AND w.last_seen_at <= now() - make_interval(secs => sign.unseen)
@@ -49,13 +48,14 @@ SELECT w.id AS worker_id, extract(epoch FROM now() - w.last_seen_at)::float8 AS 
        stored.id IS NOT NULL AS is_stored
 FROM sign JOIN workers w ON w.id = sign.worker_id LEFT JOIN stored ON stored.id = w.id
 WHERE w.{LIVE}
-""")
+"""
 
 
-async def store_signs(connection: AsyncConnection, signs: Sequence[Sign]) -> dict[UUID, StoredSign]:
+async def store_signs(
+    connection: "asyncpg.Connection[asyncpg.Record]", signs: Sequence[Sign]
+) -> dict[UUID, StoredSign]:
     """Store signs of life of workers that are ready or drain; workers that have ended are left out of the result."""
-    values = {"ids": [s.worker_id for s in signs], "ages": [s.age for s in signs], "unseen": [s.unseen for s in signs]}
-    rows = (await connection.execute(_SIGNS, values)).mappings()
+    rows = await connection.fetch(_SIGNS, *columns(signs, "worker_id", "age", "unseen"))
     return {
         row["worker_id"]: StoredSign(silent_seconds=row["silent_seconds"], is_stored=row["is_stored"]) for row in rows
     }
