@@ -64,10 +64,10 @@ class _FileHandler(logging.StreamHandler[Any]):
                 self._exchange()
 
     def _exchange(self) -> None:
-        # The lock is that of the full file, which all who would rename it have open.
+        # The lock is that of the full file, which all who would rename it have open. While somebody has it, we go on.
         full = os.dup(2)
         try:
-            fcntl.flock(full, fcntl.LOCK_EX)
+            fcntl.flock(full, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if self._is_at_path(full):
                 for number in range(FORMER_FILES, 1, -1):
                     former = self._former(number - 1)
