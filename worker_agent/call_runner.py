@@ -6,7 +6,7 @@ from threading import Event, Lock, Thread
 
 from worker_agent import actions as act
 from worker_agent import events as ev
-from worker_agent.backoff import full_jitter
+from worker_agent.backoff import CAP_SECONDS, full_jitter
 from worker_agent.client import Client, register
 from worker_agent.local_errors import LocalErrors
 from worker_agent.log_sender import LogSender
@@ -16,6 +16,8 @@ from worker_agent.transport import ApiUnavailable, Problem, Transport
 from worker_agent.wire import JsonObject, Lease, LeaseRef, LogStream, Progress, read_gone_reason
 
 _QUICK_SECONDS = 1.0
+# Between tries while nobody answers, at most; as for heartbeats.
+_OUTAGE_SECONDS = 1.0
 _CALLS = "calls"
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ class CallRunner:
         self._log: LogSender | None = None
         self._pending: _PendingCall | None = None
         self._lock = Lock()
+        self._is_unanswered = False
 
     def start_call(self, call: act.Call) -> None:
         self._pending = _PendingCall(call)
@@ -97,8 +100,9 @@ class CallRunner:
 
     def _run_call(self, pending: _PendingCall) -> None:
         call = pending.call
+        cap = _OUTAGE_SECONDS if self._is_unanswered else CAP_SECONDS
         # An abort sets the event, which ends the backoff without making the call.
-        if not pending.answered_event.wait(max(call.wait_seconds, full_jitter(call.attempt))):
+        if not pending.answered_event.wait(max(call.wait_seconds, full_jitter(call.attempt, cap=cap))):
             self._post_answer(pending, self._answer_to(pending))
 
     def _post_answer(self, pending: _PendingCall, answer: ev.Answer) -> bool:
@@ -114,10 +118,12 @@ class CallRunner:
         try:
             answer = self._make_call(pending.call)
         except ApiUnavailable as unavailable:
+            self._is_unanswered = True
             if not pending.answered_event.is_set():  # else an abort cut it off
                 self._outage.note_failure(_CALLS, unavailable)
             return ev.RetryLater(unavailable.retry_after)
         except Problem as problem:
+            self._is_unanswered = False
             self._outage.note_answer(_CALLS)
             self._note_error(pending, problem)
             return _refusal(pending.call, problem)
@@ -127,6 +133,7 @@ class CallRunner:
                 # One that could not even be encoded would fail in every further attempt.
                 return ev.CallRefused("unsendable", repr(error))
             return ev.RetryLater()
+        self._is_unanswered = False
         self._outage.note_answer(_CALLS)
         return answer
 

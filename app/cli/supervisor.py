@@ -23,7 +23,8 @@ from app.secrecy import SECRETS_FD, handed_over, open_log, write_private
 from app.workers.provisioners.last_error import last_error
 
 log = logging.getLogger(__name__)
-_CALM_SECONDS = 10.0  # a child that ran for longer is not in a crash loop
+# A child that ran for longer does not crash when it starts: it takes some two seconds for that.
+_CALM_SECONDS = 4.0
 _LONGEST_PAUSE_SECONDS = 5.0
 _PRUNE_SECONDS = 60.0
 

@@ -10,6 +10,7 @@ from tests.worker_agent.fake_control_plane import POOL_KEY, Answer, FakeControlP
 from tests.worker_agent.machines import USAGE, lease
 from tests.worker_agent.waiting import PATIENCE
 from worker_agent import actions as act
+from worker_agent import call_runner
 from worker_agent import events as ev
 from worker_agent.call_runner import CallRunner
 from worker_agent.local_errors import LocalErrors
@@ -147,3 +148,19 @@ def test_a_fence_found_by_progress_stops_the_report(plane: FakeControlPlane, sub
     assert subject.answer() == ev.LeaseLost(lease().ref, "lease_superseded")
     assert subject.answer() == ev.ReportFenced("lease_superseded")
     assert not plane.of("complete")
+
+
+def test_a_control_plane_that_is_back_is_asked_soon_however_long_it_was_away(
+    plane: FakeControlPlane, subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caps: list[float] = []
+
+    def jitter(attempt: int, *, cap: float) -> float:
+        caps.append(cap)
+        return 0.0
+
+    monkeypatch.setattr(call_runner, "full_jitter", jitter)
+    plane.script["lease"].append(Answer(status=503))
+    for attempt in (0, 20, 20):
+        subject.answer_to(act.RequestLease(request_id="r", attempt=attempt))
+    assert caps == [10.0, 1.0, 10.0]

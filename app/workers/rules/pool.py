@@ -36,14 +36,15 @@ class CrashPolicy:
     """Rest of a slot whose workers die young, before its next start: base * 2^(deaths - free_deaths - 1), at most cap.
 
     Two deaths are free, because a replacement must not wait for a single kill. The cap is the time in which a
-    failed worker is to be replaced. A worker that has lived for `young_seconds` clears its slot, and so does the
-    window, which is long enough for a slot to stay at the cap.
+    failed worker is to be replaced. A worker that was ready for `young_seconds` does not crash when it starts:
+    somebody ends it, and its replacement must not wait for that either. It clears its slot, and so does the window,
+    which is long enough for a slot to stay at the cap.
     """
 
     free_deaths: int = 2
     base_seconds: float = 1.0
     cap_seconds: float = 30.0
-    young_seconds: float = 60.0
+    young_seconds: float = 5.0
     window_seconds: float = 600.0
 
 

@@ -59,6 +59,7 @@ async def tick(connection: AsyncConnection, initial: Mode, report: Report) -> di
     """
     await hosts.lock_pool(connection)
     max_workers = (await config.current(connection, initial)).document.worker_pool.max_workers
+    await pool.record_missed_first_leases(connection)
     members = await pool.members(connection, report.provisioner, report.host)
     staying = sum(not member.leaving for member in members)
     snapshot = PoolSnapshot(

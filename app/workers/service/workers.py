@@ -224,6 +224,7 @@ async def say_goodbye(connection: AsyncConnection, worker_id: UUID, reason: str)
         await give_back(connection, attempt, reason)
     await permits.end_lost(connection, worker_id)
     if worker is not None:
+        await pool.conclude_replacement(connection, worker_id, reason)
         notify.note(connection, notify.FLEET)
     return worker is not None
 
@@ -245,6 +246,7 @@ async def lose(connection: AsyncConnection, worker_id: UUID, state: WorkerState,
         error = json.dumps({"code": "worker_lost", "message": reason, "retryable": True})
         await attempts.end(connection, attempt, verdict, Ending(outcome="lost", error=error))
     if worker.slot is not None:
+        await pool.conclude_replacement(connection, worker_id, reason)
         await pool.open_replacement(connection, worker_id, slot=worker.slot, name=worker.name, cause=reason)
     notify.note(connection, notify.FLEET)
     return True

@@ -88,15 +88,15 @@ FROM workers w {lease_ledger.last_and_held("w.id")}
 WHERE w.{LIVE} AND w.provisioner = :provisioner AND w.host = :host ORDER BY w.slot
 """)
 
-# Young deaths count only since the last worker of the same name that has lived for longer.
+# Young deaths count only since the last worker of the same name that was ready for longer.
 _DEATHS = """
 SELECT w.host, w.slot, count(*) AS deaths, max(w.ended_at) AS last_at FROM workers w
 WHERE {where} AND w.slot IS NOT NULL AND w.state IN ('lost', 'failed')
   AND w.ended_at > now() - make_interval(secs => :window)
-  AND w.ended_at - w.requested_at < make_interval(secs => :young)
+  AND w.ended_at - coalesce(w.first_beat_at, w.ended_at) < make_interval(secs => :young)
   AND NOT EXISTS (
       SELECT FROM workers later WHERE later.name = w.name AND later.incarnation > w.incarnation
-        AND coalesce(later.ended_at, now()) - later.requested_at >= make_interval(secs => :young)
+        AND coalesce(later.ended_at, now()) - later.first_beat_at >= make_interval(secs => :young)
   )
 GROUP BY w.host, w.slot
 """
@@ -160,9 +160,25 @@ _MARK = {
     for column in ("started_at", "registered_at")
 }
 
-_FIRST_LEASES = """
-UPDATE replacements SET first_lease_at = now() WHERE worker_id = ANY ($1::uuid[]) AND first_lease_at IS NULL
+# By the ledger, as whoever records it may come late: after an outage, or after the process that served it was killed.
+_FIRST_LEASED_AT = "(SELECT l.leased_at FROM leases l WHERE l.worker_id = r.worker_id ORDER BY l.n LIMIT 1)"
+_FIRST_LEASES = f"""
+UPDATE replacements r SET first_lease_at = coalesce({_FIRST_LEASED_AT}, now())
+WHERE worker_id = ANY ($1::uuid[]) AND first_lease_at IS NULL
 """
+
+_MISSED_FIRST_LEASES = text(f"""
+UPDATE replacements r SET first_lease_at = {_FIRST_LEASED_AT}
+WHERE r.id > (SELECT coalesce(max(id), 0) - 1000 FROM replacements)
+  AND r.worker_id IS NOT NULL AND r.first_lease_at IS NULL AND r.closed_at IS NULL AND {_FIRST_LEASED_AT} IS NOT NULL
+""")
+
+_CONCLUDE = text(f"""
+UPDATE replacements r SET first_lease_at = {_FIRST_LEASED_AT},
+    closed_at = CASE WHEN {_FIRST_LEASED_AT} IS NULL THEN now() END,
+    closed_reason = CASE WHEN {_FIRST_LEASED_AT} IS NULL THEN 'it ended before its first lease: ' || :reason END
+WHERE worker_id = :worker_id AND first_lease_at IS NULL AND closed_at IS NULL
+""")
 
 _REPLACEMENTS = """
 SELECT id, lost_worker_id, worker_id, worker_name, cause, detected_at, requested_at, started_at, registered_at,
@@ -239,6 +255,16 @@ async def vacated_slots(connection: AsyncConnection, host: str) -> frozenset[int
 async def record_first_leases(connection: "asyncpg.Connection[asyncpg.Record]", worker_ids: Sequence[UUID]) -> None:
     """Record the first lease of those of these workers that are replacements and had none yet."""
     await connection.execute(_FIRST_LEASES, worker_ids)
+
+
+async def record_missed_first_leases(connection: AsyncConnection) -> None:
+    """Record the first leases of replacements that nobody has recorded, as the process that gave them was killed."""
+    await connection.execute(_MISSED_FIRST_LEASES)
+
+
+async def conclude_replacement(connection: AsyncConnection, worker_id: UUID, reason: str) -> None:
+    """Record of a worker that has ended, if it is a replacement, its first lease, or that it had none and why."""
+    await connection.execute(_CONCLUDE, {"worker_id": worker_id, "reason": reason})
 
 
 async def replacements(connection: AsyncConnection, *, below: int | None, limit: int) -> Page[dict[str, Any]]:

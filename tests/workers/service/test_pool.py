@@ -177,6 +177,46 @@ async def test_the_first_lease_of_a_replacement_is_timed_once(database: Database
     assert (await _replacements(database))[0]["first_lease_at"] == first
 
 
+async def test_the_first_lease_counts_from_when_it_was_given_whoever_records_it_and_when(
+    database: Database, host: _Host
+) -> None:
+    """The process that gave it was killed before it could record it."""
+    await pool.report_exit(database, (await _pool(database, host, 1))[0], "killed")
+    successor = (await _pool(database, host, 1))[0]
+    await submitted(database)
+    await leased(database, WorkerId(successor))
+    await execute(database, "UPDATE leases SET leased_at = leased_at - interval '10 s'")
+    leased_at = await value(database, "SELECT leased_at FROM leases")
+    await _tick(database, 1)
+    assert (await _replacements(database))[0]["first_lease_at"] == leased_at
+    await execute(database, "UPDATE replacements SET first_lease_at = NULL")
+    async with (await database.pool()).acquire() as hot:
+        await store.record_first_leases(hot, [successor])  # type: ignore[arg-type]
+    assert (await _replacements(database))[0]["first_lease_at"] == leased_at
+    await execute(database, "UPDATE replacements SET first_lease_at = NULL")
+    await pool.report_exit(database, successor, "killed as well")
+    first, second = await _replacements(database)
+    assert (first["first_lease_at"], first["closed_at"]) == (leased_at, None)
+    assert (second["lost_worker_id"], second["worker_id"]) == (successor, None)
+
+
+@pytest.mark.parametrize("in_order", [False, True])
+async def test_a_replacement_that_ends_before_its_first_lease_is_closed_with_the_reason(
+    database: Database, host: _Host, in_order: bool
+) -> None:
+    await pool.report_exit(database, (await _pool(database, host, 1))[0], "killed")
+    successor = (await _pool(database, host, 1))[0]
+    if in_order:
+        async with database.transaction() as connection:
+            await workers.say_goodbye(connection, successor, "drained")
+    else:
+        await pool.report_exit(database, successor, "killed as well")
+    record = (await _replacements(database))[0]
+    assert (record["first_lease_at"], record["closed_at"] is not None) == (None, True)
+    reason = "drained" if in_order else "killed as well"
+    assert record["closed_reason"] == f"it ended before its first lease: {reason}"
+
+
 async def test_a_worker_of_another_host_answers_no_replacement_of_this_one(database: Database, host: _Host) -> None:
     await pool.report_exit(database, (await _pool(database, host, 1))[0], "killed")
     await _tick(database, 1, host="there")
@@ -233,7 +273,7 @@ async def test_a_slot_whose_workers_die_young_rests(database: Database, host: _H
 async def _dies(database: Database, host: _Host, seconds_after_start: float) -> None:
     """The worker of a pool of one ends, having lived for so long."""
     (worker,) = await _pool(database, host, 1)
-    born = "UPDATE workers SET requested_at = now() - make_interval(secs => $1) WHERE id = $2"
+    born = "UPDATE workers SET first_beat_at = now() - make_interval(secs => $1) WHERE id = $2"
     await execute(database, born, seconds_after_start, worker)
     await pool.report_exit(database, worker, "killed")
 
@@ -242,7 +282,7 @@ async def _pass(database: Database, seconds: float) -> None:
     """So much time goes by."""
     earlier = "{0} = {0} - make_interval(secs => $1)"
     await execute(
-        database, f"UPDATE workers SET {earlier.format('ended_at')}, {earlier.format('requested_at')}", seconds
+        database, f"UPDATE workers SET {earlier.format('ended_at')}, {earlier.format('first_beat_at')}", seconds
     )
 
 
@@ -256,12 +296,19 @@ async def test_a_crash_loop_stays_slow_for_longer_than_a_minute(database: Databa
     assert (await _status(database)).resting[0].deaths == 11
 
 
-async def test_a_worker_that_lived_for_a_minute_clears_its_place(database: Database, host: _Host) -> None:
+async def test_a_worker_that_was_ready_for_a_while_clears_its_place(database: Database, host: _Host) -> None:
     for _ in range(3):
         await _dies(database, host, 1)
         await _pass(database, 3)
-    await _dies(database, host, 61)
+    await _dies(database, host, 6)
     await _dies(database, host, 1)
+    assert (await _tick(database, 1))["started"] == 1
+
+
+async def test_whoever_is_killed_again_and_again_is_replaced_at_once(database: Database, host: _Host) -> None:
+    """They were ready, so it is no crash at the start, for which a place rests."""
+    for _ in range(6):
+        await _dies(database, host, 6)
     assert (await _tick(database, 1))["started"] == 1
 
 
