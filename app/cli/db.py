@@ -32,7 +32,7 @@ def migrate(
 
     try:
         old_revision, new_revision = on_database(
-            lambda database: migrate(database, to, by=author("convener db migrate"))
+            lambda database: migrate(database, to, by=author("convener db migrate")), bundled_url()
         )
     except CommandError as error:
         hint = "leave --to out, to go up to the newest revision"

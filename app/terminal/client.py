@@ -1,6 +1,7 @@
 """HTTP client of the service; problems, outages and refused keys become failures that say what to do."""
 
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 import httpx
 import typer
 
+from app.kernel.access import SCOPES, Role
 from app.terminal.connection import OPERATOR_KEY, Access, find_access
 from app.terminal.failures import ExitCode, Failure
 from app.terminal.output import note
@@ -29,7 +31,6 @@ _CLOCKS_APART_SECONDS = 30.0
 # What to do about a problem, by its stable code.
 _HINTS = {
     "unauthenticated": "put a valid key into CONVENER_KEY; `convener key create` makes one",
-    "forbidden": "use a key with another role: `convener key create supervisor|operator|admin --label ...` makes one",
     "task_not_found": "`convener tasks ls` lists the tasks; old ones are pruned",
     "dead_letter_not_found": "`convener dead-letters ls` lists them; `convener tasks ls` lists all tasks",
     "worker_not_found": "`convener workers ls` lists the workers",
@@ -79,13 +80,23 @@ class Refusal(Failure):
         code, title = str(problem.get("code", "")), str(problem.get("title", "the request failed"))
         fields = [f"{field.get('path')}: {field.get('message')}" for field in problem.get("errors") or []]
         detail = str(problem.get("detail") or "")
+        default = "correct the values named above" if status == 422 else None
         explanations = fields or ([detail] if detail not in ("", title) else [])
         super().__init__(
             f"{title} ({status} {code})",
             ExitCode.UNREACHABLE if code == "database_unavailable" else _CODES.get(status, ExitCode.REFUSED),
             details=explanations,
-            hint=_HINTS.get(code, "correct the values named above" if status == 422 else None),
+            hint=_hint_for_roles(detail) if code == "forbidden" else _HINTS.get(code, default),
         )
+
+
+def _hint_for_roles(detail: str) -> str:
+    """The way to a key that may do what was forbidden; only an admin's key makes keys."""
+    scope = re.search(r"does not include (\S+)", detail)
+    roles = [role for role in Role if scope and scope[1] in SCOPES[role]] or [Role.OPERATOR, Role.ADMIN]
+    names = ", ".join(roles[:-1]) + (" or " if roles[1:] else "") + roles[-1]
+    how = f"`convener key create {roles[0]} --label ...` makes one with an admin's key"
+    return f"use a key with the role {names}: {how} (`convener up` leaves one in admin.key), or with --database"
 
 
 class Client:

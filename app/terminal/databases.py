@@ -58,7 +58,13 @@ def on_database(work: "Callable[[Database], Awaitable[T]]", url: str | None = No
 
     Raises Failure when it cannot be reached, or refuses.
     """
-    return asyncio.run(_on(url or database_url(), work))
+    try:
+        return asyncio.run(_on(url or database_url(), work))
+    except Failure as failure:
+        values = settings()
+        if failure.code is ExitCode.UNREACHABLE and values.database_url is None:  # then it was the bundled one
+            failure.hint = f"`convener up` starts the PostgreSQL in {values.state_directory}"
+        raise
 
 
 @contextmanager

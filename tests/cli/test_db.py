@@ -1,11 +1,16 @@
 """`convener db` on databases that are empty, migrated, and away."""
 
 import ast
+import json
 from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+import pytest
+
 import app
+from app.admin.cli import keys
+from app.cli import db
 from app.db import schema
 from app.db.database import Database
 from tests.conftest import named, run_on
@@ -33,6 +38,19 @@ async def test_an_empty_database_is_migrated_once(offline: CommandLine, server_u
         assert "nowhere" in unknown.err
     finally:
         await run_on(server_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.mark.parametrize(
+    "command", ["db status", "db migrate", "key ls --database", "key create reader --label x --database"]
+)
+async def test_the_bundled_database_is_used_where_no_other_is_named(
+    offline: CommandLine, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    for module in (db, keys):
+        monkeypatch.setattr(module, "bundled_url", lambda: "postgresql://me@127.0.0.1:1/x")
+    stopped = await offline(*command.split(), "-o", "json")
+    assert (stopped.code, stopped.out) == (3, "")
+    assert "convener up" in json.loads(stopped.err)["hint"]
 
 
 async def test_a_database_that_is_away_or_not_named(offline: CommandLine, server_url: str) -> None:

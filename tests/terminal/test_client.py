@@ -64,6 +64,23 @@ def test_gives_up_in_the_end(pauses: list[float]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("scope", "roles"),
+    [
+        ("keys:manage", "with the role admin: `convener key create admin"),
+        ("read", "with the role supervisor, operator, admin or reader:"),
+        ("nothing", "with the role operator or admin:"),
+    ],
+)
+def test_a_key_that_may_not_is_told_which_may(scope: str, roles: str) -> None:
+    detail = f"this key, with the role x, does not include {scope}"
+    problem = {"title": "No", "code": "forbidden", "status": 403, "detail": detail}
+    with client(lambda _: httpx.Response(403, json=problem)) as live_service, pytest.raises(Refusal) as refused:
+        live_service.get("/tasks/x")
+    assert roles in str(refused.value.hint)
+    assert "--database" in str(refused.value.hint)
+
+
+@pytest.mark.parametrize(
     ("status", "code"), [(401, ExitCode.KEY), (403, ExitCode.KEY), (404, ExitCode.NOT_FOUND), (409, ExitCode.REFUSED)]
 )
 def test_problems_have_exit_codes(status: int, code: ExitCode) -> None:

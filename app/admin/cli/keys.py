@@ -15,7 +15,7 @@ from app.kernel.text import plural
 from app.terminal import output
 from app.terminal.client import Client, Json, Url, connect
 from app.terminal.connection import ADMIN_KEY, OPERATOR_KEY
-from app.terminal.databases import author, on_database
+from app.terminal.databases import author, bundled_url, on_database
 from app.terminal.failures import ExitCode, Failure
 from app.terminal.options import Reason, parse_duration
 from app.terminal.output import Format, Output
@@ -122,7 +122,7 @@ def rotate(
     """Give a key another secret and print it to stdout; the former one works on for a while."""
     body = {"overlap_seconds": _seconds(overlap), "expires_in_seconds": _seconds(expires_in), "reason": reason}
     if _is_direct(database):
-        new_key = on_database(lambda database: _rotate(database, key_id, body))
+        new_key = on_database(lambda database: _rotate(database, key_id, body), bundled_url())
     else:
         with _connect(url) as client:
             new_key = client.post(f"/keys/{key_id}/rotate", body)
@@ -133,7 +133,7 @@ def rotate(
 def ls(database: Direct = False, url: Url = None, fmt: Output = Format.TABLE) -> None:
     """List keys, without their secrets. Workers' own keys come and go with them, and are left out."""
     if _is_direct(database):
-        items, now = on_database(_read), datetime.now(UTC)
+        items, now = on_database(_read, bundled_url()), datetime.now(UTC)
     else:
         with _connect(url) as client:
             items, now = client.pages("/keys", None)[0], client.now
@@ -162,7 +162,7 @@ def revoke(
     if _is_direct(database):
         if evict_workers:
             raise Failure("--evict-workers needs the running service", ExitCode.USAGE)
-        on_database(lambda database: _revoke(database, key_id, reason))
+        on_database(lambda database: _revoke(database, key_id, reason), bundled_url())
     else:
         with _connect(url) as client:
             if evict_workers:
@@ -175,7 +175,7 @@ def revoke(
 
 def _make(path: str, body: Json, database: bool, url: str | None) -> Json:
     if _is_direct(database):
-        return on_database(lambda database: _create(database, body))
+        return on_database(lambda database: _create(database, body), bundled_url())
     with _connect(url) as client:
         answer: Json = client.post(path, body)
         return answer
