@@ -89,13 +89,17 @@ class _FileHandler(logging.StreamHandler[Any]):
 
     def _open(self) -> None:
         descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, _PRIVATE)
-        if stat.S_ISREG(os.fstat(descriptor).st_mode):  # and no device, which belongs to all
-            os.fchmod(descriptor, _PRIVATE)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os.dup2(descriptor, 1)
-        os.dup2(descriptor, 2)
-        os.close(descriptor)
+        try:
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):  # and no device, which belongs to all
+                os.fchmod(descriptor, _PRIVATE)
+            # Text for which the former file had no room stays in the buffer, for this one.
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError):
+                    stream.flush()
+            os.dup2(descriptor, 1)
+            os.dup2(descriptor, 2)
+        finally:
+            os.close(descriptor)
 
 
 class _Line(logging.Formatter):

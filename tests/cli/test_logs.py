@@ -3,6 +3,7 @@
 import fcntl
 import json
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -155,6 +156,29 @@ def test_a_writer_that_hangs_while_it_exchanges_the_file_holds_up_no_other(tmp_p
         assert subprocess.run([sys.executable, "-c", _WRITER, str(path), "one"], timeout=60).returncode == 1
     assert len(path.read_text().splitlines()) == 1002
     assert list(tmp_path.iterdir()) == [path]
+
+
+_FULL = """
+import logging, os, resource, sys
+from pathlib import Path
+from worker_agent import log_lines
+log_lines.MAX_BYTES = 10_000
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+log_lines.set_up_logging("info", as_json=True, file=Path(sys.argv[1]))
+for number in range(500):
+    logging.info("%d", number)
+open(sys.argv[2], "w").write(str(len(os.listdir("/proc/self/fd"))))
+"""
+
+
+def test_a_file_that_takes_no_more_is_exchanged_and_costs_no_descriptors(tmp_path: Path) -> None:
+    """Nothing can be written beyond the size at which the file is exchanged, as on a full disk."""
+    path, count = tmp_path / "a.log", tmp_path / "count"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    subprocess.run([sys.executable, "-c", _FULL, str(path), str(count)], env=environment, check=True)
+    assert int(count.read_text()) < 10
+    assert '"499"' in path.read_text()
+    assert (tmp_path / "a.log.3").exists()
 
 
 def test_a_device_that_takes_the_log_keeps_its_mode() -> None:
