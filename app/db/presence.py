@@ -29,12 +29,13 @@ ON CONFLICT (id) DO UPDATE SET seen_at = now(), backend = pg_backend_pid(), pres
 
 _FORGET = "DELETE FROM api_processes WHERE seen_at < now() - interval '1 hour'"
 
+# Not for ever, as the API may be of an older version by now, which notes nothing.
 _READ = text("""
 SELECT extract(epoch FROM now() - seen_at)::float8 AS silent_seconds,
        extract(epoch FROM now() - present_since)::float8 AS present_seconds,
        present_since > began_at AS was_away,
        EXISTS (SELECT FROM pg_stat_activity session WHERE session.pid = backend) AS is_connected
-FROM api_processes
+FROM api_processes WHERE seen_at > now() - interval '1 hour'
 """)
 
 
@@ -65,5 +66,5 @@ async def keep_noting(
 
 
 async def read(connection: AsyncConnection) -> list[ApiProcess]:
-    """The processes of the API that have been there within the last hour, or at the end."""
+    """The processes of the API that have been there within the last hour."""
     return [ApiProcess(**row) for row in (await connection.execute(_READ)).mappings()]

@@ -36,6 +36,8 @@ async def test_an_absence_is_seen_while_it_lasts_and_after_it(database: Database
     assert (process.was_away, process.is_connected) == (False, True)
     await _pass(database, _POLICY.away_after_seconds + 1)
     assert absence_reason(await _read(database), _POLICY)
+    await _pass(database, 3600)
+    assert await _read(database) == [], "an older version would note nothing"
     await _note(database, process_id)
     (process,) = await _read(database)
     assert process.present_seconds < 2
