@@ -1,7 +1,6 @@
 """Work on the database itself, for commands that need no running service, such as making the first key."""
 
 import asyncio
-import errno
 import getpass
 import os
 import shutil
@@ -15,7 +14,7 @@ import typer
 from app.kernel.errors import ConvenerError, DatabaseUnavailable, KeyNotFound
 from app.settings import Settings, SettingsError
 from app.terminal.connection import settings, settings_failure
-from app.terminal.failures import ExitCode, Failure
+from app.terminal.failures import ExitCode, Failure, failure_of_file
 
 if TYPE_CHECKING:
     from app.db.database import Database
@@ -129,12 +128,12 @@ def start_failure(error: Exception) -> Failure:
     """The failure of a program that could not start, for an error of its settings, its files or the database."""
     if isinstance(error, SettingsError):
         return settings_failure(error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        place = f" for {error.filename}" if error.filename else ""
-        return Failure(f"there is no room{place}: {error.strerror}", ExitCode.REFUSED, hint="make room on that disk")
-    if isinstance(error, OSError) and error.filename:
-        hint = "choose another place with --state or CONVENER_STATE_DIRECTORY, or mend its rights"
-        return Failure(f"cannot use {error.filename}: {error.strerror}", ExitCode.REFUSED, hint=hint)
+    if isinstance(error, OSError) and (failure := failure_of_file(error)) is not None:
+        if error.filename:
+            failure.hint = (
+                "choose another place with --state or CONVENER_STATE_DIRECTORY, make room there or mend its rights"
+            )
+        return failure
     from app.db.database import translate_error
 
     return database_failure(error if isinstance(error, ConvenerError) else translate_error(error), error)

@@ -1,5 +1,6 @@
 """Failures of commands: a sentence, a hint at what to do, and the exit code that scripts rely on."""
 
+import errno
 import json
 import sys
 from collections.abc import Sequence
@@ -70,6 +71,17 @@ class Failure(Exception):
             console.print(Text.assemble(("What to do:", "dim"), f" {self.hint}"))
 
 
+def failure_of_file(error: OSError) -> Failure | None:
+    """The failure of a command whose file cannot be used, or for whose output there is no room; None for others."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        place = f" for {error.filename}" if error.filename else ""
+        return Failure(f"there is no room{place}: {error.strerror}", ExitCode.REFUSED, hint="make room on that disk")
+    if error.filename:
+        hint = "choose another place, or mend its rights"
+        return Failure(f"cannot use {error.filename}: {error.strerror}", ExitCode.REFUSED, hint=hint)
+    return None
+
+
 class Commands(TyperGroup):
     """A group of commands that reports failures in words and ends with their code; as JSON where JSON was asked for."""
 
@@ -88,6 +100,11 @@ class Commands(TyperGroup):
         except typer.Abort:
             Failure("aborted", ExitCode.REFUSED).show(as_json=as_json)
             code = ExitCode.REFUSED
+        except OSError as error:
+            if (file_failure := failure_of_file(error)) is None:
+                raise
+            file_failure.show(as_json=as_json)
+            code = file_failure.code
         sys.exit(code if isinstance(code, int) else ExitCode.OK)
 
 

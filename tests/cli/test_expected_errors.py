@@ -208,6 +208,12 @@ def test_every_command_tells_programs_of_a_service_that_is_away(offline: Command
         assert json.loads(done.err)["exit_code"] == code
 
 
+@pytest.mark.parametrize(("file", "words"), [("/dev/full", "there is no room"), ("/proc/nowhere/x", "cannot use")])
+def test_a_file_that_cannot_be_written(offline: CommandLine, file: str, words: str) -> None:
+    done = offline.run("openapi", "--write", file)
+    assert (done.code, words in done.err, "What to do" in done.err) == (1, True, True)
+
+
 def test_a_database_without_a_schema_is_no_success(empty_url: str) -> None:
     for more in ((), ("-o", "json")):
         done = CommandLine(environment={"CONVENER_DATABASE_URL": empty_url}).run("db", "status", *more)
