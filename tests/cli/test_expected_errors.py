@@ -156,6 +156,8 @@ _WORDS = {
     "key enrol": "--label x",
     "key revoke": "x",
     "key rotate": "x",
+    "llm budgets rm": "agent ranking",
+    "llm budgets set": "agent ranking token_budget=9",
     "llm models add": "x",
     "llm models get": "x",
     "llm models set": "x burst=2",
