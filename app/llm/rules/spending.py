@@ -47,7 +47,7 @@ _OWNERS = {
     BudgetScope.AGENT: "the agent type {name}",
     BudgetScope.KEY: "the key {name}",
 }
-_MAX_PARK_SECONDS = 3600.0
+_MAX_PARK_SECONDS, _KEY_PARK_SECONDS = 3600.0, 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,10 +132,12 @@ def budget_reason(owner: BudgetOwner, budget: Budget) -> str:
     return f"the budget of {whose} is used up{until}"
 
 
-def budget_park_seconds(budget: Budget, now: datetime) -> float:
+def budget_park_seconds(owner: BudgetOwner, budget: Budget, now: datetime) -> float:
     """Seconds for which a task may be set aside for a budget that is used up; it is woken once there is room."""
-    seconds = _MAX_PARK_SECONDS if budget.ends_at is None else (budget.ends_at - now).total_seconds()
-    return max(1.0, min(seconds, _MAX_PARK_SECONDS))
+    # A worker of another key may have the task soon.
+    longest = _KEY_PARK_SECONDS if owner.scope is BudgetScope.KEY else _MAX_PARK_SECONDS
+    seconds = longest if budget.ends_at is None else (budget.ends_at - now).total_seconds()
+    return max(1.0, min(seconds, longest))
 
 
 class BudgetLedger:

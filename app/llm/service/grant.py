@@ -264,7 +264,7 @@ def _refusal(
         reason = budget_reason(owner, budget)
         # The tasks of a goal without a budget are held with it.
         if budget.is_used_up and owner.scope is not BudgetScope.GOAL:
-            waits_for, wait_seconds = owner.waits_for, budget_park_seconds(budget, now)
+            waits_for, wait_seconds = owner.waits_for, budget_park_seconds(owner, budget, now)
     return PermitRefused(
         f"{reason}; ask again in {seconds:.3g} s",
         reason=denial.reason.value,

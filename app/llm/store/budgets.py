@@ -90,7 +90,7 @@ ON CONFLICT (scope, name) DO UPDATE SET
 
 _REMOVE = text("DELETE FROM llm_budgets WHERE scope = :scope AND name = :name")
 
-_HAS_KEY = text("SELECT EXISTS (SELECT FROM keys WHERE id = :name)")
+_HAS_KEY = text("SELECT EXISTS (SELECT FROM keys WHERE id = :name AND worker_id IS NULL)")
 
 _USED_UP = text(f"SELECT {NOW}, 0 AS calls, 0 AS reserved_usd, 0 AS reserved_tokens FROM llm_budgets b")
 
@@ -132,7 +132,7 @@ async def remove(connection: AsyncConnection, owner: BudgetOwner) -> None:
 
 
 async def has_key(connection: AsyncConnection, key_id: str) -> bool:
-    """Whether there is a key with this id."""
+    """Whether there is a key with this id that is no worker's own, as a worker's calls are not for its own key."""
     return bool((await connection.execute(_HAS_KEY, {"name": key_id})).scalar())
 
 

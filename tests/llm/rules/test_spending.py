@@ -1,11 +1,22 @@
 """Budgets of goals: calls reserve what they may cost, and at most one goes beyond what is left."""
 
+from datetime import UTC, datetime, timedelta
 from random import Random
 
 import pytest
 
 from app.llm.rules.models import ModelLimits
-from app.llm.rules.spending import Amount, Budget, estimated_amount, has_room, reservation
+from app.llm.rules.spending import (
+    Amount,
+    Budget,
+    BudgetLedger,
+    BudgetOwner,
+    BudgetScope,
+    budget_park_seconds,
+    estimated_amount,
+    has_room,
+    reservation,
+)
 
 
 def test_an_estimate_is_the_most_that_the_tokens_can_cost() -> None:
@@ -73,3 +84,26 @@ def test_sixty_four_callers_overshoot_by_one_call_at_most(seed: int, share: floa
             calls=under_way,
         )
     assert 1.0 <= spent + cost * under_way <= 1.0 + cost
+
+
+def test_a_task_waits_for_the_end_of_a_period_an_hour_at_most_and_for_a_key_a_minute() -> None:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    agent, key = BudgetOwner(BudgetScope.AGENT, "ranking"), BudgetOwner(BudgetScope.KEY, "k")
+    day, soon = (Budget(usd=1.0, ends_at=now + timedelta(seconds=seconds)) for seconds in (86_400, 20))
+    assert [budget_park_seconds(agent, budget, now) for budget in (Budget(), day, soon)] == [3600, 3600, 20]
+    assert [budget_park_seconds(key, budget, now) for budget in (Budget(), day, soon)] == [60, 60, 20]
+
+
+def test_a_call_must_fit_every_budget_that_it_uses() -> None:
+    agent, key = BudgetOwner(BudgetScope.AGENT, "ranking"), BudgetOwner(BudgetScope.KEY, "k")
+    estimate, dearest = Amount(tokens=10), Amount(tokens=30)
+    ledger = BudgetLedger({agent: Budget(tokens=100, dearest=dearest), key: Budget(tokens=70, dearest=estimate)})
+    assert ledger.reservation((agent, key), estimate) == dearest, "as much as the dearest of all"
+    for _ in range(2):
+        assert ledger.full_budget((agent, key), estimate) is None
+        ledger.take((agent, key), dearest)
+    assert ledger.full_budget((agent,), estimate) is None
+    ledger.take((key,), estimate)
+    full = ledger.full_budget((agent, key), estimate)
+    assert full is not None
+    assert full[0] == key
