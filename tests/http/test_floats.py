@@ -117,6 +117,7 @@ _BODIES: dict[str, Any] = {
     "POST /metrics/samples": {"samples": [{"name": "a", "kind": "counter", "value": 1.0}]},
     "POST /llm/permits/{permit_id}/settle": _SETTLEMENT
     | {"cache": {"key": "a" * 64, "answer": {}, "ttl_seconds": 5.0}},
+    "PUT /llm/budgets/{scope}/{name}": {"money_budget": 5.0},
     "PUT /llm/models/{model}": _LIMITS,
     "PUT /degradation": {"step": 1, "minutes": 5.0},
 }
@@ -180,7 +181,7 @@ class _Caller:
     async def prepare(self) -> None:
         self._worker = await self._service.worker()
         self._ids = {"worker_id": self._worker.id, "agent_type": "generation", "model": "m", "number": "1"}
-        self._ids["version"] = "1"
+        self._ids |= {"version": "1", "scope": "agent", "name": "generation"}
         await self._new_goal()
 
     async def _new_goal(self) -> None:

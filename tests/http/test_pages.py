@@ -107,6 +107,10 @@ LISTS: dict[str, list[str]] = {
         SELECT gen_random_uuid(), 'k', gen_random_uuid(), 't', {_TEXT}, 'ranking', 2, 1, false, now(),
                now() + interval '1 hour' FROM generate_series(1, {_ENTRIES}) n"""
     ],
+    "/llm/budgets": [
+        f"""INSERT INTO llm_budgets (scope, name, token_budget, period)
+        SELECT 'key', {_TEXT} || n, 1, 'day' FROM generate_series(1, {_ENTRIES}) n"""
+    ],
     "/llm/models": [
         f"""INSERT INTO llm_models (model, concurrency, fallback_models)
         SELECT 'model-' || n, 4, array_fill(repeat('x', 200), ARRAY[7])
