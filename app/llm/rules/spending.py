@@ -38,6 +38,13 @@ class BudgetOwner(NamedTuple):
         """The name under which tasks wait for this budget."""
         return f"{AWAITED_BUDGET}{self.scope}:{self.name}"
 
+    @classmethod
+    def awaited(cls, name: str) -> "BudgetOwner | None":
+        """The owner of the budget for which tasks wait under this name; None where it is no budget's."""
+        scope, _, owner = name.removeprefix(AWAITED_BUDGET).partition(":")
+        is_budget = name.startswith(AWAITED_BUDGET) and scope in set(BudgetScope)
+        return cls(BudgetScope(scope), owner) if is_budget else None
+
 
 AWAITED_BUDGET = "budget:"
 # A share of a budget at which an event and an alert tell of it.

@@ -28,7 +28,7 @@ from app.llm.rules.permits import (
     RequestId,
     VirtualTimes,
 )
-from app.llm.rules.spending import Budget, BudgetOwner, BudgetScope, budget_park_seconds, budget_reason
+from app.llm.rules.spending import BudgetScope, budget_park_seconds, budget_reason
 from app.llm.service.settle import permit_error
 from app.llm.store import cache, gate, permits
 from app.llm.store import models as model_store
@@ -287,11 +287,6 @@ def _refusal(
             else {"answer": cached_answer.answer, "stored_at": cached_answer.stored_at.isoformat(), "degraded": True},
         },
     )
-
-
-def _budget_fields(owner: BudgetOwner, budget: Budget) -> dict[str, str | None]:
-    until = None if budget.ends_at is None else budget.ends_at.isoformat()
-    return {"scope": owner.scope.value, "name": owner.name, "until": until}
 
 
 async def _read_models(connection: AsyncConnection, names: Collection[str]) -> dict[str, Model]:

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.llm.rules.conditions import TRY_SECONDS, is_awaited, may_try
-from app.llm.rules.spending import AWAITED_BUDGET
+from app.llm.rules.spending import BudgetOwner
 from app.llm.store import budgets, models
 from app.queue.store import parking
 
@@ -20,10 +20,8 @@ async def wake_parked(connection: AsyncConnection) -> dict[str, Any]:
         return {}
     troubled = {model.name: (model, at) for model, at in await models.read_troubled(connection)}
     broken = {name for name in names if name in troubled and is_awaited(*troubled[name])}
-    if any(name.startswith(AWAITED_BUDGET) for name in names):
-        broken_budgets = {owner.waits_for for owner in await budgets.used_up(connection)}
-    else:
-        broken_budgets = set()
+    owners = [owner for name in names if (owner := BudgetOwner.awaited(name)) is not None]
+    broken_budgets = {owner.waits_for for owner in await budgets.used_up(connection, owners)} if owners else set()
     woken_count = await parking.wake_all(connection, set(names) - broken - broken_budgets)
     tried_count = 0
     for name in sorted(broken):

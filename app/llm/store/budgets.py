@@ -1,5 +1,6 @@
 """Budgets of agent types and API keys for calls of language models, and what is left of them."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -50,14 +51,38 @@ CASE WHEN {is_past(_AT)} THEN {period_end("b.period", _AT)} ELSE b.ends_at END A
 CASE WHEN {is_past(_AT)} THEN 0 ELSE b.cost_usd END AS cost_usd,
 CASE WHEN {is_past(_AT)} THEN 0 ELSE b.tokens END AS tokens, b.max_cost_usd, b.max_tokens
 """
-# Of each `budget`; a worker's calls are for the key by which it registered.
-LIVE = """
-SELECT count(*) AS calls, sum(p.reserved_usd) AS reserved_usd, sum(p.reserved_tokens) AS reserved_tokens
-FROM llm_permits p
-WHERE p.ended_at IS NULL AND budget.name = CASE budget.scope
-    WHEN 'goal' THEN p.goal_id WHEN 'agent' THEN p.agent_type
-    ELSE CASE WHEN p.worker_id IS NULL THEN p.key_id ELSE p.principal END END
+# Live permits, one row for each of the owners whose budgets a call uses; a worker's calls are for the key by which it
+# registered.
+_LIVE = """
+FROM llm_permits p CROSS JOIN LATERAL (VALUES ('goal', p.goal_id), ('agent', p.agent_type),
+    ('key', CASE WHEN p.worker_id IS NULL THEN p.key_id ELSE p.principal END)) owner (scope, name)
+WHERE p.ended_at IS NULL
 """
+_RESERVED = "sum(reserved_usd) AS reserved_usd, sum(reserved_tokens) AS reserved_tokens"
+_LIMITS_AND_COSTS = ("money_budget", "token_budget", "ends_at", "cost_usd", "tokens", "max_cost_usd", "max_tokens")
+
+
+def with_live_calls(ended: str) -> str:
+    """Return SQL of the rows of `budget` with their calls under way, but for permits whose ids `ended` selects.
+
+    Both are grouped together, not joined: no planner knows how many there are of either.
+    """
+    columns = ", ".join(_LIMITS_AND_COSTS)
+    return f"""
+    SELECT scope, name, {", ".join(f"max({column}) AS {column}" for column in _LIMITS_AND_COSTS)},
+           sum(calls)::bigint AS calls, {_RESERVED}
+    FROM (
+        SELECT scope, name, {columns}, 0 AS calls, NULL::float8 AS reserved_usd, NULL::bigint AS reserved_tokens,
+               true AS is_budget
+        FROM budget
+        UNION ALL
+        SELECT owner.scope, owner.name, {", ".join("NULL" for _ in _LIMITS_AND_COSTS)}, 1, p.reserved_usd,
+               p.reserved_tokens, false
+        {_LIVE} AND p.id NOT IN ({ended}) AND EXISTS (SELECT FROM budget)
+    ) part GROUP BY scope, name HAVING bool_or(is_budget)
+    """
+
+
 _SHARE = f"""
 CASE WHEN {is_past("now()")} THEN 0 ELSE
     greatest(b.cost_usd / nullif(b.money_budget, 0), b.tokens::float8 / nullif(b.token_budget, 0)) END
@@ -65,7 +90,9 @@ CASE WHEN {is_past("now()")} THEN 0 ELSE
 
 _STORED = f"""
 SELECT budget.*, live.*, b.period FROM (SELECT {NOW} FROM llm_budgets b) budget JOIN llm_budgets b USING (scope, name)
-CROSS JOIN LATERAL ({LIVE}) live
+CROSS JOIN LATERAL (
+    SELECT count(*) AS calls, {_RESERVED} {_LIVE} AND owner.scope = budget.scope AND owner.name = budget.name
+) live
 """
 _PAGE = f"""
 {_STORED} WHERE (budget.scope, budget.name) > (:after_scope, :after_name) ORDER BY budget.scope, budget.name
@@ -92,13 +119,21 @@ _REMOVE = text("DELETE FROM llm_budgets WHERE scope = :scope AND name = :name")
 
 _HAS_KEY = text("SELECT EXISTS (SELECT FROM keys WHERE id = :name AND worker_id IS NULL)")
 
-_USED_UP = text(f"SELECT {NOW}, 0 AS calls, 0 AS reserved_usd, 0 AS reserved_tokens FROM llm_budgets b")
+_USED_UP = text(f"""
+SELECT {NOW}, 0 AS calls, 0 AS reserved_usd, 0 AS reserved_tokens
+FROM unnest(CAST(:scopes AS text[]), CAST(:names AS text[])) owner (scope, name)
+JOIN llm_budgets b ON b.scope = owner.scope AND b.name = owner.name
+""")
 
 _SHARES = text(f"SELECT scope, name, {_SHARE} AS share FROM llm_budgets b ORDER BY share DESC NULLS LAST LIMIT :limit")
 
+# Never waits, and keeps nobody waiting in a circle: a budget that is being charged is told of in the next turn.
 _NOTE_LOW = text(f"""
-UPDATE llm_budgets b SET is_low = true WHERE NOT is_low AND {_SHARE} >= :share
-RETURNING scope, name, {_SHARE} AS share, ends_at
+WITH low AS MATERIALIZED (
+    SELECT scope, name FROM llm_budgets b WHERE NOT is_low AND {_SHARE} >= :share FOR UPDATE SKIP LOCKED
+)
+UPDATE llm_budgets b SET is_low = true FROM low WHERE b.scope = low.scope AND b.name = low.name
+RETURNING b.scope, b.name, {_SHARE} AS share, b.ends_at
 """)
 
 
@@ -136,9 +171,10 @@ async def has_key(connection: AsyncConnection, key_id: str) -> bool:
     return bool((await connection.execute(_HAS_KEY, {"name": key_id})).scalar())
 
 
-async def used_up(connection: AsyncConnection) -> set[BudgetOwner]:
-    """Owners of budgets of which nothing is left now."""
-    rows = map(read_budget, (await connection.execute(_USED_UP)).mappings())
+async def used_up(connection: AsyncConnection, owners: Collection[BudgetOwner]) -> set[BudgetOwner]:
+    """Those of these owners of whose budgets nothing is left now."""
+    values = {"scopes": [owner.scope for owner in owners], "names": [owner.name for owner in owners]}
+    rows = map(read_budget, (await connection.execute(_USED_UP, values)).mappings())
     return {owner for owner, budget in rows if budget.is_used_up}
 
 

@@ -116,7 +116,8 @@ named AS MATERIALIZED (
     UNION ALL
     SELECT {budgets.NOW} FROM llm_budgets b WHERE b.scope = 'agent'
     UNION ALL
-    SELECT {budgets.NOW} FROM paying JOIN llm_budgets b ON b.scope = 'key' AND b.name = paying.key_id
+    SELECT own.* FROM paying CROSS JOIN LATERAL (
+        SELECT {budgets.NOW} FROM llm_budgets b WHERE b.scope = 'key' AND b.name = paying.key_id LIMIT 1) own
 )
 SELECT clock_timestamp() AS at, {TOTAL_LIMIT} AS total_limit,
     (SELECT jsonb_agg(live) FROM (
@@ -126,9 +127,7 @@ SELECT clock_timestamp() AS at, {TOTAL_LIMIT} AS total_limit,
         FROM llm_permits WHERE ended_at IS NULL AND id NOT IN (SELECT id FROM ended) GROUP BY model, holder) live
     ) AS counts,
     (SELECT jsonb_agg(asking) FROM asking) AS tasks,
-    (SELECT jsonb_agg(used) FROM (
-        SELECT budget.*, live.* FROM budget CROSS JOIN LATERAL ({budgets.LIVE}
-            AND p.id NOT IN (SELECT id FROM ended)) live) used) AS budgets,
+    (SELECT jsonb_agg(used) FROM ({budgets.with_live_calls("SELECT id FROM ended")}) used) AS budgets,
     (SELECT jsonb_agg(reservation) FROM (
         SELECT {_RESERVATION} FROM llm_claims
         WHERE lapses > clock_timestamp()) reservation) AS reservations,

@@ -94,10 +94,14 @@ WITH called AS MATERIALIZED (
     ON CONFLICT (goal_id) DO UPDATE SET cost_usd = old.cost_usd + excluded.cost_usd,
         tokens = old.tokens + excluded.tokens, max_cost_usd = greatest(old.max_cost_usd, excluded.max_cost_usd),
         max_tokens = greatest(old.max_tokens, excluded.max_tokens), updated_at = now()
+), owed AS MATERIALIZED (
+    SELECT owner.scope, owner.name, sum(cost_usd) AS cost_usd, sum(prompt_tokens + completion_tokens) AS tokens,
+           max(cost_usd) AS max_cost_usd, max(prompt_tokens + completion_tokens) AS max_tokens
+    FROM called CROSS JOIN LATERAL (VALUES ('agent', agent_type), ('key', paying_key)) owner (scope, name)
+    GROUP BY owner.scope, owner.name
 ), budgeted AS MATERIALIZED (
-    SELECT scope, name FROM llm_budgets WHERE (scope, name) IN (
-        SELECT 'agent', agent_type FROM called UNION SELECT 'key', paying_key FROM called
-    ) ORDER BY scope, name FOR UPDATE
+    SELECT owed.* FROM owed JOIN llm_budgets b ON b.scope = owed.scope AND b.name = owed.name
+    ORDER BY owed.scope, owed.name FOR UPDATE OF b
 ), charged AS (
     UPDATE llm_budgets b SET
         cost_usd = c.cost_usd + CASE WHEN {budgets.is_past(_AT)} THEN 0 ELSE b.cost_usd END,
@@ -105,12 +109,7 @@ WITH called AS MATERIALIZED (
         is_low = b.is_low AND NOT {budgets.is_past(_AT)},
         ends_at = CASE WHEN {budgets.is_past(_AT)} THEN {budgets.period_end("b.period", _AT)} ELSE b.ends_at END,
         max_cost_usd = greatest(b.max_cost_usd, c.max_cost_usd), max_tokens = greatest(b.max_tokens, c.max_tokens)
-    FROM (
-        SELECT scope, name, sum(cost_usd) AS cost_usd, sum(prompt_tokens + completion_tokens) AS tokens,
-               max(cost_usd) AS max_cost_usd, max(prompt_tokens + completion_tokens) AS max_tokens
-        FROM budgeted JOIN called ON name = CASE scope WHEN 'agent' THEN agent_type ELSE paying_key END
-        GROUP BY scope, name
-    ) c WHERE b.scope = c.scope AND b.name = c.name
+    FROM budgeted c WHERE b.scope = c.scope AND b.name = c.name
 )
 INSERT INTO llm_minutes AS known (minute, model, agent_type, goal_id, key_id, outcome, calls, prompt_tokens,
     completion_tokens, cost_usd, held_seconds, task_seconds, timed, seconds, longest, histogram)

@@ -1,12 +1,14 @@
 """A permit of a large batch costs the database no more than one of a small batch."""
 
+from uuid import uuid4
+
 import pytest
 
 from app.db.database import Database
 from app.kernel.agents import AgentType
 from app.llm.rules.concurrency import ConcurrencyPolicy
 from app.llm.rules.outcomes import Outcome
-from app.llm.rules.permits import PermitPolicy
+from app.llm.rules.permits import PermitPolicy, RequestId
 from app.llm.service.grant import AcquiredPermit, grant_all
 from app.llm.service.settle import SettlementResult, settle_all
 from app.queue.rules.fair_queueing import EQUAL_WEIGHTS
@@ -27,7 +29,8 @@ async def test_permits_and_settlements(
     await execute(
         own_database,
         "INSERT INTO llm_budgets (scope, name, token_budget, period, max_tokens)"
-        " SELECT 'agent', name, 1e12, 'day', 1 FROM unnest($1::text[]) name",
+        " SELECT 'agent', name, 1e12, 'day', 1 FROM unnest($1::text[]) name"
+        " UNION ALL SELECT 'key', 'key ' || n, 1e12, 'day', 1 FROM generate_series(0, 9999) n",
         list(AgentType),
     )
     if statistics == "analysed":
@@ -37,7 +40,7 @@ async def test_permits_and_settlements(
     with explained(monkeypatch) as log:
         costs = Costs(log)
         for batch in (min(_BATCHES), *_BATCHES):
-            requests = [request() for _ in range(batch)]
+            requests = [request(id=RequestId(f"key {n}", uuid4())) for n in range(batch)]
             async with database.transaction() as connection:
                 with costs.of("permits", batch):
                     granted = await grant_all(connection, requests, EQUAL_WEIGHTS, PermitPolicy(), ConcurrencyPolicy())

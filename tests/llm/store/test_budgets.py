@@ -1,0 +1,82 @@
+"""Budgets of many owners, under charge from several connections at once."""
+
+import asyncio
+
+from app.db.database import Database
+from app.kernel.agents import AgentType
+from app.llm.rules.outcomes import Outcome
+from app.llm.rules.spending import BudgetOwner, BudgetScope
+from app.llm.store import budgets, usage
+from app.llm.store.usage import FinishedCall
+from tests.support.sql import execute, fetch, until_blocked, value
+
+_TWO = """
+INSERT INTO llm_budgets (scope, name, token_budget, period, tokens, is_low) VALUES
+('key', 'me', 100, 'day', 90, false), ('agent', 'ranking', 100, 'day', 90, false)
+"""
+
+
+def _call(tokens: int, key_id: str = "me") -> FinishedCall:
+    return FinishedCall(
+        model="m",
+        agent_type=AgentType.RANKING,
+        goal_id=None,
+        key_id=key_id,
+        paying_key=key_id,
+        outcome=Outcome.SUCCESS,
+        prompt_tokens=tokens,
+        completion_tokens=0,
+        cost_usd=0.0,
+        held_seconds=1.0,
+        latency_seconds=1.0,
+    )
+
+
+async def test_who_tells_of_low_budgets_waits_for_nobody_who_charges_them(
+    database: Database, replica: Database
+) -> None:
+    """Rows lie in another order than that in which calls lock them, so who waited could wait in a circle."""
+    await execute(database, _TWO)
+    async with database.transaction() as charging:
+        await charging.exec_driver_sql("SELECT FROM llm_budgets WHERE scope = 'agent' FOR UPDATE")
+        async with replica.transaction() as telling:
+            assert [row["scope"] for row in await budgets.note_low(telling, 0.8)] == ["key"]
+        await charging.exec_driver_sql("SELECT FROM llm_budgets WHERE scope = 'key' FOR UPDATE")
+    async with replica.transaction() as telling:
+        assert [row["scope"] for row in await budgets.note_low(telling, 0.8)] == ["agent"]
+
+
+async def test_two_replicas_charge_a_budget_at_once_and_at_the_end_of_its_period(
+    database: Database, replica: Database
+) -> None:
+    """The second waits for the first, which has begun the next period."""
+    await execute(database, _TWO)
+    await execute(database, "UPDATE llm_budgets SET ends_at = now() - interval '1 s'")
+    # A call that ended just before the period did, and one that ended after it.
+    late = await value(database, "SELECT now()")
+    early = await value(database, "SELECT now() - interval '2 s'")
+
+    async def charge_late() -> None:
+        async with replica.transaction() as connection:
+            await usage.add(connection, [_call(7), _call(1)], early)
+
+    async with database.transaction() as connection:
+        await usage.add(connection, [_call(5)], late)
+        other = asyncio.create_task(charge_late())
+        await until_blocked(database)
+    await other
+    rows = await fetch(database, "SELECT tokens, max_tokens, ends_at > now() AS is_new FROM llm_budgets")
+    assert [tuple(row) for row in rows] == [(13, 7, True)] * 2
+
+
+async def test_of_many_budgets_only_those_that_are_awaited_are_read(database: Database) -> None:
+    await execute(
+        database,
+        "INSERT INTO llm_budgets (scope, name, token_budget, period, tokens)"
+        " SELECT 'key', 'key ' || n, 10, 'day', CASE WHEN n % 2 = 0 THEN 10 ELSE 9 END FROM generate_series(1, 50) n",
+    )
+    owners = [BudgetOwner(BudgetScope.KEY, f"key {n}") for n in (1, 2, 99)]
+    assert [BudgetOwner.awaited(owner.waits_for) for owner in owners] == owners
+    assert BudgetOwner.awaited("gpt-4.1") is None
+    async with database.transaction() as connection:
+        assert await budgets.used_up(connection, owners) == {owners[1]}
