@@ -4,10 +4,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeAlias, TypeVar
 
 import asyncpg
+from sqlalchemy.exc import TimeoutError as PoolExhausted
 
 from app.db.database import Database, cancellation_or, is_gone
 
 T = TypeVar("T")
+_ACQUIRE_SECONDS = 5.0
 HotConnection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 # Victim of a deadlock, or of another replica that served the same worker a moment earlier: a new try sees that.
@@ -30,9 +32,11 @@ async def run(
     Raises DatabaseUnavailable.
     """
     for remaining in reversed(range(tries)):
+        pool = None  # while it waits for a connection of this pool
         try:
             pool = await database.pool()
-            async with pool.acquire(timeout=5) as connection:
+            async with pool.acquire(timeout=_ACQUIRE_SECONDS) as connection:
+                pool = None
                 answer = await statement(connection)  # type: ignore[arg-type]  # a proxy of the connection
             database.outage.note_answer()
             return answer
@@ -41,9 +45,12 @@ async def run(
             if not remaining:
                 raise
         except Exception as error:
-            if is_gone(error):
-                database.outage.note_failure(error)
-            raise cancellation_or(error) from error
+            failure = error
+            if isinstance(error, TimeoutError) and pool is not None and pool.get_size() == pool.get_max_size():
+                failure = PoolExhausted()  # all are in use: the database is busy, and not away
+            if is_gone(failure):
+                database.outage.note_failure(failure)
+            raise cancellation_or(failure) from error
     raise AssertionError("unreachable")
 
 

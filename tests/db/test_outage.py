@@ -69,6 +69,30 @@ async def test_the_hot_path_notices_when_it_is_back(database: Database, caplog: 
     assert "the database is back" in caplog.text
 
 
+async def test_a_database_that_is_busy_is_not_called_away(
+    database: Database, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The only connection of the hot path is in use for longer than others wait for it."""
+    is_held, is_over = asyncio.Event(), asyncio.Event()
+
+    async def hold(connection: hot_path.HotConnection) -> None:
+        await connection.fetchval("SELECT 1")
+        is_held.set()
+        await is_over.wait()
+
+    busy = Database(database.url, hot_connections=1)
+    holding = asyncio.create_task(hot_path.run(busy, hold))
+    await is_held.wait()
+    monkeypatch.setattr(hot_path, "_ACQUIRE_SECONDS", 0.1)
+    with pytest.raises(DatabaseUnavailable, match="all connections to the database are in use"):
+        await _ask_hot(busy)
+    assert not busy.outage.is_on
+    is_over.set()
+    await holding
+    assert not caplog.messages
+    await busy.close()
+
+
 async def test_the_same_error_of_a_duty_again_and_again_is_told_once(
     database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
