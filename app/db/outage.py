@@ -1,10 +1,12 @@
 """Log lines of an outage of the database: one at once, one a minute, and one when it is over."""
 
 import logging
+import math
 import time
 
 log = logging.getLogger(__name__)
-_REPEAT_SECONDS = 60.0
+# From one line to the next, within an outage, and where some tries fail while others succeed.
+_REPEAT_SECONDS, _CALM_SECONDS = 60.0, 10.0
 
 
 class Outage:
@@ -13,7 +15,8 @@ class Outage:
     def __init__(self) -> None:
         self.is_logged = True
         self._began_at: float | None = None
-        self._logged_at = 0.0
+        self._logged_at = -math.inf
+        self._is_told = False
 
     @property
     def is_on(self) -> bool:
@@ -24,10 +27,10 @@ class Outage:
         """Note that the database did not answer."""
         moment = time.monotonic()
         if self._began_at is None:
-            self._began_at = moment
-        elif moment - self._logged_at < _REPEAT_SECONDS:
+            self._began_at, self._is_told = moment, False
+        if moment - self._logged_at < (_REPEAT_SECONDS if self._is_told else _CALM_SECONDS):
             return
-        self._logged_at = moment
+        self._logged_at, self._is_told = moment, True
         if not self.is_logged:
             return
         seconds = moment - self._began_at
@@ -36,5 +39,6 @@ class Outage:
     def note_answer(self) -> None:
         """Note that the database has answered."""
         if self._began_at is not None:
-            log.warning("the database is back after %.0f s", time.monotonic() - self._began_at)
+            if self._is_told and self.is_logged:
+                log.warning("the database is back after %.0f s", time.monotonic() - self._began_at)
             self._began_at = None

@@ -41,6 +41,23 @@ def test_a_line_at_once_then_one_a_minute_and_one_when_it_is_back(
     assert caplog.messages[-1] == "the database is back after 130 s"
 
 
+def test_tries_of_which_some_fail_and_some_succeed_fill_no_log(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the password has changed: old connections go on, and new ones are refused."""
+    outage, moment = Outage(), 0.0
+    monkeypatch.setattr("app.db.outage.time.monotonic", lambda: moment)
+    for _ in range(300):
+        outage.note_failure(LOST)
+        outage.note_answer()
+        moment += 0.1
+    assert len(caplog.messages) == 2 * 3, "a pair in ten seconds"
+    for _ in range(150):
+        outage.note_failure(LOST)
+        moment += 0.1
+    assert len(caplog.messages) == 2 * 3 + 1, "one that lasts is told of"
+
+
 async def test_whatever_uses_it_tells_of_it_in_one_line_together(
     database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
