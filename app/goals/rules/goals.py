@@ -250,10 +250,16 @@ def _compute_room(compute: Compute, limits: Limits, ages: Sequence[float], capac
 def _out_of_compute(action: EnforcementAction, compute: Compute, limits: Limits, ages: Sequence[float]) -> Enforcement:
     # Running attempts count by the time they have really taken: a budget is not used up by an estimate.
     used = Usage(compute=replace(compute, running=0, running_seconds=sum(ages)))
-    reason = budgets.exhausted_limit(replace(limits, time_seconds=None), used) or (
-        f"the compute budget of {limits.compute_seconds:g} s has no room for one more task of "
-        f"{compute.expected_seconds:.3g} s: {compute.spent_seconds:.4g} s are spent, and {len(ages)} tasks run"
-    )
+    reason, budget = budgets.exhausted_limit(replace(limits, time_seconds=None), used), limits.compute_seconds
+    if not reason:
+        spent = f"{compute.spent_seconds:.4g} s are spent"
+        reason = (
+            f"the compute budget of {budget:g} s lets no more tasks begin until those under way end: {spent}, and "
+            f"{sum(ages):.4g} s taken by the {len(ages)} under way"
+            if ages
+            else f"the compute budget of {budget:g} s has no room for one more task of "
+            f"{compute.expected_seconds:.3g} s: {spent}"
+        )
     return Enforcement(action=action, reason=reason)
 
 

@@ -59,7 +59,8 @@ async def enforce_budgets(connection: AsyncConnection) -> dict[str, Any]:
     budgeted_ids = [goal.id for goal in limited_goals if goal.constraints.compute_budget_seconds]
     untried_ids = [goal_id for goal_id in budgeted_ids if not computes[goal_id].total.attempts]
     prior_seconds = await priors.expected_seconds(connection, untried_ids)
-    stopped_ids, held_ids, let_through, taken_back = [], [], 0, 0
+    stopped_ids, held_ids, let_through = [], [], 0
+    excess: list[RunningAttempt] = []
     for goal in limited_goals:
         usage, meter = service.usage_at(goal, computes[goal.id], moment), meters.get(goal.id)
         usage = replace(usage, compute=replace(usage.compute, prior_seconds=prior_seconds.get(goal.id, 0.0)))
@@ -71,11 +72,14 @@ async def enforce_budgets(connection: AsyncConnection) -> dict[str, Any]:
             stopped_ids += await _stop_goal(connection, goal.id, due.reason)
         elif due.action is EnforcementAction.HOLD:
             held_ids += await _hold_goal(connection, goal, due.reason)
-            taken_back += await _take_back(connection, goal, computes[goal.id].running, due.excess_attempts)
+            if due.excess_attempts and await goals.lock(connection, goal.id) is not None:
+                excess += computes[goal.id].running[-due.excess_attempts :]
         elif due.action is EnforcementAction.METER:
             let_through += await _meter(connection, goal, meter, due.remaining_attempts, usage.compute)
         elif meter is not None or goal.hold is Hold.BUDGET:
             await _allow(connection, goal.id)
+    # Goals are locked before tasks: whoever submits to one goal may hold it and wait for a task of another.
+    taken_back = await _take_back(connection, excess)
     return {"stopped": stopped_ids, "held": held_ids, "let_through": let_through, "taken_back": taken_back}
 
 
@@ -165,16 +169,13 @@ async def _hold_goal(connection: AsyncConnection, goal: Goal, reason: str) -> li
     return [goal.id]
 
 
-async def _take_back(connection: AsyncConnection, goal: Goal, running: Sequence[RunningAttempt], count: int) -> int:
-    """Take the youngest of these attempts back unharmed, so that the older ones can end; return their number."""
-    if not count or await goals.lock(connection, goal.id) is None:
-        return 0
+async def _take_back(connection: AsyncConnection, excess: Sequence[RunningAttempt]) -> int:
+    """Take these attempts back unharmed, so that older ones can end; return their number."""
     taken_back = 0
-    reason = f"the compute budget of {goal.constraints.compute_budget_seconds:g} s is kept for tasks that began earlier"
-    for lease in sorted(running[-count:], key=lambda lease: lease.task_id):
+    for lease in sorted(excess, key=lambda lease: lease.task_id):
         attempt = await attempts.lock(connection, lease.task_id, lease.token, lease.worker_id)
         if attempt is not None:
-            await give_back(connection, attempt, reason)
+            await give_back(connection, attempt, "the compute budget is kept for tasks of the goal that began earlier")
             taken_back += 1
     return taken_back
 

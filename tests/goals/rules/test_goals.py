@@ -54,7 +54,7 @@ def test_from_plenty_to_nothing() -> None:
     assert enforce(used(50, 100), BUDGET, CAPACITY).action is EnforcementAction.ALLOW
     held = enforce(used(95, 190), BUDGET, CAPACITY, ages=[0.5, 0.4])
     assert held.action is EnforcementAction.HOLD
-    assert "no room for one more task of 0.5 s: 95 s are spent, and 2 tasks run" in held.reason
+    assert "begin until those under way end: 95 s are spent, and 0.9 s taken by the 2 under way" in held.reason
     assert enforce(used(97, 19), BUDGET, CAPACITY).action is EnforcementAction.STOP, "and nothing runs"
 
 
