@@ -29,7 +29,11 @@ _ADVICE = {
 def main() -> None:
     """Run the worker; raises SystemExit with one of the documented exit codes."""
     settings, options = read_options(sys.argv[1:], os.environ)
-    set_up_logging(options.log_level, as_json=options.json_logs, file=options.log_file, quiet=("httpx", "httpcore"))
+    try:
+        set_up_logging(options.log_level, as_json=options.json_logs, file=options.log_file, quiet=("httpx", "httpcore"))
+    except OSError as error:
+        print(f"convener-worker: cannot log to {options.log_file} ({error.strerror})", file=sys.stderr)
+        raise SystemExit(ExitCode.USAGE) from None
     for sentence in unknown_variables(os.environ).values():
         logging.getLogger("worker_agent").warning(sentence)
     _log_confinement(settings)

@@ -88,8 +88,11 @@ class _FileHandler(logging.StreamHandler[Any]):
         return self._path.with_name(f"{self._path.name}.{number}")
 
     def _open(self) -> None:
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, _PRIVATE)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+        # A pipe that nobody reads is an error at once, and not a wait for its reader.
+        descriptor = os.open(self._path, flags | os.O_NONBLOCK, _PRIVATE)
         try:
+            os.set_blocking(descriptor, True)
             if stat.S_ISREG(os.fstat(descriptor).st_mode):  # and no device, which belongs to all
                 os.fchmod(descriptor, _PRIVATE)
             # Text for which the former file had no room stays in the buffer, for this one.

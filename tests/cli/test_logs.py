@@ -192,10 +192,20 @@ def test_a_device_that_takes_the_log_keeps_its_mode() -> None:
 def test_a_log_that_cannot_be_written_ends_the_program_with_a_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        start_logging(Settings(log_file=tmp_path / "missing" / "a.log"))
-    assert exit_.value.code == 2
-    assert "CONVENER_LOG_FILE: cannot write" in capsys.readouterr().err
+    os.mkfifo(tmp_path / "unread")
+    for path in (tmp_path / "missing" / "a.log", tmp_path, tmp_path / "unread"):
+        with pytest.raises(SystemExit) as exit_:
+            start_logging(Settings(log_file=path))
+        assert exit_.value.code == 2
+        assert f"CONVENER_LOG_FILE: cannot write {path}" in capsys.readouterr().err
+
+
+def test_so_it_does_for_workers(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "worker_agent", "--url", "http://127.0.0.1:9", "--log-file", str(tmp_path)]
+    environment = {**os.environ, "CONVENER_KEY": "a-key"}
+    command += ["--handler", "ranking=command:true"]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (2, f"convener-worker: cannot log to {tmp_path} (Is a directory)\n")
 
 
 def test_the_log_tells_first_of_variables_that_are_none(
