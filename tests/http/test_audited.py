@@ -200,6 +200,9 @@ async def _acts_on_policy(service: Service, database: Database) -> AsyncIterator
     yield Act(
         route=f"DELETE {model}", path=f"{path}?reason=because", headers={"If-Match": '"1"'}, action="llm_model.remove"
     )
+    budget, path = "/llm/budgets/{scope}/{name}", "/llm/budgets/agent/ranking?reason=because"
+    yield Act(route=f"PUT {budget}", path=path, body={"token_budget": 9}, action="llm_budget.set")
+    yield Act(route=f"DELETE {budget}", path=path, action="llm_budget.remove")
     async for act in _acts_on_keys(service):
         yield act
 
@@ -236,7 +239,18 @@ async def test_every_route_that_changes_something_leaves_an_entry(service: Servi
 
 _CHANGED = (
     *("tasks", "task_history", "events", "pauses", "goals", "goal_iterations", "context_entries", "checkpoints"),
-    *("workers", "keys", "config_versions", "weights", "degradation", "alerts", "llm_models", "audit", "hosts"),
+    *(
+        "workers",
+        "keys",
+        "config_versions",
+        "weights",
+        "degradation",
+        "alerts",
+        "llm_models",
+        "llm_budgets",
+        "audit",
+        "hosts",
+    ),
 )
 _VOLATILE = "array['last_used_at', 'last_seen_at']"
 
