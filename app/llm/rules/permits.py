@@ -76,8 +76,9 @@ class PermitPolicy:
     retry_share: float = 0.5
     min_retry_seconds: float = 0.1
     max_retry_seconds: float = 5.0
-    # The wait while calls under way have reserved what is left of a budget, and when nothing is left of it.
-    budget_retry_seconds: float = 1.0
+    # The wait while calls under way have reserved what is left of a budget, and when nothing is left of it. Workers
+    # sit out half a second (`_SHORT_WAIT_SECONDS`), and hand their tasks back for longer.
+    budget_retry_seconds: float = 0.5
     budget_over_seconds: float = 30.0
     # The wait while a probe of a half-open breaker is under way.
     probe_retry_seconds: float = 1.0

@@ -86,6 +86,15 @@ async def test_a_refusal_says_whose_budget_is_used_up_and_until_when(service: Se
 
 
 @pytest.mark.usefixtures("model")
+async def test_what_others_have_reserved_is_waited_for_in_place(service: Service) -> None:
+    """A worker that is told to wait for longer hands its task back, and does all of it again."""
+    await put(service, _AGENT, token_budget=1000)
+    assert (await ask(service)).status_code == 201
+    refusal = is_problem(await ask(service), 429, "permit_refused")
+    assert (refusal["reason"], refusal["retry_after"], refusal["waits_for"]) == ("budget", 0.5, "gpt-4.1")
+
+
+@pytest.mark.usefixtures("model")
 async def test_a_budget_is_whole_again_when_its_period_ends(service: Service, database: Database) -> None:
     await put(service, _AGENT, token_budget=1000, period="hour")
     await spend(service, 1000)

@@ -357,6 +357,14 @@ def test_a_task_waits_for_the_budget_that_has_no_room(start: Start) -> None:
     assert (waits.model, waits.seconds) == ("budget:agent:ranking", 900)
 
 
+def test_a_call_waits_in_place_while_others_have_reserved_what_is_left_of_a_budget(start: Start) -> None:
+    permits = Permits()
+    permits.refuse(2 * [{"reason": "budget", "retry_after": 0.5, "park_seconds": 0.5, "waits_for": "gpt-4.1"}])
+    bench = start(Provider.of(), permits)
+    assert bench.model().ask("Why?").text
+    assert bench.opened[-1].task_key.waits.model is None
+
+
 def test_what_is_about_the_question_is_no_condition(start: Start) -> None:
     body = {"error": {"code": "content_policy_violation", "message": "flagged by moderation"}}
     bench = start(Provider.of(refuses(403, body=body)))
