@@ -4,6 +4,7 @@
 import os
 import re
 import shutil
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from math import ceil
@@ -51,6 +52,12 @@ _EMPTY = "; ".join(
 # How long an example takes says what else the machine is doing.
 settings.register_profile("whenever", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("whenever")
+
+
+def pytest_configure() -> None:
+    """Let programs that tests interrupt notice it, also where a script runs the tests in its background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
