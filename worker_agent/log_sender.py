@@ -54,10 +54,7 @@ class LogSender:
         pause = _PAUSE_SECONDS
         # The first piece waits too, so that a short task costs one call.
         while not self._over.wait(pause):
-            # All that has come within the pause, which may be more than one call takes.
-            for _ in range(_LAST_CALLS):
-                if not self._send():
-                    break
+            self._send()
             excess = max(0, self._calls - _CALLS_AT_FULL_PACE)
             pause = min(_LONGEST_PAUSE_SECONDS, _PAUSE_SECONDS * (1 + excess / 10))
 

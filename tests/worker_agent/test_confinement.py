@@ -318,6 +318,7 @@ print(ended("sleep 1; echo '{}'", replace(rules(), method=Method.LANDLOCK), adop
 """
     if landlock_version() < 6:
         pytest.skip("this kernel has none")
+    need_code_for_others(replace(rules(), method=Method.LANDLOCK))
     answer = subprocess.run([sys.executable, "-c", program], check=True, timeout=120, capture_output=True, text=True)
     assert answer.stdout == "memory_limit\n{}\n"
 
