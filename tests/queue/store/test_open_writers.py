@@ -40,6 +40,9 @@ async def _complete_one(database: Database) -> None:
 
 async def _read_all(database: Database) -> tuple[int, int, int, int]:
     """Numbers of events and outputs that are read, of events that are folded, and of lines of counts that are left."""
+    # A fold knows whole transactions: an announcement that commits amid a change may leave its last number to the next.
+    async with database.transaction() as connection:
+        await connection.exec_driver_sql("SELECT pg_current_xact_id()")
     async with database.transaction() as connection:
         event_count = len((await events.read_batch(connection, BEGINNING, None, 1000)).items)
         page = await outputs.page(connection, BEGINNING, agent_type=None, goal_id=None, limit=100)
