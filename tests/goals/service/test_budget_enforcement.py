@@ -1,9 +1,7 @@
 """Budget enforcement and holds: tasks of a held goal are never leased, are set aside, and come back in order."""
 
 import asyncio
-from datetime import UTC, datetime, timedelta
-from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
 
@@ -13,285 +11,37 @@ from app.goals.rules.goals import Constraints
 from app.goals.service import budget_enforcement, goals
 from app.kernel.agents import AgentType
 from app.kernel.ids import WorkerId
-from app.kernel.states import TaskState
-from app.queue.broker.broker import Broker, LeaseCall
 from app.queue.errors import GoalStopped
 from app.queue.rules.tasks import LeasePolicy
-from app.queue.service import dead_letters, leases, tasks
+from app.queue.service import dead_letters, leases
 from app.queue.service.leases import LeaseService
-from app.queue.store import claims, counters
+from app.queue.store import claims
 from app.queue.store.claims import ClaimRequest, Lease
 from app.queue.store.listing import Selection
 from app.scaling.rules.estimates import Estimates, ServiceTime
 from app.scaling.service import state
 from app.scaling.service.state import ScalingState
+from tests.goals.service.budgeted_goals import (
+    claim_lease,
+    create_goal,
+    enforce_budgets,
+    pause,
+    phases,
+    ready_tasks,
+    recapture_tasks,
+    resume,
+    stop,
+)
 from tests.support.factories import (
     GENERATION,
     completion,
     everything,
     fence,
-    goal_request,
     leased,
     ready_worker,
-    submission,
     submitted,
 )
-from tests.support.sql import execute, fetch, until_blocked, value
-
-ALL = frozenset(AgentType)
-
-
-async def create_goal(database: Database, goal_id: str = "goal", **constraints: float) -> None:
-    async with database.transaction() as connection:
-        await goals.create(connection, goal_request(goal_id, **constraints))
-
-
-async def pause(database: Database, goal_id: str = "goal") -> None:
-    async with database.transaction() as connection:
-        await goals.pause(connection, goal_id, "lunch", "me")
-
-
-async def resume(database: Database, goal_id: str = "goal") -> None:
-    async with database.transaction() as connection:
-        await goals.resume(connection, goal_id, "after lunch", "me")
-    await budget_enforcement.process_holds(database)
-
-
-async def stop(database: Database, goal_id: str = "goal") -> None:
-    async with database.transaction() as connection:
-        await goals.stop(connection, goal_id, "enough", "me")
-
-
-async def claim_lease(database: Database) -> Lease | None:
-    """The lease that a new worker gets, straight from the store."""
-    ask = ClaimRequest(worker_id=await ready_worker(database), request_id=uuid4(), lane=GENERATION, acknowledge=True)
-    return (await hot_path.run(database, lambda c: claims.claim(c, [ask], LeasePolicy())))[0].lease
-
-
-async def ready_tasks(database: Database) -> list[UUID]:
-    """The tasks that may run, in the order of a lane."""
-    rows = await fetch(database, "SELECT id FROM tasks WHERE state = 'pending' AND run_at IS NULL ORDER BY tag, seq")
-    return [row["id"] for row in rows]
-
-
-async def phases(database: Database) -> dict[str, int]:
-    async with database.transaction() as connection:
-        counts, truth = await counters.read(connection), await counters.count_tasks(connection)
-    assert sorted(map(str, counts)) == sorted(map(str, truth))
-    return {count.phase: count.tasks for count in counts}
-
-
-async def recapture_tasks(database: Database) -> None:
-    async with database.transaction() as connection:
-        await budget_enforcement.recapture_tasks(connection)
-
-
-async def enforce_budgets(database: Database) -> dict[str, Any]:
-    """Enforce budgets and process all holds; return what happened to which goals."""
-    async with database.transaction() as connection:
-        await budget_enforcement.fold_compute(connection)
-        done = await budget_enforcement.enforce_budgets(connection)
-    await budget_enforcement.process_holds(database)
-    return {what: goals for what, goals in done.items() if goals}
-
-
-async def test_from_the_commit_on_nothing_is_leased_though_nothing_was_swept_yet(database: Database) -> None:
-    await create_goal(database)
-    await submitted(database, 3)
-    (other,) = await submitted(database, goal_id="other")
-    await pause(database)
-    lease = await claim_lease(database)
-    assert lease is not None
-    assert lease.task_id == other
-    assert await claim_lease(database) is None
-
-
-async def test_what_is_held_is_out_of_the_way_and_comes_back_in_its_order(database: Database) -> None:
-    await create_goal(database)
-    ids = await submitted(database, 5)
-    later = datetime.now(UTC) + timedelta(hours=1)
-    (timed,) = await submitted(database, run_at=later)
-    await pause(database)
-    await budget_enforcement.process_holds(database)
-    assert await phases(database) == {"held": 6}
-    assert await ready_tasks(database) == []
-    task = await everything(database, ids[0])
-    assert (task["held"], task["run_at"], task["state"]) == (True, None, "pending")
-    await submitted(database, 2)
-    assert await phases(database) == {"held": 8}, "what is submitted meanwhile goes there at once"
-    await resume(database)
-    assert (await ready_tasks(database))[:5] == ids
-    assert await phases(database) == {"pending": 7, "delayed": 1}
-    assert (await everything(database, timed))["run_at"] == later
-    assert await value(database, "SELECT count(*) FROM holds") == 0
-
-
-async def test_a_goal_takes_its_turn_where_the_lane_is_when_it_comes_back(
-    database: Database, broker: Broker, desk: LeaseService
-) -> None:
-    """Ten tasks wait through a pause while the lane goes on: then they share it, and displace no other goal."""
-    await create_goal(database)
-    ours = await submitted(database, 20)
-    await pause(database)
-    await budget_enforcement.process_holds(database)
-    await submitted(database, 40, goal_id="other")
-    worker = await ready_worker(database)
-
-    async def next_lease() -> Lease:
-        call = LeaseCall(worker_id=worker, request_id=uuid4(), agent_types=ALL, acknowledge=True)
-        lease = await broker.lease(call, 15)
-        assert lease is not None
-        await desk.complete(completion(worker, lease))
-        return lease
-
-    assert {(await next_lease()).goal_id for _ in range(20)} == {"other"}
-    await asyncio.sleep(1.3)  # until the database knows how far the lane has gone
-    await resume(database)
-    served = [await next_lease() for _ in range(20)]
-    mine = [lease.task_id for lease in served if lease.goal_id == "goal"]
-    assert 8 <= len(mine) <= 12
-    assert mine == ours[: len(mine)]
-
-
-async def test_batches_keep_the_order(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(budget_enforcement, "BATCH", 3)
-    await create_goal(database)
-    ids = await submitted(database, 10)
-    await pause(database)
-    assert await budget_enforcement.process_holds(database) == 4
-    assert await phases(database) == {"held": 10}
-    await resume(database)
-    assert await ready_tasks(database) == ids
-
-
-async def test_a_pause_in_the_middle_of_coming_back(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(budget_enforcement, "BATCH", 4)
-    await create_goal(database)
-    ids = await submitted(database, 10)
-    await pause(database)
-    await budget_enforcement.process_holds(database)
-    async with database.transaction() as connection:
-        await goals.resume(connection, "goal", "", "me")
-    assert await budget_enforcement.process_batch(database)
-    assert await phases(database) == {"held": 6, "pending": 4}
-    more = await submitted(database, 2)
-    assert await phases(database) == {"held": 8, "pending": 4}, "or it would overtake those that wait for longer"
-    await pause(database)
-    assert await claim_lease(database) is None
-    await budget_enforcement.process_holds(database)
-    assert await phases(database) == {"held": 12}
-    await resume(database)
-    assert await ready_tasks(database) == [*ids, *more]
-
-
-async def test_what_comes_back_from_a_worker_is_found(database: Database) -> None:
-    await create_goal(database)
-    (task_id,) = await submitted(database)
-    worker = await ready_worker(database)
-    lease = await leased(database, worker)
-    await pause(database)
-    await budget_enforcement.process_holds(database)
-    async with database.transaction() as connection:
-        await leases.release(connection, fence(worker, lease), "going home")
-    assert await ready_tasks(database) == [task_id]
-    assert await claim_lease(database) is None, "not leased, although it was not taken out of the way yet"
-    await recapture_tasks(database)
-    assert await phases(database) == {"held": 1}
-    await resume(database)
-    assert await ready_tasks(database) == [task_id]
-
-
-async def test_what_waits_for_another_task_is_held_too(database: Database) -> None:
-    await create_goal(database)
-    (first,) = await submitted(database, goal_id="other")
-    (second,) = await submitted(database, depends_on=(first,))
-    await pause(database)
-    await budget_enforcement.process_holds(database)
-    worker = await ready_worker(database)
-    lease = await leased(database, worker)
-    desk = LeaseService(database, LeasePolicy(), Broker(database, LeasePolicy()).fairness)
-    await desk.complete(completion(worker, lease))
-    await desk.stop()
-    assert await phases(database) == {"held": 1}
-    assert await claim_lease(database) is None
-    await resume(database)
-    assert await ready_tasks(database) == [second]
-
-
-async def test_a_claim_that_is_under_way_wins_or_loses_whole(database: Database) -> None:
-    """By who locks the task first: either it is leased and the sweep leaves it alone, or no worker gets it."""
-    await create_goal(database)
-    await submitted(database)
-    worker = await ready_worker(database)
-    async with (await database.pool()).acquire() as other:
-        transaction = other.transaction()
-        await transaction.start()
-        ask = ClaimRequest(worker_id=worker, request_id=uuid4(), lane=GENERATION, acknowledge=True)
-        assert (await claims.claim(other, [ask], LeasePolicy()))[0].lease is not None  # type: ignore[arg-type]
-        await pause(database)
-        sweeping = asyncio.create_task(budget_enforcement.process_holds(database))
-        await until_blocked(database)
-        await transaction.commit()
-    await sweeping
-    assert await phases(database) == {"executing": 1}
-
-
-async def test_a_submit_and_the_end_of_a_hold_wait_for_each_other(database: Database) -> None:
-    """Nothing may be held for good because it was submitted while the last batch came back."""
-    await create_goal(database)
-    await submitted(database, 2)
-    await pause(database)
-    await budget_enforcement.process_holds(database)
-    async with database.transaction() as connection:
-        await goals.resume(connection, "goal", "", "me")
-    async with database.transaction() as connection:
-        await tasks.submit(connection, [submission()])
-        ending = asyncio.create_task(budget_enforcement.process_holds(database))
-        await until_blocked(database)
-    await ending
-    assert await phases(database) == {"pending": 3}
-
-
-async def test_a_stop_cancels_everything_and_what_slips_in(database: Database) -> None:
-    await create_goal(database)
-    await submitted(database, 3)
-    worker = await ready_worker(database)
-    lease = await leased(database, worker)
-    async with database.transaction() as connection:
-        await tasks.submit(connection, [submission()])
-        await stop(database)
-        await budget_enforcement.process_holds(database)
-    assert await phases(database) == {"pending": 1}, "submitted before the stop, and seen only now"
-    assert await claim_lease(database) is None
-    await recapture_tasks(database)
-    await budget_enforcement.process_holds(database)
-    assert await phases(database) == {}
-    assert (await everything(database, lease.task_id))["state"] == TaskState.CANCELLED
-    assert await value(database, "SELECT outcome FROM task_attempts WHERE task_id = $1", lease.task_id) == "cancelled"
-    with pytest.raises(GoalStopped):
-        await submitted(database)
-
-
-async def test_the_hold_of_a_stopped_goal_is_forgotten_in_the_end(database: Database) -> None:
-    await create_goal(database)
-    await stop(database)
-    await budget_enforcement.process_holds(database)
-    await recapture_tasks(database)
-    assert await value(database, "SELECT count(*) FROM holds") == 1
-    await execute(database, "UPDATE holds SET since = now() - interval '1 h'")
-    await recapture_tasks(database)
-    assert await value(database, "SELECT count(*) FROM holds") == 0
-
-
-async def test_time_that_is_up_stops_a_goal_without_its_client(database: Database) -> None:
-    await create_goal(database, time_limit_seconds=60)
-    await create_goal(database, "other", time_limit_seconds=6000)
-    await submitted(database)
-    assert await enforce_budgets(database) == {}
-    await execute(database, "UPDATE goals SET started_at = now() - interval '61 s'")
-    assert await enforce_budgets(database) == {"stopped": ["goal"]}
-    assert await claim_lease(database) is None
-    assert (await value(database, "SELECT reason FROM goals WHERE id = 'goal'")).startswith("the limit of 60 s of time")
+from tests.support.sql import execute, fetch, value
 
 
 async def _measure_tasks(database: Database, seconds: float) -> None:
