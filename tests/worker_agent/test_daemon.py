@@ -1,23 +1,19 @@
 """The daemon as a real process against a control plane over real HTTP."""
 
 import re
-import signal
 import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from tests.worker_agent.conftest import StartWorker
 from tests.worker_agent.fake_control_plane import LOST, POOL_KEY, Answer, FakeControlPlane, problem, served
-from tests.worker_agent.processes import is_dead, pids_in, wait_until_dead
+from tests.worker_agent.processes import pids_in, wait_until_dead
 from tests.worker_agent.waiting import until
 
 UNAVAILABLE = Answer(status=503, body={"code": "shutting_down"}, headers=(("retry-after", "0.2"),))
-# So long that only a call that was cut short can explain that the test goes on.
-FOREVER = 25.0
 
 
 def test_the_whole_day_of_a_worker(plane: FakeControlPlane, url: str, start_worker: StartWorker) -> None:
@@ -171,133 +167,6 @@ def test_a_control_plane_that_comes_late_is_waited_for(plane: FakeControlPlane, 
     plane.submit({"do": "echo"})
     with served(plane, port):
         plane.wait_for("complete")
-
-
-def test_a_signal_cuts_the_long_poll_short(plane: FakeControlPlane, url: str, start_worker: StartWorker) -> None:
-    plane.longest_wait = FOREVER
-    worker = start_worker(url)
-    plane.wait_for("lease")
-    worker.signal()
-    assert worker.exit_code() == 0
-    assert len(plane.of("lease")) == 1
-    assert plane.of("goodbye")[0].at - plane.of("lease")[0].at < FOREVER
-
-
-def test_a_signal_lets_the_task_finish(
-    plane: FakeControlPlane, url: str, start_worker: StartWorker, tmp_path: Path
-) -> None:
-    file = tmp_path / "pids"
-    plane.submit({"do": "linger", "file": str(file), "seconds": 1.5})
-    plane.submit({"do": "echo"})
-    worker = start_worker(url)
-    pids_in(file)
-    worker.signal()
-    until(lambda: plane.of("heartbeat")[-1].body["state"] == "draining")
-    assert worker.exit_code() == 0
-    (report,) = plane.of("complete")
-    assert "next" not in report.body
-    assert len(plane.of("lease")) == 1
-    assert plane.calls[-1].kind in ("goodbye", "heartbeat")
-
-
-@pytest.mark.parametrize("second_signal", [False, True])
-def test_after_the_grace_the_task_is_handed_back(
-    plane: FakeControlPlane, url: str, start_worker: StartWorker, tmp_path: Path, second_signal: bool
-) -> None:
-    file = tmp_path / "pids"
-    task = plane.submit({"do": "linger", "file": str(file), "deaf": True})
-    worker = start_worker(url, "--grace", "3600" if second_signal else "0.5")
-    family = pids_in(file)
-    worker.signal()
-    if second_signal:
-        until(lambda: plane.of("heartbeat")[-1].body["state"] == "draining")
-        worker.signal(signal.SIGINT)
-    assert worker.exit_code() == 0
-    wait_until_dead(*family)
-    (release,) = plane.of("release")
-    assert (release.path, release.body) == (f"/leases/{task}/release", {"token": 1, "reason": "stop signal"})
-    assert plane.of("goodbye")
-
-
-def test_a_signal_ends_a_worker_whose_control_plane_is_away(start_worker: StartWorker) -> None:
-    with served(FakeControlPlane()) as address:
-        pass
-    worker = start_worker(address)
-    until(lambda: "the control plane has been away for" in worker.log.read_text())
-    worker.signal()
-    assert worker.exit_code() == 0
-
-
-def test_a_killed_daemon_takes_its_handler_along(
-    plane: FakeControlPlane, url: str, start_worker: StartWorker, tmp_path: Path
-) -> None:
-    file = tmp_path / "pids"
-    plane.submit({"do": "linger", "file": str(file), "deaf": True})
-    worker = start_worker(url)
-    handler, grandchild = pids_in(file)
-    worker.signal(signal.SIGKILL)
-    wait_until_dead(handler)
-    if not is_dead(grandchild):
-        psutil.Process(grandchild).kill()
-
-
-def test_a_stop_directive_drains(plane: FakeControlPlane, url: str, start_worker: StartWorker) -> None:
-    worker = start_worker(url)
-    plane.wait_for("lease")
-    plane.direct("stop")
-    assert worker.exit_code() == 0
-    assert plane.of("goodbye")[0].body == {"reason": "the test says so"}
-
-
-def test_a_restarted_worker_comes_back_under_its_name(
-    plane: FakeControlPlane, url: str, start_worker: StartWorker
-) -> None:
-    start_worker(url, "--name", "phoenix")
-    plane.wait_for("lease")
-    plane.direct("restart")
-    first, second = plane.wait_for("register", 2)
-    assert first.body["name"] == second.body["name"] == "phoenix"
-    assert first.body["pid"] == second.body["pid"]
-    assert plane.of("goodbye")
-
-
-def test_a_lost_worker_kills_its_task_and_registers_again(
-    plane: FakeControlPlane, url: str, start_worker: StartWorker, tmp_path: Path
-) -> None:
-    file = tmp_path / "pids"
-    task = plane.submit({"do": "linger", "file": str(file)})
-    start_worker(url)
-    family = pids_in(file)
-    plane.script["heartbeat"].append(problem(409, "worker_gone", reason="lost"))
-    wait_until_dead(*family)
-    plane.wait_for("register", 2)
-    plane.submit({"do": "echo"})
-    (report,) = plane.wait_for("complete")
-    assert report.key == "cvn_worker2_verysecret"
-    assert not [call for call in plane.calls if task in call.path]
-
-
-def test_an_unknown_key_is_met_by_registering_again(
-    plane: FakeControlPlane, url: str, start_worker: StartWorker
-) -> None:
-    plane.script["lease"].append(problem(401, "unauthorized"))
-    start_worker(url)
-    plane.wait_for("register", 2)
-    plane.wait_for("lease", 2)
-
-
-@pytest.mark.parametrize(("reason", "code"), [("stopped", 0), ("superseded", 4)])
-def test_a_worker_that_was_stopped_or_superseded_exits(
-    plane: FakeControlPlane, url: str, start_worker: StartWorker, tmp_path: Path, reason: str, code: int
-) -> None:
-    file = tmp_path / "pids"
-    plane.submit({"do": "linger", "file": str(file)})
-    worker = start_worker(url)
-    family = pids_in(file)
-    plane.script["heartbeat"].append(problem(409, "worker_gone", reason=reason))
-    assert worker.exit_code() == code
-    wait_until_dead(*family)
-    assert len(plane.of("register")) == 1
 
 
 @pytest.mark.parametrize(

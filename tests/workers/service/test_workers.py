@@ -6,20 +6,16 @@ from uuid import uuid4
 
 import pytest
 
-from app.db import duties
 from app.db.database import Database
 from app.kernel.errors import Unauthenticated, WorkerGone
 from app.kernel.events import WorkerEvent
-from app.kernel.ids import WorkerId
 from app.kernel.states import WorkerState
 from app.queue.errors import WorkerNotFound
-from app.queue.rules.tasks import LeasePolicy, RetryPolicy
 from app.workers.rules.assignment import UNDECIDED
 from app.workers.rules.hosts import Host
-from app.workers.rules.workers import TRANSITIONS, Directive, HealthPolicy
+from app.workers.rules.workers import TRANSITIONS, Directive
 from app.workers.service import directives, roster, workers
 from app.workers.service.workers import Heartbeats
-from app.workers.store import workers as worker_store
 from tests.support.factories import (
     beat,
     everything,
@@ -29,42 +25,18 @@ from tests.support.factories import (
     ready_worker,
     registration,
     submitted,
-    turn,
 )
 from tests.support.sql import execute, fetch, until_blocked, value
+from tests.workers.service.registered import lose_worker, register_worker, sweep, worker_state
 
 _NOT_READY = WorkerEvent.NOT_READY.value
 
 
-async def _register(database: Database, name: str | None = None, **changes: Any) -> workers.WorkerIdentity:
-    async with database.transaction() as connection:
-        return await workers.register(connection, registration(name, **changes), None)
-
-
-async def _lose(database: Database, worker: WorkerId) -> bool:
-    async with database.transaction() as connection:
-        return await workers.lose(connection, worker, WorkerState.LOST, "silent for 20 s")
-
-
-async def _state(database: Database, worker: WorkerId) -> str:
-    return str(await value(database, "SELECT state FROM workers WHERE id = $1", worker))
-
-
-async def _sweep(database: Database, **changes: Any) -> dict[str, Any]:
-    async with database.transaction() as connection:
-        return await workers.sweep(connection, HealthPolicy(), turn(**changes))
-
-
-async def _silent_for(database: Database, seconds: float, *silent: WorkerId) -> None:
-    statement = "UPDATE workers SET last_seen_at = now() - make_interval(secs => $1) WHERE id = ANY ($2::uuid[])"
-    await execute(database, statement, seconds, silent)
-
-
 async def test_a_worker_is_starting_until_its_first_heartbeat(database: Database, heartbeats: Heartbeats) -> None:
-    worker = (await _register(database)).worker_id
-    assert await _state(database, worker) == "starting"
+    worker = (await register_worker(database)).worker_id
+    assert await worker_state(database, worker) == "starting"
     assert (await heartbeats.report(beat(worker))).state is WorkerState.READY
-    assert await _state(database, worker) == "ready"
+    assert await worker_state(database, worker) == "ready"
 
 
 _TERABYTES = 60 * 1024.0**2
@@ -81,7 +53,7 @@ _TERABYTES = 60 * 1024.0**2
 async def test_a_report_that_does_not_pass_leaves_a_worker_starting(
     database: Database, heartbeats: Heartbeats, report: dict[str, Any], reason: str
 ) -> None:
-    worker = (await _register(database, memory_gb=1, cpu_cores=1)).worker_id
+    worker = (await register_worker(database, memory_gb=1, cpu_cores=1)).worker_id
     for _ in range(2):
         reply = await heartbeats.report(beat(worker, **report))
         assert reply.state is WorkerState.STARTING
@@ -110,7 +82,7 @@ async def test_who_is_ready_stays_so_whatever_it_reports(database: Database, hea
 async def test_a_small_worker_may_need_more_for_itself_than_it_offers(
     database: Database, heartbeats: Heartbeats
 ) -> None:
-    worker = (await _register(database, memory_gb=0.05, cpu_cores=0.1)).worker_id
+    worker = (await register_worker(database, memory_gb=0.05, cpu_cores=0.1)).worker_id
     reply = await heartbeats.report(beat(worker, memory_mb=90.0, cpu_percent=101.0))
     assert reply.state is WorkerState.READY
 
@@ -118,12 +90,12 @@ async def test_a_small_worker_may_need_more_for_itself_than_it_offers(
 async def test_a_worker_that_is_never_ready_has_failed_for_its_reason(
     database: Database, heartbeats: Heartbeats
 ) -> None:
-    worker = (await _register(database)).worker_id
+    worker = (await register_worker(database)).worker_id
     await heartbeats.report(beat(worker, not_ready_reason="the handlers cannot load"))
     await execute(database, "UPDATE workers SET requested_at = now() - interval '31 s'")
     await ready_worker(database)
-    assert await _sweep(database) == {"lost": 1}
-    assert await _state(database, worker) == "failed"
+    assert await sweep(database) == {"lost": 1}
+    assert await worker_state(database, worker) == "failed"
     reason = await value(database, "SELECT ended_reason FROM workers WHERE id = $1", worker)
     assert reason == "not ready within 30 s: the handlers cannot load"
 
@@ -176,7 +148,7 @@ async def test_a_directive_waits_for_the_heartbeat(database: Database, heartbeat
     worker = await ready_worker(database)
     async with database.transaction() as connection:
         await directives.direct(connection, worker, order(Directive.STOP, "maintenance"))
-    assert await _state(database, worker) == "draining"
+    assert await worker_state(database, worker) == "draining"
     pulse = await heartbeats.report(beat(worker))
     assert (pulse.state, pulse.directive, pulse.directive_reason) == (WorkerState.DRAINING, "stop", "maintenance")
 
@@ -184,7 +156,7 @@ async def test_a_directive_waits_for_the_heartbeat(database: Database, heartbeat
 async def test_a_worker_told_to_leave_before_its_first_heartbeat_is_never_ready(
     database: Database, heartbeats: Heartbeats
 ) -> None:
-    worker = (await _register(database)).worker_id
+    worker = (await register_worker(database)).worker_id
     async with database.transaction() as connection:
         await directives.direct(connection, worker, order(Directive.DRAIN, "enough"))
     assert (await heartbeats.report(beat(worker))).state is WorkerState.DRAINING
@@ -204,7 +176,7 @@ async def test_heartbeats_make_no_illegal_move(database: Database, heartbeats: H
             try:
                 after = (await heartbeats.report(beat(worker, draining=draining))).state
             except WorkerGone:
-                after = WorkerState(await _state(database, worker))
+                after = WorkerState(await worker_state(database, worker))
             assert after == state or after in TRANSITIONS[state]
 
 
@@ -212,7 +184,7 @@ async def test_a_lost_worker_that_beats_again_learns_that_it_is_lost(
     database: Database, heartbeats: Heartbeats
 ) -> None:
     worker = await ready_worker(database)
-    await _lose(database, worker)
+    await lose_worker(database, worker)
     with pytest.raises(WorkerGone) as refused:
         await heartbeats.report(beat(worker))
     assert refused.value.reason == "lost"
@@ -223,11 +195,11 @@ async def test_a_lost_worker_that_beats_again_learns_that_it_is_lost(
 async def test_a_reused_name_is_a_new_incarnation_and_takes_the_lease_away(
     database: Database, heartbeats: Heartbeats
 ) -> None:
-    former = await _register(database, "twin")
+    former = await register_worker(database, "twin")
     await heartbeats.report(beat(former.worker_id))
     await submitted(database)
     lease = await leased(database, former.worker_id)
-    latter = await _register(database, "twin")
+    latter = await register_worker(database, "twin")
     assert (former.incarnation, latter.incarnation) == (1, 2)
     assert former.key != latter.key
     task = await everything(database, lease.task_id)
@@ -238,9 +210,9 @@ async def test_a_reused_name_is_a_new_incarnation_and_takes_the_lease_away(
 
 
 async def test_a_name_whose_worker_is_over_is_still_a_new_incarnation(database: Database) -> None:
-    first = await _register(database, "again")
-    await _lose(database, first.worker_id)
-    assert (await _register(database, "again")).incarnation == 2
+    first = await register_worker(database, "again")
+    await lose_worker(database, first.worker_id)
+    assert (await register_worker(database, "again")).incarnation == 2
 
 
 async def test_a_launch_that_nobody_requested_is_refused(database: Database) -> None:
@@ -254,151 +226,10 @@ async def test_goodbye_releases_what_is_held_without_burning_anything(database: 
     for _ in range(2):
         async with database.transaction() as connection:
             await workers.say_goodbye(connection, worker, "drained")
-    assert await _state(database, worker) == "stopped"
+    assert await worker_state(database, worker) == "stopped"
     task = await everything(database, lease.task_id)
     assert (task["state"], task["failures"], task["rescues"]) == ("pending", 0, 0)
     assert [a["outcome"] for a in task["attempts"]] == ["released"]
-
-
-async def test_a_lost_workers_task_is_rescued_and_the_loss_counts_once(database: Database) -> None:
-    worker, lease = await holding(database)
-    assert await _lose(database, worker)
-    assert not await _lose(database, worker)
-    task = await everything(database, lease.task_id)
-    assert (task["state"], task["failures"], task["rescues"]) == ("pending", 0, 1)
-    assert [(a["outcome"], a["error"]["code"]) for a in task["attempts"]] == [("lost", "worker_lost")]
-
-
-async def test_a_task_that_loses_every_worker_is_given_up(database: Database) -> None:
-    task_id = (await submitted(database))[0]
-    for _ in range(RetryPolicy().max_rescues + 1):
-        worker = await ready_worker(database)
-        await leased(database, worker)
-        await _lose(database, worker)
-    task = await everything(database, task_id)
-    assert (task["state"], task["failures"]) == ("failed", 0)
-    assert task["error"]["code"] == "worker_lost"
-
-
-async def test_the_sweep_finds_who_is_silent(database: Database) -> None:
-    silent, *beating = [await ready_worker(database) for _ in range(3)]
-    await _silent_for(database, HealthPolicy().lost_after_seconds + 5, silent)
-    assert await _sweep(database) == {"lost": 1}
-    assert await _state(database, silent) == "lost"
-    assert [await _state(database, worker) for worker in beating] == ["ready", "ready"]
-
-
-async def test_the_sweep_ends_who_never_began(database: Database) -> None:
-    worker = (await _register(database)).worker_id
-    await ready_worker(database)
-    assert await _sweep(database) == {"lost": 0}
-    await execute(database, "UPDATE workers SET requested_at = now() - interval '1 minute'")
-    assert await _sweep(database) == {"lost": 1}
-    assert await _state(database, worker) == "failed"
-
-
-@pytest.mark.parametrize("away", [1.0, 60.0])
-async def test_the_sweep_waits_once_more_when_all_are_silent(database: Database, away: float) -> None:
-    workers = [await ready_worker(database) for _ in range(3)]
-    await _silent_for(database, 60, *workers)
-    assert (await _sweep(database, seconds_since_last=away))["held_back"] is True
-    assert {await _state(database, worker) for worker in workers} == {"ready"}
-    assert await _sweep(database, seconds_since_last=away, held_back=True) == {"lost": 3}
-
-
-async def test_a_worker_that_is_beating_right_now_is_passed_over(database: Database) -> None:
-    worker, other = await ready_worker(database), await ready_worker(database)
-    await _silent_for(database, 60, worker)
-    pool = await database.pool()
-    async with pool.acquire() as hot, hot.transaction():
-        await worker_store.record_heartbeats(hot, [beat(worker)], LeasePolicy().lease_seconds)  # type: ignore[arg-type]
-        assert await _sweep(database) == {"lost": 0}
-    assert {await _state(database, each) for each in (worker, other)} == {"ready"}
-
-
-async def _take_turn(database: Database) -> dict[str, Any]:
-    """A turn of the duty, as the loops take it."""
-    async with database.transaction() as connection:
-        await duties.ensure(connection, "sweep workers")
-        turn = await duties.claim(connection, "sweep workers", 0)
-        assert turn is not None
-        result = await workers.sweep(connection, HealthPolicy(), turn)
-        await duties.record(connection, "sweep workers", result, held_back=bool(result.get("held_back")))
-    return result
-
-
-async def _pass(database: Database, seconds: float) -> None:
-    """So much time goes by, the loops and nobody else being at work."""
-    await execute(database, "UPDATE workers SET last_seen_at = last_seen_at - make_interval(secs => $1)", seconds)
-    await execute(
-        database,
-        """UPDATE loop_ticks SET result = result || jsonb_build_object('held_back_since',
-               (result ->> 'held_back_since')::timestamptz - make_interval(secs => $1))""",
-        seconds,
-    )
-
-
-async def test_most_silent_at_once_have_until_their_next_heartbeat(database: Database, heartbeats: Heartbeats) -> None:
-    pool = [await ready_worker(database) for _ in range(3)]
-    assert await _take_turn(database) == {"lost": 0}
-    await _pass(database, 16)
-    assert (await _take_turn(database))["held_back"]
-    await _pass(database, 3)
-    assert (await _take_turn(database))["held_back"], "two seconds are too few for those that beat every five"
-    await heartbeats.report(beat(pool[0]))
-    await _pass(database, 3)
-    assert await _take_turn(database) == {"lost": 2}
-    assert [await _state(database, worker) for worker in pool] == ["ready", "lost", "lost"]
-    await _pass(database, 16)
-    assert await _take_turn(database) == {"lost": 1}, "one alone is not held back"
-
-
-_API_PROCESS = """
-INSERT INTO api_processes (id, began_at, present_since, seen_at, backend)
-SELECT gen_random_uuid(), now() - interval '1 h', now() - make_interval(secs => $1), now() - make_interval(secs => $2),
-       CASE WHEN $3 THEN pg_backend_pid() ELSE 0 END
-"""
-
-
-async def test_one_that_could_not_reach_the_api_is_not_lost(database: Database) -> None:
-    """It is alone, and the loops were there all the time: only the API knows that it was away."""
-    worker = await ready_worker(database)
-    await _silent_for(database, 17, worker)
-    await execute(database, _API_PROCESS, 3600.0, 17.0, True)
-    result = await _take_turn(database)
-    assert (result["held_back"], result["reason"]) == (True, "the API has been away for 17 s")
-    await execute(database, "UPDATE api_processes SET seen_at = now(), present_since = now() - interval '5 s'")
-    assert (await _take_turn(database))["held_back"], "it beats every five seconds"
-    await execute(database, "UPDATE api_processes SET seen_at = now(), present_since = now() - interval '7 s'")
-    await execute(database, "UPDATE loop_ticks SET held_back = false")
-    assert await _take_turn(database) == {"lost": 1}
-
-
-@pytest.mark.parametrize(("exists", "lost"), [(True, 0), (False, 1)])
-async def test_of_several_processes_of_the_api_one_that_is_paused_is_waited_for(
-    database: Database, exists: bool, lost: int
-) -> None:
-    worker = await ready_worker(database)
-    await _silent_for(database, 17, worker)
-    async with database.transaction() as connection:
-        # The session of a process that exists goes on for as long as this one.
-        await connection.exec_driver_sql(_API_PROCESS, (3600.0, 17.0, exists))
-        await connection.exec_driver_sql(_API_PROCESS, (3600.0, 0.0, True))
-        result = await workers.sweep(connection, HealthPolicy(), turn())
-    assert result.get("lost", 0) == lost
-    assert bool(result.get("held_back")) is exists
-
-
-async def test_a_guard_that_was_for_nothing_is_over(database: Database, heartbeats: Heartbeats) -> None:
-    pool = [await ready_worker(database) for _ in range(2)]
-    await _take_turn(database)
-    await _pass(database, 16)
-    assert (await _take_turn(database))["held_back"]
-    for worker in pool:
-        await heartbeats.report(beat(worker))
-    assert await _take_turn(database) == {"lost": 0}
-    await _pass(database, 16)
-    assert (await _take_turn(database))["held_back"], "the next time is a time of its own"
 
 
 async def test_a_request_waits_for_a_registration_of_the_same_name_and_supersedes_it(database: Database) -> None:

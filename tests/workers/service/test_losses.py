@@ -1,0 +1,171 @@
+"""Workers that fall silent: found by the sweep, which waits where it was the service that was away."""
+
+from typing import Any
+
+import pytest
+
+from app.db import duties
+from app.db.database import Database
+from app.kernel.ids import WorkerId
+from app.queue.rules.tasks import LeasePolicy, RetryPolicy
+from app.workers.rules.workers import HealthPolicy
+from app.workers.service import workers
+from app.workers.service.workers import Heartbeats
+from app.workers.store import workers as worker_store
+from tests.support.factories import (
+    beat,
+    everything,
+    holding,
+    leased,
+    ready_worker,
+    submitted,
+    turn,
+)
+from tests.support.sql import execute
+from tests.workers.service.registered import lose_worker, register_worker, sweep, worker_state
+
+
+async def _silent_for(database: Database, seconds: float, *silent: WorkerId) -> None:
+    statement = "UPDATE workers SET last_seen_at = now() - make_interval(secs => $1) WHERE id = ANY ($2::uuid[])"
+    await execute(database, statement, seconds, silent)
+
+
+async def test_a_lost_workers_task_is_rescued_and_the_loss_counts_once(database: Database) -> None:
+    worker, lease = await holding(database)
+    assert await lose_worker(database, worker)
+    assert not await lose_worker(database, worker)
+    task = await everything(database, lease.task_id)
+    assert (task["state"], task["failures"], task["rescues"]) == ("pending", 0, 1)
+    assert [(a["outcome"], a["error"]["code"]) for a in task["attempts"]] == [("lost", "worker_lost")]
+
+
+async def test_a_task_that_loses_every_worker_is_given_up(database: Database) -> None:
+    task_id = (await submitted(database))[0]
+    for _ in range(RetryPolicy().max_rescues + 1):
+        worker = await ready_worker(database)
+        await leased(database, worker)
+        await lose_worker(database, worker)
+    task = await everything(database, task_id)
+    assert (task["state"], task["failures"]) == ("failed", 0)
+    assert task["error"]["code"] == "worker_lost"
+
+
+async def test_the_sweep_finds_who_is_silent(database: Database) -> None:
+    silent, *beating = [await ready_worker(database) for _ in range(3)]
+    await _silent_for(database, HealthPolicy().lost_after_seconds + 5, silent)
+    assert await sweep(database) == {"lost": 1}
+    assert await worker_state(database, silent) == "lost"
+    assert [await worker_state(database, worker) for worker in beating] == ["ready", "ready"]
+
+
+async def test_the_sweep_ends_who_never_began(database: Database) -> None:
+    worker = (await register_worker(database)).worker_id
+    await ready_worker(database)
+    assert await sweep(database) == {"lost": 0}
+    await execute(database, "UPDATE workers SET requested_at = now() - interval '1 minute'")
+    assert await sweep(database) == {"lost": 1}
+    assert await worker_state(database, worker) == "failed"
+
+
+@pytest.mark.parametrize("away", [1.0, 60.0])
+async def test_the_sweep_waits_once_more_when_all_are_silent(database: Database, away: float) -> None:
+    workers = [await ready_worker(database) for _ in range(3)]
+    await _silent_for(database, 60, *workers)
+    assert (await sweep(database, seconds_since_last=away))["held_back"] is True
+    assert {await worker_state(database, worker) for worker in workers} == {"ready"}
+    assert await sweep(database, seconds_since_last=away, held_back=True) == {"lost": 3}
+
+
+async def test_a_worker_that_is_beating_right_now_is_passed_over(database: Database) -> None:
+    worker, other = await ready_worker(database), await ready_worker(database)
+    await _silent_for(database, 60, worker)
+    pool = await database.pool()
+    async with pool.acquire() as hot, hot.transaction():
+        await worker_store.record_heartbeats(hot, [beat(worker)], LeasePolicy().lease_seconds)  # type: ignore[arg-type]
+        assert await sweep(database) == {"lost": 0}
+    assert {await worker_state(database, each) for each in (worker, other)} == {"ready"}
+
+
+async def _take_turn(database: Database) -> dict[str, Any]:
+    """A turn of the duty, as the loops take it."""
+    async with database.transaction() as connection:
+        await duties.ensure(connection, "sweep workers")
+        turn = await duties.claim(connection, "sweep workers", 0)
+        assert turn is not None
+        result = await workers.sweep(connection, HealthPolicy(), turn)
+        await duties.record(connection, "sweep workers", result, held_back=bool(result.get("held_back")))
+    return result
+
+
+async def _pass(database: Database, seconds: float) -> None:
+    """So much time goes by, the loops and nobody else being at work."""
+    await execute(database, "UPDATE workers SET last_seen_at = last_seen_at - make_interval(secs => $1)", seconds)
+    await execute(
+        database,
+        """UPDATE loop_ticks SET result = result || jsonb_build_object('held_back_since',
+               (result ->> 'held_back_since')::timestamptz - make_interval(secs => $1))""",
+        seconds,
+    )
+
+
+async def test_most_silent_at_once_have_until_their_next_heartbeat(database: Database, heartbeats: Heartbeats) -> None:
+    pool = [await ready_worker(database) for _ in range(3)]
+    assert await _take_turn(database) == {"lost": 0}
+    await _pass(database, 16)
+    assert (await _take_turn(database))["held_back"]
+    await _pass(database, 3)
+    assert (await _take_turn(database))["held_back"], "two seconds are too few for those that beat every five"
+    await heartbeats.report(beat(pool[0]))
+    await _pass(database, 3)
+    assert await _take_turn(database) == {"lost": 2}
+    assert [await worker_state(database, worker) for worker in pool] == ["ready", "lost", "lost"]
+    await _pass(database, 16)
+    assert await _take_turn(database) == {"lost": 1}, "one alone is not held back"
+
+
+_API_PROCESS = """
+INSERT INTO api_processes (id, began_at, present_since, seen_at, backend)
+SELECT gen_random_uuid(), now() - interval '1 h', now() - make_interval(secs => $1), now() - make_interval(secs => $2),
+       CASE WHEN $3 THEN pg_backend_pid() ELSE 0 END
+"""
+
+
+async def test_one_that_could_not_reach_the_api_is_not_lost(database: Database) -> None:
+    """It is alone, and the loops were there all the time: only the API knows that it was away."""
+    worker = await ready_worker(database)
+    await _silent_for(database, 17, worker)
+    await execute(database, _API_PROCESS, 3600.0, 17.0, True)
+    result = await _take_turn(database)
+    assert (result["held_back"], result["reason"]) == (True, "the API has been away for 17 s")
+    await execute(database, "UPDATE api_processes SET seen_at = now(), present_since = now() - interval '5 s'")
+    assert (await _take_turn(database))["held_back"], "it beats every five seconds"
+    await execute(database, "UPDATE api_processes SET seen_at = now(), present_since = now() - interval '7 s'")
+    await execute(database, "UPDATE loop_ticks SET held_back = false")
+    assert await _take_turn(database) == {"lost": 1}
+
+
+@pytest.mark.parametrize(("exists", "lost"), [(True, 0), (False, 1)])
+async def test_of_several_processes_of_the_api_one_that_is_paused_is_waited_for(
+    database: Database, exists: bool, lost: int
+) -> None:
+    worker = await ready_worker(database)
+    await _silent_for(database, 17, worker)
+    async with database.transaction() as connection:
+        # The session of a process that exists goes on for as long as this one.
+        await connection.exec_driver_sql(_API_PROCESS, (3600.0, 17.0, exists))
+        await connection.exec_driver_sql(_API_PROCESS, (3600.0, 0.0, True))
+        result = await workers.sweep(connection, HealthPolicy(), turn())
+    assert result.get("lost", 0) == lost
+    assert bool(result.get("held_back")) is exists
+
+
+async def test_a_guard_that_was_for_nothing_is_over(database: Database, heartbeats: Heartbeats) -> None:
+    pool = [await ready_worker(database) for _ in range(2)]
+    await _take_turn(database)
+    await _pass(database, 16)
+    assert (await _take_turn(database))["held_back"]
+    for worker in pool:
+        await heartbeats.report(beat(worker))
+    assert await _take_turn(database) == {"lost": 0}
+    await _pass(database, 16)
+    assert (await _take_turn(database))["held_back"], "the next time is a time of its own"
