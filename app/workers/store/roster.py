@@ -77,13 +77,11 @@ WHERE w.{LIVE} AND held.id IS NOT NULL
 # Locked in the order of ids, as by heartbeats, or the two could deadlock.
 _ASSIGN = f"""
 WITH decided AS MATERIALIZED (
-    SELECT * FROM unnest($1::uuid[], $2::text[], $3::float8[], $4::float8[], $5::float8[]) AS d (id, {ASSIGNED})
-), locked AS MATERIALIZED (
-    SELECT w.id FROM workers w JOIN decided ON decided.id = w.id ORDER BY w.id FOR NO KEY UPDATE OF w
+    SELECT d.* FROM unnest($1::uuid[], $2::text[], $3::float8[], $4::float8[], $5::float8[]) AS d (id, {ASSIGNED})
+    JOIN workers w ON w.id = d.id WHERE w.{LIVE} ORDER BY w.id FOR NO KEY UPDATE OF w
 )
 UPDATE workers w SET ({ASSIGNED}) = ROW ({", ".join(f"d.{column}" for column in _COLUMNS)})
-FROM decided d JOIN locked ON locked.id = d.id
-WHERE w.id = d.id AND w.{LIVE}
+FROM decided d WHERE w.id = d.id
 """
 
 _LOCK = "SELECT FROM workers WHERE id = ANY ($1::uuid[]) ORDER BY id FOR NO KEY UPDATE"

@@ -13,9 +13,22 @@ from app.kernel.ids import WorkerId
 from app.kernel.lanes import Priority
 from app.queue.rules.holds import Hold
 from app.queue.rules.tasks import LeasePolicy
-from app.queue.store import aging, cancel, claims, completions, counters, holds
+from app.queue.store import (
+    aging,
+    cancel,
+    claims,
+    completions,
+    counters,
+    dead_letters,
+    dependencies,
+    holds,
+    parking,
+    sharing,
+    tasks,
+)
 from app.queue.store.claims import ClaimRequest
 from app.queue.store.completions import Renewal
+from app.queue.store.dependencies import Edge
 from app.queue.store.listing import Selection
 from app.workers.store import workers as worker_store
 from tests.conftest import PROCESS, named, run_on
@@ -47,6 +60,20 @@ INSERT INTO tasks (id, state, agent_type, priority, payload, labels, timeout_sec
                    request_hash, created_at, tag, goal_id, deadline)
 SELECT gen_random_uuid(), 'pending', 'ranking', 1, '{}', '{}', 60, 3, '{}', '', now(), n, 'goal', now()
 FROM generate_series(1, $1) AS n
+"""
+_FAILED = """
+INSERT INTO task_history (id, state, agent_type, priority, payload, labels, timeout_seconds, max_attempts, retry_delays,
+                          request_hash, created_at, seq, token, failures, rescues, error, finished_at)
+SELECT gen_random_uuid(), 'failed', 'ranking', 1, '{}', '{}', 60, 3, '{}', '', now(), n, 3, 3, 0,
+       '{"code": "bug", "message": ""}', now()
+FROM generate_series(1, $1) AS n
+"""
+_PARKED = """
+WITH delayed AS (
+    UPDATE tasks SET run_at = now() + interval '1 hour' WHERE id IN (
+        SELECT id FROM tasks WHERE state = 'pending' AND run_at IS NULL LIMIT $1) RETURNING id, token
+)
+INSERT INTO parked_tasks (task_id, model, token) SELECT id, 'model', token FROM delayed
 """
 
 
@@ -139,4 +166,46 @@ async def test_what_happens_to_many_tasks_at_once(full: Database, log: PlanLog) 
             ids = await cancel.find(connection, selection, batch)
             with costs.of("cancelling", batch):
                 assert (await cancel.cancel(connection, ids, selection, "test")).selected_tasks == batch
+    costs.check()
+
+
+async def test_what_is_waited_for(full: Database, hot: Connection, log: PlanLog) -> None:
+    costs = Costs(log)
+    for batch in (min(_BATCHES), *_BATCHES):
+        first, second = await submitted(full, batch, goal_id=None), await submitted(full, batch, goal_id=None)
+        await execute(full, "UPDATE tasks SET state = 'blocked', blockers = 1 WHERE id = ANY ($1)", second)
+        async with full.transaction() as connection:
+            with costs.of("marking", batch):
+                assert len(await dependencies.mark(connection, first)) == batch
+            with costs.of("connecting", batch):
+                edges = [Edge(task_id=task, depends_on=other) for task, other in zip(second, first, strict=True)]
+                await dependencies.connect(connection, edges)
+        # What only reads is explained when its transaction ends.
+        with costs.of("locking what waits", batch):
+            async with full.transaction() as connection:
+                assert await dependencies.lock_waiting(connection, first)
+        async with hot.transaction():
+            with costs.of("unblocking", batch):
+                assert await dependencies.unblock(hot, first)
+        async with full.transaction() as connection:
+            await execute(full, _PARKED, batch)
+            with costs.of("waking", batch):
+                assert await parking.wake_all(connection, ["model"], batch) == batch
+            with costs.of("promoting", batch):
+                assert await tasks.promote(connection, batch) == batch
+            with costs.of("sharing", batch):
+                assert await sharing.move(connection, dict.fromkeys(first, 0.5)) == batch
+    costs.check()
+
+
+async def test_dead_letters(full: Database, log: PlanLog) -> None:
+    costs, selection = Costs(log), Selection()
+    for batch in (min(_BATCHES), *_BATCHES):
+        async with full.transaction() as connection:
+            for call in ("requeueing", "purging"):
+                await execute(full, _FAILED, batch)
+                letters = await dead_letters.find(connection, selection, batch)
+                with costs.of(call, batch):
+                    done = dead_letters.requeue if call == "requeueing" else dead_letters.purge
+                    assert await done(connection, letters, "test") == batch
     costs.check()
