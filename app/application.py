@@ -5,6 +5,7 @@ from contextlib import AbstractAsyncContextManager
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
 from app.admin.api import audit, config, keys
@@ -19,12 +20,13 @@ from app.http.refusals import RefusalWatch
 from app.http.security import SecureAnswers
 from app.llm.api import budgets, models, permits
 from app.memory.api import checkpoints, context
-from app.queue.api import dead_letters, events, leases, logs, namespaces, outputs, queues, tasks, upcoming
+from app.queue.api import dead_letters, events, leases, logs, namespaces, outputs, queues, submits, tasks, upcoming
 from app.scaling.api import decisions
 from app.workers.api import directives, heartbeats, pool, workers
 
 # In the order in which the published document lists their routes.
 _PARTS = (
+    submits,
     tasks,
     logs,
     queues,
@@ -97,24 +99,25 @@ def build(lifespan: Lifespan | None = None, *, uploads: Uploads | None = None, m
     )
     app.state.uploads = uploads or Uploads()
     lean = [route for route in (*leases.router.routes, *heartbeats.router.routes) if isinstance(route, LeanRoute)]
+    others = [route for part in _PARTS for route in part.router.routes]
     # In the router for the document and for 405; their requests are served before it, by the fast lane.
     app.router.routes.extend(lean)
     for part in _PARTS:
         app.include_router(part.router)
-    app.add_middleware(AddressCheck, routes=[*lean, *(route for part in _PARTS for route in part.router.routes)])
+    app.add_middleware(AddressCheck, routes=[*lean, *others])
     problems.install(app)
     openapi.install(app)
     prometheus.install(app, is_open=metrics_open)
-    _surround(app, lean)
+    _surround(app, [*lean, *others])
     return app
 
 
-def _surround(app: FastAPI, lean: Sequence[LeanRoute]) -> None:
+def _surround(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
     """Put the fast lane around everything, also around the middleware of the framework."""
     # `add_middleware` cannot do that: the framework's own error handling stays outermost.
     inner = app.build_middleware_stack
 
     def stack() -> ASGIApp:
-        return RefusalWatch(FastLane(SecureAnswers(inner()), lean))
+        return RefusalWatch(FastLane(SecureAnswers(inner()), routes))
 
     app.build_middleware_stack = stack  # type: ignore[method-assign]  # the place where Starlette asks for it

@@ -246,16 +246,19 @@ def _unknown_paths(model: type[BaseModel], value: Any, path: tuple[str | int, ..
         for number, item in enumerate(islice(value, 1000)):
             yield from _unknown_paths(model, item, (*path, number))
     elif isinstance(value, dict):
-        fields = _fields(model)
-        yield from ((*path, name) for name in value if name not in fields)
-        for name, nested in fields.items():
-            if nested is not None and name in value:
+        fields, nested_models = _fields(model)
+        if not value.keys() <= fields:
+            yield from ((*path, name) for name in value if name not in fields)
+        for name, nested in nested_models.items():
+            if name in value:
                 yield from _unknown_paths(nested, value[name], (*path, name))
 
 
 @cache
-def _fields(model: type[BaseModel]) -> Mapping[str, type[BaseModel] | None]:
-    return {field.alias or name: _nested_model(field.annotation) for name, field in model.model_fields.items()}
+def _fields(model: type[BaseModel]) -> tuple[frozenset[str], Mapping[str, type[BaseModel]]]:
+    """The names of all fields, and the models in those that have one."""
+    models = {field.alias or name: _nested_model(field.annotation) for name, field in model.model_fields.items()}
+    return frozenset(models), {name: nested for name, nested in models.items() if nested is not None}
 
 
 def _nested_model(annotation: Any) -> type[BaseModel] | None:

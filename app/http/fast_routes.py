@@ -2,25 +2,30 @@
 
 FastAPI's general path costs more than the work of these calls. A lean route is declared like any other, with the
 same models, access control, problems and documentation, but reads the body with Pydantic's own JSON parser and
-answers with the bytes that its endpoint returns.
+answers with the bytes that its endpoint returns. A plain route leaves FastAPI what is unusual of its requests.
 """
 
 import inspect
-from collections.abc import Sequence
-from typing import Any, get_type_hints
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias, get_type_hints
 from uuid import UUID
 
+from fastapi.dependencies.utils import request_params_to_args
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.http import problems
 from app.http.bodies import Uploads, declared_limit, uploader, validate, validate_plain
-from app.http.guard import admit, declared_scopes
+from app.http.guard import admit, admit_to_route, declared_scopes
+from app.http.namespaces import into, within
+from app.http.routing import GuardedRoute, Handler
 from app.http.security import names_one_host, secured
 from app.http.services import Services
 from app.kernel.access import Principal
@@ -47,18 +52,10 @@ class LeanRoute(APIRoute):
         scope["route"] = self  # as the router does, which these requests do not pass
         request = Request(scope, receive, send)
         try:
-            response = await self._answer(request)
-        except ConvenerError as error:
-            response = problems.from_error(error)
-        except RequestValidationError as error:
-            response = problems.from_validation(error.errors())
-        except HTTPException as error:
-            response = problems.from_status(error.status_code, error.detail, error.headers)
+            response = await _answer_or_problem(self._answer, request)
         except ClientDisconnect:
             # It hung up in the middle of its body: nobody is left to answer, and nothing went wrong here.
             return
-        except Exception as error:
-            response = problems.from_exception(error)
         await secured(response)(scope, receive, send)
 
     async def _answer(self, request: Request) -> Response:
@@ -82,12 +79,80 @@ class LeanRoute(APIRoute):
         return response
 
 
+class PlainRoute(GuardedRoute):
+    """A guarded route at a fixed address, whose plain requests are answered past FastAPI: JSON, and no query.
+
+    Its endpoint takes a body, and any of `services`, `namespace` and parameters that are headers.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        headers = self.dependant.header_params
+        self._headers = [field for field in headers if field.name in inspect.signature(self.endpoint).parameters]
+        self._header_names = frozenset(field.alias.lower().encode() for field in self._headers)
+        self._answer_plain = self.guarded(self._call)
+
+    def is_plain(self, scope: Scope) -> bool:
+        """Whether the request is one of those."""
+        if scope["query_string"] or scope["method"] not in (self.methods or ()):
+            return False
+        head = dict(scope["headers"])
+        return head.get(b"content-type") == b"application/json" and head.get(b"content-length", b"0") != b"0"
+
+    async def serve_plain(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI, for such a request."""
+        scope["route"] = self
+        request, began_at = Request(scope, receive, send), time.perf_counter()
+        response = secured(await _answer_or_problem(self._answer_plain, request))
+        try:
+            await response(scope, receive, send)
+        finally:
+            count: RequestCounter = request.app.state.count_request
+            count(request, response, time.perf_counter() - began_at)
+
+    async def _call(self, request: Request) -> Response:
+        # The body may have taken long, and the key may have been revoked meanwhile.
+        needs = declared_scopes(list(self.dependencies))
+        request.state.principal = principal = await admit_to_route(request, *needs)
+        arguments: dict[str, Any] = {}
+        if not self._header_names.isdisjoint(name for name, _ in request.scope["headers"]):
+            arguments, errors = request_params_to_args(self._headers, request.headers)
+            if errors:
+                raise RequestValidationError(errors)
+        assert self.body_field is not None
+        arguments[self.body_field.name] = await request.json()
+        services: Services = request.app.state.services
+        response: Response = await self.endpoint(services=services, namespace=into(within(principal)), **arguments)
+        return response
+
+
+RequestCounter: TypeAlias = Callable[[Request, Response, float], None]
+
+
+async def _answer_or_problem(handle: Handler, request: Request) -> Response:
+    """The answer, or the problem that kept it back. Raises ClientDisconnect."""
+    try:
+        return await handle(request)
+    except ClientDisconnect:
+        raise
+    except ConvenerError as error:
+        return problems.from_error(error)
+    except RequestValidationError as error:
+        return problems.from_validation(error.errors())
+    except HTTPException as error:
+        return problems.from_status(error.status_code, error.detail, error.headers)
+    except Exception as error:
+        return problems.from_exception(error)
+
+
 class FastLane:
     """Passes requests for lean routes around the middleware, which would cost them more than their own work."""
 
-    def __init__(self, app: ASGIApp, routes: Sequence[LeanRoute]) -> None:
+    def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute]) -> None:
         self._app = app
-        self._routes = [(route.path_regex.match, route.app) for route in routes]
+        routes = list(routes)
+        self._routes = [(route.path_regex.match, route.app) for route in routes if isinstance(route, LeanRoute)]
+        self._plain = {route.path: route for route in routes if isinstance(route, PlainRoute)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -96,6 +161,10 @@ class FastLane:
             await secured(refusal)(scope, receive, send)
             return
         if scope["type"] == "http" and scope["method"] == "POST":
+            plain = self._plain.get(scope["path"])
+            if plain is not None and plain.is_plain(scope):
+                await plain.serve_plain(scope, receive, send)
+                return
             # Nothing of the middleware is missed: lean routes answer their own errors and are not instrumented.
             for match, serve in self._routes:
                 match_result = match(scope["path"])

@@ -75,11 +75,15 @@ def _check_addressable(value: str) -> str:
 NewGoalId = Annotated[Word, AfterValidator(_check_addressable), Field(json_schema_extra={"pattern": "^[^/]+$"})]
 Sentence = Annotated[str, Field(max_length=2000), AfterValidator(_check_storable)]
 _MAX_LABELS_BYTES = 8 << 10
+_FEW_LABELS = _MAX_LABELS_BYTES // (2 * 200 * 4)
 
 
 def _check_labels(value: dict[str, str]) -> dict[str, str]:
-    # Lists show the labels of 500 tasks or workers at once.
-    if sum(len(name.encode()) + len(text.encode()) for name, text in value.items()) > _MAX_LABELS_BYTES:
+    # Lists show the labels of 500 tasks or workers at once. A few words have no more bytes than that.
+    if (
+        len(value) > _FEW_LABELS
+        and sum(len(name.encode()) + len(text.encode()) for name, text in value.items()) > _MAX_LABELS_BYTES
+    ):
         raise ValueError(f"must have {_MAX_LABELS_BYTES} bytes at most in all")
     return value
 

@@ -6,6 +6,7 @@ from fastapi import Depends, Query
 from pydantic import Field
 
 from app.http.guard import Caller, mark_namespaced
+from app.kernel.access import Principal
 from app.kernel.errors import Forbidden
 from app.kernel.namespaces import DEFAULT, PATTERN
 
@@ -17,6 +18,14 @@ NamespaceName = Annotated[
 
 # By another name than in the query, because the context has namespaces of its own in its paths.
 async def _within(caller: Caller, space: Annotated[NamespaceName, Query(alias="namespace")] = None) -> str | None:
+    return within(caller, space)
+
+
+def within(caller: Principal, space: str | None = None) -> str | None:
+    """The namespace that the caller may see and change, `space` where its key leaves the choice; None: all.
+
+    Raises Forbidden.
+    """
     if caller.namespace is None:
         return space
     if space not in (None, caller.namespace):
@@ -30,6 +39,11 @@ Within = Annotated[str | None, Depends(_within)]
 
 
 async def _into(within: Within) -> str:
+    return into(within)
+
+
+def into(within: str | None) -> str:
+    """The namespace of what is created within this one."""
     return within or DEFAULT
 
 

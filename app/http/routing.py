@@ -34,14 +34,18 @@ RECORDED = frozenset(
     }
 )
 _READING = frozenset({Scope.READ, Scope.CONTENT})
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 class GuardedRoute(APIRoute):
     """A route that FastAPI resolves once the caller is admitted and the body is read and validated."""
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+    def get_route_handler(self) -> Handler:
         """FastAPI's own handler behind admission and the bounds of the body."""
-        answer = super().get_route_handler()
+        return self.guarded(super().get_route_handler())
+
+    def guarded(self, answer: Handler) -> Handler:
+        """The handler behind admission and the bounds of the body."""
         needs = declared_scopes(list(self.dependencies))
         if not needs:
             raise TypeError(f"{self.path} does not declare what it needs")

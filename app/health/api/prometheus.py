@@ -11,6 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCol
 from prometheus_client.metrics_core import CounterMetricFamily
 from prometheus_client.registry import Collector
 from prometheus_fastapi_instrumentator import Instrumentator, metrics
+from starlette.requests import Request
 from starlette.responses import Response
 
 from app.admin.service.config import CurrentConfig
@@ -125,6 +126,12 @@ def install(app: FastAPI, *, is_open: bool = False) -> None:
         count(info)
 
     Instrumentator(excluded_handlers=_LEFT_OUT, registry=registry).add(count_request).instrument(app)
+
+    def count_plain_request(request: Request, response: Response, seconds: float) -> None:
+        status, path = f"{response.status_code // 100}xx", request.scope["route"].path
+        count_request(metrics.Info(request, response, request.method, path, status, seconds, seconds))
+
+    app.state.count_request = count_plain_request
     page = MetricsPage(registry)
     router = Router(tags=["health"])
 

@@ -51,13 +51,16 @@ class RetryIn(Body):
         [5, 30, 120], max_length=20, description="upper bounds of the random wait before each retry; the last repeats"
     )
 
+    def policy(self) -> RetryPolicy:
+        """The policy, for the service."""
+        if self is _DEFAULT_RETRY:
+            return _DEFAULT_POLICY
+        return RetryPolicy(max_attempts=self.max_attempts, delays_seconds=self.delays_seconds)
+
 
 # Shared: otherwise Pydantic would build one for each of the thousand tasks of a batch.
 _DEFAULT_RETRY = RetryIn()
-
-
-# Fields of a body that go on as they are; for the thousand tasks of a batch they are looked up once.
-_SAME_FIELDS = tuple(Submission.__dataclass_fields__.keys() - {"goal_id", "priority", "labels", "retry", "batch_size"})
+_DEFAULT_POLICY = RetryPolicy(max_attempts=_DEFAULT_RETRY.max_attempts, delays_seconds=_DEFAULT_RETRY.delays_seconds)
 
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
@@ -71,20 +74,18 @@ class Origin:
     traceparent: str | None = None
     count: int | None = None
 
-    def fields(self, task: "TaskIn", place: int) -> dict[str, Any]:
-        """The fields of a task for which its body says nothing. Raises ValuesRefused for a second key."""
-        fields: dict[str, Any] = {}
+    def complete(self, submission: Submission, place: int) -> None:
+        """Set the fields for which the body of the task says nothing. Raises ValuesRefused for a second key."""
         # One that is no trace context is ignored, as the standard has it.
-        if task.trace_context is None and _TRACEPARENT.fullmatch(self.traceparent or ""):
-            fields["trace_context"] = self.traceparent
-        if self.idempotency_key is None or task.id is not None:
-            return fields
-        if task.idempotency_key is None:
+        if self.traceparent and submission.trace_context is None and _TRACEPARENT.fullmatch(self.traceparent):
+            submission.trace_context = self.traceparent
+        if self.idempotency_key is None or submission.id is not None:
+            return
+        if submission.idempotency_key is None:
             key = self.idempotency_key if self.count is None else f"{self.idempotency_key}/{place}"
-            return {**fields, "idempotency_key": key, "batch_size": self.count}
-        if self.count is None and task.idempotency_key != self.idempotency_key:
+            submission.idempotency_key, submission.batch_size = key, self.count
+        elif self.count is None and submission.idempotency_key != self.idempotency_key:
             raise ValuesRefused([("idempotency_key", "differs from the header Idempotency-Key; give one of them")])
-        return fields
 
 
 NO_ORIGIN = Origin()
@@ -141,12 +142,23 @@ class TaskIn(Body):
         if self.id is not None and (problem := chosen_id_problem(self.id, namespace)) is not None:
             raise TaskIdRefused([("id", problem)])
         check_size(self.payload, max_payload_bytes, "payload")
-        retry = RetryPolicy(max_attempts=self.retry.max_attempts, delays_seconds=self.retry.delays_seconds)
-        labels = object_text(self.labels) or "{}"
-        converted: dict[str, Any] = {"priority": priority_of(self.priority), "labels": labels, "retry": retry}
-        converted["goal_id"] = stored_name(namespace, self.goal_id)
-        same = {name: getattr(self, name) for name in _SAME_FIELDS} | origin.fields(self, place)
-        return Submission(**same, **converted)
+        submission = Submission(
+            id=self.id,
+            agent_type=self.agent_type,
+            goal_id=stored_name(namespace, self.goal_id),
+            priority=priority_of(self.priority),
+            payload=self.payload,
+            labels=(object_text(self.labels) or "{}") if self.labels else "{}",
+            timeout_seconds=self.timeout_seconds,
+            deadline=self.deadline,
+            run_at=self.run_at,
+            retry=self.retry.policy(),
+            trace_context=self.trace_context,
+            idempotency_key=self.idempotency_key,
+            depends_on=self.depends_on,
+        )
+        origin.complete(submission, place)
+        return submission
 
 
 # Their cost grows faster than their number, and holds up the transaction of the batch.

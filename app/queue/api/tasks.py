@@ -1,75 +1,40 @@
-"""Routes of tasks for the Supervisor: submit, list, read and cancel."""
+"""Routes of tasks for the Supervisor: list, read, change and cancel."""
 
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import UUID
 
-from fastapi import Query, Response
+from fastapi import Query
 from pydantic import BaseModel, Field
 
-from app.http.bodies import CONTENT_BYTES, body_limit
 from app.http.fields import ReasonIn
 from app.http.guard import Caller, requires
-from app.http.namespaces import Into, Within
+from app.http.namespaces import Within
 from app.http.problems import responses_for
 from app.http.routing import Router
-from app.http.services import PayloadLimit, ServicesDep
 from app.http.transactions import InBatches, Reading, Writing
-from app.kernel import errors
 from app.kernel.access import Scope
-from app.queue.api import advice
 from app.queue.api.task_filters import CancelManyIn, TaskQuery
 from app.queue.api.task_schemas import (
-    BatchIn,
-    BatchOut,
     ChangeIn,
-    IdempotencyKey,
-    NewTaskOut,
-    Origin,
-    SubmittedOut,
-    TaskIn,
     TaskOut,
     TaskPage,
-    Traceparent,
     summary,
     whole,
 )
 from app.queue.errors import (
-    DependencyCycle,
-    DependencyMissing,
-    GoalStopped,
-    IdempotencyMismatch,
-    QueueFull,
-    SubmitInFlight,
-    TaskConflict,
     TaskFinished,
-    TaskIdRefused,
     TaskNotFound,
     TaskRunning,
 )
 from app.queue.service import cancel as cancel_service
 from app.queue.service import changes
 from app.queue.service import tasks as service
-from app.queue.service.submits import SubmitService
-from app.queue.service.tasks import Intake
 from app.queue.store import listing
 
 router = Router(prefix="/tasks", tags=["tasks"])
 _CONTENT = [requires(Scope.READ, Scope.CONTENT)]
 # The answer shows all of what it changed.
 _CHANGE = [requires(Scope.SUBMIT, Scope.CONTENT)]
-_REFUSED = responses_for(
-    TaskConflict,
-    TaskIdRefused,
-    SubmitInFlight,
-    errors.PayloadTooLarge,
-    IdempotencyMismatch,
-    DependencyMissing,
-    DependencyCycle,
-    QueueFull,
-    GoalStopped,
-)
-
-_SUBMITTED: dict[int | str, dict[str, Any]] = {201: {"headers": advice.DOCUMENTED}, **_REFUSED}
 
 
 class CancelledMany(BaseModel):
@@ -80,71 +45,6 @@ class CancelledMany(BaseModel):
     dependents: int = Field(description="others that were cancelled because they waited for those")
     remaining: int = Field(description="those that are left: repeat the call to go on")
     dry_run: bool
-
-
-@router.post(
-    "",
-    summary="Submit a task",
-    openapi_extra=body_limit(CONTENT_BYTES),
-    status_code=201,
-    dependencies=[requires(Scope.SUBMIT)],
-    responses={200: {"model": NewTaskOut, "description": "this id exists already, with the same body"}, **_SUBMITTED},
-)
-async def submit(
-    task: TaskIn,
-    services: ServicesDep,
-    namespace: Into,
-    response: Response,
-    idempotency_key: IdempotencyKey = None,
-    traceparent: Traceparent = None,
-) -> NewTaskOut:
-    """Durable before the answer. Choose the `id` or send an `Idempotency-Key` to be able to repeat the call safely."""
-    origin = Origin(idempotency_key=idempotency_key, traceparent=traceparent)
-    submission = task.submission(services[PayloadLimit].max_bytes, namespace, origin)
-    # By now the body has been read, which may have taken until after the shutdown began.
-    if services.stopping:
-        raise errors.ShuttingDown
-    result = await services[SubmitService].submit(submission)
-    if not result.created:
-        response.status_code = 200
-    response.headers["Location"] = f"/tasks/{result.id}"
-    advice.add_header(response, services)
-    # Not the task itself: reading it back, and the payload once more, would cost more than the submit.
-    return NewTaskOut(
-        id=result.id,
-        state=result.state,
-        created=result.created,
-        agent_type=task.agent_type,
-        namespace=namespace,
-        goal_id=task.goal_id,
-        priority=task.priority,
-    )
-
-
-@router.post(
-    "/batch",
-    summary="Submit up to 1,000 tasks, all or none",
-    openapi_extra=body_limit(CONTENT_BYTES),
-    status_code=201,
-    dependencies=[requires(Scope.SUBMIT)],
-    responses=_SUBMITTED,
-)
-async def submit_batch(
-    batch: BatchIn,
-    services: ServicesDep,
-    connection: Writing,
-    namespace: Into,
-    response: Response,
-    idempotency_key: IdempotencyKey = None,
-    traceparent: Traceparent = None,
-) -> BatchOut:
-    """One transaction for all; durable before the answer. With an `Idempotency-Key` the call is safe to repeat."""
-    origin = Origin(idempotency_key=idempotency_key, traceparent=traceparent, count=len(batch.tasks))
-    max_bytes = services[PayloadLimit].max_bytes
-    submissions = [task.submission(max_bytes, namespace, origin, place) for place, task in enumerate(batch.tasks)]
-    results = await service.submit(connection, submissions, services[Intake])
-    advice.add_header(response, services)
-    return BatchOut(tasks=[SubmittedOut(id=r.id, state=r.state, created=r.created) for r in results])
 
 
 @router.get("", summary="List tasks", dependencies=_CONTENT)

@@ -1,7 +1,6 @@
 """Payloads as PostgreSQL stores them: JSONB orders keys anew, and writes numbers without exponents."""
 
 import json
-from itertools import pairwise
 from typing import Any
 
 
@@ -12,7 +11,7 @@ class _Changed(Exception):
 def kept_text(payload: str) -> str | None:
     """The payload as it was written where JSONB would not give the same back, but for white space; else None."""
     try:
-        json.loads(payload, object_pairs_hook=_check_keys, parse_float=_check_float, parse_int=_check_int)
+        _DECODER.decode(payload)
     except _Changed:
         return payload
     return None
@@ -20,9 +19,12 @@ def kept_text(payload: str) -> str | None:
 
 def _check_keys(pairs: list[tuple[str, Any]]) -> None:
     # By length and then by bytes, and each key once.
-    names = [name.encode("utf-8", "surrogatepass") for name, _ in pairs]
-    if any((len(first), first) >= (len(second), second) for first, second in pairwise(names)):
-        raise _Changed
+    last = b""
+    for place, (text, _) in enumerate(pairs):
+        name = text.encode("utf-8", "surrogatepass")
+        if len(name) < len(last) or (len(name) == len(last) and name <= last and place):
+            raise _Changed
+        last = name
 
 
 def _check_float(text: str) -> None:
@@ -33,3 +35,6 @@ def _check_float(text: str) -> None:
 def _check_int(text: str) -> None:
     if text == "-0":
         raise _Changed
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_check_keys, parse_float=_check_float, parse_int=_check_int)

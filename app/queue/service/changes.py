@@ -52,8 +52,10 @@ async def change(
     if (new, deadline) == (former, task.deadline):
         return
     lane = Lane(agent_type=AgentType(task.agent_type), priority=new)
-    async with reserve_tags(connection, [(lane, task.goal_id)] if new is not former else []) as tags:
-        await tasks.change(connection, task.id, priority=new, tag=tags[0] if tags else None, deadline=deadline)
+    flow = lane, task.goal_id
+    async with reserve_tags(connection, {flow: 1} if new is not former else {}) as tags:
+        tag = tags[flow].first if flow in tags else None
+        await tasks.change(connection, task.id, priority=new, tag=tag, deadline=deadline)
     old_state, new_state = _queue_place(former, task.deadline), _queue_place(new, deadline)
     await events.append(
         connection,

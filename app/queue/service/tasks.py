@@ -1,13 +1,12 @@
 """Operations of the Supervisor on tasks: submit, read and cancel."""
 
 import hashlib
-import itertools
 import json
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, fields
+from operator import attrgetter
+from typing import Any, NamedTuple
 from uuid import UUID, uuid5
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -25,6 +24,7 @@ from app.kernel.states import TaskState
 from app.kernel.text import NO_REASON
 from app.queue.errors import GoalStopped, IdempotencyMismatch, SubmitInFlight, TaskConflict, TaskFinished, TaskNotFound
 from app.queue.rules.aging import is_urgent
+from app.queue.rules.fair_queueing import TagRun
 from app.queue.rules.task_ids import private_id
 from app.queue.rules.tasks import next_state
 from app.queue.service import dependencies
@@ -36,6 +36,7 @@ from app.queue.store.tasks import NewTask, StoredTask, TaskFields
 
 _KEY_NAMESPACE = UUID("6f1a4c1e-5d0b-4c53-9a0e-2b8f2f3d7c11")
 _FIELDS = tuple(field.name for field in fields(TaskFields))
+_values_of = attrgetter(*_FIELDS)
 # In a hash from the beginning on, or never, as the idempotency key is.
 _HASHED = frozenset(
     {"agent_type", "goal_id", "priority", "payload", "labels", "timeout_seconds", "deadline", "run_at", "retry"}
@@ -43,7 +44,7 @@ _HASHED = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Submission(TaskFields):
     """A task as the Supervisor submits it, with the id that it may have chosen.
 
@@ -54,8 +55,7 @@ class Submission(TaskFields):
     batch_size: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Submitted:
+class Submitted(NamedTuple):
     """State of a task after submit, and whether this call created it."""
 
     id: UUID
@@ -107,22 +107,27 @@ async def submit(
     distinct = _distinct_tasks([_new_task(submission) for submission in submissions])
     duplicates_of = await find_duplicates(connection, distinct.values(), intake.duplicate_window_seconds)
     new = {task_id: task for task_id, task in distinct.items() if task_id not in duplicates_of}
-    candidates = await _raise_urgent(connection, list(new.values()))
+    candidates = list(new.values())
+    await _raise_urgent(connection, candidates)
     # Lock order: the gate of admission before any task, because its sole holder may have to wait for tasks.
     ticket = await _enter_admission(connection, candidates, intake)
     dependency_states = await dependencies.lock_dependencies(connection, new)
     await _take_turn(connection, submissions)
-    waiting = [_with_blockers(task, dependency_states.blockers(task), gate) for task in candidates]
-    async with reserve_tags(connection, [_flow_of(task) for task in waiting]) as tags:
-        tagged_tasks = [replace(task, tag=tag) for task, tag in zip(waiting, tags, strict=True)]
-        created_tasks = await _insert(connection, tagged_tasks, intake, ticket)
-        new_tasks = [task for task in waiting if task.id in created_tasks]
+    for task in candidates:
+        task.blockers, task.is_held = dependency_states.blockers(task), task.goal_id in gate.held_goals
+    flows = _by_flow(candidates)
+    async with reserve_tags(connection, {flow: len(tasks) for flow, tasks in flows.items()}) as tags:
+        for flow, tasks_of_flow in flows.items():
+            for place, task in enumerate(tasks_of_flow):
+                task.tag = tags[flow][place]
+        created_tasks = await _insert(connection, candidates, intake, ticket)
+        new_tasks = [task for task in candidates if task.id in created_tasks]
         _refuse_stopped(new_tasks, gate)
         # Some of them may be cancelled again at once, so their states are read anew for the answer.
         if await dependency_states.record(connection, new_tasks, look_again=intake.displaces):
             created_tasks = await tasks.find(connection, list(created_tasks))
         if intake.on_submitted is not None:
-            intake.on_submitted(connection, _runnable_agents([task for task in waiting if task.id in created_tasks]))
+            intake.on_submitted(connection, _runnable_agents(new_tasks))
         existing_ids = [task_id for task_id in new if task_id not in created_tasks] + list(duplicates_of.values())
         existing = await tasks.find(connection, existing_ids) if existing_ids else {}
         return [_submit_result(task, created_tasks, existing, duplicates_of) for task in distinct.values()]
@@ -135,11 +140,7 @@ async def _take_turn(connection: AsyncConnection, submissions: Sequence[Submissi
 
 def _runnable_agents(new_tasks: Sequence[NewTask]) -> list[AgentType]:
     """Agent types of the tasks that may run at once."""
-    return [AgentType(task.agent_type) for task in new_tasks if not (task.blockers or task.is_held or task.run_at)]
-
-
-def _with_blockers(task: NewTask, blockers: int, gate: holds.Gate) -> NewTask:
-    return replace(task, blockers=blockers, is_held=task.goal_id in gate.held_goals)
+    return [task.agent_type for task in new_tasks if not (task.blockers or task.is_held or task.run_at)]
 
 
 def _refuse_stopped(new_tasks: Sequence[NewTask], gate: holds.Gate) -> None:
@@ -168,19 +169,14 @@ async def _insert(
     return created_tasks
 
 
-async def _raise_urgent(connection: AsyncConnection, waiting: list[NewTask]) -> list[NewTask]:
+async def _raise_urgent(connection: AsyncConnection, waiting: Sequence[NewTask]) -> None:
     """Make tasks whose deadline is near critical."""
     if not any(task.deadline for task in waiting):
-        return waiting
+        return
     moment = await now(connection)
-    urgent_ids = {task.id for task in waiting if is_urgent(task.deadline, moment)}
-    return [_as_critical(task) if task.id in urgent_ids else task for task in waiting]
-
-
-def _as_critical(task: NewTask) -> NewTask:
-    if task.priority is Priority.CRITICAL:
-        return task
-    return replace(task, priority=Priority.CRITICAL, submitted_priority=task.priority)
+    for task in waiting:
+        if is_urgent(task.deadline, moment) and task.priority is not Priority.CRITICAL:
+            task.priority, task.submitted_priority = Priority.CRITICAL, task.priority
 
 
 async def read(connection: AsyncConnection, task_id: UUID, namespace: str | None = None) -> dict[str, Any]:
@@ -278,13 +274,14 @@ def identity(submission: Submission) -> UUID | None:
 
 def _new_task(submission: Submission) -> NewTask:
     chosen_id = identity(submission)
-    chosen = {name: getattr(submission, name) for name in _FIELDS}
-    return NewTask(
-        **chosen | {"depends_on": tuple(dict.fromkeys(submission.depends_on))},
+    task = NewTask(
+        **dict(zip(_FIELDS, _values_of(submission), strict=True)),
         id=chosen_id or time_ordered_uuid(),
         id_is_chosen=chosen_id is not None,
         request_hash=_hash(submission) if chosen_id is not None else b"",
     )
+    task.depends_on = tuple(dict.fromkeys(task.depends_on))
+    return task
 
 
 def _hash(submission: Submission) -> bytes:
@@ -350,25 +347,29 @@ def _digest(task: NewTask) -> bytes:
 
 
 @asynccontextmanager
-async def reserve_tags(connection: AsyncConnection, flows: Sequence[Flow]) -> AsyncIterator[list[float]]:
-    """The tag of the next task of each of these flows, in order, for the body of the `with` statement.
+async def reserve_tags(connection: AsyncConnection, counts: Mapping[Flow, int]) -> AsyncIterator[Mapping[Flow, TagRun]]:
+    """The tags of so many next tasks of each flow, for the body of the `with` statement.
 
     An error in it gives the tags back: a goal whose submits are refused must not fall behind the others for it.
     """
     tag_issuer = shared_by(connection, TagIssuer)
-    counts = Counter(flows)
     stale_flows = tag_issuer.stale_flows(counts)
     if stale_flows:
         tag_issuer.merge_states(await lanes.read_flows(connection, stale_flows))
     tag_runs = {flow: tag_issuer.issue(flow, count) for flow, count in counts.items()}
-    positions = {flow: itertools.count() for flow in counts}
     try:
-        yield [tag_runs[flow][next(positions[flow])] for flow in flows]
+        yield tag_runs
     except BaseException:
         for flow, tag_run in tag_runs.items():
             tag_issuer.take_back(flow, tag_run)
         raise
 
 
-def _flow_of(task: NewTask) -> Flow:
-    return Lane(agent_type=AgentType(task.agent_type), priority=Priority(task.priority)), task.goal_id
+def _by_flow(new: Iterable[NewTask]) -> dict[Flow, list[NewTask]]:
+    flows: dict[tuple[AgentType, Priority, str | None], list[NewTask]] = {}
+    for task in new:
+        flows.setdefault((task.agent_type, task.priority, task.goal_id), []).append(task)
+    return {
+        (Lane(agent_type=agent, priority=priority), goal): flows[agent, priority, goal]
+        for agent, priority, goal in flows
+    }

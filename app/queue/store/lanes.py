@@ -160,11 +160,11 @@ async def exchange_times(
 
 def lowest_tags(rows: Iterable[Mapping[str, Any] | Any]) -> dict[Lane, float]:
     """Lane -> the lowest tag among rows with agent_type, priority and tag."""
-    tags: dict[Lane, float] = {}
+    tags: dict[tuple[str, int], float] = {}
     for row in rows:
-        lane = _lane(row)
-        tags[lane] = min(row["tag"], tags.get(lane, row["tag"]))
-    return tags
+        lane, tag = (row["agent_type"], row["priority"]), row["tag"]
+        tags[lane] = min(tag, tags.get(lane, tag))
+    return {Lane(agent_type=AgentType(agent), priority=Priority(priority)): t for (agent, priority), t in tags.items()}
 
 
 def _lane(row: Mapping[str, Any] | Any) -> Lane:

@@ -25,7 +25,8 @@ from app.queue.store.listing import COLUMNS, HISTORY_COLUMNS, LIVE_COLUMNS
 from app.queue.store.worker_names import worker_name
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Not frozen: to make one of a thousand tasks so would take twice as long as all else that is done with it.
+@dataclass(slots=True, kw_only=True)
 class TaskFields:
     """Fields that the submitter of a task chooses; JSON values are text.
 
@@ -62,9 +63,9 @@ class TaskFields:
         return self.retry.delays_seconds
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class NewTask(TaskFields):
-    """A task to insert."""
+    """A task to insert; the submit fills in what follows from the state of the queue."""
 
     id: UUID
     id_is_chosen: bool
@@ -101,7 +102,9 @@ _INSERTED = {
     if column.name != "state" and hasattr(NewTask, column.name)
 }
 # Arrays of arrays would have to be rectangular, so each goes as PostgreSQL writes it.
-_AS_TEXT = {name: sql_type for name, sql_type in _INSERTED.items() if sql_type.endswith("[]")}
+_ARRAYS = frozenset(name for name, sql_type in _INSERTED.items() if sql_type.endswith("[]"))
+# JSON too: the driver passes on texts by itself, where it would call a function for each value of another type.
+_AS_TEXT = {name: kind for name, kind in _INSERTED.items() if name in _ARRAYS or kind == "JSONB"}
 _VALUES = {
     **{name: f"CAST({name} AS {_AS_TEXT[name]})" if name in _AS_TEXT else name for name in _INSERTED},
     "state": "CASE WHEN blockers > 0 THEN 'blocked' ELSE 'pending' END",
@@ -110,20 +113,24 @@ _VALUES = {
     "created_at": "now()",
 }
 _PARAMETERS = {**{name: "text" if name in _AS_TEXT else kind for name, kind in _INSERTED.items()}, "is_held": "boolean"}
+_EACH_OR_ALL = (f"coalesce(each.{name}, CAST(:all_{name} AS {kind})) AS {name}" for name, kind in _PARAMETERS.items())
+# A column that is the same for all tasks comes as one value, `all_...`, with an empty array.
 _INSERT = f"""
 INSERT INTO tasks ({", ".join(_VALUES)})
 SELECT {", ".join(_VALUES.values())}
-FROM unnest({", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in _PARAMETERS.items())})
-    WITH ORDINALITY AS new ({", ".join(_PARAMETERS)}, place)
+FROM (
+    SELECT place, {", ".join(_EACH_OR_ALL)}
+    FROM unnest({", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in _PARAMETERS.items())})
+        WITH ORDINALITY AS each ({", ".join(_PARAMETERS)}, place)
+) new
 ORDER BY place
-ON CONFLICT (id) DO NOTHING
-RETURNING id, seq, agent_type, goal_id, priority
 """
+_RETURNED = "RETURNING id, seq, agent_type, goal_id, priority"
 
-_INSERT_ONLY = text(_INSERT)
+_INSERT_ONLY = text(f"{_INSERT} ON CONFLICT (id) DO NOTHING {_RETURNED}")
 
 _INSERT_AND_LOG = text(f"""
-WITH fresh AS ({_INSERT}), logged AS (
+WITH fresh AS ({_INSERT} {_RETURNED}), logged AS (
     INSERT INTO events (kind, task_id, agent_type, goal_id, priority)
     SELECT '{TaskEvent.SUBMITTED}', id, agent_type, goal_id, priority FROM fresh ORDER BY seq
 )
@@ -207,10 +214,11 @@ FROM due WHERE t.id = due.id RETURNING agent_type, priority, tag, state
 
 async def insert(connection: AsyncConnection, tasks: Sequence[NewTask]) -> list[StoredTask]:
     """Insert the tasks whose ids are new; return only those, as the others exist already."""
-    columns = {name: [getattr(task, name) for task in tasks] for name in _PARAMETERS}
-    columns |= {name: [_array(values) for values in columns[name]] for name in _AS_TEXT}
+    if not tasks:
+        return []
     chosen_ids = [task.id for task in tasks if task.id_is_chosen]
-    new_ids = set((await connection.execute(_INSERT_ONLY if chosen_ids else _INSERT_AND_LOG, columns)).scalars())
+    statement = _INSERT_ONLY if chosen_ids else _INSERT_AND_LOG
+    new_ids = set((await connection.execute(statement, _parameters(tasks))).scalars())
     if chosen_ids:
         # An id that the client chose may belong to a task that finished between our snapshot and our insert. The insert
         # succeeds only when that task's row is gone for good, so a later statement is certain to see it in history.
@@ -221,6 +229,19 @@ async def insert(connection: AsyncConnection, tasks: Sequence[NewTask]) -> list[
     ready = [task for task in fresh if not task.blockers and not task.is_held]
     notify.note_work(connection, lanes.lowest_tags(_lane_and_tag(task) for task in ready))
     return [StoredTask(id=task.id, state=task.state, request_hash=task.request_hash) for task in fresh]
+
+
+def _parameters(tasks: Sequence[NewTask]) -> dict[str, object]:
+    parameters: dict[str, object] = {}
+    for name in _PARAMETERS:
+        values = [getattr(task, name) for task in tasks]
+        # Never the ids, which the rows go by.
+        is_same = name != "id" and values.count(values[0]) == len(values)
+        rows = values[:1] if is_same else values
+        if name in _ARRAYS:
+            rows = [_array(row) for row in rows]
+        parameters[name], parameters[f"all_{name}"] = ([], rows[0]) if is_same else (rows, None)
+    return parameters
 
 
 def _lane_and_tag(task: NewTask) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -202,3 +203,21 @@ def test_the_hash_of_a_body_stays_what_it_was() -> None:
     """A submit that is repeated after an upgrade must find the task that the version before has stored."""
     body = submission(id=UUID(int=1), labels='{"a": "b"}', depends_on=(UUID(int=3), UUID(int=2)))
     assert tasks._hash(body).hex() == "12da4415858f38c81408ab29d7c4a0012ca6d98e8e76249467a845ac0932cef7"
+
+
+async def test_each_task_of_a_batch_keeps_its_own_values(database: Database) -> None:
+    """Columns that are the same for all tasks go to the database once, all others as arrays, nulls included."""
+    moment = datetime(2400, 1, 2, tzinfo=UTC)
+    own: list[dict[str, Any]] = [
+        {"labels": '{"a": "1"}', "trace_context": None, "deadline": moment, "retry": RetryPolicy(delays_seconds=())},
+        {"labels": "{}", "trace_context": "t", "deadline": None, "retry": RetryPolicy(delays_seconds=(1.5, 2.0))},
+        {"labels": "{}", "trace_context": None, "timeout_seconds": None, "agent_type": AgentType.RANKING},
+    ]
+    names = ("agent_type", "labels", "trace_context", "deadline", "timeout_seconds", "retry_delays")
+    for batch in ([submission(**fields) for fields in own], [submission(**own[0])] * 3):
+        async with database.transaction() as connection:
+            results = await tasks.submit(connection, batch)
+        for result, sent in zip(results, batch, strict=True):
+            rows = await fetch(database, f"SELECT {', '.join(names)} FROM tasks WHERE id = $1", result.id)
+            expected = {name: getattr(sent, name) for name in names}
+            assert dict(rows[0]) == expected | {"retry_delays": list(sent.retry_delays)}
