@@ -28,7 +28,7 @@ from worker_agent.wire import AGENT_TYPES, JsonObject
 _EPILOG = """\
 environment:
   CONVENER_URL           address of the control plane, when --url is not given: https://host:8765, unix:/path, or
-                         http:// on this machine
+                         http:// on this machine; or several with commas, such as a relay's and then its own
   CONVENER_CA_FILE, CONVENER_TLS_PIN, CONVENER_ALLOW_PLAIN_HTTP
                          --ca-file, --pin (several with commas) and --allow-plain-http
   CONVENER_PROXY         proxy on the way to the control plane; HTTPS_PROXY and others are ignored
@@ -50,6 +50,8 @@ examples:
   convener-worker --url http://127.0.0.1:8765 --handlers my_agents
   convener-worker --url http://127.0.0.1:8765 --handler generation=my_agents:generate --capabilities generation
   convener-worker --url https://lab:8765 --ca-file ca.pem --key-file pool.key --handlers my_agents
+  convener-worker --url http://127.0.0.1:8770,https://lab:8765 --handlers my_agents
+                         through the relay of this host, and without it when it is away
   convener-worker --handler ranking=command:'./rank --fast' --memory-gb 4 --cpu 2 --labels site=lab1
 """
 
@@ -103,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
     )
     add = parser.add_argument
-    add("--url", help="address of the control plane (default: $CONVENER_URL)")
+    add("--url", help="address of the control plane, or several with commas, tried in order (default: $CONVENER_URL)")
     add("--ca-file", metavar="PATH", help="authorities that vouch for the control plane (default: the system's)")
     add("--pin", metavar="sha256:HEX", help="digest of the control plane's public key, instead of an authority")
     add("--allow-plain-http", action="store_true", help="also to another machine: the network itself is protected")

@@ -118,12 +118,17 @@ ENTRIES: Mapping[str, Entry] = {
         "Run one worker; `convener worker --help` tells its options.",
         context_settings="PASS_THROUGH",
     ),
+    "relay": Entry(
+        "app.cli.relay:relay",
+        _PROGRAMS,
+        "Speak for the workers of this host to the control plane, until SIGTERM or Ctrl-C.",
+    ),
     "db": Entry("app.cli.db:app", _PROGRAMS, "Migrate, back up, restore and check the database."),
     "tls": Entry("app.cli.tls:app", _PROGRAMS, "Make certificates for the API."),
     "openapi": Entry("app.cli.openapi:openapi", _PROGRAMS, "Print the OpenAPI schema; needs no database."),
 }
 # They tell of variables that are none in their logs.
-_LOGGING = ("api", "loops", "worker", "up", "demo")
+_LOGGING = ("api", "loops", "worker", "relay", "up", "demo")
 
 
 class _AllCommands(Commands):

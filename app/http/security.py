@@ -11,7 +11,7 @@ Headers = list[tuple[bytes, bytes]]
 _NOSNIFF = (b"x-content-type-options", b"nosniff")
 _NO_STORE = (b"cache-control", b"no-store")
 _NOTHING = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
-_SECURE_HEADERS: Headers = [_NOSNIFF, _NOTHING, _NO_STORE]
+SECURE_HEADERS: Headers = [_NOSNIFF, _NOTHING, _NO_STORE]
 _PAGE = (
     "default-src 'none'; script-src 'self' {scripts}; style-src 'self' 'unsafe-inline'; img-src 'self' data:;"
     " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -58,7 +58,7 @@ class SecureAnswers:
 
 def secured(response: Response) -> Response:
     """The response with the headers, for those that do not pass `SecureAnswers`."""
-    response.raw_headers += _SECURE_HEADERS
+    response.raw_headers += SECURE_HEADERS
     return response
 
 

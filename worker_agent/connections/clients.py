@@ -1,7 +1,8 @@
-"""HTTP clients for one address of the control plane: `unix:/path`, `https://` or `http://` on this machine."""
+"""HTTP clients of the control plane: at `unix:/path`, `https://` or `http://` on this machine, or several of these."""
 
 import ipaddress
 import os
+import re
 import ssl
 import sys
 from pathlib import Path
@@ -9,8 +10,13 @@ from typing import Any
 
 import httpx
 
+from worker_agent.connections.several import SeveralAsyncTransports, SeveralTransports
 from worker_agent.connections.trust import Trust
 
+# The path of a socket may hold commas.
+_BETWEEN = re.compile(r",\s*(?=unix:|https?://)")
+# Of a client with several addresses, each of which its transport puts in.
+_NOBODY = "http://convener"
 _SCHEME = "unix:"
 # The size of sun_path, less its final zero.
 MAX_SOCKET_PATH_BYTES = 107 if sys.platform == "linux" else 103
@@ -18,7 +24,19 @@ _NO_LIMITS = httpx.Limits()
 
 
 def check_address(address: str, trust: Trust) -> str:
-    """The address in its plain form. Raises ValueError with a sentence when no key may be sent to it."""
+    """The address, or several with commas between them, in plain form.
+
+    Raises ValueError with a sentence when no key may be sent there.
+    """
+    return ",".join(_check_one(one, trust) for one in addresses(address))
+
+
+def addresses(address: str) -> list[str]:
+    """The addresses that stand with commas between them, in the order in which they are tried."""
+    return _BETWEEN.split(address)
+
+
+def _check_one(address: str, trust: Trust) -> str:
     path = socket_path(address)
     if path is not None:
         if not path.startswith("/") or len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
@@ -71,7 +89,9 @@ def open_client(
     **options: Any,
 ) -> httpx.Client:
     """A client that follows no redirects and reads nothing from the environment. Raises ValueError, OSError."""
-    transport = transport or httpx.HTTPTransport(**_transport(address, trust, limits))
+    if transport is None:
+        each = [(_base(one), httpx.HTTPTransport(**terms)) for one, terms in _terms(address, trust, limits)]
+        transport = each[0][1] if len(each) == 1 else SeveralTransports(each)
     return httpx.Client(base_url=_base_url(address), transport=transport, trust_env=False, **options)
 
 
@@ -79,7 +99,8 @@ def open_async_client(
     address: str, trust: Trust, *, limits: httpx.Limits = _NO_LIMITS, **options: Any
 ) -> httpx.AsyncClient:
     """The same for asyncio."""
-    transport = httpx.AsyncHTTPTransport(**_transport(address, trust, limits))
+    each = [(_base(one), httpx.AsyncHTTPTransport(**terms)) for one, terms in _terms(address, trust, limits)]
+    transport = each[0][1] if len(each) == 1 else SeveralAsyncTransports(each)
     return httpx.AsyncClient(base_url=_base_url(address), transport=transport, trust_env=False, **options)
 
 
@@ -99,11 +120,19 @@ def advice(error: Exception, address: str) -> str | None:
 
 
 def _base_url(address: str) -> str:
-    return address if socket_path(address) is None else "http://localhost"
+    return _NOBODY if len(addresses(address)) > 1 else str(_base(address))
+
+
+def _base(address: str) -> httpx.URL:
+    return httpx.URL(address if socket_path(address) is None else "http://localhost")
+
+
+def _terms(address: str, trust: Trust, limits: httpx.Limits) -> list[tuple[str, dict[str, Any]]]:
+    check_address(address, trust)
+    return [(one, _transport(one, trust, limits)) for one in addresses(address)]
 
 
 def _transport(address: str, trust: Trust, limits: httpx.Limits) -> dict[str, Any]:
-    check_address(address, trust)
     # Reading certificates takes longer than all other preparations; without TLS they serve for nothing.
     verify: ssl.SSLContext | bool = trust.context() if address.startswith("https:") else False
     proxy = None if is_local(address) else trust.proxy

@@ -1,0 +1,117 @@
+"""The calls of workers that are joined: recognised by their address, checked, and written as items of an exchange."""
+
+import asyncio
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from pydantic_core import from_json
+
+# A longer body goes by itself: it would hold up all others of its request.
+MAX_BODY_BYTES = 64 << 10
+_ID = "[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}"
+_PATH = re.compile(
+    f"/lease|/leases/(?P<task>{_ID})/(?P<name>start|progress|complete|fail|release)|/workers/(?P<worker>{_ID})/heartbeat"
+)
+# What needs no escape in JSON, and all that keys are made of; anything else is left to the plain route.
+_KEY = re.compile(rb"[Bb]earer [\w.~+/=-]{1,200}")
+
+
+class Operation(NamedTuple):
+    """A call that may be joined with others: its name in the exchange, and the task or worker in its address."""
+
+    name: str
+    task_id: str | None = None
+    worker_id: str | None = None
+
+
+class Answer(NamedTuple):
+    """The answer to one call."""
+
+    status: int
+    body: bytes = b""
+    retry_after: str | None = None
+
+
+def problem(status: int, code: str, detail: str, retry_after: str | None = None) -> Answer:
+    """A refusal of the relay's own, in the form of the service's (RFC 9457)."""
+    members = {"type": f"/problems#{code}", "title": detail, "status": status, "detail": detail, "code": code}
+    return Answer(status, json.dumps(members).encode(), retry_after)
+
+
+def shutting_down() -> Answer:
+    """The refusal of a relay that ends; workers repeat the call."""
+    return problem(503, "shutting_down", "the relay is shutting down; repeat the call", "1")
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """One call in an exchange; its answer is None where the call has to go by the plain route."""
+
+    operation: Operation
+    authorization: bytes
+    body: bytes
+    wait_seconds: float
+    answer: "asyncio.Future[Answer | None]" = field(repr=False)
+    # Loop time; of a lease that may wait.
+    ends_at: float = 0.0
+    # The request that carries it now; an earlier one has nothing more to say unless it brings a lease.
+    carrier: object = None
+    # Nobody waits for the answer any more.
+    is_abandoned: bool = False
+    # Bytes of the body as it came.
+    size: int = 0
+
+    def __post_init__(self) -> None:
+        self.size = len(self.body)
+
+    @property
+    def is_lease(self) -> bool:
+        """Whether it asks for a task."""
+        return self.operation.name == "lease"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether somebody waits for its answer."""
+        return not (self.is_abandoned or self.answer.done())
+
+    def shorten(self, now: float) -> None:
+        """Take off the wait what has passed of it."""
+        wait = max(0.0, round(self.ends_at - now, 3))
+        call = json.loads(self.body)
+        if call.get("wait_seconds", 0) > wait:
+            self.body = json.dumps(call | {"wait_seconds": wait}).encode()
+
+    def encode(self) -> bytes:
+        """The item as JSON."""
+        name, task_id, worker_id = self.operation
+        place = f'"task_id":"{task_id}",' if task_id else f'"worker_id":"{worker_id}",' if worker_id else ""
+        head = f'"operation":"{name}",{place}"body":'.encode()
+        return b'{"authorization":"%s",%s%s}' % (self.authorization, head, self.body)
+
+
+def read_operation(path: str) -> Operation | None:
+    """The call at an address; None for one that is not joined."""
+    match = _PATH.fullmatch(path)
+    if match is None:
+        return None
+    return Operation(match["name"] or ("heartbeat" if match["worker"] else "lease"), match["task"], match["worker"])
+
+
+def read_item(operation: Operation, authorization: bytes, body: bytes, now: float) -> Item | None:
+    """The item for a call; None where only the plain route can tell what is wrong with it."""
+    if _KEY.fullmatch(authorization) is None:
+        return None
+    try:
+        # Strict, because it is put into a text that holds the calls of others.
+        call: Any = from_json(body, allow_inf_nan=False)
+    except ValueError:
+        return None
+    if not isinstance(call, dict):
+        return None
+    wait = call.get("wait_seconds", 0) if operation.name == "lease" else 0
+    if not isinstance(wait, int | float):
+        return None
+    answer: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
+    return Item(operation, authorization, body, float(wait), answer, ends_at=now + float(wait))

@@ -1,0 +1,305 @@
+"""Calls are gathered while others are under way, answered once, and none is lost, whatever the other side does."""
+
+import asyncio
+import json
+from dataclasses import replace
+from functools import partial
+from uuid import uuid4
+
+import pytest
+
+from app.relay.calls import Answer, Item
+from app.relay.exchange import Exchange, ExchangePolicy
+from app.relay.upstream import Away, Crowded
+from tests.relay.fake_upstream import FakeUpstream, Request, call, lease_call, settled
+
+POLICY = ExchangePolicy(taken_seconds=0.0, withdraw_seconds=0.0)
+
+
+def lease(task_id: str | None = None) -> dict[str, object]:
+    return {"task_id": task_id or str(uuid4()), "token": 7}
+
+
+def submit(exchange: Exchange, *items: Item) -> None:
+    for item in items:
+        item.answer.add_done_callback(partial(_forget, exchange, item))
+        exchange.submit(item)
+
+
+def _forget(exchange: Exchange, item: Item, _: object) -> None:
+    exchange.forget(item)
+
+
+async def answers(*items: Item) -> list[Answer | None]:
+    """The answers to these."""
+    async with asyncio.timeout(30):
+        return [await item.answer for item in items]
+
+
+async def answer_to(item: Item) -> Answer:
+    """The answer to one that has one."""
+    (answer,) = await answers(item)
+    assert answer is not None
+    return answer
+
+
+@pytest.fixture
+def upstream() -> FakeUpstream:
+    return FakeUpstream()
+
+
+@pytest.fixture
+def exchange(upstream: FakeUpstream) -> Exchange:
+    return Exchange(upstream.send, POLICY)
+
+
+async def until_sent(upstream: FakeUpstream, count: int) -> Request:
+    """The newest request, once there are so many."""
+    async with asyncio.timeout(30):
+        while len(upstream.requests) < count:
+            await asyncio.sleep(0.001)
+    return upstream.requests[-1]
+
+
+async def test_a_call_goes_at_once_and_what_comes_meanwhile_goes_together(
+    exchange: Exchange, upstream: FakeUpstream
+) -> None:
+    first, second = call(worker="w1"), call(worker="w2")
+    submit(exchange, first)
+    await settled()
+    submit(exchange, second)
+    await settled()
+    assert [len(request.items) for request in upstream.requests] == [1, 1]
+    others = [call(worker=f"o{number}") for number in range(600)]
+    submit(exchange, *others)
+    await settled()
+    assert len(upstream.requests) == 2, "both requests that may be under way are"
+    upstream.requests[0].answer_all(state="completed")
+    await settled()
+    assert [len(request.items) for request in upstream.requests] == [1, 1, 512]
+    upstream.requests[1].answer_all(state="completed")
+    await settled()
+    assert [len(request.items) for request in upstream.requests] == [1, 1, 512, 88]
+    for request in upstream.requests[2:]:
+        request.answer_all(state="completed")
+    assert await answers(first, second, *others) == [Answer(200, b'{"state":"completed"}')] * 602
+    await settled()
+    assert (exchange._open_items, exchange._open_bytes) == (0, 0)
+
+
+async def test_an_item_is_its_plain_call(exchange: Exchange, upstream: FakeUpstream) -> None:
+    task_id, worker_id = str(uuid4()), str(uuid4())
+    items = [
+        call(f"/leases/{task_id}/fail", "w1", token=3, error={"code": "x", "message": "ü"}),
+        call(f"/workers/{worker_id}/heartbeat", "w2", state="ready"),
+        lease_call("w3", wait_seconds=0),
+    ]
+    submit(exchange, *items)
+    await settled()
+    fail, beat, ask = upstream.requests[0].items
+    assert fail == {
+        "authorization": "Bearer cvn_w1",
+        "operation": "fail",
+        "task_id": task_id,
+        "body": {"token": 3, "error": {"code": "x", "message": "ü"}},
+    }
+    assert (beat["operation"], beat["worker_id"], "task_id" in beat) == ("heartbeat", worker_id, False)
+    assert (ask["operation"], sorted(ask)) == ("lease", ["authorization", "body", "operation"])
+
+
+async def test_answers_keep_status_wait_and_body(exchange: Exchange, upstream: FakeUpstream) -> None:
+    items = [call(worker=f"w{number}") for number in range(3)]
+    submit(exchange, *items)
+    await settled()
+    upstream.requests[0].answer(
+        {"index": 2, "status": 409, "body": {"code": "lease_superseded", "reason": None}},
+        {"index": 0, "status": 503, "body": {"code": "locked"}, "retry_after": 2},
+    )
+    upstream.requests[0].answer({"index": 1, "status": 200, "body": {"text": "\ud83d", "big": 10**30}}, ends=True)
+    busy, odd, refused = await answers(*items)
+    assert refused == Answer(409, b'{"code":"lease_superseded","reason":null}')
+    assert busy == Answer(503, b'{"code":"locked"}', "2")
+    assert odd is not None
+    assert json.loads(odd.body) == {"text": "\ud83d", "big": 10**30}
+
+
+async def test_many_that_wait_hold_few_requests_and_each_is_answered_once(
+    exchange: Exchange, upstream: FakeUpstream
+) -> None:
+    items = [lease_call(f"w{number}") for number in range(300)]
+    for item in items:
+        submit(exchange, item)
+        await settled()
+    async with asyncio.timeout(30):
+        while sum(len(request.items) for request in upstream.open_requests) > 300:
+            await asyncio.sleep(0.001)
+    assert len(upstream.open_requests) <= POLICY.waiting_requests + 1
+    assert sum(len(request.items) for request in upstream.requests) < 300 * 12, "each was sent few times"
+    # One that was joined into another ends its waits without a task, which nobody may hear.
+    for request in upstream.requests:
+        if request.is_hung_up:
+            request.answer_all(204)
+    await settled()
+    assert not any(item.answer.done() for item in items)
+    for request in upstream.open_requests:
+        request.answer(*({"index": n, "status": 200, "body": lease()} for n in range(len(request.items))), ends=True)
+    assert len({answer.body for answer in await answers(*items) if answer}) == 300
+
+
+async def test_a_request_that_is_replaced_may_still_bring_a_lease(exchange: Exchange, upstream: FakeUpstream) -> None:
+    exchange.policy = replace(POLICY, waiting_requests=1, taken_seconds=30.0)
+    submit(exchange, first := lease_call("w1"))
+    await settled()
+    # As a withdrawal of another worker does.
+    exchange._carry_on(list(exchange._requests))
+    await settled()
+    old, new = upstream.requests
+    assert new.items[0]["body"]["request_id"] == old.items[0]["body"]["request_id"]
+    assert 0 < new.items[0]["body"]["wait_seconds"] <= 20
+    old.answer({"index": 0, "status": 204})
+    await settled()
+    assert not first.answer.done()
+    old.answer({"index": 0, "status": 200, "body": lease("t")})
+    assert await answer_to(first) == Answer(200, b'{"task_id":"t","token":7}')
+
+
+async def test_a_lease_whose_worker_hung_up_is_withdrawn_and_the_others_wait_on(
+    exchange: Exchange, upstream: FakeUpstream
+) -> None:
+    gone, staying = lease_call("gone"), lease_call("staying")
+    submit(exchange, gone, staying)
+    await settled()
+    exchange.abandon(gone)
+    exchange.forget(gone)
+    newest = await until_sent(upstream, 2)
+    assert [item["authorization"] for item in newest.items] == ["Bearer cvn_staying"]
+    async with asyncio.timeout(30):
+        while not upstream.requests[0].is_hung_up:
+            await asyncio.sleep(0.001)
+    newest.answer({"index": 0, "status": 204}, ends=True)
+    assert await answer_to(staying) == Answer(204)
+
+
+@pytest.mark.parametrize("calls_again", [False, True])
+async def test_a_lease_that_nobody_heard_of_is_given_back_unless_its_worker_asked_again(
+    exchange: Exchange, upstream: FakeUpstream, calls_again: bool
+) -> None:
+    exchange.policy = replace(POLICY, withdraw_seconds=30.0)
+    gone, task_id = lease_call("w1"), str(uuid4())
+    submit(exchange, gone)
+    await settled()
+    exchange.abandon(gone)
+    exchange.forget(gone)
+    if calls_again:
+        submit(exchange, lease_call("w1"))
+    upstream.requests[0].answer({"index": 0, "status": 200, "body": lease(task_id)}, ends=True)
+    await settled()
+    released = [item for request in upstream.requests for item in request.items if item["operation"] == "release"]
+    assert [(item["task_id"], item["body"]["token"]) for item in released] == ([] if calls_again else [(task_id, 7)])
+
+
+@pytest.mark.parametrize("failure", [Away("refused"), None, b"nonsense", b'{"answers":[{"index":5,"status":200}]}'])
+async def test_who_gets_no_answer_hears_that_the_control_plane_is_away(
+    exchange: Exchange, upstream: FakeUpstream, failure: Exception | bytes | None
+) -> None:
+    items = [call(worker="w1"), call(worker="w2")]
+    submit(exchange, *items)
+    await settled()
+    upstream.requests[0].answer({"index": 0, "status": 200, "body": {}})
+    upstream.requests[0].lines.put_nowait(failure)
+    done, lost = await answers(*items)
+    assert done == Answer(200, b"{}")
+    assert lost is not None
+    assert (lost.status, json.loads(lost.body)["code"]) == (502, "control_plane_away")
+    submit(exchange, again := call(worker="w2"))
+    await settled()
+    upstream.requests[1].answer_all()
+    assert await answer_to(again) == Answer(200, b"{}")
+
+
+async def test_no_answer_in_time_is_none(exchange: Exchange, upstream: FakeUpstream) -> None:
+    exchange.policy = replace(POLICY, answer_seconds=0.01)
+    submit(exchange, item := call())
+    answer = await answer_to(item)
+    assert answer.status == 502
+    assert upstream.requests[0].is_hung_up
+
+
+async def test_a_key_that_is_refused_keeps_nobody_else_out(exchange: Exchange, upstream: FakeUpstream) -> None:
+    upstream.refusals = [Answer(401, b"{}"), Answer(429, b"{}", "6")]
+    items = [call(worker=name) for name in ("bad", "worse", "good", "good")]
+    submit(exchange, *items)
+    await until_sent(upstream, 3)
+    await settled()
+    assert [request.key for request in upstream.requests] == [
+        b"Bearer cvn_bad",
+        b"Bearer cvn_worse",
+        b"Bearer cvn_good",
+    ]
+    upstream.requests[2].answer_all()
+    assert await answers(*items) == [None, None, Answer(200, b"{}"), Answer(200, b"{}")]
+    submit(exchange, *[call(worker=name) for name in ("bad", "good")])
+    await settled()
+    assert upstream.requests[3].key == b"Bearer cvn_good", "the one that was let in before"
+
+
+@pytest.mark.parametrize(("status", "is_passed"), [(400, True), (413, True), (422, True), (500, False), (503, False)])
+async def test_a_request_that_is_refused_as_a_whole(
+    exchange: Exchange, upstream: FakeUpstream, status: int, is_passed: bool
+) -> None:
+    refusal = Answer(status, b'{"code":"x"}', "1")
+    upstream.refusals = [refusal]
+    items = [call(worker="w1"), call(worker="w2")]
+    submit(exchange, *items)
+    assert await answers(*items) == [None if is_passed else refusal] * 2
+
+
+async def test_no_connection_left_is_busy(exchange: Exchange, upstream: FakeUpstream) -> None:
+    upstream.refusals = [Crowded()]
+    submit(exchange, item := call())
+    answer = await answer_to(item)
+    assert (answer.status, answer.retry_after) == (503, "1")
+
+
+async def test_without_an_exchange_every_call_goes_by_itself_and_that_is_logged_once(
+    exchange: Exchange, upstream: FakeUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    upstream.refusals = [Answer(404)] * 4
+    for _ in range(2):
+        submit(exchange, item := call(), lease := lease_call())
+        assert await answers(item, lease) == [None, None]
+    assert not exchange.is_usable
+    assert [record.message for record in caplog.records if "has no exchange" in record.message] != []
+    assert len(caplog.records) == 1
+
+
+async def test_bounds_of_what_is_open(exchange: Exchange, upstream: FakeUpstream) -> None:
+    exchange.policy = replace(POLICY, max_open_items=3)
+    submit(exchange, *[call(worker=f"w{number}") for number in range(3)])
+    assert exchange.is_full
+    await settled()
+    upstream.requests[0].answer_all()
+    await settled()
+    assert not bool(exchange.is_full)
+    exchange.policy = replace(POLICY, max_open_bytes=100)
+    submit(exchange, call(text="x" * 100))
+    assert exchange.is_full
+
+
+async def test_a_stop_sends_away_who_waits_and_lets_the_others_end(exchange: Exchange, upstream: FakeUpstream) -> None:
+    waiting, working, late = lease_call("w1"), call(worker="w2"), call(worker="w3")
+    submit(exchange, waiting, working)
+    await settled()
+    stopping = asyncio.create_task(exchange.stop(30))
+    submit(exchange, late)
+    answer = await answer_to(waiting)
+    assert (answer.status, json.loads(answer.body)["code"]) == (503, "shutting_down")
+    await settled()
+    assert not stopping.done()
+    for request in upstream.requests:
+        if request.items[0]["operation"] == "complete":
+            request.answer_all()
+    assert await answer_to(working) == Answer(200, b"{}")
+    for request in upstream.requests:
+        request.lines.put_nowait(None)
+    await asyncio.wait_for(stopping, 30)
