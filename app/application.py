@@ -22,7 +22,7 @@ from app.llm.api import budgets, models, permits
 from app.memory.api import checkpoints, context
 from app.queue.api import dead_letters, events, leases, logs, namespaces, outputs, queues, submits, tasks, upcoming
 from app.scaling.api import decisions
-from app.workers.api import directives, heartbeats, pool, workers
+from app.workers.api import directives, exchange, heartbeats, pool, workers
 
 # In the order in which the published document lists their routes.
 _PARTS = (
@@ -98,7 +98,8 @@ def build(lifespan: Lifespan | None = None, *, uploads: Uploads | None = None, m
         redirect_slashes=False,
     )
     app.state.uploads = uploads or Uploads()
-    lean = [route for route in (*leases.router.routes, *heartbeats.router.routes) if isinstance(route, LeanRoute)]
+    hot_parts = (leases, heartbeats, exchange)
+    lean = [route for part in hot_parts for route in part.router.routes if isinstance(route, LeanRoute)]
     others = [route for part in _PARTS for route in part.router.routes]
     # In the router for the document and for 405; their requests are served before it, by the fast lane.
     app.router.routes.extend(lean)

@@ -42,13 +42,20 @@ class Coalescer(Generic[Call, Answer]):
 
     async def __call__(self, call: Call) -> Answer:
         """Return the answer to a call. Raises ShuttingDown, and whatever `run_batch` raised for it."""
+        return await self.enqueue([call])[0]
+
+    def enqueue(self, calls: Sequence[Call]) -> "list[asyncio.Future[Answer]]":
+        """Let calls be answered together; return the futures of their answers, which raise as for a single call."""
+        create_future = asyncio.get_running_loop().create_future
+        batch = [(call, create_future()) for call in calls]
+        futures = [future for _, future in batch]
         if self._is_closed:
-            raise ShuttingDown
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._waiting.append((call, future))
-        if self._task is None:
+            _fail(batch, ShuttingDown())
+            return futures
+        self._waiting += batch
+        if self._task is None and futures:
             self._task = asyncio.create_task(self._run())
-        return await future
+        return futures
 
     @property
     def is_busy(self) -> bool:
@@ -74,7 +81,7 @@ class Coalescer(Generic[Call, Answer]):
             while self._waiting:
                 batch = self._next_batch()
                 await self._answer(batch)
-                if len(batch) >= _LARGE_BATCH:
+                if len(batch) >= _LARGE_BATCH and len(self._waiting) < self._limit:
                     # Under load, a short pause makes fewer and larger statements; a lone call never waits.
                     await asyncio.sleep(_LINGER_SECONDS)
         finally:

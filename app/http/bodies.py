@@ -3,10 +3,10 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from types import TracebackType
 from typing import Any, Self, TypeVar, get_args
@@ -21,6 +21,7 @@ from app.kernel.access import Principal
 from app.kernel.errors import BodyTooComplex, TooManyUploads, UploadsFull
 
 Model = TypeVar("Model", bound=BaseModel)
+T = TypeVar("T")
 
 SMALL_BYTES = 64 << 10
 LISTS_BYTES = 1 << 20
@@ -129,7 +130,12 @@ class Upload:
 
 def _check(size: int, limit: int) -> None:
     if size > limit:
-        raise HTTPException(413, f"The body may have {limit} bytes here")
+        raise too_long(limit)
+
+
+def too_long(limit: int) -> HTTPException:
+    """The error for a body of more than `limit` bytes."""
+    return HTTPException(413, f"The body may have {limit} bytes here")
 
 
 def _announced_bytes(headers: Iterable[tuple[bytes, bytes]]) -> int:
@@ -161,8 +167,8 @@ async def validate(model: type[Model], body: bytes, max_bytes: int) -> Model:
     """The body as a model. Raises RequestValidationError, BodyTooComplex."""
     value = await parse(body, max_bytes)
     if len(body) <= _BLOCK_BYTES:
-        return _validated(model, value)
-    return await asyncio.get_running_loop().run_in_executor(_parser, _validated, model, value)
+        return validate_value(model, value)
+    return await in_parser(partial(validate_value, model, value))
 
 
 async def parse(body: bytes, max_bytes: int) -> Any:
@@ -170,7 +176,7 @@ async def parse(body: bytes, max_bytes: int) -> Any:
     await check_weight(body, max_bytes)
     if len(body) <= _BLOCK_BYTES:
         return _parsed(body)
-    return await asyncio.get_running_loop().run_in_executor(_parser, _parsed, body)
+    return await in_parser(partial(_parsed, body))
 
 
 async def check_weight(body: bytes, max_bytes: int) -> None:
@@ -211,19 +217,25 @@ def _outside_texts(body: bytes) -> Iterator[bytes]:
         is_inside ^= len(parts) % 2 == 0
 
 
+async def in_parser(work: Callable[[], T]) -> T:
+    """The result of work on a large body, beside which others are served."""
+    return await asyncio.get_running_loop().run_in_executor(_parser, work)
+
+
 def _parsed(body: bytes) -> Any:
     try:
         return from_json(body, cache_strings="keys")
     except ValueError as error:
         if "hex escape" in str(error):
             # JSON may have half of a surrogate pair, and whoever refuses it then names the field.
-            with suppress(ValueError):
+            with suppress(ValueError, RecursionError):
                 return json.loads(body)
         problem = {"type": "json_invalid", "loc": ("body",), "msg": "Invalid JSON", "ctx": {"error": str(error)}}
         raise RequestValidationError([problem]) from None
 
 
-def _validated(model: type[Model], value: Any) -> Model:
+def validate_value(model: type[Model], value: Any) -> Model:
+    """A parsed body as a model. Raises RequestValidationError."""
     unknown_paths = list(islice(_unknown_paths(model, value, ("body",)), _MAX_PROBLEMS))
     if unknown_paths:
         message = "Extra inputs are not permitted"

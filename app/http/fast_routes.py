@@ -7,7 +7,7 @@ answers with the bytes that its endpoint returns. A plain route leaves FastAPI w
 
 import inspect
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias, get_type_hints
 from uuid import UUID
 
@@ -15,7 +15,6 @@ from fastapi.dependencies.utils import request_params_to_args
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
@@ -29,7 +28,7 @@ from app.http.routing import GuardedRoute, Handler
 from app.http.security import names_one_host, secured
 from app.http.services import Services
 from app.kernel.access import Principal
-from app.kernel.errors import ConvenerError, ShuttingDown
+from app.kernel.errors import ShuttingDown
 
 
 class LeanRoute(APIRoute):
@@ -41,10 +40,10 @@ class LeanRoute(APIRoute):
         self._needs = declared_scopes(list(self.dependencies))
         if not self._needs:
             raise TypeError(f"{self.path} does not declare what it needs")
-        self._max_bytes = declared_limit(self.openapi_extra)
-        self._model: type[BaseModel] = hints["call"]
+        self.max_bytes = declared_limit(self.openapi_extra)
+        self.model: type[BaseModel] = hints["call"]
         self._parameters = frozenset(inspect.signature(self.endpoint).parameters)
-        self._from_path = tuple(name for name, hint in hints.items() if name in self.param_convertors and hint)
+        self.from_path = tuple(name for name, hint in hints.items() if name in self.param_convertors and hint)
         # The router calls `app` for a matched request; replacing it skips FastAPI's resolution of dependencies.
         self.app = self._serve
 
@@ -65,17 +64,29 @@ class LeanRoute(APIRoute):
         request.scope.setdefault("state", {})["principal"] = principal  # tells that the connection is used with a key
         uploads: Uploads = request.app.state.uploads
         with uploads.of(uploader(request, principal)) as upload:
-            body = await upload.read(request, self._max_bytes) or b"{}"
-            call = validate_plain(self._model, body) or await validate(self._model, body, self._max_bytes)
+            body = await upload.read(request, self.max_bytes) or b"{}"
+            call = await self.read(body)
             if services.stopping:  # reading the body may have taken until after the shutdown began
                 raise ShuttingDown
-            return await self._call(request, services, principal, call)
+            path = {name: uuid_of(request.path_params[name], name) for name in self.from_path}
+            return await self._call(path, call=call, principal=principal, services=services, request=request)
 
-    async def _call(self, request: Request, services: Services, principal: Principal, call: BaseModel) -> Response:
-        available = {"call": call, "principal": principal, "services": services, "request": request}
+    async def read(self, body: bytes) -> BaseModel:
+        """The body as a call. Raises RequestValidationError, BodyTooComplex."""
+        return validate_plain(self.model, body) or await validate(self.model, body, self.max_bytes)
+
+    async def respond(
+        self, services: Services, principal: Principal, call: BaseModel, path: Mapping[str, UUID]
+    ) -> Response:
+        """The response to a call that came in another request, which has admitted its caller and read its body."""
+        try:
+            return await self._call(path, call=call, principal=principal, services=services)
+        except Exception as error:
+            return problems.from_raised(error)
+
+    async def _call(self, path: Mapping[str, UUID], **available: object) -> Response:
         arguments = {name: value for name, value in available.items() if name in self._parameters}
-        arguments |= {name: _uuid(request, name) for name in self._from_path}
-        response: Response = await self.endpoint(**arguments)
+        response: Response = await self.endpoint(**arguments, **path)
         return response
 
 
@@ -135,14 +146,8 @@ async def _answer_or_problem(handle: Handler, request: Request) -> Response:
         return await handle(request)
     except ClientDisconnect:
         raise
-    except ConvenerError as error:
-        return problems.from_error(error)
-    except RequestValidationError as error:
-        return problems.from_validation(error.errors())
-    except HTTPException as error:
-        return problems.from_status(error.status_code, error.detail, error.headers)
     except Exception as error:
-        return problems.from_exception(error)
+        return problems.from_raised(error)
 
 
 class FastLane:
@@ -175,9 +180,10 @@ class FastLane:
         await self._app(scope, receive, send)
 
 
-def _uuid(request: Request, name: str) -> UUID:
+def uuid_of(text: str, name: str) -> UUID:
+    """The identifier in a part of the path. Raises RequestValidationError."""
     try:
-        return UUID(request.path_params[name])
+        return UUID(text)
     except ValueError:
         wrong = {"type": "uuid_parsing", "loc": ("path", name), "msg": "must be a UUID"}
         raise RequestValidationError([wrong]) from None

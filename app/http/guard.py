@@ -1,6 +1,6 @@
 """Access control: every route declares the scope that it needs, and the caller's key must include it."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import nullcontext
 from typing import Annotated, Any
 
@@ -31,6 +31,10 @@ class Authenticator:
 
     async def recognise(self, text: str) -> Principal:
         """The holder of the key. Raises Unauthenticated."""
+        raise NotImplementedError
+
+    def remembered(self, text: str) -> Principal | None:
+        """The holder of the key as far as that can be told without a look-up."""
         raise NotImplementedError
 
     async def gather(self, authorization: str, seconds: float) -> None:
@@ -137,7 +141,17 @@ async def admit(services: Services, authorization: str | None, *scopes: Scope) -
     key = key_text(authorization)
     if key is None:
         raise Unauthenticated("send the header `Authorization: Bearer cvn_<id>_<secret>`")
-    principal = await services[Authenticator].recognise(key)
+    return _admitted(services, await services[Authenticator].recognise(key), scopes)
+
+
+def admit_remembered(services: Services, authorization: str, *scopes: Scope) -> Principal | None:
+    """The holder of a key that needs no look-up, as `admit` does; None for others. Raises Forbidden."""
+    key = key_text(authorization)
+    principal = services[Authenticator].remembered(key) if key is not None else None
+    return None if principal is None else _admitted(services, principal, scopes)
+
+
+def _admitted(services: Services, principal: Principal, scopes: Iterable[Scope]) -> Principal:
     for scope in scopes:
         if not principal.may(scope):
             without = ", and was made without it" if scope in principal.withheld else ""

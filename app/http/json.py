@@ -43,16 +43,16 @@ def check_size(text: str | None, max_bytes: int, name: str) -> None:
         raise PayloadTooLarge(f"the {name} has {size} bytes; this service accepts {max_bytes}")
 
 
-def join(fields: dict[str, Any], texts: dict[str, str | None]) -> bytes:
-    """A JSON object of plain fields and of values that are JSON text already."""
+def join(fields: dict[str, Any], texts: dict[str, str | None]) -> str:
+    """The text of a JSON object of plain fields and of values that are JSON text already."""
     # Spliced as text, so that payloads are not parsed and written again on their way out.
     head = to_json(fields).decode()
     tail = "".join(f',"{name}":{text if text is not None else "null"}' for name, text in texts.items())
-    return f"{head[:-1]}{tail}}}".encode()
+    return f"{head[:-1]}{tail}}}"
 
 
-def answer(body: bytes, status: int = 200) -> Response:
-    """A response of JSON bytes."""
+def answer(body: bytes | str, status: int = 200) -> Response:
+    """A response of JSON."""
     return Response(body, status_code=status, media_type="application/json")
 
 

@@ -120,6 +120,17 @@ def from_status(status: int, detail: str | None = None, headers: Mapping[str, st
     return _render(status, code, title, detail or title, headers=headers)
 
 
+def from_raised(error: Exception) -> Response:
+    """The response for whatever a route has raised."""
+    if isinstance(error, ConvenerError):
+        return from_error(error)
+    if isinstance(error, RequestValidationError):
+        return from_validation(error.errors())
+    if isinstance(error, HTTPException):
+        return from_status(error.status_code, error.detail, error.headers)
+    return from_exception(error)
+
+
 def from_exception(error: Exception) -> Response:
     """500 for an unexpected error, which is logged in full and not described to the caller."""
     log.error("unexpected error", exc_info=error)

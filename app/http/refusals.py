@@ -81,6 +81,16 @@ class Refusals:
         self._unlogged = 0
         log.warning("refused %s from %s: %s%s", request, address, reason, more, extra={"key": key_id})
 
+    def refuse(self, status: int, request: str, host: str, authorization: str) -> float:
+        """Record a 401 or 403; return the seconds to wait where the address has failed too often, else 0."""
+        address = _network(host)
+        wait = self.retry_after(address) if status == 401 else 0.0
+        if status == 401 and not wait:
+            self.fail(address)
+        key_id = _KEY_ID.match(authorization)
+        self.record(_reason(status, authorization, wait), request, address, key_id[1] if key_id else "-")
+        return wait
+
     def take_unwritten(self) -> Counter[RefusalReason]:
         """Counts since the last call."""
         counts, self._unwritten = self._unwritten, Counter()
@@ -104,20 +114,18 @@ class RefusalWatch:
             return
         services: Services = scope["app"].state.services
         refusals = services[Refusals]
-        client = scope.get("client")
-        address = _network(client[0] if client else "")
-        if refusals.retry_after(address):
+        if refusals.retry_after(_network(client_host(scope))):
             await services[Authenticator].gather(_authorization(scope), refusals.policy.gather_seconds)
-        await self._app(scope, receive, _Answer(scope, send, refusals, address).send)
+        await self._app(scope, receive, _Answer(scope, send, refusals).send)
 
 
 class _Answer:
     """The answer to one request, replaced where it is a failure too many."""
 
-    __slots__ = ("_address", "_is_replaced", "_refusals", "_scope", "_send")
+    __slots__ = ("_is_replaced", "_refusals", "_scope", "_send")
 
-    def __init__(self, scope: Scope, send: Send, refusals: Refusals, address: str) -> None:
-        self._scope, self._send, self._refusals, self._address = scope, send, refusals, address
+    def __init__(self, scope: Scope, send: Send, refusals: Refusals) -> None:
+        self._scope, self._send, self._refusals = scope, send, refusals
         self._is_replaced = False
 
     async def send(self, message: Message) -> None:
@@ -132,18 +140,10 @@ class _Answer:
             await self._send(message)
 
     def _record(self, status: int) -> float:
-        """Record the refusal; return the seconds to wait where the address has failed too often, else 0."""
-        authorization = _authorization(self._scope)
-        wait = self._refusals.retry_after(self._address) if status == 401 else 0.0
-        if status == 401 and not wait:
-            self._refusals.fail(self._address)
         method = self._scope["method"] if self._scope["method"] in _METHODS else "other"
         path = getattr(self._scope.get("route"), "path", "an unknown address")
-        key_id = _KEY_ID.match(authorization)
-        self._refusals.record(
-            _reason(status, authorization, wait), f"{method} {path}", self._address, key_id[1] if key_id else "-"
-        )
-        return wait
+        host, authorization = client_host(self._scope), _authorization(self._scope)
+        return self._refusals.refuse(status, f"{method} {path}", host, authorization)
 
 
 def _reason(status: int, authorization: str, wait: float) -> RefusalReason:
@@ -152,6 +152,12 @@ def _reason(status: int, authorization: str, wait: float) -> RefusalReason:
     if wait:
         return RefusalReason.TOO_MANY
     return RefusalReason.UNKNOWN_KEY if authorization else RefusalReason.NO_KEY
+
+
+def client_host(scope: Scope) -> str:
+    """The host that sent a request; "" for a unix socket."""
+    client = scope.get("client")
+    return client[0] if client else ""
 
 
 def _authorization(scope: Scope) -> str:

@@ -1,6 +1,6 @@
-"""Server-sent events: how an endless answer is written, kept alive, and ended in order.
+"""Answers that go on: lines, and server-sent events, which are kept alive and ended in order.
 
-Source of the format: https://html.spec.whatwg.org/multipage/server-sent-events.html
+Source of the format of events: https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
 import asyncio
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 HEARTBEAT_SECONDS = 15.0
@@ -42,6 +43,25 @@ class Batch:
 
     messages: Sequence[Message]
     cursor: str
+
+
+class LineStream(Response):
+    """An answer that goes on line by line; the lines have to notice themselves when the client hangs up."""
+
+    def __init__(self, first: bytes, rest: AsyncGenerator[bytes, None], media_type: str) -> None:
+        # As for event streams, a proxy must pass on at once what it receives.
+        super().__init__(media_type=media_type, headers={"X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._first, self._rest = first, rest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI; closes the lines however the stream ends."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async with aclosing(self._rest) as lines:
+            await send({"type": "http.response.body", "body": self._first, "more_body": True})
+            async for line in lines:
+                await send({"type": "http.response.body", "body": line, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
 
 
 class EventStream(EventSourceResponse):

@@ -84,6 +84,7 @@ TABLE: dict[str, Row] = {
     "POST /dead-letters/requeue": Row(Scope.SUBMIT, Within(body=_ALL)),
     "POST /dead-letters/purge": Row(Scope.MANAGE, Within(body=_ALL)),
     "POST /lease": Row(Scope.LEASE, SHARED),
+    "POST /leases/exchange": Row(Scope.LEASE, SHARED),
     "POST /leases/{task_id}/start": Row(Scope.LEASE, SHARED),
     "POST /leases/{task_id}/progress": Row(Scope.LEASE, SHARED),
     "POST /leases/{task_id}/complete": Row(Scope.LEASE, SHARED),

@@ -86,7 +86,7 @@ class _Meter:
         self.longest = 0.0
         run = asyncio.events.Handle._run
         monkeypatch.setattr(asyncio.events.Handle, "_run", self._measured(run))
-        monkeypatch.setattr(bodies, "_validated", self._measured(bodies._validated))
+        monkeypatch.setattr(bodies, "validate_value", self._measured(bodies.validate_value))
         monkeypatch.setattr(bodies, "_parsed", self._measured(bodies._parsed))
 
     def _measured(self, function: Any) -> Any:

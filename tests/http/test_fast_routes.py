@@ -10,6 +10,7 @@ from app.http.fast_routes import LeanRoute
 from app.http.guard import requires
 from app.kernel.access import Role, Scope
 from app.workers.service.workers import Heartbeats
+from tests.support import exchanges
 from tests.support.routes import routes
 from tests.support.service import Service
 
@@ -32,7 +33,7 @@ def _fields(schema: dict[str, Any]) -> set[str]:
 
 def test_the_hot_calls_are_lean() -> None:
     calls = {f"/leases/{{task_id}}/{verb}" for verb in ("start", "progress", "complete", "fail", "release")}
-    assert {route.path for route in _LEAN} == calls | {"/lease", "/workers/{worker_id}/heartbeat"}
+    assert {route.path for route in _LEAN} == calls | {"/lease", "/leases/exchange", "/workers/{worker_id}/heartbeat"}
 
 
 @pytest.mark.parametrize("route", _LEAN, ids=_NAMES)
@@ -42,9 +43,9 @@ def test_a_lean_route_is_documented_like_any_other(route: LeanRoute) -> None:
     assert described["summary"]
     assert described["tags"]
     body = described["requestBody"]["content"]["application/json"]["schema"]
-    answer = described["responses"]["200"]["content"]["application/json"]["schema"]
+    (answer,) = described["responses"]["200"]["content"].values()
     assert _fields(body)
-    assert _fields(answer)
+    assert _fields(answer["schema"])
     errors = {status for status in described["responses"] if status >= "400"}
     assert {"404", "409"} & errors or "403" in errors
 
@@ -71,6 +72,7 @@ async def _answers(service: Service) -> dict[str, dict[str, Any]]:
     worker = await service.worker()
     beat = await worker.beat()
     answers = {"/workers/{worker_id}/heartbeat": beat}
+    answers[exchanges.PATH] = (await worker.ask(exchanges.PATH, {"items": [exchanges.ask(worker)]})).json()
     for verb, fields in _CALLS.items():
         await service.submitted(payload={"a": 1}, labels={"l": "m"}, goal_id="g", trace_context="00-a-b-01")
         lease = await worker.lease(acknowledge=False)

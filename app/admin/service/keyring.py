@@ -63,11 +63,11 @@ class Keyring(Authenticator):
 
     async def recognise(self, text: str) -> Principal:
         """The holder of this key. Raises Unauthenticated, and WorkerGone for the key of a worker that has ended."""
-        # The cache is keyed by digests, so that it holds no secrets.
-        fingerprint = hashlib.sha256(text.encode()).digest()
+        principal = self.remembered(text)
+        if principal is not None:
+            return principal
+        fingerprint = _fingerprint(text)
         entry, moment = self._entries.get(fingerprint), time.monotonic()
-        if entry is not None and moment < min(entry.until, max(entry.read_at, self._checked_at) + _TRUST_SECONDS):
-            return entry.principal
         # Refusals are not remembered, so a new key works at once. A change during the look-up is missed here, and
         # found by the next check.
         try:
@@ -81,6 +81,13 @@ class Keyring(Authenticator):
         self._remember(fingerprint, _Entry(principal, moment, until, moment + seconds))
         return principal
 
+    def remembered(self, text: str) -> Principal | None:
+        """The holder of the key as far as that can be told without a look-up."""
+        entry, moment = self._entries.get(_fingerprint(text)), time.monotonic()
+        if entry is not None and moment < min(entry.until, max(entry.read_at, self._checked_at) + _TRUST_SECONDS):
+            return entry.principal
+        return None
+
     @property
     def stalled_seconds(self) -> float:
         """For how long keys could not be looked up."""
@@ -89,7 +96,7 @@ class Keyring(Authenticator):
     async def gather(self, authorization: str, seconds: float) -> None:
         """Wait for the next multiple of `seconds`, unless the key is remembered; all who wait are looked up at once."""
         text = key_text(authorization)
-        if text is not None and hashlib.sha256(text.encode()).digest() not in self._entries:
+        if text is not None and _fingerprint(text) not in self._entries:
             await asyncio.sleep(seconds - time.monotonic() % seconds)
 
     async def follow(self) -> None:
@@ -166,6 +173,11 @@ class Keyring(Authenticator):
             self._entries.clear()
         elif notify.FLEET in topics:  # a worker may have ended, and many may at once
             self._wake.set()
+
+
+def _fingerprint(text: str) -> bytes:
+    # The cache is keyed by digests, so that it holds no secrets.
+    return hashlib.sha256(text.encode()).digest()
 
 
 def _lifetime(key: StoredKey, secret: str) -> float | None:

@@ -8,7 +8,9 @@ import asyncio
 import logging
 import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 from uuid import UUID
 
 from app.db import hot_path
@@ -44,14 +46,34 @@ class LeaseCall:
     acknowledge: bool = False
 
 
+class Answer(Protocol):
+    """The place of an answer to a call, as a future is one."""
+
+    def done(self) -> bool:
+        """Whether there is an answer, or nobody wants one any more."""
+
+    def cancelled(self) -> bool:
+        """Whether nobody wants an answer any more."""
+
+    def set_result(self, result: Lease | None, /) -> None:
+        """Answer."""
+
+    def set_exception(self, exception: Exception, /) -> None:
+        """Answer with an error."""
+
+
 @dataclass(slots=True, eq=False)
-class _Waiter:
+class Waiter:
+    """A call that waits; `on_try` is called whenever it was tried to serve it."""
+
     call: LeaseCall
-    answer: asyncio.Future[Lease | None]
+    answer: Answer
     may_wait: bool
     idle_since: float
+    on_try: Callable[[], None] | None = None
     # Not part of any claim yet, so nobody knows whether there is work for it or how its worker stands.
     is_new: bool = True
+    is_tried: bool = False
     in_flight: bool = False
     is_draining: bool = False
     lane: Lane | None = None
@@ -72,7 +94,7 @@ class Broker:
         self.policy = policy
         self.fairness = fairness or FairQueue()
         self.preferences = WorkerPreferences()
-        self._waiters: dict[WorkerId, _Waiter] = {}
+        self._waiters: dict[WorkerId, Waiter] = {}
         self._lanes = LaneView()
         self._scanner = LaneScanner(database)
         self._dispatcher = Dispatcher(self._lanes, self.fairness, database.shared(TagIssuer), self.preferences)
@@ -122,36 +144,47 @@ class Broker:
 
         Raises WorkerNotFound, WorkerNotReady, WorkerGone, WorkerBusy, ShuttingDown, DatabaseUnavailable.
         """
-        if self._is_stopping:
-            raise ShuttingDown
-        waiter = self._register(call, wait_seconds)
-        timer = asyncio.get_running_loop().call_later(wait_seconds, self._end_wait, waiter) if wait_seconds else None
-        self._wake.set()
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Lease | None] = loop.create_future()
+        waiter = self.join(call, answer, may_wait=wait_seconds > 0)
+        timer = loop.call_later(wait_seconds, self.end_wait, waiter) if wait_seconds else None
         try:
-            return await waiter.answer
+            return await answer
         finally:
             if timer is not None:
                 timer.cancel()
-            self._idle.end_call(call.worker_id, asyncio.get_running_loop().time())
-            if self._waiters.get(call.worker_id) is waiter:
-                del self._waiters[call.worker_id]
+            self.leave(waiter)
 
-    def _register(self, call: LeaseCall, wait_seconds: float) -> _Waiter:
+    def join(
+        self, call: LeaseCall, answer: Answer, *, may_wait: bool, on_try: Callable[[], None] | None = None
+    ) -> Waiter:
+        """Let a call wait until it is answered, or its wait ends. Raises ShuttingDown."""
+        if self._is_stopping:
+            raise ShuttingDown
         earlier_waiter = self._waiters.get(call.worker_id)
         if earlier_waiter is not None:
             # The worker has evidently given up on its earlier call; the answer goes to the newer one.
             self._settle(earlier_waiter, None)
-        waiter = _Waiter(
+        waiter = Waiter(
             call=call,
-            answer=asyncio.get_running_loop().create_future(),
-            may_wait=wait_seconds > 0,
+            answer=answer,
+            may_wait=may_wait,
             idle_since=self._idle.begin_call(call.worker_id, asyncio.get_running_loop().time()),
+            on_try=on_try,
         )
         self._waiters[call.worker_id] = waiter
         self._had_calls = True
+        self._wake.set()
         return waiter
 
-    def _end_wait(self, waiter: _Waiter) -> None:
+    def leave(self, waiter: Waiter) -> None:
+        """Let a call wait no longer, because it is answered or nobody wants an answer."""
+        worker_id = waiter.call.worker_id
+        self._idle.end_call(worker_id, asyncio.get_running_loop().time())
+        if self._waiters.get(worker_id) is waiter:
+            del self._waiters[worker_id]
+
+    def end_wait(self, waiter: Waiter) -> None:
         """Answer a call whose time is up, unless a claim for it is in flight: then the outcome of that one counts."""
         waiter.may_wait = False
         if not waiter.in_flight and not waiter.is_new:
@@ -209,12 +242,12 @@ class Broker:
                 return
             await self._claim(batch)
 
-    def _next_batch(self) -> list[_Waiter]:
+    def _next_batch(self) -> list[Waiter]:
         """The waiters to serve now, longest idle first, each with a lane.
 
         A new one without a lane is included: the claim tells whether its worker may be served at all.
         """
-        batch: list[_Waiter] = []
+        batch: list[Waiter] = []
         batch_counts: Counter[Lane] = Counter()
         for waiter in sorted(self._waiters.values(), key=lambda waiter: waiter.idle_since):
             if waiter.in_flight or waiter.is_draining:
@@ -232,7 +265,7 @@ class Broker:
                 break
         return batch
 
-    async def _claim(self, batch: list[_Waiter]) -> None:
+    async def _claim(self, batch: list[Waiter]) -> None:
         for waiter in batch:
             waiter.in_flight, waiter.is_new = True, False
         requests = [self._request(waiter) for waiter in batch]
@@ -253,12 +286,13 @@ class Broker:
             # Not before the last is answered: a wait that ended meanwhile would throw away the lease it was given.
             for waiter in batch:
                 waiter.in_flight = False
+                _note_try(waiter)
 
     def _announce_lanes(self, requests: list[ClaimRequest]) -> None:
         """Announce the lanes of a claim that failed: other brokers have skipped the tasks that it had locked."""
         self._database.announcer.announce({work(r.lane): r.floor for r in requests if r.lane is not None})
 
-    def _request(self, waiter: _Waiter) -> ClaimRequest:
+    def _request(self, waiter: Waiter) -> ClaimRequest:
         call, lane = waiter.call, waiter.lane
         return ClaimRequest(
             worker_id=call.worker_id,
@@ -268,7 +302,7 @@ class Broker:
             floor=self._lanes.floor(lane) if lane else claims.BOTTOM,
         )
 
-    async def _answer(self, waiter: _Waiter, outcome: ClaimOutcome) -> None:
+    async def _answer(self, waiter: Waiter, outcome: ClaimOutcome) -> None:
         if outcome.lease is not None:
             await self._deliver(waiter, outcome.lease)
             return
@@ -285,7 +319,7 @@ class Broker:
         except ConvenerError as error:
             self._settle(waiter, error)
 
-    async def _deliver(self, waiter: _Waiter, lease: Lease) -> None:
+    async def _deliver(self, waiter: Waiter, lease: Lease) -> None:
         """Deliver a lease, or release it when the worker hung up while the claim ran and has not called again."""
         worker_id = waiter.call.worker_id
         # If it has called again, the statement for that call finds this lease and repeats or refuses it.
@@ -310,8 +344,10 @@ class Broker:
         for waiter in list(self._waiters.values()):
             if not waiter.may_wait and not (waiter.is_new and error is None):
                 self._settle(waiter, error)
+            elif error is not None:
+                _note_try(waiter)
 
-    def _settle(self, waiter: _Waiter, outcome: Lease | Exception | None) -> None:
+    def _settle(self, waiter: Waiter, outcome: Lease | Exception | None) -> None:
         if self._waiters.get(waiter.call.worker_id) is waiter:
             del self._waiters[waiter.call.worker_id]
         if waiter.answer.done():
@@ -320,6 +356,12 @@ class Broker:
             waiter.answer.set_exception(outcome)
         else:
             waiter.answer.set_result(outcome)
+
+
+def _note_try(waiter: Waiter) -> None:
+    waiter.is_tried = True
+    if waiter.on_try is not None:
+        waiter.on_try()
 
 
 def _refusal(state: str | None, not_ready_reason: str | None) -> ConvenerError:

@@ -3,10 +3,11 @@
 import asyncio
 import json
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TypeVar
+from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -102,10 +103,15 @@ class LeaseService:
             return bool(task and _matches_fence(task, fence) and task["result_hash"] == completion.result_hash)
 
         fence = Fence(task_id=completion.task_id, token=completion.token, worker_id=completion.worker_id)
-        service = await self._until_unlocked(fence, lambda: self._try_to_complete(completion), is_repetition)
-        if service is not None:
-            # Measured costs make shares of time, not of tasks, out of the weights.
-            self._fairness.observe(service.agent_type, service.seconds)
+        await self._until_unlocked(fence, lambda: self._try_to_complete(completion), is_repetition)
+
+    def begin_completions(self, calls: Sequence[Completion]) -> "list[asyncio.Future[ServiceTime | None]]":
+        """Try once to accept results, many in one statement; those that end with None or Locked are for `complete`."""
+        return self._completions.enqueue(calls)
+
+    def begin_renewals(self, calls: Sequence[Renewal]) -> "list[asyncio.Future[datetime | None]]":
+        """Try once to renew leases, many in one statement; those that end with None or Locked are for `renew`."""
+        return self._renewals.enqueue(calls)
 
     async def renew(self, renewal: Renewal) -> datetime:
         """Acknowledge and renew a lease; return the new expiry. Raises as `complete` does."""
@@ -148,15 +154,20 @@ class LeaseService:
 
     async def _complete(self, calls: Sequence[Completion]) -> list[ServiceTime | None]:
         services = await hot_path.run(self._database, lambda c: completions.complete(c, calls))
-        if services:
-            self._database.announcer.announce([notify.EVENTS])
-        return [services.get(call.task_id) for call in calls]
+        return self._noted(services, calls)
 
     async def _complete_and_unblock(self, calls: Sequence[Completion]) -> list[ServiceTime | None]:
         services, lane_tags = await hot_path.run(self._database, lambda c: completions.complete_and_unblock(c, calls))
         self._database.announcer.announce({notify.work(lane): tag for lane, tag in lane_tags.items()})
+        return self._noted(services, calls)
+
+    def _noted(self, services: Mapping[UUID, ServiceTime], calls: Sequence[Completion]) -> list[ServiceTime | None]:
+        """The service times in the order of the calls, which the shares of agent types go by from now on."""
         if services:
             self._database.announcer.announce([notify.EVENTS])
+        for service in services.values():
+            # Measured costs make shares of time, not of tasks, out of the weights.
+            self._fairness.observe(service.agent_type, service.seconds)
         return [services.get(call.task_id) for call in calls]
 
     async def _renew(self, renewals: Sequence[Renewal]) -> list[datetime | None]:

@@ -1,0 +1,114 @@
+"""Calls for tasks that one request makes for many workers, and that wait together in the broker."""
+
+import asyncio
+from collections.abc import Callable
+from math import ceil
+from typing import Generic, TypeVar
+
+from app.queue.broker.broker import Broker, LeaseCall, Waiter
+from app.queue.store.claims import Lease
+
+Key = TypeVar("Key")
+Outcome = Lease | Exception | None
+# Waits that end within so many seconds of each other end together, by one timer.
+_TICK_SECONDS = 0.05
+
+
+class SharedAnswer(Generic[Key]):
+    """The place of the answer to one of the calls."""
+
+    __slots__ = ("_is_cancelled", "_is_done", "_waits", "key", "waiter")
+
+    def __init__(self, waits: "Waits[Key]", key: Key) -> None:
+        self.key = key
+        self.waiter: Waiter | None = None
+        self._waits = waits
+        self._is_done = self._is_cancelled = False
+
+    def done(self) -> bool:
+        """Whether there is an answer, or nobody wants one any more."""
+        return self._is_done
+
+    def cancelled(self) -> bool:
+        """Whether nobody wants an answer any more."""
+        return self._is_cancelled
+
+    def cancel(self) -> None:
+        """Note that nobody wants an answer any more."""
+        self._is_done = self._is_cancelled = True
+
+    def set_result(self, result: Lease | None) -> None:
+        """Answer."""
+        self._is_done = True
+        self._waits.settle(self, result)
+
+    def set_exception(self, exception: Exception) -> None:
+        """Answer with an error."""
+        self._is_done = True
+        self._waits.settle(self, exception)
+
+
+class Waits(Generic[Key]):
+    """Hands every outcome to `deliver` with the key of its call, and calls `wake` whenever some calls were tried."""
+
+    def __init__(self, broker: Broker, deliver: Callable[[Key, Outcome], None], wake: Callable[[], None]) -> None:
+        self._broker = broker
+        self._deliver = deliver
+        self._wake = wake
+        self._open: dict[SharedAnswer[Key], None] = {}
+        self._untried: list[Waiter] = []
+        self._ends: dict[int, tuple[asyncio.TimerHandle, list[Waiter]]] = {}
+        self._is_closed = False
+
+    @property
+    def is_trying(self) -> bool:
+        """Whether it was not yet tried to serve some of the calls."""
+        while self._untried:
+            if not (self._untried[-1].is_tried or self._untried[-1].answer.done()):
+                return True
+            self._untried.pop()
+        return False
+
+    def add(self, key: Key, call: LeaseCall, wait_seconds: float) -> None:
+        """Let a call wait. Raises ShuttingDown."""
+        answer = SharedAnswer(self, key)
+        waiter = self._broker.join(call, answer, may_wait=wait_seconds > 0, on_try=self._wake)
+        answer.waiter = waiter
+        if self._is_closed:
+            answer.cancel()
+            self._broker.leave(waiter)
+            return
+        self._open[answer] = None
+        self._untried.append(waiter)
+        if wait_seconds:
+            self._end_after(wait_seconds, waiter)
+
+    def settle(self, answer: SharedAnswer[Key], outcome: Outcome) -> None:
+        """Hand over the outcome of a call."""
+        self._open.pop(answer, None)
+        if answer.waiter is not None:
+            self._broker.leave(answer.waiter)
+        self._deliver(answer.key, outcome)
+
+    def close(self) -> None:
+        """Withdraw the calls that wait; a lease that a claim in flight brings is released."""
+        self._is_closed = True
+        for timer, _ in self._ends.values():
+            timer.cancel()
+        for answer in self._open:
+            answer.cancel()
+            if answer.waiter is not None:
+                self._broker.leave(answer.waiter)
+        self._open.clear()
+
+    def _end_after(self, seconds: float, waiter: Waiter) -> None:
+        loop = asyncio.get_running_loop()
+        tick = ceil((loop.time() + seconds) / _TICK_SECONDS)
+        if tick not in self._ends:
+            self._ends[tick] = loop.call_at(tick * _TICK_SECONDS, self._end, tick), []
+        self._ends[tick][1].append(waiter)
+
+    def _end(self, tick: int) -> None:
+        for waiter in self._ends.pop(tick)[1]:
+            if not waiter.answer.done():
+                self._broker.end_wait(waiter)
