@@ -126,7 +126,14 @@ def services_for(settings: Settings, database: Database, certificate: ServerCert
         bursts,
         # Connections of its own: it must not wait behind the work that it reports on.
         SnapshotCache(
-            Database(database.url, hot_connections=1, connections=1, statement_seconds=_STATEMENT_SECONDS), terms
+            Database(
+                database.url,
+                hot_connections=1,
+                connections=1,
+                statement_seconds=_STATEMENT_SECONDS,
+                outage=database.outage,
+            ),
+            terms,
         ),
         ExpectedSchema(revision=schema.head()),
     )

@@ -53,7 +53,7 @@ class Settings(BaseModel):
     mode: Mode | None = Field(
         None, description="the mode of a new database; `production`, or `development` under `convener up` and `demo`"
     )
-    state_directory: Path = Field(default_factory=lambda: _state_home() / "convener")
+    state_directory: Path = Field(default_factory=lambda: _state_home() / "convener", validate_default=True)
     postgres_bin: Path | None = Field(None, description="directory with the PostgreSQL programs")
     host: str = Field("127.0.0.1", description="address that the API listens on")
     port: int = Field(8765, ge=0, le=65535)
@@ -142,6 +142,12 @@ class Settings(BaseModel):
         if any(quota > 1 and quota % 1 for quota in quotas):
             raise ValueError("above 1 a quota is a number of tasks, and whole")
         return quotas
+
+    @field_validator("state_directory", mode="after")
+    @classmethod
+    def _is_absolute(cls, directory: Path) -> Path:
+        # Others read it elsewhere: in the paths of logs, and as the owner of workers.
+        return Path(os.path.realpath(directory))
 
     @field_validator("tls_key", mode="after")
     @classmethod

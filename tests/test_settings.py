@@ -2,11 +2,14 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.main import get_command
 
 from app.kernel.modes import Mode
 from app.settings import SETTINGS_FILE, Settings, SettingsError
+from tests.support.command_line import COMMAND
 
 
 @pytest.fixture
@@ -39,6 +42,22 @@ def test_every_kind_of_setting_may_stand_in_the_file(file: Path) -> None:
     assert found.state_directory == Path("/var/lib/convener")
     assert (found.port, found.lease_seconds, found.log_json) == (9000, 20.0, True)
     assert found.queue_quotas == (0.2, 0.4, 0.6, 1.0)
+
+
+def test_the_state_directory_is_the_same_wherever_its_path_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = Settings.from_environment({"CONVENER_STATE_DIRECTORY": "x/../state"})
+    assert settings.state_directory == tmp_path / "state"
+
+
+@pytest.mark.parametrize("command", ["up", "demo"])
+def test_so_is_one_that_is_an_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    group: Any = get_command(COMMAND)
+    context = group.get_command(None, command).make_context(command, ["--state", "state"])
+    assert context.params["state"] == tmp_path / "state"
 
 
 def test_a_variable_wins_over_the_file(file: Path) -> None:

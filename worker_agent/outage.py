@@ -6,6 +6,7 @@ from collections.abc import Callable
 from threading import Lock
 
 from worker_agent.local_errors import LocalErrors
+from worker_agent.transport import ApiUnavailable
 
 log = logging.getLogger(__name__)
 # So long may a control plane take to start, or to be started anew, without a word.
@@ -36,7 +37,8 @@ class Outage:
             if seconds < _QUIET_SECONDS or (self._logged_at is not None and moment - self._logged_at < _REPEAT_SECONDS):
                 return
             self._logged_at = moment
-        text = f"the control plane has been away for {seconds:.0f} s"
+        is_there = isinstance(error, ApiUnavailable) and error.asks_to_wait
+        text = f"the control plane has {'asked to wait' if is_there else 'been away'} for {seconds:.0f} s"
         log.warning("%s, trying again", text, extra={"fields": {"why": str(error)}})
         self._errors.add(f"{text}: {error}")
 
@@ -51,4 +53,4 @@ class Outage:
             if self._failures or self._logged_at is None:
                 return
             self._logged_at, seconds = None, moment - self._began_at
-        log.warning("the control plane is back after %.0f s", seconds)
+        log.warning("the control plane serves again after %.0f s", seconds)

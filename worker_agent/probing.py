@@ -85,6 +85,8 @@ def _run(rules: Confinement, tables: Sequence[str], functions: Sequence[str]) ->
                 env=rules.environment(temporary),
                 pass_fds=(pipe,),
             )
+        except subprocess.TimeoutExpired:  # whose text is the whole command
+            raise UnusableHandler(f"the handlers take longer than {_PROBE_SECONDS} s to load") from None
         except (OSError, subprocess.SubprocessError) as error:
             raise UnusableHandler(f"the handlers could not be imported: {error}") from error
         finally:

@@ -18,11 +18,12 @@ _RETRYABLE_STATUSES = frozenset({408, 425, 429})
 
 
 class ApiUnavailable(Exception):
-    """The control plane gave no answer, an unreadable one, or one that says "later"."""
+    """The control plane gave no answer, an unreadable one, or one that says "later"; then `asks_to_wait` is set."""
 
-    def __init__(self, message: str, retry_after: float = 0.0) -> None:
+    def __init__(self, message: str, retry_after: float = 0.0, *, asks_to_wait: bool = False) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.asks_to_wait = asks_to_wait
 
 
 class Problem(Exception):
@@ -83,12 +84,15 @@ class Transport:
 def _read_answer(response: httpx.Response) -> JsonObject | None:
     if response.status_code == 204:
         return None
-    if response.status_code >= 500 or response.status_code in _RETRYABLE_STATUSES:
-        raise ApiUnavailable(f"answered {response.status_code}", _retry_after(response))
     try:
         body = response.json()
     except ValueError:
         body = None
+    if response.status_code >= 500 or response.status_code in _RETRYABLE_STATUSES:
+        text = f"answered {response.status_code}"
+        if isinstance(body, dict):
+            text = str(_read_problem(response.status_code, body))
+        raise ApiUnavailable(text, _retry_after(response), asks_to_wait=response.status_code == 429)
     if response.is_success and isinstance(body, dict):
         return body
     if response.is_client_error:

@@ -51,7 +51,9 @@ def demo(
     keep: Annotated[bool, typer.Option("--keep", help="leave everything running afterwards, until Ctrl-C")] = False,
     rounds: Annotated[int | None, typer.Option(help="think for at most this many rounds", min=1, max=1000)] = None,
     port: Annotated[int, typer.Option(help="port of the API; 0 takes any free one", min=0, max=65535)] = 0,
-    state: Annotated[Path | None, typer.Option(help="directory for the database, keys and logs")] = None,
+    state: Annotated[
+        Path | None, typer.Option(help="directory for the database, keys and logs", resolve_path=True)
+    ] = None,
     llm: Annotated[bool, typer.Option("--llm", help="let a language model write the proposals")] = False,
 ) -> None:
     """Rediscover Kepler's third law from published planetary data.

@@ -115,6 +115,8 @@ async def running(
         if leftovers := end_leftovers(state / "children.json"):
             say(f"ended {leftovers} processes that an earlier run left behind")
         served_certificate(settings.tls_certificate, settings.tls_key)  # the API would fail again and again
+        if settings.worker_handlers:
+            say(f"loading the handlers {settings.worker_handlers} as workers do")
         await check_handlers(settings)
         port = free_port(settings.host, settings.port)  # before PostgreSQL, which takes much longer
         server = None if settings.database_url else await _start_server(settings, say, cleanup)

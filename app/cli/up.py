@@ -19,6 +19,7 @@ from app.kernel.modes import Mode
 from app.logs import start_logging
 from app.settings import Settings, take_settings
 from app.terminal import output
+from app.terminal.failures import ExitCode
 
 console = output.PlainConsole(stderr=True)
 
@@ -35,7 +36,9 @@ def up(
         str | None, typer.Option(help="module whose HANDLERS the workers run; echo agents when absent")
     ] = None,
     port: Annotated[int | None, typer.Option(help="port of the API; 0 takes any free one", min=0, max=65535)] = None,
-    state: Annotated[Path | None, typer.Option(help="directory for the database, keys and logs")] = None,
+    state: Annotated[
+        Path | None, typer.Option(help="directory for the database, keys and logs", resolve_path=True)
+    ] = None,
 ) -> None:
     """Run PostgreSQL, the API, the loops and a pool of workers on this machine. Ctrl-C stops them in order.
 
@@ -64,8 +67,20 @@ def up(
 
 async def _run(settings: Settings, pool_options: PoolOptions) -> None:
     stop = StopSignals()
+    main = asyncio.current_task()
+    assert main is not None
+    stop.on_first = main.cancel  # a start may take minutes, as handlers load slowly
+    try:
+        await _run_until(stop, settings, pool_options)
+    except asyncio.CancelledError:
+        console.print("stopped before it was up", style="dim")
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
+
+
+async def _run_until(stop: "StopSignals", settings: Settings, pool_options: PoolOptions) -> None:
     say = partial(console.print, style="dim")
     async with running(settings, say, log_files=False, options=pool_options) as stack:
+        stop.on_first = lambda: None
         console.print(_welcome(stack, settings))
         is_development = stack.config.mode is Mode.DEVELOPMENT
         showing = asyncio.create_task(show_tasks(stack, typer.echo)) if is_development else None
@@ -87,6 +102,7 @@ class StopSignals:
     """SIGINT, SIGTERM and SIGHUP, the last so that a closed terminal stops everything in order."""
 
     def __init__(self) -> None:
+        self.on_first: Callable[[], object] = lambda: None
         self.on_next: Callable[[], None] = lambda: None
         self._first: asyncio.Future[signal.Signals] = asyncio.get_running_loop().create_future()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -101,6 +117,7 @@ class StopSignals:
             self.on_next()
         else:
             self._first.set_result(number)
+            self.on_first()
 
 
 def _welcome(stack: Stack, settings: Settings) -> Panel:

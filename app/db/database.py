@@ -46,6 +46,7 @@ class Database:
         hot_connections: int = 6,
         connections: int = 6,
         statement_seconds: float | None = None,
+        outage: Outage | None = None,
     ) -> None:
         self.url = plain_url(url)
         self._connections = Connections(self.url)
@@ -54,7 +55,7 @@ class Database:
         self._hot_connections = hot_connections
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._opening = asyncio.Lock()
-        self.outage = Outage()
+        self.outage = outage or Outage()
         self.announcer = Announcer(self.connect, on_silence=self._connections.cut, outage=self.outage)
         self.shared_objects: SharedObjects = {}
         self.engine = self._engine(self._limits, connections, overflow=4, timeout=5)

@@ -75,6 +75,20 @@ def test_the_loops_run_and_stop_in_order(tmp_path: Path, database_url: str) -> N
         assert child.wait(30) == 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_start_that_takes_long_can_be_ended(tmp_path: Path, number: signal.Signals) -> None:
+    tmp_path.chmod(0o755)
+    (tmp_path / "slow_agents.py").write_text("import time\ntime.sleep(600)\n")
+    with _running(tmp_path, "up", "--handlers", "slow_agents", "--state", "here", "--port", "0") as child:
+        _until_said(tmp_path, child, "loading the handlers slow_agents")
+        child.send_signal(number)
+        assert child.wait(30) == 130
+    log = (tmp_path / "log").read_text()
+    assert "stopped before it was up" in log
+    assert "Traceback" not in log
+
+
 @pytest.mark.parametrize("command", ["api", "loops"])
 def test_without_a_database_they_say_what_to_do(tmp_path: Path, command: str) -> None:
     done = _run(tmp_path, command)

@@ -14,6 +14,7 @@ import pytest
 from tests.worker_agent.confined import METHODS, by, ended, succeeds
 from tests.worker_agent.confining import open_to_others
 from worker_agent import events as ev
+from worker_agent import probing
 from worker_agent.confinement import Confinement, Method, handler_user
 from worker_agent.file_view import FileView, view_files
 from worker_agent.handlers import collect_handlers
@@ -180,6 +181,16 @@ def test_a_handler_cannot_choose_a_weaker_confinement(tmp_path: Path, monkeypatc
     confinement = replace(by(Method.NAMESPACES), view=view_files(uid=_uid()))
     with pytest.raises(UnusableHandler, match="could not be imported"):
         collect_handlers({}, ["sly_agents"], confinement)
+
+
+def test_handlers_that_load_without_end_are_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path.chmod(0o755)
+    (tmp_path / "slow_agents.py").write_text("import time\ntime.sleep(600)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(probing, "_PROBE_SECONDS", 1)
+    with pytest.raises(UnusableHandler) as caught:
+        collect_handlers({}, ["slow_agents"], replace(by(Method.NONE), view=view_files(uid=_uid())))
+    assert str(caught.value) == "the handlers take longer than 1 s to load"
 
 
 def test_each_protection_that_does_not_hold_says_why_and_what_to_do() -> None:

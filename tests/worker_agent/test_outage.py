@@ -4,6 +4,7 @@ import pytest
 
 from worker_agent.local_errors import LocalErrors
 from worker_agent.outage import Outage
+from worker_agent.transport import ApiUnavailable
 
 REFUSED = ConnectionError("refused")
 
@@ -17,11 +18,11 @@ class Subject:
         self.outage = Outage(self.errors, lambda: self.now)
         self._caplog = caplog
 
-    def fail(self, seconds: float, *callers: str) -> None:
+    def fail(self, seconds: float, *callers: str, error: Exception = REFUSED) -> None:
         """Both callers, or these, try again every half second, in vain."""
         for _ in range(round(seconds * 2)):
             for caller in callers or ("calls", "heartbeat"):
-                self.outage.note_failure(caller, REFUSED)
+                self.outage.note_failure(caller, error)
             self.now += 0.5
 
     def lines(self) -> list[str]:
@@ -51,9 +52,16 @@ def test_a_long_one_has_a_line_a_minute_and_one_at_its_end(subject: Subject) -> 
     subject.outage.note_answer("heartbeat")
     assert subject.lines() == [], "calls still fail"
     subject.outage.note_answer("calls")
-    assert subject.lines() == ["the control plane is back after 130 s"]
+    assert subject.lines() == ["the control plane serves again after 130 s"]
     subject.outage.note_answer("calls")
     assert subject.lines() == []
+
+
+def test_one_that_asks_to_wait_is_not_away(subject: Subject) -> None:
+    full = ApiUnavailable("429 pool_full: the configuration allows 6 workers", 10.0, asks_to_wait=True)
+    subject.fail(6, error=full)
+    assert subject.lines() == ["the control plane has asked to wait for 5 s, trying again"]
+    assert subject.errors.take()[0]["message"].endswith("429 pool_full: the configuration allows 6 workers")
 
 
 def test_whoever_waits_for_an_answer_does_not_fail(subject: Subject) -> None:
@@ -63,7 +71,7 @@ def test_whoever_waits_for_an_answer_does_not_fail(subject: Subject) -> None:
     assert len(subject.lines()) == 1
     subject.now += 5
     subject.outage.note_answer("heartbeat")
-    assert subject.lines() == ["the control plane is back after 25 s"]
+    assert subject.lines() == ["the control plane serves again after 25 s"]
 
 
 def test_calls_that_fail_beside_heartbeats_are_told_of(subject: Subject) -> None:

@@ -45,6 +45,18 @@ def test_no_answer_or_a_later_one_is_away(
     transport.close()
 
 
+def test_whoever_is_to_wait_learns_why(plane: FakeControlPlane, transport: Transport) -> None:
+    plane.script["start"].append(problem(429, "pool_full", detail="the configuration allows 6 workers"))
+    with pytest.raises(ApiUnavailable, match="429 pool_full: the configuration allows 6 workers") as caught:
+        call(transport)
+    assert caught.value.asks_to_wait
+    plane.script["start"].append(problem(503, "database_unavailable", detail="the database does not answer"))
+    with pytest.raises(ApiUnavailable, match="503 database_unavailable") as caught:
+        call(transport)
+    assert not caught.value.asks_to_wait
+    transport.close()
+
+
 def test_a_proxy_does_not_stand_between_us_and_loopback(
     plane: FakeControlPlane, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

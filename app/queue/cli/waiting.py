@@ -119,7 +119,12 @@ def _place(client: Client, task: Json) -> str:
     answer = client.get("/queues/next", agent_type=task["agent_type"], limit=_MAX_PLACE)
     upcoming = [item for agent in answer["agents"] for item in agent["tasks"]]
     place = next((item["place"] for item in upcoming if item["id"] == task["id"]), None)
-    return f"place {place:,} in line" if place else f"more than {len(upcoming):,} tasks are before it"
+    if place:
+        return f"place {place:,} in line"
+    if len(upcoming) >= _MAX_PLACE:
+        return f"more than {_MAX_PLACE} tasks are before it"
+    # It may just have been leased, or be of a kind that waits while resources are short.
+    return "its place in line is not known yet"
 
 
 def _seconds(now: datetime, moment: str) -> float:

@@ -30,9 +30,11 @@ async def check_handlers(settings: Settings) -> None:
         async with asyncio.timeout(_CHECK_SECONDS):
             output, _ = await process.communicate()
     except TimeoutError:
-        process.kill()
         problem = f"took longer than {_CHECK_SECONDS:.0f} s to load"
         raise HandlersRefused(f"the handlers {settings.worker_handlers} {problem}") from None
+    finally:
+        if process.returncode is None:
+            process.kill()
     if process.returncode:
         last_line = (output.decode(errors="replace").strip().splitlines() or ["no reason was given"])[-1]
         reason = last_line.partition("error: ")[2] or last_line

@@ -37,6 +37,7 @@ _TASK: Json = {
 }
 _FREE, _BUSY = {"capabilities": ["ranking"], "state": "ready"}, {"capabilities": ["ranking"], "state": "busy"}
 _OTHER = {"capabilities": ["evolution"], "state": "ready"}
+_CROWD = [{"id": str(place), "place": place} for place in range(1, 101)]
 _PAUSE = {"agent_type": "ranking", "reason": "new prompts"}
 
 
@@ -70,7 +71,8 @@ def _answers(task: Json, **others: Any) -> dict[str, Any]:
             "busy",
             "all 2 workers that serve ranking are busy; place 2 in line",
         ),
-        (lambda: _answers({}, workers=[_BUSY], queue=[{"tasks": []}]), "busy", "more than 0 tasks are before it"),
+        (lambda: _answers({}, workers=[_BUSY], queue=[{"tasks": []}]), "busy", "its place in line is not known yet"),
+        (lambda: _answers({}, workers=[_BUSY], queue=[{"tasks": _CROWD}]), "busy", "more than 100 tasks are before it"),
         (lambda: _answers({}, workers=[_FREE, _BUSY]), "queued", "place 2 in line"),
         (lambda: _answers({}, paused=[_PAUSE]), "paused", "the queue of ranking is paused: new prompts"),
         (lambda: _answers({"held": True}), "held", "its goal kepler is held: the money is spent"),
