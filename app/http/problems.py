@@ -69,9 +69,9 @@ class Problem(BaseModel):
 
 def catalogue() -> list[dict[str, Any]]:
     """Every problem that this service can answer with."""
-    domain = [(status_of(kind), kind.code, kind.title()) for kind in _with_codes(ConvenerError)]
-    plain = [(status, code, title) for status, (code, title) in PLAIN.items()]
-    return [{"status": s, "code": c, "title": t, "type": f"/problems#{c}"} for s, c, t in sorted(domain + plain)]
+    domain = {(status_of(kind), kind.code, kind.title()) for kind in _with_codes(ConvenerError)}
+    plain = {(status, code, title) for status, (code, title) in PLAIN.items()}
+    return [{"status": s, "code": c, "title": t, "type": f"/problems#{c}"} for s, c, t in sorted(domain | plain)]
 
 
 def status_of(kind: type[ConvenerError]) -> int:

@@ -73,7 +73,9 @@ class Unavailable(ConvenerError):
 
 
 class ValuesRefused(Invalid):
-    """Values of a body that cannot be."""
+    """The request is well-formed, but a value in it is not allowed."""
+
+    code = "invalid_request"
 
     def __init__(self, fields: Sequence[tuple[str, str]]) -> None:
         super().__init__("; ".join(f"{path}: {message}" for path, message in fields))

@@ -1,13 +1,15 @@
 """Whatever is wrong with a request, the answer is a problem with a stable code, and nothing has changed."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 
 from app.db.database import Database
+from app.http import problems
 from app.kernel.access import Role
+from app.kernel.errors import ConvenerError
 from tests.support.problems import is_problem
 from tests.support.service import Service, Worker, registration
 from tests.support.sql import value
@@ -199,3 +201,17 @@ async def test_registering_with_values_that_are_not_allowed(service: Service, da
         said = registration(**{field.partition(".")[0]: wrong})
         is_problem(await service.ask("POST", "/workers", said, key=Role.POOL), 422, "invalid_request", field)
     assert await value(database, "SELECT count(*) FROM workers") == 0
+
+
+def _below(kind: type[ConvenerError]) -> Iterator[type[ConvenerError]]:
+    for error in kind.__subclasses__():
+        yield error
+        yield from _below(error)
+
+
+def test_each_error_of_a_request_has_a_code() -> None:
+    """Only the kinds, which nothing raises, have none."""
+    codeless = {error for error in _below(ConvenerError) if error.code == ConvenerError.code}
+    assert codeless <= set(ConvenerError.__subclasses__())
+    listed = [problem["code"] for problem in problems.catalogue()]
+    assert listed.count("invalid_request") == 1

@@ -147,7 +147,8 @@ def judge(readings: Sequence[QualityReading], policy: StoppingPolicy) -> Judgeme
     stall_count = _trailing_zeros(gains[1:]) if gains else 0
     gain = gains[-1] if gains else 0.0
     if not policy.judges and policy.ends_at_minimum and len(history) >= policy.min_iterations:
-        reason = f"quality is not judged (test_time_compute is off), so {policy.min_iterations} iterations are enough"
+        enough = "1 iteration is" if policy.min_iterations == 1 else f"{policy.min_iterations} iterations are"
+        reason = f"quality is not judged (test_time_compute is off), so {enough} enough"
         return Judgement(stop=True, reason=reason, gain=gain, stalled_iterations=stall_count)
     if not policy.judges:
         return Judgement(stop=False, reason="quality is not judged", gain=gain, stalled_iterations=stall_count)

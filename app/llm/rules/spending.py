@@ -49,6 +49,8 @@ class BudgetOwner(NamedTuple):
 AWAITED_BUDGET = "budget:"
 # A share of a budget at which an event and an alert tell of it.
 LOW_BUDGET_SHARE = 0.8
+# While calls cost more than their estimates, so many may be under way for each that has ended.
+_CONCURRENT_SHARE = 0.5
 _OWNERS = {
     BudgetScope.GOAL: "the research goal",
     BudgetScope.AGENT: "the agent type {name}",
@@ -79,7 +81,8 @@ NOTHING = Amount()
 class Budget:
     """Limits (None: none), the cost of ended calls, and the amount that calls under way reserve.
 
-    `dearest` is the most that one of the calls has cost; `calls` are those under way; at `ends_at` the period is over.
+    `dearest` is the most that one of the calls has cost; `calls` are those under way, `ended_calls` those that have
+    cost something; at `ends_at` the period is over.
     """
 
     usd: float | None = None
@@ -88,6 +91,7 @@ class Budget:
     reserved: Amount = NOTHING
     dearest: Amount = NOTHING
     calls: int = 0
+    ended_calls: int = 0
     ends_at: datetime | None = None
 
     @property
@@ -116,15 +120,19 @@ def reservation(budget: Budget, estimate: Amount) -> Amount:
 def has_room(budget: Budget, estimate: Amount) -> bool:
     """Whether one more call fits. While nothing is left but for a part of one, that one may be made alone.
 
-    So is the first call of all, which shows what calls really cost: so at most one goes beyond the budget,
-    however far off the estimates are.
+    So is the first call of all, which shows what calls cost. While that is more than the estimate, half as many are
+    under way as have ended: so the dearest are likely to be among those that ended, however far off the estimates are.
     """
+    if not budget.calls:
+        return not budget.is_used_up
     amount, is_first = reservation(budget, estimate), budget.dearest == NOTHING
+    is_tried = budget.calls < _CONCURRENT_SHARE * budget.ended_calls
     return all(
-        limit is None or (spent < limit and (not budget.calls or (not is_first and spent + reserved + more <= limit)))
-        for limit, spent, reserved, more in (
-            (budget.usd, budget.spent.usd, budget.reserved.usd, amount.usd),
-            (budget.tokens, budget.spent.tokens, budget.reserved.tokens, amount.tokens),
+        limit is None
+        or (spent < limit and spent + reserved + more <= limit and not is_first and (is_tried or own >= more))
+        for limit, spent, reserved, more, own in (
+            (budget.usd, budget.spent.usd, budget.reserved.usd, amount.usd, estimate.usd),
+            (budget.tokens, budget.spent.tokens, budget.reserved.tokens, amount.tokens, estimate.tokens),
         )
     )
 
@@ -134,7 +142,7 @@ def budget_reason(owner: BudgetOwner, budget: Budget) -> str:
     # The id of a goal is that of its task, which the caller knows; its stored form is not for people.
     whose = _OWNERS[owner.scope].format(name=owner.name)
     if not budget.is_used_up:
-        return f"calls under way have reserved what is left of the budget of {whose}"
+        return f"calls under way may use up what is left of the budget of {whose}"
     until = "" if budget.ends_at is None else f" until {budget.ends_at:%Y-%m-%d %H:%M} UTC"
     return f"the budget of {whose} is used up{until}"
 

@@ -49,7 +49,8 @@ NOW = f"""
 b.scope, b.name, b.money_budget, b.token_budget,
 CASE WHEN {is_past(_AT)} THEN {period_end("b.period", _AT)} ELSE b.ends_at END AS ends_at,
 CASE WHEN {is_past(_AT)} THEN 0 ELSE b.cost_usd END AS cost_usd,
-CASE WHEN {is_past(_AT)} THEN 0 ELSE b.tokens END AS tokens, b.max_cost_usd, b.max_tokens
+CASE WHEN {is_past(_AT)} THEN 0 ELSE b.tokens END AS tokens, b.max_cost_usd, b.max_tokens,
+b.calls AS ended_calls
 """
 # Live permits, one row for each of the owners whose budgets a call uses; a worker's calls are for the key by which it
 # registered.
@@ -59,7 +60,16 @@ FROM llm_permits p CROSS JOIN LATERAL (VALUES ('goal', p.goal_id), ('agent', p.a
 WHERE p.ended_at IS NULL
 """
 _RESERVED = "sum(reserved_usd) AS reserved_usd, sum(reserved_tokens) AS reserved_tokens"
-_LIMITS_AND_COSTS = ("money_budget", "token_budget", "ends_at", "cost_usd", "tokens", "max_cost_usd", "max_tokens")
+_LIMITS_AND_COSTS = (
+    "money_budget",
+    "token_budget",
+    "ends_at",
+    "cost_usd",
+    "tokens",
+    "max_cost_usd",
+    "max_tokens",
+    "ended_calls",
+)
 
 
 def with_live_calls(ended: str) -> str:
@@ -199,6 +209,7 @@ def read_budget(row: Any) -> tuple[BudgetOwner, Budget]:
         reserved=Amount(usd=row["reserved_usd"] or 0.0, tokens=int(row["reserved_tokens"] or 0)),
         dearest=Amount(usd=row["max_cost_usd"] or 0.0, tokens=row["max_tokens"] or 0),
         calls=row["calls"],
+        ended_calls=row["ended_calls"] or 0,
         ends_at=datetime.fromisoformat(ends_at) if isinstance(ends_at, str) else ends_at,
     )
     return BudgetOwner(BudgetScope(row["scope"]), row["name"]), budget

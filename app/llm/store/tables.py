@@ -150,6 +150,7 @@ llm_spending = Table(
     Column("tokens", BigInteger, nullable=False),
     Column("max_cost_usd", Float, nullable=False, comment="of one call"),
     Column("max_tokens", BigInteger, nullable=False, comment="of one call"),
+    Column("calls", BigInteger, nullable=False, server_default="0", comment="those that cost something"),
     moment("updated_at", nullable=False, server_default=func.now()),
     postgresql_with=_BUSY,
 )
@@ -168,6 +169,7 @@ llm_budgets = Table(
     Column("tokens", BigInteger, nullable=False, server_default="0"),
     Column("max_cost_usd", Float, nullable=False, server_default="0", comment="of one call, ever"),
     Column("max_tokens", BigInteger, nullable=False, server_default="0", comment="of one call, ever"),
+    Column("calls", BigInteger, nullable=False, server_default="0", comment="those that cost something, ever"),
     Column("is_low", Boolean, nullable=False, server_default=text("false"), comment="an event has told of it"),
     PrimaryKeyConstraint("scope", "name", name="llm_budgets_pkey"),
     CheckConstraint("scope IN ('agent', 'key')", name="scope"),

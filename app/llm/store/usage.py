@@ -77,6 +77,8 @@ _BUCKETS = ", ".join(
     f"coalesce(sum(timed) FILTER (WHERE bucket = {number}), 0)::bigint" for number in range(len(BOUNDS) + 1)
 )
 
+# Calls that failed at once say nothing of what calls cost.
+_COSTLY = "count(*) FILTER (WHERE cost_usd > 0 OR prompt_tokens + completion_tokens > 0)"
 _AT = "CAST(:at AS timestamptz)"
 # Calls of a batch that belong to the same row are summed first: ON CONFLICT DO UPDATE may touch a row only once.
 _ADD = text(f"""
@@ -87,16 +89,17 @@ WITH called AS MATERIALIZED (
         model text, agent_type text, goal_id text, key_id text, paying_key text, outcome text, prompt_tokens bigint,
         completion_tokens bigint, cost_usd float8, held_seconds float8, task_seconds float8, latency_seconds float8)
 ), spent AS (
-    INSERT INTO llm_spending AS old (goal_id, cost_usd, tokens, max_cost_usd, max_tokens)
+    INSERT INTO llm_spending AS old (goal_id, cost_usd, tokens, max_cost_usd, max_tokens, calls)
     SELECT goal_id, sum(cost_usd), sum(prompt_tokens + completion_tokens), max(cost_usd),
-           max(prompt_tokens + completion_tokens)
+           max(prompt_tokens + completion_tokens), {_COSTLY}
     FROM called WHERE goal_id <> '' GROUP BY goal_id ORDER BY goal_id
     ON CONFLICT (goal_id) DO UPDATE SET cost_usd = old.cost_usd + excluded.cost_usd,
         tokens = old.tokens + excluded.tokens, max_cost_usd = greatest(old.max_cost_usd, excluded.max_cost_usd),
-        max_tokens = greatest(old.max_tokens, excluded.max_tokens), updated_at = now()
+        max_tokens = greatest(old.max_tokens, excluded.max_tokens), calls = old.calls + excluded.calls,
+        updated_at = now()
 ), owed AS MATERIALIZED (
     SELECT owner.scope, owner.name, sum(cost_usd) AS cost_usd, sum(prompt_tokens + completion_tokens) AS tokens,
-           max(cost_usd) AS max_cost_usd, max(prompt_tokens + completion_tokens) AS max_tokens
+           max(cost_usd) AS max_cost_usd, max(prompt_tokens + completion_tokens) AS max_tokens, {_COSTLY} AS calls
     FROM called CROSS JOIN LATERAL (VALUES ('agent', agent_type), ('key', paying_key)) owner (scope, name)
     GROUP BY owner.scope, owner.name
 ), budgeted AS MATERIALIZED (
@@ -108,7 +111,8 @@ WITH called AS MATERIALIZED (
         tokens = c.tokens + CASE WHEN {budgets.is_past(_AT)} THEN 0 ELSE b.tokens END,
         is_low = b.is_low AND NOT {budgets.is_past(_AT)},
         ends_at = CASE WHEN {budgets.is_past(_AT)} THEN {budgets.period_end("b.period", _AT)} ELSE b.ends_at END,
-        max_cost_usd = greatest(b.max_cost_usd, c.max_cost_usd), max_tokens = greatest(b.max_tokens, c.max_tokens)
+        max_cost_usd = greatest(b.max_cost_usd, c.max_cost_usd), max_tokens = greatest(b.max_tokens, c.max_tokens),
+        calls = b.calls + c.calls
     FROM budgeted c WHERE b.scope = c.scope AND b.name = c.name
 )
 INSERT INTO llm_minutes AS known (minute, model, agent_type, goal_id, key_id, outcome, calls, prompt_tokens,

@@ -88,7 +88,10 @@ async def submit(
     openapi_extra=body_limit(CONTENT_BYTES),
     status_code=201,
     response_model=BatchOut,
-    responses=_SUBMITTED,
+    responses={
+        200: {"model": BatchOut, "description": "all of them exist already, with the same bodies"},
+        **_SUBMITTED,
+    },
 )
 async def submit_batch(
     batch: BatchIn,
@@ -104,7 +107,8 @@ async def submit_batch(
     _refuse_late(services)
     async with services.database.transaction() as connection:
         results = await service.submit(connection, submissions, services[Intake])
-    response = answer(f'{{"tasks":[{",".join(map(_submitted_text, results))}]}}'.encode(), 201)
+    status = 201 if any(result.created for result in results) else 200
+    response = answer(f'{{"tasks":[{",".join(map(_submitted_text, results))}]}}'.encode(), status)
     advice.add_header(response, services)
     return response
 
