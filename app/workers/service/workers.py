@@ -20,7 +20,7 @@ from app.db.database import Database, is_locked, limit_lock_waits, now
 from app.db.duties import Turn
 from app.db.uuids import time_ordered_uuid
 from app.kernel.errors import SUPERSEDED, Locked, Unauthenticated, WorkerGone
-from app.kernel.events import WorkerEvent
+from app.kernel.events import TaskEvent, WorkerEvent
 from app.kernel.ids import WorkerId
 from app.kernel.presence import absence_reason
 from app.kernel.states import LIVE_STATES, WorkerState
@@ -243,7 +243,9 @@ async def lose(connection: AsyncConnection, worker_id: UUID, state: WorkerState,
     if attempt is not None:
         # Rescues count apart from failures, since the task did nothing wrong.
         verdict = await judge_loss(connection, attempt, await now(connection), f"worker lost: {reason}")
-        error = json.dumps({"code": "worker_lost", "message": reason, "retryable": True})
+        is_final = verdict.event is TaskEvent.FAILED
+        code = "unacknowledged" if is_final and verdict.unacknowledged is not None else "worker_lost"
+        error = json.dumps({"code": code, "message": verdict.reason if is_final else reason, "retryable": True})
         await attempts.end(connection, attempt, verdict, Ending(outcome="lost", error=error))
     if worker.slot is not None:
         await pool.conclude_replacement(connection, worker_id, reason)

@@ -48,6 +48,18 @@ async def test_a_task_that_loses_every_worker_is_given_up(database: Database) ->
     task = await everything(database, task_id)
     assert (task["state"], task["failures"]) == ("failed", 0)
     assert task["error"]["code"] == "worker_lost"
+    assert task["error"]["message"].startswith("given up after 6 lost workers: ")
+
+
+async def test_a_task_that_never_began_with_any_worker_is_given_up_for_that(database: Database) -> None:
+    task_id = (await submitted(database))[0]
+    await execute(database, "UPDATE tasks SET unacknowledged = $1", RetryPolicy().max_unacknowledged)
+    worker = await ready_worker(database)
+    await leased(database, worker, acknowledge=False)
+    await lose_worker(database, worker)
+    task = await everything(database, task_id)
+    assert (task["state"], task["rescues"], task["error"]["code"]) == ("failed", 0, "unacknowledged")
+    assert task["error"]["message"].startswith("given up after 21 leases that no worker acknowledged: ")
 
 
 async def test_the_sweep_finds_who_is_silent(database: Database) -> None:
