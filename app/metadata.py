@@ -7,8 +7,21 @@ from app.goals.store import tables as goals
 from app.health.store import tables as health
 from app.llm.store import tables as llm
 from app.memory.store import tables as memory
+from app.queue.store import event_tables
 from app.queue.store import tables as queue
 from app.scaling.store import tables as scaling
 from app.workers.store import tables as workers
 
-__all__ = ["admin", "agents", "goals", "health", "llm", "memory", "metadata", "queue", "scaling", "workers"]
+__all__ = [
+    "admin",
+    "agents",
+    "event_tables",
+    "goals",
+    "health",
+    "llm",
+    "memory",
+    "metadata",
+    "queue",
+    "scaling",
+    "workers",
+]

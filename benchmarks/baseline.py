@@ -30,7 +30,8 @@ UPDATE tasks t
 SET state = 'executing', token = t.token + 1, worker_id = {_WORKER}, leased_at = now(),
     lease_expires_at = now() + interval '15 s', deadline_at = now() + make_interval(secs => t.timeout_seconds)
 FROM (
-    SELECT id FROM tasks WHERE agent_type = {_AGENT} AND priority = 2 AND state = 'pending' AND run_at IS NULL
+    SELECT id FROM tasks
+    WHERE agent_type = {_AGENT} AND priority = 2 AND state = 'pending' AND blockers = 0 AND run_at IS NULL
     ORDER BY tag, seq LIMIT 1 FOR UPDATE SKIP LOCKED
 ) head
 WHERE t.id = head.id

@@ -51,7 +51,7 @@ WITH free AS (
     FROM {_HELD} WHERE t.id IS NULL ORDER BY w.slot LIMIT $1
 ), taken AS (
     SELECT t.id, row_number() OVER () AS n FROM (
-        SELECT id FROM tasks WHERE state = 'pending' AND run_at IS NULL AND agent_type = 'generation'
+        SELECT id FROM tasks WHERE state = 'pending' AND blockers = 0 AND run_at IS NULL AND agent_type = 'generation'
         ORDER BY priority, tag, seq LIMIT $1
     ) t
 ), given AS (

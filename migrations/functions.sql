@@ -28,8 +28,9 @@ DECLARE
     oldest bigint;
 BEGIN
     transaction := (pg_snapshot_xmax(pg_current_snapshot())::text)::bigint;
-    -- Before the first event the sequence shows the value that this one will have.
-    SELECT last_value - (NOT is_called)::int INTO seq FROM events_seq_seq;
+    -- Before the first event the sequence shows the value that this one will have. The row that took the last value may
+    -- hold events up to the next one.
+    SELECT CASE WHEN is_called THEN last_value + 1023 ELSE last_value - 1 END INTO seq FROM events_seq_seq;
     WITH lock AS MATERIALIZED (
         SELECT virtualtransaction, locktype, database, relation, mode, transactionid FROM pg_locks
         WHERE granted AND locktype IN ('relation', 'transactionid')
@@ -69,7 +70,8 @@ LANGUAGE sql IMMUTABLE AS $$
 $$;
 
 -- Every change of `tasks` adds lines to `queue_changes`, which a duty folds into `queue_counts`: no statement can forget
--- to count, and no two of them wait for the row of a counter.
+-- to count, and no two of them wait for the row of a counter. The statements of the hot path, which know what they do,
+-- write the lines themselves and say so: see `store/counters.py` of the queue.
 CREATE OR REPLACE FUNCTION convener_count_tasks() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF TG_OP = 'INSERT' THEN
@@ -92,15 +94,21 @@ END $$;
 
 CREATE OR REPLACE TRIGGER tasks_count_insert AFTER INSERT ON tasks
     REFERENCING NEW TABLE AS arrived
-    FOR EACH STATEMENT EXECUTE FUNCTION convener_count_tasks();
+    FOR EACH STATEMENT
+    WHEN (current_setting('convener.counted'::text, true) IS DISTINCT FROM statement_timestamp()::text)
+    EXECUTE FUNCTION convener_count_tasks();
 
 CREATE OR REPLACE TRIGGER tasks_count_update AFTER UPDATE ON tasks
     REFERENCING OLD TABLE AS departed NEW TABLE AS arrived
-    FOR EACH STATEMENT EXECUTE FUNCTION convener_count_tasks();
+    FOR EACH STATEMENT
+    WHEN (current_setting('convener.counted'::text, true) IS DISTINCT FROM statement_timestamp()::text)
+    EXECUTE FUNCTION convener_count_tasks();
 
 CREATE OR REPLACE TRIGGER tasks_count_delete AFTER DELETE ON tasks
     REFERENCING OLD TABLE AS departed
-    FOR EACH STATEMENT EXECUTE FUNCTION convener_count_tasks();
+    FOR EACH STATEMENT
+    WHEN (current_setting('convener.counted'::text, true) IS DISTINCT FROM statement_timestamp()::text)
+    EXECUTE FUNCTION convener_count_tasks();
 
 -- Records of who decided what: nobody rewrites them, not even by mistake.
 CREATE OR REPLACE FUNCTION convener_append_only() RETURNS trigger LANGUAGE plpgsql AS $$

@@ -41,22 +41,25 @@ def mark(name: str) -> str:
 def batch(name: str) -> str:
     """Return parts of a statement that select the next events of a fold: those from `mark.since` up to `batch.until`.
 
-    `ahead` has the events of the batch, and one more where there are more. The statement takes `:until` from a horizon.
-    The caller holds a duty's turn: two folds of one name at once would count events twice.
+    `ahead` has the rows of events of the batch, and one more where there are more. The statement takes
+    `:until` from a horizon. The caller holds a duty's turn: two folds of one name at once would count events twice.
     """
     # A batch of about `:limit` events ends between two transactions, as the mark knows only whole ones; the events of a
     # transaction that is larger are taken all at once.
     return f"""mark AS MATERIALIZED (
     {mark(name)}
 ), ahead AS MATERIALIZED (
-    SELECT e.transaction FROM mark CROSS JOIN LATERAL (
-        SELECT transaction FROM events WHERE transaction >= mark.since AND transaction < mark.until
-        ORDER BY transaction, seq LIMIT :limit + 1
-    ) e
+    SELECT transaction, size FROM (
+        SELECT transaction, size, sum(size) OVER (ORDER BY transaction, seq) - size AS events_before
+        FROM mark CROSS JOIN LATERAL (
+            SELECT transaction, seq, size FROM events WHERE transaction >= mark.since AND transaction < mark.until
+            ORDER BY transaction, seq LIMIT :limit + 1
+        ) following
+    ) counted WHERE events_before <= :limit
 ), batch AS MATERIALIZED (
-    SELECT CASE WHEN count(*) <= :limit THEN min(mark.until)
+    SELECT CASE WHEN coalesce(sum(size), 0) <= :limit THEN min(mark.until)
                 WHEN min(transaction) = max(transaction) THEN max(transaction) + 1
-                ELSE max(transaction) END AS until, count(*) > :limit AS more
+                ELSE max(transaction) END AS until, coalesce(sum(size), 0) > :limit AS more
     FROM mark LEFT JOIN ahead ON true
 )"""
 

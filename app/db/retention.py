@@ -72,7 +72,7 @@ def _mark_dropped(source: str) -> str:
     """Return the statement that notes the last of the events that are about to go, for readers with older cursors."""
     return f"""
 INSERT INTO folds AS mark (name, transaction, seq)
-SELECT '{DROPPED}', transaction, seq FROM {source} ORDER BY transaction DESC, seq DESC LIMIT 1
+SELECT '{DROPPED}', transaction, seq + size - 1 FROM {source} ORDER BY transaction DESC, seq DESC LIMIT 1
 ON CONFLICT (name) DO UPDATE SET transaction = excluded.transaction, seq = excluded.seq
 WHERE (excluded.transaction, excluded.seq) > (mark.transaction, mark.seq)"""
 

@@ -1,7 +1,10 @@
 """An existing database keeps its data when it is brought up to date."""
 
-from app.db import schema
+from app.db import hot_path, schema
 from app.db.database import Database
+from app.queue.store import completions, counters
+from tests.queue.store.test_event_rows import all_events, claimed
+from tests.support.factories import submitted
 from tests.support.sql import execute, fetch, value
 
 
@@ -16,3 +19,38 @@ async def test_keys_without_a_worker_become_those_of_pools(own_database: Databas
     assert roles == {"worker": "pool", "reader": "reader", "admin": "admin", "its own": "worker"}
     await schema.downgrade(own_database.engine, "2026_11_28_functions")
     assert await value(own_database, "SELECT role FROM keys WHERE id = 'worker'") == "worker"
+
+
+async def test_rows_of_many_events_are_unfolded_on_the_way_down(own_database: Database) -> None:
+    await submitted(own_database, 3)
+    await claimed(own_database, 3)
+    before = await all_events(own_database)
+    await schema.downgrade(own_database.engine, "2026_11_28_ended_calls")
+    assert await value(own_database, "SELECT count(*) FROM events WHERE task_id IS NOT NULL") == 9
+    await schema.migrate(own_database.engine)
+    await submitted(own_database, 2)
+    after = await all_events(own_database)
+    assert after[: len(before)] == before
+    assert len(after) == len(before) + 2
+    assert len({event.cursor for event in after}) == len(after)
+
+
+async def test_leases_and_dependencies_stay_when_the_columns_of_tasks_move(own_database: Database) -> None:
+    first, other = await submitted(own_database, 2)
+    (last,) = await submitted(own_database, depends_on=(first,))
+    results = await claimed(own_database, 1)
+    query = """SELECT id, state, token, worker_id, leased_at, lease_expires_at, deadline_at, depends_on FROM tasks
+               ORDER BY seq"""
+    before = await fetch(own_database, query)
+    assert [row["state"] for row in before] == ["executing", "pending", "blocked"]
+    await schema.downgrade(own_database.engine, "2026_11_28_event_rows")
+    await schema.migrate(own_database.engine)
+    assert await fetch(own_database, query.replace("depends_on", "nullif(depends_on, '{}') AS depends_on")) == before
+    async with own_database.transaction() as connection:
+        assert await counters.differences(connection) == []
+    completed, tags = await hot_path.run(own_database, lambda c: completions.complete_and_unblock(c, results))
+    assert set(completed) == {first}
+    assert tags
+    assert {result.task_id for result in await claimed(own_database, 2)} == {other, last}
+    async with own_database.transaction() as connection:
+        assert await counters.differences(connection) == []

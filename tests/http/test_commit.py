@@ -19,7 +19,7 @@ CREATE CONSTRAINT TRIGGER refuse AFTER INSERT OR UPDATE OR DELETE ON {table}
     DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION refuse();
 """
 _COUNTS = """
-SELECT ARRAY[(SELECT count(*) FROM tasks), (SELECT count(*) FROM task_history), (SELECT count(*) FROM events),
+SELECT ARRAY[(SELECT count(*) FROM tasks), (SELECT count(*) FROM task_history), (SELECT count(*) FROM every_event),
              (SELECT count(*) FROM workers), (SELECT count(*) FROM task_attempts), (SELECT count(*) FROM keys)]
 """
 

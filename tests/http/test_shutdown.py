@@ -119,7 +119,7 @@ async def _refusing(process: Api) -> None:
 
 
 _EVERYTHING = """
-SELECT ARRAY[(SELECT count(*) FROM tasks), (SELECT count(*) FROM task_history), (SELECT count(*) FROM events),
+SELECT ARRAY[(SELECT count(*) FROM tasks), (SELECT count(*) FROM task_history), (SELECT count(*) FROM every_event),
              (SELECT count(*) FROM workers), (SELECT count(*) FROM keys), (SELECT sum(token) FROM tasks)]
 """
 

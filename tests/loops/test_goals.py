@@ -31,7 +31,7 @@ async def test_a_goal_whose_time_is_up_ends_with_all_its_tasks(database: Databas
         await until(over)
     assert await value(database, "SELECT state FROM goals") == "stopped"
     assert await value(database, "SELECT count(*) FROM task_history WHERE state = 'cancelled'") == 5
-    assert await value(database, "SELECT count(*) FROM events WHERE kind = 'goal.stopped'") == 1
+    assert await value(database, "SELECT count(*) FROM every_event WHERE kind = 'goal.stopped'") == 1
 
 
 async def test_a_pause_comes_and_goes(database: Database) -> None:

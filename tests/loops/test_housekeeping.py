@@ -76,14 +76,14 @@ async def test_a_reader_of_an_old_partition_keeps_it_and_nobody_waits(own_databa
         assert (done["events dropped"], done["fingerprints"], done["failed"]) == ([], 3, [])
         await execute(own_database, _EVENT, datetime.now(UTC))
     assert (await _round(own_database))["events dropped"] == [old]
-    assert await value(own_database, "SELECT count(*) FROM events") == 1
+    assert await value(own_database, "SELECT count(*) FROM every_event") == 1
 
 
 async def test_a_table_in_use_gets_its_partition_in_another_round(own_database: Database) -> None:
     last = await value(own_database, _LAST)
     await execute(own_database, f"DROP TABLE {last}")
     async with own_database.transaction() as reader:
-        await reader.exec_driver_sql("SELECT * FROM events")
+        await reader.exec_driver_sql("SELECT * FROM every_event")
         done = await _round(own_database)
         assert (done["events made"], done["failed"]) == ([], [])
         await execute(own_database, _EVENT, datetime.now(UTC))

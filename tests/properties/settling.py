@@ -68,7 +68,7 @@ async def _check(service: Service) -> None:
             verdict = await invariants.run_check(connection, check)
             assert not verdict.violations, f"{check.description}: {verdict.examples}"
     told = [(event.task_id, event.kind) for event in await _followed(service)]
-    rows = await service.fetch("SELECT task_id, kind FROM events ORDER BY transaction, seq")
+    rows = await service.fetch("SELECT task_id, kind FROM every_event ORDER BY transaction, seq")
     # Events lag behind the oldest transaction of the whole server, never behind one another.
     assert told == [(row["task_id"], row["kind"]) for row in rows][: len(told)]
 

@@ -31,7 +31,7 @@ SELECT jsonb_build_object(
         UNION ALL SELECT {_BOTH}, result, 0, NULL, NULL, NULL, NULL, NULL FROM task_history) t),
     'edges', (SELECT jsonb_agg(jsonb_build_array(task_id, depends_on)) FROM task_dependencies),
     'events', (SELECT jsonb_agg(jsonb_build_array(task_id, kind, token) ORDER BY transaction, seq)
-               FROM events WHERE task_id IS NOT NULL),
+               FROM every_event WHERE task_id IS NOT NULL),
     'attempts', (SELECT jsonb_agg(jsonb_build_array(task_id, token, worker_id, outcome) ORDER BY token)
                  FROM task_attempts),
     'tags', (SELECT jsonb_object_agg(id, tag) FROM tasks),

@@ -23,9 +23,9 @@ _BATCH = 64
 # Per task, a fifth above what it is, and calls a half: pages that are touched, records and bytes of the log, and calls
 # of Python functions in the API, its libraries included.
 _BUDGET = {
-    "submit": {"pages": 25, "records": 13, "bytes": 1200, "calls": 550},
-    "lease": {"pages": 38, "records": 14, "bytes": 1600, "calls": 550},
-    "complete and lease": {"pages": 60, "records": 24, "bytes": 2600, "calls": 650},
+    "submit": {"pages": 16, "records": 9, "bytes": 850, "calls": 800},
+    "lease": {"pages": 20, "records": 6, "bytes": 540, "calls": 550},
+    "complete and lease": {"pages": 38, "records": 13, "bytes": 1310, "calls": 650},
 }
 _CALLER = ("/httpx/", "/httpcore/", "/tests/", "/_pytest/")
 

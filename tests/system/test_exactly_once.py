@@ -122,7 +122,7 @@ async def _check_database(connection: Any, submitted: set[str]) -> None:
     assert {(row["state"], row["token"], row["rescues"], row["failures"]) for row in rows} == {("completed", 1, 0, 0)}
     assert all(row["by"] != '"somebody else"' for row in rows)
     kinds = await connection.fetch(
-        "SELECT kind, count(*) AS n, count(DISTINCT task_id) AS tasks FROM events GROUP BY kind"
+        "SELECT kind, count(*) AS n, count(DISTINCT task_id) AS tasks FROM every_event GROUP BY kind"
     )
     assert {row["kind"]: (row["n"], row["tasks"]) for row in kinds} == dict.fromkeys(
         ("task.submitted", "task.assigned", "task.executing", "task.completed"), (len(submitted), len(submitted))

@@ -63,7 +63,7 @@ _FOLD = text(f"""
 WITH {folds.batch(_NAME)}, taken AS MATERIALIZED (
     SELECT transaction, seq, at, agent_type, task_id, kind = '{TaskEvent.COMPLETED}' AS is_success,
            seconds::float8 AS seconds, quality
-    FROM events WHERE transaction >= (SELECT since FROM mark) AND transaction < (SELECT until FROM batch)
+    FROM every_event WHERE transaction >= (SELECT since FROM mark) AND transaction < (SELECT until FROM batch)
       AND (kind = '{TaskEvent.COMPLETED}' OR quality IS NOT NULL)
 ), folded AS (
     INSERT INTO agent_minutes AS known (minute, agent_type, results, successes, judged, quality, seconds)

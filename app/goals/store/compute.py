@@ -78,7 +78,7 @@ _EVENT = f"""
     SELECT goal_id, agent_type, ({_IS_ATTEMPT})::int AS attempts,
            CASE WHEN {_IS_ATTEMPT} THEN seconds::float8 ELSE 0 END AS seconds,
            {", ".join(f"(kind = '{kind}')::int AS {name}" for name, kind in TOTALS.items())}
-    FROM events WHERE goal_id IS NOT NULL AND (kind IN ({_COUNTED_KINDS}) OR {_IS_ATTEMPT})
+    FROM every_event WHERE goal_id IS NOT NULL AND (kind IN ({_COUNTED_KINDS}) OR {_IS_ATTEMPT})
 """
 _SUMS = f"""sum(attempts)::bigint AS attempts, sum(seconds)::float8 AS seconds,
            {", ".join(f"sum({name})::bigint AS {name}" for name in TOTALS)}"""
@@ -92,7 +92,7 @@ WITH {folds.batch(_NAME)}, folded AS (
     ON CONFLICT (goal_id, agent_type) DO UPDATE
     SET {", ".join(f"{name} = stored.{name} + excluded.{name}" for name in ("attempts", "seconds", *TOTALS))}
 ), {folds.advance_mark(_NAME, "EXISTS (SELECT FROM ahead)")}
-SELECT (SELECT count(*) FROM ahead) AS events, (SELECT count(*) FROM ahead) > :limit AS has_more
+SELECT (SELECT coalesce(sum(size), 0) FROM ahead)::bigint AS events, more AS has_more FROM batch
 """)
 
 # Folded rows and events beyond the mark in one statement: its one snapshot counts each event exactly once, also while a

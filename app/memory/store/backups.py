@@ -24,7 +24,7 @@ WHERE n.nspname <> 'information_schema' AND n.nspname NOT LIKE 'pg\\_%' AND c.re
 # Events about the system as a whole do not count: the loops of a new system write some, such as that it has no workers.
 _IS_USED = text("""
 SELECT EXISTS (SELECT FROM tasks) OR EXISTS (SELECT FROM task_history)
-    OR EXISTS (SELECT FROM events WHERE task_id IS NOT NULL OR goal_id IS NOT NULL)
+    OR EXISTS (SELECT FROM every_event WHERE task_id IS NOT NULL OR goal_id IS NOT NULL)
     OR EXISTS (SELECT FROM context_entries) OR EXISTS (SELECT FROM goals) OR EXISTS (SELECT FROM pauses)
     OR EXISTS (SELECT FROM weights)
 """)

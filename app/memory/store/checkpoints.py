@@ -20,7 +20,7 @@ from app.kernel.events import TaskEvent
 from app.llm.store import tables as llm
 from app.memory.rules.checkpoints import Activity, CheckpointPolicy
 from app.memory.store import tables as memory
-from app.queue.store import counters, lease_ledger
+from app.queue.store import counters, event_rows, lease_ledger
 from app.queue.store import tables as queue
 from app.queue.store.events import Cursor
 
@@ -170,11 +170,10 @@ SELECT extract(epoch FROM now() - taken_at) AS seconds, cursor_transaction, curs
 FROM checkpoints ORDER BY id DESC LIMIT 1
 """)
 # From the cursor of the checkpoint rather than its time: an event may become visible long after its own time.
+_MAX_NUMBER = 2**63 - 1
 _COUNT_CHANGES = text(f"""
-SELECT count(*) AS changes, count(*) FILTER (WHERE kind = '{TaskEvent.COMPLETED}') AS completions FROM (
-    SELECT kind FROM events WHERE (transaction, seq) > (:transaction, :seq)
-    ORDER BY transaction, seq LIMIT :max_changes
-) recent
+WITH {event_rows.window(":max_changes")}
+SELECT count(*) AS changes, count(*) FILTER (WHERE kind = '{TaskEvent.COMPLETED}') AS completions FROM event
 """)
 _PRUNE = text("""
 DELETE FROM checkpoints WHERE id NOT IN (SELECT id FROM checkpoints ORDER BY id DESC LIMIT :keep) AND id NOT IN (
@@ -269,7 +268,8 @@ async def read_activity(connection: AsyncConnection, max_changes: int) -> Activi
     if last is None:
         return None
     cursor = {"transaction": last["cursor_transaction"], "seq": last["cursor_seq"]}
-    counts = (await connection.execute(_COUNT_CHANGES, {**cursor, "max_changes": max_changes})).mappings().one()
+    values = {**cursor, "last_transaction": _MAX_NUMBER, "last_seq": _MAX_NUMBER, "max_changes": max_changes}
+    counts = (await connection.execute(_COUNT_CHANGES, values)).mappings().one()
     return Activity(seconds=float(last["seconds"]), **counts)
 
 

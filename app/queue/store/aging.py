@@ -60,7 +60,7 @@ SELECT * FROM raised
 _AGE = text(f"""
 WITH due AS MATERIALIZED (
     SELECT id, agent_type, priority, goal_id, tag, seq FROM tasks
-    WHERE priority = :from AND priority <= 4 AND state = 'pending' AND run_at IS NULL
+    WHERE priority = :from AND priority <= 4 AND state = 'pending' AND blockers = 0 AND run_at IS NULL
       AND waiting_since >= coalesce(CAST(:since AS timestamptz), '-infinity')
       AND waiting_since <= now() - CAST(:min_wait AS interval)
     ORDER BY waiting_since LIMIT :limit FOR UPDATE SKIP LOCKED

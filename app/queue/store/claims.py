@@ -16,7 +16,7 @@ from app.kernel.events import TaskEvent
 from app.kernel.ids import TaskId, WorkerId
 from app.kernel.lanes import Lane
 from app.queue.rules.tasks import BASE_COMPUTE_SECONDS, LeasePolicy
-from app.queue.store import holds, lanes, lease_ledger
+from app.queue.store import counters, event_rows, holds, lanes, lease_ledger
 
 BOTTOM = float("-inf")
 
@@ -72,9 +72,20 @@ class ClaimOutcome:
 
 _LEASE_COLUMNS = """t.id AS task_id, t.token, t.failures + 1 AS attempt, t.agent_type, t.goal_id, t.priority,
     coalesce(t.payload_text, t.payload::text) AS payload, t.labels, t.created_at,
-    extract(epoch FROM t.deadline_at - t.leased_at)::float8 AS timeout_seconds,
+    date_part('epoch', t.deadline_at - t.leased_at) AS timeout_seconds,
     t.leased_at, t.lease_expires_at AS expires_at, t.deadline_at, t.checkpoint,
     t.trace_context, t.tag"""
+
+_LOG = event_rows.entry(
+    f"'{TaskEvent.ASSIGNED}'",
+    "leased",
+    "turn",
+    next_kind=f"CASE state WHEN 'executing' THEN '{TaskEvent.EXECUTING}' END",
+    task_ids="task_id",
+    worker_ids="worker_id",
+    tokens="token",
+    all_seconds="date_part('epoch', leased_at - waiting_since)::real",
+)
 
 # Each step keeps the claim safe or cheap. None joins two steps, whose sizes no planner can know: what belongs together
 # goes through them in arrays side by side, so that the work grows with the batch whatever the plan. Only the answer
@@ -104,9 +115,7 @@ WITH request AS MATERIALIZED (
            array_agg(CASE WHEN assigned_agent = agent_type
                      THEN greatest(1, assigned_compute_seconds / {BASE_COMPUTE_SECONDS}) ELSE 1 END ORDER BY turn)
                AS stretches
-    FROM request WHERE worker_state = 'ready' AND NOT holds_another
-      AND NOT EXISTS (SELECT FROM pauses p WHERE p.agent_type = request.agent_type)
-    GROUP BY agent_type, priority
+    FROM request WHERE worker_state = 'ready' AND NOT holds_another GROUP BY agent_type, priority
 ), picked AS MATERIALIZED (
     SELECT demand.*, head.ids,
            EXISTS (SELECT FROM unnest(head.avoided, workers) AS pair (avoided, worker_id) WHERE avoided = worker_id)
@@ -116,13 +125,14 @@ WITH request AS MATERIALIZED (
         FROM (
             SELECT id, tag, seq, avoid_worker_id FROM tasks
             WHERE tasks.agent_type = demand.agent_type AND tasks.priority = demand.priority
-              AND state = 'pending' AND run_at IS NULL AND tag >= demand.floor
+              AND state = 'pending' AND blockers = 0 AND run_at IS NULL AND tag >= demand.floor
               AND coalesce(goal_id, '') NOT IN ({holds.CLOSED})
               AND (demand.places > 1 OR avoid_worker_id IS DISTINCT FROM demand.workers[1]
                    OR waiting_since < now() - make_interval(secs => $9::float8))
             ORDER BY tag, seq LIMIT demand.places FOR UPDATE SKIP LOCKED
         ) locked
     ) head
+    WHERE NOT EXISTS (SELECT FROM pauses p WHERE p.agent_type = demand.agent_type)
 ), leased AS (
     UPDATE tasks t
     SET state = CASE WHEN e.acknowledge THEN 'executing' ELSE 'assigned' END,
@@ -133,18 +143,16 @@ WITH request AS MATERIALIZED (
         CASE WHEN is_shifted THEN array_prepend(ids[places], ids[:places - 1]) ELSE ids END,
         turns, workers, requests, acknowledged, leases_before, stretches
     ) AS e (task_id, turn, worker_id, request_id, acknowledge, leases_before, stretch)
-    WHERE t.id = e.task_id
-    RETURNING {_LEASE_COLUMNS}, t.state, t.waiting_since, e.turn, e.worker_id, e.request_id, e.leases_before
+    WHERE t.id = e.task_id AND {counters.COUNTS_ITSELF}
+    RETURNING {_LEASE_COLUMNS}, t.submitted_priority, t.state, t.waiting_since, e.turn, e.worker_id,
+              e.request_id, e.leases_before
 ), recorded AS (
     INSERT INTO leases (worker_id, n, task_id, token, request_id, leased_at)
     SELECT worker_id, leases_before + 1, task_id, token, request_id, leased_at FROM leased
 ), logged AS (
-    INSERT INTO events (kind, task_id, agent_type, goal_id, worker_id, token, priority, seconds)
-    SELECT kind, task_id, agent_type, goal_id, worker_id, token, priority,
-           CASE WHEN step = 1 THEN extract(epoch FROM leased_at - waiting_since) END
-    FROM leased
-    CROSS JOIN LATERAL (VALUES (1, '{TaskEvent.ASSIGNED}'), (2, '{TaskEvent.EXECUTING}')) AS event (step, kind)
-    WHERE step = 1 OR state = 'executing' ORDER BY turn, step
+    {_LOG}
+), counted AS (
+    {counters.entry("leased", "'pending'", "moved.state")}
 )
 SELECT request.worker_state, request.not_ready_reason, request.holds_another, request.is_repeat, request.assigned_agent,
        leased.*
@@ -162,8 +170,8 @@ SELECT lane.agent_type, lane.priority, head.tag
 FROM unnest($1::text[], $2::smallint[], $3::float8[]) AS lane (agent_type, priority, floor)
 CROSS JOIN LATERAL (
     SELECT tag FROM tasks t
-    WHERE t.agent_type = lane.agent_type AND t.priority = lane.priority AND state = 'pending' AND run_at IS NULL
-      AND tag >= lane.floor
+    WHERE t.agent_type = lane.agent_type AND t.priority = lane.priority
+      AND state = 'pending' AND blockers = 0 AND run_at IS NULL AND tag >= lane.floor
     ORDER BY tag LIMIT 1
 ) head
 WHERE NOT EXISTS (SELECT FROM pauses p WHERE p.agent_type = lane.agent_type)
@@ -176,8 +184,8 @@ SELECT t.agent_type, t.priority, min(t.tag) AS tag
 FROM (SELECT DISTINCT priority FROM unnest($2::smallint[]) AS all_of (priority)) lane_priority
 CROSS JOIN LATERAL (
     SELECT agent_type, priority, tag FROM tasks
-    WHERE tasks.priority = lane_priority.priority AND tasks.priority <= 4 AND state = 'pending' AND run_at IS NULL
-      AND waiting_since >= $4 OFFSET 0
+    WHERE tasks.priority = lane_priority.priority AND tasks.priority <= 4
+      AND state = 'pending' AND blockers = 0 AND run_at IS NULL AND waiting_since >= $4 OFFSET 0
 ) t
 JOIN unnest($1::text[], $2::smallint[], $3::float8[]) AS lane (agent_type, priority, floor)
     ON lane.agent_type = t.agent_type AND lane.priority = t.priority AND t.tag < lane.floor

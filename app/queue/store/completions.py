@@ -19,7 +19,7 @@ from app.kernel.events import TaskEvent
 from app.kernel.ids import TaskId, WorkerId
 from app.kernel.lanes import Lane
 from app.queue.rules.tasks import LeasePolicy
-from app.queue.store import dependencies, history
+from app.queue.store import counters, dependencies, event_rows, history
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +61,7 @@ _FENCE = """t.id = c.task_id AND t.token = c.token AND t.worker_id IS NOT DISTIN
     AND t.state IN ('assigned', 'executing') AND t.lease_expires_at > now()"""
 
 _CALLS = """unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::jsonb[], $5::bytea[], $6::jsonb[], $7::float8[])
-    AS c (task_id, token, worker_id, result, result_hash, usage, quality)"""
+    WITH ORDINALITY AS c (task_id, token, worker_id, result, result_hash, usage, quality, place)"""
 
 
 _FINISH = history.entry(
@@ -71,6 +71,18 @@ _FINISH = history.entry(
     result_hash="call.result_hash",
     usage="call.usage",
     quality="deleted.quality",
+    # There is nothing to try again.
+    retry_delays="'{}'",
+)
+
+_LOG_COMPLETED = event_rows.entry(
+    f"'{TaskEvent.COMPLETED}'",
+    "deleted",
+    "place",
+    worker_ids="worker_id",
+    tokens="token",
+    all_seconds="date_part('epoch', now() - leased_at)::real",
+    qualities="quality",
 )
 
 
@@ -79,19 +91,19 @@ def _completion(condition: str) -> str:
 WITH call AS MATERIALIZED (
     SELECT * FROM {_CALLS}
 ), held AS MATERIALIZED (
-    SELECT t.id, c.quality FROM tasks t JOIN call c ON {_FENCE} AND {condition} ORDER BY t.id
+    SELECT t.id, c.quality, c.place FROM tasks t JOIN call c ON {_FENCE} AND {condition} ORDER BY t.id
     FOR UPDATE OF t SKIP LOCKED
 ), deleted AS (
-    DELETE FROM tasks t USING held WHERE t.id = held.id RETURNING t.*, held.quality
+    DELETE FROM tasks t USING held WHERE t.id = held.id AND {counters.COUNTS_ITSELF}
+    RETURNING t.*, held.quality, held.place
 ), finished AS (
     {_FINISH}
 ), logged AS (
-    INSERT INTO events (kind, task_id, agent_type, goal_id, worker_id, token, priority, seconds, quality)
-    SELECT '{TaskEvent.COMPLETED}', id, agent_type, goal_id, worker_id, token, priority,
-           extract(epoch FROM now() - leased_at), quality
-    FROM deleted
+    {_LOG_COMPLETED}
+), counted AS (
+    {counters.entry("deleted", "moved.state")}
 )
-SELECT id, agent_type, extract(epoch FROM now() - leased_at)::float8 AS seconds FROM deleted
+SELECT id, agent_type, date_part('epoch', now() - leased_at) AS seconds FROM deleted
 """
 
 
@@ -99,23 +111,34 @@ _COMPLETE = _completion("NOT t.has_dependents")
 _COMPLETE_ANY = _completion("true")
 _LOCK_HELD = f"SELECT t.id FROM tasks t JOIN {_CALLS} ON {_FENCE} ORDER BY t.id FOR UPDATE OF t SKIP LOCKED"
 
+# Without a priority it counts as no step on its way: the claim may have told of it already.
+_LOG_EXECUTING = event_rows.entry(
+    f"'{TaskEvent.EXECUTING}'",
+    "(SELECT id, agent_type, goal_id, NULL::smallint AS priority, worker_id, token, place FROM renewed\n"
+    "     WHERE state_before = 'assigned') started",
+    "place",
+    worker_ids="worker_id",
+    tokens="token",
+)
+
 _RENEW = f"""
 WITH call AS MATERIALIZED (
     SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::jsonb[], $5::jsonb[])
-        AS c (task_id, token, worker_id, progress, checkpoint)
+        WITH ORDINALITY AS c (task_id, token, worker_id, progress, checkpoint, place)
 ), held AS MATERIALIZED (
-    SELECT t.id, t.state, c.progress, c.checkpoint FROM tasks t JOIN call c ON {_FENCE} ORDER BY t.id
+    SELECT t.id, t.state, c.progress, c.checkpoint, c.place FROM tasks t JOIN call c ON {_FENCE} ORDER BY t.id
     FOR UPDATE OF t SKIP LOCKED
 ), renewed AS (
     UPDATE tasks t
     SET state = 'executing', lease_expires_at = now() + make_interval(secs => $6::float8),
         progress = coalesce(held.progress, t.progress), checkpoint = coalesce(held.checkpoint, t.checkpoint)
-    FROM held WHERE t.id = held.id
-    RETURNING t.id, t.lease_expires_at, held.state AS state_before, t.agent_type, t.goal_id, t.worker_id, t.token
+    FROM held WHERE t.id = held.id AND {counters.COUNTS_ITSELF}
+    RETURNING t.id, t.lease_expires_at, t.state, held.state AS state_before, t.priority, t.submitted_priority,
+              t.agent_type, t.goal_id, t.worker_id, t.token, held.place
 ), logged AS (
-    INSERT INTO events (kind, task_id, agent_type, goal_id, worker_id, token)
-    SELECT '{TaskEvent.EXECUTING}', id, agent_type, goal_id, worker_id, token
-    FROM renewed WHERE state_before = 'assigned'
+    {_LOG_EXECUTING}
+), counted AS (
+    {counters.entry("(SELECT * FROM renewed WHERE state_before = 'assigned') started", "'assigned'", "moved.state")}
 )
 SELECT id, lease_expires_at FROM renewed
 """

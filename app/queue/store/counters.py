@@ -1,7 +1,8 @@
 """Counts of live tasks by lane and phase, exact at any moment, at a cost that does not grow with the number of tasks.
 
-A trigger on `tasks` adds lines to `queue_changes` for every statement; a duty folds old lines into `queue_counts`. A
-count is the sum of both, read in one statement. Updating a counter row in place would make all writers wait for it.
+A trigger on `tasks` adds lines to `queue_changes` for every statement that does not do so itself, as those of the hot
+path do; a duty folds old lines into `queue_counts`. A count is the sum of both, read in one statement. Updating a
+counter row in place would make all writers wait for it.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -28,8 +29,8 @@ SELECT lane_priority.priority, head.waiting_since
 FROM unnest(CAST(:priorities AS smallint[]), CAST(:floors AS timestamptz[])) AS lane_priority (priority, floor)
 CROSS JOIN LATERAL (
     SELECT waiting_since FROM tasks t
-    WHERE t.priority = lane_priority.priority AND t.priority <= 4 AND state = 'pending' AND run_at IS NULL
-      AND waiting_since >= lane_priority.floor
+    WHERE t.priority = lane_priority.priority AND t.priority <= 4
+      AND state = 'pending' AND blockers = 0 AND run_at IS NULL AND waiting_since >= lane_priority.floor
     ORDER BY waiting_since LIMIT 1
 ) head
 """)
@@ -112,6 +113,10 @@ SELECT * FROM unnest(CAST(:agents AS text[]), CAST(:priorities AS smallint[]), C
                      CAST(:tasks AS integer[]))
 """)
 
+# A condition, always true, of a statement that writes the lines of what it does to `tasks` itself: the triggers leave
+# it alone. It holds for one statement, as no other of its transaction begins at the same microsecond.
+COUNTS_ITSELF = "(SELECT set_config('convener.counted', statement_timestamp()::text, true)) <> ''"
+
 _SIZE = text("SELECT pg_relation_size('tasks')")
 
 # The gate before the limit of the queue. Submits far from the limit pass together, each process by its own estimate.
@@ -123,6 +128,21 @@ SELECT epoch FROM (SELECT CAST(pg_advisory_xact_lock_shared({_GATE}) AS text) AS
 CROSS JOIN LATERAL (SELECT last_value + length(gate.granted) AS epoch FROM admission_epoch OFFSET 0) sequence
 """)
 _ENTER_ALONE = text(f"SELECT pg_advisory_xact_lock({_GATE}), nextval('admission_epoch')")
+
+
+def entry(source: str, left_state: str, entered_state: str | None = None) -> str:
+    """Return the INSERT of the lines for tasks that leave a state, and enter another one unless they are deleted.
+
+    `source` has the columns of tasks that may run; the states are SQL expressions.
+    """
+    steps = [f"({left_state}, -tasks)"] + ([f"({entered_state}, tasks)"] if entered_state else [])
+    return f"""INSERT INTO queue_changes (agent_type, priority, phase, tasks)
+    SELECT agent_type, priority, convener_counted(goal_id, step.state, NULL, submitted_priority), sum(change)
+    FROM (
+        SELECT agent_type, priority, goal_id, submitted_priority, state, count(*)::integer AS tasks FROM {source}
+        GROUP BY agent_type, priority, goal_id, submitted_priority, state
+    ) moved CROSS JOIN LATERAL (VALUES {", ".join(steps)}) AS step (state, change)
+    GROUP BY 1, 2, 3"""
 
 
 async def read(connection: AsyncConnection) -> list[TaskCount]:

@@ -23,7 +23,7 @@ from app.queue.store.tables import KEPT_COLUMNS
 _DISPLACE = text(f"""
 WITH oldest AS MATERIALIZED (
     SELECT id FROM tasks
-    WHERE priority = :priority AND priority <= 4 AND state = 'pending' AND run_at IS NULL AND {WITHIN}
+    WHERE priority = :priority AND priority <= 4 AND state = 'pending' AND blockers = 0 AND run_at IS NULL AND {WITHIN}
       AND waiting_since >= :since ORDER BY waiting_since, seq LIMIT :count FOR UPDATE SKIP LOCKED
 ), deleted AS (
     DELETE FROM tasks t USING oldest WHERE t.id = oldest.id RETURNING t.*

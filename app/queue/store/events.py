@@ -15,6 +15,7 @@ from app.db.folds import Horizon
 from app.db.pages import PAGE_BYTES, within_bytes
 from app.db.turns import turn
 from app.kernel.events import TaskEvent
+from app.queue.store import event_rows
 from app.queue.store.worker_names import worker_name
 
 
@@ -82,23 +83,16 @@ INSERT INTO events (kind, detail, worker_id) VALUES (:kind, CAST(:detail AS json
 
 _READ = text(
     within_bytes(f"""
-SELECT transaction, seq, at, kind, task_id, agent_type, goal_id, worker_id, {worker_name("events")}, token, detail
-FROM events
-WHERE (transaction, seq) > (:transaction, :seq)
-  AND (transaction, seq) <= (:last_transaction, :last_seq)
-ORDER BY transaction, seq LIMIT :limit
+WITH {event_rows.window(":limit")}
+SELECT transaction, seq, at, kind, task_id, agent_type, goal_id, worker_id, {worker_name("event")}, token, detail
+FROM event ORDER BY transaction, seq
 """)
 )
 
 # A window of events of all namespaces, so that the cost is bounded however rare those of this one are. Events of the
 # system as a whole, which are about no task and no goal, are of no namespace.
-_READ_WITHIN = """
-WITH event AS MATERIALIZED (
-    SELECT transaction, seq, at, kind, task_id, agent_type, goal_id, worker_id, token, detail FROM events
-    WHERE (transaction, seq) > (:transaction, :seq)
-      AND (transaction, seq) <= (:last_transaction, :last_seq)
-    ORDER BY transaction, seq LIMIT :window
-), own AS ({own}), edge AS (
+_READ_WITHIN = f"""
+WITH {event_rows.window(":window")}, own AS ({{own}}), edge AS (
     SELECT transaction AS edge_transaction, seq AS edge_seq, (SELECT count(*) FROM event) AS looked_at
     FROM event ORDER BY transaction DESC, seq DESC LIMIT 1
 )

@@ -123,8 +123,8 @@ SELECT t.id, t.goal_id, h.reason
 FROM (SELECT generate_series(1, 4)::smallint AS priority WHERE EXISTS (SELECT FROM holds WHERE is_closed)) lane
 CROSS JOIN LATERAL (
     SELECT id, goal_id FROM tasks
-    WHERE tasks.priority = lane.priority AND tasks.priority <= 4 AND state = 'pending' AND run_at IS NULL
-      AND waiting_since >= :since OFFSET 0
+    WHERE tasks.priority = lane.priority AND tasks.priority <= 4
+      AND state = 'pending' AND blockers = 0 AND run_at IS NULL AND waiting_since >= :since OFFSET 0
 ) t
 JOIN holds h ON h.goal_id = t.goal_id AND h.is_closed
 LIMIT :limit

@@ -29,7 +29,8 @@ MAX_ROWS = 50_000
 
 # Read with a single task only: what may be large, and what nobody is shown.
 _NOT_LISTED = {"payload", "payload_text", "checkpoint", "retry_delays", "trace_context", "request_hash"}
-COLUMNS = ", ".join(["state", *(name for name in KEPT_COLUMNS if name not in _NOT_LISTED)])
+_AS_SHOWN = {"depends_on": "coalesce(depends_on, '{}') AS depends_on"}
+COLUMNS = ", ".join(["state", *(_AS_SHOWN.get(name, name) for name in KEPT_COLUMNS if name not in _NOT_LISTED)])
 LIVE_COLUMNS = (
     "CASE WHEN run_at = 'infinity' THEN due_at ELSE run_at END AS run_at, "
     "coalesce(run_at = 'infinity', false) AS held, NULL::timestamptz AS finished_at, error"

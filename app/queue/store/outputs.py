@@ -13,6 +13,7 @@ from app.db.namespaces import WITHIN
 from app.db.pages import PAGE_BYTES
 from app.db.turns import turn
 from app.kernel.events import TaskEvent
+from app.queue.store import event_rows
 from app.queue.store.events import Cursor, bounds
 from app.queue.store.worker_names import worker_name
 
@@ -55,11 +56,7 @@ _HISTORY = (
 # The event and the row in history are written together, so they bear the same time: that names the partition, and the
 # row is found by one probe.
 _PAGE = text(f"""
-WITH RECURSIVE event AS MATERIALIZED (
-    SELECT transaction, seq, at, kind, task_id, agent_type, goal_id FROM events
-    WHERE (transaction, seq) > (:transaction, :seq) AND (transaction, seq) <= (:last_transaction, :last_seq)
-    ORDER BY transaction, seq LIMIT :window
-), edge AS (
+WITH RECURSIVE {event_rows.window(":window")}, edge AS (
     SELECT transaction AS edge_transaction, seq AS edge_seq, (SELECT count(*) FROM event) AS looked_at
     FROM event ORDER BY transaction DESC, seq DESC LIMIT 1
 ), completion AS (

@@ -16,7 +16,8 @@ from app.queue.store import lanes
 _HEAD = text("""
 WITH head AS MATERIALIZED (
     SELECT id, seq, goal_id, tag, CASE WHEN goal_id LIKE '@%/%' THEN split_part(goal_id, '/', 1) END AS namespace
-    FROM tasks WHERE agent_type = :agent_type AND priority = :priority AND state = 'pending' AND run_at IS NULL
+    FROM tasks WHERE agent_type = :agent_type AND priority = :priority
+      AND state = 'pending' AND blockers = 0 AND run_at IS NULL
     ORDER BY tag, seq LIMIT :window
 )
 SELECT id, seq, goal_id, tag

@@ -1,9 +1,8 @@
-"""Tables of the queue: tasks, their history, attempts and events, lanes, leases, counters and degradation."""
+"""Tables of the queue: tasks, their history and attempts, lanes, leases and degradation."""
 
 from typing import Any
 
 from sqlalchemy import (
-    REAL,
     BigInteger,
     Boolean,
     CheckConstraint,
@@ -22,7 +21,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
 
-from app.db.columns import EVENT_TRANSACTION, metadata, moment, one_of
+from app.db.columns import metadata, moment, one_of
 from app.kernel.agents import AgentType
 from app.kernel.states import FINISHED, TaskState
 from app.queue.rules.degradation import LadderMove
@@ -123,65 +122,6 @@ fingerprints = Table(
     Index("fingerprints_seen", "seen_at"),
 )
 
-# Live tasks by lane and phase: folded counts and the changes since. A trigger on `tasks` writes the changes, so that no
-# statement can forget to; and as nobody updates a shared row, nobody waits for anybody.
-queue_counts = Table(
-    "queue_counts",
-    metadata,
-    Column("agent_type", Text, nullable=False),
-    Column("priority", SmallInteger, nullable=False),
-    Column("phase", Text, nullable=False),
-    Column("tasks", BigInteger, nullable=False),
-    PrimaryKeyConstraint("agent_type", "priority", "phase", name="queue_counts_pkey"),
-)
-queue_changes = Table(
-    "queue_changes",
-    metadata,
-    Column("transaction", BigInteger, nullable=False, server_default=EVENT_TRANSACTION),
-    Column("agent_type", Text, nullable=False),
-    Column("priority", SmallInteger, nullable=False),
-    Column("phase", Text, nullable=False),
-    Column("tasks", Integer, nullable=False),
-    Index("queue_changes_transaction", "transaction"),
-    postgresql_with={"autovacuum_vacuum_scale_factor": "0", "autovacuum_vacuum_threshold": "2000"},
-)
-
-# Events by minute, lane and kind, with the seconds of waits and runs: folded from the events.
-queue_minutes = Table(
-    "queue_minutes",
-    metadata,
-    moment("minute", nullable=False),
-    Column("agent_type", Text, nullable=False),
-    Column("priority", SmallInteger, nullable=False),
-    Column("kind", Text, nullable=False),
-    Column("tasks", BigInteger, nullable=False),
-    Column("seconds", Float, nullable=False, comment="sum of the seconds that the events tell"),
-    Column("longest", Float, nullable=False, comment="the largest of them"),
-    Column("histogram", ARRAY(BigInteger), nullable=False, comment="how many fell into each bucket of seconds"),
-    PrimaryKeyConstraint("minute", "agent_type", "priority", "kind", name="queue_minutes_pkey"),
-)
-
-# The same since ever, so that two readings give what happened between them.
-queue_totals = Table(
-    "queue_totals",
-    metadata,
-    Column("agent_type", Text, nullable=False),
-    Column("priority", SmallInteger, nullable=False),
-    Column("kind", Text, nullable=False),
-    Column("tasks", BigInteger, nullable=False),
-    Column("seconds", Float, nullable=False, comment="sum of the seconds that the events tell"),
-    PrimaryKeyConstraint("agent_type", "priority", "kind", name="queue_totals_pkey"),
-)
-
-# Mark of each fold: everything below this transaction has been folded. That of dropped events is the last one of them.
-folds = Table(
-    "folds",
-    metadata,
-    Column("name", Text, primary_key=True),
-    Column("transaction", BigInteger, nullable=False),
-    Column("seq", BigInteger, comment="of the last event that was dropped"),
-)
-
 
 def _submit_columns() -> list[Any]:
     """Columns that come with the submit, of live tasks and of history."""
@@ -198,7 +138,7 @@ def _submit_columns() -> list[Any]:
         Column("max_attempts", Integer, nullable=False),
         Column("retry_delays", ARRAY(Float), nullable=False),
         Column("trace_context", Text),
-        Column("depends_on", ARRAY(UUID), nullable=False, server_default="{}"),
+        Column("depends_on", ARRAY(UUID), comment="null where there are none"),
         Column("idempotency_key", Text),
         Column("request_hash", LargeBinary, nullable=False),
         moment("created_at", nullable=False),
@@ -222,15 +162,16 @@ def _attempt_columns() -> list[Any]:
 LIVE_STATES = [state for state in TaskState if state not in FINISHED]
 
 # Hot, so it holds live tasks only. Claims read `tasks_claim` from the floor of a lane on. There is no index of leased
-# tasks: `leases` says which worker has which. The low fillfactor leaves room for updates that touch no index.
+# tasks: `leases` says which worker has which. No index looks at a column that a claim or a renewal changes, and half of
+# each page is free for the rows that they write: so they touch no index. A leased task stays in the indexes of ready
+# ones until it ends; claims and others that look there go on from a floor above it, and skip those that are left.
 tasks = Table(
     "tasks",
     metadata,
     Column("id", UUID, primary_key=True),
     Column("seq", BigInteger, Identity(always=True), nullable=False),
-    Column("state", Text, nullable=False),
     *_submit_columns(),
-    *_attempt_columns(),
+    *(column for column in _attempt_columns() if column.name not in ("token", "worker_id", "leased_at")),
     moment("run_at", comment="null once the task may run; infinity while its goal is held back"),
     moment("due_at", comment="what run_at was before the goal was held back"),
     Column("blockers", Integer, nullable=False, server_default="0", comment="dependencies that are not met"),
@@ -239,29 +180,34 @@ tasks = Table(
     moment("waiting_since", nullable=False, server_default=func.now(), comment="when it last became ready to run"),
     Column("avoid_worker_id", UUID, comment="whose attempt failed last: preferably not that one again"),
     Column("returns", Integer, nullable=False, server_default="0", comment="how often it was handed back"),
+    Column("error", JSONB),
+    # Those that a claim changes, side by side and last: the log then tells of them alone.
+    Column("state", Text, nullable=False),
+    Column("token", BigInteger, nullable=False, server_default="0"),
+    Column("worker_id", UUID),
+    moment("leased_at"),
     moment("lease_expires_at"),
     moment("deadline_at"),
-    Column("error", JSONB),
     one_of("state", LIVE_STATES),
     one_of("agent_type", AgentType),
     CheckConstraint("(blockers > 0) = (state = 'blocked')", name="blocked"),
     CheckConstraint("(worker_id IS NOT NULL) = (state IN ('assigned', 'executing'))", name="leased"),
     postgresql_with={
-        "fillfactor": "70",
+        "fillfactor": "45",
         "autovacuum_vacuum_scale_factor": "0",
         "autovacuum_vacuum_threshold": "2000",
         "autovacuum_vacuum_cost_delay": "0",
         "autovacuum_analyze_scale_factor": "0.05",
     },
 )
-_READY = text("state = 'pending' AND run_at IS NULL")
+_READY = text("blockers = 0 AND run_at IS NULL")
 Index("tasks_claim", tasks.c.agent_type, tasks.c.priority, tasks.c.tag, tasks.c.seq, postgresql_where=_READY)
 # The bound on the priority, which always holds, keeps the planner from using the next two indexes for a claim.
 Index(
     "tasks_waiting",
     tasks.c.priority,
     tasks.c.waiting_since,
-    postgresql_where=text("state = 'pending' AND run_at IS NULL AND priority <= 4"),
+    postgresql_where=text("blockers = 0 AND run_at IS NULL AND priority <= 4"),
 )
 # The last tag of a goal in a lane, of tasks that were submitted to it and of those that rose to it: these go by tags of
 # their own, so that neither waits for all of the others.
@@ -272,7 +218,7 @@ for _name, _origin in (("tasks_submitted_tags", "IS NULL"), ("tasks_raised_tags"
         tasks.c.priority,
         func.coalesce(tasks.c.goal_id, text("''")),
         tasks.c.tag,
-        postgresql_where=text(f"state IN ('blocked', 'pending') AND priority <= 4 AND submitted_priority {_origin}"),
+        postgresql_where=text(f"priority <= 4 AND submitted_priority {_origin}"),
     )
 Index(
     "tasks_held",
@@ -287,7 +233,7 @@ Index("tasks_delayed", tasks.c.run_at, postgresql_where=text("run_at IS NOT NULL
 Index(
     "tasks_deadline",
     tasks.c.deadline,
-    postgresql_where=text("deadline IS NOT NULL AND priority < 4 AND state IN ('blocked', 'pending')"),
+    postgresql_where=text("deadline IS NOT NULL AND priority < 4"),
 )
 Index("tasks_seq", tasks.c.seq)
 Index("tasks_goal", tasks.c.goal_id, tasks.c.seq)
@@ -318,9 +264,10 @@ task_history = Table(
     Column("usage", JSONB),
     Column("quality", Float, comment="of the result, as its worker judged it: 0 to 1"),
     one_of("state", FINISHED),
-    PrimaryKeyConstraint("id", "finished_at", name="task_history_pkey"),
     postgresql_partition_by="RANGE (finished_at)",
 )
+# Not unique, which a partitioned table could only be together with the time: a task enters as its row in `tasks` goes.
+Index("task_history_id", task_history.c.id)
 Index("task_history_seq", task_history.c.seq)
 Index("task_history_goal", task_history.c.goal_id, task_history.c.seq)
 _namespace_index(task_history)
@@ -372,26 +319,4 @@ task_logs = Table(
     one_of("stream", Stream),
     PrimaryKeyConstraint("task_id", "token", "stream", "start", name="task_logs_pkey"),
     Index("task_logs_at", "at"),
-)
-
-# Every change of state. Read in (transaction, seq) order and only up to the oldest transaction that writes events:
-# sequence numbers alone become visible out of order.
-events = Table(
-    "events",
-    metadata,
-    Column("transaction", BigInteger, nullable=False, server_default=EVENT_TRANSACTION),
-    Column("seq", BigInteger, Identity(always=True), nullable=False),
-    moment("at", nullable=False, server_default=func.now()),
-    Column("kind", Text, nullable=False),
-    Column("task_id", UUID, comment="null where a goal itself has changed"),
-    Column("agent_type", Text),
-    Column("goal_id", Text),
-    Column("worker_id", UUID),
-    Column("token", BigInteger),
-    Column("detail", JSONB),
-    Column("priority", SmallInteger),
-    Column("seconds", REAL, comment="how long the task had waited (assigned) or run (completed, failed)"),
-    Column("quality", Float, comment="of the result (completed); 0 for a failure that is the agent's own"),
-    PrimaryKeyConstraint("transaction", "seq", "at", name="events_pkey"),
-    postgresql_partition_by="RANGE (at)",
 )

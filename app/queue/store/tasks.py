@@ -20,7 +20,7 @@ from app.kernel.namespaces import split_name
 from app.kernel.states import TaskState
 from app.queue.rules.payloads import kept_text
 from app.queue.rules.tasks import RetryPolicy
-from app.queue.store import dependencies, history, lanes, tables
+from app.queue.store import dependencies, event_rows, history, lanes, tables
 from app.queue.store.listing import COLUMNS, HISTORY_COLUMNS, LIVE_COLUMNS
 from app.queue.store.worker_names import worker_name
 
@@ -107,6 +107,7 @@ _ARRAYS = frozenset(name for name, sql_type in _INSERTED.items() if sql_type.end
 _AS_TEXT = {name: kind for name, kind in _INSERTED.items() if name in _ARRAYS or kind == "JSONB"}
 _VALUES = {
     **{name: f"CAST({name} AS {_AS_TEXT[name]})" if name in _AS_TEXT else name for name in _INSERTED},
+    "depends_on": "nullif(CAST(depends_on AS uuid[]), '{}')",
     "state": "CASE WHEN blockers > 0 THEN 'blocked' ELSE 'pending' END",
     "run_at": "CASE WHEN is_held THEN 'infinity' WHEN run_at > now() THEN run_at END",
     "due_at": "CASE WHEN is_held AND run_at > now() THEN run_at END",
@@ -129,10 +130,14 @@ _RETURNED = "RETURNING id, seq, agent_type, goal_id, priority"
 
 _INSERT_ONLY = text(f"{_INSERT} ON CONFLICT (id) DO NOTHING {_RETURNED}")
 
+
+def _log_submitted(source: str) -> str:
+    return event_rows.entry(f"'{TaskEvent.SUBMITTED}'", source, "seq")
+
+
 _INSERT_AND_LOG = text(f"""
 WITH fresh AS ({_INSERT} {_RETURNED}), logged AS (
-    INSERT INTO events (kind, task_id, agent_type, goal_id, priority)
-    SELECT '{TaskEvent.SUBMITTED}', id, agent_type, goal_id, priority FROM fresh ORDER BY seq
+    {_log_submitted("fresh")}
 )
 SELECT id FROM fresh
 """)
@@ -141,10 +146,7 @@ _DELETE_FINISHED = text("""
 DELETE FROM tasks WHERE id = ANY (:ids) AND EXISTS (SELECT FROM task_history h WHERE h.id = tasks.id) RETURNING id
 """)
 
-_LOG_SUBMITTED = text(f"""
-INSERT INTO events (kind, task_id, agent_type, goal_id, priority)
-SELECT '{TaskEvent.SUBMITTED}', id, agent_type, goal_id, priority FROM tasks WHERE id = ANY (:ids) ORDER BY seq
-""")
+_LOG_SUBMITTED = text(_log_submitted("(SELECT * FROM tasks WHERE id = ANY (:ids) ORDER BY seq) fresh"))
 
 _RESERVE = text("""
 SELECT pg_try_advisory_xact_lock(hashtextextended(key, 7241)) FROM unnest(CAST(:keys AS text[])) AS key

@@ -27,7 +27,7 @@ _FOLD = text(f"""
 WITH {folds.batch(_NAME)}, event AS MATERIALIZED (
     SELECT date_trunc('minute', at) AS minute, agent_type, priority, kind, seconds::float8 AS seconds,
            width_bucket(seconds::float8, CAST(:bounds AS float8[])) AS bucket
-    FROM events WHERE transaction >= (SELECT since FROM mark) AND transaction < (SELECT until FROM batch)
+    FROM every_event WHERE transaction >= (SELECT since FROM mark) AND transaction < (SELECT until FROM batch)
 ), bucketed AS (
     SELECT minute, agent_type, priority, kind, bucket,
            count(*) AS n, coalesce(sum(seconds), 0) AS seconds, coalesce(max(seconds), 0) AS longest
@@ -51,7 +51,7 @@ WITH {folds.batch(_NAME)}, event AS MATERIALIZED (
     ON CONFLICT (agent_type, priority, kind) DO UPDATE
     SET tasks = stored.tasks + excluded.tasks, seconds = stored.seconds + excluded.seconds
 ), {folds.advance_mark(_NAME, "EXISTS (SELECT FROM event)")}
-SELECT (SELECT count(*) FROM event) AS events, (SELECT count(*) FROM ahead) > :limit AS has_more
+SELECT (SELECT count(*) FROM event) AS events, more AS has_more FROM batch
 """)
 
 _RECENT = text("""
@@ -76,9 +76,9 @@ SELECT kind, sum(tasks)::bigint AS tasks FROM (
     SELECT kind, tasks FROM queue_totals
     UNION ALL
     SELECT kind, 1 FROM (
-        SELECT kind, priority FROM events
+        SELECT kind, priority FROM every_event
         WHERE transaction >= coalesce((SELECT transaction FROM folds WHERE name = '{_NAME}'), 0)
-        ORDER BY transaction, seq LIMIT {_MAX_UNFOLDED}
+        ORDER BY transaction, row_seq LIMIT {_MAX_UNFOLDED}
     ) recent WHERE priority IS NOT NULL
 ) counted GROUP BY kind
 """)

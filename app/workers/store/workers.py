@@ -17,7 +17,7 @@ from app.db.retention import pruning
 from app.kernel.agents import AgentType
 from app.kernel.ids import WorkerId
 from app.kernel.states import WorkerState
-from app.queue.store import lease_ledger
+from app.queue.store import counters, lease_ledger
 from app.workers.rules.assignment import Assignment
 from app.workers.rules.workers import Liveness, NameHolder, origins
 from app.workers.store.roster import ASSIGNED
@@ -158,7 +158,7 @@ WITH locked AS MATERIALIZED (
     UPDATE tasks t
     SET lease_expires_at = CASE WHEN t.state = 'executing' THEN now() + make_interval(secs => $9::float8)
                                 ELSE t.lease_expires_at END
-    FROM held WHERE t.id = held.id
+    FROM held WHERE t.id = held.id AND {counters.COUNTS_ITSELF}
     RETURNING t.worker_id, t.state, t.lease_expires_at
 )
 SELECT updated.id AS worker_id, updated.state, directive, directive_reason, renewed.state AS lease_state,

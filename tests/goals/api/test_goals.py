@@ -235,11 +235,11 @@ async def test_limits_that_do_not_go_together_are_refused_in_two_bodies_as_in_on
     service: Service, database: Database
 ) -> None:
     await create_goal(service, min_iterations=5, max_iterations=20)
-    before = await value(database, "SELECT (SELECT count(*) FROM events) || goals::text FROM goals")
+    before = await value(database, "SELECT (SELECT count(*) FROM every_event) || goals::text FROM goals")
     for name, limit in (("min_iterations", 21), ("max_iterations", 4)):
         answer = await service.ask("POST", "/goals/kepler/extend", {"constraints": {name: limit}})
         is_problem(answer, 422, "limits_refused", f"constraints.{name}")
-    assert await value(database, "SELECT (SELECT count(*) FROM events) || goals::text FROM goals") == before
+    assert await value(database, "SELECT (SELECT count(*) FROM every_event) || goals::text FROM goals") == before
     for limits in ({"max_iterations": 5}, {"min_iterations": 30, "max_iterations": 40}, {"patience": 7}):
         await service.post("/goals/kepler/extend", {"constraints": limits})
 

@@ -25,7 +25,7 @@ from tests.support.sql import until, value
 
 _GOALS = ("red", "green", "blue")
 _CLOCK = "SELECT clock_timestamp()"
-_SUBMITTED = "SELECT count(*) FROM events WHERE kind = 'task.submitted'"
+_SUBMITTED = "SELECT count(*) FROM every_event WHERE kind = 'task.submitted'"
 # A goal, and two moments between which nothing of it may have been leased.
 Closed = tuple[str, datetime, datetime]
 _AGENTS = (AgentType.GENERATION, AgentType.RANKING)
@@ -111,7 +111,7 @@ async def test_nothing_is_leased_while_its_goal_is_paused_and_nothing_is_lost(
             await goals.create(connection, goal_request(goal_id))
         for agent in _AGENTS:
             await submitted(database, 60, goal_id=goal_id, agent_type=agent)
-    leased = "SELECT count(*) FROM events WHERE kind = 'task.assigned' AND goal_id = $1 AND at BETWEEN $2 AND $3"
+    leased = "SELECT count(*) FROM every_event WHERE kind = 'task.assigned' AND goal_id = $1 AND at BETWEEN $2 AND $3"
     for interval in await _run_goals(database, replica, seed):
         assert await value(database, leased, *interval) == 0
     assert await value(database, "SELECT count(*) FROM holds") == 0

@@ -239,7 +239,7 @@ async def test_a_reset_lifts_everything_and_is_written_down(service: Service, da
     await granted(worker)
     entry = (await service.get("/audit"))["items"][0]
     assert (entry["action"], entry["before"]["model"]) == ("llm_model.reset", _MODEL)
-    events = await fetch(database, "SELECT detail FROM events WHERE kind = 'llm_model.reset'")
+    events = await fetch(database, "SELECT detail FROM every_event WHERE kind = 'llm_model.reset'")
     assert len(events) == 2
     is_problem(await service.ask("POST", "/llm/models/gpt-5/reset", key=Role.OPERATOR), 404, "model_not_allowed")
 

@@ -156,7 +156,9 @@ async def test_everything_is_there_and_leases_are_released_unharmed(
         assert [attempt["outcome"] for attempt in task["attempts"]] == ["released"]
         assert (await everything(restored, waiting[0]))["state"] == "blocked"
         assert (await everything(restored, finished))["result"] == {"ok": True}
-        (event,) = await fetch(restored, "SELECT task_id, worker_id, token FROM events WHERE kind = 'task.released'")
+        (event,) = await fetch(
+            restored, "SELECT task_id, worker_id, token FROM every_event WHERE kind = 'task.released'"
+        )
         assert (event["task_id"], event["worker_id"], event["token"]) == (lease.task_id, worker_id, lease.token)
         async with restored.transaction() as connection:
             page = await outputs.page(connection, BEGINNING, agent_type=None, goal_id=None, limit=10)

@@ -163,7 +163,7 @@ async def test_the_cursor_is_sent_when_no_event_matches(port: Port, database: Da
     last = (await port.service.get("/events", limit=500, after="now"))["next"]
     async with source.open() as stream:
         waiting = asyncio.ensure_future(anext(stream))
-        end = await value(database, "SELECT max(seq) FROM events")
+        end = await value(database, "SELECT max(seq) FROM every_event")
         await until(lambda: _true(source.last_id.endswith(f"-{end}")))
         assert not waiting.done()
         waiting.cancel()

@@ -168,7 +168,8 @@ async def test_a_cursor_from_before_the_retention_is_gone(service: Service, data
     kept = (await service.get("/events"))["next"]
     await execute(
         database,
-        "INSERT INTO folds (name, transaction, seq) SELECT 'events dropped', max(transaction), max(seq) FROM events",
+        "INSERT INTO folds (name, transaction, seq) SELECT 'events dropped', max(transaction), max(seq) "
+        "FROM every_event",
     )
     await execute(database, "DELETE FROM events")
     await service.submitted()

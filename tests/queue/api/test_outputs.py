@@ -174,7 +174,7 @@ async def test_only_the_partition_of_its_day_is_looked_at(service: Service, data
     await service.submitted()
     await _complete(worker)
     query = (
-        "SELECT count(*) FROM events e JOIN task_history h ON h.id = e.task_id AND h.finished_at = e.at"
+        "SELECT count(*) FROM every_event e JOIN task_history h ON h.id = e.task_id AND h.finished_at = e.at"
         " WHERE e.kind = 'task.completed'"
     )
     assert await value(database, query) == 1

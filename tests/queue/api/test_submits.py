@@ -19,7 +19,7 @@ async def test_a_chosen_id_makes_submitting_safe_to_repeat(service: Service, dat
     other = await service.ask("POST", "/tasks", body | {"payload": {"a": 2}})
     assert (other.status_code, other.json()["code"]) == (409, "task_conflict")
     assert await value(database, "SELECT count(*) FROM tasks") == 1
-    assert await value(database, "SELECT count(*) FROM events") == 1
+    assert await value(database, "SELECT count(*) FROM every_event") == 1
 
 
 async def test_the_same_task_submitted_by_many_at_once_is_one(service: Service, database: Database) -> None:

@@ -148,7 +148,7 @@ async def test_displaced_work_is_found_among_the_dead_letters(database: Database
     rows = await fetch(database, "SELECT id, state, error->>'code' AS code FROM task_history ORDER BY finished_at, seq")
     assert (low[0].id, "failed", "displaced") in [(row["id"], row["state"], row["code"]) for row in rows]
     assert {row["id"] for row in rows if row["state"] == "cancelled"} <= {dependent}
-    told = await fetch(database, "SELECT kind FROM events WHERE task_id = $1 ORDER BY seq", low[0].id)
+    told = await fetch(database, "SELECT kind FROM every_event WHERE task_id = $1 ORDER BY seq", low[0].id)
     kinds = [row["kind"] for row in told]
     assert kinds == ["task.submitted", "task.displaced"]
     with pytest.raises(QueueFull):

@@ -67,7 +67,9 @@ async def test_each_rise_is_an_event_with_its_reason(database: Database) -> None
     (near,) = await submitted(database, priority=Priority.HIGH)
     await execute(database, "UPDATE tasks SET deadline = now() WHERE id = $1", near)
     await _tick(database)
-    rows = await fetch(database, "SELECT task_id, detail, priority FROM events WHERE kind = 'task.aged' ORDER BY seq")
+    rows = await fetch(
+        database, "SELECT task_id, detail, priority FROM every_event WHERE kind = 'task.aged' ORDER BY seq"
+    )
     assert [(row["task_id"], json.loads(row["detail"]), row["priority"]) for row in rows] == [
         (old, {"from": "low", "to": "medium", "reason": "waited"}, Priority.MEDIUM),
         (near, {"from": "high", "to": "critical", "reason": "deadline"}, Priority.CRITICAL),

@@ -79,7 +79,7 @@ async def test_different_results_for_one_lease_at_once_are_accepted_once(
     assert [type(outcome) for outcome in outcomes].count(LeaseEnded) == 7
     assert outcomes.count(None) == 1
     assert await value(database, "SELECT count(*) FROM task_history") == 1
-    assert await value(database, "SELECT count(*) FROM events WHERE kind = 'task.completed'") == 1
+    assert await value(database, "SELECT count(*) FROM every_event WHERE kind = 'task.completed'") == 1
 
 
 async def test_a_result_is_accepted_from_a_lease_that_was_never_acknowledged(
@@ -113,7 +113,7 @@ async def test_a_start_acknowledges_and_renews(database: Database, desk: LeaseSe
     assert expires_at > lease.expires_at
     assert (await everything(database, lease.task_id))["state"] == "executing"
     assert await desk.renew(_sign(worker, lease)) >= expires_at
-    assert await value(database, "SELECT count(*) FROM events WHERE kind = 'task.executing'") == 1
+    assert await value(database, "SELECT count(*) FROM every_event WHERE kind = 'task.executing'") == 1
 
 
 async def test_progress_and_checkpoint_survive_a_failure(database: Database, desk: LeaseService) -> None:
@@ -184,7 +184,7 @@ async def test_a_task_that_is_always_handed_back_waits_longer_each_time_and_says
     assert standing.run_at is not None
     assert (await _release(database, worker, lease)).run_at == standing.run_at
     reason = await value(
-        database, "SELECT detail->>'reason' FROM events WHERE kind = 'task.released' ORDER BY seq DESC"
+        database, "SELECT detail->>'reason' FROM every_event WHERE kind = 'task.released' ORDER BY seq DESC"
     )
     assert reason == "not now; handed back 11 times, so it waits 1.1 s"
     assert (await everything(database, lease.task_id))["failures"] == 0

@@ -46,7 +46,7 @@ async def test_waiting_tasks_are_cancelled_with_the_reason(database: Database) -
     task = await everything(database, task_id)
     assert (task["state"], task["error"]) == ("cancelled", {"code": "cancelled", "message": "wrong data"})
     assert task["attempts"] == []
-    (event,) = await fetch(database, "SELECT * FROM events WHERE kind = 'task.cancelled'")
+    (event,) = await fetch(database, "SELECT * FROM every_event WHERE kind = 'task.cancelled'")
     assert (event["task_id"], event["priority"], json.loads(event["detail"])) == (task_id, 2, {"reason": "wrong data"})
 
 
@@ -62,7 +62,7 @@ async def test_a_running_task_is_taken_from_its_worker_and_its_attempt_kept(
     assert pulse.lease_expires_at is None
     with pytest.raises(TaskCancelled):
         await desk.complete(completion(worker, lease))
-    (event,) = await fetch(database, "SELECT * FROM events WHERE kind = 'task.cancelled'")
+    (event,) = await fetch(database, "SELECT * FROM every_event WHERE kind = 'task.cancelled'")
     assert (event["worker_id"], event["token"]) == (worker, lease.token)
 
 
@@ -84,7 +84,7 @@ async def test_all_that_wait_for_a_cancelled_task_go_with_it(database: Database)
     assert (second["state"], second["error"]["code"]) == ("cancelled", "dependency_failed")
     assert (second["error"]["dependency"], str(chain[0]) in second["error"]["message"]) == (str(chain[0]), True)
     assert (await everything(database, both))["error"]["dependency"] in {str(chain[1]), str(chain[500])}
-    assert await value(database, "SELECT count(*) FROM events WHERE kind = 'task.cancelled'") == 1001
+    assert await value(database, "SELECT count(*) FROM every_event WHERE kind = 'task.cancelled'") == 1001
 
 
 async def test_dependents_that_are_selected_too_have_been_cancelled_for_the_reason_given(database: Database) -> None:
@@ -185,7 +185,7 @@ async def test_overlapping_calls_end_every_task_once_and_never_deadlock(database
     await asyncio.gather(*(_cancel(database, selection) for selection in selections))
     assert await value(database, "SELECT count(*) FROM tasks") == 0
     assert await value(database, "SELECT count(*) FROM task_history") == 600
-    assert await value(database, "SELECT count(*) FROM events WHERE kind = 'task.cancelled'") == 600
+    assert await value(database, "SELECT count(*) FROM every_event WHERE kind = 'task.cancelled'") == 600
     await execute(database, "SELECT pg_stat_force_next_flush()")
     assert await value(database, "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == before
 

@@ -78,7 +78,7 @@ async def test_a_requeue_is_an_event(database: Database) -> None:
     heard: list[News] = []
     database.announcer.subscribe(heard.append)
     await _requeue(database, task_id, "mended the prompt")
-    (event,) = await fetch(database, "SELECT * FROM events WHERE kind = 'task.requeued'")
+    (event,) = await fetch(database, "SELECT * FROM every_event WHERE kind = 'task.requeued'")
     assert (event["task_id"], event["goal_id"], event["priority"]) == (task_id, "goal", 2)
     assert (event["token"], json.loads(event["detail"])) == (lease.token, {"reason": "mended the prompt"})
     assert {topic for news in heard for topic in news} == {"events", "work:generation:2"}
@@ -92,7 +92,7 @@ async def test_what_is_live_again_stays_as_it_is(database: Database) -> None:
     await leased(database, worker)
     await _requeue(database, task_id)
     assert (await everything(database, task_id))["worker_id"] == worker
-    assert await value(database, "SELECT count(*) FROM events WHERE kind = 'task.requeued'") == 1
+    assert await value(database, "SELECT count(*) FROM every_event WHERE kind = 'task.requeued'") == 1
 
 
 async def test_only_failed_tasks_are_dead_letters(database: Database, desk: LeaseService) -> None:
@@ -123,7 +123,7 @@ async def test_of_two_requeues_one_wins_and_the_other_finds_the_task_in_the_queu
         await until_blocked(database)
     await second
     assert (await everything(database, task_id))["state"] == "pending"
-    told = await fetch(database, "SELECT detail ->> 'reason' AS reason FROM events WHERE kind = 'task.requeued'")
+    told = await fetch(database, "SELECT detail ->> 'reason' AS reason FROM every_event WHERE kind = 'task.requeued'")
     assert [row["reason"] for row in told] == ["first"]
 
 
@@ -165,8 +165,8 @@ async def test_many_go_back_in_batches_each_exactly_once(database: Database) -> 
     rows = await fetch(database, "SELECT id FROM tasks ORDER BY seq")
     assert {row["id"] for row in rows} == set(letters)
     assert await value(database, "SELECT count(*) FROM task_history") == 0
-    assert await value(database, "SELECT count(DISTINCT task_id) FROM events WHERE kind = 'task.requeued'") == 2300
-    assert await value(database, "SELECT count(*) FROM events WHERE kind = 'task.requeued'") == 2300
+    assert await value(database, "SELECT count(DISTINCT task_id) FROM every_event WHERE kind = 'task.requeued'") == 2300
+    assert await value(database, "SELECT count(*) FROM every_event WHERE kind = 'task.requeued'") == 2300
 
 
 async def test_a_call_ends_at_its_limit_and_says_what_is_left(database: Database) -> None:
@@ -221,7 +221,7 @@ async def test_what_is_purged_leaves_an_event_and_nothing_else(database: Databas
     assert (outcome.matching_count, outcome.processed_count, outcome.remaining) == (1, 1, 0)
     assert [row["id"] for row in await fetch(database, "SELECT id FROM task_history")] == [kept]
     assert [row["task_id"] for row in await fetch(database, "SELECT task_id FROM task_attempts")] == [kept]
-    (event,) = await fetch(database, "SELECT * FROM events WHERE kind = 'task.purged'")
+    (event,) = await fetch(database, "SELECT * FROM every_event WHERE kind = 'task.purged'")
     assert (event["task_id"], event["token"]) == (task_id, lease.token)
     assert json.loads(event["detail"]) == {"reason": "tidying up", "code": "unsafe"}
 

@@ -199,7 +199,6 @@ async def test_every_move_is_an_event_and_the_counters_stand_it(database: Databa
     async with database.transaction() as connection:
         await degradation.release(connection, by="bob", reason="done")
         await counters.fold_events(connection)
-    query = (
-        "SELECT array_agg(kind || ' ' || (detail ->> 'move') || ' ' || (detail ->> 'after') ORDER BY seq) FROM events"
-    )
+    moves = "kind || ' ' || (detail ->> 'move') || ' ' || (detail ->> 'after')"
+    query = f"SELECT array_agg({moves} ORDER BY seq) FROM every_event"
     assert await value(database, query) == ["degradation.moved held 2", "degradation.moved released 2"]

@@ -80,7 +80,7 @@ async def test_a_diamond_in_any_order_runs_from_its_top(database: Database) -> N
     assert await _complete_next(database) == bottom
     assert set((await _states(database)).values()) == {"completed"}
     assert await sql.value(database, "SELECT count(*) FROM task_dependencies") == 0
-    unblocked = await sql.fetch(database, "SELECT task_id FROM events WHERE kind = 'task.unblocked' ORDER BY seq")
+    unblocked = await sql.fetch(database, "SELECT task_id FROM every_event WHERE kind = 'task.unblocked' ORDER BY seq")
     assert [row["task_id"] for row in unblocked][-1] == bottom
     assert len(unblocked) == 3
 

@@ -44,7 +44,7 @@ async def test_an_expired_lease_goes_back_and_counts_as_a_rescue(database: Datab
     task = await everything(database, lease.task_id)
     assert (task["state"], task["failures"], task["rescues"], task["worker_id"]) == ("pending", 0, 1, None)
     assert [(a["outcome"], a["error"]["code"]) for a in task["attempts"]] == [("expired", "lease_expired")]
-    event = (await fetch(database, "SELECT * FROM events ORDER BY seq DESC LIMIT 1"))[0]
+    event = (await fetch(database, "SELECT * FROM every_event ORDER BY seq DESC LIMIT 1"))[0]
     assert (event["kind"], event["worker_id"], event["token"]) == ("task.expired", worker, 1)
 
 
@@ -116,7 +116,7 @@ async def test_rescues_are_bounded(database: Database) -> None:
     assert (task["state"], task["failures"], task["rescues"]) == ("failed", 0, most + 1)
     assert task["error"]["code"] == "lease_expired"
     assert len(task["attempts"]) == most + 1
-    assert await value(database, "SELECT count(*) FROM events WHERE kind = 'task.failed'") == 1
+    assert await value(database, "SELECT count(*) FROM every_event WHERE kind = 'task.failed'") == 1
 
 
 @pytest.mark.parametrize("expiry_of", ["now() - interval '1 s'", "NULL"])

@@ -128,7 +128,7 @@ async def test_of_two_completions_one_is_accepted_and_the_same_again_is_repeated
     await completing.end()
     await second
     assert await value(database, "SELECT count(*) FROM task_history") == 1
-    assert await value(database, "SELECT count(*) FROM events WHERE kind = 'task.completed'") == 1
+    assert await value(database, "SELECT count(*) FROM every_event WHERE kind = 'task.completed'") == 1
 
 
 async def test_a_lost_workers_completion_that_came_first_counts(database: Database, completing: _Completing) -> None:
@@ -185,7 +185,7 @@ async def test_of_two_submits_of_one_id_the_second_waits_and_finds_the_task(data
     with pytest.raises(TaskConflict):
         await third
     assert await value(database, "SELECT count(*) FROM tasks") == 1
-    assert await value(database, "SELECT count(*) FROM events") == 1
+    assert await value(database, "SELECT count(*) FROM every_event") == 1
 
 
 async def test_a_submit_that_waited_for_one_that_failed_creates_the_task(database: Database) -> None:
@@ -208,7 +208,7 @@ async def test_a_submit_that_waits_for_the_completion_of_its_id_finds_the_finish
     found = await completing.hold_while(lambda: _submit(database, task_id))
     assert found == Submitted(id=task_id, state=TaskState.COMPLETED, created=False)
     assert await value(database, "SELECT count(*) FROM tasks") == 0
-    assert await value(database, "SELECT count(*) FROM events WHERE kind = 'task.submitted'") == 1
+    assert await value(database, "SELECT count(*) FROM every_event WHERE kind = 'task.submitted'") == 1
 
 
 async def test_a_submit_that_waits_for_the_completion_of_its_id_notices_another_body(

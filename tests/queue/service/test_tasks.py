@@ -59,7 +59,7 @@ async def test_a_batch_is_queued_in_its_order(database: Database) -> None:
     ids = await submitted(database, 50)
     rows = await fetch(database, "SELECT id FROM tasks ORDER BY seq")
     assert [row["id"] for row in rows] == ids
-    events = await fetch(database, "SELECT task_id FROM events WHERE kind = 'task.submitted' ORDER BY seq")
+    events = await fetch(database, "SELECT task_id FROM every_event WHERE kind = 'task.submitted' ORDER BY seq")
     assert [row["task_id"] for row in events] == ids
 
 
@@ -71,7 +71,7 @@ async def test_all_of_a_batch_or_nothing(database: Database) -> None:
         async with database.transaction() as connection:
             await tasks.submit(connection, batch)
     assert await value(database, "SELECT count(*) FROM tasks") == 1
-    assert await value(database, "SELECT count(*) FROM events") == 1
+    assert await value(database, "SELECT count(*) FROM every_event") == 1
 
 
 async def test_a_chosen_id_with_the_same_body_is_the_same_task(connection: AsyncConnection) -> None:
@@ -152,7 +152,7 @@ async def test_cancelling_a_running_task_records_the_attempt(database: Database)
         await tasks.cancel(connection, lease.task_id, "changed my mind")
     task = await everything(database, lease.task_id)
     assert [(a["worker_id"], a["outcome"]) for a in task["attempts"]] == [(worker, "cancelled")]
-    event = (await fetch(database, "SELECT * FROM events ORDER BY seq DESC LIMIT 1"))[0]
+    event = (await fetch(database, "SELECT * FROM every_event ORDER BY seq DESC LIMIT 1"))[0]
     assert (event["kind"], event["worker_id"], event["token"]) == ("task.cancelled", worker, 1)
 
 
@@ -162,7 +162,7 @@ async def test_cancelling_twice_is_fine_and_changes_nothing_more(database: Datab
         async with database.transaction() as connection:
             await tasks.cancel(connection, task_id, reason)
     assert (await everything(database, task_id))["error"]["message"] == "first"
-    assert await value(database, "SELECT count(*) FROM events WHERE kind = 'task.cancelled'") == 1
+    assert await value(database, "SELECT count(*) FROM every_event WHERE kind = 'task.cancelled'") == 1
 
 
 async def test_a_completed_task_cannot_be_cancelled(database: Database, desk: LeaseService) -> None:
@@ -185,7 +185,7 @@ async def test_every_transition_is_an_event_in_order(database: Database, desk: L
     task_id = (await submitted(database, goal_id="kepler"))[0]
     worker = await ready_worker(database)
     await desk.complete(completion(worker, await leased(database, worker)))
-    rows = await fetch(database, "SELECT * FROM events ORDER BY transaction, seq")
+    rows = await fetch(database, "SELECT * FROM every_event ORDER BY transaction, seq")
     moves = ["task.submitted", "task.assigned", "task.executing", "task.completed"]
     assert [(row["kind"], row["task_id"], row["goal_id"]) for row in rows] == [(m, task_id, "kepler") for m in moves]
     assert [row["worker_id"] for row in rows] == [None, worker, worker, worker]

@@ -84,7 +84,7 @@ async def test_each_task_is_accepted_once_and_no_worker_ever_holds_two(
 
 
 async def _never_held_two(database: Database, worker_id: WorkerId) -> None:
-    rows = await fetch(database, "SELECT kind, task_id FROM events WHERE worker_id = $1 ORDER BY seq", worker_id)
+    rows = await fetch(database, "SELECT kind, task_id FROM every_event WHERE worker_id = $1 ORDER BY seq", worker_id)
     held: set[UUID] = set()
     for row in rows:
         if row["kind"] == "task.completed":

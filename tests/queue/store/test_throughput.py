@@ -138,7 +138,7 @@ async def test_each_event_is_counted_once_whoever_commits_when(database: Databas
             folded += (await _fold(database, 2)).events
     while (batch := await _fold(database, 2)).events:
         folded += batch.events
-    told = int(await value(database, "SELECT count(*) FROM events"))
+    told = int(await value(database, "SELECT count(*) FROM every_event"))
     assert told == folded == await _counted(database)
 
 

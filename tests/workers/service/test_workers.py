@@ -62,7 +62,7 @@ async def test_a_report_that_does_not_pass_leaves_a_worker_starting(
     assert (row["state"], row["first_beat_at"]) == ("starting", None)
     assert reason in row["not_ready_reason"]
     told = await fetch(
-        database, "SELECT worker_id, detail ->> 'reason' AS reason FROM events WHERE kind = $1", _NOT_READY
+        database, "SELECT worker_id, detail ->> 'reason' AS reason FROM every_event WHERE kind = $1", _NOT_READY
     )
     assert [(event["worker_id"], event["reason"]) for event in told] == [(worker, row["not_ready_reason"])]
     reply = await heartbeats.report(beat(worker))
@@ -76,7 +76,7 @@ async def test_who_is_ready_stays_so_whatever_it_reports(database: Database, hea
     for report in ({"not_ready_reason": "now it cannot"}, {"memory_mb": _TERABYTES}):
         reply = await heartbeats.report(beat(worker, **report))
         assert (reply.state, reply.not_ready_reason) == (WorkerState.READY, None)
-    assert await value(database, "SELECT count(*) FROM events WHERE kind = $1", _NOT_READY) == 0
+    assert await value(database, "SELECT count(*) FROM every_event WHERE kind = $1", _NOT_READY) == 0
 
 
 async def test_a_small_worker_may_need_more_for_itself_than_it_offers(

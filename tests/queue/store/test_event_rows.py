@@ -1,0 +1,137 @@
+"""What one statement does to many tasks is one row of events, and still an event of its own for each task."""
+
+from uuid import uuid4
+
+from app.db import hot_path, retention
+from app.db.database import Database
+from app.kernel.lanes import Priority
+from app.queue.rules.tasks import LeasePolicy
+from app.queue.store import claims, completions, counters, events, throughput
+from app.queue.store.claims import ClaimRequest
+from app.queue.store.event_tables import EVENTS_IN_A_ROW
+from app.queue.store.events import BEGINNING, Cursor, Event
+from tests.support.factories import GENERATION, completion, ready_worker, submitted
+from tests.support.sql import execute, fetch, value
+
+_POLICY = LeasePolicy(avoid_seconds=0)
+
+
+async def all_events(database: Database, page_size: int = 1000) -> list[Event]:
+    """All events, read in pages."""
+    items: list[Event] = []
+    cursor = BEGINNING
+    while True:
+        async with database.transaction() as connection:
+            batch = await events.read_batch(connection, cursor, None, page_size)
+        if not batch.items:
+            return items
+        assert len(batch.items) <= page_size
+        items += batch.items
+        cursor = batch.next
+
+
+async def claimed(database: Database, count: int) -> list[completions.Completion]:
+    """Results for the leases that as many workers have just received by one statement."""
+    workers = [await ready_worker(database) for _ in range(count)]
+    asks = [ClaimRequest(worker_id=w, request_id=uuid4(), lane=GENERATION, acknowledge=True) for w in workers]
+    outcomes = await hot_path.run(database, lambda c: claims.claim(c, asks, _POLICY))
+    leases = [(outcome.lease, worker) for outcome, worker in zip(outcomes, workers, strict=True) if outcome.lease]
+    assert len(leases) == count
+    return [completion(worker, lease, quality=0.5 if place else None) for place, (lease, worker) in enumerate(leases)]
+
+
+async def test_a_statement_writes_one_row(own_database: Database) -> None:
+    task_ids = await submitted(own_database, 3)
+    results = await claimed(own_database, 3)
+    await hot_path.run(own_database, lambda c: completions.complete(c, results))
+    rows = await fetch(own_database, "SELECT kind, next_kind, size FROM events WHERE task_ids IS NOT NULL ORDER BY seq")
+    assert [tuple(row) for row in rows] == [
+        ("task.submitted", None, 3),
+        ("task.assigned", "task.executing", 6),
+        ("task.completed", None, 3),
+    ]
+    story = [event for event in await all_events(own_database) if event.task_id]
+    assert [event.task_id for event in story[:3]] == task_ids
+    for task_id, result in zip(task_ids, results, strict=True):
+        own = [event for event in story if event.task_id == task_id]
+        assert [event.kind for event in own] == ["task.submitted", "task.assigned", "task.executing", "task.completed"]
+        assert [event.token for event in own] == [None, 1, 1, 1]
+        assert [event.worker_id for event in own] == [None, *[result.worker_id] * 3]
+    rest = await fetch(own_database, "SELECT kind, task_id, seconds IS NULL AS no_seconds, quality FROM every_event")
+    assert {row["kind"] for row in rest if not row["no_seconds"]} == {"task.assigned", "task.completed"}
+    qualities = {row["task_id"]: row["quality"] for row in rest if row["kind"] == "task.completed"}
+    assert qualities == {result.task_id: result.quality for result in results}
+
+
+async def test_tasks_of_different_goals_and_lanes_do_not_share_a_row(database: Database) -> None:
+    for goal in ("one", "other", None):
+        await submitted(database, 2, goal_id=goal)
+    await submitted(database, 2, goal_id="one", priority=Priority.HIGH)
+    await claimed(database, 6)
+    rows = await fetch(database, "SELECT goal_id, size FROM events WHERE kind = 'task.assigned'")
+    assert {(row["goal_id"], row["size"]) for row in rows} == {("one", 4), ("other", 4), (None, 4)}
+
+
+async def test_every_page_size_gives_the_same(database: Database) -> None:
+    await submitted(database, 5)
+    await claimed(database, 4)
+    expected = await all_events(database)
+    assert len({event.cursor for event in expected}) == len(expected)
+    for page_size in (1, 2, 3, 7):
+        assert await all_events(database, page_size) == expected
+
+
+async def test_more_tasks_than_a_row_takes(database: Database) -> None:
+    count = EVENTS_IN_A_ROW + 100
+    task_ids = await submitted(database, count)
+    assert await value(database, "SELECT max(size) FROM events") <= EVENTS_IN_A_ROW // 2
+    story = [event for event in await all_events(database, 400) if event.task_id]
+    assert {event.task_id for event in story} == set(task_ids)
+    assert len(story) == count
+    assert sorted(story, key=lambda event: event.cursor) == story
+
+
+async def test_a_batch_of_a_fold_ends_behind_the_row_that_fills_it(database: Database) -> None:
+    for _ in range(3):
+        await submitted(database, 4)
+    async with database.transaction() as connection:
+        sizes = []
+        while (batch := await throughput.fold(connection, 6)).events:
+            sizes.append((batch.events, batch.has_more))
+    assert sum(size for size, _ in sizes) == await value(database, "SELECT count(*) FROM every_event")
+    assert all(size <= 6 for size, _ in sizes)
+    assert [more for _, more in sizes] == [True] * (len(sizes) - 1) + [False]
+    async with database.transaction() as connection:
+        assert (await throughput.totals(connection))["task.submitted"] == 12
+
+
+async def test_what_is_dropped_reaches_to_the_last_event_of_a_row(own_database: Database) -> None:
+    await submitted(own_database, 4)
+    last = (await all_events(own_database))[-1]
+    await execute(own_database, "ALTER TABLE events DETACH PARTITION events_default")
+    partition = await value(own_database, "SELECT tableoid::regclass::text FROM events LIMIT 1")
+    async with own_database.transaction() as connection:
+        assert await retention.drop(connection, partition)
+        kept = await events.kept_span(connection)
+    assert kept.dropped_until == Cursor(transaction=last.cursor.transaction, seq=last.cursor.seq)
+
+
+async def test_statements_that_count_themselves_are_counted_once_and_others_still(database: Database) -> None:
+    await submitted(database, 4, goal_id="@lab/goal")
+    await execute(database, "UPDATE tasks SET submitted_priority = 1 WHERE seq = (SELECT min(seq) FROM tasks)")
+    results = await claimed(database, 3)
+    async with database.transaction() as connection:
+        assert await counters.differences(connection) == []
+
+    async def both(connection: hot_path.HotConnection) -> None:
+        async with connection.transaction():
+            assert len(await completions.complete(connection, results[:2])) == 2
+            await connection.execute("UPDATE tasks SET run_at = now() + interval '1 h' WHERE state = 'pending'")
+
+    await hot_path.run(database, both)
+    async with database.transaction() as connection:
+        assert await counters.differences(connection) == []
+        assert {(count.phase, count.tasks) for count in await counters.read(connection)} == {
+            ("delayed", 1),
+            ("executing", 1),
+        }
