@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from app.kernel.endpoints import Endpoint, endpoint
 from app.kernel.modes import Mode
 from app.secrecy import close_process, take_over, wipe
-from worker_agent.variables import is_link
+from worker_agent.variables import default_state_directory, is_link
 
 log = logging.getLogger(__name__)
 _PREFIX = "CONVENER_"
@@ -53,7 +53,7 @@ class Settings(BaseModel):
     mode: Mode | None = Field(
         None, description="the mode of a new database; `production`, or `development` under `convener up` and `demo`"
     )
-    state_directory: Path = Field(default_factory=lambda: _state_home() / "convener", validate_default=True)
+    state_directory: Path = Field(default_factory=default_state_directory, validate_default=True)
     postgres_bin: Path | None = Field(None, description="directory with the PostgreSQL programs")
     host: str = Field("127.0.0.1", description="address that the API listens on")
     port: int = Field(8765, ge=0, le=65535)
@@ -323,7 +323,3 @@ SECRET_VARIABLES = frozenset(_variable(name) + suffix for name in SECRETS for su
 def _problem(error: Any, variables: Collection[str], path: Path | None) -> str:
     name = str(error["loc"][0])
     return f"{_variable(name) if name in variables or path is None else f'{path}: {name}'}: {error['msg']}"
-
-
-def _state_home() -> Path:
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")

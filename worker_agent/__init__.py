@@ -16,8 +16,13 @@ An agent is a function. A module that holds one, `my_agents.py`::
 is served by `convener-worker --url http://127.0.0.1:8765 --handlers my_agents`, with the pool key in CONVENER_KEY.
 """
 
+import sys
+
 from worker_agent.failures import Permanent, Postponed, Transient
 from worker_agent.task import Task
+
+# The HTTP library would import its own command line, with parsers and colours, which nobody here calls.
+sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]  # that is how a module is kept out
 
 __version__ = "0.1.0"
 __all__ = ["Permanent", "Postponed", "Task", "Transient", "__version__"]

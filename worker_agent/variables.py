@@ -1,8 +1,10 @@
 """The names of all variables of Convener, by which a program tells of one that is misspelt."""
 
 import difflib
+import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 _PREFIX = "CONVENER_"
 # Settings of the API and the loops, of which the first line are those that may stand in files of their own.
@@ -24,12 +26,20 @@ _OTHERS = """
     LLM_URL LOCAL_MODEL_PORT PROGRESS_FD SCHEMA_CASES TASK_ATTEMPT TASK_ID
 """
 NAMES = frozenset(_PREFIX + word for word in (_SETTINGS + _FILES + _OTHERS).split())
+STATE_DIRECTORY = f"{_PREFIX}STATE_DIRECTORY"
+# Those that a command reads which only calls the service may stand alone; with others all settings are checked.
+OTHER_SETTINGS = frozenset(_PREFIX + word for word in (_SETTINGS + _FILES).split()) - {STATE_DIRECTORY}
 # Kubernetes, and links of Docker, put these into every container for each service whose name begins with convener.
 _LINK_NAME = re.compile(
     r"CONVENER_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
 _LINK = re.compile(r"(tcp|udp|sctp)://.*:\d+")
 _TESTS = f"{_PREFIX}TEST_"
+
+
+def default_state_directory() -> Path:
+    """The directory of `convener up` where no variable names one."""
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "convener"
 
 
 def is_link(name: str, value: str) -> bool:

@@ -4,11 +4,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from app.settings import Settings, SettingsError
 from app.terminal.failures import ExitCode, Failure
 from worker_agent.connections.clients import check_address, default_socket
 from worker_agent.connections.trust import SYSTEM_TRUST, Trust, read_trust
+from worker_agent.variables import OTHER_SETTINGS, STATE_DIRECTORY, default_state_directory
+
+if TYPE_CHECKING:
+    from app.settings import Settings, SettingsError
 
 DEFAULT_URL = "http://127.0.0.1:8765"
 OPERATOR_KEY = "operator.key"
@@ -26,7 +30,7 @@ class Access:
 
 def find_access(url: str | None, key_files: Sequence[str] = (OPERATOR_KEY,)) -> Access:
     """The address and key to use. Raises Failure for a malformed address, and without a key."""
-    state = settings().state_directory
+    state = _state_directory()
     own_address = _read(state / "url")
     address, is_own = url or own_address or DEFAULT_URL, (url or own_address) == own_address
     # Not the port of this machine's own service: while it is down, anybody may listen there and collect the keys.
@@ -50,15 +54,25 @@ def find_access(url: str | None, key_files: Sequence[str] = (OPERATOR_KEY,)) -> 
     return Access(url=address, key=key, trust=trust)
 
 
-def settings() -> Settings:
+def _state_directory() -> Path:
+    """The state directory. Raises Failure that names the variable at fault, of any setting."""
+    # All settings together take longer to import than the rest of a command, and there are rarely others.
+    if not OTHER_SETTINGS.isdisjoint(os.environ):
+        return settings().state_directory
+    return Path(os.environ.get(STATE_DIRECTORY, default_state_directory()))
+
+
+def settings() -> "Settings":
     """The settings from the environment. Raises Failure that names the variable at fault."""
+    from app.settings import Settings, SettingsError
+
     try:
         return Settings.from_environment()
     except SettingsError as error:
         raise settings_failure(error) from None
 
 
-def settings_failure(error: SettingsError) -> Failure:
+def settings_failure(error: "SettingsError") -> Failure:
     """The failure of a command for settings that cannot be used."""
     hint = "correct it; a variable may be unset, and a line of the file left out"
     return Failure(str(error), ExitCode.USAGE, hint=hint)

@@ -1,5 +1,6 @@
 """Help is there for every command, and says what scripts need to know."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -55,6 +56,18 @@ def test_the_list_of_commands_imports_none_of_them() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "Start here" in done.stdout
     assert done.stderr == "set()"
+
+
+@pytest.mark.parametrize("arguments", [["status"], ["tasks", "ls"], ["workers", "ls"], ["goals", "ls"], ["events"]])
+def test_a_command_imports_what_it_uses(arguments: list[str]) -> None:
+    """Whoever calls the service needs none of its libraries, and no other command line than this."""
+    heavy = "{'app.settings', 'asyncpg', 'fastapi', 'psutil', 'pygments', 'sqlalchemy', 'starlette', 'tomllib'}"
+    show = f"import atexit, sys; atexit.register(lambda: sys.stderr.write(str({heavy} & {{*sys.modules}})))"
+    script = f"{show}; from app.cli.commands import build; build()({arguments})"
+    nobody = {"CONVENER_URL": "http://127.0.0.1:9", "CONVENER_KEY": "none", "PATH": os.environ["PATH"]}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=nobody, check=False)
+    assert "cannot reach the service" in done.stderr
+    assert done.stderr.endswith("set()"), done.stderr
 
 
 def test_version(offline: CommandLine) -> None:
