@@ -1,7 +1,7 @@
 """Turns of background duties: one row for each duty, claimed in the transaction of the work that it guards."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.db.hot_path import HotConnection
 from app.db.retention import BATCH, deletion
 
 _TURNS = text("""
@@ -56,9 +57,23 @@ _PRUNE = deletion("loop_ticks", "every_seconds IS NULL AND last_run_at < now() -
 _ALL = text("SELECT duty, last_run_at, runs, result FROM loop_ticks ORDER BY duty")
 
 
-async def ensure(connection: AsyncConnection, duty: str) -> None:
-    """Create the row of a duty unless it exists."""
-    await connection.execute(_ENSURE, {"duty": duty})
+async def ensure(connection: AsyncConnection, duty: str) -> bool:
+    """Create the row of a duty, and return whether there was none."""
+    return (await connection.execute(_ENSURE, {"duty": duty})).rowcount == 1
+
+
+async def look(connection: HotConnection, conditions: Mapping[str, str]) -> frozenset[str]:
+    """Return the names of the conditions, which are expressions of SQL, that hold."""
+    if not conditions:
+        return frozenset()
+    rows = ", ".join(f"('{name}', ({condition}))" for name, condition in conditions.items())
+    matches = await connection.fetch(f"SELECT name FROM (VALUES {rows}) condition (name, holds) WHERE holds")
+    return frozenset(row["name"] for row in matches)
+
+
+def has_not_run_for(duty: str, seconds: float) -> str:
+    """Return the condition that the last turn of a duty is so long ago."""
+    return f"NOT EXISTS (SELECT FROM loop_ticks WHERE duty = '{duty}' AND last_run_at > now() - interval '{seconds} s')"
 
 
 async def claim(connection: AsyncConnection, duty: str, interval_seconds: float) -> Turn | None:

@@ -38,6 +38,12 @@ def mark(name: str) -> str:
     FROM (SELECT coalesce((SELECT transaction FROM folds WHERE name = '{name}'), 0) AS since) stored"""
 
 
+def has_events(name: str) -> str:
+    """Return the condition that there are events for the next turn of a fold, or that some of them are still open."""
+    return f"""EXISTS (SELECT FROM events
+    WHERE transaction >= coalesce((SELECT transaction FROM folds WHERE name = '{name}'), 0))"""
+
+
 def batch(name: str) -> str:
     """Return parts of a statement that select the next events of a fold: those from `mark.since` up to `batch.until`.
 

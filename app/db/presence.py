@@ -16,7 +16,9 @@ from app.kernel.errors import DatabaseUnavailable
 from app.kernel.presence import ApiProcess, PresencePolicy
 
 log = logging.getLogger(__name__)
-_NOTE_SECONDS = 0.5
+# Between two notes, of the time after which a process without any counts as away.
+_NOTE_SHARE = 1 / 3
+_RETRY_SECONDS = 0.5
 # A process whose callers get no answer for so long is not there to them.
 _STALLED_SECONDS = 0.5
 
@@ -51,9 +53,11 @@ async def keep_noting(
     process_id = time_ordered_uuid()
     has_forgotten = False
     while True:
+        pause = _RETRY_SECONDS
         try:
             if stalled_seconds() < _STALLED_SECONDS:
                 await hot_path.run(database, lambda connection: note(connection, process_id, policy()))
+                pause = max(_RETRY_SECONDS, _NOTE_SHARE * policy().away_after_seconds)
                 if not has_forgotten:
                     # Only once it is there itself: without any row nobody would know that the API was away.
                     await hot_path.run(database, lambda connection: connection.execute(_FORGET))
@@ -62,7 +66,7 @@ async def keep_noting(
             pass
         except Exception:
             log.exception("could not note that the API is there, trying again")
-        await asyncio.sleep(_NOTE_SECONDS)
+        await asyncio.sleep(pause)
 
 
 async def read(connection: AsyncConnection) -> list[ApiProcess]:

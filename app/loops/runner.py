@@ -4,14 +4,16 @@ import asyncio
 import logging
 import random
 from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 
-from app.db import duties
+from app.db import duties, hot_path
 from app.kernel.errors import DatabaseUnavailable
 from app.loops.schedule import Context, Duty, Job
 
 log = logging.getLogger(__name__)
 _LOOK_SECONDS = 1.0
+_LOOK_FOR_WORK_SECONDS = 0.5
 # Between two turns: three intervals, and what a busy machine or a restart of the database takes.
 _MISSED_TURNS = 3.0
 _PATIENCE_SECONDS = 10.0
@@ -27,6 +29,8 @@ class Runner:
         self._context = context
         self._schedule = schedule
         self._wake_events = {item.name: asyncio.Event() for item in schedule}
+        # Set when a look finds that there is something to do, and by whatever wakes.
+        self._due_events = {item.name: asyncio.Event() for item in schedule}
         self._ended_at: dict[str, float] = {}
         self._failures: dict[tuple[str, type[Exception]], float] = {}
         context.database.announcer.subscribe(self._on_announcement)
@@ -37,25 +41,42 @@ class Runner:
             for item in self._schedule:
                 group.create_task(self._repeat(item), name=item.name)
             group.create_task(self._tell_of_late_turns(), name="late turns")
+            group.create_task(self._look_for_work(), name="look for work")
 
     def _on_announcement(self, topics: Collection[str]) -> None:
         for item in self._schedule:
             if item.wakes_on in topics:
                 self._wake_events[item.name].set()
+                self._due_events[item.name].set()
 
     async def _repeat(self, item: Duty | Job) -> None:
-        wake = self._wake_events[item.name]
+        wake, due = self._wake_events[item.name], self._due_events[item.name]
         while True:
             # Cleared before the work: an announcement during it must lead to another turn.
             is_woken = wake.is_set()
             wake.clear()
+            due.clear()
             await self._run_once(item, is_woken=is_woken)
+            # A little jitter keeps replicas from trying in step.
+            jitter = random.uniform(0.9, 1.0)  # noqa: S311
+            if not await _is_set_within(wake, item.seconds * jitter) and item.due is not None:
+                await _is_set_within(due, (item.longest_seconds - item.seconds) * jitter)
+
+    async def _look_for_work(self) -> None:
+        """Look twice a second, by one statement for all, which turns have something to do."""
+        while True:
+            await asyncio.sleep(_LOOK_FOR_WORK_SECONDS * random.uniform(0.9, 1.0))  # noqa: S311
+            conditions = {item.name: item.due(self._context) for item in self._schedule if item.due is not None}
             try:
-                # A little jitter keeps replicas from trying in step.
-                pause = item.seconds * random.uniform(0.9, 1.0)  # noqa: S311
-                await asyncio.wait_for(wake.wait(), pause)
-            except TimeoutError:
-                continue
+                due = await hot_path.run(self._context.database, partial(duties.look, conditions=conditions))
+            except DatabaseUnavailable:
+                due = frozenset()
+            except Exception as error:
+                # Each turn finds for itself what there is to do.
+                self._log_failure("looking for work", error)
+                due = frozenset(conditions)
+            for name in due:
+                self._due_events[name].set()
 
     async def _run_once(self, item: Duty | Job, *, is_woken: bool) -> None:
         try:
@@ -109,18 +130,28 @@ class Runner:
 
     async def _take_turn(self, duty: Duty, *, is_woken: bool) -> None:
         async with self._context.database.transaction() as connection:
-            await duties.ensure(connection, duty.name)
             # Less than the interval, or jitter would make a replica skip every other turn.
-            turn = await duties.claim(connection, duty.name, 0.0 if is_woken else duty.seconds * 0.85)
+            interval = 0.0 if is_woken else duty.seconds * 0.85
+            turn = await duties.claim(connection, duty.name, interval)
+            if turn is None and await duties.ensure(connection, duty.name):
+                turn = await duties.claim(connection, duty.name, interval)
             if turn is None:
                 return
             result = await duty.run(self._context, connection, turn)
-            interval = None if duty.is_local else duty.seconds
+            every_seconds = None if duty.is_local else duty.longest_seconds
             held_back = bool(result.get("held_back"))
-            await duties.record(connection, duty.name, result, held_back=held_back, every_seconds=interval)
+            await duties.record(connection, duty.name, result, held_back=held_back, every_seconds=every_seconds)
         if any(result.values()):
             log.debug("%s: %s", duty.name, result)
 
 
+async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            return await event.wait()
+    except TimeoutError:
+        return False
+
+
 def _patience_seconds(item: Duty | Job) -> float:
-    return _PATIENCE_SECONDS + _MISSED_TURNS * item.seconds
+    return _PATIENCE_SECONDS + _MISSED_TURNS * item.longest_seconds

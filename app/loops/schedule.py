@@ -13,28 +13,38 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.service.config import CurrentConfig
 from app.agents.service import performance, weights
-from app.db import notify
+from app.agents.store import performance as performance_store
+from app.db import duties, notify
 from app.db.database import Database
 from app.db.duties import Turn
 from app.goals.service import budget_enforcement
+from app.goals.store import compute
+from app.goals.store import goals as goal_store
 from app.health.rules.snapshot import WATCH
 from app.health.rules.utilisation import UtilisationPolicy
 from app.health.service import alerts, observations, utilisation, webhooks
 from app.health.service.delivery import MessageSender
 from app.kernel.modes import Mode
 from app.llm.service import budgets, parking, permits
+from app.llm.store import budgets as budget_store
 from app.loops import housekeeping
 from app.memory.rules.checkpoints import CheckpointPolicy
 from app.memory.service import checkpoints
 from app.queue.rules.admission import CapacityPolicy
 from app.queue.rules.aging import AgingPolicy
-from app.queue.rules.tasks import LeasePolicy
+from app.queue.rules.tasks import LeasePolicy, SweepPolicy
 from app.queue.service import aging, counters, degradation, expiry, sharing
+from app.queue.store import counters as counter_store
+from app.queue.store import holds, throughput
+from app.queue.store import parking as parking_store
+from app.queue.store import tasks as task_store
 from app.scaling.service import tick
 from app.workers.provisioners.base import Provisioner
 from app.workers.provisioners.host import Gauge, Machine
 from app.workers.rules.workers import HealthPolicy
 from app.workers.service import pool, workers
+from app.workers.store import pool as pool_store
+from app.workers.store import workers as worker_store
 from app.workers.store.hosts import Report
 
 
@@ -58,41 +68,103 @@ class Context:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Duty:
+class _Item:
+    """Work every so many seconds, and sooner when the topic that it wakes on is announced.
+
+    With `due`, a condition of SQL, turns are left out while it does not hold, for up to `idle_seconds`.
+    """
+
+    name: str
+    seconds: float
+    wakes_on: str | None = None
+    due: Callable[[Context], str] | None = None
+    idle_seconds: float = 15.0
+
+    @property
+    def longest_seconds(self) -> float:
+        """Seconds after which there is a turn in any case."""
+        return self.seconds if self.due is None else max(self.seconds, self.idle_seconds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Duty(_Item):
     """Periodic work in one transaction, done by one replica at a time.
 
     A duty of one host (`is_local`) ends with its host, so its interval is not stored: no one must miss it.
     """
 
-    name: str
-    seconds: float
     run: Callable[[Context, AsyncConnection, Turn], Awaitable[dict[str, Any]]]
-    wakes_on: str | None = None
     is_local: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class Job(_Item):
     """Periodic work outside the transaction of its turn."""
 
-    name: str
-    seconds: float
     run: Callable[[Context], Awaitable[object]]
-    wakes_on: str | None = None
 
 
+def _may_be_lost(context: Context) -> str:
+    """The condition under which the sweep of workers has something to do.
+
+    It looks about itself without anything to do as well: after a longer pause it would take its own absence for theirs.
+    """
+    health = context.health
+    pause = (health.lost_after_seconds - health.heartbeat_interval_seconds) / 3
+    has_paused = duties.has_not_run_for(_SWEEP_WORKERS, min(pause, 5.0))
+    return f"{worker_store.has_silent(health.lost_after_seconds)} OR {has_paused}"
+
+
+_SWEEP_WORKERS = "sweep workers"
 DUTIES: Sequence[Duty] = (
-    Duty(name="sweep leases", seconds=1, run=lambda c, db, turn: expiry.sweep(db, c.leases, turn, c.health.presence)),
+    Duty(
+        name="sweep leases",
+        seconds=1,
+        run=lambda c, db, turn: expiry.sweep(db, c.leases, turn, c.health.presence),
+        due=lambda _: counter_store.HAS_LEASES,
+        # Well below the pause after which a sweep spares what it meets.
+        idle_seconds=SweepPolicy().paused_after_seconds / 2,
+    ),
     Duty(name="sweep stray leases", seconds=15, run=lambda c, db, turn: expiry.sweep_strays(db, c.leases)),
-    Duty(name="sweep workers", seconds=0.5, run=lambda c, db, turn: workers.sweep(db, c.health, turn)),
-    Duty(name="promote delayed tasks", seconds=0.5, run=lambda _, db, turn: expiry.promote_delayed(db)),
+    Duty(name=_SWEEP_WORKERS, seconds=0.5, run=lambda c, db, turn: workers.sweep(db, c.health, turn), due=_may_be_lost),
+    Duty(
+        name="promote delayed tasks",
+        seconds=0.5,
+        run=lambda _, db, turn: expiry.promote_delayed(db),
+        due=lambda _: task_store.HAS_DUE,
+    ),
     # The ledger grows by an entry a lease, and every claim reads its end.
     Duty(name="trim the ledger", seconds=30, run=lambda _, db, turn: expiry.trim_ledger(db)),
-    Duty(name=aging.AGE_TASKS, seconds=1, run=lambda c, db, turn: aging.age_tasks(db, c.aging)),
-    Duty(name="share lanes", seconds=1, run=lambda _, db, turn: sharing.share_lanes(db)),
-    Duty(name="fold counts", seconds=1, run=lambda _, db, turn: counters.fold_counts(db)),
-    Duty(name=counters.FOLD_EVENTS, seconds=2, run=lambda _, db, turn: counters.fold_events(db)),
-    Duty(name="fold performance", seconds=5, run=lambda _, db, turn: performance.fold(db)),
+    Duty(
+        name=aging.AGE_TASKS,
+        seconds=1,
+        run=lambda c, db, turn: aging.age_tasks(db, c.aging),
+        due=lambda _: counter_store.HAS_TASKS,
+    ),
+    Duty(
+        name="share lanes",
+        seconds=1,
+        run=lambda _, db, turn: sharing.share_lanes(db),
+        due=lambda _: counter_store.HAS_NAMESPACES,
+    ),
+    Duty(
+        name="fold counts",
+        seconds=1,
+        run=lambda _, db, turn: counters.fold_counts(db),
+        due=lambda _: counter_store.HAS_CHANGES,
+    ),
+    Duty(
+        name=counters.FOLD_EVENTS,
+        seconds=2,
+        run=lambda _, db, turn: counters.fold_events(db),
+        due=lambda _: throughput.HAS_EVENTS,
+    ),
+    Duty(
+        name="fold performance",
+        seconds=5,
+        run=lambda _, db, turn: performance.fold(db),
+        due=lambda _: performance_store.HAS_EVENTS,
+    ),
     # Adjustments are made in steps with a pause between them; a longer interval would prolong each pause.
     Duty(name="weigh agents", seconds=5, run=lambda _, db, turn: weights.tick(db), wakes_on=notify.CONFIG),
     Duty(name=counters.FIND_OLDEST, seconds=5, run=lambda _, db, turn: counters.find_oldest(db)),
@@ -105,14 +177,26 @@ DUTIES: Sequence[Duty] = (
     ),
     Duty(name="sweep permits", seconds=5, run=lambda _, db, turn: permits.sweep(db)),
     # With the promotion of delayed tasks and the start of a handler within 5 s of when the model answers again.
-    Duty(name="wake parked tasks", seconds=0.5, run=lambda _, db, turn: parking.wake_parked(db)),
-    Duty(name="tell of low budgets", seconds=5, run=lambda _, db, turn: budgets.tell_of_low_budgets(db)),
-    # Checks every second whether a decision is due: usually every 5 s, sooner while the pool grows or in a burst.
+    Duty(
+        name="wake parked tasks",
+        seconds=0.5,
+        run=lambda _, db, turn: parking.wake_parked(db),
+        due=lambda _: parking_store.HAS_PARKED,
+    ),
+    Duty(
+        name="tell of low budgets",
+        seconds=5,
+        run=lambda _, db, turn: budgets.tell_of_low_budgets(db),
+        due=lambda _: budget_store.HAS_BUDGETS,
+    ),
+    # A decision is due every 5 s, sooner while the pool grows or in a burst, which is looked for while tasks wait.
     Duty(
         name="scaling",
         seconds=tick.LOOK_SECONDS,
         run=lambda c, db, turn: tick.tick(db, c.database, c.mode),
         wakes_on=notify.BURST,
+        due=lambda _: f"{counter_store.HAS_TASKS} OR {tick.IS_DUE}",
+        idle_seconds=5,
     ),
     Duty(name="prune decisions", seconds=600, run=lambda c, db, turn: tick.prune(db, c.history_days)),
     Duty(
@@ -120,17 +204,29 @@ DUTIES: Sequence[Duty] = (
         seconds=UtilisationPolicy().every_seconds,
         run=lambda c, db, turn: utilisation.sample_pool(db, UtilisationPolicy(), c.health.lost_after_seconds),
     ),
-    Duty(name="fold goals", seconds=1, run=lambda _, db, turn: budget_enforcement.fold_compute(db)),
-    Duty(name="keep goals within limits", seconds=1, run=lambda _, db, turn: budget_enforcement.enforce_budgets(db)),
+    Duty(
+        name="fold goals",
+        seconds=1,
+        run=lambda _, db, turn: budget_enforcement.fold_compute(db),
+        due=lambda _: compute.HAS_EVENTS,
+    ),
+    Duty(
+        name="keep goals within limits",
+        seconds=1,
+        run=lambda _, db, turn: budget_enforcement.enforce_budgets(db),
+        due=lambda _: goal_store.HAS_LIMITED,
+    ),
     Duty(
         name=budget_enforcement.RECAPTURE_DUTY,
         seconds=5,
         run=lambda _, db, turn: budget_enforcement.recapture_tasks(db),
+        due=lambda _: holds.HAS_HOLDS,
     ),
 )
 
 JOBS: Sequence[Job] = (
-    Job(name="follow the configuration", seconds=1, run=lambda c: c.config.read(), wakes_on=notify.CONFIG),
+    # Every change is announced; this is for those whose announcement was lost.
+    Job(name="follow the configuration", seconds=5, run=lambda c: c.config.read(), wakes_on=notify.CONFIG),
     Job(
         name="checkpoint",
         seconds=5,
@@ -146,6 +242,7 @@ JOBS: Sequence[Job] = (
         seconds=1,
         run=lambda c: budget_enforcement.process_holds(c.database),
         wakes_on=notify.GOALS,
+        due=lambda _: holds.HAS_PENDING,
     ),
 )
 
@@ -177,7 +274,7 @@ def pool_duties(provisioner: Provisioner, gauge: Gauge) -> Sequence[Duty]:
     """The duty that keeps the pool of one host at its size and reports the host to the scaling loop."""
     duty = Duty(
         name=f"fleet {provisioner.kind} {provisioner.host}",
-        seconds=2,
+        seconds=5,
         run=lambda c, db, turn: pool.tick(db, c.mode, _report(c, provisioner, gauge)),
         wakes_on=notify.FLEET,
         is_local=True,
@@ -195,7 +292,11 @@ def pool_jobs(provisioner: Provisioner) -> Sequence[Job]:
     """The jobs that start and end worker processes on this host."""
     return (
         Job(
-            name="provision", seconds=2, run=lambda c: pool.provision(c.database, provisioner), wakes_on=notify.LAUNCHES
+            name="provision",
+            seconds=2,
+            run=lambda c: pool.provision(c.database, provisioner),
+            wakes_on=notify.LAUNCHES,
+            due=lambda _: pool_store.HAS_LAUNCHES,
         ),
         Job(
             name="reconcile",

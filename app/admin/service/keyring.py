@@ -26,7 +26,7 @@ from app.kernel.states import LIVE_STATES, WorkerState
 log = logging.getLogger(__name__)
 # A revocation takes effect within this time in every process, whatever announcement gets lost.
 _TRUST_SECONDS = 1.0
-_CHECK_SECONDS = 0.4
+_CHECK_SECONDS = 0.7
 # At least between two checks, however many workers end.
 _PAUSE_SECONDS = 0.02
 # Less than the minute that a check looks back.

@@ -32,7 +32,8 @@ log = logging.getLogger(__name__)
 # Named in place of a key where a step was not ordered.
 _AUTOMATIC = "convener"
 # A change is announced; one whose announcement was lost is read after this long.
-_POLL_SECONDS = 1.0
+# Every change is announced; this is for those whose announcement was lost.
+_POLL_SECONDS = 5.0
 _TOPICS = frozenset({notify.WEIGHTS, notify.CONFIG})
 
 

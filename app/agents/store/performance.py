@@ -20,6 +20,7 @@ from app.kernel.agents import AgentType
 from app.kernel.events import TaskEvent
 
 _NAME = "performance"
+HAS_EVENTS = folds.has_events(_NAME)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

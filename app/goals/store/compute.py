@@ -22,6 +22,7 @@ from app.queue.store import lease_ledger
 from app.workers.store.tables import LIVE
 
 _NAME = "goals"
+HAS_EVENTS = folds.has_events(_NAME)
 # Events that say how long an attempt has run. A canceled task that did not run has no seconds.
 _END_EVENTS = (
     TaskEvent.COMPLETED,

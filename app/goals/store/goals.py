@@ -104,12 +104,12 @@ WHERE id = :id
 
 _APPEND_EVENT = text("INSERT INTO events (kind, goal_id, detail) VALUES (:kind, :goal_id, CAST(:detail AS jsonb))")
 
+_LIMITED = """(g.time_limit_seconds IS NOT NULL OR g.compute_budget_seconds IS NOT NULL
+       OR g.money_budget IS NOT NULL OR g.token_budget IS NOT NULL)"""
 _READ_LIMITED = text(f"""
-{_SELECT} WHERE g.state = ANY (CAST(:states AS text[]))
-  AND (g.time_limit_seconds IS NOT NULL OR g.compute_budget_seconds IS NOT NULL
-       OR g.money_budget IS NOT NULL OR g.token_budget IS NOT NULL)
-ORDER BY g.id
+{_SELECT} WHERE g.state = ANY (CAST(:states AS text[])) AND {_LIMITED} ORDER BY g.id
 """)
+HAS_LIMITED = f"EXISTS (SELECT FROM goals g WHERE g.state <> '{GoalState.STOPPED}' AND {_LIMITED})"
 
 # The shares of most use, as many as anybody looks at.
 _BUDGET_SHARES = text("""

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 _EVERY_SECONDS = 5.0
 # Far more than the loops leave between two turns.
 _STAND_IN_SECONDS = 30.0
+_LOOK_SECONDS = 10.0
 _POLICY = AlertPolicy()
 
 
@@ -72,7 +73,7 @@ async def watch(
 async def stand_in(database: Database, capacity: Callable[[], CapacityPolicy], *, with_webhooks: bool) -> None:
     """Watch, until cancelled, whenever no loop has done so for long: somebody has to tell that the loops are away."""
     while True:
-        await asyncio.sleep(_EVERY_SECONDS)
+        await asyncio.sleep(_LOOK_SECONDS)
         try:
             async with database.transaction() as connection:
                 turn = await duties.claim(connection, WATCH, _STAND_IN_SECONDS)

@@ -138,6 +138,7 @@ JOIN llm_budgets b ON b.scope = owner.scope AND b.name = owner.name
 _SHARES = text(f"SELECT scope, name, {_SHARE} AS share FROM llm_budgets b ORDER BY share DESC NULLS LAST LIMIT :limit")
 
 # Never waits, and keeps nobody waiting in a circle: a budget that is being charged is told of in the next turn.
+HAS_BUDGETS = "EXISTS (SELECT FROM llm_budgets)"
 _NOTE_LOW = text(f"""
 WITH low AS MATERIALIZED (
     SELECT scope, name FROM llm_budgets b WHERE NOT is_low AND {_SHARE} >= :share FOR UPDATE SKIP LOCKED

@@ -216,11 +216,11 @@ class Broker:
                 await asyncio.sleep(0.2)
 
     async def _wait_for_wake(self) -> bool:
-        """Wait for a call or an announcement, but no longer than about a second; return whether there was any."""
+        """Wait for a call or an announcement, but no longer than two seconds; return whether there was any."""
         if self._is_stopping:
             return True
         try:
-            await asyncio.wait_for(self._wake.wait(), random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
+            await asyncio.wait_for(self._wake.wait(), random.uniform(1.0, 2.0))  # noqa: S311 - jitter, not a secret
         except TimeoutError:
             return False
         self._wake.clear()

@@ -126,6 +126,9 @@ class LaneView:
             self._best_lanes.pop(lane.agent_type, None)
 
 
+_IDLE_TURNS = 4
+
+
 class LaneScanner:
     """Scanner for ready tasks that were not announced, or whose announcement was lost."""
 
@@ -148,7 +151,7 @@ async def synchronize_lanes(database: Database, scan_lanes: Callable[[], Awaitab
     for turn in itertools.count(1):
         await asyncio.sleep(random.uniform(0.8, 1.2))  # noqa: S311 - jitter, not a secret
         try:
-            await _exchange_times(database)
+            await _exchange_times(database, turn)
             if turn % _SCAN_EVERY == 0:
                 await scan_lanes()
         except DatabaseUnavailable:
@@ -157,9 +160,12 @@ async def synchronize_lanes(database: Database, scan_lanes: Callable[[], Awaitab
             log.exception("could not synchronize the lanes, trying again")
 
 
-async def _exchange_times(database: Database) -> None:
+async def _exchange_times(database: Database, turn: int) -> None:
     # A process sees only its own leases; without those of the others its new tasks would get tags that are too low, and
     # go ahead of tasks that wait.
     tag_issuer = database.shared(TagIssuer)
     times = tag_issuer.unstored_times()
+    # While this process leases nothing, usually no other does either.
+    if not times and turn % _IDLE_TURNS:
+        return
     tag_issuer.merge_stored_times(await hot_path.run(database, lambda c: lanes.exchange_times(c, times)))

@@ -18,6 +18,7 @@ from app.db.namespaces import within
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Lane, Priority
 from app.kernel.namespaces import split_name
+from app.kernel.states import TaskState
 from app.queue.rules.status import QUEUED_PHASES
 
 _NAME = "counts"
@@ -61,6 +62,14 @@ COUNTS = f"""
     SELECT agent_type, priority, phase, tasks FROM queue_changes
     WHERE transaction >= coalesce((SELECT transaction FROM folds WHERE name = '{_NAME}'), 0)
 """
+
+# Conditions under which duties have something to do. Lines that cancel each other out are none the less some.
+HAS_CHANGES = f"""EXISTS (SELECT FROM queue_changes
+    WHERE transaction >= coalesce((SELECT transaction FROM folds WHERE name = '{_NAME}'), 0))"""
+HAS_TASKS = f"EXISTS (SELECT FROM ({COUNTS}) counts WHERE tasks <> 0)"
+HAS_LEASES = f"""EXISTS (SELECT FROM ({COUNTS}) counts
+    WHERE tasks <> 0 AND {PHASE} IN ('{TaskState.ASSIGNED}', '{TaskState.EXECUTING}'))"""
+HAS_NAMESPACES = f"EXISTS (SELECT FROM ({COUNTS}) counts WHERE tasks <> 0 AND phase LIKE '@%')"
 
 _READ = text(f"""
 SELECT agent_type, priority, {PHASE} AS phase, sum(tasks)::bigint AS tasks FROM ({COUNTS}) counts

@@ -94,13 +94,14 @@ FROM unnest(CAST(:goal_ids AS text[])) AS goal (id) LEFT JOIN goals g ON g.id = 
 
 # No SKIP LOCKED: a goal to which clients submit all the time, with FOR SHARE on its hold, would never get its turn. The
 # condition is repeated, because of two that wait for the lock the second may find nothing left to do.
-_NEXT = text("""
+_IS_PENDING = "(NOT (is_closed OR is_metered) OR NOT is_swept)"
+_NEXT = text(f"""
 SELECT goal_id, reason, is_closed, is_swept, swept_seq, shifts IS NOT NULL AS has_shifts FROM holds
-WHERE goal_id = (
-    SELECT goal_id FROM holds WHERE NOT (is_closed OR is_metered) OR NOT is_swept ORDER BY since LIMIT 1
-) AND (NOT (is_closed OR is_metered) OR NOT is_swept)
+WHERE goal_id = (SELECT goal_id FROM holds WHERE {_IS_PENDING} ORDER BY since LIMIT 1) AND {_IS_PENDING}
 FOR UPDATE
 """)
+HAS_PENDING = f"EXISTS (SELECT FROM holds WHERE {_IS_PENDING})"
+HAS_HOLDS = "EXISTS (SELECT FROM holds)"
 
 _AHEAD = text("SELECT id, seq FROM tasks WHERE goal_id = :goal_id AND seq > :after ORDER BY seq LIMIT :limit")
 

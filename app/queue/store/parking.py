@@ -12,6 +12,7 @@ ON CONFLICT (task_id) DO UPDATE
 SET model = excluded.model, token = excluded.token, parked_at = now(), woken_at = NULL
 """)
 
+HAS_PARKED = "EXISTS (SELECT FROM parked_tasks)"
 _MODELS = text("SELECT DISTINCT model FROM parked_tasks")
 
 # Only the delay with which it was parked: after another lease it waits for something else, such as its next attempt.

@@ -204,6 +204,7 @@ WHERE id = :id RETURNING agent_type, priority, tag, state = 'pending' AND run_at
 
 _STATE = text(f"SELECT state FROM task_history WHERE id = :id AND {WITHIN}")
 
+HAS_DUE = "EXISTS (SELECT FROM tasks WHERE run_at <= now())"
 _PROMOTE = text(f"""
 WITH due AS MATERIALIZED (
     SELECT id FROM tasks WHERE run_at <= now() ORDER BY run_at LIMIT :limit FOR UPDATE SKIP LOCKED

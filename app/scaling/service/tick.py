@@ -25,7 +25,7 @@ from app.scaling.rules import record as records
 from app.scaling.rules.allocation import Load
 from app.scaling.rules.decision import Decision, DecisionInputs, ExcludedTasks, Member, resolve
 from app.scaling.rules.estimates import Estimates
-from app.scaling.rules.target import is_burst, priced, scaling_policy
+from app.scaling.rules.target import ScalingPolicy, is_burst, priced, scaling_policy
 from app.scaling.service import apply, state
 from app.scaling.service import snapshot as snapshots
 from app.scaling.service.snapshot import Queue
@@ -41,6 +41,8 @@ from app.workers.store.roster import Worker
 
 # Seconds between two checks of the duty whether a decision is due; one is due at least every tick of the policy.
 LOOK_SECONDS = 0.5
+# The condition of SQL that one is due, but for a burst.
+IS_DUE = decisions.is_due(ScalingPolicy().tick_seconds, LOOK_SECONDS / 2)
 # Workers change their agent no more often than a task may wait: a move brings help to those that wait, not sooner.
 _MOVE_SECONDS = 30.0
 # By name: looked up for every worker at every decision, where a call of the enumeration takes forty times as long.

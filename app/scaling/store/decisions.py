@@ -68,6 +68,17 @@ _ANY, _CHANGES = _PAGE.format(only=""), _PAGE.format(only="AND decision_type <> 
 
 _TARGET = text("SELECT target_workers FROM decisions ORDER BY id DESC LIMIT 1")
 
+
+def is_due(at_most_seconds: float, early_seconds: float) -> str:
+    """Return the condition that a decision is due by its time, or the configuration has changed since the last one."""
+    again_after = f"least((content ->> 'again_after_seconds')::float8, {at_most_seconds}) - {early_seconds}"
+    return f"""NOT EXISTS (
+        SELECT FROM scaling_state WHERE decided_at > now() - make_interval(secs => {again_after})
+        AND (content #>> '{{brief,config_version}}')::bigint
+            = coalesce((SELECT version FROM config_versions ORDER BY version DESC LIMIT 1), 0)
+    )"""
+
+
 _READ_STATE = text("""
 SELECT now() AS now, decided_at, CAST(content AS text) AS content FROM (SELECT 1) one LEFT JOIN scaling_state ON true
 """)

@@ -103,6 +103,7 @@ GROUP BY w.host, w.slot
 
 # Claiming a launch is a commit of its own: a crash after it leaves a row that the start deadline ends. Rows that
 # another run of the loops is claiming are skipped, so that no worker is started twice.
+HAS_LAUNCHES = "EXISTS (SELECT FROM workers WHERE state = 'starting' AND launched_at IS NULL)"
 _CLAIM_LAUNCHES = text("""
 UPDATE workers SET launched_at = now() WHERE id IN (
     SELECT id FROM workers WHERE state = 'starting' AND provisioner = :provisioner AND host = :host

@@ -178,6 +178,13 @@ FROM workers w {lease_ledger.last_and_held("w.id")}
 # As the list shows it: `busy` while a worker holds a task.
 _SHOWN_STATE = "CASE WHEN state = 'ready' AND task_id IS NOT NULL THEN 'busy' ELSE state END"
 
+
+def has_silent(seconds: float) -> str:
+    """Return the condition that a live worker has not been heard of for so long, or has not begun to beat."""
+    return f"""EXISTS (SELECT FROM workers WHERE {LIVE} AND (state = '{WorkerState.STARTING}'
+        OR coalesce(last_seen_at, launched_at, requested_at) < now() - interval '{seconds} s'))"""
+
+
 _LIVENESS = text(f"""
 SELECT id AS worker_id, state, coalesce(launched_at, requested_at) AS since, last_seen_at, lost_after_seconds,
        not_ready_reason
