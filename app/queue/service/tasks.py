@@ -106,7 +106,11 @@ async def submit(
     gate = await holds.lock_gate(connection, goal_ids) if goal_ids else holds.Gate()
     distinct = _distinct_tasks([_new_task(submission) for submission in submissions])
     duplicates_of = await find_duplicates(connection, distinct.values(), intake.duplicate_window_seconds)
-    new = {task_id: task for task_id, task in distinct.items() if task_id not in duplicates_of}
+    new = (
+        {task_id: task for task_id, task in distinct.items() if task_id not in duplicates_of}
+        if duplicates_of
+        else distinct
+    )
     candidates = list(new.values())
     await _raise_urgent(connection, candidates)
     # Lock order: the gate of admission before any task, because its sole holder may have to wait for tasks.
@@ -128,7 +132,7 @@ async def submit(
             created_tasks = await tasks.find(connection, list(created_tasks))
         if intake.on_submitted is not None:
             intake.on_submitted(connection, _runnable_agents(new_tasks))
-        existing_ids = [task_id for task_id in new if task_id not in created_tasks] + list(duplicates_of.values())
+        existing_ids = list(new.keys() - created_tasks.keys()) + list(duplicates_of.values())
         existing = await tasks.find(connection, existing_ids) if existing_ids else {}
         return [_submit_result(task, created_tasks, existing, duplicates_of) for task in distinct.values()]
 
@@ -248,11 +252,11 @@ def _submit_result(
     existing: dict[UUID, StoredTask],
     duplicates_of: dict[UUID, UUID],
 ) -> Submitted:
+    if (created := created_tasks.get(task.id)) is not None:
+        return Submitted(task.id, TaskState(created.state), True)
     if task.id in duplicates_of:
         original = existing[duplicates_of[task.id]]
         return Submitted(id=original.id, state=TaskState(original.state), created=False)
-    if task.id in created_tasks:
-        return Submitted(id=task.id, state=TaskState(created_tasks[task.id].state), created=True)
     if existing[task.id].request_hash != task.request_hash:
         raise _conflict(task, f"the task {task.id} exists already with another body")
     return Submitted(id=task.id, state=TaskState(existing[task.id].state), created=False)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from operator import attrgetter
 from typing import Any
 from uuid import UUID
 
@@ -115,6 +116,7 @@ _VALUES = {
 }
 _PARAMETERS = {**{name: "text" if name in _AS_TEXT else kind for name, kind in _INSERTED.items()}, "is_held": "boolean"}
 _EACH_OR_ALL = (f"coalesce(each.{name}, CAST(:all_{name} AS {kind})) AS {name}" for name, kind in _PARAMETERS.items())
+_parameters_of = attrgetter(*_PARAMETERS)
 # A column that is the same for all tasks comes as one value, `all_...`, with an empty array.
 _INSERT = f"""
 INSERT INTO tasks ({", ".join(_VALUES)})
@@ -236,13 +238,12 @@ async def insert(connection: AsyncConnection, tasks: Sequence[NewTask]) -> list[
 
 def _parameters(tasks: Sequence[NewTask]) -> dict[str, object]:
     parameters: dict[str, object] = {}
-    for name in _PARAMETERS:
-        values = [getattr(task, name) for task in tasks]
+    for name, values in zip(_PARAMETERS, zip(*map(_parameters_of, tasks), strict=True), strict=True):
         # Never the ids, which the rows go by.
         is_same = name != "id" and values.count(values[0]) == len(values)
-        rows = values[:1] if is_same else values
+        rows: Sequence[object] = values[:1] if is_same else values
         if name in _ARRAYS:
-            rows = [_array(row) for row in rows]
+            rows = [_array(row) for row in rows]  # type: ignore[arg-type]  # sequences
         parameters[name], parameters[f"all_{name}"] = ([], rows[0]) if is_same else (rows, None)
     return parameters
 
