@@ -15,7 +15,7 @@ from app.admin.store.keys import NewKey
 from app.db import schema
 from app.db.database import Database
 from app.kernel.access import Role
-from app.postgres.accounts import bound_command
+from app.postgres.accounts import bound_command, choose_account
 from app.postgres.binaries import Binaries, find_binaries
 from app.postgres.cluster import Cluster
 from app.postgres.configuration import choose_port
@@ -25,6 +25,13 @@ from benchmarks.http_client import Connection, connect
 _SERVE = "from app.main import serve; from app.settings import Settings; serve(Settings.from_environment())"
 _LOOP = "from app.background import main; main()"
 _READY_WITHIN_SECONDS = 30
+# Measurements begin after a checkpoint, which the service's own role may not ask for. Peers work as a role of theirs,
+# that makes their databases; the service's is none of them, as it warns of rights that it does not need.
+_RIGHTS = """GRANT pg_checkpoint TO convener;
+CREATE ROLE {peer} LOGIN CREATEDB PASSWORD '{peer}';
+"""
+_ACCESS = "local all convener,{peer} scram-sha-256\nhost all convener,{peer} 127.0.0.1/32 scram-sha-256\n"
+PEER = "peer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,9 +85,14 @@ def _directory() -> Iterator[Path]:
 
 @asynccontextmanager
 async def _postgres(directory: Path) -> AsyncIterator[Server]:
-    server = Server(cluster=Cluster(directory=directory, binaries=find_binaries()))
-    with server.cluster.lock():
-        server.cluster.initialise()
+    binaries, access = find_binaries(), directory.resolve() / "cluster" / "data" / "benchmark_hba.conf"
+    cluster = Cluster(directory=directory, binaries=binaries, settings={"hba_file": str(access)})
+    server = Server(cluster=cluster)
+    with cluster.lock():
+        cluster.initialise()
+        cluster.maintain(choose_account(directory, binaries), _RIGHTS.format(peer=PEER))
+        access.write_text(_ACCESS.format(peer=PEER))
+        access.chmod(0o644)
         try:
             await server.start()
             yield server
