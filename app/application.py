@@ -96,6 +96,8 @@ def build(lifespan: Lifespan | None = None, *, uploads: Uploads | None = None, m
         redoc_url=None,
         # A redirect would lead wherever the Host header says.
         redirect_slashes=False,
+        # Of the framework's own, which would ask before each request whether anybody has set it up.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.uploads = uploads or Uploads()
     hot_parts = (leases, heartbeats, exchange)

@@ -15,6 +15,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app.http import problems
+from app.http.answers import JoinedAnswer
 from app.http.security import secured
 
 # Four times the longest address that a list of tasks needs; node.js and nginx stop at 16 and 32 KiB.
@@ -245,6 +246,8 @@ class BoundedHeads(HttpToolsProtocol):
         """Note that the head is complete."""
         self._pending, self._in_head = 0, False
         super().on_headers_complete()
+        if self.cycle is not None:
+            self.cycle.__class__ = JoinedAnswer  # uvicorn asks nobody of which class to make it
         # A request behind one that has closed the connection, as every one does while the service stops.
         if self.transport.is_closing() and self.cycle is not None:
             self.cycle.disconnected = True

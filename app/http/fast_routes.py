@@ -30,7 +30,6 @@ from app.http.services import Services
 from app.kernel.access import Principal
 from app.kernel.errors import ShuttingDown
 
-
 class LeanRoute(APIRoute):
     """A route whose endpoint takes any of `call` (the body), `principal`, `services`, `request`, and path UUIDs."""
 
@@ -60,7 +59,7 @@ class LeanRoute(APIRoute):
     async def _answer(self, request: Request) -> Response:
         services: Services = request.app.state.services
         # The key comes first, so that a stranger's body is not even read.
-        principal = await admit(services, request.headers.get("authorization"), *self._needs)
+        principal = await admit(services, _authorization(request.scope), *self._needs)
         request.scope.setdefault("state", {})["principal"] = principal  # tells that the connection is used with a key
         uploads: Uploads = request.app.state.uploads
         with uploads.of(uploader(request, principal)) as upload:
@@ -178,6 +177,10 @@ class FastLane:
                     await serve(scope, receive, send)
                     return
         await self._app(scope, receive, send)
+
+
+def _authorization(scope: Scope) -> str | None:
+    return next((value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"), None)
 
 
 def uuid_of(text: str, name: str) -> UUID:

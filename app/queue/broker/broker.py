@@ -7,9 +7,9 @@ process or a notification from another; a jittered poll covers lost ones.
 import asyncio
 import logging
 import random
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Protocol
 from uuid import UUID
 
@@ -21,7 +21,7 @@ from app.kernel.errors import ConvenerError, DatabaseUnavailable, ShuttingDown, 
 from app.kernel.ids import WorkerId
 from app.kernel.lanes import Lane
 from app.kernel.states import WorkerState
-from app.queue.broker.dispatch import Dispatcher, IdleTimes, LeaseHistory, OnFirstLeases, WorkerPreferences
+from app.queue.broker.dispatch import BatchLanes, Dispatcher, IdleTimes, LeaseHistory, OnFirstLeases, WorkerPreferences
 from app.queue.broker.lane_view import LaneScanner, LaneView, synchronize_lanes
 from app.queue.errors import WorkerBusy, WorkerNotFound, WorkerNotReady
 from app.queue.rules.fair_queueing import FairQueue
@@ -34,6 +34,7 @@ from app.queue.store.lanes import TagIssuer
 log = logging.getLogger(__name__)
 # Workers served by one claim; more of them would make each wait for a longer statement.
 _MAX_BATCH = 64
+_IDLE_SINCE = attrgetter("idle_since")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,9 +233,9 @@ class Broker:
 
     async def _serve_waiters(self) -> None:
         while True:
-            new_waiters = [waiter for waiter in self._waiters.values() if waiter.is_new]
+            new_calls = {waiter.call.agent_types for waiter in self._waiters.values() if waiter.is_new}
             # Before a new call is answered with nothing, the lanes are read: an announcement may still be on its way.
-            if any(not (waiter.call.agent_types & self._lanes.agents()) for waiter in new_waiters):
+            if any(agent_types.isdisjoint(self._lanes.agents()) for agent_types in new_calls):
                 await self._refresh_lanes()
             batch = self._next_batch()
             if not batch:
@@ -248,16 +249,15 @@ class Broker:
         A new one without a lane is included: the claim tells whether its worker may be served at all.
         """
         batch: list[Waiter] = []
-        batch_counts: Counter[Lane] = Counter()
-        for waiter in sorted(self._waiters.values(), key=lambda waiter: waiter.idle_since):
+        batch_lanes = BatchLanes()
+        for waiter in sorted(self._waiters.values(), key=_IDLE_SINCE):
             if waiter.in_flight or waiter.is_draining:
                 continue
             # The lane is charged at once, so that the next worker of the batch goes by it; a refund follows where the
             # claim finds no task.
-            waiter.lane = self._dispatcher.choose_lane(waiter.call.worker_id, waiter.call.agent_types, batch_counts)
+            waiter.lane = self._dispatcher.choose_lane(waiter.call.worker_id, waiter.call.agent_types, batch_lanes)
             if waiter.lane is not None:
                 waiter.charge = self.fairness.charge(waiter.lane.agent_type)
-                batch_counts[waiter.lane] += 1
             elif not waiter.is_new:
                 continue
             batch.append(waiter)

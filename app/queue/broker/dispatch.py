@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from app.db import hot_path
@@ -55,6 +55,14 @@ class WorkerPreferences:
         return self._agents.get(worker_id)
 
 
+@dataclass(slots=True)
+class BatchLanes:
+    """Workers that one claim sends to each lane; and for sets of types, which of them are open and most urgent."""
+
+    counts: Counter[Lane] = field(default_factory=Counter)
+    candidates: dict[frozenset[AgentType], tuple[set[AgentType], set[AgentType]]] = field(default_factory=dict)
+
+
 class Dispatcher:
     """Chooses a lane for each waiting worker by open lanes, degradation, fair shares and preferences."""
 
@@ -67,19 +75,33 @@ class Dispatcher:
         self._tag_issuer = tag_issuer
         self._preferences = preferences
 
-    def choose_lane(self, worker_id: WorkerId, can_run: Iterable[AgentType], counts: Counter[Lane]) -> Lane | None:
-        """The lane from which a worker is served, or None; `counts` are the workers sent to each."""
+    def choose_lane(self, worker_id: WorkerId, can_run: frozenset[AgentType], batch: BatchLanes) -> Lane | None:
+        """The lane from which a worker is served by this claim, or None."""
+        # Most workers can run the same types, and what is open to them changes only when a lane is full.
+        candidates = batch.candidates.get(can_run)
+        if candidates is None:
+            candidates = batch.candidates[can_run] = self._candidates(can_run, batch.counts)
+        open_agents, urgent_agents = candidates
+        if not urgent_agents:
+            return None
+        agent = self._fairness.next_agent(open_agents, urgent_agents, self._preferences.of(worker_id))
+        lane = self._lanes.best_lane(agent) if agent is not None else None
+        if lane is not None:
+            batch.counts[lane] += 1
+            if batch.counts[lane] >= self._lanes.width(lane):
+                batch.candidates.clear()
+        return lane
+
+    def _candidates(
+        self, can_run: frozenset[AgentType], counts: Mapping[Lane, int]
+    ) -> tuple[set[AgentType], set[AgentType]]:
+        """The agents with lanes that are not full yet, and the most urgent of them that are not deferred."""
         open_agents = {
             agent
             for agent in can_run
             if (lane := self._lanes.best_lane(agent)) is not None and counts[lane] < self._lanes.width(lane)
         }
-        candidates = self._without_deferred(open_agents, can_run)
-        if not candidates:
-            return None
-        preference = self._preferences.of(worker_id)
-        agent = self._fairness.next_agent(open_agents, self._lanes.most_urgent(candidates), preference)
-        return self._lanes.best_lane(agent) if agent is not None else None
+        return open_agents, self._lanes.most_urgent(self._without_deferred(open_agents, can_run))
 
     def _without_deferred(self, open_agents: set[AgentType], can_run: Iterable[AgentType]) -> set[AgentType]:
         """The agents without those of deferred lanes, as long as there is any other work that the worker can run."""

@@ -51,7 +51,8 @@ class FairQueue:
             return None
         candidates = ready_agents if most_urgent is None else most_urgent
         # Types with less urgent work do not compete, so they must not earn credit meanwhile: they count as idle.
-        self._idle.update(agent for agent in ready_agents if agent not in candidates)
+        if len(candidates) < len(ready_agents):
+            self._idle.update(agent for agent in ready_agents if agent not in candidates)
         self._catch_up(candidates)
         if (self._leases + 1) % self.policy.rescue_every == 0:
             return min(candidates, key=lambda agent: (self._served_at[agent], agent))
@@ -95,6 +96,8 @@ class FairQueue:
         self._service_seconds[agent] = mean + alpha * (seconds - mean)
 
     def _catch_up(self, candidates: Collection[AgentType]) -> None:
+        if self._idle.isdisjoint(candidates):
+            return
         # The virtual time is the start tag in service; when a busy period is over, the greatest finish tag.
         all_idle = len(self._idle) == len(AgentType)
         level = max(self._finish.values()) if all_idle else self._virtual_time

@@ -1,0 +1,115 @@
+"""Answers go out in one write where they are whole at once, byte for byte as uvicorn sends them."""
+
+import asyncio
+import logging
+from typing import Any
+
+import pytest
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+from app.http.answers import JoinedAnswer
+
+_JSON = [(b"content-length", b"2"), (b"content-type", b"application/json"), (b"x-content-type-options", b"nosniff")]
+
+
+class _Client:
+    """A transport and a control of its flow that only take note."""
+
+    def __init__(self, *, write_paused: bool = False) -> None:
+        self.writes: list[bytes] = []
+        self.is_closed = False
+        self.write_paused = write_paused
+
+    def write(self, data: bytes) -> None:
+        if data:
+            self.writes.append(data)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    async def drain(self) -> None:
+        self.write_paused = False
+
+
+async def _sent(
+    kind: type[RequestResponseCycle], messages: list[dict[str, Any]], *, method: str = "POST", **options: Any
+) -> tuple[_Client, RequestResponseCycle, int]:
+    client: Any = _Client(write_paused=options.pop("write_paused", False))
+    completions = []
+    fields: dict[str, Any] = {
+        "scope": {"type": "http", "method": method, "http_version": "1.1", "headers": []},
+        "transport": client,
+        "flow": client,
+        "logger": logging.getLogger("test"),
+        "access_logger": logging.getLogger("test"),
+        "access_log": False,
+        "default_headers": [],
+        "message_event": asyncio.Event(),
+        "expect_100_continue": False,
+        "keep_alive": True,
+        "on_response": lambda: completions.append(True),
+    }
+    cycle = kind(**(fields | options))
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        for message in messages:
+            if "error" in message:
+                raise RuntimeError(message["error"])
+            await send(dict(message))
+
+    await cycle.run_asgi(app)  # type: ignore[arg-type]
+    return client, cycle, len(completions)
+
+
+def _start(headers: list[tuple[bytes, bytes]], status: int = 200) -> dict[str, Any]:
+    return {"type": "http.response.start", "status": status, "headers": headers}
+
+
+def _body(body: bytes, *, more: bool = False) -> dict[str, Any]:
+    return {"type": "http.response.body", "body": body, "more_body": more}
+
+
+_CLOSE = (b"connection", b"close")
+_CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
+    "whole": ([_start(_JSON), _body(b"{}")], {}),
+    "refused": ([_start(_JSON, 409), _body(b"{}")], {}),
+    "closing": ([_start(_JSON), _body(b"{}")], {"keep_alive": False}),
+    "told to close": ([_start([*_JSON, _CLOSE]), _body(b"{}")], {}),
+    "in parts": ([_start(_JSON), _body(b"{", more=True), _body(b"}")], {}),
+    "stream": ([_start([(b"content-type", b"text/plain")]), _body(b"a", more=True), _body(b"")], {}),
+    "nothing": ([_start([], 204), _body(b"")], {}),
+    "head": ([_start(_JSON), _body(b"")], {"method": "HEAD"}),
+    "slow client": ([_start(_JSON), _body(b"{}")], {"write_paused": True}),
+    "with a header of the server": ([_start(_JSON), _body(b"{}")], {"default_headers": [(b"server", b"x")]}),
+    "split header": ([_start([*_JSON, (b"x", b"a\r\nb: c")]), _body(b"{}")], {}),
+    "too short": ([_start(_JSON), _body(b"{")], {}),
+    "too long": ([_start(_JSON), _body(b"{}}")], {}),
+    "error instead of a body": ([_start(_JSON), {"error": "late"}], {}),
+    "no body": ([_start(_JSON)], {}),
+}
+
+
+@pytest.mark.parametrize("name", _CASES)
+async def test_the_same_bytes_are_sent(name: str) -> None:
+    """Where a head is held until an error, the client gets a whole 500 instead of a head without its body."""
+    messages, options = _CASES[name]
+    plain, plain_cycle, plain_completions = await _sent(RequestResponseCycle, messages, **options)
+    joined, joined_cycle, joined_completions = await _sent(JoinedAnswer, messages, **options)
+    if name in ("error instead of a body", "no body"):
+        assert b"".join(joined.writes).startswith(b"HTTP/1.1 500")
+        assert joined_cycle.response_complete
+        return
+    assert b"".join(joined.writes) == b"".join(plain.writes)
+    assert (joined.is_closed, joined_completions) == (plain.is_closed, plain_completions)
+    assert joined_cycle.response_complete == plain_cycle.response_complete
+    assert joined_cycle.message_event.is_set() == plain_cycle.message_event.is_set()
+
+
+async def test_a_whole_answer_is_one_write() -> None:
+    client, _, _ = await _sent(JoinedAnswer, [_start(_JSON), _body(b"{}")])
+    assert len(client.writes) == 1
+
+
+async def test_the_head_of_a_stream_does_not_wait() -> None:
+    client, _, _ = await _sent(JoinedAnswer, [_start([(b"content-type", b"text/event-stream")]), {"error": "later"}])
+    assert client.writes[0].startswith(b"HTTP/1.1 200")
