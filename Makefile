@@ -67,19 +67,19 @@ openapi: $(READY)
 	@$(BIN)/convener openapi --write openapi/openapi.json
 
 bench: $(READY)
-	@$(BIN)/python -m benchmarks.main_job
+	@$(BIN)/python -m benchmarks
 
 bench-claim: $(READY)
-	@$(BIN)/python -m benchmarks.claim_cost
+	@$(BIN)/python -m benchmarks --only claims --depths 1000 100000 3000000 --finished 1000000
 
 bench-stopping: $(READY)
 	@$(BIN)/python -m benchmarks.stopping
 
 bench-decisions: $(READY)
-	@$(BIN)/python -m benchmarks.decision_latency
+	@$(BIN)/python -m benchmarks --only decisions
 
 bench-heartbeats: $(READY)
-	@$(BIN)/python -m benchmarks.heartbeats
+	@$(BIN)/python -m benchmarks --only heartbeats
 
 bench-language-model: $(READY)
 	@$(BIN)/python -m benchmarks.language_model

@@ -73,6 +73,7 @@ WITH gone AS ({_GONE}), told AS (
 class Baseline:
     """Tasks leased and completed by pgbench."""
 
+    processed: int
     per_second: float
     mean_ms: float
     postgres_cpu_ms: float
@@ -83,10 +84,12 @@ async def measure(testbed: Testbed, script: str, seconds: float) -> Baseline:
     cpu_before = CpuSeconds.read(testbed)
     report = await _run(testbed, script, seconds)
     cpu = CpuSeconds.read(testbed).since(cpu_before)
+    processed = int(_number(r"actually processed: (\d+)", report))
     return Baseline(
+        processed=processed,
         per_second=_number(r"tps = ([\d.]+)", report),
         mean_ms=_number(r"latency average = ([\d.]+) ms", report),
-        postgres_cpu_ms=cpu.postgres / _number(r"actually processed: (\d+)", report) * 1000,
+        postgres_cpu_ms=cpu.postgres / processed * 1000,
     )
 
 

@@ -1,26 +1,24 @@
-"""`python -m benchmarks.claim_cost`: latency of a lease in a short and in a long queue, and after many tasks finished
-while another session kept an old snapshot open."""
+"""Latency of a lease in a short and in a long queue, and after many tasks finished while another session kept an old
+snapshot open; and the speed at which they finished, beside that without it."""
 
-import argparse
 import asyncio
-import json
-import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import asyncpg
-import uvloop
 
 from benchmarks import deep_queue, live_workers, sizes
-from benchmarks.deep_queue import TASKS_PER_GOAL
-from benchmarks.machine import Machine
+from benchmarks.figures import Figure
 from benchmarks.percentiles import percentile
+from benchmarks.progress import say
 from benchmarks.sizes import Size
 from benchmarks.testbed import Testbed, start_testbed
 
 _STATUS_SAMPLES = 100
+# Leases timed in each situation, by four of the workers; all of them finish tasks.
+_SAMPLES, _WORKERS = 1_000, 64
 # After a checkpoint PostgreSQL writes each page whole when it first changes; in a long queue most have yet to.
 _WARM_UP = 5000
 # Brokers look through all that became ready in the last 15 s for what nobody announced. So many tasks a second as the
@@ -33,65 +31,48 @@ class Situation:
     """Results in one condition of the queue; latencies in milliseconds, sizes in MiB."""
 
     name: str
-    pending: int
-    finished: int
     lease_p50: float
     lease_p99: float
     status_p50: float
-    status_p99: float
-    ratio: float
     sizes: Sequence[Size]
 
 
-def main() -> None:
-    """Read the options, measure, print."""
-    options = _options()
-    machine = Machine.now()
-    situations = uvloop.run(_measure(options))
-    if options.output == "json":
-        sys.stdout.write(_as_json(machine, situations))
-    else:
-        sys.stdout.write(_as_table(machine, situations))
-
-
-async def _measure(options: argparse.Namespace) -> list[Situation]:
-    async with start_testbed(with_loops=True) as testbed, live_workers.start(testbed, options.workers) as workers:
+async def measure(depths: Sequence[int], finished: int) -> list[Figure]:
+    """Figures of queues of these lengths, ascending, and after so many tasks were finished under an old snapshot."""
+    async with start_testbed(with_loops=True) as testbed, live_workers.start(testbed, _WORKERS) as workers:
         situations: list[Situation] = []
-        for pending in options.pending:
-            _say(f"{pending:,} pending")
-            await deep_queue.fill(testbed, pending + options.samples + _WARM_UP)
+        for pending in sorted(depths):
+            say(f"{pending:,} pending")
+            # Besides what the situations take, a quarter of the churn is done first without the snapshot.
+            spare = finished // 4 if pending == max(depths) else 0
+            await deep_queue.fill(testbed, pending + spare + _SAMPLES + _WARM_UP)
             await asyncio.sleep(_SETTLE_SECONDS)
-            situations.append(await _situation(testbed, workers, f"{pending:,} pending", situations, options))
+            situations.append(await _situation(testbed, workers, f"{pending:,} pending"))
+        say(f"finishing {finished // 4:,} without a snapshot")
+        free_rate = await workers.finish(finished // 4, say)
         async with _snapshot_held(testbed) as held_since:
-            _say(f"finishing {options.finished:,} while a snapshot is open")
-            await workers.finish(options.finished, _say)
+            say(f"finishing {finished:,} while a snapshot is open")
+            held_rate = await workers.finish(finished, say)
             minutes = (time.monotonic() - held_since) / 60
-            name = f"{options.finished:,} finished under a snapshot open for {minutes:.1f} min"
-            situations.append(await _situation(testbed, workers, name, situations, options))
-        return situations
+            name = f"{finished:,} finished, snapshot open for {minutes:.1f} min"
+            situations.append(await _situation(testbed, workers, name))
+        return _figures(situations, free_rate, held_rate)
 
 
 async def _situation(
     testbed: Testbed,
     workers: live_workers.LiveWorkers,
     name: str,
-    previous: Sequence[Situation],
-    options: argparse.Namespace,
 ) -> Situation:
-    _say(f"measuring: {name}")
+    say(f"measuring: {name}")
     await workers.lease_latencies(_WARM_UP)
-    leases = await workers.lease_latencies(options.samples)
+    leases = await workers.lease_latencies(_SAMPLES)
     status = await workers.status_latencies(_STATUS_SAMPLES)
-    median = percentile(leases, 0.5) * 1000
     return Situation(
         name=name,
-        pending=await deep_queue.count_pending(testbed),
-        finished=await deep_queue.count_finished(testbed),
-        lease_p50=median,
+        lease_p50=percentile(leases, 0.5) * 1000,
         lease_p99=percentile(leases, 0.99) * 1000,
         status_p50=percentile(status, 0.5) * 1000,
-        status_p99=percentile(status, 0.99) * 1000,
-        ratio=median / previous[0].lease_p50 if previous else 1.0,
         sizes=await sizes.measure(testbed),
     )
 
@@ -109,43 +90,23 @@ async def _snapshot_held(testbed: Testbed) -> AsyncIterator[float]:
         await connection.close()
 
 
-def _as_table(machine: Machine, situations: Sequence[Situation]) -> str:
-    lines = [str(machine), ""]
+def _figures(situations: Sequence[Situation], free_rate: float, held_rate: float) -> list[Figure]:
+    figures = []
     for s in situations:
-        lines.append(s.name)
-        lines.append(
-            f"  lease    p50 {s.lease_p50:6.2f} ms   p99 {s.lease_p99:6.2f} ms   {s.ratio:.2f} x the first p50"
-        )
-        lines.append(f"  status   p50 {s.status_p50:6.2f} ms   p99 {s.status_p99:6.2f} ms")
-        lines.append(f"  {s.pending:,} pending, {s.finished:,} finished")
-        lines += [f"  {size.name:<28} {size.table_mib:8.1f} MiB, indexes {size.index_mib:8.1f} MiB" for size in s.sizes]
-        lines.append("")
+        figures += [
+            Figure(name=f"{s.name}: lease, p50", value=s.lease_p50, unit="ms"),
+            Figure(name=f"{s.name}: lease, p99", value=s.lease_p99, unit="ms"),
+            Figure(name=f"{s.name}: GET /queues, p50", value=s.status_p50, unit="ms"),
+            *(
+                Figure(name=f"{s.name}: {size.name} with indexes", value=size.table_mib + size.index_mib, unit="MiB")
+                for size in s.sizes
+            ),
+        ]
     worst = max(s.lease_p50 for s in situations) / min(s.lease_p50 for s in situations)
-    return "\n".join([*lines, f"largest median of a lease / smallest: {worst:.2f} (aim: below 1.5)", ""])
-
-
-def _as_json(machine: Machine, situations: Sequence[Situation]) -> str:
-    return json.dumps({"machine": asdict(machine), "situations": [asdict(s) for s in situations]}, indent=2) + "\n"
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument(
-        "--pending", type=int, nargs="+", default=[1_000, 100_000, 3_000_000], help="lengths of the queue, ascending"
-    )
-    parser.add_argument("--finished", type=int, default=1_000_000, help="tasks to finish under the open snapshot")
-    parser.add_argument("--samples", type=int, default=1_000, help="leases to time in each situation")
-    parser.add_argument("--workers", type=int, default=64, help="workers that finish tasks; four of them are timed")
-    parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
-    options = parser.parse_args()
-    if max(options.pending) - options.finished < TASKS_PER_GOAL:
-        parser.error("there must be more tasks pending than are to be finished")
-    return options
-
-
-def _say(message: str) -> None:
-    print(f"{message} ...", file=sys.stderr, flush=True)
-
-
-if __name__ == "__main__":
-    main()
+    return [
+        *figures,
+        Figure(name="largest median of a lease / smallest", value=worst, target=1.5, more_is_better=False),
+        Figure(name=f"cycles by {_WORKERS} workers without a snapshot", value=free_rate, unit="cycles/s"),
+        Figure(name="cycles while it is held", value=held_rate, unit="cycles/s"),
+        Figure(name="held / without", value=held_rate / free_rate, target=0.9),
+    ]

@@ -1,28 +1,25 @@
-"""`python -m benchmarks.decision_latency`: latency of a scaling decision with many workers and a long queue."""
+"""Latency of a decision on the pool with many workers and a long queue."""
 
-import argparse
-import json
-import sys
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import asyncpg
-import uvloop
 
 from app.background import settle_down
 from app.db.database import Database
 from app.kernel.modes import Mode
 from app.scaling.service import tick
 from benchmarks import deep_queue
-from benchmarks.machine import Machine
+from benchmarks.figures import Figure
 from benchmarks.percentiles import percentile
+from benchmarks.progress import say
 from benchmarks.testbed import start_testbed
 
 _WARM_UP = 20
+_WHOLE = "whole tick"
 _PARTS = {"read": "observe", "decide": "decide", "write": "record_and_apply"}
 
 # Nine of ten workers hold a task, as in a pool that is worked hard; all have sent a heartbeat just now.
@@ -73,54 +70,27 @@ UPDATE scaling_state SET decided_at = decided_at - interval '5 s', content = con
 """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Latency:
-    """Milliseconds: of the whole tick with its commit, or of a part of it; and processor time of this process."""
-
-    name: str
-    p50: float
-    p99: float
-    worst: float
-
-
-def main() -> None:
-    """Read the options, measure, print."""
-    options = _options()
-    machine = Machine.now()
+async def measure(*, workers: int, pending: int, ticks: int) -> list[Figure]:
+    """Figures of so many decisions of the real operation; between two of them all that happens in 5 s happens."""
     # As the loops do in a process of their own.
     settle_down()
-    results = uvloop.run(_measure(options))
-    if options.output == "json":
-        latencies = [asdict(latency) for latency in results]
-        document = {"machine": asdict(machine), "options": vars(options), "latencies": latencies}
-        sys.stdout.write(json.dumps(document, indent=2) + "\n")
-    else:
-        head = f"{options.workers:,} workers, {options.pending:,} tasks wait, {options.ticks:,} decisions"
-        sys.stdout.write("\n".join([str(machine), "", head, *map(_line, results), ""]))
-
-
-def _line(latency: Latency) -> str:
-    return f"{latency.name:<22} p50 {latency.p50:7.2f} ms   p99 {latency.p99:7.2f} ms   worst {latency.worst:7.2f} ms"
-
-
-async def _measure(options: argparse.Namespace) -> list[Latency]:
     async with start_testbed() as testbed:
-        _say(f"filling {options.pending:,} tasks")
-        await deep_queue.fill(testbed, options.pending)
+        say(f"filling {pending:,} tasks")
+        await deep_queue.fill(testbed, pending)
         database, side_connection = Database(testbed.database_url), await asyncpg.connect(testbed.database_url)
         try:
-            await _populate(side_connection, options.workers)
+            await _populate(side_connection, workers)
             async with _timed_steps() as times:
-                _say(f"{options.ticks:,} decisions")
-                for number in range(_WARM_UP + options.ticks):
+                say(f"{ticks:,} decisions")
+                for number in range(_WARM_UP + ticks):
                     if number == _WARM_UP:
                         times.clear()
-                    await _churn(side_connection, options.workers)
+                    await _churn(side_connection, workers)
                     await _decide(database, times)
         finally:
             await side_connection.close()
             await database.close()
-    return [_latency(name, seconds) for name, seconds in times.items()]
+    return [figure for name, seconds in times.items() for figure in _figures(name, seconds)]
 
 
 async def _populate(side_connection: "asyncpg.Connection[asyncpg.Record]", workers: int) -> None:
@@ -147,7 +117,7 @@ async def _decide(database: Database, times: Mapping[str, list[float]]) -> None:
     start_time, cpu = time.perf_counter(), time.process_time()
     async with database.transaction() as connection:
         result = await tick.tick(connection, database, Mode.PRODUCTION)
-    times["whole tick"].append(time.perf_counter() - start_time)
+    times[_WHOLE].append(time.perf_counter() - start_time)
     times["CPU of this process"].append(time.process_time() - cpu)
     assert result, "no decision was due"
 
@@ -179,27 +149,12 @@ def _with_timer(
     return measured_step
 
 
-def _latency(name: str, seconds: Sequence[float]) -> Latency:
-    return Latency(
-        name=name,
-        p50=percentile(seconds, 0.5) * 1000,
-        p99=percentile(seconds, 0.99) * 1000,
-        worst=max(seconds) * 1000,
-    )
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--workers", type=int, default=1_000)
-    parser.add_argument("--pending", type=int, default=1_000_000)
-    parser.add_argument("--ticks", type=int, default=200)
-    parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
-    return parser.parse_args()
-
-
-def _say(message: str) -> None:
-    sys.stderr.write(f"{message}\n")
-
-
-if __name__ == "__main__":
-    main()
+def _figures(name: str, seconds: Sequence[float]) -> list[Figure]:
+    """Of the whole tick with its commit, of a part of it, or processor time of this process."""
+    p50, p99, worst = (percentile(seconds, share) * 1000 for share in (0.5, 0.99, 1.0))
+    target = 50.0 if name == _WHOLE else None
+    return [
+        Figure(name=f"{name}, p50", value=p50, unit="ms"),
+        Figure(name=f"{name}, p99", value=p99, unit="ms", target=target, more_is_better=False),
+        Figure(name=f"{name}, worst", value=worst, unit="ms"),
+    ]

@@ -32,21 +32,3 @@ async def fill(testbed: Testbed, count: int) -> None:
         await connection.execute("CHECKPOINT")
     finally:
         await connection.close()
-
-
-async def count_pending(testbed: Testbed) -> int:
-    """Number of pending tasks."""
-    return await _count(testbed, "SELECT count(*) FROM tasks WHERE state = 'pending'")
-
-
-async def count_finished(testbed: Testbed) -> int:
-    """Number of tasks in history."""
-    return await _count(testbed, "SELECT count(*) FROM task_history")
-
-
-async def _count(testbed: Testbed, query: str) -> int:
-    connection = await asyncpg.connect(testbed.database_url)
-    try:
-        return int(await connection.fetchval(query))
-    finally:
-        await connection.close()

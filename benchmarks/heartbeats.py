@@ -1,25 +1,20 @@
-"""`python -m benchmarks.heartbeats`: processor time that a thousand idle workers cost, as shares of a core.
+"""Processor time that a thousand idle workers cost, as shares of a core.
 
 They register and send heartbeats as real ones do, over connections that they keep, to the API as it runs in
 production, with the loops and a PostgreSQL of its own beside it; the load generator is not counted.
 """
 
-import argparse
 import asyncio
-import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-import uvloop
-
-from benchmarks import report
 from benchmarks.figures import Figure
 from benchmarks.http_client import connect
-from benchmarks.machine import Machine
 from benchmarks.percentiles import percentile
 from benchmarks.processes import CpuSeconds
+from benchmarks.progress import say
 from benchmarks.testbed import Testbed, start_testbed
 from benchmarks.workers import Worker, close_workers, register_workers
 
@@ -54,31 +49,24 @@ class _Member:
         self.version = assignment["version"] if assignment else self.version
 
 
-def main() -> None:
-    """Read the options, measure, print."""
-    options = _options()
-    machine = Machine.now()
-    figures = uvloop.run(_measure(options))
-    print((report.as_json if options.output == "json" else report.table)(machine, figures))
-
-
-async def _measure(options: argparse.Namespace) -> list[Figure]:
+async def measure(count: int, seconds: float) -> list[Figure]:
+    """Figures of so many workers that send a heartbeat every 5 s."""
     async with start_testbed(with_loops=True) as testbed:
-        _say(f"registering {options.workers:,} workers")
-        workers = await register_workers(testbed, options.workers)
+        say(f"registering {count:,} workers")
+        workers = await register_workers(testbed, count)
         async with _alive(workers) as members:
             # By then every worker has sent two heartbeats, and has received its assignment.
             await asyncio.sleep(2 * _BEAT_SECONDS)
-            _say(f"measuring for {options.seconds:g} s")
+            say(f"measuring for {seconds:g} s")
             for member in members:
                 member.latencies.clear()
             cpu_before, start_time = CpuSeconds.read(testbed), time.perf_counter()
-            await asyncio.sleep(options.seconds)
-            cpu, seconds = CpuSeconds.read(testbed).since(cpu_before), time.perf_counter() - start_time
+            await asyncio.sleep(seconds)
+            cpu, duration = CpuSeconds.read(testbed).since(cpu_before), time.perf_counter() - start_time
         alive_count = await _count_alive(testbed)
         close_workers(workers)
     latencies = [latency for member in members for latency in member.latencies]
-    return _figures(cpu, seconds, latencies, workers=len(members), alive_count=alive_count)
+    return _figures(cpu, duration, latencies, workers=len(members), alive_count=alive_count)
 
 
 @asynccontextmanager
@@ -131,19 +119,3 @@ def _figures(
         ),
         Figure(name="CPU of a heartbeat", value=1000 * sum(parts.values()) / max(1, len(latencies)), unit="ms"),
     ]
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--workers", type=int, default=1000, help="workers that send a heartbeat every 5 s")
-    parser.add_argument("--seconds", type=float, default=60, help="length of the measurement")
-    parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
-    return parser.parse_args()
-
-
-def _say(message: str) -> None:
-    print(f"{message} ...", file=sys.stderr, flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -74,9 +74,12 @@ class LiveWorkers:
         reader.close()
         return latencies
 
-    async def finish(self, count: int, say: Callable[[str], None]) -> None:
-        """Lease and complete `count` tasks by all workers, each leasing the next with the completion before."""
-        remaining = count
+    async def finish(self, count: int, say: Callable[[str], None]) -> float:
+        """Lease and complete `count` tasks by all workers, each leasing the next with the completion before.
+
+        Returns how many a second.
+        """
+        remaining, start_time = count, time.perf_counter()
 
         async def work(member: _Member) -> None:
             nonlocal remaining
@@ -90,6 +93,7 @@ class LiveWorkers:
                     member.lease = await member.worker.complete(member.lease, and_next=remaining > len(self.members))
 
         await asyncio.gather(*(work(member) for member in self.members))
+        return count / (time.perf_counter() - start_time)
 
 
 @asynccontextmanager

@@ -12,22 +12,30 @@ _MEBIBYTE = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CpuSeconds:
-    """User and system time of the processes, in seconds."""
+    """User and system time of the processes, in seconds; `between` is that of a relay."""
 
     api: float
     postgres: float
     loops: float = 0.0
+    between: float = 0.0
 
     @classmethod
     def read(cls, testbed: Testbed) -> Self:
         """Read the time since the processes were started."""
-        loops = _own(testbed.loops) if testbed.loops else 0.0
-        return cls(api=_own(testbed.api), postgres=_family(testbed.postmaster), loops=loops)
+        return cls(
+            api=_own(testbed.api),
+            postgres=_family(testbed.postmaster),
+            loops=_own(testbed.loops) if testbed.loops else 0.0,
+            between=sum(map(_own, testbed.between)),
+        )
 
     def since(self, previous: "CpuSeconds") -> "CpuSeconds":
         """The time between two readings."""
         return CpuSeconds(
-            api=self.api - previous.api, postgres=self.postgres - previous.postgres, loops=self.loops - previous.loops
+            api=self.api - previous.api,
+            postgres=self.postgres - previous.postgres,
+            loops=self.loops - previous.loops,
+            between=self.between - previous.between,
         )
 
 

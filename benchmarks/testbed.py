@@ -3,10 +3,11 @@
 import asyncio
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -46,6 +47,13 @@ class Testbed:
     api: psutil.Process
     loops: psutil.Process | None
     postmaster: psutil.Process
+    # Processes between workers and API, while there are any.
+    between: list[psutil.Process] = field(default_factory=list)
+
+    def peer_url(self, database: str) -> str:
+        """Address of a database for the role of the peers."""
+        parts = urlsplit(self.database_url)
+        return f"postgresql://{PEER}:{PEER}@{parts.hostname}:{parts.port}/{database}"
 
 
 @asynccontextmanager
@@ -58,11 +66,12 @@ async def start_testbed(*, with_loops: bool = False) -> AsyncIterator[Testbed]:
         async with _postgres(directory / "server") as server:
             (key, pool_key), port = await _prepare(server.cluster.url), choose_port(None)
             async with AsyncExitStack() as running:
-                api = await running.enter_async_context(_process(_SERVE, server.cluster.url, port))
+                environment = _environment(server.cluster.url, port)
+                api = await running.enter_async_context(run_process([sys.executable, "-c", _SERVE], environment))
                 await _until_ready(api, port, key)
                 loops = None
                 if with_loops:
-                    loops = await running.enter_async_context(_process(_LOOP, server.cluster.url, port))
+                    loops = await running.enter_async_context(run_process([sys.executable, "-c", _LOOP], environment))
                 yield Testbed(
                     binaries=server.cluster.binaries,
                     database_url=server.cluster.url,
@@ -79,13 +88,14 @@ async def start_testbed(*, with_loops: bool = False) -> AsyncIterator[Testbed]:
 def _directory() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="convener-bench-", ignore_cleanup_errors=True) as name:
         # Where this runs as root, PostgreSQL may have to run as another user, who must be able to come in.
-        Path(name).chmod(0o711)
-        yield Path(name)
+        directory = Path(name).resolve()
+        directory.chmod(0o711)
+        yield directory
 
 
 @asynccontextmanager
 async def _postgres(directory: Path) -> AsyncIterator[Server]:
-    binaries, access = find_binaries(), directory.resolve() / "cluster" / "data" / "benchmark_hba.conf"
+    binaries, access = find_binaries(), directory / "cluster" / "data" / "benchmark_hba.conf"
     cluster = Cluster(directory=directory, binaries=binaries, settings={"hba_file": str(access)})
     server = Server(cluster=cluster)
     with cluster.lock():
@@ -113,15 +123,32 @@ async def _prepare(url: str) -> list[str]:
 
 
 @asynccontextmanager
-async def _process(code: str, database_url: str, port: int) -> AsyncIterator[asyncio.subprocess.Process]:
-    command = bound_command(Path.cwd(), sys.executable, "-c", code)
-    process = await asyncio.create_subprocess_exec(*command, env=_environment(database_url, port))
+async def run_process(
+    command: Sequence[str], environment: Mapping[str, str]
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run a process that sees our modules and no other variables than these, and ends with this one."""
+    variables = {"PYTHONPATH": str(Path.cwd()), **environment}
+    process = await asyncio.create_subprocess_exec(*bound_command(Path.cwd(), *command), env=variables)
     try:
         yield process
     finally:
         with suppress(ProcessLookupError):
             process.terminate()
         await process.wait()
+
+
+async def until_open(process: asyncio.subprocess.Process, port: int) -> None:
+    """Wait until somebody listens on the port."""
+    async with asyncio.timeout(_READY_WITHIN_SECONDS):
+        while True:
+            try:
+                (await connect(port, "none")).close()
+            except OSError:
+                if process.returncode is not None:
+                    raise RuntimeError("a server did not start; it has told the reason") from None
+                await asyncio.sleep(0.05)
+            else:
+                return
 
 
 def _environment(database_url: str, port: int) -> Mapping[str, str]:
@@ -132,7 +159,6 @@ def _environment(database_url: str, port: int) -> Mapping[str, str]:
         "CONVENER_MAX_QUEUE_SIZE": "10000000",
         "CONVENER_POOL_SIZE": "0",
         "CONVENER_LOG_LEVEL": "warning",
-        "PYTHONPATH": str(Path.cwd()),
     }
 
 

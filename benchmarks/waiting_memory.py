@@ -6,7 +6,7 @@ from benchmarks.processes import rss_mb
 from benchmarks.testbed import Testbed
 from benchmarks.workers import Worker, all_waiting, close_workers, register_workers
 
-WORKERS = 500
+WORKERS = 1_000
 _LONGER_THAN_THE_MEASUREMENT = 30
 
 

@@ -25,6 +25,7 @@ class Worker:
     """A registered worker with a connection and a key of its own."""
 
     worker_id: str
+    key: str
     connection: Connection
 
     async def beat(self, lease: Lease | None) -> None:
@@ -68,7 +69,8 @@ async def _register_worker(testbed: Testbed, pool: Connection) -> Worker:
     capabilities = [agent.value for agent in AgentType]
     fields = {"name": f"bench-{uuid4().hex[:12]}", "host": "bench", "pid": 1, "capabilities": capabilities}
     identity = (await pool.post("/workers", {**fields, "memory_gb": 1, "cpu_cores": 1})).json()
-    worker = Worker(worker_id=identity["worker_id"], connection=await connect(testbed.port, identity["key"]))
+    connection = await connect(testbed.port, identity["key"])
+    worker = Worker(worker_id=identity["worker_id"], key=identity["key"], connection=connection)
     await worker.beat(None)
     return worker
 

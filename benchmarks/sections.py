@@ -1,0 +1,174 @@
+"""Sections of the run, in the order in which they are measured: first what needs an empty queue."""
+
+import argparse
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+
+from benchmarks import (
+    claim_cost,
+    decision_latency,
+    heartbeats,
+    idle_latency,
+    paced,
+    report,
+    submit,
+    throughput,
+    waiting_memory,
+    writes,
+)
+from benchmarks.backlog import Backlog
+from benchmarks.chart import Curve, Level
+from benchmarks.cycles import Ledger
+from benchmarks.figures import Figure, Section
+from benchmarks.machine import Machine
+from benchmarks.percentiles import percentile
+from benchmarks.processes import rss_mb
+from benchmarks.progress import say
+from benchmarks.testbed import Testbed, start_testbed
+from benchmarks.workers import close_workers, register_workers
+
+_PACES = {200: None, 1_000: 25.0}
+_WORKERS_OF_LOG = 64
+Drawing = list[Curve | Level]
+
+
+@dataclass(slots=True)
+class Run:
+    """A run: its options, the system that most sections share, and what has been measured."""
+
+    options: argparse.Namespace
+    testbed: Testbed
+    sections: list[Section] = field(default_factory=list)
+    drawing: Drawing = field(default_factory=list)
+
+    def add(self, title: str, figures: Sequence[Figure]) -> None:
+        """Keep a section."""
+        self.sections.append(Section(title=title, figures=figures))
+
+
+async def measure(options: argparse.Namespace, machine: Machine) -> tuple[list[Section], Drawing]:
+    """Measure the sections that were asked for."""
+    wanted = options.only or NAMES
+    results: list[Section] = []
+    async with AsyncExitStack() as running:
+        shared = [name for name in SHARED if name in wanted]
+        run = Run(options=options, testbed=await running.enter_async_context(start_testbed())) if shared else None
+        for name in shared:
+            assert run is not None
+            say(name)
+            await SHARED[name](run)
+            _show(machine, run.sections, results)
+        drawing = run.drawing if run else []
+    for name in (name for name in OWN if name in wanted):
+        say(name)
+        results.append(await OWN[name](options))
+        _show(machine, results[-1:], [])
+    return results, drawing
+
+
+def _show(machine: Machine, new: Sequence[Section], results: list[Section]) -> None:
+    """Tell at once what has been measured, as a run is long and may be interrupted."""
+    fresh = [section for section in new if section not in results]
+    results += fresh
+    sys.stderr.write(report.table(machine, fresh).partition("\n")[2] + "\n")
+
+
+async def _idle(run: Run) -> None:
+    seconds = await idle_latency.seconds_to_lease(run.testbed)
+    p50, p99 = (percentile(seconds, share) * 1000 for share in (0.5, 0.99))
+    figures = [
+        Figure(name="p50", value=p50, unit="ms", target=5, more_is_better=False),
+        Figure(name="p99", value=p99, unit="ms", target=15, more_is_better=False),
+    ]
+    run.add("submit to lease, idle", figures)
+
+
+async def _memory(run: Run) -> None:
+    empty = rss_mb(run.testbed.api)
+    waiting = await waiting_memory.api_rss_mb(run.testbed)
+    figures = [
+        Figure(name="API", value=empty, unit="MiB"),
+        Figure(name=f"API with {waiting_memory.WORKERS:,} waiting workers", value=waiting, unit="MiB"),
+    ]
+    run.add("memory", figures)
+
+
+async def _submit(run: Run) -> None:
+    count = run.options.tasks // 3
+    rates = [await submit.tasks_per_second(run.testbed, count) for _ in range(run.options.rounds)]
+    name = f"batches of {submit.BATCH}, {submit.CLIENTS} clients"
+    run.add("submit over HTTP", [Figure.of(name, rates, "tasks/s", target=30_000)])
+
+
+async def _cycles(run: Run) -> None:
+    options = run.options
+    plan = throughput.Plan(workers=options.workers, rounds=options.rounds, seconds=options.seconds, tasks=options.tasks)
+    sections, drawing = await throughput.measure(run.testbed, plan)
+    run.sections += sections
+    run.drawing += drawing
+
+
+async def _paced(run: Run) -> None:
+    seconds = 5.0 if run.options.quick else 15.0
+    figures = []
+    for pace, target in _PACES.items():
+        await Backlog(testbed=run.testbed, tasks=int(2 * pace * seconds)).fill()
+        latencies = await paced.latencies(run.testbed, pace, seconds, Ledger())
+        for share in (50, 99):
+            name = f"{pace:,} cycles/s, p{share}"
+            value, aim = percentile(latencies, share / 100) * 1000, target if share == 99 else None
+            figures.append(Figure(name=name, value=value, unit="ms", target=aim, more_is_better=False))
+    run.add("latency of cycles at a fixed pace, from when each was due", figures)
+
+
+async def _log(run: Run) -> None:
+    workers = await register_workers(run.testbed, _WORKERS_OF_LOG)
+    await Backlog(testbed=run.testbed, tasks=run.options.tasks).fill()
+    cost = await writes.measure(run.testbed, workers, run.options.seconds, Ledger())
+    close_workers(workers)
+    figures = [
+        Figure(name="submit", value=cost.submit / 1024, unit="KiB/task"),
+        Figure(name=f"lease and complete, {_WORKERS_OF_LOG} workers", value=cost.cycle / 1024, unit="KiB/task"),
+        Figure(
+            name="together",
+            value=(cost.submit + cost.cycle) / 1024,
+            unit="KiB/task",
+            target=1.8,
+            more_is_better=False,
+        ),
+    ]
+    run.add("write-ahead log", figures)
+
+
+async def _claims(options: argparse.Namespace) -> Section:
+    figures = await claim_cost.measure(options.depths, options.finished)
+    return Section(title="claims by depth, and after churn under an old snapshot", figures=figures)
+
+
+async def _decisions(options: argparse.Namespace) -> Section:
+    pending, ticks = (100_000, 50) if options.quick else (1_000_000, 200)
+    figures = await decision_latency.measure(workers=1_000, pending=pending, ticks=ticks)
+    return Section(title=f"decisions on the pool: 1,000 workers, {pending:,} waiting", figures=figures)
+
+
+async def _heartbeats(options: argparse.Namespace) -> Section:
+    figures = await heartbeats.measure(1_000, 10 if options.quick else 30)
+    return Section(title="heartbeats of idle workers", figures=figures)
+
+
+SHARED: dict[str, Callable[[Run], Awaitable[None]]] = {
+    "idle": _idle,
+    "memory": _memory,
+    "submit": _submit,
+    "cycles": _cycles,
+    "paced": _paced,
+    "log": _log,
+}
+OWN: dict[str, Callable[[argparse.Namespace], Awaitable[Section]]] = {
+    "claims": _claims,
+    "decisions": _decisions,
+    "heartbeats": _heartbeats,
+}
+NAMES = [*SHARED, *OWN]
