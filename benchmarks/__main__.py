@@ -8,6 +8,7 @@ import uvloop
 
 from benchmarks import chart, report, sections
 from benchmarks.machine import Machine
+from benchmarks.peer_runs import PEERS
 from benchmarks.progress import say
 
 _DRAWING = ".bench/chart.svg"
@@ -18,7 +19,7 @@ def main() -> None:
     options = _options()
     machine = Machine.now()
     results, drawing = uvloop.run(sections.measure(options, machine))
-    if drawing:
+    if any(isinstance(item, chart.Curve) for item in drawing):
         _draw(options.chart, drawing)
     print((report.as_json if options.output == "json" else report.table)(machine, results))
 
@@ -36,7 +37,9 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="one short round of little: does it run, and roughly how")
     parser.add_argument("--only", nargs="+", choices=sections.NAMES, help="measure these and nothing else")
-    parser.add_argument("--peers", nargs="*", choices=[], help="measure other queues as well, all or these")
+    parser.add_argument(
+        "--peers", nargs="*", metavar="NAME", help=f"other queues as well: all, or some of {', '.join(PEERS)}"
+    )
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 8, 32, 64, 128, 256, 512, 1000])
     parser.add_argument("--rounds", type=int, default=3, help="how often cycles are measured, in turns with all else")
     parser.add_argument("--seconds", type=float, default=4, help="length of each measurement of cycles")
@@ -49,6 +52,8 @@ def _options() -> argparse.Namespace:
     if options.quick:
         options.workers, options.rounds, options.seconds, options.tasks = [1, 32, 128, 1000], 1, 2, 60_000
         options.depths, options.finished = [1_000, 100_000], 20_000
+    if unknown := set(options.peers or ()) - PEERS.keys():
+        parser.error(f"there is no peer {min(unknown)!r}; there are: {', '.join(PEERS)}")
     if options.finished + 1_000 > max(options.depths):
         parser.error("the longest of --depths must be longer than --finished")
     return options

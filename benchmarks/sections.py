@@ -12,6 +12,7 @@ from benchmarks import (
     heartbeats,
     idle_latency,
     paced,
+    peer_runs,
     report,
     submit,
     throughput,
@@ -50,10 +51,12 @@ class Run:
 
 async def measure(options: argparse.Namespace, machine: Machine) -> tuple[list[Section], Drawing]:
     """Measure the sections that were asked for."""
-    wanted = options.only or NAMES
+    chosen = options.only or [name for name in NAMES if name != "peers"]
+    if options.peers is not None:
+        chosen = [*chosen, "peers"]
     results: list[Section] = []
     async with AsyncExitStack() as running:
-        shared = [name for name in SHARED if name in wanted]
+        shared = [name for name in SHARED if name in chosen]
         run = Run(options=options, testbed=await running.enter_async_context(start_testbed())) if shared else None
         for name in shared:
             assert run is not None
@@ -61,7 +64,7 @@ async def measure(options: argparse.Namespace, machine: Machine) -> tuple[list[S
             await SHARED[name](run)
             _show(machine, run.sections, results)
         drawing = run.drawing if run else []
-    for name in (name for name in OWN if name in wanted):
+    for name in (name for name in OWN if name in chosen):
         say(name)
         results.append(await OWN[name](options))
         _show(machine, results[-1:], [])
@@ -142,6 +145,14 @@ async def _log(run: Run) -> None:
     run.add("write-ahead log", figures)
 
 
+async def _peers(run: Run) -> None:
+    options = run.options
+    names = options.peers or list(peer_runs.PEERS)
+    figures, levels = await peer_runs.measure(run.testbed, names, options.rounds, 0.2 if options.quick else 1.0)
+    run.add("other queues on the same PostgreSQL, jobs that do nothing", figures)
+    run.drawing += levels
+
+
 async def _claims(options: argparse.Namespace) -> Section:
     figures = await claim_cost.measure(options.depths, options.finished)
     return Section(title="claims by depth, and after churn under an old snapshot", figures=figures)
@@ -165,6 +176,7 @@ SHARED: dict[str, Callable[[Run], Awaitable[None]]] = {
     "cycles": _cycles,
     "paced": _paced,
     "log": _log,
+    "peers": _peers,
 }
 OWN: dict[str, Callable[[argparse.Namespace], Awaitable[Section]]] = {
     "claims": _claims,

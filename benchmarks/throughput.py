@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from benchmarks import baseline, cycles, empty_route, invariants
 from benchmarks.backlog import Backlog
@@ -12,10 +12,11 @@ from benchmarks.cycles import Cycles, Ledger
 from benchmarks.figures import Figure, Section
 from benchmarks.percentiles import percentile
 from benchmarks.progress import say
+from benchmarks.relay import start_relay
 from benchmarks.testbed import Testbed
 from benchmarks.workers import Worker, close_workers, register_workers
 
-PLAIN = "HTTP, one task a request"
+PLAIN, RELAYED = "HTTP, one task a request", "through the relay"
 # At these the targets are set.
 _MANY, _FEWEST = 128, 32
 Measure = Callable[[Sequence[Worker], float], Awaitable[Cycles]]
@@ -71,7 +72,13 @@ async def _ways(testbed: Testbed, ledger: Ledger) -> AsyncIterator[Mapping[str, 
     async def plain(workers: Sequence[Worker], seconds: float) -> Cycles:
         return await cycles.measure(testbed, workers, seconds, ledger)
 
-    yield {PLAIN: plain}
+    async with start_relay(f"http://127.0.0.1:{testbed.port}") as relay:
+        behind = replace(testbed, between=[relay.process])
+
+        async def relayed(workers: Sequence[Worker], seconds: float) -> Cycles:
+            return await cycles.measure(behind, workers, seconds, ledger, relay.port)
+
+        yield {PLAIN: plain, RELAYED: relayed}
 
 
 async def _round(
@@ -168,7 +175,7 @@ def _ratios(results: Results) -> list[Figure]:
             Figure.of("least / best until then, 32 workers on", [_fall(rates, many, n) for n in rounds], target=0.9)
         )
     for way in results.ways.keys() - {PLAIN}:
-        best = max(results.rates(way).values(), key=lambda values: sorted(values)[len(values) // 2])
+        best = max(results.rates(way).values(), key=_median)
         figures.append(Figure.of(f"best of {way}", best, "cycles/s", target=15_000))
     return figures
 

@@ -30,6 +30,7 @@ from app.http.services import Services
 from app.kernel.access import Principal
 from app.kernel.errors import ShuttingDown
 
+
 class LeanRoute(APIRoute):
     """A route whose endpoint takes any of `call` (the body), `principal`, `services`, `request`, and path UUIDs."""
 

@@ -33,7 +33,7 @@ def test_a_figure_is_the_median_of_its_rounds_and_is_held_against_its_target() -
 
 @pytest.mark.parametrize("sizes", [[1, 8, 1000], [64]])
 def test_the_chart_has_every_curve_and_level_with_its_ratio(sizes: list[int]) -> None:
-    items = [
+    items: list[Curve | Level] = [
         Curve(name="plain <HTTP>", points={size: 100.0 * size for size in sizes}),
         Level(name="pgbench", value=50.0),
     ]

@@ -57,7 +57,7 @@ async def _sent(
                 raise RuntimeError(message["error"])
             await send(dict(message))
 
-    await cycle.run_asgi(app)  # type: ignore[arg-type]
+    await cycle.run_asgi(app)
     return client, cycle, len(completions)
 
 
