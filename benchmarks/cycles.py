@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from benchmarks.processes import CpuSeconds
-from benchmarks.raw_client import Cycle, Loop, Ping, Window
+from benchmarks.raw_client import Cycle, ExchangeCycle, Loop, Ping, Window
 from benchmarks.testbed import Testbed
 from benchmarks.workers import Worker
 
 _WARM_UP_SECONDS = 1.0
 _CONNECTING = 64
+_SPEAKERS, _MAX_ITEMS = 2, 512
 
 
 @dataclass(slots=True)
@@ -52,6 +53,15 @@ async def measure(
     window = Window()
     loops = [Cycle(worker.key, window) for worker in workers]
     cycles = await _run(testbed, loops, window, port or testbed.port, seconds)
+    ledger.add(window.leased_tasks, window.completed_count)
+    return cycles
+
+
+async def measure_exchange(testbed: Testbed, workers: Sequence[Worker], seconds: float, ledger: Ledger) -> Cycles:
+    """The same where two connections or more speak for the workers, who get their answers together."""
+    window, count = Window(), max(_SPEAKERS, -(-len(workers) // _MAX_ITEMS))
+    groups = [keys for first in range(count) if (keys := [worker.key for worker in workers[first::count]])]
+    cycles = await _run(testbed, [ExchangeCycle(keys, window) for keys in groups], window, testbed.port, seconds)
     ledger.add(window.leased_tasks, window.completed_count)
     return cycles
 

@@ -4,7 +4,9 @@ An answer is cut where the needed bytes are, and the next request is written fro
 """
 
 import asyncio
+import re
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -12,6 +14,9 @@ _HEAD_ENDS = b"\r\n\r\n"
 _LENGTH = b"content-length: "
 _TASK, _TOKEN, _NEXT = b'"task_id":"', b'"token":', b'"lease":'
 _UUID_LENGTH = 36
+# Of an answer all that the next request needs, and how a completion begins.
+_LEASE = re.compile(rb'\{"index":(\d+),"status":200,"body":\{[^{}]*?(?:"lease":\{)?"task_id":"([^"]+)","token":(\d+),')
+_ACCEPTED = b'"state":"completed"'
 RESULT = b'{"hypotheses":["Orbits are ellipses with the sun in one focus"],"confidence":0.87}'
 
 
@@ -52,10 +57,10 @@ class Loop(asyncio.Protocol):
         self._transport.write(b"POST %b%b%d\r\n\r\n%b" % (path, self._head, len(body), body))
         self._sent_at = time.perf_counter()
 
-    def count(self) -> None:
-        """Count the answer that has come, if it is to be counted."""
+    def count(self, times: int = 1) -> None:
+        """Count what the answer that has come stands for, if it is to be counted."""
         if self.window.is_open:
-            self.window.latencies.append(time.perf_counter() - self._sent_at)
+            self.window.latencies += [time.perf_counter() - self._sent_at] * times
 
     def stop(self, error: Exception | None = None) -> None:
         """Hang up, in order or with an error."""
@@ -135,6 +140,50 @@ class Cycle(Loop):
         # They need only differ among those of one worker, which may have been here in an earlier measurement.
         self._request += 1
         return b"%08x-0000-4000-8000-%012x" % (self._start, self._request)
+
+
+class ExchangeCycle(Loop):
+    """A connection that speaks for many workers, all of which complete and lease in every request."""
+
+    def __init__(self, keys: Sequence[str], window: Window) -> None:
+        super().__init__(keys[0], window)
+        self._heads = [b'{"authorization":"Bearer %b","operation":' % key.encode() for key in keys]
+        self._leases: list[tuple[bytes, bytes]] = []
+        self._requests = time.monotonic_ns() >> 10
+
+    def begin(self) -> None:
+        """Lease the first tasks."""
+        ask = b'"lease","body":{"request_id":"%b","acknowledge":true}}' % self._next_id()
+        self._exchange(head + ask for head in self._heads)
+
+    def take(self, answer: bytes, body_begins: int) -> None:
+        """Complete the tasks that have been leased; without others when the measurement is over."""
+        if self._leases:
+            self.count(len(self._heads))
+            self.window.completed_count += answer.count(_ACCEPTED, body_begins)
+        leases = {int(index): (task, token) for index, task, token in _LEASE.findall(answer, body_begins)}
+        if not leases and self.window.is_over:
+            self.stop()
+            return
+        if len(leases) < len(self._heads):
+            self.stop(RuntimeError("the backlog is used up: give more --tasks or fewer --seconds"))
+            return
+        self._leases = [leases[place] for place in range(len(self._heads))]
+        self.window.leased_tasks += [task for task, _ in self._leases]
+        following = b',"next":{"request_id":"%b","acknowledge":true}' % self._next_id()
+        end = b"" if self.window.is_over else following
+        self._exchange(
+            b'%b"complete","task_id":"%b","body":{"token":%b,"result":%b%b}}' % (head, task, token, RESULT, end)
+            for head, (task, token) in zip(self._heads, self._leases, strict=True)
+        )
+
+    def _exchange(self, items: Iterable[bytes]) -> None:
+        self.post(b"/leases/exchange", b'{"items":[%b]}' % b",".join(items))
+
+    def _next_id(self) -> bytes:
+        # The same for all: it tells only the requests of one worker apart.
+        self._requests += 1
+        return b"00000000-0000-4000-8000-%012x" % (self._requests & 0xFFFFFFFFFFFF)
 
 
 class Ping(Loop):

@@ -25,7 +25,7 @@ from benchmarks.http_client import Connection, connect
 
 _SERVE = "from app.main import serve; from app.settings import Settings; serve(Settings.from_environment())"
 _LOOP = "from app.background import main; main()"
-_READY_WITHIN_SECONDS = 30
+_READY_WITHIN_SECONDS = 120
 # Measurements begin after a checkpoint, which the service's own role may not ask for. Peers work as a role of theirs,
 # that makes their databases; the service's is none of them, as it warns of rights that it does not need.
 _RIGHTS = """GRANT pg_checkpoint TO convener;

@@ -16,7 +16,7 @@ from benchmarks.relay import start_relay
 from benchmarks.testbed import Testbed
 from benchmarks.workers import Worker, close_workers, register_workers
 
-PLAIN, RELAYED = "HTTP, one task a request", "through the relay"
+PLAIN, RELAYED, EXCHANGED = "HTTP, one task a request", "through the relay", "through the exchange"
 # At these the targets are set.
 _MANY, _FEWEST = 128, 32
 Measure = Callable[[Sequence[Worker], float], Awaitable[Cycles]]
@@ -78,7 +78,10 @@ async def _ways(testbed: Testbed, ledger: Ledger) -> AsyncIterator[Mapping[str, 
         async def relayed(workers: Sequence[Worker], seconds: float) -> Cycles:
             return await cycles.measure(behind, workers, seconds, ledger, relay.port)
 
-        yield {PLAIN: plain, RELAYED: relayed}
+        async def exchanged(workers: Sequence[Worker], seconds: float) -> Cycles:
+            return await cycles.measure_exchange(testbed, workers, seconds, ledger)
+
+        yield {PLAIN: plain, RELAYED: relayed, EXCHANGED: exchanged}
 
 
 async def _round(
