@@ -20,8 +20,9 @@ _MORE_RIGHTS = (
     f"{', '.join(f'auto_explain.log_{name}' for name in _EXPLAINING)} TO convener;\n"
 )
 _EVERY_DATABASE = "local all convener scram-sha-256\nhost all convener 127.0.0.1/32 scram-sha-256\n"
-# Tests may lose their data in a power failure, so nothing waits for the disk.
-THROW_AWAY: Mapping[str, str] = {"fsync": "off", "full_page_writes": "off"}
+# Tests may lose their data in a power failure, so nothing waits for the disk. Servers of others may have prepared
+# transactions.
+THROW_AWAY: Mapping[str, str] = {"fsync": "off", "full_page_writes": "off", "max_prepared_transactions": "2"}
 
 
 @contextmanager

@@ -10,8 +10,9 @@ from app.queue.rules.status import OpenWriter
 _LONG_SECONDS = 3.0
 _TABLES = ("events", "queue_changes", "judgements")
 
-# The age of a transaction of another role is hidden from roles without pg_read_all_stats; there the age of the oldest
-# event that waits behind the horizon stands in for it.
+# A prepared transaction has no process; its lock on its own number leads to its name. The age of a transaction of
+# another role is hidden from roles without pg_read_all_stats; there the age of the oldest event that waits behind the
+# horizon stands in for it.
 _LONG = text("""
 WITH writer AS MATERIALIZED (
     SELECT DISTINCT pid, virtualtransaction FROM pg_locks
@@ -24,7 +25,11 @@ WITH writer AS MATERIALIZED (
     SELECT writer.pid, prepared.gid, current_database() AS database, activity.application_name AS application,
            extract(epoch FROM clock_timestamp() - coalesce(activity.xact_start, prepared.prepared))::float8 AS seconds
     FROM writer LEFT JOIN pg_stat_activity activity ON activity.pid = writer.pid
-    LEFT JOIN pg_prepared_xacts prepared ON writer.virtualtransaction = '-1/' || prepared.transaction::text
+    LEFT JOIN LATERAL (
+        SELECT known.gid, known.prepared FROM pg_locks own
+        JOIN pg_prepared_xacts known ON known.transaction = own.transactionid
+        WHERE own.pid IS NULL AND own.virtualtransaction = writer.virtualtransaction
+    ) prepared ON writer.pid IS NULL
 )
 SELECT pid, gid, database, application,
        coalesce(seconds, extract(epoch FROM clock_timestamp() - waiting.at)::float8) AS seconds

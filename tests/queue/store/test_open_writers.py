@@ -106,7 +106,26 @@ async def test_who_stays_open_is_told_by_name(database: Database, emptied_url: s
     assert (await _read_all(database))[0] == 2
 
 
-async def test_a_prepared_transaction_has_a_name() -> None:
+async def test_a_prepared_transaction_is_told_by_its_own_name(database: Database, emptied_url: str) -> None:
+    async def open_ones() -> list[OpenWriter]:
+        async with database.transaction() as connection:
+            return await open_writers.read(connection)
+
+    async with _foreign(emptied_url, "by hand") as foreign:
+        insert = "INSERT INTO events (kind) VALUES ('task.submitted')"
+        for statement in ("BEGIN", insert, "SAVEPOINT s", insert, "PREPARE TRANSACTION 'moving house'"):
+            await foreign.execute(statement)
+        try:
+            await until(open_ones)
+            (writer,) = await open_ones()
+        finally:
+            await foreign.execute("ROLLBACK PREPARED 'moving house'")
+    assert (writer.pid, writer.gid) == (None, "moving house")
+    assert writer.seconds >= 3
+    assert await open_ones() == []
+
+
+async def test_the_sentence_says_how_to_end_a_prepared_transaction() -> None:
     writer = OpenWriter(pid=None, gid="move", database="lab", application=None, seconds=61.4)
     assert writer.sentence.endswith(
         "the prepared transaction move (database lab); this ends it: ROLLBACK PREPARED 'move'"
