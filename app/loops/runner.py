@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from app.db import duties, hot_path
-from app.kernel.errors import DatabaseUnavailable
+from app.kernel.errors import DatabaseUnavailable, Locked
 from app.loops.schedule import Context, Duty, Job
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class Runner:
             conditions = {item.name: item.due(self._context) for item in self._schedule if item.due is not None}
             try:
                 due = await hot_path.run(self._context.database, partial(duties.look, conditions=conditions))
-            except DatabaseUnavailable:
+            except (DatabaseUnavailable, Locked):
                 due = frozenset()
             except Exception as error:
                 # Each turn finds for itself what there is to do.

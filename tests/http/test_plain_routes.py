@@ -63,6 +63,13 @@ async def test_refusals_are_the_same(service: Service, key: Role | str | None) -
     assert _shape(plain) == _shape(await service.ask("POST", "/tasks", _TASK, key=key, headers=_GENERAL))
 
 
+@pytest.mark.parametrize("length", ["0", "00"])
+async def test_a_body_is_required(service: Service, length: str) -> None:
+    headers = {"Content-Type": "application/json", "Content-Length": length}
+    answer = await service.ask("POST", "/tasks", headers=headers)
+    assert (answer.status_code, answer.json()["errors"]) == (422, [{"path": "body", "message": "Field required"}])
+
+
 async def test_what_is_not_json_goes_the_general_way(service: Service) -> None:
     answer = await service.ask("POST", "/tasks", _TASK, headers={"Content-Type": "text/plain"})
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
