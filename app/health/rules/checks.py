@@ -27,6 +27,7 @@ from app.kernel.lanes import Priority
 from app.kernel.text import plural
 from app.queue.rules.degradation import MEANINGS, TOP_STEP, DegradationStep
 from app.queue.rules.status import QueueSnapshot
+from app.workers.rules.recovery import Recovery
 
 Check = Callable[[Observations, CheckPolicy], Iterable[Symptom] | None]
 
@@ -202,9 +203,19 @@ def replacement_failing(observations: Observations, policy: CheckPolicy) -> Iter
         AlertKey(rule=AlertRule.REPLACEMENT_FAILING),
         code="reduced_capacity",
         message=recovery.reason,
-        advice="look at the logs of the workers: do the handlers load, is there memory, is the API reached?",
+        advice="; ".join(_advice_on_replacements(recovery)),
         facts={"slots": len(recovery.failing), "overdue": recovery.overdue, "lost_share": recovery.lost_share},
     )
+
+
+def _advice_on_replacements(recovery: Recovery) -> Iterator[str]:
+    if recovery.silent_hosts:
+        yield (
+            f"start the loops of {', '.join(recovery.silent_hosts)} again, or look why they do not reach the database; "
+            "a host that is gone for good is told of for an hour"
+        )
+    if recovery.failing or recovery.overdue or not recovery.silent_hosts:
+        yield "look at the logs of the workers: do the handlers load, is there memory, is the API reached?"
 
 
 def database_trouble(observations: Observations, policy: CheckPolicy) -> Iterable[Symptom] | None:

@@ -189,6 +189,7 @@ def _sizes(inputs: DecisionInputs, allocation: Allocation, starts: int) -> dict[
         base=usual_limits(inputs.limits),
         limit=largest_limits(inputs.limits),
         wait_target_seconds=inputs.policy.wait_target_seconds,
+        step=inputs.policy.size_step,
     )
     if inputs.hosts:
         policy = replace(

@@ -279,7 +279,10 @@ def _host_of(columns: Sequence[Any]) -> Host:
 
 def _policy_of(record: Mapping[str, Any]) -> ScalingPolicy:
     idle = IdlePolicy(**_fields_of(IdlePolicy, record["spare"]))
-    return ScalingPolicy(**{**_fields_of(ScalingPolicy, record), "idle": idle, "is_fixed": record.get("fixed", False)})
+    # What the rule did before it had these fields.
+    former = {"keeps_ready": False, "size_step": 0.0}
+    others = {"idle": idle, "is_fixed": record.get("fixed", False)}
+    return ScalingPolicy(**{**former, **_fields_of(ScalingPolicy, record), **others})
 
 
 def _fields_of(kind: type, record: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,8 @@ class SizingPolicy:
     max_factor: float = MAX_FACTOR
     # A gain of 0.05 in win probability (35 Elo) an iteration is the specification's own example of a clear one.
     clear_gain: float = 0.05
+    # Factor and memory are rounded down to multiples of this share of the base; 0: not at all.
+    step: float = 0.0
     # Memory and cores that the hosts have for each worker, whatever the configuration allows.
     host_memory_gb: float = math.inf
     host_cores: float = math.inf
@@ -44,7 +46,7 @@ def size(snapshot: SizingSnapshot, policy: SizingPolicy) -> tuple[TaskLimits, st
     if snapshot.quality_gain is None or snapshot.quality_gain <= 0:
         return _scale(1.0, policy), "base: more compute is not known to improve the results"
     improvement = min(1.0, snapshot.quality_gain / policy.clear_gain)
-    factor = 1 + (policy.max_factor - 1) * (1 - pressure) * improvement
+    factor = _rounded(1 + (policy.max_factor - 1) * (1 - pressure) * improvement, policy.step)
     reason = f"{factor:.1f} times the base: quality gains {snapshot.quality_gain:.3g}, few tasks wait"
     limits = _scale(factor, policy)
     if max(policy.base.memory_gb, policy.host_memory_gb) < min(policy.limit.memory_gb, policy.base.memory_gb * factor):
@@ -52,11 +54,16 @@ def size(snapshot: SizingSnapshot, policy: SizingPolicy) -> tuple[TaskLimits, st
     return limits, reason
 
 
+def _rounded(value: float, step: float) -> float:
+    return math.floor(value / step) * step if step and math.isfinite(value) else value
+
+
 def _scale(factor: float, policy: SizingPolicy) -> TaskLimits:
     base, limit = policy.base, policy.limit
+    host_memory_gb = _rounded(policy.host_memory_gb, policy.step * base.memory_gb)
     # Never below the base: where that does not fit, there are too many workers, and the size of the pool is limited.
     return TaskLimits(
         compute_seconds=min(limit.compute_seconds, base.compute_seconds * factor),
-        memory_gb=min(limit.memory_gb, base.memory_gb * factor, max(base.memory_gb, policy.host_memory_gb)),
+        memory_gb=min(limit.memory_gb, base.memory_gb * factor, max(base.memory_gb, host_memory_gb)),
         cpu_cores=min(limit.cpu_cores, base.cpu_cores * factor, max(base.cpu_cores, policy.host_cores)),
     )

@@ -56,6 +56,10 @@ class ScalingPolicy:
     # A pool that may only double catches up by doubling again soon: at 2 s and with starts of 20 s, three quarters of
     # a large batch are late (seven doublings of 2 s, and a start, are more than a task may wait).
     hurry_seconds: float = 0.5
+    # Workers that start may never be ready, so that as many as the minimum stay of those that are.
+    keeps_ready: bool = True
+    # Sizes of tasks are multiples of this share of the base: with every digit workers would get others at every tick.
+    size_step: float = 0.25
 
     @property
     def budget_seconds(self) -> float:
@@ -299,7 +303,8 @@ def _down(snapshot: ScalingSnapshot, policy: ScalingPolicy, now: datetime) -> Sc
     # Whoever has started the others ends them; telling them to go would be said again at every tick.
     extra = min(idle, snapshot.idle - snapshot.idle_elsewhere)
     unclamped_target = snapshot.workers - extra
-    target = max(policy.min_workers, unclamped_target)
+    starting = len(snapshot.starting) if policy.keeps_ready else 0
+    target = max(policy.min_workers, min(policy.min_workers + starting, snapshot.workers), unclamped_target)
     if not snapshot.idle:
         return _plan(snapshot, policy, now, target, "nothing waits, and nobody is idle")
     ready = plural(snapshot.ready, "worker")
@@ -308,7 +313,8 @@ def _down(snapshot: ScalingSnapshot, policy: ScalingPolicy, now: datetime) -> Sc
     reason = f"nothing waits, and {extra} of {ready} idled for {seconds:,.0f} s"
     if target == unclamped_target:
         return _plan(snapshot, policy, now, target, reason)
-    clamp = Clamp(limit=f"min_workers is {policy.min_workers}", old_target=unclamped_target, new_target=target)
+    limit = f"min_workers is {policy.min_workers}" + (f" besides {starting} that start" if starting else "")
+    clamp = Clamp(limit=limit, old_target=unclamped_target, new_target=target)
     return _plan(snapshot, policy, now, target, reason, str(clamp), clamps=(clamp,))
 
 

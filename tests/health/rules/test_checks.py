@@ -181,6 +181,9 @@ def test_breakers_and_replacements() -> None:
     )
     overdue = Recovery(overdue=3, lost_share=0.75, reason="they do not come")
     assert only_symptom(recovery=overdue).severity is Severity.CRITICAL
+    gone = Recovery(silent_hosts=["there"], lost_share=0.4, reason="there has not reported for 90 s")
+    advice = only_symptom(recovery=gone).advice
+    assert (advice.startswith("start the loops of there again"), "do the handlers load" in advice) == (True, False)
 
 
 @pytest.mark.parametrize(

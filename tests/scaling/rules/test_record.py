@@ -169,6 +169,16 @@ def test_a_decision_from_before_the_mean_of_tasks_at_work_was_kept_is_made_again
     assert json.loads(again)["need"] == 10 + 13
 
 
+@pytest.mark.parametrize(("is_former", "target"), [(True, 6), (False, 12)])
+def test_a_decision_from_before_ready_workers_were_kept_is_made_again_as_it_was(is_former: bool, target: int) -> None:
+    history = [IdleSample(seconds=60.0, idle=6)] * 2
+    seen = ScalingSnapshot(idle=6, busy=0, starting=(5.0,) * 6, waiting=[], idle_history=history, cpu=0.5)
+    kept = json.loads(records.inputs_text(_plain(policy=ScalingPolicy(min_workers=6, max_workers=99), snapshot=seen)))
+    if is_former:
+        del kept["policy"]["keeps_ready"], kept["policy"]["size_step"]
+    assert json.loads(records.replay(records.roster([]), json.dumps(kept)))["target_workers"] == target
+
+
 @pytest.mark.parametrize(("price", "target"), [(50.0, 2), (200.0, 10)])
 def test_a_decision_is_made_again_at_the_price_of_then(price: float, target: int) -> None:
     policy = ScalingPolicy(min_workers=2, max_workers=99, idle=IdlePolicy(price=price))

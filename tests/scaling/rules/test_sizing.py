@@ -42,6 +42,24 @@ def test_no_more_than_the_hosts_have_for_each_worker_and_never_less_than_the_bas
     assert size(roomy, replace(POLICY, host_memory_gb=0.1))[0].memory_gb == BASE.memory_gb
 
 
+def test_small_changes_of_what_is_measured_change_no_size() -> None:
+    policy = replace(POLICY, step=0.25)
+
+    def sizes(waiting: list[float], host_memory_gb: list[float]) -> set[TaskLimits]:
+        return {
+            size(
+                SizingSnapshot(waiting_seconds_per_worker=seconds, quality_gain=0.05),
+                replace(policy, host_memory_gb=memory_gb),
+            )[0]
+            for seconds in waiting
+            for memory_gb in host_memory_gb
+        }
+
+    usual = TaskLimits(compute_seconds=180.0, memory_gb=3.5, cpu_cores=3.0)
+    assert sizes([8.0, 9.0, 9.9], [3.55, 3.61, 3.98]) == {usual}
+    assert len(sizes([8.0, 9.0, 12.0], [3.55, 4.1])) == 4
+
+
 @pytest.mark.parametrize(
     ("waiting", "gain", "degraded", "why"),
     [(30.0, 0.5, False, "wait for"), (0.0, None, False, "not known"), (0.0, -0.1, False, "not known"),

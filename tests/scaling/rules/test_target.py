@@ -209,6 +209,20 @@ def test_shrinking_stops_at_the_minimum() -> None:
     assert decided.clamps == (Clamp(limit="min_workers is 4", old_target=1, new_target=4),)
 
 
+@pytest.mark.parametrize("starting", [6, 2, 0])
+def test_workers_that_start_are_no_reason_to_end_those_of_the_minimum(starting: int) -> None:
+    """As they may never be ready, such as those of others whose handlers do not load."""
+    policy = replace(POLICY, min_workers=6)
+    seen = {"idle": 6, "busy": 0, "starting": (5.0,) * starting, "idle_history": idle((60.0, 6))}
+    decided = plan(policy=policy, **seen)
+    assert (decided.current, decided.target, decided.remove_idle) == (6 + starting, 6 + starting, 0)
+    words = "min_workers is 6" + (f" besides {starting} that start" if starting else "")
+    assert decided.clamps == (Clamp(limit=words, old_target=starting, new_target=6 + starting),)
+    # More than the minimum may go.
+    decided = plan(policy=policy, **seen | {"idle": 9, "idle_history": idle((60.0, 9))})
+    assert (decided.target, decided.remove_idle) == (6 + starting, 3)
+
+
 def test_nobody_leaves_while_something_waits() -> None:
     assert plan(waiting(1), idle=9, busy=1, idle_history=idle((600.0, 9))).target == 10
 

@@ -67,14 +67,14 @@ async def test_who_gains_by_compute_gets_more_and_the_decision_replays(database:
 
 
 async def test_no_agent_gets_more_memory_than_the_host_has_for_each_worker(database: Database) -> None:
-    """Of 16 GB nine tenths less 4 GB of others are for six workers: 1.73 GB each, though the agent has earned 4."""
+    """Of 16 GB nine tenths less 4 GB of others are for six workers: 1.73 GB each, which in quarters is 1.5, not 4."""
     await bounds(database, 2, 10)
     await keep_up(database, 6, memory_gb=16.0, memory_used_gb=4.0)
     await arrive(database)
     await gaining(database)
     size = (await decided(database))["allocation"]["sizes"]["evolution_agent"]
-    assert size["memory_gb"] == pytest.approx((0.9 * 16 - 4) / 6, abs=0.01)
-    assert "the hosts have 1.7" in size["reason"]
+    assert size["memory_gb"] == 1.5
+    assert "the hosts have 1.5" in size["reason"]
 
 
 async def test_a_fold_without_news_writes_nothing(database: Database) -> None:
