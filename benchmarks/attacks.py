@@ -67,10 +67,11 @@ _FILL = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """A service that holds what is costly to read; keys of an admin and of no one."""
+    """A service that holds what is costly to read; keys of an admin and of a worker."""
 
     port: int
     key: str
+    worker_key: str
     decision_id: int
     checkpoint_id: int
     seconds: float = _SECONDS
@@ -192,6 +193,19 @@ def _guess(target: Target) -> bytes:
     return target.request("GET", "/tasks", key=f"cvn_{uuid4().hex[:12]}_guess")
 
 
+def _guessed_item(_: str) -> dict[str, object]:
+    return {"authorization": f"Bearer cvn_{uuid4().hex[:12]}_guess", "operation": "lease"}
+
+
+def _strange_item(key: str) -> dict[str, object]:
+    return {"authorization": f"Bearer {key}", "operation": "lease", "body": dict.fromkeys(map(str, range(300)), 0)}
+
+
+async def _exchanges(target: Target, make_item: Callable[[str], dict[str, object]]) -> None:
+    body = json.dumps({"items": [make_item(target.worker_key) for _ in range(512)]}).encode()
+    await _repeat(target, target.request("POST", "/leases/exchange", body, key=target.worker_key))
+
+
 async def _guesses(target: Target) -> None:
     await _repeat(target, partial(_guess, target), 32)
 
@@ -232,6 +246,8 @@ ATTACKS: Mapping[str, Attack] = {
     "batches of 1,000 tasks of 9 KB": posting("/tasks/batch", _tasks_of_9_kb),
     "40 bodies of 12 MiB": posting("/tasks", _large_task, 40),
     "bodies of many values": posting("/tasks", _dense_task),
+    "512 guesses of keys in a request": partial(_exchanges, make_item=_guessed_item),
+    "512 items of many unknown fields": partial(_exchanges, make_item=_strange_item),
     "chunks with long extensions": posting("/tasks", _chunks, 8, "Transfer-Encoding: chunked"),
     "bodies that are to be awaited": posting("/tasks", lambda _: b"{}", 32, "Expect: 100-continue"),
     "compressed bodies": posting("/tasks", lambda _: b"\x1f\x8b" + bytes(60_000), 32, "Content-Encoding: gzip"),
@@ -338,8 +354,14 @@ async def _measure(names: list[str], seconds: float) -> list[Figure]:
         decision = await fill(testbed.database_url)
         admin = await connect(testbed.port, testbed.key)
         checkpoint = (await admin.post("/checkpoints", {"reason": "attacks"})).json()["id"]
+        (worker,) = await register_workers(testbed, 1)
         target = Target(
-            port=testbed.port, key=testbed.key, decision_id=decision, checkpoint_id=checkpoint, seconds=seconds
+            port=testbed.port,
+            key=testbed.key,
+            worker_key=worker.key,
+            decision_id=decision,
+            checkpoint_id=checkpoint,
+            seconds=seconds,
         )
         # Last, since a connection that is not used for long is closed.
         probes = await probes_of(testbed)

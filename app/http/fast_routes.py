@@ -20,6 +20,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.db.uuids import parse_uuid
 from app.http import problems
 from app.http.bodies import Uploads, declared_limit, uploader, validate, validate_plain
 from app.http.guard import admit, admit_to_route, declared_scopes
@@ -189,7 +190,7 @@ def _authorization(scope: Scope) -> str | None:
 def uuid_of(text: str, name: str) -> UUID:
     """The identifier in a part of the path. Raises RequestValidationError."""
     try:
-        return UUID(text)
+        return parse_uuid(text)
     except ValueError:
         wrong = {"type": "uuid_parsing", "loc": ("path", name), "msg": "must be a UUID"}
         raise RequestValidationError([wrong]) from None

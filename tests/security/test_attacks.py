@@ -12,6 +12,7 @@ import pytest
 from app.db.database import Database
 from app.kernel.access import Role
 from benchmarks.attacks import ATTACKS, Target, fill
+from tests.support.service import registration
 from tests.system.conftest import Api, api_process
 
 pytestmark = pytest.mark.slow
@@ -22,6 +23,8 @@ _CHOSEN = [
     "1,500 steps of utilisation",
     "checks of the audit log",
     "batches of 1,000 tasks of 9 KB",
+    "512 guesses of keys in a request",
+    "512 items of many unknown fields",
     "chunks with long extensions",
     "compressed bodies",
     "pipelined requests",
@@ -43,8 +46,14 @@ async def test_others_are_served_meanwhile(api: Api, own_database: Database) -> 
         base_url=api.url, headers=api.bearer(Role.ADMIN), trust_env=False, timeout=60
     ) as client:
         checkpoint = json.loads((await client.post("/checkpoints", json={"reason": "attacks"})).text)["id"]
+        worker = (await client.post("/workers", json=registration(), headers=api.bearer(Role.POOL))).json()
         target = Target(
-            port=api.port, key=api.keys[Role.ADMIN], decision_id=decision, checkpoint_id=checkpoint, seconds=1.0
+            port=api.port,
+            key=api.keys[Role.ADMIN],
+            worker_key=worker["key"],
+            decision_id=decision,
+            checkpoint_id=checkpoint,
+            seconds=1.0,
         )
         memory = psutil.Process(api.pid).memory_info().rss
         for name in _CHOSEN:

@@ -33,7 +33,7 @@ from app.queue.store.lanes import TagIssuer
 
 log = logging.getLogger(__name__)
 # Workers served by one claim; more of them would make each wait for a longer statement.
-_MAX_BATCH = 64
+_MAX_BATCH = 128
 _IDLE_SINCE = attrgetter("idle_since")
 
 
@@ -281,7 +281,10 @@ class Broker:
             self._idle.end_idling(served)
             self._history.record(served)
             for waiter, outcome in zip(batch, outcomes, strict=True):
-                await self._answer(waiter, outcome)
+                if outcome.lease is not None and not waiter.answer.done():
+                    self._settle(waiter, outcome.lease)
+                else:
+                    await self._answer(waiter, outcome)
         finally:
             # Not before the last is answered: a wait that ended meanwhile would throw away the lease it was given.
             for waiter in batch:

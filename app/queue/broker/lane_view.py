@@ -26,7 +26,7 @@ LANES = tuple(Lane(agent_type=agent, priority=priority) for agent in AgentType f
 _TOPICS = {notify.work(lane): lane for lane in LANES}
 # The width of a claim where little is known; it doubles with every claim that finds as many tasks.
 _INITIAL_WIDTH = 4
-_MAX_WIDTH = 64
+_MAX_WIDTH = 128
 # Of the turns of synchronization.
 _SCAN_EVERY = 3
 # Of the scans: from the bottom, to find even what the cheaper ones cannot see.

@@ -58,10 +58,10 @@ def test_many_workers_claim_at_once_only_where_many_tasks_were_leased() -> None:
     view = LaneView()
     assert view.width(LOW) == 4
     view.mark_ready({LOW: 0.0})
-    for count in (4, 8, 16, 32, 64):
+    for count in (4, 8, 16, 32, 64, 128):
         view.begin_claim()
         view.record_claim(LOW, [float(count)] * count, is_exhausted=False)
-    assert view.width(LOW) == 64
+    assert view.width(LOW) == 128
     view.record_claim(LOW, [], is_exhausted=True)
     assert view.width(LOW) == 4
 

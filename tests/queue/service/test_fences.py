@@ -1,7 +1,6 @@
 """Every call on a lease is a compare-and-set on task, token and worker; whoever comes too late changes nothing."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -81,7 +80,7 @@ async def _all(database: Database) -> list[Any]:
 @every_call
 async def test_a_lease_that_never_was(database: Database, desk: LeaseService, call: Call) -> None:
     worker, lease = await holding(database)
-    unknown = replace(lease, task_id=TaskId(uuid4()))
+    unknown = lease._replace(task_id=TaskId(uuid4()))
     assert await _refused(call, database, desk, worker, unknown) is LeaseNotFound
 
 
@@ -95,7 +94,7 @@ async def test_another_workers_lease_looks_like_none(database: Database, desk: L
 @every_call
 async def test_a_token_that_is_yet_to_come(database: Database, desk: LeaseService, call: Call) -> None:
     worker, lease = await holding(database)
-    assert await _refused(call, database, desk, worker, replace(lease, token=lease.token + 1)) is LeaseNotFound
+    assert await _refused(call, database, desk, worker, lease._replace(token=lease.token + 1)) is LeaseNotFound
 
 
 @every_call
