@@ -10,6 +10,7 @@ from starlette.types import ASGIApp
 
 from app.admin.api import audit, config, keys
 from app.agents.api import agents, performance, weights
+from app.diagnosis.api import why
 from app.goals.api import goals
 from app.health.api import alerts, degradation, probes, prometheus, report, runtime, series, utilisation
 from app.http import openapi, problems
@@ -28,6 +29,7 @@ from app.workers.api import directives, exchange, heartbeats, pool, workers
 _PARTS = (
     submits,
     tasks,
+    why,
     logs,
     queues,
     upcoming,

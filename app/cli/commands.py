@@ -60,6 +60,9 @@ ENTRIES: Mapping[str, Entry] = {
     ),
     "metrics": Entry("app.health.cli.metrics:app", _STEER, "See what is measured."),
     "tasks": Entry("app.cli.task_commands:app", _STEER, "Submit tasks, and see what becomes of them."),
+    "why": Entry(
+        "app.diagnosis.cli.why:why", _STEER, "Show the one cause for which a task waits, and what changes it."
+    ),
     "dead-letters": Entry(
         "app.queue.cli.dead_letters:app", _STEER, "See tasks that failed for good, requeue them, or forget them."
     ),

@@ -50,6 +50,17 @@ class Durations:
                 return min(upper, lower + (upper - lower) * height)
         return None
 
+    @property
+    def variation(self) -> float | None:
+        """Squared ratio of standard deviation and mean, from the middles of the buckets; None without any."""
+        count = sum(self.histogram)
+        if not count:
+            return None
+        middles = [BOUNDS[0] / 2, *(1.5 * bound for bound in BOUNDS)]
+        mean = sum(n * middle for n, middle in zip(self.histogram, middles, strict=False)) / count
+        square = sum(n * middle**2 for n, middle in zip(self.histogram, middles, strict=False)) / count
+        return max(0.0, square / mean**2 - 1)
+
     def _edges(self, place: int) -> tuple[float, float]:
         """Between which seconds the durations of a bucket lie."""
         lower = min(self.longest, BOUNDS[place - 1] if place else 0.0)

@@ -128,7 +128,7 @@ DUTIES: Sequence[Duty] = (
     Duty(name="sweep stray leases", seconds=15, run=lambda c, db, turn: expiry.sweep_strays(db, c.leases)),
     Duty(name=_SWEEP_WORKERS, seconds=0.5, run=lambda c, db, turn: workers.sweep(db, c.health, turn), due=_may_be_lost),
     Duty(
-        name="promote delayed tasks",
+        name=expiry.PROMOTE,
         seconds=0.5,
         run=lambda _, db, turn: expiry.promote_delayed(db),
         due=lambda _: task_store.HAS_DUE,

@@ -74,6 +74,7 @@ TABLE: dict[str, Row] = {
     "POST /tasks/batch": Row(Scope.SUBMIT, Within(body={"tasks": [{"agent_type": "generation"}]}, answer=201)),
     "GET /tasks": Row(_CONTENT, Within()),
     "GET /tasks/{task_id}": Row(_CONTENT, Named(thing="task")),
+    "GET /tasks/{task_id}/why": Row(_CONTENT, Named(thing="task")),
     "PATCH /tasks/{task_id}": Row(_SUBMIT_AND_SEE, Named(thing="task", body={"priority": "high"})),
     "GET /tasks/{task_id}/logs": Row(_CONTENT, Named(thing="task")),
     "POST /tasks/{task_id}/cancel": Row(_SUBMIT_AND_SEE, Named(thing="task", body={})),

@@ -94,3 +94,10 @@ def test_parts_add_up(some: list[float], others: list[float]) -> None:
 def test_parts_without_seconds_add_up_with_others() -> None:
     whole = total([Durations(count=2), _measured([1.0])])
     assert (whole.count, sum(whole.histogram)) == (3, 1)
+
+
+def test_the_variation_is_none_without_durations_and_grows_with_their_spread() -> None:
+    assert Durations().variation is None
+    assert _measured([5.0] * 9).variation == 0.0
+    # Half of 1.25 s and half of 20 s in truth: a mean of 10.6 s, and a deviation of 9.4 s.
+    assert 0.6 < (_measured([1.25, 20.0] * 50).variation or 0.0) < 0.95

@@ -38,6 +38,11 @@ class BudgetOwner(NamedTuple):
         """The name under which tasks wait for this budget."""
         return f"{AWAITED_BUDGET}{self.scope}:{self.name}"
 
+    @property
+    def title(self) -> str:
+        """The owner in words."""
+        return _OWNERS[self.scope].format(name=self.name)
+
     @classmethod
     def awaited(cls, name: str) -> "BudgetOwner | None":
         """The owner of the budget for which tasks wait under this name; None where it is no budget's."""
@@ -140,7 +145,7 @@ def has_room(budget: Budget, estimate: Amount) -> bool:
 def budget_reason(owner: BudgetOwner, budget: Budget) -> str:
     """The reason of a refusal for a budget: whose it is, and when it ends."""
     # The id of a goal is that of its task, which the caller knows; its stored form is not for people.
-    whose = _OWNERS[owner.scope].format(name=owner.name)
+    whose = owner.title
     if not budget.is_used_up:
         return f"calls under way may use up what is left of the budget of {whose}"
     until = "" if budget.ends_at is None else f" until {budget.ends_at:%Y-%m-%d %H:%M} UTC"

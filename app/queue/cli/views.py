@@ -9,6 +9,7 @@ from rich.text import Text
 
 from app.kernel.namespaces import stored_name
 from app.kernel.text import printable
+from app.queue.cli.waiting import reason_for
 from app.terminal import output
 from app.terminal.client import Client, Json
 from app.terminal.deaths import death_lines
@@ -16,15 +17,17 @@ from app.terminal.output import Format
 
 
 def present_task(client: Client, task: Json, fmt: Format) -> None:
-    """Print a task in full, and of workers that died while they ran it why, and where their logs are."""
+    """Print a task in full, why it waits, and of workers that died while they ran it why, and where their logs are."""
     lost = [attempt["worker_id"] for attempt in reversed(task["attempts"]) if attempt["outcome"] == "lost"]
-    output.present(task, fmt, lambda: task_details(task, client.now))
+    is_waiting = fmt is Format.TABLE and task["state"] in ("blocked", "pending")
+    why = reason_for(client, task["id"]).text if is_waiting else None
+    output.present(task, fmt, lambda: task_details(task, client.now, why))
     for line in death_lines(client, lost) if fmt is Format.TABLE else ():
         output.note(line)
 
 
-def task_details(task: Json, now: datetime) -> RenderableType:
-    """One task in full, from the answer of `GET /tasks/{id}`."""
+def task_details(task: Json, now: datetime, why: str | None = None) -> RenderableType:
+    """One task in full, from the answer of `GET /tasks/{id}`, and why it waits."""
     progress, usage = task["progress"], task["usage"]
     facts = output.details(
         [
@@ -38,7 +41,7 @@ def task_details(task: Json, now: datetime) -> RenderableType:
             ("Worker", _worker(task)),
             ("Created", output.age(task["created_at"], now)),
             ("Runs", output.age(task["run_at"], now)),
-            ("Held", "its goal is paused or out of budget" if task["held"] else None),
+            ("Waits", why),
             ("Leased", output.age(task["leased_at"], now)),
             ("Finished", output.age(task["finished_at"], now)),
             ("Deadline", output.age(task["deadline"], now)),

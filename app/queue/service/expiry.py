@@ -17,6 +17,7 @@ from app.queue.store import attempts, lease_ledger, tasks
 from app.queue.store.attempts import Attempt, Ending
 
 _ENDED_WORKERS_SECONDS = 3600.0
+PROMOTE = "promote delayed tasks"
 
 
 async def sweep(

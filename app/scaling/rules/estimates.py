@@ -1,5 +1,6 @@
 """Estimates that every decision updates from the counters: arrivals, service times, start times, idle workers."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -117,6 +118,15 @@ def task_seconds(estimates: Estimates, agent: AgentType, policy: ServiceTimePoli
     """Seconds that a task of this type will take, never under the floor."""
     service_time = estimates.service_times.get(agent)
     return max(policy.floor_seconds, service_time.mean_seconds if service_time else policy.prior_seconds)
+
+
+def arrival_rates(estimates: Estimates) -> dict[Lane, float]:
+    """Tasks a second that came into each lane lately."""
+    seconds = sum(interval.seconds for interval in estimates.arrivals)
+    tasks: Counter[Lane] = Counter()
+    for interval in estimates.arrivals:
+        tasks.update(interval.tasks)
+    return {lane: count / seconds for lane, count in tasks.items()} if seconds else {}
 
 
 def _arrivals(previous: Estimates, reading: CounterReading) -> dict[Lane, int]:

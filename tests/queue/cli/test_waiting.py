@@ -5,8 +5,6 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,100 +17,27 @@ from app.terminal.client import Client
 from app.terminal.connection import Access
 from tests.support.command_line import CommandLine, Service
 
-Json = dict[str, Any]
-_TASK: Json = {
-    "id": "t",
-    "state": "pending",
-    "agent_type": "ranking",
-    "namespace": "default",
-    "goal_id": "kepler",
-    "token": 3,
-    "held": False,
-    "run_at": None,
-    "worker_id": "w",
-    "worker_name": "host-1",
-    "progress": None,
-    "attempts": [],
-    "depends_on": ["u"],
-}
-_FREE, _BUSY = {"capabilities": ["ranking"], "state": "ready"}, {"capabilities": ["ranking"], "state": "busy"}
-_OTHER = {"capabilities": ["evolution"], "state": "ready"}
-_CROWD = [{"id": str(place), "place": place} for place in range(1, 101)]
-_PAUSE = {"agent_type": "ranking", "reason": "new prompts"}
+_MEND = {"text": "end it", "command": "convener queues resume ranking", "call": None}
 
 
-def _in(seconds: float) -> str:
-    return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat()
-
-
-def _ended(outcome: str, message: str | None = None) -> list[Json]:
-    return [{"attempt": 1, "token": 2, "outcome": outcome, "error": message and {"message": message}}]
-
-
-def _answers(task: Json, **others: Any) -> dict[str, Any]:
-    queue = [{"tasks": [{"id": "s", "place": 1}, {"id": "t", "place": 2}]}]
-    return {
-        "/tasks/t": _TASK | task,
-        "/workers": {"items": others.get("workers", []), "next": None},
-        "/queues": {"paused": others.get("paused", [])},
-        "/queues/next": {"agents": others.get("queue", queue)},
-        "/goals/kepler": {"reason": "the money is spent", "hold": "budget"},
-        "/llm/models": {"items": [{"model": "argo:x", "state": "key_expired"}, {"model": "y", "state": "ok"}]},
-    }
+def _cause(code: str, text: str, *mends: dict[str, Any]) -> dict[str, Any]:
+    return {"code": code, "text": text, "since": "s", "until": None, "mends": list(mends)}
 
 
 @pytest.mark.parametrize(
-    ("answers", "code", "words"),
+    ("cause", "blocker", "text"),
     [
-        (lambda: _answers({}), "unserved", "nobody serves ranking: start a worker"),
-        (lambda: _answers({}, workers=[_OTHER]), "unserved", "nobody serves ranking"),
-        (
-            lambda: _answers({}, workers=[_BUSY, _BUSY]),
-            "busy",
-            "all 2 workers that serve ranking are busy; place 2 in line",
-        ),
-        (lambda: _answers({}, workers=[_BUSY], queue=[{"tasks": []}]), "busy", "its place in line is not known yet"),
-        (lambda: _answers({}, workers=[_BUSY], queue=[{"tasks": _CROWD}]), "busy", "more than 100 tasks are before it"),
-        (lambda: _answers({}, workers=[_FREE, _BUSY]), "queued", "place 2 in line"),
-        (lambda: _answers({}, paused=[_PAUSE]), "paused", "the queue of ranking is paused: new prompts"),
-        (lambda: _answers({"held": True}), "held", "its goal kepler is held: the money is spent"),
-        (lambda: _answers({"state": "blocked"}), "blocked", "it depends on 1 task"),
-        (lambda: _answers({"run_at": _in(90)}), "delayed", "it is to run in"),
-        (
-            lambda: _answers({"run_at": _in(9), "attempts": _ended("failed", "KeyError: 'x'\n\x1b[2J")}),
-            "retry",
-            "attempt 1 failed: KeyError: 'x' \\x1b[2J; next try in",
-        ),
-        (
-            lambda: _answers({"run_at": _in(9), "attempts": _ended("released")}),
-            "model_unavailable",
-            "the language model argo:x is unavailable: key expired; next try in",
-        ),
-        (
-            lambda: _answers(
-                {"state": "executing", "leased_at": _in(-12), "progress": {"percent": 40.0, "message": "half"}}
-            ),
-            "running",
-            "running on worker host-1 since 12 s, progress 40 % (half)",
-        ),
+        (_cause("paused", "it is paused", _MEND), None, "it is paused; `convener queues resume ranking`"),
+        (_cause("handed_back", "it was handed back"), None, "it was handed back: argo:x cannot be had \\x1b[2J"),
+        (_cause("blocked", "it is blocked"), {"cause": _cause("busy", "all are busy")}, "it is blocked; all are busy"),
     ],
 )
-def test_what_a_task_waits_for(answers: Callable[[], dict[str, Any]], code: str, words: str) -> None:
-    present = answers()
-    transport = httpx.MockTransport(lambda request: httpx.Response(200, json=present[request.url.path]))
+def test_what_a_task_waits_for(cause: dict[str, Any], blocker: dict[str, Any] | None, text: str) -> None:
+    answer = {"cause": cause, "blocker": blocker}
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, json=answer))
     client = Client(Access(url="http://convener.test", key="cvn_id_secret"), transport=transport)
-    reason = reason_for(client, "t", "argo:x cannot be had (key_expired)")
-    assert (reason.code, words in reason.text) == (code, True), reason
-
-
-def test_a_key_that_may_see_the_task_alone_learns_its_state() -> None:
-    def answer(request: httpx.Request) -> httpx.Response:
-        if request.url.path == "/tasks/t":
-            return httpx.Response(200, json=_TASK)
-        return httpx.Response(403, json={"code": "forbidden", "title": "No"})
-
-    client = Client(Access(url="http://convener.test", key="cvn_id_secret"), transport=httpx.MockTransport(answer))
-    assert "it is pending" in reason_for(client, "t").text
+    reason = reason_for(client, "t", "argo:x cannot be had\n\x1b[2J")
+    assert (reason.code, reason.text, reason.subject) == (cause["code"], text, "s None")
 
 
 async def test_the_wait_ends_in_time_and_says_why(convener: CommandLine, goal: str) -> None:

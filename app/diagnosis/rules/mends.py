@@ -1,0 +1,127 @@
+"""Ways to change what a task waits for: commands as the command line takes them, and calls over HTTP."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from urllib.parse import quote
+from uuid import UUID
+
+from app.kernel.agents import AgentType
+from app.kernel.lanes import Priority
+from app.kernel.namespaces import DEFAULT, split_name
+from app.llm.rules.spending import BudgetOwner, BudgetScope
+from app.queue.rules.holds import Hold
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mend:
+    """A way to change it: what it does, and the command or the call that does it; neither for what people do."""
+
+    text: str
+    command: str | None = None
+    call: str | None = None
+
+
+START_LOOPS = Mend(text="start the background loops", command="convener loops")
+LIST_WORKERS = Mend(text="see the workers and their last errors", command="convener workers ls", call="GET /workers")
+START_WORKER = Mend(text="start another worker", command="convener workers start 1", call="POST /workers/start")
+DEGRADATION = (
+    Mend(text="see why, and until when", command="convener degradation get", call="GET /degradation"),
+    Mend(
+        text="run everything as usual for 30 minutes",
+        command="convener degradation set 0 --minutes 30",
+        call="PUT /degradation",
+    ),
+)
+
+
+def shown_goal(goal_id: str | None) -> str:
+    """The goal as it is shown to people."""
+    return split_name(goal_id)[1] or "without a name"
+
+
+def ask_why(task_id: UUID) -> Mend:
+    """See why another task waits."""
+    return Mend(text="see what that one waits for", command=f"convener why {task_id}", call=f"GET /tasks/{task_id}/why")
+
+
+def logs(task_id: UUID) -> Mend:
+    """See what its attempts have written."""
+    command, call = f"convener tasks logs {task_id}", f"GET /tasks/{task_id}/logs"
+    return Mend(text="see what its attempts have written", command=command, call=call)
+
+
+def requeue(task_id: UUID) -> Mend:
+    """Give a failed task another chance."""
+    command, call = f"convener dead-letters requeue {task_id}", f"POST /dead-letters/{task_id}/requeue"
+    return Mend(text="give it another chance", command=command, call=call)
+
+
+def raise_priority(task_id: UUID, priority: Priority) -> Sequence[Mend]:
+    """Let it go before others, unless it does so already."""
+    if priority is Priority.CRITICAL:
+        return ()
+    command, call = f"convener tasks change {task_id} --priority critical", f"PATCH /tasks/{task_id}"
+    return (Mend(text="let it go before tasks of lower priority", command=command, call=call),)
+
+
+def resume_queue(agent: AgentType) -> Mend:
+    """End the pause of an agent type."""
+    command, call = f"convener queues resume {agent}", f"POST /queues/{agent}/resume"
+    return Mend(text="end the pause", command=command, call=call)
+
+
+def serve(agent: AgentType) -> Sequence[Mend]:
+    """Bring workers for an agent type."""
+    return (
+        Mend(text=f"start a worker whose handlers serve {agent}", command="convener worker --handlers MODULE"),
+        Mend(text="start the service with these handlers", command="convener up --handlers MODULE"),
+    )
+
+
+def end_session(pid: int) -> Mend:
+    """End a session of the database."""
+    return Mend(text=f"end its transaction, or in the database: SELECT pg_terminate_backend({pid})")
+
+
+def of_hold(reason: Hold, goal_id: str | None) -> Sequence[Mend]:
+    """Ways to let the tasks of a goal run again."""
+    namespace, name = split_name(goal_id)
+    if name is None:
+        return ()
+    program = "convener goals" if namespace == DEFAULT else f"convener --namespace {namespace} goals"
+    goal, path = _argument(name), f"/goals/{quote(name, safe='')}"
+    if reason is Hold.PAUSED:
+        return (Mend(text="let it go on", command=f"{program} resume {goal}", call=f"POST {path}/resume"),)
+    see = Mend(text="see its limits and why", command=f"{program} get {goal}", call=f"GET {path}")
+    if reason is Hold.STOPPED:
+        return (see,)
+    extend = f"{program} extend --compute-budget 2h {goal}"
+    return (see, Mend(text="raise the limit that it has reached", command=extend, call=f"POST {path}/extend"))
+
+
+def _argument(name: str) -> str:
+    """A name as a shell takes it, and the command line never for an option."""
+    return f"-- {shlex.quote(name)}" if name.startswith("-") else shlex.quote(name)
+
+
+def of_model(name: str, condition: str) -> Sequence[Mend]:
+    """Ways to bring a language model back."""
+    model = _argument(name)
+    ways = {
+        "key_expired": "renew the key of the gateway or provider; it is tried every few seconds",
+        "quota_exhausted": "add to the account at the provider; it is tried every few seconds",
+    }
+    see = Mend(text="see how its service stands", command=f"convener llm models get {model}")
+    reset = Mend(text="try it again at once", command=f"convener llm reset {model}")
+    return (*([Mend(text=ways[condition])] if condition in ways else ()), see, reset)
+
+
+def of_budget(owner: BudgetOwner) -> Sequence[Mend]:
+    """Ways to bring money or tokens for calls."""
+    if owner.scope is BudgetScope.GOAL:
+        return of_hold(Hold.BUDGET, owner.name)
+    see = Mend(text="see the budgets", command="convener llm budgets ls", call="GET /llm/budgets")
+    command = f"convener llm budgets set {owner.scope} {_argument(owner.name)} money_budget=10"
+    call = f"PUT /llm/budgets/{owner.scope}/{quote(owner.name, safe='')}"
+    return (see, Mend(text="set another budget", command=command, call=call))
