@@ -83,6 +83,16 @@ async def test_an_outage_is_one_line_until_it_is_over(nowhere: Database, caplog:
     assert caplog.text.count("the database is back after") == 1
 
 
+async def test_an_outage_of_all_connections_of_a_program_is_one(
+    nowhere: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    others = Database(nowhere.url, outage=nowhere.outage)
+    for database in (nowhere, others):
+        await _ask_both_ways(database)
+    await others.close()
+    assert caplog.text.count("the database has been away") == 1
+
+
 async def test_the_server_takes_no_connections_now(refusing: Database) -> None:
     await _ask_both_ways(refusing)
 
