@@ -3,13 +3,16 @@
 import asyncio
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 # A longer body goes by itself: it would hold up all others of its request.
 MAX_BODY_BYTES = 64 << 10
+# The control plane refuses longer ones.
+_LONGEST_WAIT_SECONDS = 60.0
 _ID = "[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}"
 _PATH = re.compile(
     f"/lease|/leases/(?P<task>{_ID})/(?P<name>start|progress|complete|fail|release)|/workers/(?P<worker>{_ID})/heartbeat"
@@ -113,5 +116,52 @@ def read_item(operation: Operation, authorization: bytes, body: bytes, now: floa
     wait = call.get("wait_seconds", 0) if operation.name == "lease" else 0
     if not isinstance(wait, int | float):
         return None
+    wait = float(min(wait, _LONGEST_WAIT_SECONDS))
     answer: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
-    return Item(operation, authorization, body, float(wait), answer, ends_at=now + float(wait))
+    return Item(operation, authorization, body, wait, answer, ends_at=now + wait)
+
+
+def settle(item: Item, answer: Answer | None) -> None:
+    """Answer a call, unless it has been answered."""
+    if not item.answer.done():
+        item.answer.set_result(answer)
+
+
+def settle_all(items: Iterable[Item], answer: Answer | None) -> None:
+    """Answer all of these calls alike."""
+    for item in items:
+        settle(item, answer)
+
+
+def fail(items: Iterable[Item], why: str) -> None:
+    """Answer as proxies do for a service that is away, which workers take for no answer."""
+    settle_all(items, problem(502, "control_plane_away", why))
+
+
+def read_answers(line: bytes) -> list[tuple[int, Answer]]:
+    """The answers of a line of an exchange, each with the place of its item. Raises ValueError."""
+    try:
+        try:
+            value: Any = from_json(line)
+        except ValueError:
+            # It takes no halves of surrogate pairs, which a payload may hold.
+            value = json.loads(line)
+        return [(one["index"], _answer(one)) for one in value["answers"]]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(repr(error)) from None
+
+
+def _answer(one: Any) -> Answer:
+    body, retry_after = one.get("body"), one.get("retry_after")
+    return Answer(
+        int(one["status"]),
+        b"" if body is None else _write(body),
+        None if retry_after is None else str(retry_after),
+    )
+
+
+def _write(body: Any) -> bytes:
+    try:
+        return to_json(body)
+    except ValueError:
+        return json.dumps(body).encode()

@@ -1,7 +1,7 @@
 """The exchange: calls of many workers in one request to the control plane, and their answers dealt back.
 
-A call that comes while nothing is under way goes at once. While requests are under way, what comes is gathered and
-goes with the next one, so that the more there is to do, the less each call costs. Leases that may wait have requests of
+A call that comes while nothing is under way goes at once. While a request is under way, what comes is gathered and goes
+with the next one, so that the more there is to do, the less each call costs. Leases that may wait have requests of
 their own, which stay open; when there are many of those, the smaller ones are joined into a new one.
 """
 
@@ -9,15 +9,23 @@ import asyncio
 import json
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
 
-from pydantic_core import from_json, to_json
-
-from app.relay.calls import Answer, Item, Operation, problem, shutting_down
+from app.relay.calls import (
+    Answer,
+    Item,
+    Operation,
+    fail,
+    problem,
+    read_answers,
+    settle,
+    settle_all,
+    shutting_down,
+)
 from app.relay.upstream import Away, Crowded
 
 log = logging.getLogger(__name__)
@@ -29,8 +37,14 @@ class ExchangePolicy:
 
     max_items: int = 512
     max_bytes: int = 1 << 20
-    # Requests under way without leases that may wait: one is written while another is answered.
-    requests: int = 2
+    # Requests under way without leases that may wait. Beside another, one goes when it is worth it, or when the others
+    # take long.
+    requests: int = 4
+    worth_items: int = 64
+    gather_seconds: float = 0.05
+    # After an answer its workers call again one after the other: most of them are waited for, but no longer than this,
+    # and than a quarter of what the request took.
+    return_seconds: float = 0.005
     # Requests of leases that wait; with one more, the smaller half of them is joined.
     waiting_requests: int = 8
     # One of those is under way so long, unless it is answered before: nobody says when its leases begin to wait.
@@ -94,6 +108,11 @@ class Exchange:
         # Calls, and leases that may wait; of each how many requests are under way.
         self._queues: tuple[deque[Item], deque[Item]] = (deque(), deque())
         self._under_way = [0, 0]
+        # Of the calls' requests, in loop time: the last start, until when those who were answered are waited for, and
+        # the next look; and how many items the last ones had.
+        self._started_at = self._gathers_until = 0.0
+        self._next_look: asyncio.TimerHandle | None = None
+        self._sizes: deque[int] = deque((1,), maxlen=4)
         self._requests: set[_Request] = set()
         self._open_items = 0
         self._open_bytes = 0
@@ -129,6 +148,8 @@ class Exchange:
         """Count a call that was answered, or given up, no longer."""
         self._open_items -= 1
         self._open_bytes -= item.size
+        if not item.is_abandoned and self._leases.get(item.authorization) is item:
+            del self._leases[item.authorization]
 
     def abandon(self, item: Item) -> None:
         """Note that the worker has hung up: its lease is withdrawn, or released where it has been given one already."""
@@ -167,9 +188,8 @@ class Exchange:
 
     def _flush(self) -> None:
         self._is_scheduled = False
-        for waits, limit in ((False, self.policy.requests), (True, 1)):
-            queue = self._queues[waits]
-            while queue and self._under_way[waits] < limit:
+        for waits, queue in enumerate(self._queues):
+            while queue and self._may_start(bool(waits)):
                 items: list[Item] = []
                 size = 0
                 while queue and len(items) < self.policy.max_items and size < self.policy.max_bytes:
@@ -179,6 +199,25 @@ class Exchange:
                         size += item.size
                 if items:
                     self._start(items)
+        if self._queues[False] and self._next_look is None:
+            loop = asyncio.get_running_loop()
+            is_idle = not self._under_way[False]
+            at = self._gathers_until if is_idle else self._started_at + self.policy.gather_seconds
+            self._next_look = loop.call_at(max(at, loop.time() + 0.001), self._look)
+
+    def _may_start(self, waits: bool) -> bool:
+        under_way, count = self._under_way[waits], len(self._queues[False])
+        if waits:
+            return not under_way
+        now = asyncio.get_running_loop().time()
+        if not under_way:
+            return now >= self._gathers_until or 4 * count >= 3 * max(self._sizes)
+        is_late = now - self._started_at >= self.policy.gather_seconds
+        return under_way < self.policy.requests and (is_late or count >= self.policy.worth_items)
+
+    def _look(self) -> None:
+        self._next_look = None
+        self._schedule()
 
     def _start(self, items: Sequence[Item], replaced: Sequence[_Request] = ()) -> None:
         admitted = (item.authorization for item in items if item.authorization in self._admitted)
@@ -192,6 +231,8 @@ class Exchange:
         if request.waits:
             loop.call_later(self.policy.taken_seconds, self._get_by, request)
             self._join_waiting()
+        else:
+            self._started_at = loop.time()
 
     async def _run(self, request: _Request) -> None:
         seconds = self.policy.answer_seconds + max(item.wait_seconds for item in request.items)
@@ -234,6 +275,10 @@ class Exchange:
             request.is_under_way = False
             self._under_way[request.waits] -= 1
             self._schedule()
+            if not request.waits:
+                now = asyncio.get_running_loop().time()
+                self._gathers_until = now + min(self.policy.return_seconds, (now - self._started_at) / 4)
+                self._sizes.append(len(request.items))
         for earlier in request.replaced:
             earlier.end()
         request.replaced = ()
@@ -249,13 +294,10 @@ class Exchange:
     def _deal(self, request: _Request, line: bytes) -> None:
         """Set the answers of a line. Raises Away for one that makes no sense."""
         try:
-            for answer in _read_line(line)["answers"]:
-                body, retry_after, index = answer.get("body"), answer.get("retry_after"), answer["index"]
-                text = b"" if body is None else _write(body)
+            for index, answer in read_answers(line):
                 request.answered.add(index)
-                wait = None if retry_after is None else str(retry_after)
-                self._take(request, request.items[index], Answer(int(answer["status"]), text, wait))
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+                self._take(request, request.items[index], answer)
+        except (ValueError, IndexError) as error:
             raise Away(f"the control plane's answer to an exchange makes no sense: {error!r}") from None
 
     def _take(self, request: _Request, item: Item, answer: Answer) -> None:
@@ -336,35 +378,3 @@ class Exchange:
         for start in range(0, len(items), self.policy.max_items):
             is_last = start + self.policy.max_items >= len(items)
             self._start(items[start : start + self.policy.max_items], requests if is_last else ())
-
-
-def settle(item: Item, answer: Answer | None) -> None:
-    """Answer a call, unless it has been answered."""
-    if not item.answer.done():
-        item.answer.set_result(answer)
-
-
-def settle_all(items: Iterable[Item], answer: Answer | None) -> None:
-    """Answer all of these calls alike."""
-    for item in items:
-        settle(item, answer)
-
-
-def fail(items: Iterable[Item], why: str) -> None:
-    """Answer as proxies do for a service that is away, which workers take for no answer."""
-    settle_all(items, problem(502, "control_plane_away", why))
-
-
-def _read_line(line: bytes) -> Any:
-    try:
-        return from_json(line)
-    except ValueError:
-        # It takes no halves of surrogate pairs, which a payload may hold.
-        return json.loads(line)
-
-
-def _write(body: Any) -> bytes:
-    try:
-        return to_json(body)
-    except ValueError:
-        return json.dumps(body).encode()

@@ -54,7 +54,7 @@ class PassThrough:
                         await pump
         except TooLong:
             detail = f"the body is longer than {MAX_BODY_BYTES >> 20} MiB"
-            await sender.refuse(problem(413, "body_too_large", detail), must_close=True)
+            await sender.refuse(problem(413, "body_too_large", detail))
         except Crowded:
             await sender.refuse(problem(503, "relay_busy", "the relay has no connection left", "1"))
         except Away as error:
@@ -75,11 +75,11 @@ class _Sender:
     async def add(self, body: bytes, *, more: bool) -> None:
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
 
-    async def refuse(self, answer: Answer, *, must_close: bool = False) -> None:
+    async def refuse(self, answer: Answer) -> None:
         """Answer instead of the control plane. Raises AnswerBroken where its own has begun."""
         if self.has_begun:
             raise AnswerBroken(answer.body.decode())
-        await send_answer(self._send, answer, must_close=must_close)
+        await send_answer(self._send, answer)
 
 
 async def send_answer(send: Send, answer: Answer, *, must_close: bool = False) -> None:

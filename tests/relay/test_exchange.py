@@ -2,18 +2,19 @@
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from functools import partial
 from uuid import uuid4
 
 import pytest
 
-from app.relay.calls import Answer, Item
+from app.relay.calls import Answer, Item, Operation, read_item
 from app.relay.exchange import Exchange, ExchangePolicy
 from app.relay.upstream import Away, Crowded
 from tests.relay.fake_upstream import FakeUpstream, Request, call, lease_call, settled
 
-POLICY = ExchangePolicy(taken_seconds=0.0, withdraw_seconds=0.0)
+POLICY = ExchangePolicy(taken_seconds=0.0, withdraw_seconds=0.0, return_seconds=0.0)
 
 
 def lease(task_id: str | None = None) -> dict[str, object]:
@@ -49,8 +50,11 @@ def upstream() -> FakeUpstream:
 
 
 @pytest.fixture
-def exchange(upstream: FakeUpstream) -> Exchange:
-    return Exchange(upstream.send, POLICY)
+async def exchange(upstream: FakeUpstream) -> AsyncIterator[Exchange]:
+    exchange = Exchange(upstream.send, POLICY)
+    yield exchange
+    await exchange.stop(0.0)
+    await settled()
 
 
 async def until_sent(upstream: FakeUpstream, count: int) -> Request:
@@ -64,27 +68,60 @@ async def until_sent(upstream: FakeUpstream, count: int) -> Request:
 async def test_a_call_goes_at_once_and_what_comes_meanwhile_goes_together(
     exchange: Exchange, upstream: FakeUpstream
 ) -> None:
-    first, second = call(worker="w1"), call(worker="w2")
-    submit(exchange, first)
+    exchange.policy = replace(POLICY, gather_seconds=30.0)
+    submit(exchange, first := call(worker="w1"))
     await settled()
-    submit(exchange, second)
-    await settled()
-    assert [len(request.items) for request in upstream.requests] == [1, 1]
-    others = [call(worker=f"o{number}") for number in range(600)]
-    submit(exchange, *others)
-    await settled()
-    assert len(upstream.requests) == 2, "both requests that may be under way are"
+    others = [call(worker=f"o{number}") for number in range(50)]
+    for item in others:
+        submit(exchange, item)
+        await settled()
+    assert [len(request.items) for request in upstream.requests] == [1]
     upstream.requests[0].answer_all(state="completed")
     await settled()
-    assert [len(request.items) for request in upstream.requests] == [1, 1, 512]
+    assert [len(request.items) for request in upstream.requests] == [1, 50]
+    # So many that it is worth it go beside others, but not in any number of requests, and none is too long.
+    more = [call(worker=f"m{number}") for number in range(2000)]
+    submit(exchange, *more)
+    await settled()
+    assert [len(request.items) for request in upstream.requests] == [1, 50, 512, 512, 512]
     upstream.requests[1].answer_all(state="completed")
     await settled()
-    assert [len(request.items) for request in upstream.requests] == [1, 1, 512, 88]
+    assert [len(request.items) for request in upstream.requests] == [1, 50, 512, 512, 512, 464]
     for request in upstream.requests[2:]:
         request.answer_all(state="completed")
-    assert await answers(first, second, *others) == [Answer(200, b'{"state":"completed"}')] * 602
+    everybody = (first, *others, *more)
+    assert await answers(*everybody) == [Answer(200, b'{"state":"completed"}')] * len(everybody)
     await settled()
     assert (exchange._open_items, exchange._open_bytes) == (0, 0)
+
+
+async def test_those_who_were_answered_together_call_again_together(exchange: Exchange, upstream: FakeUpstream) -> None:
+    exchange.policy = replace(POLICY, return_seconds=0.05)
+    submit(exchange, *[call(worker=f"w{number}") for number in range(8)])
+    await settled()
+    await asyncio.sleep(0.3)
+    upstream.requests[0].answer_all()
+    await settled()
+    for number in range(5):
+        submit(exchange, call(worker=f"w{number}"))
+        await settled()
+    assert len(upstream.requests) == 1
+    submit(exchange, call(worker="w5"))
+    await settled()
+    assert [len(request.items) for request in upstream.requests] == [8, 6]
+    upstream.requests[1].answer_all()
+    await settled()
+    submit(exchange, call(worker="w6"))
+    assert len((await until_sent(upstream, 3)).items) == 1, "the others are not waited for any longer"
+
+
+async def test_nobody_waits_long_behind_a_request_that_takes_long(exchange: Exchange, upstream: FakeUpstream) -> None:
+    exchange.policy = replace(POLICY, gather_seconds=0.01)
+    submit(exchange, call(worker="slow"))
+    await settled()
+    submit(exchange, quick := call(worker="quick"))
+    (await until_sent(upstream, 2)).answer_all()
+    assert await answer_to(quick) == Answer(200, b"{}")
 
 
 async def test_an_item_is_its_plain_call(exchange: Exchange, upstream: FakeUpstream) -> None:
@@ -105,6 +142,17 @@ async def test_an_item_is_its_plain_call(exchange: Exchange, upstream: FakeUpstr
     }
     assert (beat["operation"], beat["worker_id"], "task_id" in beat) == ("heartbeat", worker_id, False)
     assert (ask["operation"], sorted(ask)) == ("lease", ["authorization", "body", "operation"])
+
+
+@pytest.mark.parametrize("wait", ["1e400", "1e308", "9" * 4000, "61"])
+async def test_a_wait_without_end_harms_nobody(exchange: Exchange, upstream: FakeUpstream, wait: str) -> None:
+    body = b'{"wait_seconds":%s}' % wait.encode()
+    item = read_item(Operation("lease"), b"Bearer cvn_w1", body, 0.0)
+    assert item is not None
+    assert (item.wait_seconds, item.ends_at, item.body) == (60.0, 60.0, body)
+    submit(exchange, item)
+    await settled()
+    assert not item.answer.done()
 
 
 async def test_answers_keep_status_wait_and_body(exchange: Exchange, upstream: FakeUpstream) -> None:
@@ -300,6 +348,7 @@ async def test_a_stop_sends_away_who_waits_and_lets_the_others_end(exchange: Exc
         if request.items[0]["operation"] == "complete":
             request.answer_all()
     assert await answer_to(working) == Answer(200, b"{}")
-    for request in upstream.requests:
-        request.lines.put_nowait(None)
+    await settled()
+    upstream.requests[-1].answer_all()
     await asyncio.wait_for(stopping, 30)
+    assert await answer_to(late) == Answer(200, b"{}")
