@@ -65,7 +65,7 @@ class Answer(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Waiter:
-    """A call that waits; `on_try` is called whenever it was tried to serve it."""
+    """A call that waits; `on_try` is called once it was tried to serve it."""
 
     call: LeaseCall
     answer: Answer
@@ -289,7 +289,9 @@ class Broker:
             # Not before the last is answered: a wait that ended meanwhile would throw away the lease it was given.
             for waiter in batch:
                 waiter.in_flight = False
-                _note_try(waiter)
+                # One without a lane, though there is work for it, has its turn when claims have grown wider.
+                if waiter.lane is not None or waiter.call.agent_types.isdisjoint(self._lanes.agents()):
+                    _note_try(waiter)
 
     def _announce_lanes(self, requests: list[ClaimRequest]) -> None:
         """Announce the lanes of a claim that failed: other brokers have skipped the tasks that it had locked."""
@@ -347,7 +349,7 @@ class Broker:
         for waiter in list(self._waiters.values()):
             if not waiter.may_wait and not (waiter.is_new and error is None):
                 self._settle(waiter, error)
-            elif error is not None:
+            elif error is not None or not waiter.is_new:
                 _note_try(waiter)
 
     def _settle(self, waiter: Waiter, outcome: Lease | Exception | None) -> None:
@@ -362,9 +364,10 @@ class Broker:
 
 
 def _note_try(waiter: Waiter) -> None:
-    waiter.is_tried = True
-    if waiter.on_try is not None:
-        waiter.on_try()
+    if not waiter.is_tried:
+        waiter.is_tried = True
+        if waiter.on_try is not None:
+            waiter.on_try()
 
 
 def _refusal(state: str | None, not_ready_reason: str | None) -> ConvenerError:

@@ -49,7 +49,7 @@ class SharedAnswer(Generic[Key]):
 
 
 class Waits(Generic[Key]):
-    """Hands every outcome to `deliver` with the key of its call, and calls `wake` whenever some calls were tried."""
+    """Hands outcomes to `deliver` with the keys of their calls, and calls `wake` when it was tried to serve some."""
 
     def __init__(self, broker: Broker, deliver: Callable[[Key, Outcome], None], wake: Callable[[], None]) -> None:
         self._broker = broker

@@ -62,6 +62,15 @@ async def test_what_need_not_wait_comes_first_and_a_task_when_it_is_there(port: 
         assert [line async for line in lines] == []
 
 
+async def test_all_that_can_be_leased_at_once_comes_in_one_line(port: Service) -> None:
+    workers = [await port.worker() for _ in range(12)]
+    for _ in range(15):
+        await port.submitted()
+    async with exchanging(port, *(ask(worker, _WAIT_SECONDS) for worker in workers)) as lines:
+        counts = [len(line) async for line in lines]
+    assert counts == [12]
+
+
 async def test_a_wait_ends_without_a_task(port: Service) -> None:
     workers = [await port.worker() for _ in range(3)]
     async with exchanging(port, *(ask(worker, 0.3) for worker in workers)) as lines:
