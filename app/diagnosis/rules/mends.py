@@ -89,15 +89,20 @@ def of_hold(reason: Hold, goal_id: str | None) -> Sequence[Mend]:
     namespace, name = split_name(goal_id)
     if name is None:
         return ()
-    program = "convener goals" if namespace == DEFAULT else f"convener --namespace {namespace} goals"
+    program, query = ("convener goals", "") if namespace == DEFAULT else _within(namespace)
     goal, path = _argument(name), f"/goals/{quote(name, safe='')}"
     if reason is Hold.PAUSED:
-        return (Mend(text="let it go on", command=f"{program} resume {goal}", call=f"POST {path}/resume"),)
-    see = Mend(text="see its limits and why", command=f"{program} get {goal}", call=f"GET {path}")
+        return (Mend(text="let it go on", command=f"{program} resume {goal}", call=f"POST {path}/resume{query}"),)
+    see = Mend(text="see its limits and why", command=f"{program} get {goal}", call=f"GET {path}{query}")
     if reason is Hold.STOPPED:
         return (see,)
-    extend = f"{program} extend --compute-budget 2h {goal}"
-    return (see, Mend(text="raise the limit that it has reached", command=extend, call=f"POST {path}/extend"))
+    extend, call = f"{program} extend --compute-budget 2h {goal}", f"POST {path}/extend{query}"
+    return (see, Mend(text="raise the limit that it has reached", command=extend, call=call))
+
+
+def _within(namespace: str) -> tuple[str, str]:
+    """The command and the query that name a namespace, as keys of the whole service must."""
+    return f"convener --namespace {namespace} goals", f"?namespace={namespace}"
 
 
 def _argument(name: str) -> str:

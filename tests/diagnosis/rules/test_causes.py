@@ -214,9 +214,15 @@ def test_every_command_is_one_that_the_command_line_takes() -> None:
             context = group.make_context(name, words, parent=context)
 
 
+def test_a_goal_of_a_namespace_is_named_with_it() -> None:
+    mend = causes(_facts(hold=_hold(Hold.PAUSED)))[0].mends[0]
+    assert mend.command == "convener --namespace lab-a goals resume -- '-kepler'\"'\"'s'"
+    assert mend.call == "POST /goals/-kepler%27s/resume?namespace=lab-a"
+
+
 def test_every_call_is_one_of_the_api() -> None:
     patterns = [(route.methods, route.path_regex) for route in routes(application.build())]
     for _, mend in _mends():
         if mend.call:
-            method, path = mend.call.split(" ")
+            method, path = mend.call.partition("?")[0].split(" ")
             assert any(method in (methods or ()) and regex.match(path) for methods, regex in patterns), mend
