@@ -29,9 +29,9 @@ async def _submit(api: Api, count: int) -> set[str]:
             {"id": str(uuid4()), "agent_type": random.choice(list(AgentType)), "goal_id": "flood", "payload": {}}
             for _ in range(500)
         ]
-        for _ in range(1 + (random.random() < 0.2)):
+        for status in (201, 200)[: 1 + (random.random() < 0.2)]:
             answer = await client.post("/tasks/batch", {"tasks": tasks})
-            assert answer.status == 201, answer.body
+            assert answer.status == status, answer.body
         ids |= {str(task["id"]) for task in tasks}
     client.close()
     return ids
