@@ -1,7 +1,7 @@
 """Claims: lease one task to each of many waiting workers, by one statement that waits for nobody.
 
-A claim reads a lane from its floor on, the lowest tag at which a task may wait: below are only dead index entries of
-tasks leased before, which vacuum cannot remove, and no claim should walk over, while somebody keeps an old snapshot.
+A claim reads a lane from its floor on, the lowest tag at which a task may wait: below are only tasks at work, and dead
+index entries, which vacuum cannot remove while somebody keeps an old snapshot. No claim should walk over either.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

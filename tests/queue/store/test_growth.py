@@ -9,8 +9,9 @@ import asyncpg
 import pytest
 
 from app.db.database import Database
+from app.kernel.agents import AgentType
 from app.kernel.ids import WorkerId
-from app.kernel.lanes import Priority
+from app.kernel.lanes import Lane, Priority
 from app.queue.rules.holds import Hold
 from app.queue.rules.tasks import LeasePolicy
 from app.queue.store import (
@@ -142,6 +143,25 @@ async def test_a_cycle(full: Database, hot: Connection, log: PlanLog) -> None:
             with costs.of("fold", batch):
                 assert await counters.fold(connection)
     costs.check()
+
+
+async def test_tasks_at_work_cost_a_claim_nothing(full: Database, hot: Connection, log: PlanLog) -> None:
+    """They stay in the index of the claims, below the floor that the broker knows."""
+    workers = [WorkerId(row["id"]) for row in await fetch(full, "SELECT id FROM workers ORDER BY id")]
+    lane = Lane(agent_type=AgentType.EVOLUTION, priority=Priority.MEDIUM)
+    rows, floor = [], claims.BOTTOM
+    for begin, end in ((0, 8), (8, 240), (240, 248)):
+        asks = [
+            ClaimRequest(worker_id=worker, request_id=uuid4(), lane=lane, acknowledge=True, floor=floor)
+            for worker in workers[begin:end]
+        ]
+        log.take()
+        outcomes = await claims.claim(hot, asks, LeasePolicy())
+        rows.append(log.take().rows)
+        floor = max(outcome.lease.tag for outcome in outcomes if outcome.lease)
+    assert rows[2] <= 1.2 * rows[0]
+    await execute(full, "DELETE FROM tasks WHERE worker_id IS NOT NULL")
+    await execute(full, "DELETE FROM leases")
 
 
 async def test_what_happens_to_many_tasks_at_once(full: Database, log: PlanLog) -> None:
