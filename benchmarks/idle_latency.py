@@ -6,7 +6,7 @@ import time
 
 from benchmarks.http_client import Connection, connect
 from benchmarks.testbed import Testbed
-from benchmarks.workers import Worker, register_workers
+from benchmarks.workers import Worker, register_workers, retire_workers
 
 SAMPLES = 300
 _WARM_UP = 20
@@ -18,7 +18,7 @@ async def seconds_to_lease(testbed: Testbed, samples: int = SAMPLES) -> list[flo
     (worker,) = await register_workers(testbed, 1)
     supervisor = await connect(testbed.port, testbed.key)
     latencies = [await _measure_one(worker, supervisor) for _ in range(_WARM_UP + samples)]
-    worker.close()
+    await retire_workers(testbed, [worker])
     supervisor.close()
     return latencies[_WARM_UP:]
 

@@ -6,7 +6,7 @@ import time
 
 from benchmarks.cycles import Ledger
 from benchmarks.testbed import Testbed
-from benchmarks.workers import Lease, Worker, register_workers
+from benchmarks.workers import Lease, Worker, register_workers, retire_workers
 
 _WORKERS = 128
 _WARM_UP_SECONDS = 1.0
@@ -42,7 +42,7 @@ async def latencies(testbed: Testbed, per_second: float, seconds: float, ledger:
         worker, lease = holders.get_nowait()
         await worker.complete(lease, and_next=False)
         ledger.add([lease.task_id.encode()], 1)
-        worker.close()
+    await retire_workers(testbed, workers)
     return results
 
 

@@ -28,7 +28,7 @@ from benchmarks.percentiles import percentile
 from benchmarks.processes import rss_mb
 from benchmarks.progress import say
 from benchmarks.testbed import Testbed, start_testbed
-from benchmarks.workers import close_workers, register_workers
+from benchmarks.workers import register_workers, retire_workers
 
 _PACES = {200: None, 1_000: 25.0}
 _WORKERS_OF_LOG = 64
@@ -130,7 +130,7 @@ async def _log(run: Run) -> None:
     workers = await register_workers(run.testbed, _WORKERS_OF_LOG)
     await Backlog(testbed=run.testbed, tasks=run.options.tasks).fill()
     cost = await writes.measure(run.testbed, workers, run.options.seconds, Ledger())
-    close_workers(workers)
+    await retire_workers(run.testbed, workers)
     figures = [
         Figure(name="submit", value=cost.submit / 1024, unit="KiB/task"),
         Figure(name=f"lease and complete, {_WORKERS_OF_LOG} workers", value=cost.cycle / 1024, unit="KiB/task"),

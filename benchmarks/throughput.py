@@ -14,7 +14,7 @@ from benchmarks.percentiles import percentile
 from benchmarks.progress import say
 from benchmarks.relay import start_relay
 from benchmarks.testbed import Testbed
-from benchmarks.workers import Worker, close_workers, register_workers
+from benchmarks.workers import Worker, register_workers, retire_workers
 
 PLAIN, RELAYED, EXCHANGED = "HTTP, one task a request", "through the relay", "through the exchange"
 # At these the targets are set.
@@ -58,7 +58,7 @@ async def measure(testbed: Testbed, plan: Plan) -> tuple[list[Section], list[Cur
         empty_port = await running.enter_async_context(empty_route.start_empty_route())
         for number in range(1, plan.rounds + 1):
             await _round(testbed, plan, backlog, results, ways, workers, empty_port, f"round {number} of {plan.rounds}")
-    close_workers(workers)
+    await retire_workers(testbed, workers)
     say("invariants")
     by_pgbench = sum(run.processed for run in (*results.bare, *results.with_events))
     broken = await invariants.check(testbed, ledger, finished_otherwise=finished_before + by_pgbench)

@@ -4,7 +4,7 @@ import asyncio
 
 from benchmarks.processes import rss_mb
 from benchmarks.testbed import Testbed
-from benchmarks.workers import Worker, all_waiting, close_workers, register_workers
+from benchmarks.workers import Worker, all_waiting, close_workers, register_workers, retire_workers
 
 WORKERS = 1_000
 _LONGER_THAN_THE_MEASUREMENT = 30
@@ -19,6 +19,7 @@ async def api_rss_mb(testbed: Testbed, count: int = WORKERS) -> float:
     close_workers(workers)
     await asyncio.gather(*waits)
     await all_waiting(testbed, 0)
+    await retire_workers(testbed, workers)
     return memory
 
 

@@ -1,6 +1,7 @@
 """Workers that only lease and complete."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -63,6 +64,15 @@ def close_workers(workers: list[Worker]) -> None:
     """Close the connections of all workers."""
     for worker in workers:
         worker.close()
+
+
+async def retire_workers(testbed: Testbed, workers: Sequence[Worker]) -> None:
+    """Let workers leave in order: without the loops nobody else would, and the pool has room for a thousand."""
+    for worker in workers:
+        worker.close()
+        connection = await connect(testbed.port, worker.key)
+        (await connection.post(f"/workers/{worker.worker_id}/goodbye", {"reason": "measured"})).json()
+        connection.close()
 
 
 async def _register_worker(testbed: Testbed, pool: Connection) -> Worker:
