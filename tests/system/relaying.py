@@ -126,7 +126,7 @@ async def all_completed_once(database_url: str, ids: set[str]) -> None:
         rows = await connection.fetch("SELECT id, state, failures FROM task_history")
         assert {str(row["id"]) for row in rows} == ids
         assert {(row["state"], row["failures"]) for row in rows} == {("completed", 0)}
-        done = await connection.fetch("SELECT task_id FROM events WHERE kind = 'task.completed'")
+        done = await connection.fetch("SELECT task_id FROM every_event WHERE kind = 'task.completed'")
         assert sorted(str(row["task_id"]) for row in done) == sorted(ids)
     finally:
         await connection.close()
