@@ -1,20 +1,8 @@
-"""Identifiers: read from text, and made in the order of their creation, so that neighbors lie together in an index."""
+"""Identifiers made in the order of their creation, so that neighbors lie together in an index."""
 
 import os
 import time
 from uuid import UUID
-
-from asyncpg.pgproto import pgproto
-
-
-def parse_uuid(text: str) -> UUID:
-    """The UUID in a text of any of its forms. Raises ValueError."""
-    try:
-        # That of the driver, which is equal to Python's own and made in a twentieth of the time.
-        identifier: UUID = pgproto.UUID(text)
-    except ValueError:
-        identifier = UUID(text)
-    return identifier
 
 
 def time_ordered_uuid() -> UUID:

@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.db.uuids import parse_uuid
+from app.db.driver_uuids import parse_uuid
 from app.http import problems
 from app.http.bodies import Uploads, declared_limit, uploader, validate, validate_plain
 from app.http.guard import admit, admit_to_route, declared_scopes
