@@ -99,7 +99,7 @@ async def test_the_raw_client_reads_answers_that_come_in_pieces() -> None:
 @pytest.mark.slow
 def test_a_short_run_breaks_no_invariant(tmp_path: Path) -> None:
     drawing = tmp_path / "chart.svg"
-    size = ["--workers", "4", "32", "--rounds", "1", "--seconds", "0.5", "--tasks", "6000"]
+    size = ["--workers", "4", "32", "--rounds", "1", "--seconds", "0.5", "--tasks", "30000"]
     run = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--only", "cycles", *size, "--chart", str(drawing), "-o", "json"],
         capture_output=True,

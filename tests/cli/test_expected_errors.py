@@ -174,6 +174,7 @@ _WORDS = {
     "tasks submit": "--agent ranking",
     "weights override": "ranking=1 --for 60s",
     "weights set": "ranking=1",
+    "why": _ID,
     "workers drain": "x",
     "workers evict": "x",
     "workers get": "x",

@@ -99,6 +99,7 @@ def test_every_body_says_how_many_bytes_it_may_have() -> None:
     assert large == {
         "post /tasks",
         "post /tasks/batch",
+        "post /leases/exchange",
         "post /leases/{task_id}/progress",
         "post /leases/{task_id}/complete",
         "post /leases/{task_id}/fail",

@@ -15,7 +15,7 @@ from app.http.problems import responses_for
 from app.http.services import ServicesDep
 from app.kernel.access import Scope
 from app.kernel.errors import Forbidden, ShuttingDown
-from app.workers.api.exchange_items import OPERATIONS
+from app.workers.api.exchange_items import MAX_AUTHORIZATION, OPERATIONS
 from app.workers.api.exchange_run import MEDIA_TYPE, Exchange
 
 
@@ -43,11 +43,16 @@ _ITEM = {
     "required": ["authorization", "operation"],
     "additionalProperties": False,
     "properties": {
-        "authorization": {"type": "string", "description": "`Bearer` and the key of the worker"},
+        "authorization": {
+            "type": "string",
+            "maxLength": MAX_AUTHORIZATION,
+            "description": "`Bearer` and the key of the worker",
+        },
         "operation": {"type": "string", "enum": list(OPERATIONS), "description": "the last part of a plain path"},
         "task_id": _IDENTIFIER | {"description": "where the plain route has it in its path"},
         "worker_id": _IDENTIFIER | {"description": "of a heartbeat"},
-        "body": {"type": "object", "description": "the body of the plain route"},
+        # None of their models has as many.
+        "body": {"type": "object", "maxProperties": 32, "description": "the body of the plain route"},
     },
 }
 

@@ -24,7 +24,7 @@ _ROUTES = [route for route in (*leases_router.routes, *heartbeats_router.routes)
 OPERATIONS: Mapping[str, LeanRoute] = {route.path.rpartition("/")[2]: route for route in _ROUTES}
 _MEMBERS = frozenset({"authorization", "operation", "body"})
 _ALLOWED = {operation: _MEMBERS.union(route.from_path) for operation, route in OPERATIONS.items()}
-_MAX_AUTHORIZATION = 1000
+MAX_AUTHORIZATION = 1000
 Admission = Principal | BaseException
 
 
@@ -62,7 +62,7 @@ async def admissions(services: Services, values: Iterable[Any]) -> dict[str, Adm
 def authorization_of(value: Any) -> str:
     """The Authorization in an item, "" for one that can be none."""
     text = value.get("authorization") if isinstance(value, dict) else None
-    return text if isinstance(text, str) and text.isascii() and len(text) <= _MAX_AUTHORIZATION else ""
+    return text if isinstance(text, str) and text.isascii() and len(text) <= MAX_AUTHORIZATION else ""
 
 
 def read(values: Sequence[Any], start: int, admitted: Mapping[str, Admission]) -> list[Item | Exception]:
