@@ -25,6 +25,8 @@ OPERATIONS: Mapping[str, LeanRoute] = {route.path.rpartition("/")[2]: route for 
 _MEMBERS = frozenset({"authorization", "operation", "body"})
 _ALLOWED = {operation: _MEMBERS.union(route.from_path) for operation, route in OPERATIONS.items()}
 MAX_AUTHORIZATION = 1000
+# Keys that are looked up together; others are served between them.
+_KEYS_AT_ONCE = 32
 Admission = Principal | BaseException
 
 
@@ -54,9 +56,11 @@ async def admissions(services: Services, values: Iterable[Any]) -> dict[str, Adm
                 unremembered.append(text)
             else:
                 admitted[text] = principal
-    lookups = (admit(services, text, Scope.LEASE) for text in unremembered)
-    answers = await asyncio.gather(*lookups, return_exceptions=True)
-    return admitted | dict(zip(unremembered, answers, strict=True))
+    for start in range(0, len(unremembered), _KEYS_AT_ONCE):
+        texts = unremembered[start : start + _KEYS_AT_ONCE]
+        lookups = (admit(services, text, Scope.LEASE) for text in texts)
+        admitted |= zip(texts, await asyncio.gather(*lookups, return_exceptions=True), strict=True)
+    return admitted
 
 
 def authorization_of(value: Any) -> str:

@@ -33,8 +33,8 @@ MEDIA_TYPE = "application/x-ndjson"
 _ROUTE = "POST /leases/exchange"
 # Whose statements take many calls at once.
 _TOGETHER = frozenset({"complete", "start", "progress"})
-# Items that are read before others are served; all those of a large body are read beside the others.
-_READ_AT_ONCE = 64
+# Items that are read, or refused, before others are served; those of a large body are read beside the others.
+_AT_ONCE = 16
 _LARGE_BYTES = 1 << 20
 # Tasks may be large, and a line is written as a whole.
 _LINE_CHARACTERS = 1 << 20
@@ -79,14 +79,10 @@ class Exchange:
         return not (self._unanswered or self._answers)
 
     async def _begin(self, size: int) -> None:
-        admitted = await admissions(self._services, self._values)
         calls: dict[WorkerId, list[Item]] = defaultdict(list)
         leases: dict[WorkerId, list[Item]] = defaultdict(list)
-        for index, item in enumerate(await self._read_all(admitted, size)):
-            if isinstance(item, Exception):
-                self._put_response(index, problems.from_raised(item))
-            else:
-                (leases if item.operation == "lease" else calls)[item.worker_id].append(item)
+        for item in await self._valid_items(size):
+            (leases if item.operation == "lease" else calls)[item.worker_id].append(item)
         self._may_wait = any(item.call.wait_seconds for items in leases.values() for item in items)
         completions: list[_Turn] = []
         renewals: list[_Turn] = []
@@ -107,15 +103,28 @@ class Exchange:
         for items in leases.values():
             self._lease(items)
 
+    async def _valid_items(self, size: int) -> list[Item]:
+        """The items that their plain routes would take; the others are refused."""
+        admitted = await admissions(self._services, self._values)
+        items: list[Item] = []
+        for index, item in enumerate(await self._read_all(admitted, size)):
+            if not isinstance(item, Exception):
+                items.append(item)
+                continue
+            self._put_response(index, problems.from_raised(item))
+            if self._unanswered % _AT_ONCE == 0:
+                await asyncio.sleep(0)
+        return items
+
     async def _read_all(self, admitted: Mapping[str, Admission], size: int) -> list[Item | Exception]:
         values = self._values
         if size > _LARGE_BYTES:
             return await in_parser(partial(read, values, 0, admitted))
         items: list[Item | Exception] = []
-        for start in range(0, len(values), _READ_AT_ONCE):
+        for start in range(0, len(values), _AT_ONCE):
             if start:
                 await asyncio.sleep(0)
-            items += read(values[start : start + _READ_AT_ONCE], start, admitted)
+            items += read(values[start : start + _AT_ONCE], start, admitted)
         return items
 
     async def _work_together(
