@@ -80,6 +80,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = [item for part in parts for item in part]
 
 
+@pytest.fixture(autouse=True)
+def _same_environment() -> Iterator[None]:
+    """No test leaves variables behind, which programs that later tests start would obey."""
+    before = set(os.environ.items())
+    yield
+    # Their names only: a value may be a secret.
+    assert {name for name, _ in before ^ set(os.environ.items())} <= {"PYTEST_CURRENT_TEST"}
+
+
 @pytest.fixture(scope="session")
 def binaries() -> Binaries:
     return find_binaries(os.environ.get("CONVENER_POSTGRES_BIN"))

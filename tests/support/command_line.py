@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 from uuid import uuid4
 
 import httpx
@@ -53,7 +54,9 @@ class CommandLine:
         """Run it here; not inside a running event loop, because some commands start one."""
         ours = dict.fromkeys(name for name in os.environ if name.startswith("CONVENER_"))
         environment = {**ours, **self.environment, "COLUMNS": "80", **changes}
-        done = CliRunner().invoke(COMMAND, arguments, input=stdin, env=environment, prog_name="convener")
+        # Options that are given before the command become variables.
+        with patch.dict(os.environ):
+            done = CliRunner().invoke(COMMAND, arguments, input=stdin, env=environment, prog_name="convener")
         if done.exception is not None and not isinstance(done.exception, SystemExit):
             raise done.exception
         return Outcome(code=done.exit_code, out=done.stdout, err=done.stderr)
