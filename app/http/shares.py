@@ -31,8 +31,10 @@ class Shares:
         policy: SharePolicy = SharePolicy(),
         costly: SharePolicy = SharePolicy(of_key=1, in_all=2),
         large: SharePolicy = SharePolicy(of_key=1, in_all=2, wait_seconds=30.0),
+        batches: SharePolicy = SharePolicy(of_key=1, in_all=1000, wait_seconds=30.0),
     ) -> None:
         self._usual, self._costly, self._large = _Turns(policy), _Turns(costly), _Turns(large)
+        self._batches = _Turns(batches)
 
     def of(self, key_id: str, *, is_costly: bool = False) -> AbstractAsyncContextManager[None]:
         """A turn of the key, for the length of the block. Raises TooManyRequests."""
@@ -41,6 +43,10 @@ class Shares:
     def of_body(self, caller: Hashable, size: int) -> AbstractAsyncContextManager[None]:
         """A turn of the caller for the work on a body of `size` bytes, where that is much. Raises TooManyRequests."""
         return self._large.of(caller) if size > _LARGE_BYTES else nullcontext()
+
+    def of_batch(self, caller: Hashable) -> AbstractAsyncContextManager[None]:
+        """A turn of the caller for reading many calls that came in one request. Raises TooManyRequests."""
+        return self._batches.of(caller)
 
 
 class _Turns:

@@ -105,6 +105,16 @@ async def test_a_caller_has_one_large_body_worked_on_at_a_time_and_all_have_two(
     await asyncio.wait_for(second, 30)
 
 
+async def test_a_caller_has_one_batch_of_calls_read_at_a_time() -> None:
+    shares = Shares()
+    async with shares.of_batch("a"):
+        second = asyncio.ensure_future(shares.of_batch("a").__aenter__())
+        async with shares.of_batch("b"):
+            await asyncio.sleep(0.05)
+            assert not second.done()
+    await asyncio.wait_for(second, 30)
+
+
 async def test_the_record_of_a_read_is_written_within_its_share(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,10 +12,12 @@ from uuid import UUID
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.db.turns import Turns
 from app.http import problems
 from app.http.bodies import in_parser
 from app.http.refusals import Refusals, client_host
 from app.http.services import Services
+from app.http.shares import Shares
 from app.http.streaming import LineStream, until_disconnect
 from app.kernel.access import Principal
 from app.kernel.errors import ConvenerError, Locked, TooManyFailures
@@ -35,7 +37,7 @@ _ROUTE = "POST /leases/exchange"
 _TOGETHER = frozenset({"complete", "start", "progress"})
 # Items that are read, or refused, before others are served; those of a large body are read beside the others.
 _AT_ONCE = 16
-_LARGE_BYTES = 1 << 20
+_LARGE_BYTES = 2 << 20
 # Tasks may be large, and a line is written as a whole.
 _LINE_CHARACTERS = 1 << 20
 # After so long the first answers are written, whatever the others wait for.
@@ -54,6 +56,7 @@ class Exchange:
         self._request = request
         self._values = values
         self._waits: Waits[Item] = Waits(services[Broker], self._deliver, self._wake)
+        self._turns = services.database.shared(Turns)
         self._may_wait = False
         self._answers: list[str] = []
         self._outcomes: deque[tuple[Item, Outcome]] = deque()
@@ -81,7 +84,10 @@ class Exchange:
     async def _begin(self, size: int) -> None:
         calls: dict[WorkerId, list[Item]] = defaultdict(list)
         leases: dict[WorkerId, list[Item]] = defaultdict(list)
-        for item in await self._valid_items(size):
+        # One exchange of a caller at a time, and steps that leave others their turns: whoever sends many is not quicker.
+        async with self._services[Shares].of_batch(self._request.state.principal.key_id):
+            items = await self._valid_items(size)
+        for item in items:
             (leases if item.operation == "lease" else calls)[item.worker_id].append(item)
         self._may_wait = any(item.call.wait_seconds for items in leases.values() for item in items)
         completions: list[_Turn] = []
@@ -113,7 +119,7 @@ class Exchange:
                 continue
             self._put_response(index, problems.from_raised(item))
             if self._unanswered % _AT_ONCE == 0:
-                await asyncio.sleep(0)
+                await self._turns.wait()
         return items
 
     async def _read_all(self, admitted: Mapping[str, Admission], size: int) -> list[Item | Exception]:
@@ -122,8 +128,7 @@ class Exchange:
             return await in_parser(partial(read, values, 0, admitted))
         items: list[Item | Exception] = []
         for start in range(0, len(values), _AT_ONCE):
-            if start:
-                await asyncio.sleep(0)
+            await self._turns.wait()
             items += read(values[start : start + _AT_ONCE], start, admitted)
         return items
 

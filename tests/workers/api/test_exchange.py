@@ -1,5 +1,6 @@
 """The exchange: calls of many workers in one request, each judged by its own key as on its plain route."""
 
+import gc
 import json
 from typing import Any
 from uuid import uuid4
@@ -236,6 +237,20 @@ async def test_many_unknown_fields_in_many_items_cost_little(service: Service) -
     answers = await exchanged(service, *[ask(worker) | {"body": body}] * 512)
     assert {answer["status"] for answer in answers} == {422}
     assert all(len(answer["body"]["errors"]) == 20 for answer in answers)
+
+
+@pytest.mark.parametrize("change", [{"body": dict.fromkeys("abcdefghijklmnopqrstuvwxyz", 0)}, {"authorization": "x"}])
+async def test_refused_items_leave_no_work_to_the_garbage_collector(service: Service, change: dict[str, Any]) -> None:
+    worker = await service.worker()
+    items = [ask(worker), *[ask(worker) | change] * 511]
+    await exchanged(service, *items)
+    gc.collect()
+    gc.disable()
+    try:
+        await exchanged(service, *items)
+        assert gc.collect() < 4 * len(items)
+    finally:
+        gc.enable()
 
 
 async def test_a_worker_that_is_stopped_is_told_so(service: Service, database: Database) -> None:
