@@ -19,6 +19,7 @@ from benchmarks.testbed import Testbed, start_testbed
 from benchmarks.workers import Worker, close_workers, register_workers
 
 _BEAT_SECONDS = 5.0
+_REGISTERED_AT_ONCE = 20
 # Half a core in all for 1,000 workers.
 _AIM_PER_WORKER = 0.5 / 1000
 
@@ -53,8 +54,7 @@ async def measure(count: int, seconds: float) -> list[Figure]:
     """Figures of so many workers that send a heartbeat every 5 s."""
     async with start_testbed(with_loops=True) as testbed:
         say(f"registering {count:,} workers")
-        workers = await register_workers(testbed, count)
-        async with _alive(workers) as members:
+        async with _beating(testbed, count) as members:
             # By then every worker has sent two heartbeats, and has received its assignment.
             await asyncio.sleep(2 * _BEAT_SECONDS)
             say(f"measuring for {seconds:g} s")
@@ -63,20 +63,23 @@ async def measure(count: int, seconds: float) -> list[Figure]:
             cpu_before, start_time = CpuSeconds.read(testbed), time.perf_counter()
             await asyncio.sleep(seconds)
             cpu, duration = CpuSeconds.read(testbed).since(cpu_before), time.perf_counter() - start_time
-        alive_count = await _count_alive(testbed)
-        close_workers(workers)
+            alive_count = await _count_alive(testbed)
+        close_workers([member.worker for member in members])
     latencies = [latency for member in members for latency in member.latencies]
     return _figures(cpu, duration, latencies, workers=len(members), alive_count=alive_count)
 
 
 @asynccontextmanager
-async def _alive(workers: Sequence[Worker]) -> AsyncIterator[list[_Member]]:
-    members = [_Member(worker) for worker in workers]
-    beats = [
-        asyncio.create_task(member.keep_beating(_BEAT_SECONDS * place / len(members)))
-        for place, member in enumerate(members)
-    ]
+async def _beating(testbed: Testbed, count: int) -> AsyncIterator[list[_Member]]:
+    members: list[_Member] = []
+    beats: list[asyncio.Task[None]] = []
     try:
+        # Those that are registered beat while the others follow, or they would be taken for lost.
+        while len(members) < count:
+            for worker in await register_workers(testbed, min(_REGISTERED_AT_ONCE, count - len(members))):
+                members.append(_Member(worker))
+                delay = _BEAT_SECONDS * len(members) / count
+                beats.append(asyncio.create_task(members[-1].keep_beating(delay)))
         yield members
         for beat in beats:
             # A beat that was refused or lost ends its task, and the measurement.
