@@ -80,7 +80,7 @@ def read(values: Sequence[Any], start: int, admitted: Mapping[str, Admission]) -
         try:
             items.append(_read(index, value, admitted))
         except (ConvenerError, RequestValidationError, HTTPException) as error:
-            # Its traceback leads to this list: hundreds of such circles would keep the collector busy for half a second.
+            # Its traceback leads to this list: to collect hundreds of such circles would take half a second.
             items.append(error.with_traceback(None))
         except Exception as error:
             items.append(error)

@@ -84,7 +84,7 @@ class Exchange:
     async def _begin(self, size: int) -> None:
         calls: dict[WorkerId, list[Item]] = defaultdict(list)
         leases: dict[WorkerId, list[Item]] = defaultdict(list)
-        # One exchange of a caller at a time, and steps that leave others their turns: whoever sends many is not quicker.
+        # One of a caller at a time: whoever sends many is not quicker for it, and others are served between its steps.
         async with self._services[Shares].of_batch(self._request.state.principal.key_id):
             items = await self._valid_items(size)
         for item in items:
