@@ -8,7 +8,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
-from app.admin.api import audit, config, keys
+from app.admin.api import audit, config, keys, whoami
 from app.agents.api import agents, performance, weights
 from app.diagnosis.api import why
 from app.goals.api import goals
@@ -55,6 +55,7 @@ _PARTS = (
     alerts,
     degradation,
     keys,
+    whoami,
     probes,
     report,
     runtime,

@@ -1,7 +1,11 @@
-"""Outcome of a check of this machine."""
+"""Outcome of a check of this machine, or of the service."""
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
+
+# Commands stand between backticks in sentences for people.
+_COMMAND = re.compile(r"`(convener [^`]+)`")
 
 
 class Status(StrEnum):
@@ -14,9 +18,19 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One thing that was looked at; `remedy` says what to do unless all is well."""
+    """One thing that was looked at; `remedy` says what to do unless all is well, with commands between backticks."""
 
     name: str
     status: Status
     detail: str
     remedy: str = ""
+
+    @property
+    def commands(self) -> list[str]:
+        """The commands of the remedy."""
+        return commands_in(self.remedy)
+
+
+def commands_in(sentence: str) -> list[str]:
+    """The commands that a sentence names between backticks."""
+    return _COMMAND.findall(sentence)

@@ -56,7 +56,7 @@ ENTRIES: Mapping[str, Entry] = {
     "doctor": Entry(
         "app.cli.doctor:doctor",
         _STEER,
-        "Check this machine: how handlers are kept from secrets, and keys from the network.",
+        "Check this machine, the service and the database, and say what mends what is wrong.",
     ),
     "metrics": Entry("app.health.cli.metrics:app", _STEER, "See what is measured."),
     "tasks": Entry("app.cli.task_commands:app", _STEER, "Submit tasks, and see what becomes of them."),
@@ -96,6 +96,9 @@ ENTRIES: Mapping[str, Entry] = {
     "agents": Entry("app.agents.cli.agents:app", _STEER, "See what agents achieve."),
     "audit": Entry("app.admin.cli.audit:app", _STEER, "Read and check the audit log."),
     "key": Entry("app.admin.cli.keys:app", _STEER, "Make, rotate, list and revoke keys."),
+    "whoami": Entry(
+        "app.admin.cli.whoami:whoami", _STEER, "Show which key this is, and what it may do at which service."
+    ),
     # The other groups are plurals, so people type it.
     "keys": Entry("app.admin.cli.keys:app", _STEER, "Make, rotate, list and revoke keys.", is_hidden=True),
     "simulate": Entry(
@@ -130,8 +133,8 @@ ENTRIES: Mapping[str, Entry] = {
     "tls": Entry("app.cli.tls:app", _PROGRAMS, "Make certificates for the API."),
     "openapi": Entry("app.cli.openapi:openapi", _PROGRAMS, "Print the OpenAPI schema; needs no database."),
 }
-# They tell of variables that are none in their logs.
-_LOGGING = ("api", "loops", "worker", "relay", "up", "demo")
+# They tell of variables that are none by themselves.
+_LOGGING = ("api", "loops", "worker", "relay", "up", "demo", "doctor")
 
 
 class _AllCommands(Commands):

@@ -1,9 +1,10 @@
-"""`convener doctor`: checks that this machine protects what it should, and says what to do where it does not."""
+"""`convener doctor`: checks this machine, the service and the database, and says what mends what is wrong."""
 
 import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 
@@ -12,7 +13,10 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from app.cli.checks import Check, Status
+from app.cli.database_checks import database_checks
+from app.cli.machine_checks import MACHINE_CHECKS
 from app.cli.secrecy_checks import SECRECY_CHECKS
+from app.cli.service_checks import Service
 from app.http.tls import EXPOSED, EXPOSED_REMEDY, UnusableCertificate, expiry_problem, served_certificate
 from app.settings import Settings, SettingsError
 from app.terminal import output
@@ -24,9 +28,25 @@ _WORKER_SECONDS = 60
 
 
 def doctor(fmt: Output = Format.TABLE) -> None:
-    """Check this machine: how handlers are kept from secrets, and keys from the network. Ends with 1 when one fails."""
-    checks = [check for look in CHECKS for check in look()]
-    output.present({"checks": [asdict(check) for check in checks]}, fmt, lambda: _render(checks))
+    """Check this machine, the service and the database, and say what mends what is wrong. Ends with 1 when one fails.
+
+    It works with what it can reach: where the API is away, it reads what that would tell from the database, if it has
+    its address. A warning alone ends with 0.
+    """
+    service = Service()
+    with output.errors().status("looking") as status:
+        checks: list[Check] = []
+        mended: set[tuple[str, str]] = set()
+        for look in (service.checks, lambda: database_checks(is_alone=not service.is_there), *CHECKS):
+            for check in look():
+                # What both the service and the database tell of is told once.
+                if not check.remedy or (check.name, check.remedy) not in mended:
+                    checks.append(check)
+                mended.add((check.name, check.remedy))
+                status.update(f"looking: {check.name}")
+    checks.sort(key=lambda check: _ORDER.index(check.status))
+    shown = [{**asdict(check), "commands": check.commands} for check in checks]
+    output.present({"checks": shown}, fmt, lambda: _render(checks))
     if any(check.status is Status.FAILED for check in checks):
         raise typer.Exit(ExitCode.REFUSED)
 
@@ -73,12 +93,13 @@ def network() -> Iterable[Check]:
         problem = expiry_problem(certificate.expires_at)
         status = Status.WARNING if problem else Status.OK
         detail = problem or f"the TLS certificate is valid until {certificate.expires_at.isoformat()}"
-        remedy = "renew it: `convener tls create` does for those that it has made" if problem else ""
+        remedy = "renew it: `convener tls create NAME` does for those that it has made" if problem else ""
         yield Check(name="certificate", status=status, detail=detail, remedy=remedy)
 
 
 # Each yields its checks, and none raises.
-CHECKS: Sequence[Callable[[], Iterable[Check]]] = (handler_isolation, network, *SECRECY_CHECKS)
+CHECKS: Sequence[Callable[[], Iterable[Check]]] = (*MACHINE_CHECKS, network, handler_isolation, *SECRECY_CHECKS)
+_ORDER = (Status.FAILED, Status.WARNING, Status.OK)
 _STYLES = {Status.OK: "green", Status.WARNING: "yellow", Status.FAILED: "bold red"}
 
 
@@ -89,5 +110,7 @@ def _render(checks: Sequence[Check]) -> RenderableType:
         lines.append(Text.assemble(head, (check.name, "bold"), "  ", output.plain(check.detail)))
         if check.remedy:
             lines.append(Text(f"{'':8}what to do: {output.plain(check.remedy)}", style="dim"))
+    counts = Counter(check.status for check in checks)
+    lines.append(Text(", ".join(f"{counts[status]} {status}" for status in _ORDER if counts[status])))
     user = f"checked as user {os.geteuid()}; workers of another user may be kept apart differently"
     return Group(*lines, Text(user, style="dim"))

@@ -34,6 +34,7 @@ class Scope(StrEnum):
     """Permissions; each route names those that it needs."""
 
     PUBLIC = "public"
+    SELF = "self:read"
     MONITOR = "status:read"
     READ = "read"
     CONTENT = "content:read"
@@ -49,15 +50,17 @@ class Scope(StrEnum):
     MEASURE = "metrics:push"
 
 
-_MONITOR = frozenset({Scope.PUBLIC, Scope.MONITOR})
+# Of every role; no key is made without them.
+COMMON = frozenset({Scope.PUBLIC, Scope.SELF})
+_MONITOR = COMMON | {Scope.MONITOR}
 _READ = _MONITOR | {Scope.READ, Scope.CONTENT}
 _STEERING = frozenset({Scope.MANAGE, Scope.OPERATE, Scope.CONFIGURE, Scope.WEIGH})
 _OPERATOR = _READ | _STEERING | {Scope.SUBMIT, Scope.CALL, Scope.MEASURE}
 # Only a pool's key registers workers, and it does nothing else: whoever steals another one cannot become a worker. An
 # operator must not manage keys: that would allow making an admin's.
 SCOPES: Mapping[Role, frozenset[Scope]] = {
-    Role.WORKER: frozenset({Scope.PUBLIC, Scope.LEASE, Scope.CALL, Scope.MEASURE}),
-    Role.POOL: frozenset({Scope.PUBLIC, Scope.REGISTER}),
+    Role.WORKER: COMMON | {Scope.LEASE, Scope.CALL, Scope.MEASURE},
+    Role.POOL: COMMON | {Scope.REGISTER},
     Role.MONITOR: _MONITOR,
     Role.READER: _READ,
     Role.SUPERVISOR: _READ | {Scope.SUBMIT, Scope.MANAGE, Scope.WEIGH, Scope.CALL, Scope.MEASURE},

@@ -56,7 +56,7 @@ _HINTS = {
     "internal_error": "the log of the service has the details",
 }
 # Routes that go by a namespace.
-_NAMESPACED = ("/tasks", "/dead-letters", "/events", "/outputs", "/goals", "/context", "/namespaces")
+_NAMESPACED = ("/tasks", "/dead-letters", "/events", "/outputs", "/goals", "/context", "/namespaces", "/whoami")
 _STALE = 412  # status of VersionStale: the version of If-Match is not the last one
 _CODES = {401: ExitCode.KEY, 403: ExitCode.KEY, 404: ExitCode.NOT_FOUND}
 

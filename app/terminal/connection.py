@@ -28,9 +28,19 @@ class Access:
     trust: Trust = SYSTEM_TRUST
 
 
-def find_access(url: str | None, key_files: Sequence[str] = (OPERATOR_KEY,)) -> Access:
-    """The address and key to use. Raises Failure for a malformed address, and without a key."""
-    state = _state_directory()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """The address of the service; `is_own`: of this machine's, whose keys are kept; `is_named`: it is no mere guess."""
+
+    url: str
+    trust: Trust
+    is_own: bool
+    is_named: bool
+
+
+def find_address(url: str | None) -> Address:
+    """The address to use. Raises Failure for a malformed one."""
+    state = state_directory()
     own_address = _read(state / "url")
     address, is_own = url or own_address or DEFAULT_URL, (url or own_address) == own_address
     # Not the port of this machine's own service: while it is down, anybody may listen there and collect the keys.
@@ -40,7 +50,13 @@ def find_access(url: str | None, key_files: Sequence[str] = (OPERATOR_KEY,)) -> 
         address = check_address(f"unix:{socket}" if socket else address, trust)
     except ValueError as error:
         raise Failure(str(error), ExitCode.USAGE, hint="look at --url, CONVENER_URL and the variables of TLS") from None
-    key = os.environ.get("CONVENER_KEY", "").strip() or (_first(state, key_files) if is_own else None)
+    return Address(url=address, trust=trust, is_own=is_own, is_named=bool(url or own_address))
+
+
+def find_access(url: str | None, key_files: Sequence[str] = (OPERATOR_KEY,)) -> Access:
+    """The address and key to use. Raises Failure for a malformed address, and without a key."""
+    address, state = find_address(url), state_directory()
+    key = os.environ.get("CONVENER_KEY", "").strip() or (_first(state, key_files) if address.is_own else None)
     if key is None:
         raise Failure(
             "there is no key to show to the service",
@@ -51,10 +67,10 @@ def find_access(url: str | None, key_files: Sequence[str] = (OPERATOR_KEY,)) -> 
     # Nothing else fits into a header, and the HTTP library would fail without saying which variable is wrong.
     if not key.isascii() or not key.isprintable():
         raise Failure("the key holds characters that no key has", ExitCode.KEY, hint="look at CONVENER_KEY again")
-    return Access(url=address, key=key, trust=trust)
+    return Access(url=address.url, key=key, trust=address.trust)
 
 
-def _state_directory() -> Path:
+def state_directory() -> Path:
     """The state directory. Raises Failure that names the variable at fault, of any setting."""
     # All settings together take longer to import than the rest of a command, and there are rarely others.
     if not OTHER_SETTINGS.isdisjoint(os.environ):

@@ -1,14 +1,20 @@
 """`convener doctor`: what is held, what is not, and how it ends."""
 
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tests.support.command_line import CommandLine
+from app.db.database import Database
+from app.kernel.access import Role
+from tests.support.command_line import CommandLine, Service, parse
+from tests.support.ports import free_port
+from tests.support.sql import execute
 from tests.support.tls import issue
 
 
@@ -30,8 +36,8 @@ def test_a_check_that_cannot_be_made_is_a_failure(offline: CommandLine, monkeypa
     monkeypatch.setattr(subprocess, "run", broken)
     outcome = offline.run("doctor", "-o", "json")
     assert outcome.code == 1
-    assert outcome.json["checks"][0]["status"] == "failed"
-    assert "no such module" in outcome.json["checks"][0]["detail"]
+    (failed,) = [check for check in outcome.json["checks"] if check["status"] == "failed"]
+    assert (failed["name"], "no such module" in failed["detail"]) == ("handlers", True)
 
 
 @pytest.mark.parametrize(
@@ -60,3 +66,84 @@ def test_settings_that_make_no_sense_are_a_failure(offline: CommandLine, tmp_pat
     outcome = offline.run("doctor", "-o", "json", CONVENER_TLS_CERTIFICATE=str(tmp_path), CONVENER_TLS_KEY="x")
     assert outcome.code == 1
     assert "no certificate with its key" in outcome.out
+
+
+def test_it_tells_of_variables_disk_and_handlers(offline: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 20))
+    wrong = {"CONVENER_POOOL_SIZE": "3", "CONVENER_WORKER_HANDLERS": "no_such_module"}
+    outcome = offline.run("doctor", "-o", "json", **wrong)
+    assert (outcome.code, outcome.err) == (1, "")
+    checks = {check["name"]: check for check in outcome.json["checks"]}
+    assert {name: checks[name]["status"] for name in ("variables", "disk", "handlers: import")} == {
+        "variables": "warning",
+        "disk": "failed",
+        "handlers: import": "failed",
+    }
+    assert "did you mean CONVENER_POOL_SIZE?" in checks["variables"]["detail"]
+    assert "no_such_module" in checks["handlers: import"]["detail"]
+    assert outcome.json["checks"][0]["status"] == "failed"
+    _parse_all(outcome.json)
+
+
+def _parse_all(answer: Any) -> None:
+    for check in answer["checks"]:
+        for command in check["commands"]:
+            parse(command)
+
+
+def test_without_a_service_it_says_how_to_start_one(offline: CommandLine) -> None:
+    checks = {check["name"]: check for check in offline.run("doctor", "-o", "json").json["checks"]}
+    assert (checks["service"]["status"], checks["service"]["commands"][0]) == ("warning", "convener up")
+    away = offline.run("doctor", "-o", "json", CONVENER_URL=f"http://127.0.0.1:{free_port()}", CONVENER_KEY="cvn_a_b")
+    checks = {check["name"]: check["status"] for check in away.json["checks"]}
+    assert (away.code, checks["service"]) == (1, "failed")
+    assert "key" not in checks
+
+
+async def test_it_asks_the_service_for_what_is_wrong(convener: CommandLine, live_service: Service) -> None:
+    outcome = await convener("doctor", "-o", "json")
+    checks = {check["name"]: check for check in outcome.json["checks"]}
+    assert {name: checks[name]["status"] for name in ("service", "key", "clock", "loops", "mode", "dead letters")} == {
+        "service": "ok",
+        "key": "ok",
+        "clock": "ok",
+        "dead letters": "ok",
+        "loops": "failed",
+        "mode": "failed",
+    }
+    assert checks["loops"]["commands"] == ["convener loops"]
+    assert outcome.code == 1
+    _parse_all(outcome.json)
+    refused = await convener("doctor", "-o", "json", CONVENER_KEY="cvn_000000000000_x")
+    checks = {check["name"]: check for check in refused.json["checks"]}
+    assert (checks["service"]["status"], checks["key"]["status"], "mode" in checks) == ("ok", "failed", False)
+    worker = await convener("doctor", "-o", "json", CONVENER_KEY=live_service.keys[Role.POOL])
+    checks = {check["name"]: check["status"] for check in worker.json["checks"]}
+    assert (checks["key"], checks["health"], "mode" in checks) == ("ok", "failed", False)
+
+
+async def test_where_the_api_is_away_it_reads_the_database(offline: CommandLine, database_url: str) -> None:
+    outcome = await offline("doctor", "-o", "json", CONVENER_DATABASE_URL=database_url, CONVENER_MODE="trusted_tester")
+    checks = {check["name"]: check for check in outcome.json["checks"]}
+    assert {name: checks[name]["status"] for name in ("schema", "pg_dump", "clock", "loops", "mode")} == {
+        "schema": "ok",
+        "pg_dump": "ok",
+        "clock": "ok",
+        "loops": "failed",
+        "mode": "failed",
+    }
+    assert "trusted_tester, 5 to 50 workers; 0 live" in checks["mode"]["detail"]
+    _parse_all(outcome.json)
+
+
+async def test_a_schema_that_is_behind_is_told_with_its_mend(offline: CommandLine, own_database: Database) -> None:
+    await execute(own_database, "UPDATE alembic_version SET version_num = 'former'")
+    outcome = await offline("doctor", "-o", "json", CONVENER_DATABASE_URL=own_database.url)
+    (schema,) = [check for check in outcome.json["checks"] if check["name"] == "schema"]
+    assert (schema["status"], schema["commands"]) == ("failed", ["convener db migrate"])
+
+
+async def test_a_database_that_is_away_is_told(offline: CommandLine) -> None:
+    url = f"postgresql://a:b@127.0.0.1:{free_port()}/x"
+    outcome = await offline("doctor", "-o", "json", CONVENER_DATABASE_URL=url)
+    assert [check["status"] for check in outcome.json["checks"] if check["name"] == "database"] == ["failed"]

@@ -210,6 +210,7 @@ TABLE: dict[str, Row] = {
     "DELETE /llm/models/{model:path}": Row(Scope.CONFIGURE, SHARED),
     "POST /llm/models/{model:path}/reset": Row(Scope.OPERATE, SHARED),
     "GET /llm/usage": Row(Scope.READ, Within(query="by=goal")),
+    "GET /whoami": Row(Scope.SELF, Within()),
     "GET /livez": Row(Scope.PUBLIC, PUBLIC),
     "GET /readyz": Row(Scope.PUBLIC, PUBLIC),
     "GET /problems": Row(Scope.PUBLIC, PUBLIC),

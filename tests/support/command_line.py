@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shlex
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from uuid import uuid4
 import httpx
 import pytest
 import uvicorn
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from app.admin.service.access import create_key
@@ -27,6 +29,19 @@ from tests.conftest import PROCESS, named, run_on
 from tests.support.service import KEY_ROLES
 
 COMMAND = build()
+
+
+def parse(command: str) -> None:
+    """Let the command line itself parse `convener ...` to the last word, without running it. Raises what it raises."""
+    program, *words = shlex.split(command)
+    assert program == "convener"
+    group: Any = get_command(COMMAND)
+    context = group.make_context("convener", words)
+    while hasattr(group, "resolve_command"):
+        name, group, words = group.resolve_command(context, [*context._protected_args, *context.args])
+        context = group.make_context(name, words, parent=context)
+
+
 Json = dict[str, Any]
 
 

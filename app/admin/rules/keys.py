@@ -5,7 +5,7 @@ import hmac
 import re
 from collections.abc import Iterator
 
-from app.kernel.access import NAMESPACED_ROLES, SCOPES, Role, Scope
+from app.kernel.access import COMMON, NAMESPACED_ROLES, SCOPES, Role, Scope
 from app.kernel.namespaces import DEFAULT, PATTERN
 
 _PREFIX = "cvn"
@@ -39,7 +39,7 @@ def key_problems(role: Role, withheld: frozenset[Scope]) -> Iterator[tuple[str, 
     """Why nobody may make a key like this, as (field, message); nothing when it may be made."""
     if role is Role.WORKER:
         yield "role", "a worker gets its key when it registers; make a `pool` key, which registers workers"
-    allowed = SCOPES[role] - {Scope.PUBLIC}
+    allowed = SCOPES[role] - COMMON
     if foreign := sorted(withheld - allowed):
         yield "withheld", f"a {role} has no {', '.join(foreign)}; it has {', '.join(sorted(allowed))}"
     elif withheld == allowed:

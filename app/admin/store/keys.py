@@ -56,6 +56,15 @@ class CreatedKey:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OwnKey:
+    """Of a key what its holder may know besides its role."""
+
+    label: str
+    created_at: datetime
+    expires_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoredKey:
     """A stored key, with the state of its worker if it is a worker's own.
 
@@ -79,6 +88,7 @@ class StoredKey:
     revoked_at: datetime | None
 
 
+_READ_OWN = text("SELECT label, created_at, expires_at FROM keys WHERE id = :id")
 _INSERT = text("""
 INSERT INTO keys (id, role, label, namespace, secret_hash, worker_id, withheld, launches, uses_left, expires_at)
 VALUES (:id, :role, :label, :namespace, :secret_hash, :worker_id, :withheld, :launches, :uses_left,
@@ -166,6 +176,12 @@ async def read(connection: "asyncpg.Connection[asyncpg.Record]", key_ids: Sequen
     """The keys of these ids that exist, revoked or not."""
     rows = await connection.fetch(_READ, key_ids)
     return {row["id"]: StoredKey(**{**row, "role": Role(row["role"])}) for row in rows}
+
+
+async def read_own(connection: AsyncConnection, key_id: str) -> OwnKey | None:
+    """The key of this id; None when it is gone."""
+    row = (await connection.execute(_READ_OWN, {"id": key_id})).mappings().first()
+    return OwnKey(**row) if row else None
 
 
 async def changed(connection: "asyncpg.Connection[asyncpg.Record]") -> set[str]:

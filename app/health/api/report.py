@@ -39,6 +39,7 @@ _EXAMPLE: dict[str, Any] = {
             "code": "cpu_short",
             "level": "degraded",
             "message": "the processors of host:lab-1 are 86 % in use, on the mean of the last minutes",
+            "advice": "add hosts, lower worker_pool.max_workers, or submit less",
         }
     ],
 }
@@ -50,6 +51,7 @@ class ReasonOut(BaseModel):
     code: str = Field(description="stable")
     level: Literal["note", "degraded", "critical"]
     message: str | None
+    advice: str | None = Field(description="what to do, with commands between backticks; null: nothing")
 
 
 class PoolHealthOut(BaseModel):
@@ -124,7 +126,7 @@ async def _may_read(request: Request) -> bool:
 
 
 def _without_figures(report: HealthReportOut) -> HealthReportOut:
-    reasons = [reason.model_copy(update={"message": None}) for reason in report.reasons]
+    reasons = [reason.model_copy(update={"message": None, "advice": None}) for reason in report.reasons]
     return report.model_copy(update={**dict.fromkeys(_FIGURES), "reasons": reasons})
 
 
@@ -146,4 +148,5 @@ def report_out(report: Report) -> HealthReportOut:
 
 def reason_out(finding: Finding) -> ReasonOut:
     """A finding in the shape of the answer."""
-    return ReasonOut(code=finding.code, level=finding.level.value, message=finding.message)
+    level = finding.level.value
+    return ReasonOut(code=finding.code, level=level, message=finding.message, advice=finding.advice or None)

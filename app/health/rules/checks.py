@@ -12,6 +12,7 @@ from app.health.rules.snapshot import (
     GROWTH_SPAN,
     MINUTE,
     WATCH,
+    BlockingSession,
     Bounds,
     CheckPolicy,
     DatabaseCondition,
@@ -24,18 +25,22 @@ from app.health.rules.snapshot import (
 from app.health.rules.symptoms import symptom_of
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
-from app.kernel.text import plural
+from app.kernel.text import plural, printable
 from app.queue.rules.degradation import MEANINGS, TOP_STEP, DegradationStep
 from app.queue.rules.status import QueueSnapshot
 from app.workers.rules.recovery import Recovery
 
 Check = Callable[[Observations, CheckPolicy], Iterable[Symptom] | None]
 
+QUEUE_RELIEF = (
+    "add workers with `convener workers start`, cancel what is not needed with `convener tasks cancel --goal GOAL`, "
+    "or raise CONVENER_MAX_QUEUE_SIZE; submits are refused when full"
+)
 _RELIEF = {
     "cpu": "add hosts, lower worker_pool.max_workers, or submit less",
     "memory": "lower worker_pool.max_workers or resource_limits.max_memory_per_worker_gb, or add hosts",
     "llm_permits": "raise resource_limits.max_concurrent_llm_calls if the provider allows it, or submit less",
-    "queue": "add workers, cancel what is not needed, or raise CONVENER_MAX_QUEUE_SIZE; submits are refused when full",
+    "queue": QUEUE_RELIEF,
 }
 
 
@@ -219,11 +224,27 @@ def _advice_on_replacements(recovery: Recovery) -> Iterator[str]:
 
 
 def database_trouble(observations: Observations, policy: CheckPolicy) -> Iterable[Symptom] | None:
-    """Somebody's old snapshot, dead rows or too many connections slow the database down."""
+    """Somebody's locks, an old snapshot, dead rows or too many connections slow the database down."""
     condition = observations.database
     if condition is None:
         return None
-    return [*_old_snapshot(condition, policy), *_dead_rows(condition, policy), *_connections(condition, policy)]
+    locks = locks_held(condition.blocking, policy)
+    return [*locks, *_old_snapshot(condition, policy), *_dead_rows(condition, policy), *_connections(condition, policy)]
+
+
+def locks_held(session: BlockingSession | None, policy: CheckPolicy) -> Iterator[Symptom]:
+    if session is None:
+        return
+    name = f" ({printable(session.application)})" if session.application else ""
+    yield from symptom_of(
+        policy.grade(session.seconds, policy.lock_seconds),
+        AlertKey(rule=AlertRule.DATABASE_TROUBLE, subject="locks"),
+        code="locks_held",
+        message=f"session {session.pid}{name} of the database has held locks for {session.seconds:,.0f} s, "
+        "which others wait for or pass over",
+        advice=f"end its transaction, or in the database: SELECT pg_terminate_backend({session.pid})",
+        facts={"seconds": session.seconds, "pid": session.pid},
+    )
 
 
 def _old_snapshot(condition: DatabaseCondition, policy: CheckPolicy) -> Iterator[Symptom]:

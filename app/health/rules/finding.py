@@ -59,23 +59,24 @@ class AlertKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """Something that the health report tells: a stable code, its weight and a sentence."""
+    """Something that the health report tells: a stable code, its weight, a sentence, and what to do."""
 
     code: str
     level: Level
     message: str
+    # Commands in it stand between backticks; empty where there is nothing to do.
+    advice: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Symptom(Finding):
-    """A finding that alerts watch as well, with the figures behind it and what to do.
+    """A finding that alerts watch as well, with the figures behind it.
 
     A fading symptom is below its threshold and still near it: it keeps an open alert, opens none, and the report
     leaves it out.
     """
 
     key: AlertKey
-    advice: str
     facts: Mapping[str, float] = field(default_factory=dict)
     is_fading: bool = False
 
@@ -85,19 +86,19 @@ class Symptom(Finding):
         return Severity.CRITICAL if self.level is Level.CRITICAL else Severity.WARNING
 
 
-def critical(code: str, message: str) -> Finding:
+def critical(code: str, message: str, advice: str = "") -> Finding:
     """A finding that makes the overall health critical."""
-    return Finding(code=code, level=Level.CRITICAL, message=message)
+    return Finding(code=code, level=Level.CRITICAL, message=message, advice=advice)
 
 
-def degraded(code: str, message: str) -> Finding:
+def degraded(code: str, message: str, advice: str = "") -> Finding:
     """A finding that makes the overall health degraded."""
-    return Finding(code=code, level=Level.DEGRADED, message=message)
+    return Finding(code=code, level=Level.DEGRADED, message=message, advice=advice)
 
 
-def note(code: str, message: str) -> Finding:
+def note(code: str, message: str, advice: str = "") -> Finding:
     """A finding that leaves the overall health as it is."""
-    return Finding(code=code, level=Level.NOTE, message=message)
+    return Finding(code=code, level=Level.NOTE, message=message, advice=advice)
 
 
 def not_measured(figure: str, why: str) -> Finding:

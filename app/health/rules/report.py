@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 
 from app.health.rules import utilisation
 from app.health.rules.checks import (
+    QUEUE_RELIEF,
     below_minimum,
     database_trouble,
     degradation,
@@ -30,6 +31,12 @@ from app.queue.rules.admission import CapacityPolicy, capacity_level
 DATABASE_AWAY = "database_away"
 DATABASE_SLOW = "database_slow"
 _DIGITS = 2
+_DATABASE_ADVICE = "`convener db status` looks at the database itself: does it run, and who holds locks there?"
+_SERVING = (
+    "start a worker whose HANDLERS have {agent}: `convener worker --handlers MODULE`, "
+    "or the service with them: `convener up --handlers MODULE`"
+)
+_LOST = "`convener workers ls --gone` shows why each ended, and where its log is"
 _NAMES = {Measure.CPU: "the processors", Measure.MEMORY: "the memory"}
 # Alerts call these critical at their worst, the report never does: busy processors make all slow and end nothing, and
 # the pool, replacements and degradation are being worked on. (When memory is used up, processes are killed.)
@@ -80,10 +87,11 @@ def outdated_report(last: Report | None, at: datetime, code: str, reason: str) -
     """
     if last is None:
         never = "nothing has been read from the database yet: all figures are 0 for want of any"
-        return Report(at=at, overall=Overall.CRITICAL, reasons=[critical(code, reason), note("not_measured", never)])
+        reasons = [critical(code, reason, _DATABASE_ADVICE), note("not_measured", never)]
+        return Report(at=at, overall=Overall.CRITICAL, reasons=reasons)
     ago = max(0, int((at - last.at).total_seconds()))
     old = note("out_of_date", f"all figures are those of {ago:,} s ago")
-    return replace(last, at=at, overall=Overall.CRITICAL, reasons=[critical(code, reason), old])
+    return replace(last, at=at, overall=Overall.CRITICAL, reasons=[critical(code, reason, _DATABASE_ADVICE), old])
 
 
 def overall_health(reasons: Sequence[Finding]) -> Overall:
@@ -131,13 +139,15 @@ def _for_report(finding: Finding) -> Finding | None:
 
 def _never_run(snapshot: Snapshot) -> Iterator[Finding]:
     if not snapshot.duty_turns:
-        yield critical("loops_never_ran", "no background duty has ever run; `convener loops` runs them")
+        yield critical("loops_never_ran", "no background duty has ever run", "`convener loops` runs them")
 
 
 def _pool(snapshot: Snapshot, policy: CheckPolicy) -> Iterator[Finding]:
     pool, minimum = snapshot.pool, snapshot.min_workers
     if minimum and pool.healthy <= 0:
-        yield critical("no_healthy_worker", f"no worker is healthy, and there should be {minimum:,} at least")
+        message = f"no worker is healthy, and there should be {minimum:,} at least"
+        advice = f"{_LOST}; `convener workers start` starts one where loops run, `convener worker` one by hand"
+        yield critical("no_healthy_worker", message, advice)
     else:
         # Looks ahead where the alert waits: workers that start count already, those that drain no more.
         yield from below_minimum(pool.total - pool.draining, minimum, "are there to stay")
@@ -145,12 +155,15 @@ def _pool(snapshot: Snapshot, policy: CheckPolicy) -> Iterator[Finding]:
     grade = policy.grade(lost_share, policy.workers_lost)
     if grade >= Grade.DEGRADED:
         message = f"{_workers(pool.failed)} lost, or never up, in the last five minutes; {pool.total:,} are live now"
-        yield Finding(code="workers_lost", level=level_of(grade), message=message)
+        yield Finding(code="workers_lost", level=level_of(grade), message=message, advice=_LOST)
     if pool.not_ready:
         message = f"{_workers(pool.not_ready)} starting and cannot work yet, such as {pool.not_ready_example}"
-        yield degraded("workers_not_ready", message)
+        yield degraded("workers_not_ready", message, "mend what it lacks; `convener workers ls` shows each and why")
     if pool.silent:
-        yield note("workers_silent", f"{_workers(pool.silent)} missing heartbeats, and about to be given up")
+        message = f"{_workers(pool.silent)} missing heartbeats, and about to be given up"
+        yield note(
+            "workers_silent", message, "`convener workers ls` shows since when: do their hosts and network work?"
+        )
 
 
 def _queue(snapshot: Snapshot, capacity: CapacityPolicy) -> Iterator[Finding]:
@@ -159,15 +172,17 @@ def _queue(snapshot: Snapshot, capacity: CapacityPolicy) -> Iterator[Finding]:
     fullness = capacity_level(capacity, queue.depth)
     if fullness != "normal":
         message = f"{queue.count():,} tasks are queued and {capacity.max_queue_size:,} may be, by priority less"
-        is_critical = fullness == "critical"
-        yield critical("queue_nearly_full", message) if is_critical else degraded("queue_nearly_full", message)
+        make = critical if fullness == "critical" else degraded
+        yield make("queue_nearly_full", message, QUEUE_RELIEF)
     paused_agents = {pause.agent_type for pause in queue.pauses}
     for agent in AgentType:
         waiting = queue.count(agent=agent, phase="pending")
         if waiting and agent in paused_agents:
-            yield note("agent_paused", f"{agent} is paused, and {waiting:,} of its tasks wait")
+            message = f"{agent} is paused, and {waiting:,} of its tasks wait"
+            yield note("agent_paused", message, f"`convener queues resume {agent}` lets them go on")
         elif waiting and agent not in queue.served_agents:
-            yield degraded("agent_unserved", f"{waiting:,} tasks of {agent} wait, and no live worker can run them")
+            message = f"{waiting:,} tasks of {agent} wait, and no live worker can run them"
+            yield degraded("agent_unserved", message, _SERVING.format(agent=agent))
 
 
 def _hosts(snapshot: Snapshot, policy: CheckPolicy) -> Iterator[Finding]:
@@ -195,13 +210,13 @@ def _certificate(snapshot: Snapshot, policy: CheckPolicy) -> Iterator[Finding]:
     if expires_at is None or days > policy.certificate_days:
         return
     when = f"the TLS certificate of the API {'has expired' if days <= 0 else 'expires'} at {expires_at.isoformat()}"
-    message = f"{when}; renew the file (`convener tls create` does its own), which is taken over without a restart"
+    advice = "renew the file (`convener tls create NAME` does its own), which is taken over without a restart"
     if days <= 0:
-        yield critical("certificate_expired", message)
+        yield critical("certificate_expired", when, advice)
     elif days <= policy.certificate_short_days:
-        yield degraded("certificate_expiring", message)
+        yield degraded("certificate_expiring", when, advice)
     else:
-        yield note("certificate_expiring", message)
+        yield note("certificate_expiring", when, advice)
 
 
 def _unmeasured_notes(snapshot: Snapshot, policy: CheckPolicy) -> Iterator[Finding]:

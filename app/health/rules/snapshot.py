@@ -69,6 +69,8 @@ class CheckPolicy:
     workers_lost: Bounds = field(default_factory=lambda: Bounds(degraded=0.10, critical=0.50))
     snapshot_seconds: Bounds = field(default_factory=lambda: Bounds(degraded=300.0, critical=1800.0))
     snapshot_transactions: int = 1_000_000
+    # No transaction of ours holds locks for so long.
+    lock_seconds: Bounds = field(default_factory=lambda: Bounds(degraded=10.0, critical=120.0))
     dead_rows: int = 1_000_000
     # Of the money or the tokens of a research goal; at the second its tasks are held, and its calls refused.
     goal_budget: Bounds = field(default_factory=lambda: Bounds(degraded=0.80, critical=1.0))
@@ -150,6 +152,15 @@ class ModelTrouble:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BlockingSession:
+    """A session for whose locks others wait, or that holds some on tasks; seconds of its open transaction."""
+
+    pid: int
+    application: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DatabaseCondition:
     """`snapshot_seconds` is the age of the oldest snapshot that somebody holds, which keeps dead rows from being
     cleaned up, and `snapshot_transactions` how many transactions ago that was; `connections` is a share of 1."""
@@ -158,6 +169,7 @@ class DatabaseCondition:
     snapshot_transactions: int
     dead_rows: Mapping[str, int]
     connections: float
+    blocking: BlockingSession | None = None
 
 
 # The duty that watches for alerts, for which the API stands in where no loop does it.

@@ -6,7 +6,14 @@ Each reads every worker or connection, and no other tasks than those that worker
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.health.rules.snapshot import IDLE_AFTER, DatabaseCondition, ModelTrouble, Running, WorkerCounts
+from app.health.rules.snapshot import (
+    IDLE_AFTER,
+    BlockingSession,
+    DatabaseCondition,
+    ModelTrouble,
+    Running,
+    WorkerCounts,
+)
 from app.kernel.agents import AgentType
 from app.llm.rules.conditions import service_state
 from app.llm.store import models
@@ -51,6 +58,29 @@ SELECT coalesce(max(seconds), 0) AS seconds, coalesce(max(transactions), 0) AS t
 ) held
 """)
 
+# Who waits itself is not the cause. The start of another role's transaction is hidden from roles without
+# pg_read_all_stats; there the length of the wait stands in for it.
+_BLOCKING = text("""
+WITH waiter AS MATERIALIZED (
+    SELECT unnest(pg_blocking_pids(pid)) AS pid, state_change AS since FROM (
+        SELECT pid, state_change FROM pg_stat_activity
+        WHERE datname = current_database() AND wait_event_type = 'Lock' ORDER BY state_change LIMIT 10
+    ) longest
+), holder AS (
+    SELECT pid, min(since) AS since FROM waiter GROUP BY pid
+    UNION ALL
+    SELECT pid, NULL FROM pg_locks
+    WHERE relation = 'tasks'::regclass AND granted AND mode NOT IN ('AccessShareLock', 'ShareUpdateExclusiveLock')
+      AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+)
+SELECT a.pid, coalesce(a.application_name, '') AS application,
+       extract(epoch FROM clock_timestamp() - min(coalesce(a.xact_start, holder.since)))::float8 AS seconds
+FROM holder JOIN pg_stat_activity a ON a.pid = holder.pid
+WHERE a.pid <> pg_backend_pid() AND a.wait_event_type IS DISTINCT FROM 'Lock'
+GROUP BY a.pid, a.application_name HAVING min(coalesce(a.xact_start, holder.since)) IS NOT NULL
+ORDER BY seconds DESC LIMIT 1
+""")
+
 # Tables that every task or every heartbeat writes to.
 _BUSY_TABLES = ("tasks", "leases", "queue_changes", "workers", "lanes", "queue_counts", "loop_ticks")
 _DEAD_ROWS = text("""
@@ -93,8 +123,14 @@ async def model_troubles(connection: AsyncConnection) -> dict[str, ModelTrouble]
     return troubles
 
 
+async def blocking_session(connection: AsyncConnection) -> BlockingSession | None:
+    """The session that has held locks for longest of those that keep others waiting, or hold some on tasks."""
+    row = (await connection.execute(_BLOCKING)).mappings().first()
+    return BlockingSession(**row) if row else None
+
+
 async def database_condition(connection: AsyncConnection) -> DatabaseCondition:
-    """Snapshots, dead rows and connections, as far as this role may see them.
+    """Locks, snapshots, dead rows and connections, as far as this role may see them.
 
     `pg_read_all_stats` lets it see the snapshots of other roles.
     """
@@ -105,4 +141,5 @@ async def database_condition(connection: AsyncConnection) -> DatabaseCondition:
         snapshot_transactions=oldest["transactions"],
         dead_rows={row["name"]: row["dead"] for row in dead},
         connections=float((await connection.execute(_CONNECTIONS)).scalar_one()),
+        blocking=await blocking_session(connection),
     )

@@ -32,9 +32,9 @@ def test_the_comparison_takes_the_same_time_for_every_guess(monkeypatch: pytest.
 
 
 def test_each_role_may_do_what_it_is_for_and_no_more() -> None:
-    assert SCOPES[Role.WORKER] == {Scope.PUBLIC, Scope.LEASE, Scope.CALL, Scope.MEASURE}
-    assert SCOPES[Role.POOL] == {Scope.PUBLIC, Scope.REGISTER}
-    assert SCOPES[Role.MONITOR] == {Scope.PUBLIC, Scope.MONITOR}
+    assert SCOPES[Role.WORKER] == {Scope.PUBLIC, Scope.SELF, Scope.LEASE, Scope.CALL, Scope.MEASURE}
+    assert SCOPES[Role.POOL] == {Scope.PUBLIC, Scope.SELF, Scope.REGISTER}
+    assert SCOPES[Role.MONITOR] == {Scope.PUBLIC, Scope.SELF, Scope.MONITOR}
     assert SCOPES[Role.READER] == SCOPES[Role.MONITOR] | {Scope.READ, Scope.CONTENT}
     assert SCOPES[Role.SUPERVISOR] == SCOPES[Role.READER] | {
         *(Scope.SUBMIT, Scope.MANAGE, Scope.WEIGH, Scope.CALL, Scope.MEASURE)

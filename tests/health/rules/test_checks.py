@@ -11,6 +11,7 @@ from app.health.rules.finding import AlertRule, Severity, Symptom
 from app.health.rules.snapshot import (
     FOR_ALERTS,
     WATCH,
+    BlockingSession,
     DatabaseCondition,
     Depth,
     DutyTurn,
@@ -192,6 +193,7 @@ def test_breakers_and_replacements() -> None:
         ({}, []),
         ({"snapshot_seconds": 290}, [("old_snapshot", True)]),
         ({"snapshot_seconds": 301}, [("old_snapshot", False)]),
+        ({"blocking": BlockingSession(pid=7, application="", seconds=11)}, [("locks", False)]),
         ({"snapshot_transactions": 1_000_001}, [("old_snapshot", False)]),
         ({"dead_rows": {"tasks": 10, "leases": 1_000_001}}, [("dead_rows", False)]),
         ({"connections": 0.9, "snapshot_seconds": 999}, [("old_snapshot", False), ("connections", False)]),

@@ -7,22 +7,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.cli.checks import commands_in
 from app.health.rules import utilisation
 from app.health.rules.finding import Finding, Level, Overall
 from app.health.rules.report import DATABASE_AWAY, Report, make_report, outdated_report, overall_health
 from app.health.rules.runtime import LanguageModel
-from app.health.rules.snapshot import FOR_REPORT, DutyTurn, Snapshot
+from app.health.rules.snapshot import FOR_REPORT, BlockingSession, DutyTurn, Snapshot
 from app.health.rules.utilisation import Measure
 from app.kernel.access import RefusalReason
 from app.kernel.agents import AgentType
 from app.queue.rules.admission import CapacityPolicy
 from app.queue.rules.status import Pause
+from tests.support.command_line import parse
 from tests.support.snapshots import HOST, NOON, OPEN_WRITER, condition, pool, queue, span, well
 
 _CAPACITY = CapacityPolicy(max_queue_size=1000)
 _POLICY = FOR_REPORT
 _RANKING = AgentType.RANKING
 _PAUSE = Pause(agent_type=_RANKING, reason="upkeep", paused_by="key", paused_at=NOON)
+
+
+def _session(seconds: float) -> BlockingSession:
+    return BlockingSession(pid=4711, application="psql", seconds=seconds)
 
 
 def _report(snapshot: Snapshot) -> Report:
@@ -83,6 +89,8 @@ def test_an_empty_queue_has_no_bottleneck_and_no_age() -> None:
         ({"spans": [span(HOST, m, 95.0, samples=12) for m in Measure]}, "memory_short", Level.CRITICAL),
         ({"database": condition(snapshot_seconds=301)}, "old_snapshot", Level.DEGRADED),
         ({"database": condition(snapshot_seconds=7200)}, "old_snapshot", Level.CRITICAL),
+        ({"database": condition(blocking=_session(10))}, "locks_held", Level.DEGRADED),
+        ({"database": condition(blocking=_session(120))}, "locks_held", Level.CRITICAL),
         ({"database": condition(connections=0.8)}, "connections_short", Level.DEGRADED),
         ({"database": condition(connections=1.0)}, "connections_short", Level.CRITICAL),
         ({"database": condition(dead_rows={"tasks": 1_000_000})}, "dead_rows", Level.DEGRADED),
@@ -95,6 +103,10 @@ def test_an_empty_queue_has_no_bottleneck_and_no_age() -> None:
 def test_each_thing_that_goes_wrong_has_a_reason(changes: dict[str, Any], code: str, level: Level) -> None:
     result = _report(well(**changes))
     assert [reason.level for reason in result.reasons if reason.code == code] == [level]
+    advice = next(reason.advice for reason in result.reasons if reason.code == code)
+    assert advice
+    for command in commands_in(advice):
+        parse(command)
     expected = {Level.NOTE: Overall.HEALTHY, Level.DEGRADED: Overall.DEGRADED, Level.CRITICAL: Overall.CRITICAL}
     assert result.overall is expected[level]
 
@@ -109,6 +121,7 @@ def test_each_thing_that_goes_wrong_has_a_reason(changes: dict[str, Any], code: 
         {"spans": [span(HOST, m, 99.0, samples=11) for m in Measure]},
         {"queue": queue({_RANKING: {"pending": 1}}, oldest=599)},
         {"queue": queue({_RANKING: {"pending": 639}}, oldest=1)},
+        {"database": condition(blocking=_session(9))},
         {"database": condition(snapshot_seconds=299, dead_rows={"tasks": 999_999}, connections=0.79)},
     ],
 )

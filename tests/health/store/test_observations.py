@@ -5,6 +5,7 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
+import pytest
 from sqlalchemy import text
 
 from app.db.database import Database
@@ -14,7 +15,7 @@ from app.kernel.agents import AgentType
 from app.workers.rules.recovery import RecoveryPolicy, RecoverySnapshot, SlotRecord
 from app.workers.store import pool
 from tests.support.factories import holding, ready_worker
-from tests.support.sql import execute, value
+from tests.support.sql import execute, until_blocked, value
 
 POLICY = RecoveryPolicy()
 
@@ -126,6 +127,28 @@ async def test_the_oldest_snapshot_is_seen_while_it_is_held(database: Database) 
     assert held.snapshot_seconds >= 0.05
     assert held.snapshot_transactions >= 3
     assert after.snapshot_seconds < held.snapshot_seconds
+
+
+@pytest.mark.parametrize("lock", ["LOCK TABLE tasks IN SHARE ROW EXCLUSIVE MODE", "LOCK TABLE goals"])
+async def test_a_session_whose_locks_others_wait_for_is_named(database: Database, lock: str) -> None:
+    other = Database(database.url)
+    waiting: asyncio.Task[object] | None = None
+    try:
+        async with other.engine.connect() as holder:
+            pid = (await holder.execute(text("SELECT pg_backend_pid()"))).scalar_one()
+            await holder.execute(text(lock))
+            if "goals" in lock:
+                assert await read(database, observations.blocking_session) is None
+                waiting = asyncio.create_task(execute(database, "INSERT INTO goals (id) VALUES ('a')"))
+                await until_blocked(database, 1)
+            session = await read(database, observations.blocking_session)
+        if waiting is not None:
+            await waiting
+        after = await read(database, observations.blocking_session)
+    finally:
+        await other.close()
+    assert session is not None
+    assert (session.pid, session.seconds > 0, after) == (pid, True, None)
 
 
 async def test_dead_rows_and_connections_are_figures(database: Database) -> None:

@@ -1,0 +1,136 @@
+"""Checks on the database itself: its schema, the programs for backups, and where the API is away what it would tell."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.admin.rules.config import Document, preset
+from app.admin.store import config
+from app.cli import findings
+from app.cli.checks import Check, Status
+from app.db import schema
+from app.db.database import Database, now
+from app.health.rules.checks import alert_symptoms
+from app.health.rules.report import make_report
+from app.health.rules.snapshot import FOR_ALERTS, FOR_REPORT, BlockingSession, Snapshot
+from app.health.service.snapshot_cache import SnapshotSettings, read_snapshot
+from app.health.store import observations
+from app.kernel.modes import Mode
+from app.kernel.states import TaskState
+from app.memory.store.backups import server_version
+from app.postgres.binaries import find_version, major_version
+from app.postgres.errors import BinariesMissing
+from app.queue.rules.admission import capacity_policy
+from app.queue.service.admission import settings_policy
+from app.queue.store import listing
+from app.queue.store.listing import Selection
+from app.settings import Settings, SettingsError
+from app.terminal.databases import bundled_url, on_database
+from app.terminal.failures import Failure
+from app.workers.rules.workers import HealthPolicy
+
+_HOUR = timedelta(hours=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _State:
+    """Revision, version and clock of the database, and where the API is away what the service would tell of."""
+
+    revision: str | None
+    server: str
+    at: datetime
+    blocking: BlockingSession | None
+    snapshot: Snapshot | None = None
+    mode: Mode | None = None
+    document: Document | None = None
+    letters: list[dict[str, Any]] | None = None
+
+
+def database_checks(*, is_alone: bool) -> Iterator[Check]:
+    """Yield the checks; `is_alone`: the API is away, so that what it would tell of is read here. None raises."""
+    try:
+        settings = Settings.from_environment()
+    except SettingsError:  # `network` says why
+        return
+    if not (settings.database_url or (settings.state_directory / "postgres").is_dir()):
+        return
+    url = settings.database_url or bundled_url()
+    if url is None:
+        return
+    try:
+        state = on_database(lambda database: _read(database, settings, is_alone=is_alone), url)
+    except Failure as failure:
+        detail = ": ".join([failure.message, *failure.details])
+        yield Check(name="database", status=Status.FAILED, detail=detail, remedy=failure.hint or "")
+        return
+    yield _schema(state)
+    yield from findings.lock_checks(state.blocking)
+    yield _programs(state, settings)
+    yield findings.clock_check((state.at - datetime.now(UTC)).total_seconds(), "the database's")
+    if state.snapshot is not None and state.document is not None:
+        yield from _findings(state, state.snapshot, state.document, settings)
+
+
+async def _read(database: Database, settings: Settings, *, is_alone: bool) -> _State:
+    revision = await schema.revision(database.engine)
+    async with database.transaction() as connection:
+        # Before all that may have to wait for its locks.
+        blocking = await observations.blocking_session(connection) if revision == schema.head() else None
+        state = _State(
+            revision=revision, server=await server_version(connection), at=await now(connection), blocking=blocking
+        )
+        return await _look_around(connection, state, settings) if is_alone and revision == schema.head() else state
+
+
+async def _look_around(connection: AsyncConnection, state: _State, settings: Settings) -> _State:
+    initial = settings.mode or Mode.PRODUCTION
+    version = await config.last(connection)
+    terms = SnapshotSettings(
+        capacity=settings_policy(settings), initial_mode=initial, silent_seconds=HealthPolicy().lost_after_seconds
+    )
+    selection = Selection(states=[TaskState.FAILED], finished_after=state.at - _HOUR)
+    letters = await listing.page(connection, selection, below=None, limit=findings.MAX_LETTERS)
+    return replace(
+        state,
+        snapshot=await read_snapshot(connection, terms),
+        mode=version.mode if version else initial,
+        document=version.document if version else preset(initial),
+        letters=list(letters.items),
+    )
+
+
+def _schema(state: _State) -> Check:
+    head = schema.head()
+    if state.revision == head:
+        return Check(name="schema", status=Status.OK, detail=f"it is at {head}, as this version needs it")
+    detail = f"it is at {state.revision or 'nothing: the database is empty'}, and this version needs {head}"
+    return Check(
+        name="schema", status=Status.FAILED, detail=detail, remedy="`convener db migrate` brings it up to date"
+    )
+
+
+def _programs(state: _State, settings: Settings) -> Check:
+    """The check of pg_dump, which must be of the version of the server."""
+    configured = str(settings.postgres_bin) if settings.postgres_bin else None
+    try:
+        binaries = find_version(major_version(state.server), configured_directory=configured)
+    except BinariesMissing as error:
+        remedy = "until then `convener db backup` makes none"
+        return Check(name="pg_dump", status=Status.WARNING, detail=str(error), remedy=remedy)
+    detail = f"that of PostgreSQL {binaries.version}, as the server is, is in {binaries.directory}"
+    return Check(name="pg_dump", status=Status.OK, detail=detail)
+
+
+def _findings(state: _State, snapshot: Snapshot, document: Document, settings: Settings) -> Iterator[Check]:
+    report = make_report(snapshot, FOR_REPORT, capacity_policy(document.queue, settings_policy(settings)))
+    workers = {"healthy": report.healthy_workers, "workers": report.total_workers}
+    yield from findings.report_checks(report.reasons, **workers, waiting=report.pending_tasks)
+    yield from findings.symptom_checks(alert_symptoms(snapshot, FOR_ALERTS)[0])
+    for name, trouble in snapshot.models.items():
+        yield findings.model_check(name, trouble)
+    pool = document.worker_pool
+    yield findings.mode_check(state.mode or Mode.PRODUCTION, pool.min_workers, pool.max_workers, snapshot.pool.total)
+    yield findings.letters_check(state.letters or [])
