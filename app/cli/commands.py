@@ -43,6 +43,11 @@ ENTRIES: Mapping[str, Entry] = {
         "Run PostgreSQL, the API, the loops and a pool of workers on this machine. Ctrl-C stops them in order.",
     ),
     "demo": Entry("app.cli.demo:demo", _START, "Rediscover Kepler's third law from published planetary data."),
+    "init": Entry(
+        "app.cli.init:init",
+        _START,
+        "Make a folder with an agent, a supervisor and a test that run, to be changed into yours.",
+    ),
     "status": Entry(
         "app.health.cli.status:status",
         _STEER,

@@ -1,0 +1,59 @@
+"""The supervisor: pursues one research goal, and lets the service say when thinking no longer pays.
+
+Started again with the same goal it takes up where it was: its tasks have the same ids, and so the same answers.
+"""
+
+import os
+import sys
+from typing import Any
+from uuid import NAMESPACE_URL, uuid5
+
+from app.terminal.connection import find_access
+from examples.supervising.client import Convener, Stopped
+
+TASKS = 3
+FINISHED = ("completed", "failed", "cancelled")
+
+
+def pursue(service: Convener, goal_id: str) -> dict[str, Any]:
+    """Report iteration after iteration until the service stops the goal; return the best answer."""
+    service.create_goal({"id": goal_id, "objective": "find the number whose square is 2"})
+    best: dict[str, Any] = {"number": 1.0, "quality": 0.5}
+    cursor = service.events(goal_id, "now", 0).next
+    for iteration in range(1, 1001):
+        tasks = [_task(goal_id, iteration, n, best) for n in range(TASKS)]
+        try:
+            service.submit(tasks)
+            cursor = _wait(service, goal_id, [task["id"] for task in tasks], cursor)
+            results = [service.task(task["id"])["result"] or best for task in tasks]
+            best = max([best, *results], key=lambda result: result["quality"])
+            decision = service.report(goal_id, {"iteration": iteration, "quality": best["quality"], "tasks": TASKS})
+        except Stopped as stop:
+            return {**best, "iterations": iteration - 1, "reason": str(stop)}
+        print(f"iteration {iteration}: {best['number']:.9f}; {decision['reason']}", flush=True)
+        if decision["decision"] == "stop":
+            return {**best, "iterations": iteration, "reason": decision["reason"]}
+    raise AssertionError("a goal has 1000 iterations at most")
+
+
+def _task(goal_id: str, iteration: int, n: int, best: dict[str, Any]) -> dict[str, Any]:
+    payload = {"best": best["number"], "width": 1 / iteration, "seed": f"{goal_id}/{iteration}/{n}"}
+    task_id = str(uuid5(NAMESPACE_URL, payload["seed"]))
+    return {"id": task_id, "agent_type": "generation", "goal_id": goal_id, "payload": payload}
+
+
+def _wait(service: Convener, goal_id: str, task_ids: list[str], cursor: str) -> str:
+    """Wait until all of these tasks have finished; events tell when, each exactly once."""
+    open_ids = {task_id for task_id in task_ids if service.task(task_id)["state"] not in FINISHED}
+    while open_ids:
+        page = service.events(goal_id, cursor, wait_seconds=20)
+        cursor = page.next
+        open_ids -= {event["task_id"] for event in page.items if event["kind"].removeprefix("task.") in FINISHED}
+    return cursor
+
+
+if __name__ == "__main__":
+    # As the command line does: CONVENER_URL and CONVENER_KEY, else what `convener up` has left on this machine.
+    access = find_access(os.environ.get("CONVENER_URL"), ("supervisor.key",))
+    with Convener(access.url, access.key) as convener:
+        print(pursue(convener, sys.argv[1] if len(sys.argv) > 1 else "square-root"))
