@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache, partial
@@ -39,6 +39,8 @@ _BLOCK_BYTES = 128 << 10
 _PLAIN_BYTES = 16 << 10
 _PLAIN_COMMAS = 256
 _MAX_PROBLEMS = 20
+# Longer lists are refused for their length.
+_MAX_LOOKED_AT = 1000
 # One at a time: the parser holds the interpreter, and other requests are served between its steps.
 _parser = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bodies")
 
@@ -236,8 +238,8 @@ def _parsed(body: bytes) -> Any:
 
 def validate_value(model: type[Model], value: Any) -> Model:
     """A parsed body as a model. Raises RequestValidationError."""
-    unknown_paths = list(islice(_unknown_paths(model, value, ("body",)), _MAX_PROBLEMS))
-    if unknown_paths:
+    if _has_unknown(model, value):
+        unknown_paths = islice(_unknown_paths(model, value, ("body",)), _MAX_PROBLEMS)
         message = "Extra inputs are not permitted"
         raise RequestValidationError([{"type": "extra_forbidden", "loc": p, "msg": message} for p in unknown_paths])
     try:
@@ -251,26 +253,40 @@ def _of_body(error: ValidationError) -> RequestValidationError:
     return RequestValidationError([{**problem, "loc": ("body", *problem["loc"])} for problem in problems])
 
 
+def _has_unknown(model: type[BaseModel], value: Any) -> bool:
+    """Whether there are any of `_unknown_paths`, which is told in a third of the time."""
+    if isinstance(value, dict):
+        fields, nested_models = _fields(model)
+        if not value.keys() <= fields:
+            return True
+        for name, nested in nested_models:
+            inner = value.get(name)
+            if inner is not None and _has_unknown(nested, inner):
+                return True
+    elif isinstance(value, list):
+        return any(_has_unknown(model, item) for item in islice(value, _MAX_LOOKED_AT))
+    return False
+
+
 def _unknown_paths(model: type[BaseModel], value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[str | int, ...]]:
     """Paths of keys that no field of the model has; Pydantic would build an error for each of them."""
     if isinstance(value, list):
-        # Longer lists are refused for their length.
-        for number, item in enumerate(islice(value, 1000)):
+        for number, item in enumerate(islice(value, _MAX_LOOKED_AT)):
             yield from _unknown_paths(model, item, (*path, number))
     elif isinstance(value, dict):
         fields, nested_models = _fields(model)
         if not value.keys() <= fields:
             yield from ((*path, name) for name in value if name not in fields)
-        for name, nested in nested_models.items():
+        for name, nested in nested_models:
             if name in value:
                 yield from _unknown_paths(nested, value[name], (*path, name))
 
 
 @cache
-def _fields(model: type[BaseModel]) -> tuple[frozenset[str], Mapping[str, type[BaseModel]]]:
+def _fields(model: type[BaseModel]) -> tuple[frozenset[str], Sequence[tuple[str, type[BaseModel]]]]:
     """The names of all fields, and the models in those that have one."""
     models = {field.alias or name: _nested_model(field.annotation) for name, field in model.model_fields.items()}
-    return frozenset(models), {name: nested for name, nested in models.items() if nested is not None}
+    return frozenset(models), [(name, nested) for name, nested in models.items() if nested is not None]
 
 
 def _nested_model(annotation: Any) -> type[BaseModel] | None:
