@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from math import inf
 
 from app.db import notify
@@ -20,18 +21,21 @@ _BURST_SECONDS = 0.01
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventFilter:
-    """A selection of events by namespace, goal (by its stored name) and kinds; an empty one selects all."""
+    """A selection of events by namespace, goal (by its stored name), kinds and age; an empty one selects all."""
 
     namespace: str | None = None
     goal_id: str | None = None
     kinds: Collection[EventKind] = ()
+    since: datetime | None = None
 
     def select(self, events: Sequence[Event]) -> list[Event]:
         """The events that match."""
         return [
             event
             for event in events
-            if (self.goal_id is None or event.goal_id == self.goal_id) and (not self.kinds or event.kind in self.kinds)
+            if (self.goal_id is None or event.goal_id == self.goal_id)
+            and (not self.kinds or event.kind in self.kinds)
+            and (self.since is None or event.at >= self.since)
         ]
 
 

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import AsyncGenerator
 from contextlib import suppress
+from datetime import datetime
 from math import inf
 from typing import Annotated, Any
 from uuid import UUID
@@ -16,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.http.fields import Limit, Moment, Word
+from app.http.fields import Bound, Limit, Moment, Word
 from app.http.guard import admit, requires
 from app.http.namespaces import Within
 from app.http.problems import responses_for
@@ -78,6 +79,9 @@ After = Annotated[
         max_length=100, description="`next` of the page before, the id of an event, `now`, or absent: from the start"
     ),
 ]
+Since = Annotated[
+    Bound | None, Query(description="only from this time on; where `after` is absent, reading begins there")
+]
 Goal = Annotated[Word | None, Query(description="only of this research goal")]
 
 
@@ -114,6 +118,7 @@ async def page(
     services: ServicesDep,
     namespace: Within,
     after: After = None,
+    since: Since = None,
     goal_id: Goal = None,
     kind: Kinds = None,
     limit: Limit = 200,
@@ -124,10 +129,10 @@ async def page(
 
     A client that accepts `text/event-stream` gets the stream of `GET /events/stream` instead.
     """
-    event_filter = _filter(namespace, goal_id, kind)
+    event_filter = _filter(namespace, goal_id, kind, since)
     if _STREAM in request.headers.get("accept", ""):
         return await _open_stream(request, services, last_event_id or after, event_filter)
-    start = await _parse_cursor(services, after)
+    start = await _parse_cursor(services, after, since)
     reading = _read_until_found(request, services, start, event_filter, limit, wait_seconds)
     # None: the client hung up, and nobody will see this answer.
     result = await (until_disconnect(request, reading) if wait_seconds else reading)
@@ -153,6 +158,7 @@ async def stream(
     services: ServicesDep,
     namespace: Within,
     after: After = None,
+    since: Since = None,
     goal_id: Goal = None,
     kind: Kinds = None,
     last_event_id: LastEventId = None,
@@ -165,20 +171,22 @@ async def stream(
     A client that connects again with `Last-Event-ID` goes on where it was. Ids without data tell how far the stream
     has come where nothing was wanted; there is a comment every 15 s when nothing happens.
     """
-    event_filter = _filter(namespace, goal_id, kind)
+    event_filter = _filter(namespace, goal_id, kind, since)
     return await _open_stream(request, services, last_event_id or after, event_filter)
 
 
-def _filter(namespace: str | None, goal_id: str | None, kinds: list[EventKind] | None) -> EventFilter:
+def _filter(
+    namespace: str | None, goal_id: str | None, kinds: list[EventKind] | None, since: datetime | None
+) -> EventFilter:
     goal_name = stored_name(namespace or DEFAULT, goal_id) if goal_id else None
-    return EventFilter(namespace=namespace, goal_id=goal_name, kinds=kinds or ())
+    return EventFilter(namespace=namespace, goal_id=goal_name, kinds=kinds or (), since=since)
 
 
 async def _open_stream(
     request: Request, services: Services, cursor_text: str | None, event_filter: EventFilter
 ) -> EventStream:
     services[EventReaders].check(request.state.principal.key_id)
-    start = await _parse_cursor(services, cursor_text)
+    start = await _parse_cursor(services, cursor_text, None if cursor_text else event_filter.since)
     return EventStream(str(start), _turns(request, services, start, event_filter))
 
 
@@ -270,9 +278,12 @@ async def _read_until_found(
                 return [], follower.cursor
 
 
-async def _parse_cursor(services: Services, text: str | None) -> Cursor:
+async def _parse_cursor(services: Services, text: str | None, since: datetime | None) -> Cursor:
+    """The position from which to read. Raises RequestValidationError, CursorExpired, CursorAhead."""
     async with services.database.reading() as connection:
-        return await start_at(connection, text, "cursor")
+        return await (
+            start_at(connection, text, "cursor") if since is None or text else events.cursor_before(connection, since)
+        )
 
 
 async def start_at(connection: AsyncConnection, text: str | None, name: str, *, prefix: str = "") -> Cursor:

@@ -13,11 +13,12 @@ from app.kernel.namespaces import stored_name
 from app.terminal import output
 from app.terminal.client import PAGE, Client, Json, Refusal, Unreachable, Url, connect
 from app.terminal.failures import Failure
-from app.terminal.options import Goal
+from app.terminal.options import Goal, moment_option
 from app.terminal.output import Format, Output
 
 EPILOG = output.examples(
     "convener events --goal kepler --kind completed --kind failed",
+    "convener events --since 30min --kind failed",
     "convener events --follow",
     "convener events --follow --after 1234-5678 -o json | jq -c '[.cursor, .kind, .task_id]'",
 )
@@ -46,6 +47,7 @@ def events(
             metavar="CURSOR", help="those that follow it; by default from the start, with --follow from now on"
         ),
     ] = None,
+    since: Annotated[str | None, moment_option("--since", "instead of --after: from then on")] = None,
     goal: Goal = None,
     kind: Annotated[
         list[str] | None, typer.Option(callback=_kind, help="of this kind, like completed; of several, of any")
@@ -58,10 +60,12 @@ def events(
     fmt: Output = Format.TABLE,
 ) -> None:
     """Show events in order, each exactly once. With --follow and -o json, one object a line."""
+    if after is not None and since is not None:
+        raise typer.BadParameter("give --after or --since")
     with connect(url) as client:
-        query = {"goal_id": goal, "kind": kind}
+        query = {"goal_id": goal, "kind": kind, "since": since}
         if follow:
-            _follow(client, after or "now", query, limit, fmt)
+            _follow(client, after or (None if since else "now"), query, limit, fmt)
             return
         items, cursor = _read(client, after, query, limit or _DEFAULT_LIMIT)
     if fmt is Format.JSON:
@@ -84,7 +88,7 @@ def _read(client: Client, cursor: str | None, query: Json, limit: int) -> tuple[
     return items, cursor
 
 
-def _follow(client: Client, cursor: str, query: Json, limit: int | None, fmt: Format) -> None:
+def _follow(client: Client, cursor: str | None, query: Json, limit: int | None, fmt: Format) -> None:
     for count, event in enumerate(_endless_events(client, cursor, query), 1):
         if fmt is Format.JSON:
             output.write_json(event, one_line=True)
@@ -94,7 +98,7 @@ def _follow(client: Client, cursor: str, query: Json, limit: int | None, fmt: Fo
             return
 
 
-def _endless_events(client: Client, cursor: str, query: Json) -> Iterator[Json]:
+def _endless_events(client: Client, cursor: str | None, query: Json) -> Iterator[Json]:
     """All events from the cursor on, without end; an outage is reported once and waited out."""
     is_away = False
     while True:
@@ -104,7 +108,7 @@ def _endless_events(client: Client, cursor: str, query: Json) -> Iterator[Json]:
             if not isinstance(failure, Unreachable) and not (isinstance(failure, Refusal) and failure.status == 503):
                 raise
             if not is_away:
-                output.note(f"waiting for the service, from {cursor} on")
+                output.note(f"waiting for the service, from {cursor or query['since']} on")
             is_away = True
             time.sleep(_RETRY_SECONDS)
             continue

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -105,6 +105,26 @@ ORDER BY transaction, seq LIMIT :limit
 _WINDOW = 2000
 
 
+# By halves: the number of a transaction and the time of its events rise together, but for the length of a transaction,
+# and no index is by time alone. Some forty looks at the primary key, however many events there are.
+_AT = text("""
+WITH RECURSIVE search (low, high) AS (
+    SELECT least(coalesce((SELECT transaction FROM events ORDER BY transaction, seq LIMIT 1), :last), :last) - 1,
+           CAST(:last AS bigint)
+    UNION ALL
+    SELECT CASE WHEN is_early THEN middle ELSE low END, CASE WHEN is_early THEN high ELSE middle END
+    FROM (SELECT low, high, low + (high - low) / 2 AS middle FROM search WHERE high - low > 1) half
+    CROSS JOIN LATERAL (
+        SELECT coalesce((
+            SELECT at < :moment FROM events WHERE transaction >= middle ORDER BY transaction, seq LIMIT 1
+        ), false) AS is_early
+    ) look
+)
+SELECT high FROM search ORDER BY high - low LIMIT 1
+""")
+# Longer than any transaction that writes events; what has its time from the start of one may come so much later.
+_LONGEST = timedelta(seconds=30)
+
 _KEPT = text(f"""
 SELECT (pg_snapshot_xmax(pg_current_snapshot())::text)::bigint + convener_transaction_offset() AS latest,
        dropped.transaction, dropped.seq
@@ -196,6 +216,15 @@ async def latest(connection: AsyncConnection) -> Cursor:
     """Return a cursor for now, which all later events follow."""
     horizon = await folds.horizon(connection, "events")
     return Cursor(transaction=horizon.transaction, seq=horizon.seq)
+
+
+async def cursor_before(connection: AsyncConnection, moment: datetime) -> Cursor:
+    """Return a cursor that all events of this moment and later follow, and few of before."""
+    horizon = await folds.horizon(connection, "events")
+    values = {"last": max(horizon.transaction, 1), "moment": moment - _LONGEST}
+    cursor = Cursor(transaction=(await connection.execute(_AT, values)).scalar_one(), seq=0)
+    dropped = (await kept_span(connection)).dropped_until
+    return max(cursor, dropped) if dropped else cursor
 
 
 async def kept_span(connection: AsyncConnection) -> KeptSpan:

@@ -1,6 +1,7 @@
 """Every change of state, each exactly once, to whoever stores a cursor."""
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -58,6 +59,18 @@ async def test_each_event_once_whatever_the_page(service: Service) -> None:
         assert await _all(service, limit) == whole
     # Every event's own cursor is as good as `next`.
     assert await _all(service, after=whole[2]["cursor"]) == whole[3:]
+
+
+async def test_reading_may_begin_at_a_time(service: Service, database: Database) -> None:
+    ids = [await service.submitted() for _ in range(4)]
+    await execute(database, "UPDATE events SET at = at - interval '1 hour' WHERE $1 = ANY (task_ids)", ids[0])
+    await execute(database, "UPDATE events SET at = at - interval '65 seconds' WHERE $1 = ANY (task_ids)", ids[1])
+    now = datetime.now(UTC)
+    for seconds, count in ((7200, 4), (600, 3), (60, 2), (-60, 0)):
+        since = (now - timedelta(seconds=seconds)).isoformat()
+        shown = [event["task_id"] for event in await _all(service, since=since)]
+        assert shown == ids[4 - count :], seconds
+    is_problem(await service.ask("GET", "/events?since=yesterday"), 422, "invalid_request", "since")
 
 
 async def test_a_reader_misses_nothing_while_many_write(service: Service) -> None:

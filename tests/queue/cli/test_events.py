@@ -51,6 +51,15 @@ async def test_events_of_a_goal(convener: CommandLine, goal: str) -> None:
     assert "enough" in table[3]
 
 
+async def test_events_since_a_time(convener: CommandLine, goal: str) -> None:
+    task_id = await _submitted(convener, goal)
+    for words in (("--since", "1h"), ("--since", "1h", "--follow", "--limit", "1")):
+        shown = await convener("events", "--goal", goal, *words)
+        assert (shown.code, task_id in shown.out) == (0, True), shown
+    assert (await convener("events", "--goal", goal, "--since", "2100-01-01", "-o", "json")).json["items"] == []
+    assert (await convener("events", "--since", "1h", "--after", "1-1")).code == 2
+
+
 async def test_following_shows_each_event_as_it_comes(convener: CommandLine, goal: str) -> None:
     first = await _submitted(convener, goal)
     cursor = (await convener("events", "--goal", goal, "-o", "json")).json["next"]

@@ -2,15 +2,17 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.db.database import Database
+from app.db.database import Database, now
 from app.kernel.events import TaskEvent
 from app.queue.store import events
 from app.queue.store.events import BEGINNING, Cursor, Event
+from tests.support.sql import execute
 
 
 async def _tell(connection: AsyncConnection, task_id: UUID | None = None) -> UUID:
@@ -122,3 +124,30 @@ async def test_now_does_not_miss_what_is_being_written(database: Database) -> No
 @pytest.mark.parametrize("cursor", [BEGINNING, Cursor(transaction=12, seq=345)])
 def test_a_cursor_is_written_plainly(cursor: Cursor) -> None:
     assert str(cursor) == f"{cursor.transaction}-{cursor.seq}"
+
+
+async def test_a_time_leads_to_a_cursor_shortly_before_it(database: Database) -> None:
+    async with database.transaction() as connection:
+        assert await events.cursor_before(connection, await now(connection)) <= await events.latest(connection)
+    minutes = 20
+    told = [await _told(database) for _ in range(minutes)]
+    for age, task_id in enumerate(reversed(told)):
+        query = "UPDATE events SET at = now() - make_interval(mins => $2) WHERE task_id = $1"
+        await execute(database, query, task_id, age)
+    for age in (-1, 0, 1, 7, minutes, minutes * 100):
+        async with database.transaction() as connection:
+            # The looks are for half a minute before, in the middle between two events.
+            moment = await now(connection) - timedelta(minutes=age)
+            cursor = await events.cursor_before(connection, moment)
+        assert await _everything(database, cursor) == told[max(0, minutes - 1 - age) :], age
+
+
+async def test_the_cursor_of_a_time_is_never_of_what_was_dropped(database: Database) -> None:
+    for _ in range(3):
+        await _told(database)
+    (first, *_) = await _read(database)
+    mark = "INSERT INTO folds (name, transaction, seq) VALUES ('events dropped', $1, $2)"
+    await execute(database, mark, first.cursor.transaction, first.cursor.seq)
+    async with database.transaction() as connection:
+        cursor = await events.cursor_before(connection, first.at - timedelta(days=1))
+    assert cursor == first.cursor
