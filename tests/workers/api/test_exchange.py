@@ -253,6 +253,18 @@ async def test_refused_items_leave_no_work_to_the_garbage_collector(service: Ser
         gc.enable()
 
 
+async def test_calls_that_are_answered_leave_no_work_to_the_garbage_collector(service: Service) -> None:
+    workers = await _workers(service, 64)
+    await service.submitted()
+    gc.collect()
+    gc.disable()
+    try:
+        await exchanged(service, *map(ask, workers))
+        assert gc.collect() < len(workers)
+    finally:
+        gc.enable()
+
+
 async def test_a_worker_that_is_stopped_is_told_so(service: Service, database: Database) -> None:
     worker, other = await _workers(service, 2)
     await execute(database, "UPDATE workers SET state = 'draining' WHERE id = $1::uuid", other.id)
