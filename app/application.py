@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 
 from fastapi import FastAPI
-from fastapi_offline import FastAPIOffline
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
@@ -13,7 +12,7 @@ from app.agents.api import agents, performance, weights
 from app.diagnosis.api import why
 from app.goals.api import goals
 from app.health.api import alerts, degradation, probes, prometheus, report, runtime, series, utilisation
-from app.http import openapi, problems
+from app.http import openapi, problems, swagger
 from app.http.bodies import Uploads
 from app.http.bounds import AddressCheck
 from app.http.fast_routes import FastLane, LeanRoute
@@ -65,8 +64,10 @@ _PARTS = (
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 _DESCRIPTION = """
 The deployment control plane of an AI co-scientist. A Supervisor submits tasks, workers lease them one at a time,
-operators watch the pool. Press **Authorize** and paste a key; every error is an RFC 9457 problem with a stable code.
+operators watch the pool. Press **Authorize** and paste a key: it is checked at once, and kept until the tab is closed.
+The example of each body can be sent as it is, and every error is an RFC 9457 problem with a stable code.
 """
+_SERVERS = [{"url": "/", "description": "the address that serves this document: http://127.0.0.1:8765 by default"}]
 _TAGS = [
     {"name": "tasks", "description": "What the Supervisor wants done"},
     {"name": "queues", "description": "How much waits, for how long, and what is paused"},
@@ -90,12 +91,14 @@ _TAGS = [
 
 def build(lifespan: Lifespan | None = None, *, uploads: Uploads | None = None, metrics_open: bool = False) -> FastAPI:
     """The application; its lifespan must set `app.state.services`."""
-    app = FastAPIOffline(
+    app = FastAPI(
         title="Convener",
         version="0.1.0",
         description=_DESCRIPTION,
         openapi_tags=_TAGS,
+        servers=_SERVERS,
         lifespan=lifespan,
+        docs_url=None,
         redoc_url=None,
         # A redirect would lead wherever the Host header says.
         redirect_slashes=False,
@@ -113,6 +116,7 @@ def build(lifespan: Lifespan | None = None, *, uploads: Uploads | None = None, m
     app.add_middleware(AddressCheck, routes=[*lean, *others])
     problems.install(app)
     openapi.install(app)
+    swagger.install(app)
     prometheus.install(app, is_open=metrics_open)
     _surround(app, [*lean, *others])
     return app

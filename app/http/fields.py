@@ -102,7 +102,10 @@ def entries(max_entries: int) -> BeforeValidator:
 
 Labels = Annotated[dict[Word, Word], Field(max_length=64), entries(64), AfterValidator(_check_labels)]
 # A JSON merge patch (RFC 7396).
-MergePatch = Annotated[dict[str, Any], Field(max_length=100)]
+MergePatch = Annotated[
+    dict[str, Any],
+    Field(max_length=100, json_schema_extra={"examples": [{"resource_limits": {"max_concurrent_llm_calls": 20}}]}),
+]
 
 
 def _is_text(value: object) -> object:
@@ -209,6 +212,8 @@ ReasonQuery = Annotated[Sentence, Query(description=_WHY)]
 
 class ReasonIn(Body):
     """Why."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"reason": "the gateway is upgraded"}]})
 
     reason: Reason = ""
 

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from fastapi import FastAPI
@@ -12,14 +12,13 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from app.http.bodies import body_limit, declared_limit
-from app.http.problems import MEDIA_TYPE, PLAIN, Problem
-from app.kernel.errors import BodyTooComplex
+from app.http.problems import CODES, MEDIA_TYPE, PLAIN, Problem, catalogue
+from app.kernel.errors import BodyTooComplex, DatabaseUnavailable, Forbidden, TooManyRequests, Unauthenticated
 
 _PROBLEM = {"$ref": "#/components/schemas/Problem"}
-_OTHER_PROBLEMS = {
-    "description": "Any other problem; `GET /problems` lists them all",
-    "content": {MEDIA_TYPE: {"schema": _PROBLEM}},
-}
+# Those of every route, and those of routes that need a key.
+_ANYWHERE = (PLAIN[500][0], DatabaseUnavailable.code)
+_WITH_KEY = (Unauthenticated.code, Forbidden.code, TooManyRequests.code)
 _FRAMEWORK_ERROR = {"$ref": "#/components/schemas/HTTPValidationError"}
 
 
@@ -64,29 +63,68 @@ def _describe_problems(schema: dict[str, Any]) -> None:
         for operation in operations.values():
             if "requestBody" in operation:
                 _describe_limit(operation)
+                _show_examples(operation["requestBody"], types)
             _correct_responses(operation["responses"], types)
-    _drop_unused_schemas(schema)
+            codes = (*_WITH_KEY, *_ANYWHERE) if "security" in operation else _ANYWHERE
+            operation["responses"]["default"] = {
+                "description": "Any other problem; `GET /problems` lists them all",
+                "content": {MEDIA_TYPE: {"schema": _PROBLEM, "examples": _references(codes)}},
+            }
+    schema["components"]["examples"] = {problem["code"]: _example(problem) for problem in catalogue()}
+    _drop_unused(schema, "schemas")
+    _drop_unused(schema, "examples")
+
+
+def _show_examples(body: dict[str, Any], types: dict[str, Any]) -> None:
+    """Show the examples of a model at the body as well: Swagger UI offers each of several only there."""
+    for content in body["content"].values():
+        for choice in content["schema"].get("anyOf", [content["schema"]]):
+            kind = types[choice["$ref"].rpartition("/")[2]] if "$ref" in choice else choice
+            examples = kind.get("examples", ())
+            if len(examples) == 1:
+                content["example"] = examples[0]
+            elif examples:
+                content["examples"] = {
+                    f"example {number}": {"value": value} for number, value in enumerate(examples, 1)
+                }
+
+
+def _references(codes: Iterable[str]) -> dict[str, Any]:
+    return {code: {"$ref": f"#/components/examples/{code}"} for code in codes}
+
+
+def _example(problem: dict[str, Any]) -> dict[str, Any]:
+    """The problem as it is answered; a real detail says more."""
+    value = {**problem, "detail": problem["title"]}
+    if problem["code"] == PLAIN[422][0]:
+        fields = [{"path": "limit", "message": "Input should be less than or equal to 500"}]
+        value |= {"detail": f"{fields[0]['path']}: {fields[0]['message']}", "errors": fields}
+    return {"summary": problem["title"], "value": value}
 
 
 def _describe_limit(operation: dict[str, Any]) -> None:
     operation.update(body_limit(declared_limit(operation)))
     code, title = PLAIN[413]
-    response = operation["responses"].setdefault("413", {"content": {MEDIA_TYPE: {"schema": _PROBLEM}}})
+    response = operation["responses"].setdefault("413", {})
     descriptions = [f"`{code}`: {title}.", f"`{BodyTooComplex.code}`: {BodyTooComplex.title()}."]
     response["description"] = " ".join([*descriptions, response.get("description", "")]).strip()
+    response[CODES] = [code, BodyTooComplex.code, *response.get(CODES, ())]
 
 
 def _correct_responses(responses: dict[str, Any], types: dict[str, Any]) -> None:
+    if "422" in responses:
+        responses["422"]["description"] = _describe_422(responses["422"]["description"])
+        responses["422"][CODES] = [PLAIN[422][0], *responses["422"].get(CODES, ())]
     for status, response in responses.items():
+        codes = response.pop(CODES, ())
         if status.isdigit() and int(status) >= 400:
-            schema: Any = response.get("content", {}).get("application/json", {}).get("schema", _PROBLEM)
+            content = response.get("content", {}).get("application/json", {})
+            schema: Any = content.get("schema", _PROBLEM)
             schema = _PROBLEM if schema == _FRAMEWORK_ERROR else schema
             choices: list[Any] = [*schema.get("anyOf", [schema])]
             if all(_is_problem(types[choice["$ref"].rpartition("/")[2]]) for choice in choices):
-                response["content"] = {MEDIA_TYPE: {"schema": schema}}
-    if "422" in responses:
-        responses["422"]["description"] = _describe_422(responses["422"]["description"])
-    responses["default"] = _OTHER_PROBLEMS
+                examples = {**content.get("examples", {}), **_references(codes)}
+                response["content"] = {MEDIA_TYPE: {"schema": schema, "examples": examples}}
 
 
 def _is_problem(kind: dict[str, Any]) -> bool:
@@ -94,13 +132,13 @@ def _is_problem(kind: dict[str, Any]) -> bool:
     return set(Problem.model_fields) <= set(kind["properties"])
 
 
-def _drop_unused_schemas(schema: dict[str, Any]) -> None:
-    """Drop schemas that nothing refers to any more, such as those of the framework's own errors."""
-    types = schema["components"]["schemas"]
+def _drop_unused(schema: dict[str, Any], kind: str) -> None:
+    """Drop components that nothing refers to, such as schemas of the framework's own errors."""
+    components = schema["components"][kind]
     # Repeated, because a dropped schema may have held the last reference to another.
-    while unused_names := types.keys() - set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(schema))):
+    while unused_names := components.keys() - set(re.findall(rf'"#/components/{kind}/([^"]+)"', json.dumps(schema))):
         for name in unused_names:
-            del types[name]
+            del components[name]
 
 
 def _describe_422(description: str) -> str:

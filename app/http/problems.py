@@ -17,6 +17,8 @@ from app.kernel.errors import ConvenerError
 
 log = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
+# Where a described response keeps the codes of its problems, until `app/http/openapi.py` makes examples of them.
+CODES = "x-codes"
 
 # The first of these classes that an error is derived from decides its status.
 STATUS: Mapping[type[ConvenerError], int] = {
@@ -178,8 +180,9 @@ def responses_for(*kinds: type[ConvenerError]) -> dict[int | str, dict[str, Any]
     """The `responses` of a route that may answer with these errors."""
     by_status: dict[int | str, dict[str, Any]] = {}
     for kind in kinds:
-        entry = by_status.setdefault(status_of(kind), {"model": Problem, "description": ""})
+        entry = by_status.setdefault(status_of(kind), {"model": Problem, "description": "", CODES: []})
         entry["description"] = f"{entry['description']} `{kind.code}`: {kind.title()}.".strip()
+        entry[CODES].append(kind.code)
     return by_status
 
 

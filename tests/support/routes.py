@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 
-DOCUMENTATION = frozenset({"/docs", "/docs/oauth2-redirect", "/openapi.json", "/static-offline-docs"})
+DOCUMENTATION = frozenset({"/docs", "/docs/files", "/openapi.json"})
 
 
 def routes(app: FastAPI) -> list[APIRoute]:

@@ -4,7 +4,7 @@ from datetime import UTC
 from typing import Annotated, Any
 
 from fastapi import Query
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from app.admin.rules.audit import Entry, Link
 from app.admin.service import audit as service
@@ -59,6 +59,8 @@ class KnownIn(Body):
 class VerifyIn(Body):
     """What must be there."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{}]})
+
     known: KnownIn | None = None
 
 
@@ -71,7 +73,7 @@ class VerdictOut(BaseModel):
     violation: str | None
 
 
-@router.get("", summary="Read the audit log", dependencies=[requires(Scope.READ)])
+@router.get("", operation_id="list_audit_entries", summary="Read the audit log", dependencies=[requires(Scope.READ)])
 async def page(
     connection: Reading,
     action: Annotated[Word | None, Query(description="of this kind only, like `config.patch`")] = None,
@@ -83,7 +85,12 @@ async def page(
     return AuditPage(items=[_entry_out(entry) for entry in entries.items], next=entries.next(lambda entry: entry.seq))
 
 
-@router.post("/verify", summary="Check the audit log", dependencies=[requires(Scope.READ, costly=True)])
+@router.post(
+    "/verify",
+    operation_id="verify_audit",
+    summary="Check the audit log",
+    dependencies=[requires(Scope.READ, costly=True)],
+)
 async def verify(body: VerifyIn, services: ServicesDep) -> VerdictOut:
     """Computes every digest anew, up to the first entry that is not as it was written; changes nothing."""
     noted_end = Link(seq=body.known.seq, digest=bytes.fromhex(body.known.digest)) if body.known else None

@@ -85,6 +85,7 @@ ChangeCallDep = Annotated[ChangeCall, Depends()]
 
 @router.get(
     "",
+    operation_id="get_config",
     summary="Read the configuration",
     dependencies=_READ,
     responses={304: {"description": "it is still at the version of If-None-Match"}},
@@ -108,7 +109,9 @@ async def read(
     return config_out(version)
 
 
-@router.put("", summary="Replace the configuration", dependencies=_WRITE, responses=_WRITING)
+@router.put(
+    "", operation_id="replace_config", summary="Replace the configuration", dependencies=_WRITE, responses=_WRITING
+)
 async def put(
     document: DocumentIn,
     call: ChangeCallDep,
@@ -123,7 +126,13 @@ async def put(
     return call.answer(result, request)
 
 
-@router.patch("", summary="Change some of the configuration", dependencies=_WRITE, responses=_WRITING)
+@router.patch(
+    "",
+    operation_id="change_config",
+    summary="Change some of the configuration",
+    dependencies=_WRITE,
+    responses=_WRITING,
+)
 async def patch(
     merge: Annotated[MergePatch, Body(media_type="application/merge-patch+json")],
     call: ChangeCallDep,
@@ -141,7 +150,7 @@ async def patch(
     return call.answer(result, request)
 
 
-@router.get("/history", summary="Read who changed what", dependencies=_READ)
+@router.get("/history", operation_id="list_config_versions", summary="Read who changed what", dependencies=_READ)
 async def history(
     connection: Reading,
     services: ServicesDep,
@@ -159,7 +168,13 @@ async def history(
     return ConfigHistoryPage(items=[history_item(version, previous) for version, previous in pairs], next=following)
 
 
-@router.get("/versions/{version}", summary="Read a former version", dependencies=_READ, responses=_FINDING)
+@router.get(
+    "/versions/{version}",
+    operation_id="get_config_version",
+    summary="Read a former version",
+    dependencies=_READ,
+    responses=_FINDING,
+)
 async def read_version(
     version: Annotated[int, Path(ge=1, le=NEWEST)], connection: Reading, services: ServicesDep
 ) -> ConfigOut:
@@ -169,7 +184,13 @@ async def read_version(
     return config_out(former)
 
 
-@router.post("/rollback", summary="Return to a former version", dependencies=_WRITE, responses={**_WRITING, **_FINDING})
+@router.post(
+    "/rollback",
+    operation_id="roll_back_config",
+    summary="Return to a former version",
+    dependencies=_WRITE,
+    responses={**_WRITING, **_FINDING},
+)
 async def roll_back(
     body: RollbackIn,
     call: ChangeCallDep,
@@ -181,7 +202,7 @@ async def roll_back(
     return call.answer(result, request)
 
 
-@router.post("/mode", summary="Change the mode", dependencies=_WRITE, responses=_WRITING)
+@router.post("/mode", operation_id="switch_mode", summary="Change the mode", dependencies=_WRITE, responses=_WRITING)
 async def switch(
     body: ModeIn,
     call: ChangeCallDep,

@@ -137,6 +137,8 @@ class Recovery(_Strict):
 class DocumentIn(_Strict):
     """The whole configuration; every value of the first four sections must be there."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [rules.as_json(rules.preset(Mode.DEVELOPMENT))]})
+
     worker_pool: WorkerPool
     resource_limits: ResourceLimits
     agent_weights: AgentWeights
@@ -225,12 +227,16 @@ class ConfigHistoryPage(BaseModel):
 class RollbackIn(Body):
     """Where to, and why."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"version": 1, "reason": "the change did not help"}]})
+
     version: int = Field(ge=1, le=2**63 - 1, strict=True)
     reason: Sentence = ""
 
 
 class ModeIn(Body):
     """Which, and why."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"mode": "development", "reason": "a small machine"}]})
 
     mode: Mode
     reason: Sentence = ""

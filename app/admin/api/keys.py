@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from fastapi import Path, Query, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from app.admin.errors import KeyRefused
 from app.admin.service import access as service
@@ -28,6 +28,19 @@ Lifetime = Annotated[int | None, Field(ge=1, le=_YEARS, description="null: it do
 class ApiKeyIn(Body):
     """What the key is for."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "role": "reader",
+                    "label": "dashboard",
+                    "expires_in_seconds": 2_592_000,
+                    "reason": "a screen in the lab",
+                }
+            ]
+        }
+    )
+
     role: Role
     label: Word
     withheld: frozenset[Scope] = Field(
@@ -45,6 +58,12 @@ class ApiKeyIn(Body):
 class EnrolmentIn(Body):
     """Which workers the token is for."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"label": "lab-7", "uses": 4, "expires_in_seconds": 900, "reason": "a new host"}]
+        }
+    )
+
     label: Word
     uses: int = Field(1, ge=1, le=1000, description="workers that it may register")
     expires_in_seconds: int = Field(900, ge=1, le=_DAY)
@@ -53,6 +72,8 @@ class EnrolmentIn(Body):
 
 class RotationIn(Body):
     """How long the former secret is good."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"overlap_seconds": 3600, "reason": "every quarter"}]})
 
     overlap_seconds: int = Field(3600, ge=0, le=30 * _DAY)
     expires_in_seconds: Lifetime = Field(None, description="from now on; null: as before")
@@ -101,7 +122,14 @@ class RevokedOut(BaseModel):
     evicted_workers: int
 
 
-@router.post("", summary="Create a key", status_code=201, dependencies=[UNCACHED], responses=responses_for(KeyRefused))
+@router.post(
+    "",
+    operation_id="create_key",
+    summary="Create a key",
+    status_code=201,
+    dependencies=[UNCACHED],
+    responses=responses_for(KeyRefused),
+)
 async def create(key: ApiKeyIn, connection: Writing, caller: Caller) -> ApiKeyCreated:
     """The answer holds the key; only its SHA-256 is kept.
 
@@ -114,7 +142,13 @@ async def create(key: ApiKeyIn, connection: Writing, caller: Caller) -> ApiKeyCr
     return _created(await service.issue_key(connection, new_key, caller.key_id, key.reason))
 
 
-@router.post("/enrolments", summary="Make a token for new workers", status_code=201, dependencies=[UNCACHED])
+@router.post(
+    "/enrolments",
+    operation_id="create_enrolment",
+    summary="Make a token for new workers",
+    status_code=201,
+    dependencies=[UNCACHED],
+)
 async def enrol(enrolment: EnrolmentIn, connection: Writing, caller: Caller) -> ApiKeyCreated:
     """A worker of another host registers with it as with a pool's key, for a short time and once, or as often as it
     says. A worker that has to register anew, as after a long silence, needs another.
@@ -128,7 +162,7 @@ async def enrol(enrolment: EnrolmentIn, connection: Writing, caller: Caller) -> 
     return _created(await service.issue_key(connection, new_key, caller.key_id, enrolment.reason))
 
 
-@router.get("", summary="List keys")
+@router.get("", operation_id="list_keys", summary="List keys")
 async def page(connection: Reading, after: Annotated[str, Query(max_length=64)] = "", limit: Limit = 100) -> ApiKeyPage:
     """Those of workers are left out; they come and go with them."""
     rows = await store.page(connection, after=after, limit=limit)
@@ -138,6 +172,7 @@ async def page(connection: Reading, after: Annotated[str, Query(max_length=64)] 
 
 @router.post(
     "/{key_id}/rotate",
+    operation_id="rotate_key",
     summary="Give a key another secret",
     dependencies=[UNCACHED],
     responses=responses_for(KeyNotFound),
@@ -162,6 +197,7 @@ async def rotate(
 
 @router.delete(
     "/{key_id}",
+    operation_id="revoke_key",
     summary="Revoke a key",
     status_code=204,
     response_model=None,

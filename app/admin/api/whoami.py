@@ -28,7 +28,7 @@ class WhoAmIOut(BaseModel):
     expires_at: Moment | None = Field(description="null: it does not expire")
 
 
-@router.get("", summary="Read which key this is", dependencies=[requires(Scope.SELF)])
+@router.get("", operation_id="get_own_key", summary="Read which key this is", dependencies=[requires(Scope.SELF)])
 async def read(connection: Reading, caller: Caller, namespace: Within) -> WhoAmIOut:
     """Open to every key that is good. For clients that want to know at their start whether theirs is."""
     own = await store.read_own(connection, caller.key_id)

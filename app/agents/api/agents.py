@@ -86,7 +86,7 @@ class AgentsOut(BaseModel):
     items: list[AgentOut]
 
 
-@router.get("", summary="List agents", dependencies=_READ)
+@router.get("", operation_id="list_agents", summary="List agents", dependencies=_READ)
 async def listing(connection: Reading, services: ServicesDep) -> AgentsOut:
     """What each achieves, and what share of the leases follows from it. The cost does not grow with the history."""
     effective = config.effective(await config.current(connection, services[CurrentConfig].initial))
@@ -94,7 +94,7 @@ async def listing(connection: Reading, services: ServicesDep) -> AgentsOut:
     return AgentsOut(items=[AgentOut(**_fields(report)) for report in reports])
 
 
-@router.get("/{agent_type}", summary="Read an agent and its trend", dependencies=_READ)
+@router.get("/{agent_type}", operation_id="get_agent", summary="Read an agent and its trend", dependencies=_READ)
 async def read(
     agent_type: Annotated[AgentName, Path()],
     connection: Reading,

@@ -25,8 +25,8 @@ _ID = "8f14e45f-ceea-467f-ab8a-1d2e3f4a5b6c"
 _EXAMPLE: JsonDict = {
     "request_id": _ID,
     "items": [
-        {"task_id": "c9f0f895-fb98-4b91-99f5-1fb0e2d1a2b3", "quality": 0.81, "basis": "elo"},
-        {"agent_type": "ranking_agent", "quality": 0.6},
+        {"task_id": _ID, "quality": 0.81, "basis": "elo"},
+        {"agent_type": "ranking", "quality": 0.6},
     ],
 }
 
@@ -63,6 +63,7 @@ class JudgedOut(BaseModel):
 
 @router.post(
     "/performance",
+    operation_id="judge_results",
     summary="Judge results",
     openapi_extra=body_limit(LISTS_BYTES),
     dependencies=[requires(Scope.SUBMIT)],

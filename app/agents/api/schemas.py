@@ -37,7 +37,7 @@ class CommandIn(Body):
     """Where the weights are to go."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"weights": {"reflection_agent": 0.25}, "reason": "reviews lag behind"}]}
+        json_schema_extra={"examples": [{"weights": {"reflection": 0.25}, "reason": "reviews lag behind"}]}
     )
 
     weights: Shares = Field(description="agents that are not named share the rest in their present proportions")
@@ -49,7 +49,7 @@ class OverrideIn(CommandIn):
 
     model_config = ConfigDict(
         json_schema_extra={
-            "examples": [{"weights": {"ranking_agent": 0.5}, "reason": "a deadline", "expires_in_seconds": 1800}]
+            "examples": [{"weights": {"ranking": 0.5}, "reason": "a deadline", "expires_in_seconds": 1800}]
         }
     )
 

@@ -39,13 +39,13 @@ _COMMAND = [requires(Scope.WEIGH)]
 _REFUSALS = responses_for(errors.VersionStale, WeightsRefused)
 
 
-@router.get("", summary="Read the weights in force", dependencies=_READ)
+@router.get("", operation_id="get_weights", summary="Read the weights in force", dependencies=_READ)
 async def read(connection: Reading, services: ServicesDep, response: Response) -> WeightsOut:
     """What leases are shared by, since when and why, and where it is headed. The ETag is the version."""
     return await _answer(connection, services, await store.last(connection), response)
 
 
-@router.put("", summary="Command weights", dependencies=_COMMAND, responses=_REFUSALS)
+@router.put("", operation_id="set_weights", summary="Command weights", dependencies=_COMMAND, responses=_REFUSALS)
 async def command(
     body: CommandIn,
     connection: Writing,
@@ -64,7 +64,13 @@ async def command(
     return await _answer(connection, services, version, response)
 
 
-@router.put("/override", summary="Override the weights for a while", dependencies=_COMMAND, responses=_REFUSALS)
+@router.put(
+    "/override",
+    operation_id="override_weights",
+    summary="Override the weights for a while",
+    dependencies=_COMMAND,
+    responses=_REFUSALS,
+)
 async def override(
     body: OverrideIn,
     connection: Writing,
@@ -83,7 +89,13 @@ async def override(
     return await _answer(connection, services, version, response)
 
 
-@router.delete("/override", summary="End the override", dependencies=_COMMAND, responses=_REFUSALS)
+@router.delete(
+    "/override",
+    operation_id="end_weights_override",
+    summary="End the override",
+    dependencies=_COMMAND,
+    responses=_REFUSALS,
+)
 async def release(
     connection: Writing,
     services: ServicesDep,
@@ -98,7 +110,7 @@ async def release(
     return await _answer(connection, services, version, response)
 
 
-@router.get("/history", summary="Read how the weights changed", dependencies=_READ)
+@router.get("/history", operation_id="list_weight_changes", summary="Read how the weights changed", dependencies=_READ)
 async def history(
     connection: Reading,
     after: Below = NEWEST,

@@ -84,6 +84,7 @@ async def _one_moment(connection: Reading) -> None:
 
 @router.get(
     "/{task_id}/why",
+    operation_id="explain_task",
     summary="See why a task waits",
     dependencies=[requires(Scope.READ, Scope.CONTENT), Depends(_one_moment)],
     responses=responses_for(TaskNotFound),

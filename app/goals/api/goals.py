@@ -5,7 +5,7 @@ from typing import Annotated
 from uuid import uuid4
 
 from fastapi import Depends, Path, Query, Response
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.rules.config import IterationConfig
@@ -64,6 +64,8 @@ _LIVE = responses_for(errors.GoalNotFound, GoalStopped)
 class GoalWeightIn(Body):
     """A goal's share of each lane in which its tasks wait, against other goals; 1 where nobody has said otherwise."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"weight": 2}]})
+
     weight: Weight
 
 
@@ -76,6 +78,7 @@ class GoalWeightOut(BaseModel):
 
 @router.post(
     "",
+    operation_id="create_goal",
     summary="Create a research goal",
     status_code=201,
     dependencies=[requires(Scope.SUBMIT)],
@@ -104,7 +107,7 @@ async def create(
     return shown_goal.model_copy(update={"objective": None, "reason": None, "last_decision": None})
 
 
-@router.get("", summary="List research goals", dependencies=_CONTENT)
+@router.get("", operation_id="list_goals", summary="List research goals", dependencies=_CONTENT)
 async def page(
     connection: Reading,
     namespace: Within,
@@ -126,7 +129,9 @@ async def page(
     return GoalPage(items=[goal_summary(goal) for goal in goals.items], next=following)
 
 
-@router.get("/{goal_id}", summary="Read a research goal", dependencies=_CONTENT, responses=_FOUND)
+@router.get(
+    "/{goal_id}", operation_id="get_goal", summary="Read a research goal", dependencies=_CONTENT, responses=_FOUND
+)
 async def read(goal_id: StoredGoal, services: ServicesDep, connection: Reading) -> GoalOut:
     """Its limits, what is used of them by now, and the last decision. Compute is derived from leases."""
     return goal_out(await service.view(connection, goal_id, await _iteration_config(connection, services)))
@@ -134,6 +139,7 @@ async def read(goal_id: StoredGoal, services: ServicesDep, connection: Reading) 
 
 @router.post(
     "/{goal_id}/pause",
+    operation_id="pause_goal",
     summary="Pause a research goal",
     dependencies=_CHANGE,
     responses=_LIVE,
@@ -148,6 +154,7 @@ async def pause(
 
 @router.post(
     "/{goal_id}/resume",
+    operation_id="resume_goal",
     summary="Resume a research goal",
     dependencies=_CHANGE,
     responses=_LIVE,
@@ -162,6 +169,7 @@ async def resume(
 
 @router.post(
     "/{goal_id}/stop",
+    operation_id="stop_goal",
     summary="Stop a research goal",
     dependencies=_CHANGE,
     responses=_FOUND,
@@ -176,6 +184,7 @@ async def stop(
 
 @router.post(
     "/{goal_id}/extend",
+    operation_id="extend_goal",
     summary="Change the limits of a research goal",
     dependencies=_CHANGE,
     responses=responses_for(errors.GoalNotFound, GoalStopped, errors.LimitsRefused),
@@ -190,6 +199,7 @@ async def extend(
 
 @router.post(
     "/{goal_id}/iterations",
+    operation_id="report_iteration",
     summary="Report an iteration",
     status_code=201,
     dependencies=[requires(Scope.SUBMIT)],
@@ -218,6 +228,7 @@ async def report(
 
 @router.get(
     "/{goal_id}/iterations",
+    operation_id="list_iterations",
     summary="List the iterations of a research goal",
     dependencies=[requires(Scope.READ)],
     responses=_FOUND,
@@ -239,6 +250,7 @@ async def iteration_page(
 
 @router.get(
     "/{goal_id}/iterations/{number}/replay",
+    operation_id="replay_iteration",
     summary="Decide again on an iteration",
     dependencies=[requires(Scope.READ, Scope.CONTENT)],
     responses=responses_for(errors.GoalNotFound, errors.IterationNotFound),
@@ -256,14 +268,24 @@ async def replay(goal_id: StoredGoal, number: Number, services: ServicesDep) -> 
     )
 
 
-@router.put("/{goal_id}/weight", summary="Give a goal its weight", dependencies=[requires(Scope.SUBMIT)])
+@router.put(
+    "/{goal_id}/weight",
+    operation_id="set_goal_weight",
+    summary="Give a goal its weight",
+    dependencies=[requires(Scope.SUBMIT)],
+)
 async def weigh(goal_id: StoredGoal, weight: GoalWeightIn, connection: Writing, caller: Caller) -> GoalWeightOut:
     """For the tasks that are submitted from now on; within a second in all processes. The goal may have none yet."""
     await service.set_weight(connection, goal_id, weight.weight, caller.key_id)
     return GoalWeightOut(goal_id=str(shown_name(goal_id)), weight=weight.weight)
 
 
-@router.get("/{goal_id}/weight", summary="Read the weight of a goal", dependencies=[requires(Scope.READ)])
+@router.get(
+    "/{goal_id}/weight",
+    operation_id="get_goal_weight",
+    summary="Read the weight of a goal",
+    dependencies=[requires(Scope.READ)],
+)
 async def read_weight(goal_id: StoredGoal, connection: Reading) -> GoalWeightOut:
     """1 for a goal that nobody has weighed."""
     return GoalWeightOut(goal_id=str(shown_name(goal_id)), weight=await store.read_weight(connection, goal_id))

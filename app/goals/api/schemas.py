@@ -88,6 +88,10 @@ class GoalIn(Body):
 class ExtendIn(Body):
     """Those limits that are to change, with their new values."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"constraints": {"time_limit_seconds": 1200, "max_iterations": 60}}]}
+    )
+
     constraints: ConstraintsIn
 
 

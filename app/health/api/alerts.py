@@ -4,7 +4,7 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import Path, Query
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from app.health.errors import AlertNotFound, AlertResolved
 from app.health.rules.alerts import UNRESOLVED, AlertState
@@ -74,7 +74,9 @@ class AlertPage(BaseModel):
 class AcknowledgeIn(Body):
     """What whoever looks next should know."""
 
-    note: Sentence = Field("", examples=["the provider has been told; back at noon"])
+    model_config = ConfigDict(json_schema_extra={"examples": [{"note": "the provider has been told; back at noon"}]})
+
+    note: Sentence = ""
 
 
 SeverityName = Annotated[
@@ -83,7 +85,7 @@ SeverityName = Annotated[
 AlertId = Annotated[int, Path(ge=1, le=NEWEST)]
 
 
-@router.get("", summary="List alerts", dependencies=[requires(Scope.READ)])
+@router.get("", operation_id="list_alerts", summary="List alerts", dependencies=[requires(Scope.READ)])
 async def page(
     connection: Reading,
     state: Annotated[
@@ -110,6 +112,7 @@ async def page(
 
 @router.get(
     "/{alert_id}",
+    operation_id="get_alert",
     summary="Read an alert",
     dependencies=[requires(Scope.READ)],
     responses=responses_for(AlertNotFound),
@@ -124,6 +127,7 @@ async def read(alert_id: AlertId, connection: Reading) -> OneAlertOut:
 
 @router.post(
     "/{alert_id}/acknowledge",
+    operation_id="acknowledge_alert",
     summary="Acknowledge an alert",
     dependencies=[requires(Scope.OPERATE)],
     responses=responses_for(AlertNotFound, AlertResolved),

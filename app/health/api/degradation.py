@@ -86,7 +86,7 @@ class HoldIn(Body):
     reason: Reason = ""
 
 
-@router.get("", summary="Is anything given up?", dependencies=[requires(Scope.READ)])
+@router.get("", operation_id="get_degradation", summary="Is anything given up?", dependencies=[requires(Scope.READ)])
 async def read(connection: Reading) -> DegradationOut:
     """The step in force with its reason and time box. Cheap enough to be asked every second.
 
@@ -96,7 +96,12 @@ async def read(connection: Reading) -> DegradationOut:
     return await _degradation_out(connection, await store.read(connection))
 
 
-@router.put("", summary="Hold a step, or let the rule decide", dependencies=[requires(Scope.OPERATE)])
+@router.put(
+    "",
+    operation_id="hold_degradation",
+    summary="Hold a step, or let the rule decide",
+    dependencies=[requires(Scope.OPERATE)],
+)
 async def put(body: HoldIn, connection: Writing, caller: Caller) -> DegradationOut:
     """Audited. An operator may skip steps, which the rule never does; sending it again holds it from now on."""
     if body.step is None:
@@ -108,7 +113,12 @@ async def put(body: HoldIn, connection: Writing, caller: Caller) -> DegradationO
     return await _degradation_out(connection, state)
 
 
-@router.get("/history", summary="How the ladder moved", dependencies=[requires(Scope.READ)])
+@router.get(
+    "/history",
+    operation_id="list_degradation_moves",
+    summary="How the ladder moved",
+    dependencies=[requires(Scope.READ)],
+)
 async def history(
     connection: Reading,
     after: Below = NEWEST,

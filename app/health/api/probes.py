@@ -62,7 +62,7 @@ class Catalogue(BaseModel):
     problems: list[dict[str, Any]]
 
 
-@router.get("/livez", summary="Is the process alive?", dependencies=_PUBLIC)
+@router.get("/livez", operation_id="check_liveness", summary="Is the process alive?", dependencies=_PUBLIC)
 async def livez() -> Alive:
     """Needs no database: restarting this process would not bring a database back."""
     return Alive(status="alive")
@@ -70,6 +70,7 @@ async def livez() -> Alive:
 
 @router.get(
     "/readyz",
+    operation_id="check_readiness",
     summary="Can it serve?",
     dependencies=_PUBLIC,
     response_model=Alive,
@@ -91,7 +92,7 @@ async def readyz(services: ServicesDep) -> Response:
     return JSONResponse({"status": "ready"})
 
 
-@router.get("/status", summary="What is going on?", dependencies=[requires(Scope.MONITOR)])
+@router.get("/status", operation_id="get_status", summary="What is going on?", dependencies=[requires(Scope.MONITOR)])
 async def overview(services: ServicesDep) -> StatusOut:
     """Tasks by agent and state, workers by state, what was finished in the last minute, and warnings."""
     # First, since it has connections of its own and may take its time: none of ours is held meanwhile.
@@ -115,7 +116,12 @@ async def overview(services: ServicesDep) -> StatusOut:
     )
 
 
-@router.get("/problems", summary="The problems that this service answers with", dependencies=_PUBLIC)
+@router.get(
+    "/problems",
+    operation_id="list_problems",
+    summary="The problems that this service answers with",
+    dependencies=_PUBLIC,
+)
 async def catalogue() -> Catalogue:
     """Code, status and meaning of each; `type` of a problem points here."""
     return Catalogue(problems=problems.catalogue())

@@ -137,6 +137,7 @@ def install(app: FastAPI, *, is_open: bool = False) -> None:
 
     @router.get(
         "/metrics",
+        operation_id="get_prometheus_metrics",
         summary="For Prometheus",
         dependencies=[requires(Scope.PUBLIC if is_open else Scope.MONITOR)],
         response_class=Response,

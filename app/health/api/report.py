@@ -93,6 +93,7 @@ class HealthReportOut(BaseModel):
 
 @router.get(
     "/health/report",
+    operation_id="get_health_report",
     summary="Is the system well?",
     dependencies=[requires(Scope.PUBLIC)],
     response_model=HealthReportOut,

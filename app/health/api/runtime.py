@@ -106,6 +106,7 @@ class RuntimeOut(BaseModel):
 
 @router.get(
     "/metrics/runtime",
+    operation_id="get_runtime_metrics",
     summary="Read the runtime metrics",
     dependencies=[requires(Scope.MONITOR)],
     responses=responses_for(DatabaseUnavailable),

@@ -125,6 +125,7 @@ class NamesOut(BaseModel):
 
 @router.post(
     "/samples",
+    operation_id="push_metrics",
     summary="Push metrics",
     openapi_extra=body_limit(LISTS_BYTES),
     status_code=201,
@@ -169,7 +170,12 @@ async def push(batch: SamplesIn, connection: Writing, caller: Caller, response: 
     return PushedOut(accepted=len(batch.samples), repeated=not is_new)
 
 
-@router.get("/names", summary="List the metrics that were pushed", dependencies=[requires(Scope.READ)])
+@router.get(
+    "/names",
+    operation_id="list_metric_names",
+    summary="List the metrics that were pushed",
+    dependencies=[requires(Scope.READ)],
+)
 async def names(connection: Reading) -> NamesOut:
     """Each name with its kind and the number of its series."""
     return NamesOut(items=[NameOut.model_validate(n, from_attributes=True) for n in await store.names(connection)])
@@ -177,6 +183,7 @@ async def names(connection: Reading) -> NamesOut:
 
 @router.get(
     "/series",
+    operation_id="get_metric_series",
     summary="Read a metric that was pushed",
     dependencies=[requires(Scope.READ)],
     responses=responses_for(MetricNotFound),

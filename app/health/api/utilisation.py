@@ -60,6 +60,7 @@ class UtilisationOut(BaseModel):
 
 @router.get(
     "/utilisation",
+    operation_id="get_utilisation",
     summary="Read how busy all were",
     dependencies=[requires(Scope.MONITOR, costly=True)],
     response_model=UtilisationOut,

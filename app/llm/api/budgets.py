@@ -3,7 +3,7 @@
 from typing import Annotated, Literal, Self
 
 from fastapi import Path, Query
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.http.fields import Body, Limit, Moment, ReasonQuery
@@ -24,6 +24,8 @@ router = Router(prefix="/llm/budgets", tags=["language models"])
 
 class BudgetIn(Body):
     """Limits of a budget, of which one at least is given."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"money_budget": 25, "period": "day"}]})
 
     money_budget: Annotated[float, Field(ge=1e-6, le=1e9)] | None = Field(None, description="US dollars")
     token_budget: Annotated[int, Field(ge=1, le=10**15)] | None = Field(
@@ -65,7 +67,9 @@ ScopePath = Annotated[Literal["agent", "key"], Path()]
 NamePath = Annotated[str, Path(max_length=200, description="agent type, or id of a key")]
 
 
-@router.get("", summary="List budgets of agent types and keys", dependencies=[requires(Scope.READ)])
+@router.get(
+    "", operation_id="list_budgets", summary="List budgets of agent types and keys", dependencies=[requires(Scope.READ)]
+)
 async def page(
     connection: Reading,
     after: Annotated[str, Query(max_length=300, description="`next` of the page before")] = "",
@@ -78,6 +82,7 @@ async def page(
 
 @router.get(
     "/{scope}/{name}",
+    operation_id="get_budget",
     summary="Read the budget of an agent type or a key",
     dependencies=[requires(Scope.READ)],
     responses=responses_for(BudgetNotFound),
@@ -89,6 +94,7 @@ async def read(scope: ScopePath, name: NamePath, connection: Reading) -> BudgetO
 
 @router.put(
     "/{scope}/{name}",
+    operation_id="set_budget",
     summary="Set the budget of an agent type or a key",
     dependencies=[requires(Scope.CONFIGURE)],
     responses=responses_for(BudgetOwnerNotFound),
@@ -107,6 +113,7 @@ async def put(
 
 @router.delete(
     "/{scope}/{name}",
+    operation_id="remove_budget",
     summary="Remove the budget of an agent type or a key",
     status_code=204,
     dependencies=[requires(Scope.CONFIGURE)],

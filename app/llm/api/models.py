@@ -39,7 +39,7 @@ _CHANGING = responses_for(errors.PreconditionRequired, errors.VersionStale)
 ModelPath = Annotated[ModelName, Path(description="as callers name it; slashes and colons are part of it")]
 
 
-@router.get("/models", summary="List language models", dependencies=_READ)
+@router.get("/models", operation_id="list_models", summary="List language models", dependencies=_READ)
 async def page(
     connection: Reading,
     after: Annotated[str, Query(max_length=200, description="`next` of the page before")] = "",
@@ -54,6 +54,7 @@ async def page(
 
 @router.get(
     "/models/{model:path}",
+    operation_id="get_model",
     summary="Read a language model",
     dependencies=_READ,
     responses={304: {"description": "its limits are still at the version of If-None-Match"}},
@@ -72,6 +73,7 @@ async def read(
 
 @router.put(
     "/models/{model:path}",
+    operation_id="set_model_limits",
     summary="Set the limits of a language model",
     dependencies=[requires(Scope.CONFIGURE)],
     responses=_CHANGING,
@@ -98,6 +100,7 @@ async def put(
 
 @router.delete(
     "/models/{model:path}",
+    operation_id="remove_model",
     summary="Take a language model from the list",
     status_code=204,
     dependencies=[requires(Scope.CONFIGURE)],
@@ -110,6 +113,7 @@ async def remove(model: ModelPath, connection: Writing, caller: Caller, reason: 
 
 @router.post(
     "/models/{model:path}/reset",
+    operation_id="reset_model",
     summary="Reset a language model",
     dependencies=[requires(Scope.OPERATE)],
     responses=_UNLISTED,
@@ -122,7 +126,12 @@ async def reset(model: ModelPath, connection: Writing, caller: Caller, reason: R
     return await _read_model(connection, model)
 
 
-@router.get("/usage", summary="What calls of language models came to", dependencies=[requires(Scope.READ, costly=True)])
+@router.get(
+    "/usage",
+    operation_id="get_llm_usage",
+    summary="What calls of language models came to",
+    dependencies=[requires(Scope.READ, costly=True)],
+)
 async def usage(
     connection: Reading,
     namespace: Within,

@@ -45,8 +45,8 @@ class PermitIn(Body):
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
-                {"request_id": _ID, "model": "gpt-4.1", "task_id": _ID, "estimated_tokens": 1500},
                 {"request_id": _ID, "model": "gpt-4.1", "agent_type": "ranking", "estimated_tokens": 1500},
+                {"request_id": _ID, "model": "gpt-4.1", "task_id": _ID, "estimated_tokens": 1500},
             ]
         }
     )
@@ -117,6 +117,8 @@ class RefusalOut(Problem):
 
 class RenewIn(Body):
     """The call goes on."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"token": "0123456789abcdef0123456789abcdef"}]})
 
     token: PermitToken
 

@@ -12,12 +12,12 @@ from app.http.fields import Limit, Word, priority_name, priority_of
 from app.http.guard import Caller, requires
 from app.http.json import check_size as limit_size
 from app.http.namespaces import Into, Within
-from app.http.problems import Problem, responses_for
+from app.http.problems import CODES, Problem, responses_for
 from app.http.routing import Router
 from app.http.services import ServicesDep
 from app.http.transactions import Reading, Writing
 from app.kernel.access import Principal, Role, Scope
-from app.kernel.errors import Forbidden, ShuttingDown
+from app.kernel.errors import Forbidden, ShuttingDown, TooManyFailures
 from app.kernel.namespaces import split_name, stored_name
 from app.llm.api.model_schemas import ModelName
 from app.llm.api.permit_schemas import (
@@ -43,9 +43,11 @@ from app.llm.errors import (
     ModelNotAllowed,
     PermitNotFound,
     PermitOver,
+    PermitRefused,
 )
+from app.llm.rules.conditions import ServiceState
 from app.llm.rules.outcomes import CallReport
-from app.llm.rules.permits import RequestId
+from app.llm.rules.permits import Refused, RequestId
 from app.llm.service import permits as service
 from app.llm.service.grant import AcquireRequest
 from app.llm.service.permits import PermitService
@@ -58,11 +60,28 @@ router = Router(prefix="/llm", tags=["language models"])
 _CALL = [requires(Scope.CALL)]
 _FIRST = UUID(int=0)
 _MAX_ANSWER_BYTES = 256 << 10
+_REFUSAL = {
+    "type": f"/problems#{PermitRefused.code}",
+    "title": PermitRefused.title(),
+    "status": 429,
+    "detail": "the budget of ranking is used up; ask again in 60 s",
+    "code": PermitRefused.code,
+    "reason": Refused.BUDGET.value,
+    "retry_after": 60.0,
+    "fallback_models": ["gpt-4.1-mini"],
+    "cached": {"answer": {"choices": []}, "stored_at": "2026-11-24T11:00:00Z", "degraded": True},
+    "state": ServiceState.OK.value,
+    "park_seconds": 3600.0,
+    "waits_for": "budget:agent:ranking",
+    "budget": {"scope": "agent", "name": "ranking", "until": "2026-11-25T00:00:00Z"},
+}
 _REFUSED: dict[int | str, dict[str, Any]] = {
     429: {
         "model": RefusalOut | Problem,
-        "description": "`permit_refused`: There is no permit for this call now. "
-        "`too_many_failures`: Too many keys of this address were none.",
+        "description": f"`{PermitRefused.code}`: {PermitRefused.title()}. "
+        f"`{TooManyFailures.code}`: {TooManyFailures.title()}.",
+        "content": {"application/json": {"examples": {PermitRefused.code: {"value": _REFUSAL}}}},
+        CODES: [TooManyFailures.code],
     }
 }
 _ASKING = responses_for(PermitOver, LeaseMismatch, LeaseRequired, ModelNotAllowed, AgentTypeMissing)
@@ -71,7 +90,12 @@ _SETTLING = responses_for(PermitNotFound, PermitOver, CacheKeyMismatch)
 
 
 @router.post(
-    "/permits", summary="Ask for a permit", status_code=201, dependencies=_CALL, responses={**_REFUSED, **_ASKING}
+    "/permits",
+    operation_id="acquire_permit",
+    summary="Ask for a permit",
+    status_code=201,
+    dependencies=_CALL,
+    responses={**_REFUSED, **_ASKING},
 )
 async def acquire(body: PermitIn, services: ServicesDep, caller: Caller, namespace: Into) -> PermitOut:
     """Granted or refused at once. Never more permits are live than `max_concurrent_llm_calls` of the configuration
@@ -95,7 +119,13 @@ async def acquire(body: PermitIn, services: ServicesDep, caller: Caller, namespa
     )
 
 
-@router.post("/permits/{permit_id}/renew", summary="Keep a permit alive", dependencies=_CALL, responses=_FENCED)
+@router.post(
+    "/permits/{permit_id}/renew",
+    operation_id="renew_permit",
+    summary="Keep a permit alive",
+    dependencies=_CALL,
+    responses=_FENCED,
+)
 async def renew(
     permit_id: UUID, call: RenewIn, connection: Writing, services: ServicesDep, caller: Caller, namespace: Within
 ) -> RenewedOut:
@@ -110,6 +140,7 @@ async def renew(
 
 @router.post(
     "/permits/{permit_id}/settle",
+    operation_id="settle_permit",
     summary="Settle a permit",
     openapi_extra=body_limit(CONTENT_BYTES),
     dependencies=_CALL,
@@ -132,7 +163,12 @@ async def settle(
 
 
 @router.delete(
-    "/permits/{permit_id}", summary="Give a permit back unused", status_code=204, dependencies=_CALL, responses=_FENCED
+    "/permits/{permit_id}",
+    operation_id="release_permit",
+    summary="Give a permit back unused",
+    status_code=204,
+    dependencies=_CALL,
+    responses=_FENCED,
 )
 async def release(
     permit_id: UUID, token: Annotated[PermitToken, Query()], connection: Writing, caller: Caller, namespace: Within
@@ -141,7 +177,7 @@ async def release(
     await service.release(connection, permit_id, token, caller.worker_id, namespace)
 
 
-@router.get("/permits", summary="List live permits", dependencies=[requires(Scope.READ)])
+@router.get("/permits", operation_id="list_permits", summary="List live permits", dependencies=[requires(Scope.READ)])
 async def page(
     connection: Reading,
     namespace: Within,
@@ -156,6 +192,7 @@ async def page(
 
 @router.get(
     "/cache/{key}",
+    operation_id="get_cached_answer",
     summary="Read a cached answer",
     dependencies=_CALL,
     responses=responses_for(AnswerNotCached, LeaseRequired),

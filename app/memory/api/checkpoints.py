@@ -59,6 +59,7 @@ class FindingsOut(BaseModel):
 
 @router.post(
     "",
+    operation_id="take_checkpoint",
     summary="Take a checkpoint",
     status_code=201,
     dependencies=[requires(Scope.MANAGE, costly=True)],
@@ -69,7 +70,7 @@ async def take(body: ReasonIn, services: ServicesDep, caller: Caller) -> Checkpo
     return _checkpoint_out(await service.take(services.database, body.reason, taken_by=caller.key_id))
 
 
-@router.get("", summary="List checkpoints", dependencies=[requires(Scope.READ)])
+@router.get("", operation_id="list_checkpoints", summary="List checkpoints", dependencies=[requires(Scope.READ)])
 async def page(
     connection: Reading,
     after: Below = NEWEST,
@@ -83,6 +84,7 @@ async def page(
 
 @router.get(
     "/{checkpoint_id}",
+    operation_id="get_checkpoint",
     summary="Read what is known of a checkpoint",
     dependencies=[requires(Scope.READ)],
     responses=_FOUND,
@@ -94,6 +96,7 @@ async def read(checkpoint_id: Id, services: ServicesDep) -> CheckpointOut:
 
 @router.get(
     "/{checkpoint_id}/content",
+    operation_id="get_checkpoint_content",
     summary="Read the content of a checkpoint",
     dependencies=[requires(Scope.READ, Scope.CONTENT)],
     responses={200: {"content": {"application/json": {"schema": {"type": "object"}}}}, **_FOUND},
@@ -111,6 +114,7 @@ async def content(checkpoint_id: Id, services: ServicesDep) -> Response:
 
 @router.post(
     "/{checkpoint_id}/verify",
+    operation_id="verify_checkpoint",
     summary="Check a checkpoint",
     dependencies=[requires(Scope.READ)],
     responses=responses_for(CheckpointNotFound, VerificationBusy),

@@ -46,7 +46,12 @@ def _json_text(value: Any) -> str:
 
 
 Part = Annotated[str, Path(max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@~+-]{0,199}$")]
-JsonValue = Annotated[str, BeforeValidator(_json_text), WithJsonSchema({}), Body(description="any JSON value")]
+JsonValue = Annotated[
+    str,
+    BeforeValidator(_json_text),
+    WithJsonSchema({"examples": [{"law": "the square of the period is the cube of the distance", "planets": 6}]}),
+    Body(description="any JSON value"),
+]
 IfMatch = Annotated[str | None, Header(max_length=200, description='the version that this builds on, like `"7"`')]
 IfNoneMatch = Annotated[str | None, Header(max_length=200, description="`*`: only where there is no entry")]
 RequestKey = Annotated[
@@ -142,7 +147,12 @@ async def _with_size(
 WithSize = Annotated[bool, Depends(_with_size, scope="function")]
 
 
-@router.get("/{namespace}", summary="List the entries of a namespace", dependencies=_CONTENT)
+@router.get(
+    "/{namespace}",
+    operation_id="list_context_entries",
+    summary="List the entries of a namespace",
+    dependencies=_CONTENT,
+)
 async def page(
     namespace: Part,
     address: Annotated[str, Depends(_address)],
@@ -162,6 +172,7 @@ async def page(
 
 @router.get(
     "/{namespace}/{key}",
+    operation_id="get_context_entry",
     summary="Read an entry",
     dependencies=_CONTENT,
     responses={304: {"description": "it is still at the version of If-None-Match"}, **_FOUND},
@@ -184,7 +195,12 @@ async def read(
     return ContextEntryOut.model_validate(_version_fields(namespace, current))
 
 
-@router.get("/{namespace}/{key}/history", summary="Read former versions", dependencies=_CONTENT)
+@router.get(
+    "/{namespace}/{key}/history",
+    operation_id="list_context_entry_versions",
+    summary="Read former versions",
+    dependencies=_CONTENT,
+)
 async def history(
     namespace: Part,
     entry: Entry,
@@ -202,6 +218,7 @@ async def history(
 
 @router.put(
     "/{namespace}/{key}",
+    operation_id="put_context_entry",
     summary="Write an entry",
     openapi_extra=body_limit(CONTENT_BYTES),
     dependencies=[requires(Scope.SUBMIT)],
@@ -243,6 +260,7 @@ async def put(
 
 @router.delete(
     "/{namespace}/{key}",
+    operation_id="delete_context_entry",
     summary="Delete an entry",
     dependencies=[requires(Scope.SUBMIT)],
     responses={**_FOUND, **_WRITING},

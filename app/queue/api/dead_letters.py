@@ -4,7 +4,7 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import Query
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from app.http.fields import PriorityIn, ReasonIn, optional_priority
 from app.http.guard import Caller, requires
@@ -25,6 +25,8 @@ router = Router(prefix="/dead-letters", tags=["dead letters"])
 
 class RequeueIn(ReasonIn):
     """Why, and with another priority if one is given."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"priority": "high", "reason": "the gateway is back"}]})
 
     priority: PriorityIn | None = Field(None, description="null: as it was")
 
@@ -47,7 +49,12 @@ class Purged(BaseModel):
     dry_run: bool
 
 
-@router.get("", summary="List dead letters", dependencies=[requires(Scope.READ, Scope.CONTENT)])
+@router.get(
+    "",
+    operation_id="list_dead_letters",
+    summary="List dead letters",
+    dependencies=[requires(Scope.READ, Scope.CONTENT)],
+)
 async def page(connection: Reading, namespace: Within, query: Annotated[LetterQuery, Query()]) -> TaskPage:
     """Failed tasks, those that were submitted last first. A page may be short and still have a `next`."""
     rows = await listing.page(connection, query.selection(namespace), below=query.after, limit=query.limit)
@@ -55,7 +62,10 @@ async def page(connection: Reading, namespace: Within, query: Annotated[LetterQu
 
 
 @router.post(
-    "/requeue", summary="Requeue the dead letters that a filter selects", dependencies=[requires(Scope.SUBMIT)]
+    "/requeue",
+    operation_id="requeue_dead_letters",
+    summary="Requeue the dead letters that a filter selects",
+    dependencies=[requires(Scope.SUBMIT)],
 )
 async def requeue_many(order: RequeueManyIn, database: InBatches, caller: Caller, namespace: Within) -> Requeued:
     """As for a single one; those that were submitted first go first, and goals share the queue as ever.
@@ -77,7 +87,12 @@ async def requeue_many(order: RequeueManyIn, database: InBatches, caller: Caller
     return Requeued(**counts, dry_run=order.dry_run)
 
 
-@router.post("/purge", summary="Forget the dead letters that a filter selects", dependencies=[requires(Scope.MANAGE)])
+@router.post(
+    "/purge",
+    operation_id="purge_dead_letters",
+    summary="Forget the dead letters that a filter selects",
+    dependencies=[requires(Scope.MANAGE)],
+)
 async def purge(order: PurgeIn, database: InBatches, caller: Caller, namespace: Within) -> Purged:
     """The tasks and their attempts are gone for good; of each an event `task.purged` is left.
 
@@ -97,6 +112,7 @@ async def purge(order: PurgeIn, database: InBatches, caller: Caller, namespace: 
 
 @router.get(
     "/{task_id}",
+    operation_id="get_dead_letter",
     summary="Read a dead letter",
     dependencies=[requires(Scope.READ, Scope.CONTENT)],
     responses=responses_for(DeadLetterNotFound),
@@ -108,6 +124,7 @@ async def read(task_id: UUID, connection: Reading, namespace: Within) -> TaskOut
 
 @router.post(
     "/{task_id}/requeue",
+    operation_id="requeue_dead_letter",
     summary="Requeue a dead letter",
     dependencies=[requires(Scope.SUBMIT, Scope.CONTENT)],
     responses=responses_for(DeadLetterNotFound, TaskFinished, GoalStopped),

@@ -108,6 +108,7 @@ _STREAMED: dict[int | str, dict[str, Any]] = {
 
 @router.get(
     "",
+    operation_id="list_events",
     summary="Follow events",
     dependencies=_CONTENT,
     response_model=EventPage,
@@ -148,6 +149,7 @@ async def _read_open_writers(services: Services) -> list[OpenWriterOut]:
 
 @router.get(
     "/stream",
+    operation_id="stream_events",
     summary="Stream events",
     dependencies=_CONTENT,
     response_class=Response,

@@ -16,7 +16,7 @@ _ID = "8f14e45f-ceea-467f-ab8a-1d2e3f4a5b6c"
 class LeaseIn(Body):
     """A worker asks for one task."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"request_id": _ID, "wait_seconds": 20}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"request_id": _ID, "acknowledge": True}]})
 
     request_id: UUID = Field(description="repeat it when the answer was lost: the same lease is answered again")
     wait_seconds: float = Field(0, ge=0, le=30)
@@ -48,11 +48,19 @@ class LeaseOut(BaseModel):
 class LeaseStartIn(Body):
     """The task has been received and begins."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"token": 1}]})
+
     token: Token
 
 
 class ProgressIn(Body):
     """How far the task is; the checkpoint is handed to the next attempt if this one fails."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"token": 1, "percent": 40, "message": "paper 4 of 10", "checkpoint": {"papers_read": 4}}]
+        }
+    )
 
     token: Token
     percent: float = Field(ge=0, le=100)
@@ -107,6 +115,10 @@ class FailIn(Body):
 
 class ReleaseIn(Body):
     """The task goes back unharmed."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"token": 1, "reason": "the model is busy", "delay_seconds": 30}]}
+    )
 
     token: Token
     reason: Sentence = "released by its worker"

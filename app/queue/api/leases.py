@@ -58,6 +58,7 @@ _WORKER_REFUSALS = responses_for(WorkerNotReady, WorkerGone, WorkerBusy, errors.
 
 @router.post(
     "/lease",
+    operation_id="lease_task",
     summary="Lease one task",
     response_model=LeaseOut,
     responses={204: {"description": "nothing to do within the wait"}, **_WORKER_REFUSALS},
@@ -79,6 +80,7 @@ async def lease(call: LeaseIn, principal: Caller, services: ServicesDep, request
 
 @router.post(
     "/leases/{task_id}/start",
+    operation_id="start_task",
     summary="Acknowledge a lease",
     response_model=HeldOut,
     responses=_FENCE_REFUSALS,
@@ -90,6 +92,7 @@ async def start(task_id: UUID, call: LeaseStartIn, principal: Caller, services: 
 
 @router.post(
     "/leases/{task_id}/progress",
+    operation_id="report_progress",
     summary="Report progress and renew",
     openapi_extra=body_limit(CONTENT_BYTES),
     response_model=HeldOut,
@@ -102,6 +105,7 @@ async def progress(task_id: UUID, call: ProgressIn, principal: Caller, services:
 
 @router.post(
     "/leases/{task_id}/complete",
+    operation_id="complete_task",
     summary="Hand in the result",
     openapi_extra=body_limit(CONTENT_BYTES),
     response_model=CompletedOut,
@@ -118,6 +122,7 @@ async def complete(task_id: UUID, call: CompleteIn, principal: Caller, services:
 
 @router.post(
     "/leases/{task_id}/fail",
+    operation_id="fail_task",
     summary="Report a failed attempt",
     openapi_extra=body_limit(CONTENT_BYTES),
     response_model=EndedOut,
@@ -139,6 +144,7 @@ async def fail(task_id: UUID, call: FailIn, principal: Caller, services: Service
 
 @router.post(
     "/leases/{task_id}/release",
+    operation_id="release_task",
     summary="Give the task back",
     response_model=EndedOut,
     responses=_FENCE_REFUSALS,

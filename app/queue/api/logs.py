@@ -6,7 +6,7 @@ from uuid import UUID
 
 from fastapi import Query, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 
 from app.http.bodies import LISTS_BYTES, body_limit
@@ -42,6 +42,12 @@ class LogPieceIn(Body):
 class LogsIn(Body):
     """What the attempt has written since the last call."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"token": 1, "pieces": [{"stream": "stdout", "start": 0, "text": "4 of 10 papers\n"}]}]
+        }
+    )
+
     token: Token
     pieces: list[LogPieceIn] = Field(min_length=1, max_length=8)
 
@@ -71,6 +77,7 @@ class LogPage(BaseModel):
 
 @router.post(
     "/leases/{task_id}/logs",
+    operation_id="append_task_logs",
     summary="Add to the output of an attempt",
     status_code=204,
     response_class=Response,
@@ -92,6 +99,7 @@ async def add(task_id: UUID, call: LogsIn, connection: Writing, caller: Caller) 
 
 @router.get(
     "/tasks/{task_id}/logs",
+    operation_id="get_task_logs",
     summary="Read the output of a task",
     dependencies=[requires(Scope.READ, Scope.CONTENT, waits=True)],
     responses=responses_for(TaskNotFound, TooManyRequests),

@@ -42,7 +42,12 @@ class NamespaceList(BaseModel):
     items: list[NamespaceOut]
 
 
-@router.get("", summary="Read what namespaces have waiting", dependencies=[requires(Scope.MONITOR)])
+@router.get(
+    "",
+    operation_id="list_namespaces",
+    summary="Read what namespaces have waiting",
+    dependencies=[requires(Scope.MONITOR)],
+)
 async def read(services: ServicesDep, connection: Reading, namespace: Within) -> NamespaceList:
     """From counters, so at the same cost however many tasks there are. Keys of one namespace see their own."""
     counts = await counters.read_by_namespace(connection, namespace)

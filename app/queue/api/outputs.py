@@ -60,6 +60,7 @@ class OutputPage(BaseModel):
 
 @router.get(
     "",
+    operation_id="list_outputs",
     summary="Read results as they come",
     dependencies=[requires(Scope.READ, Scope.CONTENT)],
     responses=responses_for(CursorExpired, CursorAhead),

@@ -154,7 +154,7 @@ class PausesOut(BaseModel):
     paused: list[PauseOut]
 
 
-@router.get("", summary="Read how the queue stands", dependencies=[requires(Scope.MONITOR)])
+@router.get("", operation_id="get_queues", summary="Read how the queue stands", dependencies=[requires(Scope.MONITOR)])
 async def read(services: ServicesDep, connection: Reading) -> QueueOut:
     """Depth, capacity, throughput, waits and service times, and warnings in plain words.
 
@@ -165,26 +165,26 @@ async def read(services: ServicesDep, connection: Reading) -> QueueOut:
     return _queue_out(queue, totals, services[Admission].policy, advice.model(services))
 
 
-@router.post("/pause", summary="Pause all agent types", dependencies=_MANAGER)
+@router.post("/pause", operation_id="pause_queues", summary="Pause all agent types", dependencies=_MANAGER)
 async def pause_all(pause: ReasonIn, caller: Caller, connection: Writing) -> PausesOut:
     """No task is leased until they are resumed; tasks that run go on. Types that are paused already stay so."""
     return await _pause(connection, tuple(AgentType), pause.reason, caller.key_id)
 
 
-@router.post("/resume", summary="Resume all agent types", dependencies=_MANAGER)
+@router.post("/resume", operation_id="resume_queues", summary="Resume all agent types", dependencies=_MANAGER)
 async def resume_all(caller: Caller, connection: Writing, why: ReasonIn | None = None) -> PausesOut:
     """Workers that wait get what has piled up at once."""
     return await _resume(connection, tuple(AgentType), why, caller.key_id)
 
 
-@router.post("/{agent_type}/pause", summary="Pause an agent type", dependencies=_MANAGER)
+@router.post("/{agent_type}/pause", operation_id="pause_queue", summary="Pause an agent type", dependencies=_MANAGER)
 async def pause_one(agent_type: AgentName, pause: ReasonIn, caller: Caller, connection: Writing) -> PausesOut:
     """None of its tasks is leased until it is resumed; tasks that run go on, and submitting goes on. Safe to repeat:
     a type that is paused already stays as it is, with the reason that was given first."""
     return await _pause(connection, (agent_type,), pause.reason, caller.key_id)
 
 
-@router.post("/{agent_type}/resume", summary="Resume an agent type", dependencies=_MANAGER)
+@router.post("/{agent_type}/resume", operation_id="resume_queue", summary="Resume an agent type", dependencies=_MANAGER)
 async def resume_one(
     agent_type: AgentName, caller: Caller, connection: Writing, why: ReasonIn | None = None
 ) -> PausesOut:

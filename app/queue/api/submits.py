@@ -48,6 +48,7 @@ _SUBMITTED: dict[int | str, dict[str, Any]] = {201: {"headers": advice.DOCUMENTE
 
 @router.post(
     "",
+    operation_id="submit_task",
     summary="Submit a task",
     openapi_extra=body_limit(CONTENT_BYTES),
     status_code=201,
@@ -84,6 +85,7 @@ async def submit(
 
 @router.post(
     "/batch",
+    operation_id="submit_tasks",
     summary="Submit up to 1,000 tasks, all or none",
     openapi_extra=body_limit(CONTENT_BYTES),
     status_code=201,

@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from app.http.fields import AgentName, Body, Limit, Moment, PriorityIn, Reason, Sentence, StrictModel, Word, priority_of
 from app.http.namespaces import NamespaceName
@@ -140,12 +140,26 @@ class BulkRequest(Body):
 class CancelManyIn(BulkRequest):
     """Which tasks to cancel, and why."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"filter": {"goal_id": "kepler", "state": "pending"}, "dry_run": True, "reason": "another question"}
+            ]
+        }
+    )
+
     filter: CancelFilter
     reason: Reason = ""
 
 
 class RequeueManyIn(BulkRequest):
     """Which dead letters to put back into the queue, and why."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"filter": {"code": "timeout"}, "dry_run": True, "reason": "the gateway is back"}]
+        }
+    )
 
     filter: LetterFilter
     reason: Reason = ""
@@ -154,6 +168,12 @@ class RequeueManyIn(BulkRequest):
 
 class PurgeIn(BulkRequest):
     """Which dead letters to forget, and why."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"filter": {"agent_type": "ranking"}, "dry_run": True, "reason": "of no use any more"}]
+        }
+    )
 
     filter: LetterFilter
     reason: Reason = ""

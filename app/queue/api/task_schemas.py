@@ -168,6 +168,19 @@ _MAX_DEPENDENCIES = 10_000
 class BatchIn(Body):
     """All or none."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "tasks": [
+                        {"agent_type": "generation", "goal_id": "kepler", "payload": {"topic": "orbits"}},
+                        {"agent_type": "ranking", "goal_id": "kepler", "priority": "low"},
+                    ]
+                }
+            ]
+        }
+    )
+
     tasks: list[TaskIn] = Field(min_length=1, max_length=1000, fail_fast=True)
 
     @model_validator(mode="after")
@@ -280,6 +293,8 @@ class TaskPage(BaseModel):
 
 class ChangeIn(Body):
     """New values; what is left out stays as it is."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"priority": "high", "reason": "a deadline"}]})
 
     priority: PriorityIn | None = None
     deadline: Moment | None = Field(None, description="null: none any more")

@@ -47,14 +47,19 @@ class CancelledMany(BaseModel):
     dry_run: bool
 
 
-@router.get("", summary="List tasks", dependencies=_CONTENT)
+@router.get("", operation_id="list_tasks", summary="List tasks", dependencies=_CONTENT)
 async def page(connection: Reading, namespace: Within, query: Annotated[TaskQuery, Query()]) -> TaskPage:
     """Live and finished tasks, newest first. A page may be short and still have a `next`; go on until it is null."""
     rows = await listing.page(connection, query.selection(namespace), below=query.after, limit=query.limit)
     return TaskPage(items=[summary(row) for row in rows.items], next=None if rows.next is None else str(rows.next))
 
 
-@router.post("/cancel", summary="Cancel the tasks that a filter selects", dependencies=[requires(Scope.SUBMIT)])
+@router.post(
+    "/cancel",
+    operation_id="cancel_tasks",
+    summary="Cancel the tasks that a filter selects",
+    dependencies=[requires(Scope.SUBMIT)],
+)
 async def cancel_many(order: CancelManyIn, database: InBatches, caller: Caller, namespace: Within) -> CancelledMany:
     """Waiting and running ones, and all that wait for them; workers that run one stop with their next heartbeat.
 
@@ -79,6 +84,7 @@ async def cancel_many(order: CancelManyIn, database: InBatches, caller: Caller, 
 
 @router.get(
     "/{task_id}",
+    operation_id="get_task",
     summary="Read a task",
     dependencies=_CONTENT,
     responses=responses_for(TaskNotFound),
@@ -90,6 +96,7 @@ async def read(task_id: UUID, connection: Reading, namespace: Within) -> TaskOut
 
 @router.patch(
     "/{task_id}",
+    operation_id="change_task",
     summary="Change a task that waits",
     dependencies=_CHANGE,
     responses=responses_for(TaskNotFound, TaskFinished, TaskRunning),
@@ -107,6 +114,7 @@ async def change(task_id: UUID, order: ChangeIn, connection: Writing, caller: Ca
 
 @router.post(
     "/{task_id}/cancel",
+    operation_id="cancel_task",
     summary="Cancel a task",
     dependencies=_CHANGE,
     responses=responses_for(TaskNotFound, TaskFinished),

@@ -47,7 +47,12 @@ class UpcomingOut(BaseModel):
     agents: list[UpcomingAgentOut]
 
 
-@router.get("/next", summary="See what is leased next", dependencies=[requires(Scope.READ, Scope.CONTENT)])
+@router.get(
+    "/next",
+    operation_id="list_upcoming_tasks",
+    summary="See what is leased next",
+    dependencies=[requires(Scope.READ, Scope.CONTENT)],
+)
 async def read(
     connection: Reading,
     namespace: Within,

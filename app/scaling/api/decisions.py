@@ -44,7 +44,7 @@ _FINDING = responses_for(DecisionNotFound)
 DecisionId = Annotated[int, Path(ge=1, le=NEWEST)]
 
 
-@router.get("/decisions", summary="List decisions", dependencies=_MONITOR)
+@router.get("/decisions", operation_id="list_decisions", summary="List decisions", dependencies=_MONITOR)
 async def page(
     connection: Reading,
     changes_only: Annotated[bool, Query(alias="changes", description="only those that changed something")] = False,
@@ -60,7 +60,13 @@ async def page(
     return ScalingDecisionPage(items=items, next=decisions.next(lambda decision: decision.id))
 
 
-@router.get("/decisions/{decision_id}", summary="Read a decision", dependencies=_MONITOR, responses=_FINDING)
+@router.get(
+    "/decisions/{decision_id}",
+    operation_id="get_decision",
+    summary="Read a decision",
+    dependencies=_MONITOR,
+    responses=_FINDING,
+)
 async def read(
     decision_id: DecisionId,
     services: ServicesDep,
@@ -71,7 +77,13 @@ async def read(
     return await computing.run(whole, decision, inputs=inputs)
 
 
-@router.post("/decisions/{decision_id}/replay", summary="Replay a decision", dependencies=_READ, responses=_FINDING)
+@router.post(
+    "/decisions/{decision_id}/replay",
+    operation_id="replay_decision",
+    summary="Replay a decision",
+    dependencies=_READ,
+    responses=_FINDING,
+)
 async def replay(decision_id: DecisionId, services: ServicesDep) -> ScalingReplayOut:
     """Decide again from the same inputs, by the rules of today, and compare the texts of both outcomes."""
     decision = await _read(services.database, decision_id)
@@ -79,7 +91,9 @@ async def replay(decision_id: DecisionId, services: ServicesDep) -> ScalingRepla
     return ScalingReplayOut.model_validate(result, from_attributes=True)
 
 
-@router.post("/decisions/replay", summary="Replay many decisions", dependencies=_COSTLY)
+@router.post(
+    "/decisions/replay", operation_id="replay_decisions", summary="Replay many decisions", dependencies=_COSTLY
+)
 async def replay_many(call: ReplayManyIn, services: ServicesDep) -> ReplayManyOut:
     """The same for the next so many decisions above an id; returns those that come out differently."""
     async with services.database.reading() as connection:
@@ -94,6 +108,7 @@ async def replay_many(call: ReplayManyIn, services: ServicesDep) -> ReplayManyOu
 
 @router.post(
     "/what-if",
+    operation_id="try_what_if",
     summary="Decide under another configuration",
     dependencies=_READ,
     responses=responses_for(DecisionNotFound, ConfigRefused),
@@ -123,7 +138,12 @@ async def what_if(call: WhatIfIn, services: ServicesDep) -> WhatIfOut:
     return WhatIfOut.model_validate(answer, from_attributes=True)
 
 
-@router.get("/recommendation", summary="Read how many workers there should be", dependencies=_MONITOR)
+@router.get(
+    "/recommendation",
+    operation_id="get_recommendation",
+    summary="Read how many workers there should be",
+    dependencies=_MONITOR,
+)
 async def recommendation(connection: Reading, services: ServicesDep) -> RecommendationOut:
     """In flat numbers, for autoscalers like KEDA's metrics-api scaler (`valueLocation: target_workers`).
 

@@ -194,7 +194,7 @@ class WhatIfIn(Body):
         extra="forbid",
         json_schema_extra={
             "examples": [
-                {"decision_id": 42, "config": {"worker_pool": {"max_workers": 15}}},
+                {"config": {"worker_pool": {"max_workers": 15}}},
                 {"mode": "trusted_tester"},
                 {"wait_target_seconds": 60},
             ]

@@ -55,6 +55,10 @@ class CrewFilter(ExplicitFilter):
 class CrewIn(BulkRequest):
     """Which workers to tell, and why."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"filter": {"agent_type": "ranking"}, "dry_run": True, "reason": "an upgrade"}]}
+    )
+
     filter: CrewFilter
     reason: Reason = ""
 
@@ -85,6 +89,7 @@ class Restarted(_Counted):
 
 @router.post(
     "/workers/drain",
+    operation_id="drain_workers",
     summary="Drain the workers that a filter selects",
     openapi_extra=body_limit(LISTS_BYTES),
     dependencies=_MANAGER,
@@ -97,6 +102,7 @@ async def drain_many(call: CrewIn, caller: Caller, connection: Writing) -> Drain
 
 @router.post(
     "/workers/stop",
+    operation_id="stop_workers",
     summary="Stop the workers that a filter selects",
     openapi_extra=body_limit(LISTS_BYTES),
     dependencies=_OPERATOR,
@@ -109,6 +115,7 @@ async def stop_many(call: CrewIn, caller: Caller, connection: Writing) -> Stoppe
 
 @router.post(
     "/workers/restart",
+    operation_id="restart_workers",
     summary="Restart the workers that a filter selects",
     openapi_extra=body_limit(LISTS_BYTES),
     dependencies=_OPERATOR,
@@ -119,13 +126,25 @@ async def restart_many(call: CrewIn, caller: Caller, connection: Writing) -> Res
     return Restarted(restarted=outcome.directed_workers, **_counts(outcome, call))
 
 
-@router.post("/workers/{worker_id}/drain", summary="Drain a worker", dependencies=_MANAGER, responses=_DIRECTED)
+@router.post(
+    "/workers/{worker_id}/drain",
+    operation_id="drain_worker",
+    summary="Drain a worker",
+    dependencies=_MANAGER,
+    responses=_DIRECTED,
+)
 async def drain(worker_id: UUID, reason: ReasonIn, caller: Caller, connection: Writing) -> WorkerOut:
     """It finishes its task, takes no more, and ends. The pool starts another in its place. Safe to repeat."""
     return await _direct_one(Directive.DRAIN, worker_id, reason, caller, connection)
 
 
-@router.post("/workers/{worker_id}/stop", summary="Stop a worker", dependencies=_OPERATOR, responses=_DIRECTED)
+@router.post(
+    "/workers/{worker_id}/stop",
+    operation_id="stop_worker",
+    summary="Stop a worker",
+    dependencies=_OPERATOR,
+    responses=_DIRECTED,
+)
 async def stop(worker_id: UUID, reason: ReasonIn, caller: Caller, connection: Writing) -> WorkerOut:
     """As drain, but after a grace period it is ended and its task goes back without burning an attempt.
 
@@ -134,7 +153,13 @@ async def stop(worker_id: UUID, reason: ReasonIn, caller: Caller, connection: Wr
     return await _direct_one(Directive.STOP, worker_id, reason, caller, connection)
 
 
-@router.post("/workers/{worker_id}/restart", summary="Restart a worker", dependencies=_OPERATOR, responses=_DIRECTED)
+@router.post(
+    "/workers/{worker_id}/restart",
+    operation_id="restart_worker",
+    summary="Restart a worker",
+    dependencies=_OPERATOR,
+    responses=_DIRECTED,
+)
 async def restart(worker_id: UUID, reason: ReasonIn, caller: Caller, connection: Writing) -> WorkerOut:
     """As stop, and a new process takes its place in the pool under the same name, which counts neither as a loss nor
     as a crash. A worker that nobody provisions starts itself anew.
@@ -144,6 +169,7 @@ async def restart(worker_id: UUID, reason: ReasonIn, caller: Caller, connection:
 
 @router.post(
     "/workers/{worker_id}/evict",
+    operation_id="evict_worker",
     summary="Evict a worker",
     dependencies=_OPERATOR,
     responses=responses_for(WorkerNotFound),
@@ -158,6 +184,7 @@ async def evict(worker_id: UUID, reason: ReasonIn, caller: Caller, connection: W
 
 @router.post(
     "/workers/{worker_id}/lost",
+    operation_id="declare_worker_lost",
     summary="Report that a worker is dead",
     dependencies=_MANAGER,
     responses=responses_for(WorkerNotFound),
@@ -218,6 +245,7 @@ class StartedOut(BaseModel):
 
 @router.post(
     "/workers/start",
+    operation_id="start_workers",
     summary="Start workers",
     status_code=201,
     dependencies=_MANAGER,

@@ -3,7 +3,7 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field, PrivateAttr, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -60,6 +60,22 @@ _ITEM = {
 class ExchangeIn(Body):
     """Calls of workers; each is judged by its own key, as if it had come alone."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "items": [
+                        {
+                            "authorization": "Bearer cvn_<id>_<secret>",
+                            "operation": "lease",
+                            "body": {"request_id": "8f14e45f-ceea-467f-ab8a-1d2e3f4a5b6c"},
+                        }
+                    ]
+                }
+            ]
+        }
+    )
+
     # Read one by one, since one that is wrong must not refuse the others.
     items: list[Annotated[Any, WithJsonSchema(_ITEM)]] = Field(min_length=1, max_length=_MAX_ITEMS)
     _size: int = PrivateAttr(0)
@@ -82,6 +98,7 @@ class ExchangeOut(BaseModel):
 
 @router.post(
     "/leases/exchange",
+    operation_id="exchange_calls",
     summary="Calls of many workers at once",
     dependencies=[requires(Scope.LEASE)],
     openapi_extra=body_limit(CONTENT_BYTES),

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from uuid import UUID
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from app.admin.rules.config import LimitsConfig
@@ -51,6 +51,10 @@ class LocalError(Body):
 
 class BeatIn(Body):
     """A sign of life."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"state": "ready", "cpu_percent": 12.5, "memory_mb": 310}]}
+    )
 
     state: Literal["ready", "busy", "draining"]
     lease: LeaseRef | None = None
@@ -106,6 +110,7 @@ class BeatOut(BaseModel):
 
 @router.post(
     "/workers/{worker_id}/heartbeat",
+    operation_id="send_heartbeat",
     summary="Report health",
     dependencies=[requires(Scope.LEASE)],
     response_model=BeatOut,

@@ -105,7 +105,9 @@ class ReplacementTimesOut(BaseModel):
     first_lease: ReplacementStepOut | None = Field(description="a worker for whom there is no work is in no hurry here")
 
 
-@router.get("/fleet", summary="See the pool as a whole", dependencies=[requires(Scope.MONITOR)])
+@router.get(
+    "/fleet", operation_id="get_fleet", summary="See the pool as a whole", dependencies=[requires(Scope.MONITOR)]
+)
 async def status(connection: Reading, services: ServicesDep) -> FleetOut:
     """Its bounds, hosts with the size of each, workers by state, and the places that rest because of crash loops."""
     pool = (await config.current(connection, services[CurrentConfig].initial)).document.worker_pool
@@ -122,7 +124,9 @@ async def status(connection: Reading, services: ServicesDep) -> FleetOut:
     )
 
 
-@router.get("/replacements", summary="List replacements of lost workers", dependencies=_READ)
+@router.get(
+    "/replacements", operation_id="list_replacements", summary="List replacements of lost workers", dependencies=_READ
+)
 async def replacements(
     connection: Reading, after: Annotated[int | None, Query(ge=0, le=2**63 - 1)] = None, limit: Limit = 50
 ) -> ReplacementPage:
@@ -132,7 +136,12 @@ async def replacements(
     return ReplacementPage(items=items, next=rows.next(lambda row: str(row["id"])))
 
 
-@router.get("/replacements/times", summary="See how fast lost workers are replaced", dependencies=_READ)
+@router.get(
+    "/replacements/times",
+    operation_id="get_replacement_times",
+    summary="See how fast lost workers are replaced",
+    dependencies=_READ,
+)
 async def times(connection: Reading) -> ReplacementTimesOut:
     """Median and 99th percentile of each step, from the detection of the loss to the first lease."""
     times = await records.replacement_times(connection, _SHARES)

@@ -124,6 +124,7 @@ class StoppedOut(BaseModel):
 
 @router.post(
     "/workers",
+    operation_id="register_worker",
     summary="Register a worker",
     status_code=201,
     dependencies=[requires(Scope.REGISTER), UNCACHED],
@@ -154,7 +155,12 @@ async def register(
     return RegistrationOut(**asdict(identity), **asdict(services[HealthPolicy]), **asdict(services[LeasePolicy]))
 
 
-@router.post("/workers/{worker_id}/goodbye", summary="Stop in order", dependencies=[requires(Scope.LEASE)])
+@router.post(
+    "/workers/{worker_id}/goodbye",
+    operation_id="deregister_worker",
+    summary="Stop in order",
+    dependencies=[requires(Scope.LEASE)],
+)
 async def goodbye(worker_id: UUID, reason: ReasonIn, principal: Caller, connection: Writing) -> StoppedOut:
     """The last call of a worker; a lease it still holds is released without burning an attempt."""
     must_be(principal, WorkerId(worker_id))
@@ -162,7 +168,7 @@ async def goodbye(worker_id: UUID, reason: ReasonIn, principal: Caller, connecti
     return StoppedOut(worker_id=worker_id, state="stopped")
 
 
-@router.get("/workers", summary="List workers", dependencies=[requires(Scope.READ)])
+@router.get("/workers", operation_id="list_workers", summary="List workers", dependencies=[requires(Scope.READ)])
 async def page(
     connection: Reading,
     caller: Caller,
@@ -184,6 +190,7 @@ async def page(
 
 @router.get(
     "/workers/{worker_id}",
+    operation_id="get_worker",
     summary="Read a worker",
     dependencies=[requires(Scope.READ)],
     responses=responses_for(WorkerNotFound),
