@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
+from uuid import UUID
 
 from fastapi import Query
 from pydantic import (
@@ -101,6 +102,17 @@ def entries(max_entries: int) -> BeforeValidator:
 
 
 Labels = Annotated[dict[Word, Word], Field(max_length=64), entries(64), AfterValidator(_check_labels)]
+# The first hexadecimal digits of an id.
+IdPrefix = Annotated[str, Field(pattern="^[0-9a-f]{4,32}$", examples=["0190a5b2"])]
+
+
+class MatchesOut(BaseModel):
+    """Ids that begin with a prefix."""
+
+    ids: list[UUID] = Field(description="the first ten, in order")
+    more: bool = Field(description="there are others, or so many that not all were looked at")
+
+
 # A JSON merge patch (RFC 7396).
 MergePatch = Annotated[
     dict[str, Any],

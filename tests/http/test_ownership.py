@@ -210,6 +210,7 @@ _UNKNOWN = {
     **dict.fromkeys(("task_id", "goal_id", "namespace", "permit_id", "worker_id"), str(UUID(int=7))),
     **dict.fromkeys(("checkpoint_id", "version", "decision_id", "alert_id"), "999"),
     "number": "1",
+    "prefix": "0190",
     "agent_type": "ranking",
     "key_id": "000000000000",
     "model:path": "none",

@@ -2,27 +2,25 @@
 
 import math
 from datetime import datetime
-from typing import Annotated
-from uuid import UUID
 
-import typer
 from rich.console import RenderableType
 
 from app.terminal import output
 from app.terminal.client import Json, Url, connect
+from app.terminal.ids import TaskIdArgument, whole_id
 from app.terminal.output import Format, Output
 
 EPILOG = output.examples("convener why 0190a5b2-...", "convener why 0190a5b2-... -o json | jq -r .cause.code")
 
 
 def why(
-    task_id: Annotated[UUID, typer.Argument(metavar="ID", help="the id of a task")],
+    task_id: TaskIdArgument,
     url: Url = None,
     fmt: Output = Format.TABLE,
 ) -> None:
     """Show the one cause for which a task waits, and what changes it."""
     with connect(url) as client:
-        answer = client.get(f"/tasks/{task_id}/why")
+        answer = client.get(f"/tasks/{whole_id(client, 'tasks', task_id)}/why")
     output.present(answer, fmt, lambda: render(answer))
 
 

@@ -6,7 +6,7 @@ from uuid import UUID
 from fastapi import Query
 from pydantic import BaseModel, Field
 
-from app.http.fields import ReasonIn
+from app.http.fields import IdPrefix, MatchesOut, ReasonIn
 from app.http.guard import Caller, requires
 from app.http.namespaces import Within
 from app.http.problems import responses_for
@@ -80,6 +80,12 @@ async def cancel_many(order: CancelManyIn, database: InBatches, caller: Caller, 
         remaining=outcome.remaining,
         dry_run=order.dry_run,
     )
+
+
+@router.get("/ids/{prefix}", summary="Find tasks by the beginning of their ids", dependencies=_CONTENT)
+async def ids(prefix: IdPrefix, connection: Reading, namespace: Within) -> MatchesOut:
+    """For people, who type a few digits of an id; live and finished tasks."""
+    return MatchesOut.model_validate(await listing.ids(connection, prefix, namespace), from_attributes=True)
 
 
 @router.get(

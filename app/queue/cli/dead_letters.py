@@ -1,7 +1,6 @@
 """`convener dead-letters`: tasks that failed for good."""
 
 from typing import Annotated, Any
-from uuid import UUID
 
 import typer
 from rich.text import Text
@@ -11,6 +10,7 @@ from app.queue.cli.views import dead_letter_table, present_task
 from app.terminal import bulk, output
 from app.terminal.bulk import Action, Confirmation, DryRun, Everything, MaxCount, Yes
 from app.terminal.client import Url, connect
+from app.terminal.ids import TaskIdArgument, TaskIds, whole_id, whole_ids
 from app.terminal.options import After, AgentOption, Code, Goal, Labels, Limit, Reason, Whole, moment_option, show_list
 from app.terminal.output import Format, Output
 
@@ -49,13 +49,13 @@ def ls(
     epilog=output.examples("convener dead-letters get 0190a5b2-...", "convener dead-letters get 0190... -o json")
 )
 def get(
-    task_id: Annotated[UUID, typer.Argument(metavar="ID", help="the id of a task that failed")],
+    task_id: TaskIdArgument,
     url: Url = None,
     fmt: Output = Format.TABLE,
 ) -> None:
     """Show everything about a dead letter: its payload, error, and every attempt."""
     with connect(url) as client:
-        present_task(client, client.get(f"/dead-letters/{task_id}"), fmt)
+        present_task(client, client.get(f"/dead-letters/{whole_id(client, 'tasks', task_id)}"), fmt)
 
 
 @app.command(
@@ -66,7 +66,7 @@ def get(
     )
 )
 def requeue(
-    task_ids: Annotated[list[UUID] | None, typer.Argument(metavar="[ID...]", help="ids of tasks that failed")] = None,
+    task_ids: TaskIds = None,
     goal: Goal = None,
     agent: AgentOption = None,
     code: Code = None,
@@ -92,7 +92,8 @@ def requeue(
     if task_ids:
         bulk.refuse_filters(everything, dry_run, limit, *filters.values())
         with connect(url) as client:
-            tasks = [client.post(f"/dead-letters/{task_id}/requeue", order) for task_id in task_ids]
+            ids = whole_ids(client, "tasks", task_ids)
+            tasks = [client.post(f"/dead-letters/{task_id}/requeue", order) for task_id in ids]
         text = Text("\n".join(f"{task['id']} is {task['state']}" for task in tasks))
         output.present({"items": tasks}, fmt, lambda: text)
         return

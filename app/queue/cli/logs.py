@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from typing import Annotated
-from uuid import UUID
 
 import typer
 
@@ -13,6 +12,7 @@ from app.queue.rules.logs import Stream
 from app.terminal import output
 from app.terminal.client import Client, Json, Unreachable, Url, connect
 from app.terminal.failures import Failure
+from app.terminal.ids import TaskIdArgument, whole_id
 from app.terminal.output import Format, Output
 
 EPILOG = output.examples(
@@ -27,7 +27,7 @@ _RETRY_SECONDS = 1.0
 
 
 def logs(
-    task_id: Annotated[UUID, typer.Argument(metavar="ID", help="the id of a task")],
+    task_id: TaskIdArgument,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="go on until the task has finished")] = False,
     attempt: Annotated[int | None, typer.Option(min=1, help="only of this attempt")] = None,
     stream: Annotated[Stream | None, typer.Option(help="only this one")] = None,
@@ -40,6 +40,7 @@ def logs(
     """
     query = {"attempt": attempt, "stream": stream and stream.value}
     with connect(url) as client:
+        task_id = whole_id(client, "tasks", task_id)
         attempts: dict[str, int] = {}
         is_open_line = False
         for piece in _pieces(client, task_id, query, follow=follow):
@@ -57,7 +58,7 @@ def logs(
             typer.echo()
 
 
-def _pieces(client: Client, task_id: UUID, query: Json, *, follow: bool) -> Iterator[Json]:
+def _pieces(client: Client, task_id: str, query: Json, *, follow: bool) -> Iterator[Json]:
     """All pieces there are, or to come; an outage is reported once and waited out."""
     position, is_away = None, False
     while True:

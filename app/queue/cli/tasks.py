@@ -1,7 +1,6 @@
 """`convener tasks`: list, read and cancel tasks."""
 
 from typing import Annotated
-from uuid import UUID
 
 import typer
 from rich.text import Text
@@ -14,6 +13,7 @@ from app.terminal import bulk, output
 from app.terminal.bulk import Action, Confirmation, DryRun, Everything, MaxCount, Yes
 from app.terminal.client import Client, Json, Url, connect
 from app.terminal.failures import Failure
+from app.terminal.ids import TaskIdArgument, TaskIds, id_or_prefix, whole_id, whole_ids
 from app.terminal.options import After, AgentOption, Code, Goal, Labels, Limit, Reason, Whole, moment_option
 from app.terminal.output import Format, Output
 
@@ -24,7 +24,6 @@ app.command("logs", epilog=logs.EPILOG)(logs.logs)
 app.command("requeue", hidden=True, epilog=output.examples("convener tasks requeue 0190a5b2-... --priority high"))(
     dead_letters.requeue
 )
-TaskIdArgument = Annotated[UUID, typer.Argument(metavar="ID", help="the id of a task")]
 PriorityOption = Annotated[PriorityName | None, typer.Option("--priority", help="of this priority")]
 _CANCEL = Action(path="/tasks/cancel", verb="cancel", participle="cancelled", thing="task")
 
@@ -44,7 +43,9 @@ def ls(
     priority: PriorityOption = None,
     label: Labels = None,
     code: Code = None,
-    worker: Annotated[UUID | None, typer.Option(metavar="ID", help="that this worker runs, or ran last")] = None,
+    worker: Annotated[
+        str | None, typer.Option(metavar="ID", parser=id_or_prefix, help="that this worker runs, or ran last")
+    ] = None,
     created_after: Annotated[str | None, moment_option("--created-after", "submitted since then")] = None,
     created_before: Annotated[str | None, moment_option("--created-before", "submitted before")] = None,
     finished_after: Annotated[str | None, moment_option("--finished-after", "finished since then")] = None,
@@ -63,7 +64,6 @@ def ls(
         "priority": priority.value if priority else None,
         "label": label,
         "code": code,
-        "worker_id": str(worker) if worker else None,
         "created_after": created_after,
         "created_before": created_before,
         "finished_after": finished_after,
@@ -71,6 +71,7 @@ def ls(
         "after": after,
     }
     with connect(url) as client, output.errors().status("reading tasks") as status:
+        query["worker_id"] = whole_id(client, "workers", worker) if worker else None
         items, following = client.pages(
             "/tasks", None if everything else limit, lambda count: status.update(f"reading tasks: {count:,}"), **query
         )
@@ -88,7 +89,7 @@ def ls(
 def get(task_id: TaskIdArgument, url: Url = None, fmt: Output = Format.TABLE) -> None:
     """Show everything about a task: payload, progress, result, and the attempts that failed."""
     with connect(url) as client:
-        task = client.get(f"/tasks/{task_id}")
+        task = client.get(f"/tasks/{whole_id(client, 'tasks', task_id)}")
         present_task(client, task, fmt)
 
 
@@ -115,7 +116,7 @@ def change(
     if not body or (deadline and no_deadline):
         raise typer.BadParameter("give a --priority, and a --deadline or --no-deadline")
     with connect(url) as client:
-        task = client.patch(f"/tasks/{task_id}", body | {"reason": reason})
+        task = client.patch(f"/tasks/{whole_id(client, 'tasks', task_id)}", body | {"reason": reason})
     output.present(task, fmt, lambda: task_details(task, client.now))
 
 
@@ -127,7 +128,7 @@ def change(
     )
 )
 def cancel(
-    task_ids: Annotated[list[UUID] | None, typer.Argument(metavar="[ID...]", help="ids of tasks")] = None,
+    task_ids: TaskIds = None,
     goal: Goal = None,
     state: Annotated[TaskState | None, typer.Option(help="that are blocked, pending, assigned or executing")] = None,
     agent: AgentOption = None,
@@ -158,13 +159,13 @@ def cancel(
     if task_ids:
         bulk.refuse_filters(everything, dry_run, limit, *filters.values())
         with connect(url) as client:
-            _cancel_each(client, task_ids, reason, fmt)
+            _cancel_each(client, whole_ids(client, "tasks", task_ids), reason, fmt)
         return
     selected = bulk.selection(everything, **filters)
     bulk.run(_CANCEL, selected, {"reason": reason}, Confirmation(yes=yes, dry_run=dry_run, limit=limit), url, fmt)
 
 
-def _cancel_each(client: Client, task_ids: list[UUID], reason: str, fmt: Format) -> None:
+def _cancel_each(client: Client, task_ids: list[str], reason: str, fmt: Format) -> None:
     cancelled_tasks, failures = [], []
     for task_id in task_ids:
         try:

@@ -15,8 +15,9 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.db import namespaces
+from app.db import namespaces, prefixes
 from app.db.pages import PAGE_BYTES
+from app.db.prefixes import Matches
 from app.db.turns import turn
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
@@ -114,6 +115,12 @@ class Selection:
     def where(self, *extra: str) -> str:
         """All conditions, and extra ones, as one."""
         return _all([*extra, *self.conditions().values()])
+
+
+async def ids(connection: AsyncConnection, prefix: str, namespace: str | None) -> Matches:
+    """Live and finished tasks whose ids begin with these digits."""
+    tables = ("tasks", "task_history")
+    return await prefixes.matches(connection, prefix, tables, condition=namespaces.WITHIN, namespace=namespace)
 
 
 async def page(

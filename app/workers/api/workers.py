@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.admin.service import access, config
 from app.admin.service.config import CurrentConfig
-from app.http.fields import AgentNames, Body, Labels, Limit, Moment, ReasonIn, Word
+from app.db import prefixes
+from app.http.fields import AgentNames, Body, IdPrefix, Labels, Limit, MatchesOut, Moment, ReasonIn, Word
 from app.http.guard import UNCACHED, Caller, requires
 from app.http.json import object_text
 from app.http.problems import responses_for
@@ -186,6 +187,17 @@ async def page(
     rows = await store.page(connection, selection, start_after=start, limit=limit)
     following = rows.next(lambda row: f"{row['name']}/{row['incarnation']}")
     return WorkerPage(items=[worker_out(row, caller) for row in rows.items], next=following)
+
+
+@router.get(
+    "/workers/ids/{prefix}",
+    summary="Find workers by the beginning of their ids",
+    dependencies=[requires(Scope.READ)],
+)
+async def ids(prefix: IdPrefix, connection: Reading) -> MatchesOut:
+    """For people, who type a few digits of an id; also workers that are over."""
+    matches = await prefixes.matches(connection, prefix, ["workers"])
+    return MatchesOut.model_validate(matches, from_attributes=True)
 
 
 @router.get(

@@ -11,10 +11,13 @@ from app.terminal import bulk, output
 from app.terminal.bulk import Action, Confirmation, DryRun, Everything, MaxCount, Yes
 from app.terminal.client import Client, Json, Url, connect
 from app.terminal.failures import ExitCode, Failure
+from app.terminal.ids import id_or_prefix, whole_id
 from app.terminal.options import AgentOption, Labels, Reason
 from app.terminal.output import Format, Output
 
-Names = Annotated[list[str] | None, typer.Argument(metavar="[NAME...]", help="names or ids of workers")]
+Names = Annotated[
+    list[str] | None, typer.Argument(metavar="[NAME...]", help="names of workers, ids or their first digits")
+]
 _SUMMARIES = {
     Action(path="/workers/drain", verb="drain", participle="drained", thing="worker"): (
         "Let workers finish their task and end. The pool starts others in their place."
@@ -109,19 +112,33 @@ def all_workers(client: Client, *, with_ended: bool) -> list[Json]:
 
 
 def ids_of(client: Client, workers: list[str]) -> list[str]:
-    """Ids of workers given by id or by name, names being looked up among the live ones. Raises Failure."""
+    """Ids of workers given by id, its first digits or a name, looked up among the live ones first. Raises Failure."""
     if all(_is_id(worker) for worker in workers):
         return workers
     # All names are resolved before the first call, so that a wrong one stops the command before it did anything.
     ids_by_name = {worker["name"]: worker["worker_id"] for worker in all_workers(client, with_ended=False)}
-    unknown = [worker for worker in workers if not _is_id(worker) and worker not in ids_by_name]
+    strangers = [worker for worker in workers if not _is_id(worker) and worker not in ids_by_name]
+    ids_by_prefix = {worker: _by_prefix(client, worker) for worker in strangers}
+    unknown = [worker for worker, worker_id in ids_by_prefix.items() if worker_id is None]
     if unknown:
         raise Failure(
             f"no living worker is named {', '.join(unknown)}",
             ExitCode.NOT_FOUND,
             hint="`convener workers ls` lists the workers",
         )
-    return [worker if _is_id(worker) else ids_by_name[worker] for worker in workers]
+    return [ids_by_name.get(worker) or ids_by_prefix.get(worker) or worker for worker in workers]
+
+
+def _by_prefix(client: Client, text: str) -> str | None:
+    """The id that begins with these digits; None for what is no such beginning, or that of none. Raises Failure."""
+    try:
+        return whole_id(client, "workers", id_or_prefix(text))
+    except typer.BadParameter:
+        return None
+    except Failure as failure:
+        if failure.code is ExitCode.NOT_FOUND:
+            return None
+        raise
 
 
 def _direct_each(verb: str, workers: list[str], reason: str, url: str | None, fmt: Format) -> None:
