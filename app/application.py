@@ -9,6 +9,7 @@ from starlette.types import ASGIApp
 
 from app.admin.api import audit, config, keys, whoami
 from app.agents.api import agents, performance, weights
+from app.dashboard import routes as dashboard
 from app.diagnosis.api import why
 from app.goals.api import goals
 from app.health.api import alerts, degradation, probes, prometheus, report, runtime, series, utilisation
@@ -113,6 +114,7 @@ def build(lifespan: Lifespan | None = None, *, uploads: Uploads | None = None, m
     app.router.routes.extend(lean)
     for part in _PARTS:
         app.include_router(part.router)
+    app.include_router(dashboard.router)
     app.add_middleware(AddressCheck, routes=[*lean, *others])
     problems.install(app)
     openapi.install(app)

@@ -26,6 +26,7 @@ from app.admin.service.config import AuditedReads, CurrentConfig, Effective
 from app.admin.service.keyring import Keyring
 from app.agents.service.agents import AgentReports
 from app.agents.service.weights import follow_weights, refresh_weights
+from app.dashboard.feed import Feeds
 from app.db import presence, schema
 from app.db.database import Database
 from app.db.rights import warn_of_excess_rights
@@ -136,6 +137,7 @@ def services_for(settings: Settings, database: Database, certificate: ServerCert
             terms,
         ),
         ExpectedSchema(revision=schema.head()),
+        Feeds(),
     )
     config.subscribe(lambda effective: _apply(effective, settings, services))
     return services

@@ -11,9 +11,12 @@ import typer
 from rich.panel import Panel
 
 from app.admin.rules.config import conduct
+from app.admin.rules.keys import read_key
+from app.admin.service import sessions
 from app.cli.pool_options import PoolOptions
 from app.cli.stack import KEY_FILES, START_ERRORS, Stack, running, start_failure
 from app.cli.task_lines import show_tasks
+from app.db.database import Database
 from app.kernel.access import Role
 from app.kernel.modes import Mode
 from app.logs import start_logging
@@ -82,6 +85,8 @@ async def _run_until(stop: "StopSignals", settings: Settings, pool_options: Pool
     async with running(settings, say, log_files=False, options=pool_options) as stack:
         stop.on_first = lambda: None
         console.print(_welcome(stack, settings))
+        # Below the frame and on one line, however narrow the terminal is: people click on it.
+        console.print(f"Dashboard: {await _dashboard(stack)}", soft_wrap=True, highlight=False)
         is_development = stack.config.mode is Mode.DEVELOPMENT
         showing = asyncio.create_task(show_tasks(stack, typer.echo)) if is_development else None
         number = await stop.wait()
@@ -118,6 +123,22 @@ class StopSignals:
         else:
             self._first.set_result(number)
             self.on_first()
+
+
+async def _dashboard(stack: Stack) -> str:
+    """The address of the dashboard, for a person with a word that logs in once."""
+    address = f"{stack.url}/dashboard"
+    # As with keys: what is not shown to a person goes into journals, which let others read it.
+    if not console.file.isatty():
+        return f"{address}  (log in with the operator's key)"
+    key_id, _ = read_key(stack.keys[Role.OPERATOR]) or ("", "")
+    database = Database(stack.database_url)
+    try:
+        async with database.transaction() as connection:
+            link = await sessions.create_link(connection, key_id)
+    finally:
+        await database.close()
+    return f"{address}/login?link={link}"
 
 
 def _welcome(stack: Stack, settings: Settings) -> Panel:

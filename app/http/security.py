@@ -72,7 +72,10 @@ def names_one_host(scope: Scope) -> bool:
 
 
 def _secure(headers: Headers, policy: tuple[bytes, bytes]) -> None:
-    headers += (_NOSNIFF, policy)
+    headers.append(_NOSNIFF)
+    # Pages of the dashboard have a stricter one of their own.
+    if not _value(headers, policy[0]):
+        headers.append(policy)
     if not _value(headers, _NO_STORE[0]):
         headers.append(_NO_STORE)
 

@@ -86,7 +86,7 @@ async def test_no_journal_gets_the_key_of_the_operator(
         url="http://here",
         own_address="unix:/here",
         trust=SYSTEM_TRUST,
-        database_url="",
+        database_url=database.url,
         keys={Role.OPERATOR: "cvn_a_secret"},
         new_keys=frozenset({Role.OPERATOR}),
         config=await _granted(database, PoolOptions()),
@@ -98,6 +98,7 @@ async def test_no_journal_gets_the_key_of_the_operator(
     monkeypatch.setattr(up, "console", Console(file=stream, force_terminal=True))
     welcome = str(up._welcome(machine, Settings(state_directory=tmp_path)).renderable)
     assert ("cvn_a_secret" in welcome) == is_terminal
+    assert ("login?link=cvs_" in await up._dashboard(machine)) == is_terminal
     assert str(tmp_path / "operator.key") in welcome
 
 

@@ -48,12 +48,19 @@ class Public:
     """Open to everybody, and without anything that somebody owns."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """For browsers: open without a session it leads to the login; `tests/dashboard` tries what a session sees there."""
+
+    answer: int = 303
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """What a route needs, and whose it is."""
 
     needs: Scope | tuple[Scope, ...]
-    subject: Named | Within | Shared | Public
+    subject: Named | Within | Shared | Public | Page
 
     @property
     def scopes(self) -> tuple[Scope, ...]:
@@ -224,3 +231,22 @@ TABLE: dict[str, Row] = {
     "GET /metrics/series": Row(Scope.READ, SHARED),
     "GET /health/report": Row(Scope.PUBLIC, PUBLIC),
 }
+# Below /dashboard, by what a browser without a session is answered there.
+PAGES: dict[str, int] = {
+    "GET ": 303,
+    "GET /stream": 303,
+    "GET /tasks": 303,
+    "POST /tasks/order": 401,
+    "GET /tasks/{task_id}": 303,
+    "GET /tasks/{task_id}/output": 303,
+    "GET /tasks/{task_id}/edit": 303,
+    "POST /tasks/{task_id}/submit": 401,
+    "GET /login": 200,
+    "POST /login": 403,
+    "POST /logout": 401,
+    "POST /do/{action}": 401,
+    "GET /static/{digest}/{name}": 404,
+}
+TABLE |= {
+    name.replace(" ", " /dashboard"): Row(Scope.PUBLIC, Page(answer=answer)) for name, answer in PAGES.items()
+} | {"GET /": Row(Scope.PUBLIC, Page(answer=404))}

@@ -11,7 +11,7 @@ from app import application
 from app.db.database import Database
 from app.http.guard import declared_scopes
 from app.kernel.access import SCOPES, Role, Scope
-from tests.http.access_table import TABLE
+from tests.http.access_table import TABLE, Page
 from tests.support.routes import DOCUMENTATION, others, routes
 from tests.support.service import KEY_ROLES, Service, registration
 from tests.support.sql import PATIENCE, execute, until, value
@@ -38,6 +38,8 @@ def test_nothing_else_is_served_than_routes_and_their_documentation() -> None:
 def test_the_documentation_says_which_routes_need_a_key() -> None:
     described = _APP.openapi()["paths"]
     for name, scopes in _EXPECTED.items():
+        if isinstance(TABLE[name].subject, Page):
+            continue
         # The kind of a part of the path is known to the routes alone.
         method, _, path = name.replace(":path", "").partition(" ")
         assert bool(described[path][method.lower()].get("security")) == (scopes != _PUBLIC), name
@@ -89,6 +91,23 @@ async def test_without_a_key_nothing_but_the_public_is_open(
         assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated"), name
         assert answer.headers["content-type"] == "application/problem+json"
         assert answer.headers["www-authenticate"] == "Bearer"
+    assert await _state(database) == before
+
+
+def test_pages_for_browsers_are_not_in_the_document() -> None:
+    assert not [path for path in _APP.openapi()["paths"] if path == "/" or path.startswith("/dashboard")]
+
+
+async def test_a_page_shows_nothing_without_a_session(service: Service, database: Database) -> None:
+    before = await _state(database)
+    for name, row in TABLE.items():
+        if not isinstance(row.subject, Page):
+            continue
+        method, _, path = name.partition(" ")
+        for headers in ({}, {"Cookie": "convener_session_default=cvs_000000000000_guess"}):
+            # A key is no session: programs use the API.
+            answer = await service.ask(method, path, headers=headers)
+            assert answer.status_code == row.subject.answer, name
     assert await _state(database) == before
 
 

@@ -23,7 +23,7 @@ from app.llm.rules.permits import PermitRequest, RequestId, answer_key
 from app.llm.store import permits as permit_store
 from app.llm.store.permits import NewPermit
 from app.queue.store import tasks as task_store
-from tests.http.access_table import TABLE, Named, Public, Row, Shared, Within
+from tests.http.access_table import TABLE, Named, Page, Public, Row, Shared, Within
 from tests.support.routes import routes
 from tests.support.service import Service
 from tests.support.sql import execute, fetch
@@ -201,7 +201,7 @@ async def _cells_of(world: World, asker: Asker, name: str, row: Row) -> AsyncIte
                 yield _cell(asker, name, row, {}, space, 403 if is_refused else within.answer)
         case Shared():
             yield _cell(asker, name, row, {}, "", 403 if asker.namespace else None)
-        case Public():
+        case Public() | Page():
             pass
 
 

@@ -1,4 +1,4 @@
-"""The text of a key, the digest that is stored of it, and which keys people may make."""
+"""The text of a key or session, the digest that is stored of it, and which keys people may make."""
 
 import hashlib
 import hmac
@@ -9,6 +9,7 @@ from app.kernel.access import COMMON, NAMESPACED_ROLES, SCOPES, Role, Scope
 from app.kernel.namespaces import DEFAULT, PATTERN
 
 _PREFIX = "cvn"
+_SESSION_PREFIX = "cvs"
 _MAX_ID_LENGTH = 64
 
 
@@ -19,8 +20,22 @@ def write_key(key_id: str, secret: str) -> str:
 
 def read_key(text: str) -> tuple[str, str] | None:
     """Split a key into its id and secret; None when it is not of the form."""
+    return _split(text, _PREFIX)
+
+
+def write_session(session_id: str, secret: str) -> str:
+    """The text that a browser keeps: `cvs_<id>_<secret>`."""
+    return f"{_SESSION_PREFIX}_{session_id}_{secret}"
+
+
+def read_session(text: str) -> tuple[str, str] | None:
+    """Split the text of a session into its id and secret; None when it is not of the form."""
+    return _split(text, _SESSION_PREFIX)
+
+
+def _split(text: str, prefix: str) -> tuple[str, str] | None:
     parts = text.split("_", 2)  # the secret is URL-safe base64 and may hold underscores itself
-    if len(parts) != 3 or parts[0] != _PREFIX or not 0 < len(parts[1]) <= _MAX_ID_LENGTH or not parts[2]:
+    if len(parts) != 3 or parts[0] != prefix or not 0 < len(parts[1]) <= _MAX_ID_LENGTH or not parts[2]:
         return None
     return parts[1], parts[2]
 

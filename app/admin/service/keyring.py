@@ -9,9 +9,9 @@ import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from app.admin.rules.keys import matches, read_key
+from app.admin.rules.keys import matches, read_key, read_session
 from app.admin.service.access import UNKNOWN
-from app.admin.store import keys
+from app.admin.store import keys, sessions
 from app.admin.store.keys import StoredKey
 from app.db import hot_path, notify
 from app.db.batching import Coalescer
@@ -57,6 +57,7 @@ class Keyring(Authenticator):
         self._checked_at = float("-inf")
         self._wake = asyncio.Event()
         self._lookups: Coalescer[str, StoredKey | None] = Coalescer(self._read)
+        self._session_lookups: Coalescer[str, StoredKey | None] = Coalescer(self._read_sessions)
         self._used: set[str] = set()
         self._noted_at = time.monotonic()
         database.announcer.subscribe(self._hear)
@@ -131,13 +132,13 @@ class Keyring(Authenticator):
 
     async def _look_up(self, text: str) -> tuple[Principal, float]:
         """The holder, and the seconds for which to remember it."""
-        parts = read_key(text)
+        # A browser shows its session, which acts for a key.
+        parts, lookups = read_key(text), self._lookups
+        if parts is None:
+            parts, lookups = read_session(text), self._session_lookups
         if parts is None:
             raise Unauthenticated("a key looks like cvn_<id>_<secret>")
-        is_absent = self._absent.get(parts[0], 0.0) > time.monotonic()
-        stored_key = None if is_absent else await self._lookups(parts[0])
-        if stored_key is None and not is_absent:
-            self._remember_absence(parts[0])
+        stored_key = await self._find(lookups, parts[0])
         lifetime = None if stored_key is None else _lifetime(stored_key, parts[1])
         if stored_key is None or lifetime is None:
             raise Unauthenticated(UNKNOWN)
@@ -152,10 +153,23 @@ class Keyring(Authenticator):
             self._used.add(stored_key.id)
         return _principal(stored_key), lifetime
 
+    async def _find(self, lookups: Coalescer[str, StoredKey | None], stored_id: str) -> StoredKey | None:
+        """The key that is stored under an id, or that its session acts for."""
+        if self._absent.get(stored_id, 0.0) > time.monotonic():
+            return None
+        stored_key = await lookups(stored_id)
+        if stored_key is None:
+            self._remember_absence(stored_id)
+        return stored_key
+
     async def _read(self, key_ids: Sequence[str]) -> list[StoredKey | None]:
         """Look up keys together: hundreds of workers may ask at once."""
         keys_by_id = await hot_path.run(self._database, lambda c: keys.read(c, key_ids))
         return [keys_by_id.get(key_id) for key_id in key_ids]
+
+    async def _read_sessions(self, session_ids: Sequence[str]) -> list[StoredKey | None]:
+        keys_by_session = await hot_path.run(self._database, lambda c: sessions.read(c, session_ids))
+        return [keys_by_session.get(session_id) for session_id in session_ids]
 
     def _remember(self, fingerprint: bytes, entry: _Entry) -> None:
         if len(self._entries) >= _MAX_REMEMBERED:

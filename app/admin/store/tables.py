@@ -1,6 +1,6 @@
-"""The deployment configuration with its history, and the audit log. Rows are only added; a trigger sees to that."""
+"""The deployment configuration with its history and the audit log, to which rows are only added, and sessions."""
 
-from sqlalchemy import JSON, BigInteger, Column, Index, LargeBinary, Table, Text, func
+from sqlalchemy import JSON, BigInteger, Boolean, Column, Index, LargeBinary, Table, Text, func
 from sqlalchemy.dialects.postgresql import JSONB
 
 from app.admin.rules.config import ConfigAction
@@ -36,4 +36,17 @@ audit = Table(
     Column("reason", Text, nullable=False),
     Column("digest", LargeBinary, nullable=False, comment="SHA-256 of the digest before and of this content"),
     Index("audit_by_action", "action", "seq"),
+)
+
+# No foreign key, for which each registration of a launched worker would pay: a session without its key is no good.
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("key_id", Text, nullable=False, comment="the key that it acts for"),
+    Column("secret_hash", LargeBinary, nullable=False),
+    Column("is_link", Boolean, nullable=False, comment="opens one session, once, and is good for nothing else"),
+    moment("created_at", nullable=False, server_default=func.now()),
+    moment("expires_at", nullable=False),
+    Index("sessions_key", "key_id"),
 )

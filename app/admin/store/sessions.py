@@ -1,0 +1,65 @@
+"""Sessions of browsers, which act for a key, and links that open one; stored as the SHA-256 of their secrets."""
+
+from collections.abc import Sequence
+
+import asyncpg
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.admin.store.keys import StoredKey
+from app.db import notify
+from app.kernel.access import Role
+
+_INSERT = text("""
+INSERT INTO sessions (id, key_id, secret_hash, is_link, expires_at)
+VALUES (:id, :key_id, :secret_hash, :is_link, now() + make_interval(secs => :seconds))
+""")
+# A session that was opened with a former secret of its key ends with that.
+_READ = """
+SELECT s.id AS session_id, k.id, k.role, k.namespace, s.secret_hash, k.worker_id, k.withheld, k.revoked_at,
+       extract(epoch FROM least(s.expires_at, k.expires_at,
+           CASE WHEN s.created_at < k.rotated_at THEN k.former_expires_at END) - now())::float8 AS seconds_left,
+       EXISTS (SELECT FROM keys other WHERE other.namespace <> 'default') AS is_divided
+FROM sessions s JOIN keys k ON k.id = s.key_id WHERE s.id = ANY ($1::text[]) AND NOT s.is_link
+"""
+_TAKE_LINK = text("""
+DELETE FROM sessions WHERE id = :id AND secret_hash = :secret_hash AND is_link AND expires_at > now() RETURNING key_id
+""")
+_END = text("DELETE FROM sessions WHERE id = :id AND NOT is_link RETURNING key_id")
+_TIDY = text("""
+DELETE FROM sessions WHERE expires_at <= now() OR id IN (
+    SELECT id FROM sessions WHERE key_id = :key_id ORDER BY created_at DESC OFFSET :kept
+)
+""")
+
+
+async def insert(
+    connection: AsyncConnection, session_id: str, key_id: str, secret_hash: bytes, *, is_link: bool, seconds: float
+) -> None:
+    """Store a session, or a link that opens one."""
+    values = {"id": session_id, "key_id": key_id, "secret_hash": secret_hash, "is_link": is_link, "seconds": seconds}
+    await connection.execute(_INSERT, values)
+
+
+async def read(connection: "asyncpg.Connection[asyncpg.Record]", session_ids: Sequence[str]) -> dict[str, StoredKey]:
+    """The keys that these sessions act for, each with the secret and the end of its session."""
+    rows = [dict(row) for row in await connection.fetch(_READ, session_ids)]
+    absent = {"former_hash": None, "former_seconds": None, "capabilities": None}
+    absent |= {"worker_state": None, "ended_reason": None}
+    return {row.pop("session_id"): StoredKey(**row | absent | {"role": Role(row["role"])}) for row in rows}
+
+
+async def take_link(connection: AsyncConnection, session_id: str, secret_hash: bytes) -> str | None:
+    """Use up a link; return the key that it stands for, None where it is no link, or not any more."""
+    return (await connection.execute(_TAKE_LINK, {"id": session_id, "secret_hash": secret_hash})).scalar()
+
+
+async def end(connection: AsyncConnection, session_id: str) -> str | None:
+    """End a session in all processes; return the key that it acted for, None where it has ended."""
+    notify.note(connection, notify.KEYS)
+    return (await connection.execute(_END, {"id": session_id})).scalar()
+
+
+async def tidy(connection: AsyncConnection, key_id: str, *, kept: int) -> None:
+    """Delete the sessions that have expired, and of a key all but the newest `kept`."""
+    await connection.execute(_TIDY, {"key_id": key_id, "kept": kept})

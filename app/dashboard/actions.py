@@ -1,0 +1,171 @@
+"""Actions that the pages let people do: each action is one call of the API, with the scopes that it needs there."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+from app.dashboard.api_calls import Refused
+from app.kernel.access import Scope
+
+Fields = Mapping[str, str]
+
+
+def _reason(fields: Fields) -> dict[str, Any]:
+    return {"reason": fields.get("reason", "")}
+
+
+def _note(fields: Fields) -> dict[str, Any]:
+    return {"note": fields.get("reason", "")}
+
+
+def _start(fields: Fields) -> dict[str, Any]:
+    # The same form sent twice starts nobody else.
+    return _reason(fields) | {"count": whole(fields, "count"), "request_id": fields.get("request_id") or None}
+
+
+def _as_usual(fields: Fields) -> dict[str, Any]:
+    return _reason(fields) | {"step": 0}
+
+
+def _let_rule_decide(fields: Fields) -> dict[str, Any]:
+    return _reason(fields) | {"step": None}
+
+
+def _urgent(fields: Fields) -> dict[str, Any]:
+    return _reason(fields) | {"priority": fields.get("priority", "")}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Action:
+    """A button: its label, the call, and the sentence when it is done; both have places for fields of the form.
+
+    `asks` is the label of the field for the reason. A grave one is asked about once more.
+    """
+
+    label: str
+    method: str = "POST"
+    path: str
+    scopes: tuple[Scope, ...]
+    done: str
+    body: Callable[[Fields], dict[str, Any]] = _reason
+    asks: str = "Reason"
+    is_grave: bool = False
+
+
+_SEE = Scope.CONTENT
+ACTIONS: Mapping[str, Action] = {
+    "resume-queue": Action(
+        label="Resume", path="/queues/{agent}/resume", scopes=(Scope.MANAGE,), done="{agent} is leased again."
+    ),
+    "pause-queue": Action(
+        label="Pause",
+        path="/queues/{agent}/pause",
+        scopes=(Scope.MANAGE,),
+        done="{agent} is paused; running tasks go on.",
+    ),
+    "start-workers": Action(
+        label="Start workers",
+        path="/workers/start",
+        scopes=(Scope.MANAGE,),
+        body=_start,
+        done="{count} more will start within seconds.",
+    ),
+    "drain-worker": Action(
+        label="Drain",
+        path="/workers/{worker_id}/drain",
+        scopes=(Scope.MANAGE,),
+        done="The worker ends after its task; the pool starts another.",
+    ),
+    "stop-worker": Action(
+        label="Stop",
+        path="/workers/{worker_id}/stop",
+        scopes=(Scope.OPERATE,),
+        done="The worker stops; its task goes back to the queue.",
+        is_grave=True,
+    ),
+    "restart-worker": Action(
+        label="Restart",
+        path="/workers/{worker_id}/restart",
+        scopes=(Scope.OPERATE,),
+        done="The worker stops, and a new process takes its place.",
+    ),
+    "acknowledge-alert": Action(
+        label="Acknowledge",
+        path="/alerts/{alert_id}/acknowledge",
+        scopes=(Scope.OPERATE,),
+        body=_note,
+        asks="Note for whoever looks next",
+        done="Acknowledged: it stays until its symptom is gone.",
+    ),
+    "reset-model": Action(
+        label="Try it again at once",
+        path="/llm/models/{model}/reset",
+        scopes=(Scope.OPERATE,),
+        done="{model} starts as a new one.",
+    ),
+    "run-as-usual": Action(
+        label="Run everything as usual for 30 minutes",
+        method="PUT",
+        path="/degradation",
+        scopes=(Scope.OPERATE,),
+        body=_as_usual,
+        done="Everything runs as usual for 30 minutes; then the rule takes over.",
+    ),
+    "cancel-task": Action(
+        label="Cancel",
+        path="/tasks/{task_id}/cancel",
+        scopes=(Scope.SUBMIT, _SEE),
+        done="The task is cancelled.",
+        is_grave=True,
+    ),
+    "requeue-task": Action(
+        label="Requeue",
+        path="/dead-letters/{task_id}/requeue",
+        scopes=(Scope.SUBMIT, _SEE),
+        done="The task is in the queue again, with all its attempts before it.",
+    ),
+    "raise-task": Action(
+        label="Change priority",
+        method="PATCH",
+        path="/tasks/{task_id}",
+        scopes=(Scope.SUBMIT, _SEE),
+        body=_urgent,
+        done="The task has another priority.",
+    ),
+}
+
+
+def action_of(call: str | None) -> tuple[str, dict[str, str]] | None:
+    """The action that makes a call such as `POST /queues/ranking/resume`, and its fields; None where there is none."""
+    method, _, path = (call or "").partition(" ")
+    for name, action in ACTIONS.items():
+        pattern = re.sub(r"{(\w+)}", r"(?P<\1>[^/?]+)", action.path)
+        # One that needs more than the path, such as a priority, has a form of its own.
+        match = re.fullmatch(pattern, path) if action.method == method and action.body in (_reason, _as_usual) else None
+        if match is not None:
+            return name, {field: unquote(value) for field, value in match.groupdict().items()}
+    return None
+
+
+def whole(fields: Fields, name: str) -> int:
+    """A whole number of a form. Raises Refused."""
+    try:
+        return int(fields.get(name, ""))
+    except ValueError:
+        raise Refused(422, {"detail": f"{name} must be a whole number"}) from None
+
+
+def filled(text: str, fields: Fields, *, is_path: bool) -> str:
+    """The text with the values of the fields in their places. Raises Refused for a value that leads elsewhere."""
+    pieces = text.split("{")
+    whole_text = pieces[0]
+    for piece in pieces[1:]:
+        name, _, rest = piece.partition("}")
+        value = fields.get(name, "")
+        # Names of models have slashes, and their addresses end with what follows them.
+        if is_path and (not value or value in (".", "..") or ("/" in value and name != "model")):
+            raise Refused(404, {"detail": f"there is no {name.removesuffix('_id')} of this name"})
+        whole_text += value + rest
+    return whole_text

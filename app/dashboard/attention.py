@@ -1,0 +1,175 @@
+"""Things that need somebody's attention, each with the buttons that carry out its own advice."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from app.dashboard.sight import Sight
+from app.kernel.text import NO_REASON, plural
+
+_LEVELS = ("critical", "warning", "note")
+_NAMES = {"degraded": "warning"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Button:
+    """An action with the fields that say on what."""
+
+    action: str
+    fields: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """A page that tells more."""
+
+    text: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """Something that is wrong: its weight, what is so, and what to do."""
+
+    level: str
+    text: str
+    advice: str = ""
+    since: str | None = None
+    note: str = ""
+    buttons: tuple[Button, ...] = ()
+    links: tuple[Link, ...] = ()
+
+
+_WORKERS = Link(text="Workers", path="/workers")
+_WAITING = Link(text="Waiting tasks", path="/tasks?state=pending")
+_ONE_MORE = Button(action="start-workers", fields={"count": "1"})
+_USUAL = Button(action="run-as-usual")
+# What to do about the reasons of the health report that no alert tells of, and where: by code.
+_ADVICE: Mapping[str, str] = {
+    "no_healthy_worker": "start one, and look at the last errors of those that ended",
+    "loops_never_ran": "start the loops: `convener loops`",
+    "workers_lost": "look at the last errors of the workers that ended",
+    "workers_not_ready": "look why they do not pass their health report",
+    "queue_nearly_full": "add workers, cancel what is not needed, or raise queue.max_size",
+    "cpu_short": "add hosts, lower worker_pool.max_workers, or submit less",
+    "memory_short": "lower worker_pool.max_workers or resource_limits.max_memory_per_worker_gb, or add hosts",
+    "agent_unserved": "start a worker whose handlers serve it: `convener worker --handlers MODULE`",
+}
+_BUTTONS: Mapping[str, tuple[Button, ...]] = {
+    "no_healthy_worker": (_ONE_MORE,),
+    "pool_below_minimum": (_ONE_MORE,),
+    "queue_nearly_full": (_ONE_MORE,),
+    "queue_growth": (_ONE_MORE,),
+    "oldest_task": (_ONE_MORE,),
+    "degraded": (_USUAL,),
+    "resources_short": (_USUAL,),
+}
+_LINKS: Mapping[str, tuple[Link, ...]] = {
+    "oldest_task": (_WAITING,),
+    "queue_nearly_full": (_WAITING,),
+    "stuck_executing": (Link(text="Running tasks", path="/tasks?state=executing"),),
+}
+_OF_WORKERS = frozenset(
+    {
+        "no_healthy_worker",
+        "pool_below_minimum",
+        "replacement_failing",
+        "reduced_capacity",
+        "worker_starvation",
+        "workers_lost",
+        "workers_not_ready",
+    }
+)
+# The same, as the report and the alerts call it.
+_RULES = {"resources_short": "degraded", "reduced_capacity": "replacement_failing", "loops_silent": "duty_late"}
+
+
+def attention(sight: Sight) -> list[Item]:
+    """All of it, the worst first."""
+    items = [
+        *_of_alerts(sight),
+        *_of_report(sight),
+        *_of_pauses(sight),
+        *_of_models(sight),
+        *_of_dead_letters(sight),
+    ]
+    return sorted(items, key=lambda item: _LEVELS.index(item.level))
+
+
+def _of_alerts(sight: Sight) -> Iterator[Item]:
+    for alert in sight.alerts:
+        rule, subject = alert["rule"], alert["subject"]
+        buttons = _BUTTONS.get(rule, ())
+        if rule == "breaker_open":
+            buttons = (Button(action="reset-model", fields={"model": subject}),)
+        if alert["state"] == "open":
+            acknowledgement = Button(action="acknowledge-alert", fields={"alert_id": str(alert["id"])})
+            buttons = (*buttons, acknowledgement)
+        note = f"acknowledged: {alert['note'] or 'somebody knows'}" if alert["state"] != "open" else ""
+        yield Item(
+            level=alert["severity"],
+            text=alert["summary"],
+            advice=alert["advice"],
+            since=alert["opened_at"],
+            note=note,
+            buttons=buttons,
+            links=_links(rule),
+        )
+
+
+def _of_report(sight: Sight) -> Iterator[Item]:
+    """Reasons that no alert tells of already."""
+    rules = {alert["rule"] for alert in sight.alerts}
+    for reason in sight.report["reasons"]:
+        code, level = reason["code"], reason["level"]
+        if level == "note" or _RULES.get(code, code) in rules or code == "agent_paused":
+            continue
+        yield Item(
+            level=_NAMES.get(level, level),
+            text=reason["message"] or code.replace("_", " "),
+            advice=_ADVICE.get(code, ""),
+            buttons=_BUTTONS.get(code, ()),
+            links=_links(code),
+        )
+
+
+def _of_pauses(sight: Sight) -> Iterator[Item]:
+    for pause in sight.queues["paused"]:
+        agent = pause["agent_type"]
+        waiting = sight.queues["depth"]["by_agent"][agent]
+        tasks = plural(waiting, "task of it waits", "tasks of it wait")
+        yield Item(
+            level="warning" if waiting else "note",
+            text=f"{agent.replace('_', ' ')} is paused, and {tasks}: {pause['reason'] or NO_REASON}",
+            advice="end the pause",
+            since=pause["paused_at"],
+            buttons=(Button(action="resume-queue", fields={"agent": agent}),),
+            links=(Link(text="Its tasks", path=f"/tasks?agent_type={agent}"),),
+        )
+
+
+def _of_models(sight: Sight) -> Iterator[Item]:
+    rules = {(alert["rule"], alert["subject"]) for alert in sight.alerts}
+    for model in sight.models:
+        if model["state"] == "ok" or ("breaker_open", model["model"]) in rules:
+            continue
+        yield Item(
+            level="warning",
+            text=f"the model {model['model']}: {model['state'].replace('_', ' ')}",
+            advice="look at its key and account at the provider, then try it again",
+            buttons=(Button(action="reset-model", fields={"model": model["model"]}),),
+        )
+
+
+def _of_dead_letters(sight: Sight) -> Iterator[Item]:
+    count = sight.queues["dead_letters_last_hour"]
+    if count:
+        yield Item(
+            level="note",
+            text=f"{plural(count, 'task has', 'tasks have')} failed for good within the last hour",
+            advice="look why, mend it, and requeue them",
+            links=(Link(text="Failed tasks", path="/tasks?state=failed"),),
+        )
+
+
+def _links(code: str) -> tuple[Link, ...]:
+    return (*_LINKS.get(code, ()), *((_WORKERS,) if code in _OF_WORKERS else ()))

@@ -1,0 +1,200 @@
+"""The first page: the verdict and its reasons, workers, agents, models, and what needs attention; kept up to date."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.responses import Response
+
+from app.dashboard.access import HOME, Viewer
+from app.dashboard.api_calls import Refused
+from app.dashboard.attention import attention
+from app.dashboard.feed import CSRF_PLACE, Feeds, Look
+from app.dashboard.rendering import amount, duration, page, percent, render
+from app.dashboard.sight import Looker, Sight, read_report
+from app.dashboard.sparklines import Sparkline, sparkline
+from app.http.services import Services
+from app.http.streaming import EventStream
+from app.kernel.agents import AgentType
+from app.kernel.errors import Forbidden
+from app.kernel.text import plural
+from app.queue.api.event_stream import EventReaders
+
+_UNAVAILABLE = 503
+REGIONS = ("verdict", "figures", "attention", "agents", "models")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """A number with what it means, and its last hour."""
+
+    name: str
+    value: str
+    note: str
+    curve: Sparkline | None = None
+    path: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentRow:
+    """An agent type as a line of the table."""
+
+    name: AgentType
+    queued: int
+    running: int
+    per_minute: float | None
+    weight: float | None
+    share: float | None
+    mean_seconds: float | None
+    pause: Mapping[str, Any] | None
+    curve: Sparkline | None
+
+
+async def show(viewer: Viewer) -> Response:
+    """The page as it is now."""
+    if viewer.principal.is_confined:
+        # Of one namespace: everything here is of the whole service.
+        return Response(status_code=303, headers={"Location": f"{HOME}/tasks"})
+    values = await _values(viewer, Looker(), viewer.csrf)
+    return page(viewer, "now.html", values)
+
+
+async def stream(viewer: Viewer) -> Response:
+    """The regions of the page, each again whenever it has changed."""
+    if viewer.principal.is_confined:
+        raise Forbidden("this page is about the whole service; the key belongs to a namespace")
+    services: Services = viewer.request.app.state.services
+    services[EventReaders].check(viewer.principal.key_id)
+    feed = services[Feeds].of(viewer, _new_look)
+    return EventStream("0", feed.follow(viewer))
+
+
+def _new_look() -> Look:
+    looker = Looker()
+
+    async def look(viewer: Viewer) -> dict[str, str]:
+        values = await _values(viewer, looker, CSRF_PLACE)
+        return {name: render(f"now/{name}.html", values) for name in (REGIONS if "figures" in values else REGIONS[:1])}
+
+    return look
+
+
+async def _values(viewer: Viewer, looker: Looker, csrf: str) -> dict[str, Any]:
+    """The values of all regions; of the verdict alone while the database is away. Raises Refused."""
+    try:
+        return view_of(viewer, await looker.look(viewer), csrf)
+    except Refused as refusal:
+        if refusal.status != _UNAVAILABLE:
+            raise
+        report = await read_report(viewer.api)
+        return {"report": report, "verdict": sentence_of(report) or f"Critical: {refusal.sentence}."}
+
+
+def view_of(viewer: Viewer, sight: Sight, csrf: str) -> dict[str, Any]:
+    """The values of all regions."""
+    return {
+        "may": viewer.may,
+        "csrf": csrf,
+        "here": HOME,
+        "report": sight.report,
+        "verdict": verdict(sight),
+        "figures": _figures(sight),
+        "decision": sight.decision,
+        "fleet": sight.fleet,
+        "items": attention(sight),
+        "agents": _agent_rows(sight),
+        "models": sight.models,
+        "is_reader": bool(sight.agents),
+        "by_priority": sight.queues["waits"],
+    }
+
+
+def verdict(sight: Sight) -> str:
+    """The state of the whole service in one sentence."""
+    if sentence := sentence_of(sight.report):
+        return sentence
+    pool, depth = sight.report["worker_pool_health"], sight.queues["depth"]["total"]
+    healthy, total = (pool["healthy_workers"], pool["total_workers"]) if pool else (0, sight.fleet["total"])
+    waiting = plural(depth, "task waits", "tasks wait") if depth else "nothing waits"
+    return f"All is well: {healthy:,} of {plural(total, 'worker')} {'is' if total == 1 else 'are'} healthy, {waiting}."
+
+
+def sentence_of(report: Mapping[str, Any]) -> str:
+    """The worst of what a health report tells, in one sentence; "" where nothing is wrong."""
+    worst = [reason for reason in report["reasons"] if reason["level"] != "note"]
+    if not worst:
+        return ""
+    others = f", and {plural(len(worst) - 1, 'more reason')}" if len(worst) > 1 else ""
+    return f"{report['overall_health'].capitalize()}: {worst[0]['message'] or worst[0]['code']}{others}."
+
+
+def _figures(sight: Sight) -> list[Figure]:
+    fleet, queues, hour = sight.fleet, sight.queues, sight.hour
+    states, capacity = fleet["workers"], queues["capacity"]
+    waits = [(wait["oldest_waiting"], name) for name, wait in queues["waits"].items() if wait["oldest_waiting"]]
+    oldest = max(waits, default=None)
+    target = sight.decision["target_workers"] if sight.decision else None
+    minute, totals = queues["throughput"]["last_minute"], queues["totals"]
+    return [
+        Figure(
+            name="Workers",
+            value=amount(fleet["total"]),
+            note=f"target {amount(target)}, {fleet['min_workers']:,} to {fleet['max_workers']:,} allowed; "
+            f"{states['busy']:,} busy, {states['ready']:,} idle"
+            + (f", {states['starting']:,} starting" if states["starting"] else "")
+            + (f", {states['draining']:,} draining" if states["draining"] else ""),
+            curve=sparkline(hour.target, "workers wanted"),
+            path="/workers",
+        ),
+        Figure(
+            name="Busy",
+            value=_last(hour.busy),
+            note=f"processors {_last(hour.processors)} in use" if hour.processors else "of the pool",
+            curve=sparkline(hour.busy, "% busy", ceiling=100),
+        ),
+        Figure(
+            name="Queued",
+            value=amount(queues["depth"]["total"]),
+            note=(f"oldest {duration(oldest[0])} ({oldest[1]}); " if oldest else "")
+            + f"room for {capacity['max_queue_size']:,}, {100 * capacity['fullness']:.0f} % full",
+            path="/tasks?state=pending",
+        ),
+        Figure(
+            name="Finished a minute",
+            value=amount(60 * minute["completed"]),
+            note=f"{60 * minute['submitted']:,.0f} submitted, {60 * minute['failed']:,.0f} failed; "
+            f"{totals['completed']:,} completed in all",
+            curve=sparkline(hour.finished, "a minute"),
+            path="/tasks?state=completed",
+        ),
+    ]
+
+
+def _last(values: Sequence[float | None]) -> str:
+    measured = [value for value in values if value is not None]
+    return percent(measured[-1] if measured else None)
+
+
+def _agent_rows(sight: Sight) -> list[AgentRow]:
+    queues = sight.queues
+    pauses = {pause["agent_type"]: pause for pause in queues["paused"]}
+    finished = {agent: queues["service_times"][agent]["tasks"] for agent in AgentType}
+    in_all = sum(finished.values())
+    rows = []
+    for agent in AgentType:
+        lanes = queues["queues"][agent].values()
+        report = sight.agents.get(agent, {})
+        rows.append(
+            AgentRow(
+                name=agent,
+                queued=queues["depth"]["by_agent"][agent],
+                running=sum(lane["assigned"] + lane["executing"] for lane in lanes),
+                per_minute=finished[agent] / 5,
+                weight=report.get("weight"),
+                share=finished[agent] / in_all if in_all else None,
+                mean_seconds=report.get("service_seconds"),
+                pause=pauses.get(agent),
+                curve=sparkline(sight.hour.finished_by_agent.get(agent, ()), "a minute"),
+            )
+        )
+    return rows

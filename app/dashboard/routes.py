@@ -1,0 +1,194 @@
+"""Addresses of the pages, the session that each needs, and what is shown where it is refused."""
+
+import re
+from collections.abc import Awaitable, Callable
+from urllib.parse import urlencode
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from app.admin.rules.keys import read_key
+from app.admin.service import sessions
+from app.dashboard import now, task, tasks
+from app.dashboard.access import (
+    HOME,
+    LOGIN,
+    Viewer,
+    begin_session,
+    check_viewer,
+    check_word,
+    forget_session,
+    login_word,
+    new_word,
+    notify,
+    offer_login,
+    read_form,
+    read_viewers_form,
+    viewer_of,
+)
+from app.dashboard.actions import ACTIONS, filled
+from app.dashboard.api_calls import Refused
+from app.dashboard.assets import answer_asset
+from app.dashboard.rendering import open_page, page
+from app.http.guard import Authenticator, requires
+from app.http.problems import status_of
+from app.http.routing import Router
+from app.http.services import Services
+from app.kernel.access import Scope
+from app.kernel.errors import ConvenerError, NotPermitted, ShuttingDown, Unauthenticated
+
+# Public by its head: a page is reached by the session in a cookie, and shows what the API answers to that session.
+router = Router(dependencies=[requires(Scope.PUBLIC)], include_in_schema=False)
+View = Callable[[Viewer], Awaitable[Response]]
+
+
+def add_page(path: str, view: View, method: str = "GET") -> None:
+    """Serve a view at an address, to those who have a session."""
+
+    async def endpoint(request: Request) -> Response:
+        try:
+            viewer = await viewer_of(request)
+        except Unauthenticated:
+            return _to_login(request)
+        except ConvenerError as error:
+            return _closed_page(error)
+        try:
+            return await view(viewer)
+        except Refused as refusal:
+            return page(viewer, "refused.html", {"refusal": refusal}, status=refusal.status)
+        except ConvenerError as error:
+            status = status_of(type(error))
+            problem = Refused(status, {"detail": error.detail, "title": error.title(), "code": error.code})
+            return page(viewer, "refused.html", {"refusal": problem}, status=status)
+        except ClientDisconnect:
+            return Response(status_code=400)
+
+    router.add_api_route(path, endpoint, methods=[method], response_class=Response, include_in_schema=False)
+
+
+def _to_login(request: Request) -> Response:
+    if request.method != "GET":
+        return _closed_page(Unauthenticated("the session has ended: log in again, then repeat it"))
+    url = request.url
+    back = url.path + (f"?{url.query}" if url.query else "")
+    query = f"?{urlencode({'back': back})}" if back != HOME else ""
+    return Response(status_code=303, headers={"Location": f"{LOGIN}{query}"})
+
+
+def _closed_page(error: ConvenerError) -> Response:
+    return open_page("closed.html", {"sentence": error.detail}, status=status_of(type(error)))
+
+
+@router.get("/", response_class=Response)
+async def root(request: Request) -> Response:
+    """Lead a browser to the first page; there is nothing else here."""
+    if "text/html" not in request.headers.get("accept", ""):
+        raise HTTPException(404)
+    return Response(status_code=303, headers={"Location": HOME})
+
+
+@router.get("/dashboard/static/{digest}/{name}", response_class=Response)
+async def asset(request: Request) -> Response:
+    """A style or script."""
+    return answer_asset(request.url.path)
+
+
+@router.get("/dashboard/login", response_class=Response)
+async def login_page(request: Request) -> Response:
+    """The form for a key; with the word of a link, its session."""
+    link = request.query_params.get("link")
+    if link is None:
+        return _login_form(request)
+    services: Services = request.app.state.services
+    try:
+        async with services.database.transaction() as connection:
+            session = await sessions.open_by_link(connection, link)
+    except Unauthenticated as error:
+        return _login_form(request, f"{error.detail}: log in with a key", status=401)
+    except ConvenerError as error:
+        return _closed_page(error)
+    # Not a redirect: where a page of somebody else leads here, browsers keep a strict cookie from what it leads to.
+    response = open_page("entered.html", {})
+    begin_session(request, response, session)
+    return response
+
+
+@router.post("/dashboard/login", response_class=Response)
+async def log_in(request: Request) -> Response:
+    """Begin a session with a key."""
+    back = HOME
+    try:
+        fields = await read_form(request)
+        back = _local(fields.get("back"))
+        check_word(login_word(request), fields)
+        session = await _session_of_key(request, fields.get("key", "").strip())
+    except (Unauthenticated, NotPermitted) as error:
+        return _login_form(request, error.detail, status=status_of(type(error)), back=back)
+    except ConvenerError as error:
+        return _closed_page(error)
+    response = Response(status_code=303, headers={"Location": back})
+    begin_session(request, response, session)
+    return response
+
+
+async def _session_of_key(request: Request, key: str) -> str:
+    services: Services = request.app.state.services
+    if services.stopping:
+        raise ShuttingDown
+    if read_key(key) is None:
+        # A session is no key: it must not prolong itself.
+        raise Unauthenticated("a key looks like cvn_<id>_<secret>")
+    principal = await services[Authenticator].recognise(key)
+    check_viewer(principal)
+    async with services.database.transaction() as connection:
+        return await sessions.open_session(connection, principal.key_id)
+
+
+async def log_out(viewer: Viewer) -> Response:
+    """End the session, here and everywhere."""
+    await read_viewers_form(viewer)
+    services: Services = viewer.request.app.state.services
+    async with services.database.transaction() as connection:
+        await sessions.end_session(connection, viewer.session)
+    response = Response(status_code=303, headers={"Location": LOGIN})
+    forget_session(viewer.request, response)
+    return response
+
+
+async def act(viewer: Viewer) -> Response:
+    """Carry out an action, and return to the page that it was on."""
+    fields = await read_viewers_form(viewer)
+    action = ACTIONS.get(viewer.request.path_params["action"])
+    if action is None:
+        raise Refused(404, {"detail": "there is no such action"})
+    await viewer.api.ask(action.method, filled(action.path, fields, is_path=True), body=action.body(fields))
+    response = Response(status_code=303, headers={"Location": _local(fields.get("back"))})
+    notify(viewer.request, response, filled(action.done, fields, is_path=False))
+    return response
+
+
+def _login_form(request: Request, sentence: str = "", *, status: int = 200, back: str | None = None) -> Response:
+    word = login_word(request) or new_word()
+    values = {"csrf": word, "sentence": sentence, "back": back or _local(request.query_params.get("back"))}
+    response = open_page("login.html", values, status=status)
+    offer_login(request, response, word)
+    return response
+
+
+def _local(back: str | None) -> str:
+    """The address of one of our own pages; that of the first for all others."""
+    is_ours = back is not None and re.fullmatch(r"/dashboard([/?][!-~]*)?", back) is not None
+    return back if back and is_ours and "/do/" not in back else HOME
+
+
+add_page("/dashboard", now.show)
+add_page("/dashboard/stream", now.stream)
+add_page("/dashboard/tasks", tasks.show)
+add_page("/dashboard/tasks/{task_id}", task.show)
+add_page("/dashboard/tasks/{task_id}/output", task.output)
+add_page("/dashboard/tasks/{task_id}/edit", task.edit)
+add_page("/dashboard/tasks/{task_id}/submit", task.submit, "POST")
+add_page("/dashboard/tasks/order", tasks.order, "POST")
+add_page("/dashboard/logout", log_out, "POST")
+add_page("/dashboard/do/{action}", act, "POST")

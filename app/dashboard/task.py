@@ -1,0 +1,123 @@
+"""The page of one task: why it waits, its attempts, what it was given and gave back, its output, and what to do."""
+
+import json
+import secrets
+from typing import Any
+from urllib.parse import urlencode
+
+from starlette.responses import Response
+
+from app.dashboard.access import HOME, Viewer, notify, read_viewers_form
+from app.dashboard.api_calls import Refused
+from app.dashboard.rendering import SECURITY, page, pretty, render
+from app.http.bodies import CONTENT_BYTES
+from app.kernel.agents import AgentType
+from app.kernel.states import FINISHED
+
+# Of a handler's longest outputs, the first pages; the API has all of it.
+_MAX_PIECES = 400
+_WAIT_SECONDS = 20
+# What a task is submitted with again, beside its input.
+_KEPT = ("agent_type", "goal_id", "priority", "labels", "timeout_seconds")
+
+
+async def show(viewer: Viewer) -> Response:
+    """Everything about it."""
+    task_id = viewer.request.path_params["task_id"]
+    task = await viewer.api.get(f"/tasks/{task_id}")
+    is_over = task["state"] in FINISHED
+    why = None if is_over else await viewer.api.get(f"/tasks/{task_id}/why")
+    logs = await viewer.api.get(f"/tasks/{task_id}/logs")
+    values = {"task": task, "why": why, "is_over": is_over, "timeline": _timeline(task)}
+    return page(viewer, "task.html", values | _output(viewer, logs, is_over=is_over))
+
+
+async def output(viewer: Viewer) -> Response:
+    """What came after a position of the output, as soon as there is something; for the page that is open."""
+    task_id, after = viewer.request.path_params["task_id"], viewer.request.query_params.get("after")
+    logs = await viewer.api.get(f"/tasks/{task_id}/logs", after=after, wait_seconds=_WAIT_SECONDS)
+    is_over = logs["state"] in FINISHED
+    html = render("task/output.html", {"task_id": task_id, **_output(viewer, logs, is_over=is_over)})
+    response = Response(html, media_type="text/html", headers=SECURITY)
+    if is_over and not logs["items"]:
+        # The rest of the page tells of a task that still ran.
+        response.headers["HX-Refresh"] = "true"
+    return response
+
+
+async def edit(viewer: Viewer) -> Response:
+    """The form to submit its input again, changed."""
+    task = await viewer.api.get(f"/tasks/{viewer.request.path_params['task_id']}")
+    return _form(viewer, task, {name: _shown(task[name]) for name in _KEPT} | {"payload": pretty(task["payload"])})
+
+
+async def submit(viewer: Viewer) -> Response:
+    """Submit another task with the input of the form."""
+    fields = await read_viewers_form(viewer, CONTENT_BYTES)
+    task = await viewer.api.get(f"/tasks/{viewer.request.path_params['task_id']}")
+    try:
+        query = {"namespace": None if viewer.principal.namespace else task["namespace"]}
+        answer = await viewer.api.ask("POST", "/tasks", query=query, body=_body(task, fields))
+    except Refused as refusal:
+        return _form(viewer, task, dict(fields), refusal)
+    response = Response(status_code=303, headers={"Location": f"{HOME}/tasks/{answer.value['id']}"})
+    former = "It was submitted already: this is the same task." if not answer.value["created"] else ""
+    notify(viewer.request, response, former or f"Submitted with the input of {task['id']}.")
+    return response
+
+
+def _body(task: dict[str, Any], fields: Any) -> dict[str, Any]:
+    """The body of the submit. Raises Refused."""
+    try:
+        payload, labels = json.loads(fields.get("payload", "")), json.loads(fields.get("labels") or "{}")
+        timeout = float(fields["timeout_seconds"]) if fields.get("timeout_seconds") else None
+    except ValueError as error:
+        raise Refused(422, {"detail": f"the input is not JSON, or the time no number: {error}"}) from None
+    body = {"agent_type": fields.get("agent_type", ""), "goal_id": fields.get("goal_id") or None, "payload": payload}
+    retry = {"max_attempts": task["max_attempts"]}
+    body |= {"priority": fields.get("priority", ""), "labels": labels, "timeout_seconds": timeout, "retry": retry}
+    # The same form sent twice is one submit.
+    return body | {"idempotency_key": fields.get("once") or None}
+
+
+def _form(viewer: Viewer, task: dict[str, Any], values: dict[str, Any], refusal: Refused | None = None) -> Response:
+    once = values.get("once") or f"dashboard {secrets.token_hex(16)}"
+    shown = {"task": task, "values": values, "refusal": refusal, "agents": list(AgentType), "once": once}
+    return page(viewer, "edit.html", shown, status=refusal.status if refusal else 200)
+
+
+def _shown(value: Any) -> str:
+    return "" if value is None else pretty(value) if isinstance(value, dict) else str(value)
+
+
+def _output(viewer: Viewer, logs: Any, *, is_over: bool) -> dict[str, Any]:
+    """Pieces of the output by attempt and stream, and where to go on."""
+    pieces = logs["items"][:_MAX_PIECES]
+    more = None if is_over and not logs["items"] else urlencode({"after": logs["next"]})
+    return {"task_id": viewer.request.path_params["task_id"], "pieces": pieces, "more": more}
+
+
+def _timeline(task: dict[str, Any]) -> list[dict[str, Any]]:
+    """What has happened to it, in order: each with its time, in words, and the error where there was one."""
+    nothing = {"error": None, "usage": None}
+    events: list[dict[str, Any]] = [nothing | {"at": task["created_at"], "what": "submitted", "state": "pending"}]
+    for attempt in task["attempts"]:
+        who = attempt["worker_name"] or "a worker that is gone"
+        events.append(
+            {
+                "at": attempt["ended_at"],
+                "what": f"attempt {attempt['attempt']} {attempt['outcome'].replace('_', ' ')} on {who}",
+                "error": attempt["error"],
+                "usage": attempt["usage"],
+                "state": "failed",
+            }
+        )
+    if task["leased_at"] and task["state"] not in FINISHED:
+        what = f"attempt {task['attempt']} on {task['worker_name'] or 'a worker'}"
+        events.append(nothing | {"at": task["leased_at"], "what": what, "state": task["state"]})
+    if task["finished_at"]:
+        where = f" on {task['worker_name']}" if task["worker_name"] else ""
+        error = task["error"] if not task["attempts"] else None
+        finish = {"at": task["finished_at"], "error": error, "state": task["state"]}
+        events.append(finish | {"what": f"{task['state']}{where}", "usage": task["usage"]})
+    return events

@@ -1,0 +1,157 @@
+"""The list of tasks by a filter that is in the address, and orders for all that the filter selects."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlencode
+
+from starlette.responses import Response
+
+from app.dashboard.access import HOME, Viewer, notify, read_viewers_form
+from app.dashboard.api_calls import Refused
+from app.dashboard.rendering import page
+from app.kernel.access import Scope
+from app.kernel.agents import AgentType
+from app.kernel.states import TaskState
+from app.kernel.text import plural
+
+LIST = f"{HOME}/tasks"
+# Choices that stand for several states.
+_GROUPS: Mapping[str, tuple[str, ...]] = {
+    "waiting": ("blocked", "pending"),
+    "running": ("assigned", "executing"),
+    "live": ("blocked", "pending", "assigned", "executing"),
+    "finished": ("completed", "failed", "cancelled"),
+}
+_FILTERS = ("state", "agent_type", "goal_id", "priority", "label", "code", "worker_id", "namespace")
+_LIMIT = 50
+# Of what an order for many takes in one call.
+_BATCH = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BulkOrder:
+    """An order for all tasks that a filter selects: the call, the fields of its filter, and what it does in words."""
+
+    label: str
+    path: str
+    scopes: tuple[Scope, ...]
+    filters: tuple[str, ...]
+    count: str
+    done: str
+
+
+BULK: Mapping[str, BulkOrder] = {
+    "cancel": BulkOrder(
+        label="Cancel",
+        path="/tasks/cancel",
+        scopes=(Scope.SUBMIT,),
+        filters=("agent_type", "goal_id", "priority", "label"),
+        count="cancelled",
+        done="cancelled",
+    ),
+    "requeue": BulkOrder(
+        label="Requeue",
+        path="/dead-letters/requeue",
+        scopes=(Scope.SUBMIT,),
+        filters=("agent_type", "goal_id", "code", "label"),
+        count="requeued",
+        done="in the queue again",
+    ),
+    "forget": BulkOrder(
+        label="Forget for good",
+        path="/dead-letters/purge",
+        scopes=(Scope.MANAGE,),
+        filters=("agent_type", "goal_id", "code", "label"),
+        count="purged",
+        done="forgotten",
+    ),
+}
+
+
+async def show(viewer: Viewer) -> Response:
+    """A page of the list."""
+    query = viewer.request.query_params
+    chosen = {name: query[name] for name in _FILTERS if query.get(name)}
+    values: dict[str, Any] = {"chosen": chosen, "orders": _orders(viewer, chosen), "sentence": "", "items": []}
+    values |= {"agents": list(AgentType), "states": [*_GROUPS, *TaskState], "first": address(chosen), "following": None}
+    try:
+        tasks = await viewer.api.get("/tasks", _query(chosen), after=query.get("after"), limit=_LIMIT)
+    except Refused as refusal:
+        if refusal.status != _INVALID:
+            raise
+        return page(viewer, "tasks.html", values | {"sentence": refusal.sentence}, status=refusal.status)
+    following = address(chosen | {"after": tasks["next"]}) if tasks["next"] else None
+    return page(viewer, "tasks.html", values | {"items": tasks["items"], "following": following})
+
+
+_INVALID = 422
+
+
+def address(chosen: Mapping[str, str]) -> str:
+    """The address of the list with this filter."""
+    return f"{LIST}?{urlencode(chosen)}" if chosen else LIST
+
+
+def _query(chosen: Mapping[str, str]) -> dict[str, Any]:
+    states = _GROUPS.get(chosen.get("state", ""))
+    return {**chosen, "state": list(states)} if states else dict(chosen)
+
+
+def _orders(viewer: Viewer, chosen: Mapping[str, str]) -> list[str]:
+    """The orders that understand every part of the filter."""
+    state = chosen.get("state")
+    names = ("requeue", "forget") if state == "failed" else ("cancel",) if state in _LIVE else ()
+    rest = chosen.keys() - {"state", "namespace"}
+    return [name for name in names if viewer.may(*BULK[name].scopes) and rest <= set(BULK[name].filters)]
+
+
+_LIVE = (None, "waiting", "running", "live", *_GROUPS["live"])
+
+
+async def order(viewer: Viewer) -> Response:
+    """Count what the filter selects and ask; once that number has been confirmed, do it."""
+    fields = await read_viewers_form(viewer)
+    chosen = {name: fields[name] for name in _FILTERS if fields.get(name)}
+    name = fields.get("order", "")
+    if name not in _orders(viewer, chosen):
+        raise Refused(422, {"detail": "there is no such order for this filter"})
+    bulk, filters = BULK[name], _bulk_filters(name, chosen)
+    count = sum([(await _send(viewer, bulk, part, chosen, dry_run=True))["matched"] for part in filters])
+    if fields.get("count") != str(count):
+        # Also where the number has changed since it was shown: it is the number that people agree to.
+        values = {"bulk": bulk, "name": name, "chosen": chosen, "count": count, "back": address(chosen)}
+        return page(viewer, "bulk.html", values | {"former": fields.get("count")})
+    done, dependents, left = 0, 0, count
+    for part in filters:
+        outcome = {"remaining": 1}
+        while outcome["remaining"] and left > 0:
+            outcome = await _send(
+                viewer, bulk, part, chosen, dry_run=False, limit=min(left, _BATCH), reason=fields.get("reason", "")
+            )
+            done, dependents = done + outcome[bulk.count], dependents + outcome.get("dependents", 0)
+            left -= outcome[bulk.count]
+            if not outcome[bulk.count]:
+                break
+    response = Response(status_code=303, headers={"Location": address(chosen)})
+    others = f", and {plural(dependents, 'other')} that waited for them" if dependents else ""
+    notify(viewer.request, response, f"{plural(done, 'task')} of {count:,} {bulk.done}{others}.")
+    return response
+
+
+def _bulk_filters(name: str, chosen: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The filters of the calls, one for each state where there are several."""
+    filters: dict[str, Any] = {field: chosen[field] for field in BULK[name].filters if field in chosen}
+    if "label" in filters:
+        filters["label"] = [filters["label"]]
+    state = chosen.get("state")
+    if name == "cancel" and state not in (None, "live"):
+        return [filters | {"state": one} for one in _GROUPS.get(state or "", (state,))]
+    return [filters or {"all": True}]
+
+
+async def _send(
+    viewer: Viewer, bulk: BulkOrder, filters: Mapping[str, Any], chosen: Mapping[str, str], **options: Any
+) -> Any:
+    query = {"namespace": chosen.get("namespace")}
+    return (await viewer.api.ask("POST", bulk.path, query=query, body={"filter": filters, **options})).value

@@ -1,0 +1,154 @@
+"""The first page: the verdict, what needs attention, and the stream that keeps it up to date for all viewers."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from starlette.requests import Request
+
+from app.dashboard import now
+from app.dashboard.access import Viewer, viewer_of
+from app.dashboard.attention import attention
+from app.dashboard.feed import CSRF_PLACE, Feed, Feeds
+from app.dashboard.sight import Looker, Sight
+from app.kernel.access import Role
+from tests.dashboard.browsers import browser
+from tests.support.service import Service
+
+
+async def test_the_verdict_says_it_in_a_sentence_with_every_reason(service: Service) -> None:
+    async with browser(service, Role.READER) as somebody:
+        page = await somebody.page("/dashboard")
+        report = await service.get("/health/report")
+        assert report["overall_health"] == "critical"
+        assert "Critical: no background duty has ever run" in page
+        for reason in report["reasons"]:
+            assert reason["message"].replace("'", "&#39;") in page
+
+
+async def test_figures_of_agents_are_those_of_the_api(service: Service) -> None:
+    for _ in range(3):
+        await service.submitted(agent_type="evolution")
+    async with browser(service, Role.MONITOR) as monitor, browser(service, Role.READER) as reader:
+        seen_by_monitor, seen_by_reader = await monitor.page("/dashboard"), await reader.page("/dashboard")
+    row = seen_by_reader.split("agent_type=evolution")[1].split("</tr>")[0]
+    assert '<td class="n">3</td>' in row
+    assert '<td class="n">20 %</td>' in row
+    # Weights are not for monitors.
+    assert "Weight</th>" in seen_by_reader
+    assert "Weight</th>" not in seen_by_monitor
+
+
+async def test_what_needs_attention_has_the_button_that_mends_it(service: Service) -> None:
+    await service.post("/queues/ranking/pause", {"reason": "a look"})
+    await service.submitted(agent_type="ranking")
+    async with browser(service, Role.OPERATOR) as operator:
+        page = await operator.page("/dashboard")
+        assert "ranking is paused, and 1 task of it waits: a look" in page
+        assert await operator.do("resume-queue", agent="ranking", reason="") == "ranking is leased again."
+        assert "ranking is paused" not in await operator.page("/dashboard")
+
+
+async def test_an_alert_comes_once_with_its_advice(service: Service) -> None:
+    alert: dict[str, Any] = {"id": 7, "rule": "pool_below_minimum", "subject": "", "severity": "critical"}
+    alert |= {"state": "open", "summary": "too few", "advice": "look", "opened_at": "2026-01-31T12:00:00+00:00"}
+    alert["note"] = None
+    report = {"reasons": [{"code": "pool_below_minimum", "level": "degraded", "message": "1 of at least 2 workers"}]}
+    queues: dict[str, Any] = {"paused": [], "dead_letters_last_hour": 0}
+    sight = Sight(report=report, queues=queues, fleet={}, alerts=[alert])
+    (item,) = attention(sight)
+    assert (item.level, item.advice) == ("critical", "look")
+    assert [button.action for button in item.buttons] == ["start-workers", "acknowledge-alert"]
+    (item,) = attention(Sight(report=report, queues=queues, fleet={}, alerts=[alert | {"state": "acknowledged"}]))
+    assert [button.action for button in item.buttons] == ["start-workers"]
+
+
+class _Looks:
+    """Counts the looks of feeds, and keeps the last viewers that they were for."""
+
+    def __init__(self) -> None:
+        self.viewers: list[Viewer] = []
+
+
+@contextmanager
+def _counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Looks]:
+    looks, look = _Looks(), Looker.look
+
+    async def counted(self: Looker, viewer: Viewer) -> Any:
+        looks.viewers.append(viewer)
+        return await look(self, viewer)
+
+    monkeypatch.setattr(Looker, "look", counted)
+    yield looks
+
+
+async def _viewers(service: Service, count: int) -> list[Viewer]:
+    """Viewers with sessions of the same operator's key."""
+    viewers = []
+    for _ in range(count):
+        async with browser(service, Role.OPERATOR) as somebody:
+            scope: dict[str, Any] = {
+                "type": "http",
+                "headers": [(b"cookie", _cookie(somebody.client.cookies))],
+                "method": "GET",
+            }
+            scope |= {"path": "/dashboard", "query_string": b"", "scheme": "http", "server": ("convener", 80)}
+            viewers.append(await _viewer(service, scope))
+    return viewers
+
+
+def _cookie(cookies: Any) -> bytes:
+    return "; ".join(f"{name}={value}" for name, value in cookies.items()).encode()
+
+
+async def _viewer(service: Service, scope: dict[str, Any]) -> Viewer:
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    return await viewer_of(Request({**scope, "app": service.app, "client": ("127.0.0.1", 1)}, receive))
+
+
+async def test_all_viewers_share_one_look_and_hear_of_changes(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with _counted(monkeypatch) as looks:
+        viewers = await _viewers(service, 3)
+        feeds = service.app.state.services[Feeds]
+        feed: Feed = feeds.of(viewers[0], now._new_look)
+        assert all(feeds.of(viewer, now._new_look) is feed for viewer in viewers)
+        streams = [feed.follow(viewer) for viewer in viewers]
+        first = [await _until(stream, "agents", "") for stream in streams]
+        assert CSRF_PLACE not in "".join(first)
+        for viewer, html in zip(viewers, first, strict=True):
+            assert viewer.csrf in html
+        await service.post("/queues/ranking/pause", {"reason": "x"})
+        for stream in streams:
+            assert "paused" in await _until(stream, "agents", "paused")
+        assert len(looks.viewers) < 60
+        for stream in streams:
+            await stream.aclose()
+        assert feed._looking is None
+        assert not feed._viewers
+
+
+async def _until(stream: Any, kind: str, text: str) -> str:
+    """The next region of this kind that has the text."""
+    async with asyncio.timeout(60):
+        async for batch in stream:
+            for message in batch.messages:
+                if message.kind == kind and text in message.data:
+                    return str(message.data)
+    raise AssertionError("the stream has ended")
+
+
+async def test_a_stream_ends_with_its_session(service: Service) -> None:
+    (viewer,) = await _viewers(service, 1)
+    stream = service.app.state.services[Feeds].of(viewer, now._new_look).follow(viewer)
+    await anext(stream)
+    key_id = service.keys[Role.OPERATOR].split("_")[1]
+    await service.ask("DELETE", f"/keys/{key_id}")
+    async with asyncio.timeout(60):
+        async for _ in stream:
+            pass
