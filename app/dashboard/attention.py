@@ -43,17 +43,7 @@ _WORKERS = Link(text="Workers", path="/workers")
 _WAITING = Link(text="Waiting tasks", path="/tasks?state=pending")
 _ONE_MORE = Button(action="start-workers", fields={"count": "1"})
 _USUAL = Button(action="run-as-usual")
-# What to do about the reasons of the health report that no alert tells of, and where: by code.
-_ADVICE: Mapping[str, str] = {
-    "no_healthy_worker": "start one, and look at the last errors of those that ended",
-    "loops_never_ran": "start the loops: `convener loops`",
-    "workers_lost": "look at the last errors of the workers that ended",
-    "workers_not_ready": "look why they do not pass their health report",
-    "queue_nearly_full": "add workers, cancel what is not needed, or raise queue.max_size",
-    "cpu_short": "add hosts, lower worker_pool.max_workers, or submit less",
-    "memory_short": "lower worker_pool.max_workers or resource_limits.max_memory_per_worker_gb, or add hosts",
-    "agent_unserved": "start a worker whose handlers serve it: `convener worker --handlers MODULE`",
-}
+# Of alerts by their rules, and of the other reasons of the health report by their codes.
 _BUTTONS: Mapping[str, tuple[Button, ...]] = {
     "no_healthy_worker": (_ONE_MORE,),
     "pool_below_minimum": (_ONE_MORE,),
@@ -126,7 +116,7 @@ def _of_report(sight: Sight) -> Iterator[Item]:
         yield Item(
             level=_NAMES.get(level, level),
             text=reason["message"] or code.replace("_", " "),
-            advice=_ADVICE.get(code, ""),
+            advice=reason.get("advice") or "",
             buttons=_BUTTONS.get(code, ()),
             links=_links(code),
         )

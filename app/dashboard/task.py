@@ -33,7 +33,7 @@ async def show(viewer: Viewer) -> Response:
 
 
 async def output(viewer: Viewer) -> Response:
-    """What came after a position of the output, as soon as there is something; for the page that is open."""
+    """The output after a position, as soon as there is some, for a page that is open."""
     task_id, after = viewer.request.path_params["task_id"], viewer.request.query_params.get("after")
     logs = await viewer.api.get(f"/tasks/{task_id}/logs", after=after, wait_seconds=_WAIT_SECONDS)
     is_over = logs["state"] in FINISHED
@@ -98,7 +98,7 @@ def _output(viewer: Viewer, logs: Any, *, is_over: bool) -> dict[str, Any]:
 
 
 def _timeline(task: dict[str, Any]) -> list[dict[str, Any]]:
-    """What has happened to it, in order: each with its time, in words, and the error where there was one."""
+    """The steps of a task in order, each in words with its time, and the error where there was one."""
     nothing = {"error": None, "usage": None}
     events: list[dict[str, Any]] = [nothing | {"at": task["created_at"], "what": "submitted", "state": "pending"}]
     for attempt in task["attempts"]:
