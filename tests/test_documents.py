@@ -11,40 +11,18 @@ import pytest
 import typer.main
 
 from app.cli import commands
+from tests.support.documents import DOCUMENTS, ROOT, blocks, commands_of, document_name, prose, spans
 from worker_agent import options as worker_options
 
-ROOT = Path(__file__).parents[1]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("docker/*.md")])
 _FOLDERS = {path.name for path in ROOT.iterdir() if path.is_dir() and path.name not in (".git", ".venv")}
 _FILES = {path.name for path in ROOT.iterdir() if path.is_file()}
-_FENCE = re.compile(r"^```(\{?\w*\}?)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
-_SPAN = re.compile(r"`([^`\n]+(?:\n[^`\n]+)?)`")
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _CALL = re.compile(r"\b([A-Za-z_]+)\.(\w+)\(\)")
 
 
-def _name(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix()
-
-
-def _prose(text: str) -> str:
-    return _FENCE.sub("", text)
-
-
-def _spans(text: str) -> Iterator[str]:
-    for match in _SPAN.finditer(_prose(text)):
-        yield " ".join(match[1].split())
-
-
-def _blocks(text: str, language: str) -> Iterator[str]:
-    for match in _FENCE.finditer(text):
-        if match[1] == language:
-            yield match[2]
-
-
 def _paths(text: str) -> Iterator[str]:
     """Paths below the root, and those with `::name` for something that the file defines."""
-    for span in _spans(text):
+    for span in spans(text):
         first = re.split(r"[/:]", span, maxsplit=1)[0]
         if " " not in span and (span in _FILES or (first in _FOLDERS and "/" in span)):
             yield span
@@ -87,10 +65,10 @@ def _wrong_path(span: str) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=_name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=document_name)
 def test_every_path_exists_and_defines_what_is_named(document: Path) -> None:
     wrong = [problem for span in _paths(document.read_text()) if (problem := _wrong_path(span))]
-    assert not wrong, f"{_name(document)}: " + "; ".join(wrong)
+    assert not wrong, f"{document_name(document)}: " + "; ".join(wrong)
 
 
 def _slug(heading: str) -> str:
@@ -98,20 +76,20 @@ def _slug(heading: str) -> str:
 
 
 def _anchors(document: Path) -> set[str]:
-    return {_slug(match[1]) for match in re.finditer(r"^#+ (.+)$", _prose(document.read_text()), re.MULTILINE)}
+    return {_slug(match[1]) for match in re.finditer(r"^#+ (.+)$", prose(document.read_text()), re.MULTILINE)}
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=_name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=document_name)
 def test_every_relative_link_resolves(document: Path) -> None:
     wrong = []
-    for link in _LINK.findall(_prose(document.read_text())):
+    for link in _LINK.findall(prose(document.read_text())):
         if re.match(r"[a-z]+:", link):
             continue
         path, _, anchor = link.partition("#")
         target = (document.parent / path).resolve() if path else document
         if not target.exists() or (anchor and anchor not in _anchors(target)):
             wrong.append(link)
-    assert not wrong, f"{_name(document)} links to {wrong}"
+    assert not wrong, f"{document_name(document)} links to {wrong}"
 
 
 def _make_targets() -> set[str]:
@@ -119,18 +97,17 @@ def _make_targets() -> set[str]:
 
 
 def _commands_of_make(text: str) -> Iterator[str]:
-    # Code blocks by fences or by indentation; what follows a # is a comment.
-    lines = [line for block in _blocks(text, "") for line in re.findall(r"^make ([^#\n]+)", block, re.MULTILINE)]
-    lines += re.findall(r"^ {4,}make ([^#\n]+)", _prose(text), re.MULTILINE)
-    spans = [span.removeprefix("make ") for span in _spans(text) if re.fullmatch(r"make( [a-z][\w-]*)+", span)]
-    for words in [*lines, *spans]:
-        yield from words.split()
+    # What follows a # is a comment.
+    lines = [line for block in commands_of(text) for line in re.findall(r"^make ([^#\n]+)", block, re.MULTILINE)]
+    words = [span.removeprefix("make ") for span in spans(text) if re.fullmatch(r"make( [a-z][\w-]*)+", span)]
+    for targets in [*lines, *words]:
+        yield from targets.split()
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=_name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=document_name)
 def test_every_target_of_make_exists(document: Path) -> None:
     wrong = set(_commands_of_make(document.read_text())) - _make_targets()
-    assert not wrong, f"{_name(document)} names targets that the Makefile lacks: {wrong}"
+    assert not wrong, f"{document_name(document)} names targets that the Makefile lacks: {wrong}"
 
 
 _HELP = ("--help", "-h", "--version")
@@ -142,10 +119,9 @@ def _convener() -> Any:
 
 
 def _calls_of_convener(text: str) -> Iterator[str]:
-    for block in _FENCE.finditer(text):
-        if block[1] in ("", "sh"):
-            yield from re.findall(r"^(?:[A-Z_]+=\S* )*(?:\S*/)?convener ([^#\n]+)", block[2], re.MULTILINE)
-    for span in _spans(text):
+    for block in commands_of(text):
+        yield from re.findall(r"^(?:export )?(?:[A-Z_]+=\S* )*(?:\S*/)?convener ([^#\n]+)", block, re.MULTILINE)
+    for span in spans(text):
         if match := re.match(r"(?:[A-Z_]+=\S* )*convener (.+)", span):
             yield match[1]
 
@@ -212,16 +188,18 @@ _PROGRAMS = sorted([*ROOT.glob("app/**/*.py"), *ROOT.glob("worker_agent/**/*.py"
 
 
 def test_every_command_that_a_message_or_an_alert_names_exists() -> None:
-    calls = {(_name(file), call) for file in _PROGRAMS for text in _texts(file) for call in _calls_in_text(text)}
+    calls = {
+        (document_name(file), call) for file in _PROGRAMS for text in _texts(file) for call in _calls_in_text(text)
+    }
     assert len(calls) > 150
     wrong = [f"{file}: {problem}" for file, call in sorted(calls) if (problem := _wrong_command(call))]
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=_name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=document_name)
 def test_every_command_exists(document: Path) -> None:
     wrong = [problem for call in _calls_of_convener(document.read_text()) if (problem := _wrong_command(call))]
-    assert not wrong, f"{_name(document)}: " + "; ".join(wrong)
+    assert not wrong, f"{document_name(document)}: " + "; ".join(wrong)
 
 
 @cache
@@ -235,17 +213,17 @@ def _callables() -> frozenset[str]:
     return frozenset(names)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=_name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=document_name)
 def test_diagrams_name_real_functions(document: Path) -> None:
-    drawn = "".join(_blocks(document.read_text(), "mermaid"))
+    drawn = "".join(blocks(document.read_text(), "mermaid"))
     calls = {".".join(pair) for pair in _CALL.findall(drawn)}
     wrong = calls - _callables()
-    assert not wrong, f"{_name(document)} draws calls of functions that do not exist: {sorted(wrong)}"
+    assert not wrong, f"{document_name(document)} draws calls of functions that do not exist: {sorted(wrong)}"
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=_name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=document_name)
 def test_diagrams_hold_nothing_that_ends_a_line_for_mermaid(document: Path) -> None:
-    lines = [line for block in _blocks(document.read_text(), "mermaid") for line in block.splitlines()]
+    lines = [line for block in blocks(document.read_text(), "mermaid") for line in block.splitlines()]
     assert [line for line in lines if ";" in line or "#" in line] == []
 
 
@@ -253,10 +231,10 @@ def test_decisions_are_short_and_of_one_form() -> None:
     records = sorted(ROOT.glob("docs/decisions/[0-9]*.md"))
     for place, record in enumerate(records, start=1):
         lines = record.read_text().splitlines()
-        assert record.name.startswith(f"{place:04d}-"), f"{_name(record)}: records are numbered without gaps"
-        assert 15 <= len(lines) <= 40, f"{_name(record)} has {len(lines)} lines; a record has 15 to 40"
+        assert record.name.startswith(f"{place:04d}-"), f"{document_name(record)}: records are numbered without gaps"
+        assert 15 <= len(lines) <= 40, f"{document_name(record)} has {len(lines)} lines; a record has 15 to 40"
         headings = [line for line in lines if line.startswith("## ")]
-        assert headings == ["## Context", "## Decision", "## Consequence"], _name(record)
+        assert headings == ["## Context", "## Decision", "## Consequence"], document_name(record)
 
 
 def test_the_checks_find_something_to_check() -> None:

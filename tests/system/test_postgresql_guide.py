@@ -1,4 +1,4 @@
-"""The deployment of the README on a database of one's own, command by command: at its end everything is in order."""
+"""The guide to a database of one's own, command by command: at its end everything is in order."""
 
 import asyncio
 import os
@@ -12,16 +12,17 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.support.documents import ROOT, blocks
 from tests.support.ports import free_port
 
-README = Path(__file__).parents[2] / "README.md"
+GUIDE = ROOT / "docs/how-to/postgresql.md"
 # How busy this machine is says nothing about the deployment.
 _OF_THE_MACHINE = {"cpu_short", "memory_short"}
 
 
 def commands() -> list[tuple[dict[str, str], list[str]]]:
-    """Variables and words of each command in the section's first block."""
-    block = README.read_text().partition("## Your own PostgreSQL\n")[2].split("```")[1]
+    """Variables and words of each command of Convener's in the guide."""
+    [block] = [block for block in blocks(GUIDE.read_text(), "sh") if "CONVENER_DATABASE_URL" in block]
     parsed = []
     for line in block.strip().splitlines():
         words = shlex.split(line.removeprefix("export "), comments=True)
