@@ -137,8 +137,9 @@ def _wrong_command(call: str) -> str | None:
     if {"...", "X"} & set(first):
         first = first[: min(first.index(word) for word in ("...", "X") if word in first)]
     group = command = _convener()
-    for word in first:
-        if word.startswith("-") or word == "..." or "." in word:
+    with_value = {name for parameter in command.params if not parameter.is_flag for name in parameter.opts}
+    for former, word in zip(["", *first], first, strict=False):
+        if word.startswith("-") or word == "..." or former in with_value:
             continue  # an option, or the value of one that precedes the command
         if not hasattr(command, "get_command"):
             break
@@ -246,4 +247,6 @@ def test_the_checks_find_something_to_check() -> None:
     assert _wrong_command("tasks lease")
     assert _wrong_command("llm models ls | unset")
     assert _wrong_command("llm models ls | get") is None
+    assert _wrong_command("--profile lab status") is None
+    assert _wrong_command("--profile lab statuses")
     assert _wrong_command("up --mode production") is None

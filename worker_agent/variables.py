@@ -19,7 +19,7 @@ _SETTINGS = """
 _FILES = "DATABASE_PASSWORD_FILE DATABASE_URL_FILE LLM_KEY_FILE WEBHOOK_SECRET_FILE WEBHOOK_URL_FILE SETTINGS_FILE"
 # Of workers and commands, and of what handlers get.
 _OTHERS = """
-    CA_FILE KEY NAMESPACE PROXY TLS_PIN URL OWNER SECRETS_FD
+    CA_FILE KEY KEY_FILE NAMESPACE PROFILE PROXY TLS_PIN URL OWNER SECRETS_FD
     HANDLER_HIDE HANDLER_MAX_FILE_GB HANDLER_MAX_PROCESSES HANDLER_PASS_ENV HANDLER_READABLE HANDLER_USER
     HANDLER_WRITABLE
     LLM_ATTEMPTS LLM_BETWEEN_TOKENS_SECONDS LLM_CONNECT_SECONDS LLM_FIRST_TOKEN_SECONDS LLM_MODEL LLM_TOTAL_SECONDS
@@ -27,6 +27,8 @@ _OTHERS = """
 """
 NAMES = frozenset(_PREFIX + word for word in (_SETTINGS + _FILES + _OTHERS).split())
 STATE_DIRECTORY = f"{_PREFIX}STATE_DIRECTORY"
+PROFILE = f"{_PREFIX}PROFILE"
+KEY_FILE = f"{_PREFIX}KEY_FILE"
 # Those that a command reads which only calls the service may stand alone; with others all settings are checked.
 OTHER_SETTINGS = frozenset(_PREFIX + word for word in (_SETTINGS + _FILES).split()) - {STATE_DIRECTORY}
 # Kubernetes, and links of Docker, put these into every container for each service whose name begins with convener.

@@ -14,7 +14,7 @@ from typer.main import get_command, get_group
 
 from app.terminal import output
 from app.terminal.failures import MEANINGS, Commands
-from worker_agent.variables import unknown_variables
+from worker_agent.variables import PROFILE, unknown_variables
 
 _EPILOG = "Exit codes:\n" + "\n".join(f"  {code.value}  {meaning}" for code, meaning in MEANINGS.items())
 _START, _STEER, _PROGRAMS = "Start here", "See and steer", "Run parts of the service"
@@ -101,6 +101,9 @@ ENTRIES: Mapping[str, Entry] = {
     "agents": Entry("app.agents.cli.agents:app", _STEER, "See what agents achieve."),
     "audit": Entry("app.admin.cli.audit:app", _STEER, "Read and check the audit log."),
     "key": Entry("app.admin.cli.keys:app", _STEER, "Make, rotate, list and revoke keys."),
+    "profiles": Entry(
+        "app.cli.profiles:app", _STEER, "Keep address, key and trust of several control planes, for --profile."
+    ),
     "whoami": Entry(
         "app.admin.cli.whoami:whoami", _STEER, "Show which key this is, and what it may do at which service."
     ),
@@ -207,6 +210,12 @@ def build() -> typer.Typer:
     return app
 
 
+def _profiles() -> list[str]:
+    from app.terminal.profiles import names
+
+    return names()
+
+
 def _version(is_requested: bool) -> None:
     if is_requested:
         from importlib.metadata import version
@@ -218,6 +227,14 @@ def _version(is_requested: bool) -> None:
 def _options(
     context: typer.Context,
     _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="show the version")] = False,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            envvar=PROFILE,
+            help="the control plane of this name; `convener profiles` keeps them",
+            autocompletion=_profiles,
+        ),
+    ] = None,
     url: Annotated[str | None, typer.Option(help="address of the service; each command takes it too")] = None,
     ca_file: Annotated[
         Path | None, typer.Option(help="authorities that vouch for the service; the system's by default")
@@ -233,6 +250,8 @@ def _options(
         Path | None, typer.Option(help="TOML file with settings of the processes; CONVENER_ variables win over it")
     ] = None,
 ) -> None:
+    if profile is not None:
+        _use_profile(context, profile, url)
     # Into the environment, where the option of each command finds its default.
     chosen: dict[str, str | None] = {
         "CONVENER_URL": url,
@@ -250,3 +269,23 @@ def _options(
     if context.invoked_subcommand not in _LOGGING:
         for sentence in unknown_variables(os.environ).values():
             typer.echo(output.plain(f"convener: {sentence}"), err=True)
+
+
+def _use_profile(context: typer.Context, name: str, url: str | None) -> None:
+    """Let a profile take the place of the variables by which commands find a service. Raises BadParameter, Failure."""
+    command = context.invoked_subcommand or ""
+    if command == "profiles" or ENTRIES[command].panel != _STEER:
+        source = context.get_parameter_source("profile")
+        if command != "profiles" and source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(f"a profile is for commands that ask a service, which {command} does not")
+        return
+    if url is not None:
+        raise typer.BadParameter("a profile names the address, and its key is for that alone: leave --url out")
+    from app.terminal.profiles import read
+
+    for variable, value in read(name).variables().items():
+        if value is None:
+            os.environ.pop(variable, None)
+        else:
+            os.environ[variable] = value
+    os.environ[PROFILE] = name

@@ -49,13 +49,17 @@ class _State:
     letters: list[dict[str, Any]] | None = None
 
 
-def database_checks(*, is_alone: bool) -> Iterator[Check]:
-    """Yield the checks; `is_alone`: the API is away, so that what it would tell of is read here. None raises."""
+def database_checks(*, is_alone: bool, is_own: bool) -> Iterator[Check]:
+    """Yield the checks, of which none raises.
+
+    `is_alone`: the API is away, so that what it would tell of is read here. The bundled database belongs to this
+    machine's own service alone, and is left out unless `is_own`.
+    """
     try:
         settings = Settings.from_environment()
     except SettingsError:  # `network` says why
         return
-    if not (settings.database_url or (settings.state_directory / "postgres").is_dir()):
+    if not (settings.database_url or (is_own and (settings.state_directory / "postgres").is_dir())):
         return
     url = settings.database_url or bundled_url()
     if url is None:

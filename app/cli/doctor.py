@@ -1,11 +1,8 @@
 """`convener doctor`: checks this machine, the service and the database, and says what mends what is wrong."""
 
-import json
 import os
-import subprocess
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import typer
@@ -13,18 +10,11 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from app.cli.checks import Check, Status
-from app.cli.database_checks import database_checks
-from app.cli.machine_checks import MACHINE_CHECKS
-from app.cli.secrecy_checks import SECRECY_CHECKS
-from app.cli.service_checks import Service
-from app.http.tls import EXPOSED, EXPOSED_REMEDY, UnusableCertificate, expiry_problem, served_certificate
-from app.settings import Settings, SettingsError
 from app.terminal import output
 from app.terminal.failures import ExitCode
 from app.terminal.output import Format, Output
 
 EPILOG = output.examples("convener doctor", "convener doctor -o json | jq '.checks[] | select(.status != \"ok\")'")
-_WORKER_SECONDS = 60
 
 
 def doctor(fmt: Output = Format.TABLE) -> None:
@@ -33,11 +23,16 @@ def doctor(fmt: Output = Format.TABLE) -> None:
     It works with what it can reach: where the API is away, it reads what that would tell from the database, if it has
     its address. A warning alone ends with 0.
     """
+    # Not before they are needed: a press of TAB, and --help, wait for what is imported.
+    from app.cli.machine_checks import MACHINE_CHECKS
+    from app.cli.secrecy_checks import SECRECY_CHECKS
+    from app.cli.service_checks import Service
+
     service = Service()
     with output.errors().status("looking") as status:
         checks: list[Check] = []
         mended: set[tuple[str, str]] = set()
-        for look in (service.checks, lambda: database_checks(is_alone=not service.is_there), *CHECKS):
+        for look in (service.checks, service.database_checks, *MACHINE_CHECKS, *SECRECY_CHECKS):
             for check in look():
                 # What both the service and the database tell of is told once.
                 if not check.remedy or (check.name, check.remedy) not in mended:
@@ -51,54 +46,6 @@ def doctor(fmt: Output = Format.TABLE) -> None:
         raise typer.Exit(ExitCode.REFUSED)
 
 
-def handler_isolation() -> Iterable[Check]:
-    """Yield a check for each protection that a worker, started here by this user, has from its handlers."""
-    # The worker is a separate program, which alone knows how it confines its handlers.
-    command = [sys.executable, "-P", "-m", "worker_agent", "--check-isolation", "-o", "json"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=_WORKER_SECONDS, check=True)
-        protections = json.loads(answer.stdout)["protections"]
-    except (OSError, subprocess.SubprocessError, ValueError, KeyError) as error:
-        reason = getattr(error, "stderr", "") or str(error)
-        yield Check(
-            name="handlers",
-            status=Status.FAILED,
-            detail=f"the worker could not check how it confines handlers: {reason.strip()}",
-            remedy=f"run `{' '.join(command)}` and see",
-        )
-        return
-    for protection in protections:
-        yield Check(
-            name=f"handlers: {protection['name']}",
-            status=Status.OK if protection["holds"] else Status.WARNING,
-            detail=protection["meaning"] if protection["holds"] else f"not held: {protection['why']}",
-            remedy="" if protection["holds"] else protection["remedy"],
-        )
-
-
-def network() -> Iterable[Check]:
-    """Yield a check of the addresses that an API with these settings would listen on, and of its certificate."""
-    try:
-        settings = Settings.from_environment()
-        certificate = served_certificate(settings.tls_certificate, settings.tls_key)
-    except (SettingsError, UnusableCertificate) as error:
-        yield Check(name="network", status=Status.FAILED, detail=str(error), remedy="correct the settings of the API")
-        return
-    if settings.is_exposed:
-        yield Check(name="network", status=Status.WARNING, detail=EXPOSED, remedy=EXPOSED_REMEDY)
-    else:
-        where = " and ".join(settings.addresses)
-        yield Check(name="network", status=Status.OK, detail=f"an API would listen on {where}")
-    if certificate is not None:
-        problem = expiry_problem(certificate.expires_at)
-        status = Status.WARNING if problem else Status.OK
-        detail = problem or f"the TLS certificate is valid until {certificate.expires_at.isoformat()}"
-        remedy = "renew it: `convener tls create NAME` does for those that it has made" if problem else ""
-        yield Check(name="certificate", status=status, detail=detail, remedy=remedy)
-
-
-# Each yields its checks, and none raises.
-CHECKS: Sequence[Callable[[], Iterable[Check]]] = (*MACHINE_CHECKS, network, handler_isolation, *SECRECY_CHECKS)
 _ORDER = (Status.FAILED, Status.WARNING, Status.OK)
 _STYLES = {Status.OK: "green", Status.WARNING: "yellow", Status.FAILED: "bold red"}
 

@@ -1,15 +1,20 @@
-"""Checks of this machine as a place to run on: misspelt variables, room on the disk, and handlers that load."""
+"""Checks of this machine as a place to run on: variables, disk, network, handlers and what keeps them apart."""
 
 import asyncio
+import json
 import os
 import shutil
-from collections.abc import Iterable
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from app.cli.checks import Check, Status
+from app.http.tls import EXPOSED, EXPOSED_REMEDY, UnusableCertificate, expiry_problem, served_certificate
 from app.settings import Settings, SettingsError
 from worker_agent.variables import unknown_variables
 
+_WORKER_SECONDS = 60
 _GB = 1 << 30
 # Below the first PostgreSQL may stop at any time, below the second somebody should make room.
 _SCARCE, _LITTLE = 0.25 * _GB, 2 * _GB
@@ -68,6 +73,52 @@ def handlers_load() -> Iterable[Check]:
         yield Check(name="handlers: import", status=Status.OK, detail=detail)
 
 
+def handler_isolation() -> Iterable[Check]:
+    """Yield a check for each protection that a worker, started here by this user, has from its handlers."""
+    # The worker is a separate program, which alone knows how it confines its handlers.
+    command = [sys.executable, "-P", "-m", "worker_agent", "--check-isolation", "-o", "json"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=_WORKER_SECONDS, check=True)
+        protections = json.loads(answer.stdout)["protections"]
+    except (OSError, subprocess.SubprocessError, ValueError, KeyError) as error:
+        reason = getattr(error, "stderr", "") or str(error)
+        yield Check(
+            name="handlers",
+            status=Status.FAILED,
+            detail=f"the worker could not check how it confines handlers: {reason.strip()}",
+            remedy=f"run `{' '.join(command)}` and see",
+        )
+        return
+    for protection in protections:
+        yield Check(
+            name=f"handlers: {protection['name']}",
+            status=Status.OK if protection["holds"] else Status.WARNING,
+            detail=protection["meaning"] if protection["holds"] else f"not held: {protection['why']}",
+            remedy="" if protection["holds"] else protection["remedy"],
+        )
+
+
+def network() -> Iterable[Check]:
+    """Yield a check of the addresses that an API with these settings would listen on, and of its certificate."""
+    try:
+        settings = Settings.from_environment()
+        certificate = served_certificate(settings.tls_certificate, settings.tls_key)
+    except (SettingsError, UnusableCertificate) as error:
+        yield Check(name="network", status=Status.FAILED, detail=str(error), remedy="correct the settings of the API")
+        return
+    if settings.is_exposed:
+        yield Check(name="network", status=Status.WARNING, detail=EXPOSED, remedy=EXPOSED_REMEDY)
+    else:
+        where = " and ".join(settings.addresses)
+        yield Check(name="network", status=Status.OK, detail=f"an API would listen on {where}")
+    if certificate is not None:
+        problem = expiry_problem(certificate.expires_at)
+        status = Status.WARNING if problem else Status.OK
+        detail = problem or f"the TLS certificate is valid until {certificate.expires_at.isoformat()}"
+        remedy = "renew it: `convener tls create NAME` does for those that it has made" if problem else ""
+        yield Check(name="certificate", status=status, detail=detail, remedy=remedy)
+
+
 def _settings() -> Settings | None:
     try:
         return Settings.from_environment()
@@ -75,4 +126,11 @@ def _settings() -> Settings | None:
         return None
 
 
-MACHINE_CHECKS = (variables, disk, handlers_load)
+# Each yields its checks, and none raises.
+MACHINE_CHECKS: Sequence[Callable[[], Iterable[Check]]] = (
+    variables,
+    disk,
+    handlers_load,
+    network,
+    handler_isolation,
+)

@@ -10,6 +10,7 @@ import httpx
 
 from app.cli import findings
 from app.cli.checks import Check, Status
+from app.cli.database_checks import database_checks
 from app.health.rules.finding import Finding, Level
 from app.health.rules.snapshot import ModelTrouble
 from app.kernel.text import printable
@@ -24,10 +25,11 @@ _ANOTHER = "give its address in CONVENER_URL"
 
 
 class Service:
-    """The service that commands would ask; `is_there` once the checks have had an answer from it."""
+    """The service that commands would ask; `is_there` once it has answered, `is_own` unless it is another machine's."""
 
     def __init__(self) -> None:
         self.is_there = False
+        self.is_own = True
 
     def checks(self) -> Iterator[Check]:
         """Yield the checks, of which none raises."""
@@ -37,6 +39,7 @@ class Service:
         except Failure as failure:
             yield _failed("address", failure)
             return
+        self.is_own = address.is_own
         yield from self._reach(address)
         if not self.is_there:
             return
@@ -47,6 +50,10 @@ class Service:
             return
         with client:
             yield from _ask(client)
+
+    def database_checks(self) -> Iterator[Check]:
+        """Yield the checks of the database, as far as it is that of this service."""
+        return database_checks(is_alone=not self.is_there, is_own=self.is_own)
 
     def _reach(self, address: Address) -> Iterator[Check]:
         start = time.time()

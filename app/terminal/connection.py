@@ -1,6 +1,7 @@
 """Address and key of the service: from an option, the environment, or the files that `convener up` writes."""
 
 import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 from app.terminal.failures import ExitCode, Failure
 from worker_agent.connections.clients import check_address, default_socket
 from worker_agent.connections.trust import SYSTEM_TRUST, Trust, read_trust
-from worker_agent.variables import OTHER_SETTINGS, STATE_DIRECTORY, default_state_directory
+from worker_agent.variables import KEY_FILE, OTHER_SETTINGS, PROFILE, STATE_DIRECTORY, default_state_directory
 
 if TYPE_CHECKING:
     from app.settings import Settings, SettingsError
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 DEFAULT_URL = "http://127.0.0.1:8765"
 OPERATOR_KEY = "operator.key"
 ADMIN_KEY = "admin.key"
+_MAX_KEY = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,18 +58,49 @@ def find_address(url: str | None) -> Address:
 def find_access(url: str | None, key_files: Sequence[str] = (OPERATOR_KEY,)) -> Access:
     """The address and key to use. Raises Failure for a malformed address, and without a key."""
     address, state = find_address(url), state_directory()
-    key = os.environ.get("CONVENER_KEY", "").strip() or (_first(state, key_files) if address.is_own else None)
+    if os.environ.get(PROFILE) and url != os.environ.get("CONVENER_URL"):
+        raise Failure(
+            f"the key of the profile {os.environ[PROFILE]} is for {os.environ.get('CONVENER_URL')}, not for {url}",
+            ExitCode.USAGE,
+            hint="leave --url out, or the profile",
+        )
+    key = os.environ.get("CONVENER_KEY", "").strip() or _key_of_file()
+    key = key or (_first(state, key_files) if address.is_own else None)
     if key is None:
         raise Failure(
             "there is no key to show to the service",
             ExitCode.KEY,
-            hint=f"put one into CONVENER_KEY; `convener up` on this machine leaves one in {state}, "
-            "and `convener key create` makes one",
+            hint=f"put one into CONVENER_KEY, or into the file of {KEY_FILE}; `convener up` on this machine leaves one "
+            f"in {state}, and `convener key create` makes one",
         )
     # Nothing else fits into a header, and the HTTP library would fail without saying which variable is wrong.
     if not key.isascii() or not key.isprintable():
         raise Failure("the key holds characters that no key has", ExitCode.KEY, hint="look at CONVENER_KEY again")
     return Access(url=address.url, key=key, trust=address.trust)
+
+
+def _key_of_file() -> str | None:
+    """The key in the file that the environment names; None without one. Raises Failure."""
+    name = os.environ.get(KEY_FILE)
+    return read_key(Path(name)) if name else None
+
+
+def read_key(path: Path) -> str:
+    """The key in a file, which nobody else may read. Raises Failure."""
+    try:
+        with path.open() as file:
+            # Of the open file, so that it cannot be exchanged in between.
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            key = file.read(_MAX_KEY).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        hint = f"put the key there, for you alone, or name another file as {KEY_FILE}"
+        raise Failure(f"cannot read the key in {path} ({reason})", ExitCode.KEY, hint=hint) from None
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise Failure(f"others can read the key in {path}", ExitCode.KEY, hint=f"chmod 600 {path}")
+    if not key:
+        raise Failure(f"there is no key in {path}", ExitCode.KEY, hint="`convener key create` makes one")
+    return key
 
 
 def state_directory() -> Path:

@@ -163,6 +163,8 @@ _WORDS = {
     "llm models set": "x burst=2",
     "llm reset": "x",
     "metrics push": "x 1",
+    "profiles add": "x --url http://127.0.0.1:9",
+    "profiles rm": "x",
     "queues pause": "ranking",
     "queues resume": "ranking",
     "queues weight": "ranking 1",

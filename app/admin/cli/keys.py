@@ -19,6 +19,7 @@ from app.terminal.databases import author, bundled_url, on_database
 from app.terminal.failures import ExitCode, Failure
 from app.terminal.options import Reason, parse_duration
 from app.terminal.output import Format, Output
+from worker_agent.variables import KEY_FILE
 
 if TYPE_CHECKING:
     from app.admin.store.keys import CreatedKey, NewKey
@@ -199,7 +200,9 @@ def _seconds(duration: str | None) -> int | None:
 
 def _is_direct(is_requested: bool) -> bool:
     # Without a key the service refuses everything, so a database URL alone can only mean the database itself.
-    return is_requested or bool(os.environ.get("CONVENER_DATABASE_URL") and not os.environ.get("CONVENER_KEY"))
+    return is_requested or bool(
+        os.environ.get("CONVENER_DATABASE_URL") and not (os.environ.get("CONVENER_KEY") or os.environ.get(KEY_FILE))
+    )
 
 
 def _connect(url: str | None) -> Client:
