@@ -5,15 +5,26 @@ READY := .venv/.ready
 
 .PHONY: demo local-llm demo-llm test-llm up test quick check format lint imports types openapi docs lock bench bench-attacks bench-claim bench-stopping bench-decisions bench-heartbeats bench-language-model bench-permits sbom test-schema clean
 
-$(READY): requirements/dev.txt pyproject.toml
+# What runs the service is a quarter of what develops it, so a first `make up` fetches no more; where all is there, that is used.
+SERVICE_READY := .venv/.service-ready
+RUNNABLE := $(if $(wildcard $(READY)),$(READY),$(SERVICE_READY))
+
+define install
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Convener needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes $(foreach lock,$(1),-r requirements/$(lock).txt)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@$(BIN)/python -m compileall -q app worker_agent migrations examples
-	@touch $(READY)
+	@touch $@
+endef
 
-demo: $(READY)
+$(SERVICE_READY): requirements/run.txt requirements/build.txt pyproject.toml
+	$(call install,run build)
+
+$(READY): requirements/dev.txt pyproject.toml
+	$(call install,dev)
+
+demo: $(RUNNABLE)
 	@$(BIN)/convener demo
 
 # A small language model that needs no network: about 130 MB, and no part of the usual set-up. Its weights come in a
@@ -31,7 +42,7 @@ demo-llm: $(LOCAL_MODEL)
 test-llm: $(LOCAL_MODEL)
 	@$(BIN)/pytest tests/local_model
 
-up: $(READY)
+up: $(RUNNABLE)
 	@$(BIN)/convener up
 
 # One process for each processor, each with a PostgreSQL of its own. For a single file call pytest itself.
@@ -109,6 +120,8 @@ lock:
 	$(PYTHON) -c "import tomllib; g = tomllib.load(open('pyproject.toml', 'rb'))['dependency-groups']; print('\n'.join(g['dev'] + g['build']))" > .venv/lock/dev.in
 	$(COMPILE) -o requirements/run.txt pyproject.toml
 	$(COMPILE) -o requirements/dev.txt pyproject.toml .venv/lock/dev.in
+	$(PYTHON) -c "import tomllib; print('\n'.join(['-c ../../requirements/dev.txt', *tomllib.load(open('pyproject.toml', 'rb'))['dependency-groups']['build']]))" > .venv/lock/build.in
+	$(COMPILE_ALONE) -o requirements/build.txt .venv/lock/build.in
 	$(PYTHON) -c "import tomllib; print('\n'.join(tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['local-llm']))" > .venv/lock/local-llm.in
 	$(COMPILE_ALONE) -o requirements/local-llm.txt .venv/lock/local-llm.in
 	$(PYTHON) -c "import tomllib; print('\n'.join(['-c ../../requirements/dev.txt', *tomllib.load(open('pyproject.toml', 'rb'))['dependency-groups']['docs']]))" > .venv/lock/docs.in
