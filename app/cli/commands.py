@@ -53,6 +53,11 @@ ENTRIES: Mapping[str, Entry] = {
         _STEER,
         "Show tasks by agent and state, workers by state, what was finished in the last minute, and warnings.",
     ),
+    "top": Entry(
+        "app.cli.top:top",
+        _STEER,
+        "Show live what goes on, what needs attention, and act on it: arrows and Enter, each action after a question.",
+    ),
     "health": Entry(
         "app.health.cli.health:health",
         _STEER,

@@ -178,10 +178,11 @@ def _queue(snapshot: Snapshot, capacity: CapacityPolicy) -> Iterator[Finding]:
     for agent in AgentType:
         waiting = queue.count(agent=agent, phase="pending")
         if waiting and agent in paused_agents:
-            message = f"{agent} is paused, and {waiting:,} of its tasks wait"
+            message = f"{agent} is paused, and {waiting:,} of its tasks {'waits' if waiting == 1 else 'wait'}"
             yield note("agent_paused", message, f"`convener queues resume {agent}` lets them go on")
         elif waiting and agent not in queue.served_agents:
-            message = f"{waiting:,} tasks of {agent} wait, and no live worker can run them"
+            tasks = plural(waiting, f"task of {agent} waits", f"tasks of {agent} wait")
+            message = f"{tasks}, and no live worker can run {'it' if waiting == 1 else 'them'}"
             yield degraded("agent_unserved", message, _SERVING.format(agent=agent))
 
 
