@@ -16,6 +16,10 @@ def _reason(fields: Fields) -> dict[str, Any]:
     return {"reason": fields.get("reason", "")}
 
 
+def _nothing(_: Fields) -> dict[str, Any]:
+    return {}
+
+
 def _note(fields: Fields) -> dict[str, Any]:
     return {"note": fields.get("reason", "")}
 
@@ -31,6 +35,25 @@ def _as_usual(fields: Fields) -> dict[str, Any]:
 
 def _let_rule_decide(fields: Fields) -> dict[str, Any]:
     return _reason(fields) | {"step": None}
+
+
+def _namespace(fields: Fields) -> dict[str, Any]:
+    return {"namespace": fields.get("namespace")}
+
+
+# Limits of a goal that people extend, and whether they are whole numbers.
+_LIMITS = {"time_limit_seconds": False, "compute_budget_seconds": False, "money_budget": False} | {
+    "token_budget": True,
+    "max_iterations": True,
+}
+
+
+def _limits(fields: Fields) -> dict[str, Any]:
+    named = {name: is_whole for name, is_whole in _LIMITS.items() if fields.get(name)}
+    if not named:
+        raise Refused(422, {"detail": "name at least one limit"})
+    limits = {name: (whole if is_whole else number)(fields, name) for name, is_whole in named.items()}
+    return {"reason": fields.get("reason") or None, "constraints": limits}
 
 
 def _urgent(fields: Fields) -> dict[str, Any]:
@@ -50,6 +73,7 @@ class Action:
     scopes: tuple[Scope, ...]
     done: str
     body: Callable[[Fields], dict[str, Any]] = _reason
+    query: Callable[[Fields], dict[str, Any]] = _nothing
     asks: str = "Reason"
     is_grave: bool = False
 
@@ -103,6 +127,8 @@ ACTIONS: Mapping[str, Action] = {
         label="Try it again at once",
         path="/llm/models/{model}/reset",
         scopes=(Scope.OPERATE,),
+        body=_nothing,
+        query=_reason,
         done="{model} starts as a new one.",
     ),
     "run-as-usual": Action(
@@ -126,6 +152,36 @@ ACTIONS: Mapping[str, Action] = {
         scopes=(Scope.SUBMIT, _SEE),
         done="The task is in the queue again, with all its attempts before it.",
     ),
+    "pause-goal": Action(
+        label="Pause",
+        path="/goals/{goal_id}/pause",
+        scopes=(Scope.SUBMIT, _SEE),
+        query=_namespace,
+        done="{goal_id} is paused; running tasks go on.",
+    ),
+    "resume-goal": Action(
+        label="Resume",
+        path="/goals/{goal_id}/resume",
+        scopes=(Scope.SUBMIT, _SEE),
+        query=_namespace,
+        done="{goal_id} goes on; what waited for a budget waits for the next check of it.",
+    ),
+    "extend-goal": Action(
+        label="Extend",
+        path="/goals/{goal_id}/extend",
+        scopes=(Scope.SUBMIT, _SEE),
+        body=_limits,
+        query=_namespace,
+        done="{goal_id} has other limits; what waited for a budget goes on after the next check.",
+    ),
+    "stop-goal": Action(
+        label="Stop for good",
+        path="/goals/{goal_id}/stop",
+        scopes=(Scope.SUBMIT, _SEE),
+        query=_namespace,
+        done="{goal_id} has stopped; its tasks are being cancelled.",
+        is_grave=True,
+    ),
     "raise-task": Action(
         label="Change priority",
         method="PATCH",
@@ -143,7 +199,11 @@ def action_of(call: str | None) -> tuple[str, dict[str, str]] | None:
     for name, action in ACTIONS.items():
         pattern = re.sub(r"{(\w+)}", r"(?P<\1>[^/?]+)", action.path)
         # One that needs more than the path, such as a priority, has a form of its own.
-        match = re.fullmatch(pattern, path) if action.method == method and action.body in (_reason, _as_usual) else None
+        match = (
+            re.fullmatch(pattern, path)
+            if action.method == method and action.body in (_nothing, _reason, _as_usual)
+            else None
+        )
         if match is not None:
             return name, {field: unquote(value) for field, value in match.groupdict().items()}
     return None
@@ -155,6 +215,14 @@ def whole(fields: Fields, name: str) -> int:
         return int(fields.get(name, ""))
     except ValueError:
         raise Refused(422, {"detail": f"{name} must be a whole number"}) from None
+
+
+def number(fields: Fields, name: str) -> float:
+    """A number of a form. Raises Refused."""
+    try:
+        return float(fields.get(name, ""))
+    except ValueError:
+        raise Refused(422, {"detail": f"{name} must be a number"}) from None
 
 
 def filled(text: str, fields: Fields, *, is_path: bool) -> str:

@@ -28,6 +28,7 @@ NOTHING = "\N{EN DASH}"
 PAGES: tuple[tuple[str, str, tuple[Scope, ...]], ...] = (
     ("", "Now", (Scope.MONITOR,)),
     ("/tasks", "Tasks", (Scope.READ, Scope.CONTENT)),
+    ("/goals", "Goals", (Scope.READ, Scope.CONTENT)),
 )
 
 

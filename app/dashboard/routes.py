@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from app.admin.rules.keys import read_key
 from app.admin.service import sessions
-from app.dashboard import now, task, tasks
+from app.dashboard import goals, now, task, tasks
 from app.dashboard.access import (
     HOME,
     LOGIN,
@@ -162,7 +162,8 @@ async def act(viewer: Viewer) -> Response:
     action = ACTIONS.get(viewer.request.path_params["action"])
     if action is None:
         raise Refused(404, {"detail": "there is no such action"})
-    await viewer.api.ask(action.method, filled(action.path, fields, is_path=True), body=action.body(fields))
+    path, query = filled(action.path, fields, is_path=True), action.query(fields)
+    await viewer.api.ask(action.method, path, query=query, body=action.body(fields))
     response = Response(status_code=303, headers={"Location": _local(fields.get("back"))})
     notify(viewer.request, response, filled(action.done, fields, is_path=False))
     return response
@@ -190,5 +191,7 @@ add_page("/dashboard/tasks/{task_id}/output", task.output)
 add_page("/dashboard/tasks/{task_id}/edit", task.edit)
 add_page("/dashboard/tasks/{task_id}/submit", task.submit, "POST")
 add_page("/dashboard/tasks/order", tasks.order, "POST")
+add_page("/dashboard/goals", goals.show)
+add_page("/dashboard/goals/{goal_id}", goals.show_one)
 add_page("/dashboard/logout", log_out, "POST")
 add_page("/dashboard/do/{action}", act, "POST")

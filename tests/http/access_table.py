@@ -241,6 +241,8 @@ PAGES: dict[str, int] = {
     "GET /tasks/{task_id}/output": 303,
     "GET /tasks/{task_id}/edit": 303,
     "POST /tasks/{task_id}/submit": 401,
+    "GET /goals": 303,
+    "GET /goals/{goal_id}": 303,
     "GET /login": 200,
     "POST /login": 403,
     "POST /logout": 401,

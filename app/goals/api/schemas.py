@@ -14,7 +14,7 @@ from app.goals.service.goals import GoalView
 from app.goals.service.iterations import IterationReport
 from app.goals.store.goals import Goal
 from app.goals.store.iterations import Iteration
-from app.http.fields import Body, Moment, NewGoalId, Sentence
+from app.http.fields import Body, Moment, NewGoalId, Reason, Sentence
 from app.kernel.access import Principal, Scope
 from app.kernel.agents import AgentType
 from app.kernel.namespaces import shown_name, split_name
@@ -93,6 +93,7 @@ class ExtendIn(Body):
     )
 
     constraints: ConstraintsIn
+    reason: Reason | None = None
 
 
 class IterationIn(Body):

@@ -154,6 +154,7 @@ def extend(
     money_budget: MoneyBudget = None,
     token_budget: TokenBudget = None,
     max_iterations: MaxIterations = None,
+    reason: Reason = "",
     url: Url = None,
     fmt: Output = Format.TABLE,
 ) -> None:
@@ -168,7 +169,7 @@ def extend(
     if not constraints:
         raise typer.BadParameter("name at least one limit")
     with connect(url) as client:
-        goal = client.post(_path(goal_id, "/extend"), {"constraints": constraints})
+        goal = client.post(_path(goal_id, "/extend"), {"constraints": constraints, "reason": reason or None})
     _print(goal, fmt, f"{goal['id']} is {goal['state']}")
 
 

@@ -154,7 +154,9 @@ async def set_weight(connection: AsyncConnection, goal_id: str, weight: float, b
         await audit.record(connection, "goal.weight", by=by, old_state=old_state, new_state=new_state)
 
 
-async def extend(connection: AsyncConnection, goal_id: str, constraints: Constraints, by: str) -> Goal:
+async def extend(
+    connection: AsyncConnection, goal_id: str, constraints: Constraints, by: str, reason: str | None = None
+) -> Goal:
     """Set those limits that are not None; tasks held for the budget go on after the next check if there is room now.
 
     Raises GoalNotFound, GoalStopped, LimitsRefused.
@@ -166,7 +168,7 @@ async def extend(connection: AsyncConnection, goal_id: str, constraints: Constra
     await goals.change_limits(connection, goal_id, constraints)
     await goals.append_event(connection, GoalEvent.EXTENDED, goal_id, {"limits": changes})
     extended_goal = await read(connection, goal_id)
-    await _audit(connection, GoalEvent.EXTENDED, by, goal, extended_goal, None)
+    await _audit(connection, GoalEvent.EXTENDED, by, goal, extended_goal, reason)
     return extended_goal
 
 

@@ -244,6 +244,14 @@ async def test_limits_that_do_not_go_together_are_refused_in_two_bodies_as_in_on
         await service.post("/goals/kepler/extend", {"constraints": limits})
 
 
+async def test_why_a_goal_is_extended_is_kept_where_somebody_says_it(service: Service) -> None:
+    await create_goal(service)
+    for fields in ({}, {"reason": "nearly there"}):
+        await service.post("/goals/kepler/extend", {"constraints": {"patience": 7}} | fields)
+    reasons = [entry["reason"] for entry in (await service.get("/audit", action="goal.extended"))["items"]]
+    assert reasons == ["nearly there", ""]
+
+
 async def test_compute_is_measured_by_leases_and_not_by_the_word_of_a_client(
     service: Service, database: Database
 ) -> None:
