@@ -1,13 +1,17 @@
 """The alert rules for Prometheus: well-formed, on metrics that there are, with the thresholds of the service."""
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.main
 from prometheus_client import CollectorRegistry
 from ruamel.yaml import YAML
+from typer._click.exceptions import UsageError
 
+from app.cli import commands
 from app.health.api.prometheus import MetricsPage
 from app.health.rules.alerts import AlertPolicy
 from app.health.rules.finding import AlertRule
@@ -26,6 +30,15 @@ def rules() -> dict[str, dict[str, Any]]:
 
 def seconds(span: str) -> int:
     return int(span[:-1]) * {"s": 1, "m": 60}[span[-1]]
+
+
+def parse_command(words: list[str]) -> None:
+    """Parse a command line as the program does, and run nothing. Raises UsageError."""
+    command: Any = typer.main.get_command(commands.build())
+    context = command.make_context("convener", words)
+    while hasattr(command, "resolve_command"):
+        name, command, words = command.resolve_command(context, [*context._protected_args, *context.args])
+        context = command.make_context(name, words, parent=context)
 
 
 def test_promtool_accepts_the_rules() -> None:
@@ -84,8 +97,30 @@ def test_hysteresis_is_that_of_the_service(alert: str, rule: AlertRule) -> None:
 
 def test_every_rule_says_what_is_wrong_and_what_to_do() -> None:
     for name, rule in rules().items():
-        assert set(rule["annotations"]) == {"summary", "action"}, name
+        assert set(rule["annotations"]) == {"summary", "action", "runbook"}, name
         assert rule["labels"]["severity"] in ("warning", "critical"), name
+
+
+# A value of each label that a runbook names.
+_LABELS = {"agent": "meta_review", "model": "lab/gpt 4.1", "subject": "host:lab-7"}
+
+
+@pytest.mark.parametrize("alert", rules())
+def test_the_runbook_is_a_command_that_the_command_line_takes(alert: str) -> None:
+    runbook = re.sub(
+        r"{{ \$labels\.(\w+) }}", lambda match: _LABELS[match[1]], rules()[alert]["annotations"]["runbook"]
+    )
+    program, *words = shlex.split(runbook)
+    assert program == "convener"
+    parse_command(words)
+
+
+@pytest.mark.parametrize(
+    "line", ["nothing", "queues", "queues nothing", "workers ls --nothing", "tasks ls --state dead", "llm models get"]
+)
+def test_what_the_command_line_does_not_take_is_found(line: str) -> None:
+    with pytest.raises(UsageError):
+        parse_command(line.split())
 
 
 def test_they_are_mounted_beside_the_configuration_that_names_them() -> None:

@@ -37,7 +37,7 @@ NOT_HANDED_ON = {
 # Of the worker's, those that its command line, the network or the image's user decide.
 NOT_FOR_WORKERS = {"CA_FILE", "HANDLER_USER", "KEY", "LLM_KEY", "LLM_MODEL", "LOG_FILE", "OWNER", "PROXY", "TLS_PIN"}
 OURS = ("setup", "api", "loops", "worker")
-PUBLISHED = {"api", "prometheus"}
+PUBLISHED = {"api", "grafana", "prometheus"}
 
 
 def seconds(duration: str) -> float:
@@ -99,7 +99,9 @@ def test_every_container_is_confined(name: str) -> None:
 
 
 def test_what_serves_is_looked_at() -> None:
-    assert {name for name, service in SERVICES.items() if "healthcheck" in service} == {"postgres", "prometheus"}
+    assert {name for name, service in SERVICES.items() if "healthcheck" in service} == {
+        *("grafana", "postgres", "prometheus")
+    }
     assert effective("api", "HEALTHCHECK")
     assert effective("loops", "HEALTHCHECK")
 

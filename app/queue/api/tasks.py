@@ -82,7 +82,12 @@ async def cancel_many(order: CancelManyIn, database: InBatches, caller: Caller, 
     )
 
 
-@router.get("/ids/{prefix}", summary="Find tasks by the beginning of their ids", dependencies=_CONTENT)
+@router.get(
+    "/ids/{prefix}",
+    operation_id="find_task_ids",
+    summary="Find tasks by the beginning of their ids",
+    dependencies=_CONTENT,
+)
 async def ids(prefix: IdPrefix, connection: Reading, namespace: Within) -> MatchesOut:
     """For people, who type a few digits of an id; live and finished tasks."""
     return MatchesOut.model_validate(await listing.ids(connection, prefix, namespace), from_attributes=True)

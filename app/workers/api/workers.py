@@ -191,6 +191,7 @@ async def page(
 
 @router.get(
     "/workers/ids/{prefix}",
+    operation_id="find_worker_ids",
     summary="Find workers by the beginning of their ids",
     dependencies=[requires(Scope.READ)],
 )
