@@ -113,7 +113,7 @@ bench-permits: $(READY)
 
 # The lock holds versions and hashes, no addresses.
 COMPILE_ALONE := .venv/lock/bin/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-header --no-annotate --no-emit-index-url --no-emit-trusted-host --no-emit-find-links
-COMPILE := $(COMPILE_ALONE) --extra embedded
+COMPILE := $(COMPILE_ALONE) --extra embedded --extra otel
 lock:
 	$(PYTHON) -m venv .venv/lock
 	.venv/lock/bin/python -m pip install --quiet pip-tools

@@ -56,6 +56,7 @@ from app.queue.rules.tasks import LeasePolicy, lease_policy
 from app.queue.service.admission import Admission, settings_policy
 from app.queue.service.leases import LeaseService
 from app.queue.service.submits import SubmitService
+from app.queue.service.task_traces import TaskTraces
 from app.queue.service.tasks import Intake
 from app.scaling.service import state
 from app.scaling.service.bursts import Bursts
@@ -68,6 +69,7 @@ from app.workers.service.eviction import Evictor
 from app.workers.service.signs_of_life import SignsOfLife
 from app.workers.service.workers import Heartbeats
 from app.workers.store import pool
+from worker_agent.tracing.exporting import start_tracing
 
 log = logging.getLogger(__name__)
 _LISTING_SECONDS = 1.0
@@ -75,15 +77,21 @@ _HANDSHAKE_SECONDS = 5.0
 _STATEMENT_SECONDS = 15.0
 # Of a shutdown: for requests to finish, until those fail that wait for the database, and until the process is killed.
 _GRACE_SECONDS, _DATABASE_SECONDS, _END_SECONDS = 3, 3.5, 4.9
+_LAST_TRACES_SECONDS = 0.5
 
 
-def services_for(settings: Settings, database: Database, certificate: ServerCertificate | None = None) -> Services:
+def services_for(
+    settings: Settings,
+    database: Database,
+    certificate: ServerCertificate | None = None,
+    traces: TaskTraces | None = None,
+) -> Services:
     """All objects that routes work with."""
     leases = LeasePolicy(
         lease_seconds=settings.lease_seconds, acknowledge_within_seconds=settings.acknowledge_within_seconds
     )
     capacity = settings_policy(settings)
-    broker = Broker(database, leases, on_first_leases=pool.record_first_leases)
+    broker = Broker(database, leases, on_first_leases=pool.record_first_leases, traces=traces)
     initial = settings.mode or Mode.PRODUCTION
     config = CurrentConfig(database, initial)
     admission, bursts = Admission(capacity), Bursts(database, config)
@@ -113,7 +121,7 @@ def services_for(settings: Settings, database: Database, certificate: ServerCert
         LeaseService(database, leases, broker.fairness),
         admission,
         intake,
-        SubmitService(database, intake),
+        SubmitService(database, intake, traces),
         EventReaders(),
         AgentReports(state.bottleneck),
         PermitService(
@@ -172,6 +180,7 @@ def create_app(
     settings: Settings,
     certificate: ServerCertificate | None = None,
     on_config: Callable[[Effective], None] | None = None,
+    traces: TaskTraces | None = None,
 ) -> FastAPI:
     """The application, which opens its connections when it starts; `on_config` hears of every configuration."""
     if settings.database_url is None:
@@ -181,7 +190,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         database = Database(url, statement_seconds=_STATEMENT_SECONDS)
-        services = app.state.services = services_for(settings, database, certificate)
+        services = app.state.services = services_for(settings, database, certificate, traces)
         database.announcer.start()
         broker, config = services[Broker], services[CurrentConfig]
         if on_config is not None:
@@ -325,8 +334,10 @@ def serve(settings: Settings) -> None:
     """
     limits = raise_file_limit()
     certificate = served_certificate(settings.tls_certificate, settings.tls_key)
+    on_config = _follow_log_level if settings.log_level is None else None
+    tracing = start_tracing("convener-api")
     config = uvicorn.Config(
-        create_app(settings, certificate, _follow_log_level if settings.log_level is None else None),
+        create_app(settings, certificate, on_config, None if tracing is None else TaskTraces(tracing)),
         http=BoundedHeads,
         host=settings.host,
         port=settings.port,
@@ -359,6 +370,8 @@ def serve(settings: Settings) -> None:
     finally:
         if unix_socket is not None:
             unix_socket.remove()
+        if tracing is not None:
+            tracing.close_within(_LAST_TRACES_SECONDS)
 
 
 def main() -> None:

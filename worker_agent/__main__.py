@@ -15,8 +15,10 @@ from worker_agent.actions import Exit, ExitCode
 from worker_agent.daemon import Daemon, DaemonSettings
 from worker_agent.log_lines import printable, set_up_logging
 from worker_agent.options import read_options
+from worker_agent.tracing.exporting import start_tracing
 from worker_agent.variables import unknown_variables
 
+_LAST_TRACES_SECONDS = 0.5
 _ADVICE = {
     ExitCode.KEY_REFUSED: "The control plane refused the key. Put the key of a pool, as printed when it was created, "
     "into CONVENER_KEY, or make a new one with `convener key create pool`. The key of a launch serves once.",
@@ -37,7 +39,12 @@ def main() -> None:
     for sentence in unknown_variables(os.environ).values():
         logging.getLogger("worker_agent").warning(sentence)
     _log_confinement(settings)
-    outcome = _serve(Daemon(settings))
+    tracing = start_tracing("convener-worker")
+    try:
+        outcome = _serve(Daemon(settings, tracing))
+    finally:
+        if tracing is not None:
+            tracing.close_within(_LAST_TRACES_SECONDS)
     # A launched worker leaves its restart to its launcher, as the key of each launch serves once.
     if outcome.restart and not settings.is_launched:
         os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - the very command that started us

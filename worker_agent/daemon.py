@@ -30,6 +30,8 @@ from worker_agent.orphans import adopt_orphans
 from worker_agent.outage import Outage
 from worker_agent.protections import Protection
 from worker_agent.protocol import StateMachine
+from worker_agent.task_trace import TaskTrace
+from worker_agent.tracing.spans import Tracing
 from worker_agent.transport import Transport
 from worker_agent.wire import JsonObject, Lease, Postponement, TaskError, Usage
 
@@ -63,8 +65,9 @@ class DaemonSettings:
 class Daemon:
     """A worker, from its start until it is stopped."""
 
-    def __init__(self, settings: DaemonSettings) -> None:
+    def __init__(self, settings: DaemonSettings, tracing: Tracing | None = None) -> None:
         self._settings = settings
+        self._trace = TaskTrace(tracing)
         self._events: SimpleQueue[ev.Event] = SimpleQueue()
         self._machine = StateMachine(new_id=lambda: str(uuid.uuid4()), grace_seconds=settings.grace_seconds)
         self._alarm_at: float | None = None
@@ -72,7 +75,9 @@ class Daemon:
         self._adopts_orphans = settings.confinement.method is not Method.NAMESPACES and adopt_orphans()
         gateway = settings.language_model
         self._model_proxy = (
-            None if gateway is None else ModelProxy(gateway, settings.url, self._worker_key, trust=settings.trust)
+            None
+            if gateway is None
+            else ModelProxy(gateway, settings.url, self._worker_key, trust=settings.trust, tracing=tracing)
         )
         self._access: ProxyAccess | None = None
         self._exit: act.Exit | None = None
@@ -141,17 +146,23 @@ class Daemon:
             self._handler_run = None
             event = self._parked(event)
             self._close_access()
+            self._trace.end(event)
             self._calls.finish_log()
             self._metrics.push_now()
         actions = self._machine.handle(event, time.monotonic())
         # Before the actions, as a heartbeat among them must report the new state.
         self._update_status()
-        for action in actions:
+        for action in map(self._traced, actions):
             log_action(action)
             if isinstance(action, act.Call):
                 self._calls.start_call(action)
             else:
                 self._perform(action)
+        if self._machine.lease is None:
+            self._trace.leave()
+
+    def _traced(self, action: act.Action) -> act.Action:
+        return act.RunHandler(self._trace.begin(action.lease)) if isinstance(action, act.RunHandler) else action
 
     def _update_status(self) -> None:
         machine = self._machine

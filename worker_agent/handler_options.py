@@ -12,6 +12,12 @@ from worker_agent.file_view import view_files
 from worker_agent.handler_environment import parse_patterns
 
 _PATH_OPTIONS = ("--readable", "--writable", "--hide")
+# Variables that name files with a key in them.
+_KEY_FILES = (
+    "CONVENER_LLM_KEY_FILE",
+    "OTEL_EXPORTER_OTLP_CLIENT_KEY",
+    "OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY",
+)
 _OPTIONS = (*_PATH_OPTIONS, "--handler-user", "--pass-env", "--max-processes", "--max-file-gb")
 
 
@@ -68,13 +74,13 @@ def read_rules(
     if options.max_processes < 1 or not 0 < options.max_file_gb < 1_000_000:
         raise ValueError("--max-processes and --max-file-gb must be positive")
     user = handler_user(options.handler_user)
-    model_key_file = environment.get("CONVENER_LLM_KEY_FILE")
-    key_file = [path for path in (options.key_file, model_key_file and Path(model_key_file)) if path]
+    key_files = [Path(file) for name in _KEY_FILES if (file := environment.get(name))]
+    key_files += [options.key_file] if options.key_file else []
     view = view_files(
         programs=programs,
         readable=options.readable,
         writable=options.writable,
-        hidden=protected_paths(environment, [*options.hide, *key_file]),
+        hidden=protected_paths(environment, [*options.hide, *key_files]),
         uid=None if user is None else user[0],
     )
     return Confinement(

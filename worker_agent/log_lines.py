@@ -14,6 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from worker_agent.tracing.context import at_hand
+
 # Of a log file, and how many former ones are kept beside it.
 MAX_BYTES, FORMER_FILES = 8 * 2**20, 3
 _PRIVATE = 0o600
@@ -151,9 +153,10 @@ def _indent(text: str) -> str:
 
 
 def _extra(record: logging.LogRecord) -> dict[str, Any]:
-    """The fields beside the message: those of `extra`, and those in its `fields`, which may have any name."""
+    """The fields beside the message: those of `extra`, those of any name in its `fields`, and the trace."""
     plain = {name: value for name, value in vars(record).items() if name not in _ORDINARY}
-    return plain | getattr(record, "fields", {})
+    trace = {} if at_hand.context is None else at_hand.context.fields
+    return plain | getattr(record, "fields", {}) | trace
 
 
 def _quote(value: object) -> str:

@@ -150,7 +150,7 @@ async def _answer_or_problem(handle: Handler, request: Request) -> Response:
     except ClientDisconnect:
         raise
     except Exception as error:
-        return problems.from_raised(error)
+        return problems.from_raised(error, request)
 
 
 class FastLane:

@@ -14,6 +14,7 @@ from starlette.routing import Match
 
 from app.kernel import errors
 from app.kernel.errors import ConvenerError
+from worker_agent.tracing.context import read_traceparent
 
 log = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
@@ -122,20 +123,21 @@ def from_status(status: int, detail: str | None = None, headers: Mapping[str, st
     return _render(status, code, title, detail or title, headers=headers)
 
 
-def from_raised(error: Exception) -> Response:
-    """The response for whatever a route has raised."""
+def from_raised(error: Exception, request: Request | None = None) -> Response:
+    """The response for whatever a route has raised, to this request if it came by itself."""
     if isinstance(error, ConvenerError):
         return from_error(error)
     if isinstance(error, RequestValidationError):
         return from_validation(error.errors())
     if isinstance(error, HTTPException):
         return from_status(error.status_code, error.detail, error.headers)
-    return from_exception(error)
+    return from_exception(error, request)
 
 
-def from_exception(error: Exception) -> Response:
+def from_exception(error: Exception, request: Request | None = None) -> Response:
     """500 for an unexpected error, which is logged in full and not described to the caller."""
-    log.error("unexpected error", exc_info=error)
+    context = None if request is None else read_traceparent(request.headers.get("traceparent"))
+    log.error("unexpected error", exc_info=error, extra={"fields": {} if context is None else context.fields})
     return from_status(500)
 
 
@@ -157,8 +159,8 @@ def install(app: FastAPI) -> None:
             headers["Allow"] = ", ".join(_allowed_methods(request))
         return from_status(error.status_code, error.detail, headers)
 
-    async def any_error(_: Request, error: Exception) -> Response:
-        return from_exception(error)
+    async def any_error(request: Request, error: Exception) -> Response:
+        return from_exception(error, request)
 
     app.add_exception_handler(ConvenerError, domain_error)
     app.add_exception_handler(RequestValidationError, validation_error)

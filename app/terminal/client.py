@@ -16,6 +16,7 @@ from app.terminal.connection import OPERATOR_KEY, Access, find_access
 from app.terminal.failures import ExitCode, Failure
 from app.terminal.output import note
 from worker_agent.connections.clients import advice, open_client
+from worker_agent.tracing.context import read_traceparent
 
 Url = Annotated[
     str | None,
@@ -107,6 +108,9 @@ class Client:
         self.now = datetime.now(UTC)
         self._namespace = os.environ.get("CONVENER_NAMESPACE")
         headers = {"Authorization": f"Bearer {access.key}", "Accept": "application/json"}
+        # Of whoever calls the command, by the convention for processes.
+        if (context := read_traceparent(os.environ.get("TRACEPARENT"))) is not None:
+            headers["traceparent"] = context.text
         self._http = open_client(
             access.url, access.trust, headers=headers, timeout=_TIMEOUT_SECONDS, transport=transport
         )

@@ -109,6 +109,7 @@ def test_what_serves_is_looked_at() -> None:
 def handed_on(name: str) -> set[str]:
     """The settings that a service gets, from .env or decided."""
     words = [variable.removeprefix("CONVENER_").lower() for variable in SERVICES[name]["environment"]]
+    words = [word for word in words if not word.startswith("otel_")]
     return {word.removesuffix("_file") if word.removesuffix("_file") in SECRETS else word for word in words}
 
 
@@ -124,7 +125,14 @@ def test_every_variable_of_workers_is_handed_to_them() -> None:
     given = {variable.removeprefix("CONVENER_") for variable in SERVICES["worker"]["environment"]}
     listed = {name.removeprefix("CONVENER_") for name in NAMES}
     ours = {name for name in listed if name.startswith(("LLM_", "HANDLER_", "LOG_")) or name in ("URL", "KEY")}
-    assert given - {"ALLOW_PLAIN_HTTP"} == ours - NOT_FOR_WORKERS
+    assert {name for name in given if not name.startswith("OTEL_")} - {"ALLOW_PLAIN_HTTP"} == ours - NOT_FOR_WORKERS
+
+
+def test_api_and_workers_send_traces_to_one_collector() -> None:
+    traces = [
+        {name for name in SERVICES[each]["environment"] if name.startswith("OTEL_")} for each in ("api", "worker")
+    ]
+    assert traces == [{"OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG"}] * 2
 
 
 def test_the_loops_reach_the_webhook_and_the_database_has_no_way_out() -> None:

@@ -6,6 +6,7 @@ import pytest
 from pydantic import BaseModel
 
 from app import application
+from app.admin.service.keyring import Keyring
 from app.http.fast_routes import LeanRoute
 from app.http.guard import requires
 from app.kernel.access import Role, Scope
@@ -116,6 +117,20 @@ async def test_a_lean_route_reports_the_unexpected_as_a_problem(
     assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
     assert answer.headers["content-type"] == "application/problem+json"
     assert "secret" not in answer.text
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/tasks"), ("POST", "/leases/exchange"), ("GET", "/tasks")])
+async def test_the_line_about_the_unexpected_names_the_trace_of_its_request(
+    service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, method: str, path: str
+) -> None:
+    def stumble(*_: object) -> None:
+        raise RuntimeError
+
+    for name in ("recognise", "remembered"):
+        monkeypatch.setattr(service.app.state.services[Keyring], name, stumble)
+    await service.ask(method, path, headers={"traceparent": f"00-{'1' * 32}-{'2' * 16}-01"})
+    (record,) = [record for record in caplog.records if record.message == "unexpected error"]
+    assert vars(record)["fields"] == {"trace_id": "1" * 32, "span_id": "2" * 16}
 
 
 async def test_access_is_checked_before_the_body_is_read(service: Service) -> None:

@@ -79,9 +79,11 @@ async def relay_to(url: str, directory: Path, *, path: Path | None = None) -> As
 
 
 @contextmanager
-def workers(address: str, key: str, directory: Path, count: int) -> Iterator[list["subprocess.Popen[bytes]"]]:
-    """Real workers with the echo agents, ended with the block."""
-    command = [sys.executable, "-m", "worker_agent", "--url", address, "--handlers", "examples.echo", "--grace", "1"]
+def workers(
+    address: str, key: str, directory: Path, count: int, handlers: str = "examples.echo"
+) -> Iterator[list["subprocess.Popen[bytes]"]]:
+    """Real workers, ended with the block."""
+    command = [sys.executable, "-m", "worker_agent", "--url", address, "--handlers", handlers, "--grace", "1"]
     children = []
     try:
         for number in range(count):

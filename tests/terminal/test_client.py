@@ -36,6 +36,19 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return waited
 
 
+@pytest.mark.parametrize(("text", "sent"), [(f"00-{'1' * 32}-{'2' * 16}-01", True), ("nonsense", False)])
+def test_belongs_to_the_trace_of_whoever_calls_it(monkeypatch: pytest.MonkeyPatch, text: str, sent: bool) -> None:
+    monkeypatch.setenv("TRACEPARENT", text)
+    headers: list[httpx.Headers] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        headers.append(request.headers)
+        return httpx.Response(200, json={})
+
+    client(answer).get("/tasks")
+    assert headers[0].get("traceparent") == (text if sent else None)
+
+
 def test_shows_the_key_and_keeps_the_path_of_the_address() -> None:
     def answer(request: httpx.Request) -> httpx.Response:
         assert request.headers["authorization"] == "Bearer cvn_id_secret"

@@ -10,6 +10,7 @@ from typing import TypeVar
 from uuid import uuid4
 
 from worker_agent.llm import requests
+from worker_agent.llm.call_trace import CallTraces
 from worker_agent.llm.cancellation import run_in_background
 from worker_agent.llm.held_permit import HeldPermit, PermitLost, StreamedReply, failure_settlement
 from worker_agent.llm.outcomes import CallFailure, ModelAnswer, Outcome, is_complete
@@ -37,6 +38,7 @@ from worker_agent.llm.replies import (
 from worker_agent.llm.settings import GatewaySettings
 from worker_agent.llm.task_keys import TaskKey
 from worker_agent.llm.upstream import AnswerStream, UpstreamClient
+from worker_agent.tracing.context import read_traceparent
 from worker_agent.wire import JsonObject
 
 log = logging.getLogger(__name__)
@@ -57,6 +59,16 @@ class Question:
     body: JsonObject
     task_key: TaskKey
     model: str
+    # That of the caller's own span, where it has sent one.
+    traceparent: str | None = None
+
+    @property
+    def trace_context(self) -> str | None:
+        """The trace context that the call goes on with: the caller's own, if it belongs to its task's, or that."""
+        of_task = self.task_key.lease.trace_context
+        task, own = read_traceparent(of_task), read_traceparent(self.traceparent)
+        is_part = task and own and (own.trace_id, own.is_sampled) == (task.trace_id, task.is_sampled)
+        return self.traceparent if is_part else of_task
 
     @property
     def cache_key(self) -> str:
@@ -109,6 +121,7 @@ class CompletionService:
     random_fraction: Callable[[], float]
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    traces: CallTraces = field(default_factory=CallTraces)
     # Models that have turned out to refuse `max_tokens`.
     _learned_models: set[str] = field(default_factory=set)
 
@@ -119,6 +132,7 @@ class CompletionService:
         except _UseCachedAnswer as result:
             return _cached_reply(question, result.cached_answer)
         degradation = degradation_of(question.model, model, answer.model)
+        permit.trace.add_answer(answer.body)
         await permit.settle(
             Settlement(
                 outcome=Outcome.SUCCESS,
@@ -184,9 +198,11 @@ class CompletionService:
         """Ask one model until it answers. Raises _TryNextModel, _UseCachedAnswer, RequestRefused."""
         while True:
             permit = await self._acquire_permit(turn)
+            request = self._request(turn)
+            permit.trace = trace = self.traces.begin(request, turn.question.trace_context)
             try:
                 async with permit.guard_call():
-                    result = await send(self._request(turn), turn.question.task_key.lease.trace_context)
+                    result = await send(request, trace.traceparent)
             except PermitLost:
                 # The control plane may be away, which is no reason to wait.
                 run_in_background(self._settle_cancelled(permit))

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
+from worker_agent.llm.call_trace import UNTRACED
 from worker_agent.llm.cancellation import run_in_background, run_shielded
 from worker_agent.llm.outcomes import CallFailure, Outcome, read_error
 from worker_agent.llm.permits import Permit, PermitClient, Settlement
@@ -29,6 +30,7 @@ class HeldPermit:
         self.started_at = started_at
         self.fallback_models = permit.fallback_models
         self.is_lost = False
+        self.trace = UNTRACED
         self._permit = permit
         self._permits = permits
         self._end_call: Callable[[], object] | None = None
@@ -61,6 +63,7 @@ class HeldPermit:
         if self._is_settled:
             return
         self._is_settled = True
+        self.trace.end(settlement)
         self._renewal_task.cancel()
         settlement_task = run_in_background(self._permits.settle(self._permit, settlement))
         await asyncio.wait({settlement_task}, timeout=_SETTLE_WAIT_SECONDS)
@@ -112,6 +115,7 @@ class StreamedReply:
     async def close(self, settlement: Settlement | None = None) -> None:
         """Hang up, then settle the permit: its next holder may call at once. Safe to repeat."""
         latency = self.clock() - self.permit.started_at
+        self.permit.trace.add_answer(self.stream.outline)
         settlement = settlement or Settlement(outcome=Outcome.CANCELLED)
         await run_shielded(self._end(replace(settlement, tokens=self.stream.tokens, latency_seconds=latency)))
 

@@ -16,6 +16,7 @@ from worker_agent.connections.clients import open_async_client
 from worker_agent.connections.trust import SYSTEM_TRUST, Trust
 from worker_agent.llm.settings import GatewaySettings
 from worker_agent.llm.task_keys import TaskKey, TaskKeys
+from worker_agent.tracing.spans import Tracing
 from worker_agent.wire import Lease
 
 log = logging.getLogger(__name__)
@@ -43,12 +44,14 @@ class ModelProxy:
         key: Callable[[], str | None],
         random_fraction: Callable[[], float] = random.random,
         trust: Trust = SYSTEM_TRUST,
+        tracing: Tracing | None = None,
     ) -> None:
         self._settings = settings
         self._control_plane_url = control_plane_url
         self._trust = trust
         self._key = key
         self._random_fraction = random_fraction
+        self._tracing = tracing
         self._task_keys = TaskKeys()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop_requested: asyncio.Event | None = None
@@ -94,6 +97,7 @@ class ModelProxy:
         # Imported here, as a worker without a language model needs none of this.
         import uvicorn
 
+        from worker_agent.llm.call_trace import CallTraces
         from worker_agent.llm.completions import CompletionService
         from worker_agent.llm.permits import PermitClient
         from worker_agent.llm.server import Server
@@ -111,6 +115,7 @@ class ModelProxy:
                 permits=PermitClient(control_plane, self._key),
                 upstream=UpstreamClient(self._settings, upstream),
                 random_fraction=self._random_fraction,
+                traces=CallTraces(self._tracing, self._settings.base_url),
             )
             config = uvicorn.Config(server.app, log_config=None, access_log=False, lifespan="off")
             web_server = uvicorn.Server(config)

@@ -78,7 +78,8 @@ class Server:
         model = body.get("model") or self._settings.models[0]
         if model not in self._settings.models:
             return _error(404, f"the model must be one of: {', '.join(self._settings.models)}", "model_not_found")
-        answer_task = asyncio.create_task(self._answer(Question(body=body, task_key=task_key, model=model)))
+        question = Question(body=body, task_key=task_key, model=model, traceparent=request.headers.get("traceparent"))
+        answer_task = asyncio.create_task(self._answer(question))
         with self._track(task_key, answer_task):
             return await _answer_while_connected(request, answer_task)
 

@@ -21,6 +21,7 @@ _KEY_REFUSED = frozenset({401, 403})
 _MAX_REFUSAL_BYTES = 65_536
 _MAX_ANSWER_BYTES = 32 << 20
 _MAX_LINE_BYTES = 4 << 20
+_MAX_ENDS = 16
 
 
 class _AnswerUnreadable(Exception):
@@ -43,6 +44,8 @@ class AnswerStream:
     rest: AsyncIterator[JsonObject]
     response: httpx.Response = field(repr=False)
     tokens: TokenUsage = field(default_factory=TokenUsage)
+    # Of the answer as a whole, without its content: id, model, and why each choice has ended.
+    outline: JsonObject = field(default_factory=dict)
     _unfinished_choices: set[str] = field(default_factory=set)
 
     async def chunks(self) -> AsyncIterator[JsonObject]:
@@ -61,12 +64,16 @@ class AnswerStream:
         await self.response.aclose()
 
     def _record(self, chunk: JsonObject) -> None:
+        if not self.outline:
+            self.outline = {"id": chunk.get("id"), "model": chunk.get("model"), "choices": []}
         if chunk.get("usage"):
             self.tokens = outcomes.read_token_usage(chunk["usage"])
         for choice in chunk.get("choices") or ():
             index = str(choice.get("index") or 0)
             if choice.get("finish_reason"):
                 self._unfinished_choices.discard(index)
+                if len(self.outline["choices"]) < _MAX_ENDS:
+                    self.outline["choices"].append({"finish_reason": choice["finish_reason"]})
             else:
                 self._unfinished_choices.add(index)
 

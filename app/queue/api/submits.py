@@ -26,9 +26,8 @@ from app.queue.errors import (
     TaskConflict,
     TaskIdRefused,
 )
-from app.queue.service import tasks as service
 from app.queue.service.submits import SubmitService
-from app.queue.service.tasks import Intake, Submitted
+from app.queue.service.tasks import Submitted
 
 router = Router(prefix="/tasks", tags=["tasks"], route_class=PlainRoute, dependencies=[requires(Scope.SUBMIT)])
 _REFUSED = responses_for(
@@ -107,8 +106,7 @@ async def submit_batch(
     max_bytes = services[PayloadLimit].max_bytes
     submissions = [task.submission(max_bytes, namespace, origin, place) for place, task in enumerate(batch.tasks)]
     _refuse_late(services)
-    async with services.database.transaction() as connection:
-        results = await service.submit(connection, submissions, services[Intake])
+    results = await services[SubmitService].submit_batch(submissions)
     status = 201 if any(result.created for result in results) else 200
     response = answer(f'{{"tasks":[{",".join(map(_submitted_text, results))}]}}'.encode(), status)
     advice.add_header(response, services)

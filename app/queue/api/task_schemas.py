@@ -1,6 +1,5 @@
 """Schemas of tasks: as they are submitted, and as they are shown."""
 
-import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Self
 from uuid import UUID
@@ -33,6 +32,7 @@ from app.queue.rules.task_ids import chosen_id_problem
 from app.queue.rules.tasks import RetryPolicy
 from app.queue.service.changes import TaskChange
 from app.queue.service.tasks import Submission
+from worker_agent.tracing.context import read_traceparent
 
 _EXAMPLE: dict[str, Any] = {
     "agent_type": "generation",
@@ -63,9 +63,6 @@ _DEFAULT_RETRY = RetryIn()
 _DEFAULT_POLICY = RetryPolicy(max_attempts=_DEFAULT_RETRY.max_attempts, delays_seconds=_DEFAULT_RETRY.delays_seconds)
 
 
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
     """The headers of a submit, which count for all its tasks: `count` of a batch, or one that came alone (None)."""
@@ -76,9 +73,8 @@ class Origin:
 
     def complete(self, submission: Submission, place: int) -> None:
         """Set the fields for which the body of the task says nothing. Raises ValuesRefused for a second key."""
-        # One that is no trace context is ignored, as the standard has it.
-        if self.traceparent and submission.trace_context is None and _TRACEPARENT.fullmatch(self.traceparent):
-            submission.trace_context = self.traceparent
+        if self.traceparent and submission.trace_context is None and (context := read_traceparent(self.traceparent)):
+            submission.traceparent = context.text
         if self.idempotency_key is None or submission.id is not None:
             return
         if submission.idempotency_key is None:
@@ -276,6 +272,7 @@ class TaskOut(TaskSummary):
     result: dict[str, Any] | None
     quality: float | None = Field(description="of the result, 0 to 1, where its worker has judged it")
     checkpoint: dict[str, Any] | None
+    trace_context: str | None = Field(description="W3C traceparent; of its submit, where the trace is recorded")
     usage: TaskUsageOut | None
     attempts: list[AttemptOut]
 

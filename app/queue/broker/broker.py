@@ -27,6 +27,7 @@ from app.queue.errors import WorkerBusy, WorkerNotFound, WorkerNotReady
 from app.queue.rules.fair_queueing import FairQueue
 from app.queue.rules.tasks import LeasePolicy
 from app.queue.service.leases import Fence, release
+from app.queue.service.task_traces import TaskTraces
 from app.queue.store import claims
 from app.queue.store.claims import ClaimOutcome, ClaimRequest, Lease
 from app.queue.store.lanes import TagIssuer
@@ -90,6 +91,7 @@ class Broker:
         policy: LeasePolicy,
         fairness: FairQueue | None = None,
         on_first_leases: OnFirstLeases | None = None,
+        traces: TaskTraces | None = None,
     ) -> None:
         self._database = database
         self.policy = policy
@@ -103,6 +105,7 @@ class Broker:
         self._wake = asyncio.Event()
         self._history = LeaseHistory(database, on_first_leases)
         self._idle = IdleTimes()
+        self._traces = traces
         self._tasks: list[asyncio.Task[None]] = []
         self._is_stopping = False
         self._had_calls = False
@@ -280,6 +283,10 @@ class Broker:
             served = [r.worker_id for r, o in zip(requests, outcomes, strict=True) if o.lease]
             self._idle.end_idling(served)
             self._history.record(served)
+            if self._traces is not None:
+                self._traces.record_leases(
+                    [(r.worker_id, o.lease) for r, o in zip(requests, outcomes, strict=True) if o.lease]
+                )
             for waiter, outcome in zip(batch, outcomes, strict=True):
                 if outcome.lease is not None and not waiter.answer.done():
                     self._settle(waiter, outcome.lease)

@@ -50,6 +50,7 @@ def task_details(task: Json, now: datetime, why: str | None = None) -> Renderabl
             ("Labels", ", ".join(f"{name}:{value}" for name, value in task["labels"].items()) or None),
             ("Payload", output.json_text(task["payload"])),
             ("Checkpoint", output.json_text(task["checkpoint"])),
+            ("Trace", task.get("trace_context")),
             ("Result", output.json_text(task["result"])),
             ("Error", _error(task["error"]) if task["error"] else None),
         ]

@@ -48,11 +48,13 @@ _HASHED = frozenset(
 class Submission(TaskFields):
     """A task as the Supervisor submits it, with the id that it may have chosen.
 
-    `batch_size` is that of a batch whose tasks have keys by their places in it.
+    `batch_size` is that of a batch whose tasks have keys by their places in it. `traceparent` is the trace context that
+    the task keeps where the request has brought or begun one; a repetition may have another and is the same task.
     """
 
     id: UUID | None = None
     batch_size: int | None = None
+    traceparent: str | None = None
 
 
 class Submitted(NamedTuple):
@@ -285,6 +287,7 @@ def _new_task(submission: Submission) -> NewTask:
         request_hash=_hash(submission) if chosen_id is not None else b"",
     )
     task.depends_on = tuple(dict.fromkeys(task.depends_on))
+    task.trace_context = submission.traceparent or submission.trace_context
     return task
 
 

@@ -52,6 +52,7 @@ class Lease(NamedTuple):
     labels: str
     created_at: datetime
     timeout_seconds: float
+    waiting_since: datetime
     leased_at: datetime
     expires_at: datetime
     deadline_at: datetime
@@ -75,7 +76,7 @@ _LEASE_FIELDS = itemgetter(*Lease._fields)
 _LEASE_COLUMNS = """t.id AS task_id, t.token, t.failures + 1 AS attempt, t.agent_type, t.goal_id, t.priority,
     coalesce(t.payload_text, t.payload::text) AS payload, t.labels, t.created_at,
     date_part('epoch', t.deadline_at - t.leased_at) AS timeout_seconds,
-    t.leased_at, t.lease_expires_at AS expires_at, t.deadline_at, t.checkpoint,
+    t.waiting_since, t.leased_at, t.lease_expires_at AS expires_at, t.deadline_at, t.checkpoint,
     t.trace_context, t.tag"""
 
 _LOG = event_rows.entry(
@@ -146,8 +147,7 @@ WITH request AS MATERIALIZED (
         turns, workers, requests, acknowledged, leases_before, stretches
     ) AS e (task_id, turn, worker_id, request_id, acknowledge, leases_before, stretch)
     WHERE t.id = e.task_id AND {counters.COUNTS_ITSELF}
-    RETURNING {_LEASE_COLUMNS}, t.submitted_priority, t.state, t.waiting_since, e.turn, e.worker_id,
-              e.request_id, e.leases_before
+    RETURNING {_LEASE_COLUMNS}, t.submitted_priority, t.state, e.turn, e.worker_id, e.request_id, e.leases_before
 ), recorded AS (
     INSERT INTO leases (worker_id, n, task_id, token, request_id, leased_at)
     SELECT worker_id, leases_before + 1, task_id, token, request_id, leased_at FROM leased

@@ -162,12 +162,12 @@ UNION ALL SELECT id, state, request_hash FROM task_history WHERE id = ANY (:ids)
 _PAYLOAD = "coalesce(payload_text, CAST(payload AS text))"
 
 _READ = text(f"""
-SELECT {COLUMNS}, {worker_name("tasks")}, {LIVE_COLUMNS}, {_PAYLOAD} AS payload, checkpoint,
+SELECT {COLUMNS}, {worker_name("tasks")}, {LIVE_COLUMNS}, {_PAYLOAD} AS payload, checkpoint, trace_context,
        NULL::jsonb AS result, NULL::jsonb AS usage,
        NULL::float8 AS quality
 FROM tasks WHERE id = :id AND {WITHIN}
 UNION ALL
-SELECT {COLUMNS}, {worker_name("task_history")}, {HISTORY_COLUMNS}, {_PAYLOAD} AS payload, checkpoint,
+SELECT {COLUMNS}, {worker_name("task_history")}, {HISTORY_COLUMNS}, {_PAYLOAD} AS payload, checkpoint, trace_context,
        result, usage, quality
 FROM task_history
 WHERE id = :id AND {WITHIN}

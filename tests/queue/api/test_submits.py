@@ -97,6 +97,14 @@ async def test_the_header_counts_for_a_batch_as_a_whole(service: Service, databa
     assert await value(database, "SELECT count(*) FROM tasks") == 3
 
 
+async def test_a_repetition_within_another_span_is_the_same_submit(service: Service) -> None:
+    for body in (_TASK, {"tasks": [_TASK, _TASK]}):
+        path, key = ("/tasks/batch" if "tasks" in body else "/tasks"), {"Idempotency-Key": str(uuid4())}
+        headers = [key | {"traceparent": f"00-{'1' * 32}-{digit * 16}-01"} for digit in "12"] + [key]
+        answers = [await service.ask("POST", path, body, headers=each) for each in headers]
+        assert [answer.status_code for answer in answers] == [201, 200, 200], "each try is a span"
+
+
 async def test_the_trace_context_of_the_request_is_that_of_its_tasks(service: Service) -> None:
     trace, own = (f"00-{digit * 32}-{digit * 16}-01" for digit in "12")
     worker = await service.worker()

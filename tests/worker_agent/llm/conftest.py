@@ -16,6 +16,7 @@ from tests.worker_agent.llm.provider import Permits, Provider
 from worker_agent.language_model import LanguageModel
 from worker_agent.llm.proxy import ModelProxy, ProxyAccess
 from worker_agent.llm.settings import GatewaySettings
+from worker_agent.tracing.spans import Tracing
 from worker_agent.wire import Lease
 
 
@@ -80,7 +81,9 @@ def start() -> Iterator[Start]:
     """Starts a gateway in front of a provider; options are those of GatewaySettings."""
     with ExitStack() as stack:
 
-        def begin(provider: Provider, permits: Permits | None = None, **options: object) -> Bench:
+        def begin(
+            provider: Provider, permits: Permits | None = None, tracing: Tracing | None = None, **options: object
+        ) -> Bench:
             permits = permits or Permits()
             upstream = stack.enter_context(serving(provider.respond))
             plane = stack.enter_context(serving(permits.respond))
@@ -92,7 +95,9 @@ def start() -> Iterator[Start]:
                     **options,
                 }  # type: ignore[arg-type]
             )
-            gateway = ModelProxy(settings, plane.url, lambda: "the-worker", random_fraction=lambda: 0.01)
+            gateway = ModelProxy(
+                settings, plane.url, lambda: "the-worker", random_fraction=lambda: 0.01, tracing=tracing
+            )
             gateway.start()
             stack.callback(gateway.stop)
             return Bench(gateway=gateway, provider=provider, upstream=upstream, permits=permits, plane=plane)
