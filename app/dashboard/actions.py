@@ -56,6 +56,11 @@ def _limits(fields: Fields) -> dict[str, Any]:
     return {"reason": fields.get("reason") or None, "constraints": limits}
 
 
+def _override(fields: Fields) -> dict[str, Any]:
+    weights = {fields.get("agent", ""): number(fields, "percent") / 100}
+    return _reason(fields) | {"weights": weights, "expires_in_seconds": 60 * number(fields, "minutes")}
+
+
 def _urgent(fields: Fields) -> dict[str, Any]:
     return _reason(fields) | {"priority": fields.get("priority", "")}
 
@@ -182,6 +187,22 @@ ACTIONS: Mapping[str, Action] = {
         done="{goal_id} has stopped; its tasks are being cancelled.",
         is_grave=True,
     ),
+    "override-weights": Action(
+        label="Override for a while",
+        method="PUT",
+        path="/weights/override",
+        scopes=(Scope.WEIGH,),
+        body=_override,
+        done="The weights are on their way; the override ends after {minutes} minutes.",
+    ),
+    "end-override": Action(
+        label="End the override",
+        method="DELETE",
+        path="/weights/override",
+        scopes=(Scope.WEIGH,),
+        query=_reason,
+        done="The weights go back to what the agents have earned.",
+    ),
     "raise-task": Action(
         label="Change priority",
         method="PATCH",
@@ -218,11 +239,12 @@ def whole(fields: Fields, name: str) -> int:
 
 
 def number(fields: Fields, name: str) -> float:
-    """A number of a form. Raises Refused."""
+    """A number of a form, a whole one where it can be. Raises Refused."""
     try:
-        return float(fields.get(name, ""))
-    except ValueError:
-        raise Refused(422, {"detail": f"{name} must be a number"}) from None
+        value = float(fields.get(name, ""))
+        return int(value) if value.is_integer() else value
+    except (ValueError, OverflowError):
+        raise Refused(422, {"detail": f"{name.replace('_', ' ')} must be a number"}) from None
 
 
 def filled(text: str, fields: Fields, *, is_path: bool) -> str:

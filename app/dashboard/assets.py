@@ -15,8 +15,6 @@ NAMES = (
     "icon.svg",
     "vendor/htmx.min.js",
     "vendor/htmx-sse.min.js",
-    "vendor/uplot.min.js",
-    "vendor/uplot.min.css",
 )
 
 

@@ -71,6 +71,7 @@ _OF_WORKERS = frozenset(
 )
 # The same, as the report and the alerts call it.
 _RULES = {"resources_short": "degraded", "reduced_capacity": "replacement_failing", "loops_silent": "duty_late"}
+_RULES |= {"cpu_short": "resource_pressure", "memory_short": "resource_pressure"}
 
 
 def attention(sight: Sight) -> list[Item]:

@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 from starlette.responses import Response
 
 from app.dashboard.access import HOME, Viewer, notice, take_notice
@@ -28,7 +29,14 @@ NOTHING = "\N{EN DASH}"
 PAGES: tuple[tuple[str, str, tuple[Scope, ...]], ...] = (
     ("", "Now", (Scope.MONITOR,)),
     ("/tasks", "Tasks", (Scope.READ, Scope.CONTENT)),
+    ("/workers", "Workers", (Scope.READ,)),
     ("/goals", "Goals", (Scope.READ, Scope.CONTENT)),
+    ("/agents", "Agents", (Scope.READ,)),
+    ("/models", "Models", (Scope.READ,)),
+    ("/decisions", "Decisions", (Scope.MONITOR,)),
+    ("/config", "Configuration", (Scope.READ,)),
+    ("/alerts", "Alerts", (Scope.READ,)),
+    ("/audit", "Audit", (Scope.READ,)),
 )
 
 
@@ -44,11 +52,13 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "amount": amount,
+        "bound": bound,
         "duration": duration,
         "moment": moment,
         "percent": percent,
         "pretty": pretty,
         "share": share,
+        "ticked": ticked,
         "words": words,
     }
     environment.globals |= {
@@ -138,6 +148,20 @@ def moment(text: str | None) -> str:
 def words(text: object) -> str:
     """A name of the API in words."""
     return str(text).replace("_", " ")
+
+
+def ticked(text: str) -> Markup:
+    """Words with what stands between backticks as code."""
+    parts = text.split("`")
+    pieces = [
+        Markup("<code>{}</code>").format(part) if number % 2 else escape(part) for number, part in enumerate(parts)
+    ]
+    return Markup("").join(pieces)
+
+
+def bound(value: float) -> str:
+    """The bound of a setting, as short as it can be."""
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:g}"
 
 
 def pretty(value: Any) -> str:

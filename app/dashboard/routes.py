@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from app.admin.rules.keys import read_key
 from app.admin.service import sessions
-from app.dashboard import goals, now, task, tasks
+from app.dashboard import configuration, details, goals, now, task, tasks
 from app.dashboard.access import (
     HOME,
     LOGIN,
@@ -30,6 +30,7 @@ from app.dashboard.access import (
 from app.dashboard.actions import ACTIONS, filled
 from app.dashboard.api_calls import Refused
 from app.dashboard.assets import answer_asset
+from app.dashboard.lists import LISTINGS
 from app.dashboard.rendering import open_page, page
 from app.http.guard import Authenticator, requires
 from app.http.problems import status_of
@@ -193,5 +194,18 @@ add_page("/dashboard/tasks/{task_id}/submit", task.submit, "POST")
 add_page("/dashboard/tasks/order", tasks.order, "POST")
 add_page("/dashboard/goals", goals.show)
 add_page("/dashboard/goals/{goal_id}", goals.show_one)
+for listing in LISTINGS:
+    add_page(f"/dashboard{listing.path}", listing.show)
+add_page("/dashboard/decisions/{decision_id}", details.show_decision)
+add_page("/dashboard/decisions/{decision_id}/replay", details.replay_decision, "POST")
+add_page("/dashboard/decisions/{decision_id}/try", details.try_decision, "POST")
+add_page("/dashboard/agents", details.show_agents)
+add_page("/dashboard/models", details.show_models)
+add_page("/dashboard/config", configuration.show)
+add_page("/dashboard/config", configuration.preview, "POST")
+add_page("/dashboard/config/apply", configuration.apply, "POST")
+add_page("/dashboard/config/rollback", configuration.roll_back, "POST")
+add_page("/dashboard/config/mode", configuration.switch, "POST")
+add_page("/dashboard/audit/verify", details.verify_audit, "POST")
 add_page("/dashboard/logout", log_out, "POST")
 add_page("/dashboard/do/{action}", act, "POST")

@@ -14,7 +14,7 @@ from app.http.bodies import CONTENT_BYTES
 from app.kernel.agents import AgentType
 from app.kernel.states import FINISHED
 
-# Of a handler's longest outputs, the first pages; the API has all of it.
+# Of the longest outputs the beginning; the API has all of it.
 _MAX_PIECES = 400
 _WAIT_SECONDS = 20
 # What a task is submitted with again, beside its input.
@@ -27,9 +27,23 @@ async def show(viewer: Viewer) -> Response:
     task = await viewer.api.get(f"/tasks/{task_id}")
     is_over = task["state"] in FINISHED
     why = None if is_over else await viewer.api.get(f"/tasks/{task_id}/why")
-    logs = await viewer.api.get(f"/tasks/{task_id}/logs")
-    values = {"task": task, "why": why, "is_over": is_over, "timeline": _timeline(task)}
-    return page(viewer, "task.html", values | _output(viewer, logs, is_over=is_over))
+    pieces, position = await _read_output(viewer, task_id)
+    values = {"task": task, "why": why, "is_over": is_over, "timeline": _timeline(task), "pieces": pieces}
+    # Of a task that is over nothing more comes; a page that waited for it would load itself again and again.
+    more = None if is_over else urlencode({"after": position})
+    return page(viewer, "task.html", values | {"task_id": task_id, "more": more})
+
+
+async def _read_output(viewer: Viewer, task_id: str) -> tuple[list[Any], str]:
+    """The pieces of the output so far, and the position behind them."""
+    pieces: list[Any] = []
+    position = None
+    while len(pieces) < _MAX_PIECES:
+        logs = await viewer.api.get(f"/tasks/{task_id}/logs", after=position)
+        pieces, position = pieces + logs["items"], logs["next"]
+        if not logs["items"]:
+            break
+    return pieces, str(position)
 
 
 async def output(viewer: Viewer) -> Response:
@@ -37,7 +51,8 @@ async def output(viewer: Viewer) -> Response:
     task_id, after = viewer.request.path_params["task_id"], viewer.request.query_params.get("after")
     logs = await viewer.api.get(f"/tasks/{task_id}/logs", after=after, wait_seconds=_WAIT_SECONDS)
     is_over = logs["state"] in FINISHED
-    html = render("task/output.html", {"task_id": task_id, **_output(viewer, logs, is_over=is_over)})
+    more = None if is_over and not logs["items"] else urlencode({"after": logs["next"]})
+    html = render("task/output.html", {"task_id": task_id, "pieces": logs["items"], "more": more})
     response = Response(html, media_type="text/html", headers=SECURITY)
     if is_over and not logs["items"]:
         # The rest of the page tells of a task that still ran.
@@ -88,13 +103,6 @@ def _form(viewer: Viewer, task: dict[str, Any], values: dict[str, Any], refusal:
 
 def _shown(value: Any) -> str:
     return "" if value is None else pretty(value) if isinstance(value, dict) else str(value)
-
-
-def _output(viewer: Viewer, logs: Any, *, is_over: bool) -> dict[str, Any]:
-    """Pieces of the output by attempt and stream, and where to go on."""
-    pieces = logs["items"][:_MAX_PIECES]
-    more = None if is_over and not logs["items"] else urlencode({"after": logs["next"]})
-    return {"task_id": viewer.request.path_params["task_id"], "pieces": pieces, "more": more}
 
 
 def _timeline(task: dict[str, Any]) -> list[dict[str, Any]]:

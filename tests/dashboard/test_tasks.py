@@ -90,3 +90,74 @@ async def test_orders_are_offered_where_they_understand_the_whole_filter(
         assert set(re.findall(r'name="order" value="(\w+)"', page)) == orders
         answer = await somebody.send("/dashboard/tasks/order", order="cancel", code="x")
         assert answer.status_code == 422
+
+
+async def test_a_task_tells_its_story_and_why_it_waits(service: Service) -> None:
+    hostile = "<b>x</b>"
+    task_id = await service.submitted(agent_type="ranking", payload={"topic": hostile})
+    await service.post("/queues/ranking/pause", {"reason": "a look"})
+    async with browser(service, Role.OPERATOR) as operator:
+        path = f"/dashboard/tasks/{task_id}"
+        page = await operator.page(path)
+        assert "the queue of ranking is paused" in page
+        # The advice has its button.
+        assert "/dashboard/do/resume-queue" in page
+        assert "&lt;b&gt;" in page
+        assert "<b>" not in page
+        assert await operator.do("resume-queue", agent="ranking", reason="") == "ranking is leased again."
+        worker = await service.worker()
+        lease = await worker.lease()
+        piece = {"stream": "stderr", "start": 0, "text": hostile}
+        await worker.ask(f"/leases/{task_id}/logs", {"token": lease["token"], "pieces": [piece]})
+        page = await operator.page(path)
+        assert 'class="stderr"' in page
+        assert "<b>" not in page
+        assert f"{path}/output?after=" in page
+        error = {"code": "bad_input", "message": hostile, "retryable": False}
+        await worker.on_lease(lease, "fail", error=error)
+        page = await operator.page(path)
+        assert "bad_input" in page
+        assert "<b>" not in page
+        assert "in the queue again" in await operator.do("requeue-task", task_id=task_id, reason="x")
+        assert "is cancelled" in await operator.do("cancel-task", task_id=task_id, reason="x")
+        assert (await operator.get("/dashboard/tasks/00000000-0000-0000-0000-000000000007")).status_code == 404
+
+
+async def test_the_output_goes_on_until_the_end(service: Service) -> None:
+    task_id = await service.submitted()
+    worker = await service.worker()
+    lease = await worker.lease()
+    async with browser(service, Role.READER) as somebody:
+        page = await somebody.page(f"/dashboard/tasks/{task_id}")
+        following = re.search(r'hx-get="([^"]+)"', page)
+        assert following
+        piece = {"stream": "stdout", "start": 0, "text": "hello"}
+        await worker.ask(f"/leases/{task_id}/logs", {"token": lease["token"], "pieces": [piece]})
+        more = await somebody.get(following[1].replace("&amp;", "&"))
+        assert "hello" in more.text
+        await worker.on_lease(lease, "complete", result={})
+        following = re.search(r'hx-get="([^"]+)"', more.text)
+        assert following
+        last = await somebody.get(following[1].replace("&amp;", "&"))
+        assert last.headers["hx-refresh"] == "true"
+        assert "hx-get" not in last.text
+        # It would load itself again and again.
+        assert "hx-get" not in await somebody.page(f"/dashboard/tasks/{task_id}")
+
+
+async def test_the_input_is_edited_and_submitted_again_once(service: Service, database: Database) -> None:
+    task_id = await service.submitted(agent_type="ranking", payload={"n": 1}, labels={"team": "a"}, priority="high")
+    async with browser(service, Role.SUPERVISOR) as somebody:
+        page = await somebody.page(f"/dashboard/tasks/{task_id}/edit")
+        once = re.search(r'name="once" value="([^"]+)"', page)
+        assert once
+        fields = {"once": once[1], "agent_type": "ranking", "priority": "high", "labels": '{"team": "a"}'}
+        wrong = await somebody.send(f"/dashboard/tasks/{task_id}/submit", payload='{"n": ', **fields)
+        assert wrong.status_code == 422
+        assert "is not JSON" in wrong.text
+        for _ in range(2):
+            answer = await somebody.send(f"/dashboard/tasks/{task_id}/submit", payload='{"n": 2}', **fields)
+            assert answer.status_code == 303, answer.text
+        task = await service.get(answer.headers["location"].replace("/dashboard", ""))
+        assert (task["payload"], task["labels"], task["priority"]) == ({"n": 2}, {"team": "a"}, "high")
+    assert len(await fetch(database, "SELECT FROM tasks")) == 2

@@ -50,3 +50,12 @@
   document.addEventListener("htmx:load", (event) => localize(event.target));
   localize(document);
 })();
+
+// Says at once where a value is outside of what the schema allows; the service checks everything again.
+document.addEventListener("input", (event) => {
+  const { low, high } = event.target.dataset;
+  if (low === undefined) return;
+  const value = Number(event.target.value);
+  const isWrong = Number.isNaN(value) || (low !== "" && value < Number(low)) || (high !== "" && value > Number(high));
+  event.target.setAttribute("aria-invalid", String(event.target.value !== "" && isWrong));
+});

@@ -1,0 +1,116 @@
+"""The pages in a real browser: in both themes and on a phone, live, without scripts, and for those who hear them."""
+
+import re
+from collections.abc import AsyncIterator
+
+import pytest
+from playwright.async_api import Page, expect
+
+from app.db.database import Database
+from app.kernel.access import Role
+from tests.dashboard.chromium import Theme, chromium, faults, log_in, opened, overflow
+from tests.support.pools import decided
+from tests.support.service import Service
+from tests.support.sql import until
+from tests.support.streams import Port, on_a_port
+
+pytestmark = pytest.mark.slow
+_MILLISECONDS = 30_000
+
+
+@pytest.fixture
+async def port(database: Database) -> AsyncIterator[Port]:
+    async with on_a_port(database) as port:
+        yield port
+
+
+async def _fill(service: Service, database: Database) -> list[str]:
+    """Something to see on every page; the addresses of the pages."""
+    await service.ask("PUT", "/llm/models/argo:gpt-4.1", {"max_concurrency": 3}, headers={"If-Match": '"0"'})
+    await service.post("/goals", {"id": "kepler", "objective": "Rediscover the third law"})
+    for number in (1, 2, 3):
+        await service.post("/goals/kepler/iterations", {"iteration": number, "quality": number / 4})
+    worker = await service.worker("lab-1")
+    await service.post("/queues/ranking/pause", {"reason": "a look at the ratings"})
+    waiting = await service.submitted(agent_type="ranking", goal_id="kepler", payload={"topic": "orbits"})
+    failed = await service.submitted(agent_type="evolution")
+    lease = await worker.lease()
+    piece = {"stream": "stderr", "start": 0, "text": "an error on stderr\n"}
+    await worker.ask(f"/leases/{failed}/logs", {"token": lease["token"], "pieces": [piece]})
+    await worker.on_lease(lease, "fail", error={"code": "bad_input", "message": "no numbers", "retryable": False})
+    await decided(database)
+    decision = (await service.get("/scaling/decisions"))["items"][0]["id"]
+    pages = ["", "/tasks", f"/tasks/{waiting}", f"/tasks/{failed}", f"/tasks/{failed}/edit", "/workers", "/goals"]
+    pages += ["/goals/kepler?namespace=default", "/agents", "/models", "/decisions?show=all", f"/decisions/{decision}"]
+    return [f"/dashboard{page}" for page in [*pages, "/config", "/alerts", "/audit"]]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+async def test_every_page_is_sound_in_both_themes_and_on_a_phone(port: Port, database: Database, theme: Theme) -> None:
+    pages = await _fill(port.service, database)
+    troubles: list[str] = []
+    async with opened(chromium(), f"http://127.0.0.1:{port.number}") as page:
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        await page.emulate_media(color_scheme=theme)
+        await page.goto("/dashboard/login")
+        troubles += await faults(page)
+        await log_in(page, port.service.keys[Role.OPERATOR])
+        for address in pages:
+            answer = await page.goto(address)
+            assert answer is not None
+            assert answer.status == 200, address
+            await page.set_viewport_size({"width": 1280, "height": 900})
+            troubles += [f"{address}: {fault}" for fault in await faults(page)]
+            await page.set_viewport_size({"width": 390, "height": 800})
+            troubles += [f"{address} is wider than a phone"] if await overflow(page) > 0 else []
+    assert not troubles, "\n".join(troubles)
+
+
+async def test_the_first_page_changes_without_reload_and_acts(port: Port) -> None:
+    service = port.service
+    async with opened(chromium(), f"http://127.0.0.1:{port.number}") as page:
+        await log_in(page, service.keys[Role.OPERATOR])
+        row = page.locator("#agents tr", has_text="evolution")
+        await service.submitted(agent_type="evolution")
+        await expect(row.locator("td").first).to_have_text("1", timeout=_MILLISECONDS)
+        await service.post("/queues/evolution/pause", {"reason": "a look"})
+        item = page.locator("#attention .item", has_text="evolution is paused")
+        await expect(item).to_be_visible(timeout=_MILLISECONDS)
+        await item.locator("summary", has_text="Resume").click()
+        await item.locator("input[name=reason]").fill("seen")
+        await item.locator("button", has_text="Resume").click()
+        await expect(page.locator(".notice")).to_have_text("evolution is leased again.", timeout=_MILLISECONDS)
+        entry = (await service.get("/audit", action="queues.resume"))["items"][0]
+        assert entry["reason"] == "seen"
+
+
+async def test_nobody_is_told_of_changes_while_the_page_is_hidden(port: Port) -> None:
+    async with opened(chromium(), f"http://127.0.0.1:{port.number}") as page:
+        await log_in(page, port.service.keys[Role.READER])
+        await until(lambda: _listens(port, True))
+        await _hide(page, True)
+        await until(lambda: _listens(port, False))
+        await _hide(page, False)
+        await until(lambda: _listens(port, True))
+
+
+async def _listens(port: Port, is_there: bool) -> bool:
+    listeners = port.service.app.state.services.database.announcer._listeners
+    return any("Feed._hear" in getattr(listener, "__qualname__", "") for listener in listeners) == is_there
+
+
+async def _hide(page: Page, is_hidden: bool) -> None:
+    # As when another tab is in front.
+    script = "hidden => { Object.defineProperty(document, 'hidden', { value: hidden, configurable: true });"
+    await page.evaluate(script + " document.dispatchEvent(new Event('visibilitychange')); }", is_hidden)
+
+
+async def test_pages_are_read_and_used_without_scripts(port: Port) -> None:
+    task_id = await port.service.submitted(agent_type="ranking")
+    async with opened(chromium(), f"http://127.0.0.1:{port.number}", with_scripts=False) as page:
+        await log_in(page, port.service.keys[Role.OPERATOR])
+        await page.locator("#agents tr", has_text="ranking").locator("summary").click()
+        await page.locator("#agents tr", has_text="ranking").locator("button", has_text="Pause").click()
+        await expect(page.locator(".notice")).to_contain_text("ranking is paused", timeout=_MILLISECONDS)
+        await page.goto(f"/dashboard/tasks/{task_id}")
+        await expect(page.locator("main")).to_contain_text(re.compile("the queue of ranking is paused"))
