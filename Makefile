@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo local-llm demo-llm test-llm up test quick check format lint imports types openapi docs lock bench bench-attacks bench-claim bench-stopping bench-decisions bench-heartbeats bench-language-model bench-permits sbom test-schema screenshots clean
+.PHONY: demo local-llm demo-llm test-llm up test quick check format lint imports types openapi reference docs lock bench bench-attacks bench-claim bench-stopping bench-decisions bench-heartbeats bench-language-model bench-permits sbom test-schema screenshots clean
 
 # What runs the service is a quarter of what develops it, so a first `make up` fetches no more; where all is there, that is used.
 SERVICE_READY := .venv/.service-ready
@@ -18,8 +18,8 @@ define install
 	@touch $@
 endef
 
-$(SERVICE_READY): requirements/run.txt requirements/build.txt pyproject.toml
-	$(call install,run build)
+$(SERVICE_READY): requirements/run.txt requirements/start.txt pyproject.toml
+	$(call install,run start)
 
 $(READY): requirements/dev.txt pyproject.toml
 	$(call install,dev)
@@ -77,6 +77,10 @@ types: $(READY)
 openapi: $(READY)
 	@$(BIN)/convener openapi --write openapi/openapi.json
 
+# The pages of docs/reference/ that follow from the code.
+reference: $(READY)
+	@$(BIN)/python -m docs.generate
+
 # The site of docs/, in .docs/html. A link, a reference or a heading that is wrong fails it; nothing is fetched meanwhile.
 SITE_READY := .venv/.site
 $(SITE_READY): requirements/docs.txt $(READY)
@@ -120,8 +124,8 @@ lock:
 	$(PYTHON) -c "import tomllib; g = tomllib.load(open('pyproject.toml', 'rb'))['dependency-groups']; print('\n'.join(g['dev'] + g['build']))" > .venv/lock/dev.in
 	$(COMPILE) -o requirements/run.txt pyproject.toml
 	$(COMPILE) -o requirements/dev.txt pyproject.toml .venv/lock/dev.in
-	$(PYTHON) -c "import tomllib; print('\n'.join(['-c ../../requirements/dev.txt', *tomllib.load(open('pyproject.toml', 'rb'))['dependency-groups']['build']]))" > .venv/lock/build.in
-	$(COMPILE_ALONE) -o requirements/build.txt .venv/lock/build.in
+	$(PYTHON) -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb')); print('\n'.join(['-c ../../requirements/dev.txt', *p['dependency-groups']['build'], *p['project']['optional-dependencies']['top']]))" > .venv/lock/start.in
+	$(COMPILE_ALONE) -o requirements/start.txt .venv/lock/start.in
 	$(PYTHON) -c "import tomllib; print('\n'.join(tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['local-llm']))" > .venv/lock/local-llm.in
 	$(COMPILE_ALONE) -o requirements/local-llm.txt .venv/lock/local-llm.in
 	$(PYTHON) -c "import tomllib; print('\n'.join(['-c ../../requirements/dev.txt', *tomllib.load(open('pyproject.toml', 'rb'))['dependency-groups']['docs']]))" > .venv/lock/docs.in

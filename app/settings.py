@@ -53,10 +53,14 @@ class Settings(BaseModel):
     mode: Mode | None = Field(
         None, description="the mode of a new database; `production`, or `development` under `convener up` and `demo`"
     )
-    state_directory: Path = Field(default_factory=default_state_directory, validate_default=True)
+    state_directory: Path = Field(
+        default_factory=default_state_directory,
+        validate_default=True,
+        description="database, keys and logs of this machine; `~/.local/state/convener`",
+    )
     postgres_bin: Path | None = Field(None, description="directory with the PostgreSQL programs")
     host: str = Field("127.0.0.1", description="address that the API listens on")
-    port: int = Field(8765, ge=0, le=65535)
+    port: int = Field(8765, ge=0, le=65535, description="port that the API listens on")
     socket: Path | None = Field(None, description="unix socket that the API listens on as well; `up` makes one")
     tls_certificate: Path | None = Field(None, description="PEM file with the API's certificate and its chain")
     tls_key: Path | None = Field(None, validate_default=True, description="PEM file with the key of the certificate")
@@ -72,16 +76,21 @@ class Settings(BaseModel):
     llm_key_file: Path | None = Field(None, description="file of that key, which workers read anew when it is refused")
     llm_key_command: str | None = Field(None, description="command that prints that key, run anew when it is refused")
     worker_handlers: str | None = Field(None, description="module whose HANDLERS the workers of the pool run")
-    host_name: str = Field(default_factory=lambda: socket.gethostname().split(".")[0] or "local")
-    lease_seconds: float = Field(15.0, ge=1, le=3600)
-    acknowledge_within_seconds: float = Field(5.0, ge=0.5, le=600)
+    host_name: str = Field(
+        default_factory=lambda: socket.gethostname().split(".")[0] or "local",
+        description="name of this host in the pool; the machine's",
+    )
+    lease_seconds: float = Field(15.0, ge=1, le=3600, description="a lease without a heartbeat returns after this long")
+    acknowledge_within_seconds: float = Field(
+        5.0, ge=0.5, le=600, description="a lease that nobody acknowledges returns after this long"
+    )
     heartbeat_interval_seconds: float | None = Field(
         None, ge=0.1, le=10, description="what workers are told to keep to; as the mode says when absent"
     )
     lost_after_seconds: float | None = Field(
         None, ge=0.3, le=3600, description="silence after which a worker is lost; as the mode says when absent"
     )
-    max_payload_bytes: int = Field(1 << 20, ge=1024, le=10 << 20)
+    max_payload_bytes: int = Field(1 << 20, ge=1024, le=10 << 20, description="of one payload, result or checkpoint")
     max_body_bytes: int = Field(
         12 << 20,
         ge=4096,
@@ -116,12 +125,14 @@ class Settings(BaseModel):
     webhook_hosts: tuple[str, ...] = Field((), description="hosts that the webhook may go to, separated by commas")
     webhook_secret: str = Field("", repr=False, description="key of the signature of what the webhook sends")
     webhook_url: str | None = Field(None, repr=False, description="https address that hears of alerts; off without one")
-    history_days: int = Field(30, ge=1)
-    events_days: int = Field(7, ge=1)
+    history_days: int = Field(30, ge=1, description="how long finished tasks are kept")
+    events_days: int = Field(7, ge=1, description="how long events are kept")
     log_level: str | None = Field(
-        None, pattern="^(debug|info|warning|error)$", description="as the mode says when absent"
+        None,
+        pattern="^(debug|info|warning|error)$",
+        description="`debug`, `info`, `warning` or `error`; as the mode says when absent",
     )
-    log_json: bool = False
+    log_json: bool = Field(False, description="each line of the log is a JSON object")
     log_file: Path | None = Field(None, description="the log goes there instead of stderr, and a full file to PATH.1")
     liveness_file: Path | None = Field(
         None, description="file that the loops touch every second while their duties keep pace, for health checks"

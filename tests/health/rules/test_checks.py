@@ -221,8 +221,9 @@ def test_an_open_transaction_for_which_readers_wait_is_named() -> None:
         assert fact in symptom.message
 
 
-def test_every_symptom_says_what_to_do() -> None:
-    symptoms = symptoms_of(
+def one_of_each() -> list[Symptom]:
+    """A symptom of every rule; the reference of alerts shows them as examples."""
+    return symptoms_of(
         queue({GENERATION: 500}, oldest={Priority.HIGH: AT - timedelta(hours=1)}, open_writers=[OPEN_WRITER]),
         depths=depths(0, 0, 0, 500),
         running={AgentType.RANKING: Running(tasks=1, longest_seconds=1e6, overdue=1)},
@@ -237,6 +238,10 @@ def test_every_symptom_says_what_to_do() -> None:
         refusals={RefusalReason.UNKNOWN_KEY: 101},
         duty_turns=[DutyTurn(duty="sweep leases", seconds_ago=99, every_seconds=1)],
     )
+
+
+def test_every_symptom_says_what_to_do() -> None:
+    symptoms = one_of_each()
     assert {symptom.key.rule for symptom in symptoms} == set(AlertRule)
     assert all(symptom.advice and symptom.message for symptom in symptoms)
 
