@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 import typer
 from rich.console import Group, RenderableType
+from rich.table import Table
 from rich.text import Text
 
 from app.cli.checks import Check, Status
@@ -51,13 +52,16 @@ _STYLES = {Status.OK: "green", Status.WARNING: "yellow", Status.FAILED: "bold re
 
 
 def _render(checks: Sequence[Check]) -> RenderableType:
-    lines: list[Text] = []
+    # In columns, so that lines which are too long go on below where they begin.
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for check in checks:
-        head = (f"{check.status:8}", _STYLES[check.status])
-        lines.append(Text.assemble(head, (check.name, "bold"), "  ", output.plain(check.detail)))
+        body = Text.assemble((check.name, "bold"), "  ", output.plain(check.detail))
         if check.remedy:
-            lines.append(Text(f"{'':8}what to do: {output.plain(check.remedy)}", style="dim"))
+            body.append(f"\nwhat to do: {output.plain(check.remedy)}", style="dim")
+        table.add_row(Text(check.status, _STYLES[check.status]), body)
     counts = Counter(check.status for check in checks)
-    lines.append(Text(", ".join(f"{counts[status]} {status}" for status in _ORDER if counts[status])))
+    total = Text(", ".join(f"{counts[status]} {status}" for status in _ORDER if counts[status]))
     user = f"checked as user {os.geteuid()}; workers of another user may be kept apart differently"
-    return Group(*lines, Text(user, style="dim"))
+    return Group(table, total, Text(user, style="dim"))

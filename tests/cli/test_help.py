@@ -70,12 +70,16 @@ def test_a_command_imports_what_it_uses(arguments: list[str]) -> None:
     assert done.stderr.endswith("set()"), done.stderr
 
 
-@pytest.mark.parametrize("words", ["convener tasks ", "convener doctor -", "convener --profile ", "convener why "])
+@pytest.mark.parametrize("words", ["tasks ", "doctor -", "--profile ", "why ", "up -", "demo -", "top -"])
 def test_a_press_of_tab_imports_no_library_of_the_service(words: str) -> None:
     heavy = "{'app.settings', 'asyncpg', 'fastapi', 'sqlalchemy', 'starlette'}"
     show = f"import atexit, sys; atexit.register(lambda: sys.stderr.write(str({heavy} & {{*sys.modules}})))"
     script = f"{show}; from app.cli.commands import build; build()(prog_name='convener')"
-    asked = {"_CONVENER_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    asked = {
+        "_CONVENER_COMPLETE": "complete_bash",
+        "COMP_WORDS": f"convener {words}",
+        "COMP_CWORD": str(1 + words.count(" ")),
+    }
     environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", **asked}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False)
     assert done.stderr.endswith("set()"), done.stderr

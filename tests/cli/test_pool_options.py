@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from app.admin.store.config import Version
-from app.cli import stack, up
+from app.cli import stack, up_run
 from app.cli.pool_options import PoolOptions, apply
 from app.cli.stack import Stack, StackError
 from app.cli.supervisor import Supervisor
@@ -75,7 +75,7 @@ async def test_the_welcome_says_what_the_pool_will_do(
         config=await _granted(database, wish),
         supervisor=Supervisor(None, [], tmp_path / "children.json"),
     )
-    assert words in up._pool_plan(machine, Settings(pool_size=size))
+    assert words in up_run._pool_plan(machine, Settings(pool_size=size))
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
@@ -95,10 +95,10 @@ async def test_no_journal_gets_the_key_of_the_operator(
     stream = io.StringIO()
     monkeypatch.setattr(stream, "isatty", lambda: is_terminal)
     # Colour that was forced makes no terminal of a journal.
-    monkeypatch.setattr(up, "console", Console(file=stream, force_terminal=True))
-    welcome = str(up._welcome(machine, Settings(state_directory=tmp_path)).renderable)
+    monkeypatch.setattr(up_run, "console", Console(file=stream, force_terminal=True))
+    welcome = str(up_run._welcome(machine, Settings(state_directory=tmp_path)).renderable)
     assert ("cvn_a_secret" in welcome) == is_terminal
-    assert ("login?link=cvs_" in await up._dashboard(machine)) == is_terminal
+    assert ("login?link=cvs_" in await up_run._dashboard(machine)) == is_terminal
     assert str(tmp_path / "operator.key") in welcome
 
 

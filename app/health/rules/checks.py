@@ -32,13 +32,14 @@ from app.workers.rules.recovery import Recovery
 
 Check = Callable[[Observations, CheckPolicy], Iterable[Symptom] | None]
 
+_FEWER = "allow fewer workers (`convener config set worker_pool.max_workers=3`)"
 QUEUE_RELIEF = (
     "add workers with `convener workers start`, cancel what is not needed with `convener tasks cancel --goal GOAL`, "
     "or raise CONVENER_MAX_QUEUE_SIZE; submits are refused when full"
 )
 _RELIEF = {
-    "cpu": "add hosts, lower worker_pool.max_workers, or submit less",
-    "memory": "lower worker_pool.max_workers or resource_limits.max_memory_per_worker_gb, or add hosts",
+    "cpu": f"add hosts, {_FEWER}, or submit less",
+    "memory": f"{_FEWER}, or resource_limits.max_memory_per_worker_gb, or add hosts",
     "llm_permits": "raise resource_limits.max_concurrent_llm_calls if the provider allows it, or submit less",
     "queue": QUEUE_RELIEF,
 }
@@ -216,8 +217,8 @@ def replacement_failing(observations: Observations, policy: CheckPolicy) -> Iter
 def _advice_on_replacements(recovery: Recovery) -> Iterator[str]:
     if recovery.silent_hosts:
         yield (
-            f"start the loops of {', '.join(recovery.silent_hosts)} again, or look why they do not reach the database; "
-            "a host that is gone for good is told of for an hour"
+            f"start the loops of {', '.join(recovery.silent_hosts)} again (`convener loops` there), or look why they "
+            "do not reach the database; a host that is gone for good is told of for an hour"
         )
     if recovery.failing or recovery.overdue or not recovery.silent_hosts:
         yield "look at the logs of the workers: do the handlers load, is there memory, is the API reached?"

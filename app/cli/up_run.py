@@ -1,0 +1,146 @@
+"""The run of `convener up`: brings everything up, shows what happens, and stops it in order."""
+
+import asyncio
+import signal
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import typer
+from rich.panel import Panel
+
+from app.admin.rules.config import conduct
+from app.admin.rules.keys import read_key
+from app.admin.service import sessions
+from app.cli.pool_options import PoolOptions
+from app.cli.stack import KEY_FILES, START_ERRORS, Stack, running, start_failure
+from app.cli.task_lines import show_tasks
+from app.db.database import Database
+from app.kernel.access import Role
+from app.kernel.modes import Mode
+from app.logs import start_logging
+from app.settings import Settings, take_settings
+from app.terminal import output
+from app.terminal.failures import ExitCode
+
+console = output.PlainConsole(stderr=True)
+
+
+def start(options: Mapping[str, Any], pool_options: PoolOptions) -> None:
+    """Bring everything up, and stay until it is stopped; options win over settings unless None. Raises Failure."""
+    try:
+        settings = take_settings()
+        start_logging(settings.model_copy(update={"log_file": None}))  # what people read goes to the terminal
+        settings = settings.model_copy(update={name: value for name, value in options.items() if value is not None})
+        asyncio.run(_run(settings, pool_options))
+    except START_ERRORS as error:
+        raise start_failure(error) from None
+
+
+async def _run(settings: Settings, pool_options: PoolOptions) -> None:
+    stop = StopSignals()
+    main = asyncio.current_task()
+    assert main is not None
+    stop.on_first = main.cancel  # a start may take minutes, as handlers load slowly
+    try:
+        await _run_until(stop, settings, pool_options)
+    except asyncio.CancelledError:
+        console.print("stopped before it was up", style="dim")
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
+
+
+async def _run_until(stop: "StopSignals", settings: Settings, pool_options: PoolOptions) -> None:
+    say = partial(console.print, style="dim")
+    async with running(settings, say, log_files=False, options=pool_options) as stack:
+        stop.on_first = lambda: None
+        console.print(_welcome(stack, settings))
+        # Below the frame and on one line, however narrow the terminal is: people click on it.
+        console.print(f"Dashboard: {await _dashboard(stack)}", soft_wrap=True, highlight=False)
+        is_development = stack.config.mode is Mode.DEVELOPMENT
+        showing = asyncio.create_task(show_tasks(stack, typer.echo)) if is_development else None
+        number = await stop.wait()
+        if showing is not None:
+            showing.cancel()
+        stop.on_next = stack.supervisor.hasten
+        if number is signal.SIGINT:
+            stack.supervisor.hasten()
+            terms = "running tasks are given back; Ctrl-C again ends everything at once"
+        else:
+            terms = (
+                f"running tasks have up to {settings.stop_grace_seconds:.0f} s to finish; Ctrl-C twice ends everything"
+            )
+        console.print(f"stopping: workers first, then the API, then PostgreSQL; {terms}", style="dim")
+
+
+class StopSignals:
+    """SIGINT, SIGTERM and SIGHUP, the last so that a closed terminal stops everything in order."""
+
+    def __init__(self) -> None:
+        self.on_first: Callable[[], object] = lambda: None
+        self.on_next: Callable[[], None] = lambda: None
+        self._first: asyncio.Future[signal.Signals] = asyncio.get_running_loop().create_future()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, self._on_signal, number)
+
+    async def wait(self) -> signal.Signals:
+        """The first of them."""
+        return await self._first
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        if self._first.done():
+            self.on_next()
+        else:
+            self._first.set_result(number)
+            self.on_first()
+
+
+async def _dashboard(stack: Stack) -> str:
+    """The address of the dashboard, for a person with a word that logs in once."""
+    address = f"{stack.url}/dashboard"
+    # As with keys: what is not shown to a person goes into journals, which let others read it.
+    if not console.file.isatty():
+        return f"{address}  (log in with the operator's key)"
+    key_id, _ = read_key(stack.keys[Role.OPERATOR]) or ("", "")
+    database = Database(stack.database_url)
+    try:
+        async with database.transaction() as connection:
+            link = await sessions.create_link(connection, key_id)
+    finally:
+        await database.close()
+    return f"{address}/login?link={link}"
+
+
+def _welcome(stack: Stack, settings: Settings) -> Panel:
+    agents = settings.worker_handlers or "the echo agents (name your own with --handlers)"
+    lines = [
+        f"API       {stack.url}",
+        f"Swagger   {stack.url}/docs",
+        f"Workers   {_pool_plan(stack, settings)}",
+        f"Agents    {agents}",
+        f"State     {settings.state_directory}",
+    ]
+    if Role.OPERATOR in stack.new_keys:
+        file = settings.state_directory / KEY_FILES[Role.OPERATOR]
+        # What is not shown to a person goes into journals, which keep it and let others read it.
+        if console.file.isatty():
+            lines += ["", f"Operator's key, shown this once (kept in {file}, readable by you alone):"]
+            lines += [stack.keys[Role.OPERATOR]]
+        else:
+            lines += ["", f"Operator's key: in {file}, readable by you alone"]
+    # Without its directory the other command would look for address and key in the usual one.
+    usual = Settings.from_environment({}).state_directory
+    where = "" if settings.state_directory == usual else f"CONVENER_STATE_DIRECTORY={settings.state_directory} "
+    lines += ["", f"In another terminal: {where}convener status"]
+    return Panel("\n".join(lines), title="Convener is up", border_style="green", expand=False)
+
+
+def _pool_plan(stack: Stack, settings: Settings) -> str:
+    """The size of the pool in words: now, and between which bounds later."""
+    pool, mode = stack.config.document.worker_pool, stack.config.mode
+    size = max(pool.min_workers, min(settings.pool_size, pool.max_workers))
+    if not settings.pool_size:
+        return "none are started here; `convener decisions ls` recommends how many there should be"
+    if conduct(mode).scales:
+        return f"{size} now, then {pool.min_workers} to {pool.max_workers} as the queue needs ({mode.value})"
+    note = "" if size == settings.pool_size else f"; {settings.pool_size} were asked for"
+    return f"{size}, always ({mode.value} allows {pool.min_workers} to {pool.max_workers}{note})"
