@@ -16,6 +16,8 @@ from app.http.problems import CODES, MEDIA_TYPE, PLAIN, Problem, catalogue
 from app.kernel.errors import BodyTooComplex, DatabaseUnavailable, Forbidden, TooManyRequests, Unauthenticated
 
 _PROBLEM = {"$ref": "#/components/schemas/Problem"}
+# Of the numbers of JavaScript.
+_LARGEST_EXACT = 2**53 - 1
 # Those of every route, and those of routes that need a key.
 _ANYWHERE = (PLAIN[500][0], DatabaseUnavailable.code)
 _WITH_KEY = (Unauthenticated.code, Forbidden.code, TooManyRequests.code)
@@ -64,6 +66,7 @@ def _describe_problems(schema: dict[str, Any]) -> None:
             if "requestBody" in operation:
                 _describe_limit(operation)
                 _show_examples(operation["requestBody"], types)
+            _drop_large_defaults(operation)
             _correct_responses(operation["responses"], types)
             codes = (*_WITH_KEY, *_ANYWHERE) if "security" in operation else _ANYWHERE
             operation["responses"]["default"] = {
@@ -73,6 +76,14 @@ def _describe_problems(schema: dict[str, Any]) -> None:
     schema["components"]["examples"] = {problem["code"]: _example(problem) for problem in catalogue()}
     _drop_unused(schema, "schemas")
     _drop_unused(schema, "examples")
+
+
+def _drop_large_defaults(operation: dict[str, Any]) -> None:
+    """Leave out defaults that a browser rounds: it would fill them in, and send what is not allowed."""
+    for parameter in operation.get("parameters", ()):
+        default = parameter["schema"].get("default")
+        if isinstance(default, int) and abs(default) > _LARGEST_EXACT:
+            del parameter["schema"]["default"]
 
 
 def _show_examples(body: dict[str, Any], types: dict[str, Any]) -> None:

@@ -6,8 +6,9 @@
   const SCHEME = "key";
   const SAVED = "convener.key";
   const STREAM_SECONDS = 10;
-  // Beyond it the page would be busy for seconds with drawing.
   const MAX_BYTES = 512 * 1024;
+  // To colour a longer text takes the browser seconds, in which it does nothing else.
+  const COLOURED_CHARACTERS = 16 * 1024;
 
   // Why the service does not take a key; null when it does.
   async function refusal(key) {
@@ -83,6 +84,19 @@
     },
   };
 
+  const plainLongTexts = {
+    wrapComponents: {
+      SyntaxHighlighter: (Highlighter, system) => (props) => {
+        const { React, getComponent } = system.getSystem();
+        const text = props.children;
+        const isLong = typeof text === "string" && text.length > COLOURED_CHARACTERS;
+        return isLong
+          ? React.createElement(getComponent("PlainTextViewer"), null, text)
+          : React.createElement(Highlighter, props);
+      },
+    },
+  };
+
   // The answer as far as it has come after 10 s for a stream, which has no end, and up to 512 KiB for all others.
   async function fetchBounded(url, options) {
     const stop = new AbortController();
@@ -115,7 +129,7 @@
     url: address,
     dom_id: "#swagger-ui",
     presets: [SwaggerUIBundle.presets.apis],
-    plugins: [() => checkedKeys, () => wholeFilter],
+    plugins: [() => checkedKeys, () => wholeFilter, () => plainLongTexts],
     layout: "BaseLayout",
     deepLinking: true,
     docExpansion: "none",

@@ -93,6 +93,22 @@ def test_every_operation_has_a_name_of_its_own_and_a_place() -> None:
     assert [server["url"] for server in _DOCUMENT["servers"]] == ["/"]
 
 
+async def test_every_read_can_be_sent_with_the_defaults_that_are_filled_in(service: Service) -> None:
+    await service.get("/config")
+    for method, path, operation in _operations():
+        parameters = [each for each in operation.get("parameters", []) if each["in"] == "query"]
+        if method != "GET" or "{" in path or path == "/events/stream" or any(each["required"] for each in parameters):
+            continue
+        # A browser reads every number as a float.
+        defaults = {each["name"]: each["schema"].get("default") for each in parameters}
+        numbers = {name: float(value) for name, value in defaults.items() if type(value) is int}
+        query = {name: value for name, value in defaults.items() if value is not None}
+        answer = await service.ask(
+            "GET", path, params=query | {name: f"{value:.0f}" for name, value in numbers.items()}
+        )
+        assert answer.is_success, f"{path} {query} {answer.text}"
+
+
 @pytest.mark.parametrize(
     ("method", "path", "operation", "body"),
     [pytest.param(*example, id=f"{example[2]['operationId']}-{number}") for number, example in enumerate(_examples())],

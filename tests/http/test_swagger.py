@@ -75,6 +75,8 @@ async def test_a_key_is_checked_kept_for_the_tab_and_used(own_database: Database
         await expect(page.locator(".opblock-summary-path")).to_have_text(["/tasks/batch"])
         assert "201" in await _execute(page, "tasks", "submit_task")
         assert "task.submitted" in await _execute(page, "events", "stream_events")
+        await page.route("**/audit?*", lambda route: route.fulfill(json={"items": ["x" * 1000] * 1000}))
+        assert "this page shows 512 KiB" in await _execute(page, "audit", "list_audit_entries")
 
         await page.click(".btn.authorize")
         await page.click(".modal-ux button:has-text('Logout')")
