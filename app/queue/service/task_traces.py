@@ -28,7 +28,7 @@ class TaskTraces:
 
     def _begin_submit(self, submission: Submission) -> Span | None:
         text = submission.traceparent or submission.trace_context
-        parent = read_traceparent(text)
+        parent = None if text is None else read_traceparent(text)
         # What a body holds in place of a trace context is its own affair.
         if parent is None and text is not None:
             return None
@@ -41,6 +41,8 @@ class TaskTraces:
         self, spans: Sequence[Span | None], submissions: Sequence[Submission], results: Sequence[Submitted]
     ) -> None:
         """End the spans of new tasks, after the commit; of a task that existed the first submit has one already."""
+        if not any(spans):
+            return
         for (span, submission), result in zip(_distinct(spans, submissions), results, strict=True):
             if span is not None and result.created:
                 span.attributes = _attributes("submit", "send", submission.agent_type, result.id)

@@ -1,7 +1,9 @@
 """Spans of submits, waits and leases: one of each for a task whose trace is recorded, and none for others."""
 
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from types import FrameType
 from uuid import UUID, uuid4
 
 import pytest
@@ -9,16 +11,18 @@ import pytest
 from app.db.database import Database
 from app.kernel.agents import AgentType
 from app.kernel.ids import WorkerId
+from app.kernel.states import TaskState
 from app.queue.broker.broker import Broker, LeaseCall
 from app.queue.errors import GoalStopped
 from app.queue.rules.tasks import LeasePolicy
 from app.queue.service.submits import SubmitService
 from app.queue.service.task_traces import TaskTraces
-from app.queue.service.tasks import Intake
+from app.queue.service.tasks import Intake, Submitted
 from app.queue.store.claims import Lease
 from tests.support.factories import ready_worker, submission
 from tests.support.sql import execute, fetch
 from worker_agent.tracing.context import TraceContext, read_traceparent
+from worker_agent.tracing.exporting import start_tracing
 from worker_agent.tracing.spans import Span, Tracing
 
 _PARENT = TraceContext("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7", True)
@@ -166,3 +170,37 @@ async def test_a_refused_submit_has_no_span(bench: _Bench, monkeypatch: pytest.M
 
 async def _contexts(database: Database) -> list[tuple[UUID, str]]:
     return [(row["id"], row["trace_context"]) for row in await fetch(database, "SELECT id, trace_context FROM tasks")]
+
+
+def _calls_of(work: Callable[[], object]) -> int:
+    """Calls of Python functions."""
+    count = 0
+
+    def note(_: FrameType, event: str, __: object) -> None:
+        nonlocal count
+        count += event == "call"
+
+    sys.setprofile(note)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+@pytest.mark.parametrize(("ratio", "budget"), [("0.0", 30), ("1.0", 60)])
+def test_a_submit_costs_few_calls_and_fewer_where_it_is_not_recorded(
+    monkeypatch: pytest.MonkeyPatch, ratio: str, budget: int
+) -> None:
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", ratio)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    tracing = start_tracing("convener-test")
+    assert tracing is not None
+    traces, new = TaskTraces(tracing), submission()
+    result = Submitted(uuid4(), TaskState.PENDING, True)
+
+    calls = _calls_of(lambda: traces.end_submits(traces.begin_submits([new]), [new], [result]))
+
+    tracing.close_within(0)
+    assert calls <= budget, calls
