@@ -11,6 +11,7 @@ import pytest
 import typer.main
 
 from app.cli import commands
+from docs import generate
 from tests.support.documents import DOCUMENTS, ROOT, blocks, commands_of, document_name, prose, spans
 from worker_agent import options as worker_options
 
@@ -236,6 +237,16 @@ def test_decisions_are_short_and_of_one_form() -> None:
         assert 15 <= len(lines) <= 40, f"{document_name(record)} has {len(lines)} lines; a record has 15 to 40"
         headings = [line for line in lines if line.startswith("## ")]
         assert headings == ["## Context", "## Decision", "## Consequence"], document_name(record)
+
+
+@pytest.mark.parametrize("page", generate.PAGES)
+def test_pages_of_reference_are_as_the_code_is(page: str) -> None:
+    text = generate.path_of(page).read_text(encoding="utf-8")
+    assert text == generate.text_of(page), f"{document_name(generate.path_of(page))} is stale: run `make reference`"
+
+
+def test_every_setting_says_what_it_is() -> None:
+    assert [line for line in generate.settings_page() if line.endswith("|  |") and "CONVENER_" in line] == []
 
 
 def test_the_checks_find_something_to_check() -> None:
