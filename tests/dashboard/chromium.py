@@ -1,40 +1,25 @@
-"""Debian's Chromium at the pages; where it is missing a test is skipped, unless it is told that it must not be."""
+"""Chromium at the pages."""
 
-import os
-import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Literal
 
-import pytest
-from playwright.async_api import Page, async_playwright
+from playwright.async_api import Page
 
-# What `.ci/run` sets once it has installed the program.
-REQUIRED = "CONVENER_TEST_CHROMIUM"
+from tests.support.browser import chromium
+
 Theme = Literal["light", "dark"]
 _AXE = Path(__file__).parent / "axe" / "axe.min.js"
 
 
-def chromium() -> str:
-    """The path of the program."""
-    program = shutil.which("chromium")
-    if program is None:
-        assert not os.environ.get(REQUIRED), "chromium is missing, and these tests must not be skipped"
-        pytest.skip("chromium is not installed (Debian: apt-get install chromium)")
-    return program
-
-
 @asynccontextmanager
-async def opened(program: str, address: str, *, with_scripts: bool = True) -> AsyncIterator[Page]:
+async def opened(address: str, *, with_scripts: bool = True) -> AsyncIterator[Page]:
     """A page of a browser for a service at this address, and nothing else."""
-    async with async_playwright() as playwright:
-        # As root the browser has no sandbox; it sees our own pages only.
-        browser = await playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+    async with chromium() as browser:
         # The policy of the pages would keep out the checker, which is no part of them.
         context = await browser.new_context(base_url=address, java_script_enabled=with_scripts, bypass_csp=with_scripts)
         yield await context.new_page()
-        await browser.close()
 
 
 async def log_in(page: Page, key: str) -> None:

@@ -48,11 +48,9 @@ async def _look(address: str, key: str, folder: Path) -> None:
         ]
         answer = await client.post("/tasks/batch", json={"tasks": tasks})
         waiting = next(t["id"] for t, body in zip(answer.json()["tasks"], tasks, strict=True) if "prox" in str(body))
-    program = shutil.which("chromium")
-    assert program, "chromium is not installed (Debian: apt-get install chromium)"
     folder.mkdir(parents=True, exist_ok=True)
     await asyncio.sleep(25)  # so that there is something to see
-    async with opened(program, address) as page:
+    async with opened(address) as page:
         await page.set_viewport_size({"width": 1280, "height": 860})
         await log_in(page, key)
         shots: list[tuple[str, Theme, str]] = [

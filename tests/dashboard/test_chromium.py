@@ -8,7 +8,7 @@ from playwright.async_api import Page, expect
 
 from app.db.database import Database
 from app.kernel.access import Role
-from tests.dashboard.chromium import Theme, chromium, faults, log_in, opened, overflow
+from tests.dashboard.chromium import Theme, faults, log_in, opened, overflow
 from tests.support.pools import decided
 from tests.support.service import Service
 from tests.support.sql import until
@@ -49,7 +49,7 @@ async def _fill(service: Service, database: Database) -> list[str]:
 async def test_every_page_is_sound_in_both_themes_and_on_a_phone(port: Port, database: Database, theme: Theme) -> None:
     pages = await _fill(port.service, database)
     troubles: list[str] = []
-    async with opened(chromium(), f"http://127.0.0.1:{port.number}") as page:
+    async with opened(f"http://127.0.0.1:{port.number}") as page:
         page.on("pageerror", lambda error: troubles.append(str(error)))
         await page.emulate_media(color_scheme=theme)
         await page.goto("/dashboard/login")
@@ -68,7 +68,7 @@ async def test_every_page_is_sound_in_both_themes_and_on_a_phone(port: Port, dat
 
 async def test_the_first_page_changes_without_reload_and_acts(port: Port) -> None:
     service = port.service
-    async with opened(chromium(), f"http://127.0.0.1:{port.number}") as page:
+    async with opened(f"http://127.0.0.1:{port.number}") as page:
         await log_in(page, service.keys[Role.OPERATOR])
         row = page.locator("#agents tr", has_text="evolution")
         await service.submitted(agent_type="evolution")
@@ -85,7 +85,7 @@ async def test_the_first_page_changes_without_reload_and_acts(port: Port) -> Non
 
 
 async def test_nobody_is_told_of_changes_while_the_page_is_hidden(port: Port) -> None:
-    async with opened(chromium(), f"http://127.0.0.1:{port.number}") as page:
+    async with opened(f"http://127.0.0.1:{port.number}") as page:
         await log_in(page, port.service.keys[Role.READER])
         await until(lambda: _listens(port, True))
         await _hide(page, True)
@@ -107,7 +107,7 @@ async def _hide(page: Page, is_hidden: bool) -> None:
 
 async def test_pages_are_read_and_used_without_scripts(port: Port) -> None:
     task_id = await port.service.submitted(agent_type="ranking")
-    async with opened(chromium(), f"http://127.0.0.1:{port.number}", with_scripts=False) as page:
+    async with opened(f"http://127.0.0.1:{port.number}", with_scripts=False) as page:
         await log_in(page, port.service.keys[Role.OPERATOR])
         await page.locator("#agents tr", has_text="ranking").locator("summary").click()
         await page.locator("#agents tr", has_text="ranking").locator("button", has_text="Pause").click()
