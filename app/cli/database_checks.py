@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.rules.config import Document, preset
@@ -18,6 +19,8 @@ from app.health.rules.report import make_report
 from app.health.rules.snapshot import FOR_ALERTS, FOR_REPORT, BlockingSession, Snapshot
 from app.health.service.snapshot_cache import SnapshotSettings, read_snapshot
 from app.health.store import observations
+from app.health.store.pool_counts import limit_statement_time
+from app.kernel.errors import ConvenerError
 from app.kernel.modes import Mode
 from app.kernel.states import TaskState
 from app.memory.store.backups import server_version
@@ -32,6 +35,7 @@ from app.terminal.databases import bundled_url, on_database
 from app.terminal.failures import Failure
 from app.workers.rules.workers import HealthPolicy
 
+_STATEMENT_SECONDS = 5.0
 _HOUR = timedelta(hours=1)
 
 
@@ -83,10 +87,19 @@ async def _read(database: Database, settings: Settings, *, is_alone: bool) -> _S
     async with database.transaction() as connection:
         # Before all that may have to wait for its locks.
         blocking = await observations.blocking_session(connection) if revision == schema.head() else None
-        state = _State(
-            revision=revision, server=await server_version(connection), at=await now(connection), blocking=blocking
-        )
-        return await _look_around(connection, state, settings) if is_alone and revision == schema.head() else state
+        server, at = await server_version(connection), await now(connection)
+    state = _State(revision=revision, server=server, at=at, blocking=blocking)
+    if not is_alone or revision != schema.head():
+        return state
+    try:
+        async with database.transaction() as connection:
+            await limit_statement_time(connection, _STATEMENT_SECONDS)
+            return await _look_around(connection, state, settings)
+    except (ConvenerError, SQLAlchemyError):
+        # Whose locks keep us from reading more is told, and is what has to be mended first.
+        if blocking is None:
+            raise
+        return state
 
 
 async def _look_around(connection: AsyncConnection, state: _State, settings: Settings) -> _State:

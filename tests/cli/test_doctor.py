@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from app.db.database import Database
 from app.kernel.access import Role
@@ -147,3 +148,17 @@ async def test_a_database_that_is_away_is_told(offline: CommandLine) -> None:
     url = f"postgresql://a:b@127.0.0.1:{free_port()}/x"
     outcome = await offline("doctor", "-o", "json", CONVENER_DATABASE_URL=url)
     assert [check["status"] for check in outcome.json["checks"] if check["name"] == "database"] == ["failed"]
+
+
+@pytest.mark.slow
+async def test_whose_locks_keep_it_from_reading_is_told(offline: CommandLine, own_database: Database) -> None:
+    async with own_database.engine.connect() as holder:
+        pid = (await holder.execute(text("SELECT pg_backend_pid()"))).scalar_one()
+        # As if it had been held for longer than any transaction of ours.
+        await holder.execute(text("LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE"))
+        await holder.execute(text("SELECT pg_sleep(10)"))
+        outcome = await offline("doctor", "-o", "json", CONVENER_DATABASE_URL=own_database.url)
+        await holder.rollback()
+    (check,) = [check for check in outcome.json["checks"] if check["name"] == "health: locks_held"]
+    assert (check["status"], f"pg_terminate_backend({pid})" in check["remedy"]) == ("failed", True)
+    assert "database" not in [check["name"] for check in outcome.json["checks"]]

@@ -58,13 +58,15 @@ SELECT coalesce(max(seconds), 0) AS seconds, coalesce(max(transactions), 0) AS t
 ) held
 """)
 
-# Who waits itself is not the cause. The start of another role's transaction is hidden from roles without
-# pg_read_all_stats; there the length of the wait stands in for it.
+# Short waits are ordinary: housekeeping gives up soon where a backup reads. Who waits itself is no cause. The start
+# of another role's transaction is hidden from roles without pg_read_all_stats: the length of the wait stands in.
 _BLOCKING = text("""
 WITH waiter AS MATERIALIZED (
     SELECT unnest(pg_blocking_pids(pid)) AS pid, state_change AS since FROM (
         SELECT pid, state_change FROM pg_stat_activity
-        WHERE datname = current_database() AND wait_event_type = 'Lock' ORDER BY state_change LIMIT 10
+        WHERE datname = current_database() AND wait_event_type = 'Lock'
+          AND state_change < clock_timestamp() - interval '1 second'
+        ORDER BY state_change LIMIT 10
     ) longest
 ), holder AS (
     SELECT pid, min(since) AS since FROM waiter GROUP BY pid

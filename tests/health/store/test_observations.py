@@ -15,7 +15,7 @@ from app.kernel.agents import AgentType
 from app.workers.rules.recovery import RecoveryPolicy, RecoverySnapshot, SlotRecord
 from app.workers.store import pool
 from tests.support.factories import holding, ready_worker
-from tests.support.sql import execute, until_blocked, value
+from tests.support.sql import execute, until, until_blocked, value
 
 POLICY = RecoveryPolicy()
 
@@ -129,18 +129,28 @@ async def test_the_oldest_snapshot_is_seen_while_it_is_held(database: Database) 
     assert after.snapshot_seconds < held.snapshot_seconds
 
 
+async def _insert(database: Database) -> None:
+    async with database.transaction() as connection:
+        await connection.execute(text("INSERT INTO goals (id) VALUES ('a')"))
+
+
 @pytest.mark.parametrize("lock", ["LOCK TABLE tasks IN SHARE ROW EXCLUSIVE MODE", "LOCK TABLE goals"])
 async def test_a_session_whose_locks_others_wait_for_is_named(database: Database, lock: str) -> None:
     other = Database(database.url)
-    waiting: asyncio.Task[object] | None = None
+    waiting: asyncio.Task[None] | None = None
     try:
         async with other.engine.connect() as holder:
             pid = (await holder.execute(text("SELECT pg_backend_pid()"))).scalar_one()
             await holder.execute(text(lock))
             if "goals" in lock:
                 assert await read(database, observations.blocking_session) is None
-                waiting = asyncio.create_task(execute(database, "INSERT INTO goals (id) VALUES ('a')"))
+                waiting = asyncio.create_task(_insert(other))
                 await until_blocked(database, 1)
+
+            async def is_seen() -> bool:
+                return await read(database, observations.blocking_session) is not None
+
+            await until(is_seen)
             session = await read(database, observations.blocking_session)
         if waiting is not None:
             await waiting
