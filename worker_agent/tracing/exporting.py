@@ -2,11 +2,15 @@
 
 import logging
 import os
+import re
 from collections.abc import Mapping
+from urllib.parse import unquote
 
 from worker_agent.tracing.spans import Tracing
 
 log = logging.getLogger(__name__)
+_HEADERS = ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS")
+_SHORTEST_SECRET = 4
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 
@@ -25,8 +29,18 @@ def start_tracing(service: str, environment: Mapping[str, str] = os.environ) -> 
     except ImportError as error:
         log.warning("no traces: OTEL_ variables ask for them, but %s: install 'convener[otel]'", error)
     except Exception as error:
-        log.warning("no traces: the OTEL_ variables cannot be followed: %s", error)
+        log.warning("no traces: the OTEL_ variables cannot be followed: %s", without_headers(str(error), environment))
     return None
+
+
+def without_headers(message: str, environment: Mapping[str, str]) -> str:
+    """The message, unless it holds a word of the headers for the collector, in which a key may stand."""
+    for variable in _HEADERS:
+        text = environment.get(variable, "")
+        words = re.split(r"[\s,=]+", f"{text} {unquote(text)}")
+        if any(word in message for word in words if len(word) >= _SHORTEST_SECRET):
+            return f"{variable} cannot be used, or the answer repeats it: write NAME=VALUE, with commas between"
+    return message
 
 
 def _is_wanted(environment: Mapping[str, str]) -> bool:

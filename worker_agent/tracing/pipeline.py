@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace.export import (
 )
 
 from worker_agent.tracing import sdk_spans
+from worker_agent.tracing.exporting import without_headers
 from worker_agent.tracing.spans import Span, Tracing
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ _REASON_CHARACTERS = 300
 def open_pipeline(service: str, environment: Mapping[str, str]) -> Tracing:
     """Tracing whose spans go where the variables say. Raises ImportError, ValueError, and whatever the SDK raises."""
     # Its messages come with every batch that fails; here they are heard, and what they mean is told once.
-    messages, notes = logging.getLogger("opentelemetry"), _Notes()
+    messages, notes = logging.getLogger("opentelemetry"), _Notes(environment)
     messages.handlers, messages.propagate = [notes], False
     resource = sdk_spans.resource(service)
     # Nothing of it but how it samples, as its spans cost several times as much as ours.
@@ -88,13 +89,15 @@ def _exporter(environment: Mapping[str, str]) -> SpanExporter:
 class _Notes(logging.Handler):
     """Hears what the packages of OpenTelemetry log."""
 
-    def __init__(self) -> None:
+    def __init__(self, environment: Mapping[str, str]) -> None:
         super().__init__()
+        self._environment = environment
         self._messages: deque[str] = deque(maxlen=5)
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno >= logging.WARNING:
-            self._messages.append(record.getMessage()[:_REASON_CHARACTERS])
+            message = without_headers(record.getMessage(), self._environment)
+            self._messages.append(message[:_REASON_CHARACTERS])
 
     def take(self) -> list[str]:
         """The latest messages, each once."""

@@ -188,6 +188,23 @@ def test_refusals_are_told_once_with_their_reason(start: Start, caplog: pytest.L
     assert "hush" not in line
 
 
+@pytest.mark.parametrize(
+    "headers", ["hush-hush", "authorization=Bearer%20hush-hush%0A", "hush-hush%0A=x", "a=b,hush-hush"]
+)
+def test_no_line_shows_a_header_that_cannot_be_sent(
+    start: Start, caplog: pytest.LogCaptureFixture, headers: str
+) -> None:
+    with collecting() as collector:
+        collector.status = 500
+        tracing = start(EXPORTER_OTLP_ENDPOINT=collector.url, EXPORTER_OTLP_HEADERS=headers)
+        assert tracing is not None
+        _make(tracing)
+        lines = _until_told(caplog, 1)
+        tracing.close_within(10)
+    assert lines
+    assert "hush" not in caplog.text
+
+
 def test_a_queue_that_is_full_loses_spans_and_nothing_else(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     with collecting() as collector:
         tracing = start(
