@@ -11,6 +11,7 @@ from typing import Any
 import typer.main
 from prometheus_client import CollectorRegistry
 from pydantic_core import PydanticUndefined
+from ruamel.yaml import YAML
 
 from app import application
 from app.cli import commands
@@ -253,6 +254,24 @@ def alerts_page() -> Iterator[str]:
         yield from (f"## {rule.value}", "", inspect.getdoc(check) or "", "")
         yield f"It opens {opens}, and is resolved when the symptom has been away for {times.resolves_after:g} s."
         yield from ("", f"- *It says:* {_cell(examples[rule].message)}", f"- *Do:* {_cell(examples[rule].advice)}", "")
+    yield from ("## For Prometheus", "")
+    yield from _paragraph("`docker/alerts.yml` has these rules for those whose pagers hang on Prometheus.")
+    groups = YAML(typ="safe").load(ROOT / "docker/alerts.yml")["groups"]
+    rows = (
+        (
+            _code(each["alert"]),
+            each["labels"]["severity"],
+            each["annotations"]["action"],
+            _runbook(each["annotations"]["runbook"]),
+        )
+        for group in groups
+        for each in group["rules"]
+    )
+    yield from _table(("rule", "severity", "do", "begin with"), rows)
+
+
+def _runbook(command: str) -> str:
+    return _code(re.sub(r"\{\{ \$labels\.(\w+) \}\}", lambda label: label[1].upper(), command))
 
 
 PAGES: Mapping[str, Callable[[], Iterator[str]]] = {
