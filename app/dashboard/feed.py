@@ -17,7 +17,7 @@ from app.queue.api.event_stream import EventReaders
 
 log = logging.getLogger(__name__)
 # Between two looks while much happens, and while nothing does.
-_SHORT_SECONDS, _LONG_SECONDS = 0.2, 1.0
+_SHORT_SECONDS, _LONG_SECONDS = 0.25, 1.0
 _TOPICS = frozenset({notify.EVENTS, notify.FLEET, notify.CONFIG, notify.WEIGHTS, notify.GOALS})
 # In the regions, which viewers share, in place of the word of the forms of each.
 CSRF_PLACE = "csrf-of-the-viewer"

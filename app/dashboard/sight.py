@@ -12,7 +12,7 @@ from app.dashboard.api_calls import Api, Refused
 from app.kernel.access import Scope
 from app.kernel.agents import AgentType
 
-_SELDOM_SECONDS, _HOUR_SECONDS = 2.0, 30.0
+_FLEET_SECONDS, _SELDOM_SECONDS, _HOUR_SECONDS = 0.9, 3.0, 60.0
 _MINUTES = 60
 _MINUTE = timedelta(minutes=1)
 _DECISIONS = 200
@@ -48,6 +48,8 @@ class Looker:
     """Looks, and remembers for a while what seldom changes or costs much."""
 
     def __init__(self) -> None:
+        self._fleet: dict[str, Any] = {}
+        self._fleet_at = float("-inf")
         self._seldom: dict[str, Any] = {}
         self._seldom_at = float("-inf")
         self._hour = Hour()
@@ -58,10 +60,12 @@ class Looker:
         api, moment = viewer.api, time.monotonic()
         if moment - self._seldom_at >= _SELDOM_SECONDS:
             self._seldom, self._seldom_at = await _look_seldom(viewer), moment
-        queues, fleet = await asyncio.gather(api.get("/queues"), api.get("/fleet"))
+        queues = await api.get("/queues")
+        if moment - self._fleet_at >= _FLEET_SECONDS:
+            self._fleet, self._fleet_at = await api.get("/fleet"), moment
         if moment - self._hour_at >= _HOUR_SECONDS:
             self._hour, self._hour_at = await _look_back(viewer, queues["at"]), moment
-        return Sight(queues=queues, fleet=fleet, hour=self._hour, **self._seldom)
+        return Sight(queues=queues, fleet=self._fleet, hour=self._hour, **self._seldom)
 
 
 async def read_report(api: Api) -> Any:
