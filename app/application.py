@@ -115,7 +115,7 @@ def build(lifespan: Lifespan | None = None, *, uploads: Uploads | None = None, m
     for part in _PARTS:
         app.include_router(part.router)
     app.include_router(dashboard.router)
-    app.add_middleware(AddressCheck, routes=[*lean, *others])
+    app.add_middleware(AddressCheck, routes=[*lean, *others, *dashboard.router.routes])
     problems.install(app)
     openapi.install(app)
     swagger.install(app)

@@ -2,10 +2,11 @@
 
 import hashlib
 import hmac
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, quote
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -88,8 +89,11 @@ def check_word(word: str, fields: Mapping[str, str]) -> None:
 def _check_origin(request: Request) -> None:
     """Refuse what another site makes a browser send. Raises Forbidden."""
     origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site")
-    is_ours = origin is None or urlsplit(origin).netloc == request.headers.get("host")
-    if not is_ours or site not in (None, "same-origin", "none"):
+    # What the browser says of itself is right also behind a proxy that names another host.
+    is_ours = site in ("same-origin", "none") or (
+        site is None and (origin is None or origin.partition("://")[2] == request.headers.get("host"))
+    )
+    if not is_ours or origin == "null":
         raise Forbidden("forms are taken from pages of this very address only")
 
 
@@ -140,18 +144,31 @@ def notice(request: Request) -> str:
 
 
 def _set(request: Request, response: Response, name: str, value: str, seconds: int) -> None:
-    is_secure = request.url.scheme == "https"
+    is_secure = request.scope["scheme"] == "https"
     response.set_cookie(name, value, max_age=seconds, path=HOME, httponly=True, secure=is_secure, samesite="strict")
 
 
 # Browsers send the cookies of a host to all of its ports, on each of which another service may be.
 def _cookie_name(request: Request) -> str:
-    return f"convener_session_{request.url.port or 'default'}"
+    return f"convener_session_{_port(request)}"
 
 
 def _login_name(request: Request) -> str:
-    return f"convener_login_{request.url.port or 'default'}"
+    return f"convener_login_{_port(request)}"
 
 
 def _notice_name(request: Request) -> str:
-    return f"convener_notice_{request.url.port or 'default'}"
+    return f"convener_notice_{_port(request)}"
+
+
+def _port(request: Request) -> str:
+    """The port by which the browser knows this service; a host may be any nonsense."""
+    match = re.search(r":(\d{1,5})$", request.headers.get("host", ""))
+    return match[1] if match else "default"
+
+
+def here(request: Request) -> str:
+    """The address of a request, to which its page returns."""
+    query = request.scope["query_string"].decode("latin-1")
+    path = quote(request.scope["path"])
+    return f"{path}?{query}" if query else path

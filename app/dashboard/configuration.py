@@ -60,7 +60,7 @@ async def apply(viewer: Viewer) -> Response:
     fields = await read_viewers_form(viewer)
     try:
         patch = json.loads(fields.get("patch", ""))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise Refused(422, {"detail": "the change cannot be read; begin again"}) from None
     query = {"reason": fields.get("reason", "")}
     return await _change(viewer, "PATCH", "", whole(fields, "version"), body=patch, query=query)
@@ -133,7 +133,7 @@ def _patch(config: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, An
             text = fields.get(setting.path, setting.value).strip() or "null"
             try:
                 value, former = json.loads(text), json.loads(setting.value)
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise Refused(422, {"detail": f"{setting.path}: {text[:50]} is no number"}) from None
             if value != former or isinstance(value, bool) != isinstance(former, bool):
                 _put(patch, setting.path.split("."), value)

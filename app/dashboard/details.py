@@ -7,7 +7,7 @@ from typing import Any
 from starlette.responses import Response
 
 from app.dashboard.access import Viewer, read_viewers_form
-from app.dashboard.actions import number
+from app.dashboard.actions import number, whole
 from app.dashboard.api_calls import Refused
 from app.dashboard.rendering import page
 from app.dashboard.sparklines import sparkline
@@ -29,8 +29,8 @@ async def replay_decision(viewer: Viewer) -> Response:
 async def try_decision(viewer: Viewer) -> Response:
     """The decision beside another that would have been made under another configuration."""
     fields = await read_viewers_form(viewer)
-    bounds = {name: number(fields, name) for name in ("min_workers", "max_workers") if fields.get(name)}
-    body: dict[str, Any] = {"decision_id": int(number(fields, "decision_id"))}
+    bounds = {name: whole(fields, name) for name in ("min_workers", "max_workers") if fields.get(name)}
+    body: dict[str, Any] = {"decision_id": whole(fields, "decision_id")}
     if bounds:
         body["config"] = {"worker_pool": bounds}
     if fields.get("wait_target_seconds"):

@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from starlette.responses import Response
 
-from app.dashboard.access import HOME, Viewer, notice, take_notice
+from app.dashboard.access import HOME, Viewer, here, notice, take_notice
 from app.dashboard.actions import ACTIONS, Action, action_of
 from app.dashboard.assets import asset_url
 from app.kernel.access import Scope
@@ -81,8 +81,8 @@ def page(viewer: Viewer, template: str, values: Mapping[str, Any], *, status: in
     request = viewer.request
     sections = [(HOME + path, name) for path, name, scopes in PAGES if viewer.may(*scopes) and _is_for(viewer, path)]
     shown = {"viewer": viewer, "csrf": viewer.csrf, "may": viewer.may, "sections": sections}
-    here = {"path": request.url.path, "here": here_of(viewer), "notice": notice(request)}
-    response = open_page(template, {**shown, **here, **values}, status=status)
+    place = {"path": request.scope["path"], "here": here(request), "notice": notice(request)}
+    response = open_page(template, {**shown, **place, **values}, status=status)
     take_notice(request, response)
     return response
 
@@ -90,12 +90,6 @@ def page(viewer: Viewer, template: str, values: Mapping[str, Any], *, status: in
 def open_page(template: str, values: Mapping[str, Any], *, status: int = 200) -> Response:
     """A page for whoever asks."""
     return Response(render(template, values), status_code=status, media_type="text/html", headers=SECURITY)
-
-
-def here_of(viewer: Viewer) -> str:
-    """The address of the page that a viewer looks at, to which an action returns."""
-    url = viewer.request.url
-    return url.path + (f"?{url.query}" if url.query else "")
 
 
 def _is_for(viewer: Viewer, path: str) -> bool:

@@ -19,6 +19,7 @@ from app.dashboard.access import (
     check_viewer,
     check_word,
     forget_session,
+    here,
     login_word,
     new_word,
     notify,
@@ -71,8 +72,7 @@ def add_page(path: str, view: View, method: str = "GET") -> None:
 def _to_login(request: Request) -> Response:
     if request.method != "GET":
         return _closed_page(Unauthenticated("the session has ended: log in again, then repeat it"))
-    url = request.url
-    back = url.path + (f"?{url.query}" if url.query else "")
+    back = here(request)
     query = f"?{urlencode({'back': back})}" if back != HOME else ""
     return Response(status_code=303, headers={"Location": f"{LOGIN}{query}"})
 
@@ -92,7 +92,7 @@ async def root(request: Request) -> Response:
 @router.get("/dashboard/static/{digest}/{name}", response_class=Response)
 async def asset(request: Request) -> Response:
     """A style or script."""
-    return answer_asset(request.url.path)
+    return answer_asset(request.scope["path"])
 
 
 @router.get("/dashboard/login", response_class=Response)

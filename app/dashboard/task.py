@@ -10,13 +10,14 @@ from starlette.responses import Response
 from app.dashboard.access import HOME, Viewer, notify, read_viewers_form
 from app.dashboard.api_calls import Refused
 from app.dashboard.rendering import SECURITY, page, pretty, render
-from app.http.bodies import CONTENT_BYTES
 from app.kernel.agents import AgentType
 from app.kernel.states import FINISHED
 
 # Of the longest outputs the beginning; the API has all of it.
 _MAX_PIECES = 400
 _WAIT_SECONDS = 20
+# An input of 1 MiB has up to three times as many bytes in a form.
+_FORM_BYTES = 4 << 20
 # What a task is submitted with again, beside its input.
 _KEPT = ("agent_type", "goal_id", "priority", "labels", "timeout_seconds")
 
@@ -68,7 +69,7 @@ async def edit(viewer: Viewer) -> Response:
 
 async def submit(viewer: Viewer) -> Response:
     """Submit another task with the input of the form."""
-    fields = await read_viewers_form(viewer, CONTENT_BYTES)
+    fields = await read_viewers_form(viewer, _FORM_BYTES)
     task = await viewer.api.get(f"/tasks/{viewer.request.path_params['task_id']}")
     try:
         query = {"namespace": None if viewer.principal.namespace else task["namespace"]}
@@ -86,7 +87,7 @@ def _body(task: dict[str, Any], fields: Any) -> dict[str, Any]:
     try:
         payload, labels = json.loads(fields.get("payload", "")), json.loads(fields.get("labels") or "{}")
         timeout = float(fields["timeout_seconds"]) if fields.get("timeout_seconds") else None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Refused(422, {"detail": f"the input is not JSON, or the time no number: {error}"}) from None
     body = {"agent_type": fields.get("agent_type", ""), "goal_id": fields.get("goal_id") or None, "payload": payload}
     retry = {"max_attempts": task["max_attempts"]}

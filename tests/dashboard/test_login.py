@@ -169,3 +169,48 @@ async def test_after_the_login_nobody_is_led_elsewhere(service: Service, back: s
         login = {"key": service.keys[Role.READER], "back": back}
         answer = await somebody.send("/dashboard/login", of="/dashboard/login", **login)
         assert urlsplit(answer.headers["location"]) == urlsplit("/dashboard")
+
+
+@pytest.mark.parametrize("host", ["[", "x:99999", "x:", "x:0x", "[::1]:8", "a b", "%ff", ""])
+async def test_no_host_breaks_a_page(service: Service, host: str) -> None:
+    async with browser(service, Role.READER) as somebody:
+        for path in ("/dashboard", "/dashboard/login", "/dashboard/tasks?after=x", "/"):
+            answer = await somebody.get(path, headers={"Host": host, "Accept": "text/html"})
+            assert answer.status_code < 500, (path, answer.text[:300])
+
+
+@pytest.mark.parametrize(
+    ("headers", "is_taken"),
+    [
+        # Behind a proxy that names the service otherwise.
+        ({"Origin": "https://outside:8443", "Sec-Fetch-Site": "same-origin"}, True),
+        ({"Origin": "http://["}, False),
+        ({"Origin": "https://convener.elsewhere"}, False),
+        ({"Origin": "null", "Sec-Fetch-Site": "same-origin"}, False),
+        ({"Sec-Fetch-Site": "same-site"}, False),
+        ({}, True),
+    ],
+)
+async def test_forms_come_from_our_own_pages(service: Service, headers: dict[str, str], is_taken: bool) -> None:
+    async with browser(service, Role.OPERATOR) as operator:
+        fields = {"csrf": await operator.word(), "agent": "ranking", "reason": "x"}
+        answer = await operator.client.post("/dashboard/do/pause-queue", data=fields, headers=headers)
+        assert answer.status_code == (303 if is_taken else 403)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "NaN", "1e999", "9" * 5000, "\x00", "{", '{"a": "\\u0000"}'])
+async def test_no_text_of_a_form_breaks_a_page(service: Service, text: str) -> None:
+    task_id = await service.submitted()
+    async with browser(service, Role.OPERATOR) as operator:
+        for path, fields in (
+            (f"/dashboard/tasks/{task_id}/submit", {"payload": text, "agent_type": "ranking", "priority": "high"}),
+            ("/dashboard/config/apply", {"patch": text, "version": "1"}),
+            ("/dashboard/config/apply", {"patch": "{}", "version": text[:2000]}),
+            ("/dashboard/config", {"worker_pool.max_workers": text}),
+            ("/dashboard/do/override-weights", {"agent": "ranking", "percent": text, "minutes": text}),
+            ("/dashboard/do/start-workers", {"count": text, "reason": text}),
+            ("/dashboard/decisions/1/try", {"decision_id": text, "min_workers": text}),
+            ("/dashboard/tasks/order", {"order": "cancel", "goal_id": text[:2000]}),
+        ):
+            answer = await operator.send(path, **fields)
+            assert answer.status_code < 500, (path, answer.text[:300])
