@@ -8,6 +8,7 @@ from urllib.parse import unquote
 
 from app.dashboard.api_calls import Refused
 from app.kernel.access import Scope
+from app.kernel.agents import AgentType
 
 Fields = Mapping[str, str]
 
@@ -56,9 +57,27 @@ def _limits(fields: Fields) -> dict[str, Any]:
     return {"reason": fields.get("reason") or None, "constraints": limits}
 
 
+def _weights(fields: Fields) -> dict[str, Any]:
+    shares = {agent.value: number(fields, agent) / 100 for agent in AgentType if fields.get(agent)}
+    if not shares:
+        raise Refused(422, {"detail": "name the weight of at least one agent"})
+    return _reason(fields) | {"weights": shares}
+
+
 def _override(fields: Fields) -> dict[str, Any]:
-    weights = {fields.get("agent", ""): number(fields, "percent") / 100}
-    return _reason(fields) | {"weights": weights, "expires_in_seconds": 60 * number(fields, "minutes")}
+    return _weights(fields) | {"expires_in_seconds": 60 * number(fields, "minutes")}
+
+
+# Limits of a model that are whole numbers, and others.
+_WHOLE = ("requests_per_window", "tokens_per_window", "burst", "token_burst", "max_concurrency")
+_OTHERS = ("window_seconds", "input_price_per_million_tokens", "output_price_per_million_tokens")
+
+
+def _model_limits(fields: Fields) -> dict[str, Any]:
+    limits: dict[str, Any] = {name: whole(fields, name) for name in _WHOLE if fields.get(name)}
+    limits |= {name: number(fields, name) for name in _OTHERS if fields.get(name)}
+    models = [name.strip() for name in fields.get("fallback_models", "").split(",")]
+    return limits | {"fallback_models": [name for name in models if name]}
 
 
 def _urgent(fields: Fields) -> dict[str, Any]:
@@ -81,6 +100,8 @@ class Action:
     query: Callable[[Fields], dict[str, Any]] = _nothing
     asks: str = "Reason"
     is_grave: bool = False
+    # Builds on the version in the form, and is refused where somebody else was quicker.
+    is_versioned: bool = False
 
 
 _SEE = Scope.CONTENT
@@ -136,6 +157,25 @@ ACTIONS: Mapping[str, Action] = {
         query=_reason,
         done="{model} starts as a new one.",
     ),
+    "set-model": Action(
+        label="Allow",
+        method="PUT",
+        path="/llm/models/{model}",
+        scopes=(Scope.CONFIGURE,),
+        body=_model_limits,
+        query=_reason,
+        is_versioned=True,
+        done="Permits are granted for {model} within these limits.",
+    ),
+    "remove-model": Action(
+        label="Remove",
+        method="DELETE",
+        path="/llm/models/{model}",
+        scopes=(Scope.CONFIGURE,),
+        query=_reason,
+        done="No permits are granted for {model} any more; calls under way go on.",
+        is_grave=True,
+    ),
     "run-as-usual": Action(
         label="Run everything as usual for 30 minutes",
         method="PUT",
@@ -186,6 +226,14 @@ ACTIONS: Mapping[str, Action] = {
         query=_namespace,
         done="{goal_id} has stopped; its tasks are being cancelled.",
         is_grave=True,
+    ),
+    "set-weights": Action(
+        label="Set for good",
+        method="PUT",
+        path="/weights",
+        scopes=(Scope.WEIGH,),
+        body=_weights,
+        done="The weights are on their way; from there on results move them.",
     ),
     "override-weights": Action(
         label="Override for a while",

@@ -8,7 +8,8 @@ WIDTH, HEIGHT = 1000, 260
 # Beyond so many points a curve has no dots: they would cover it.
 _MAX_DOTS = 120
 _TICKS = 4
-_UNITS = ((1.0, "s"), (60.0, "min"), (3600.0, "h"), (86_400.0, "d"))
+_SIZES = ((1.0, "s"), (60.0, "min"), (3600.0, "h"), (86_400.0, "d"))
+UNITS = {"s": "seconds", "min": "minutes", "h": "hours", "d": "days"}
 Points = Sequence[tuple[float, float]]
 
 
@@ -63,13 +64,13 @@ class Chart:
 def chart(
     series: Sequence[Series], *, across: str, upright: str, label: str, limit: float | None = None, limit_name: str = ""
 ) -> Chart | None:
-    """The chart of what has points; None where nothing has two."""
+    """The chart of what has points; None where nothing has two. Points before 0 are so long ago, and so labelled."""
     drawn = [one for one in series if len(one.points) > 1]
     if not drawn:
         return None
     ends = [x for one in drawn for x, _ in one.points]
     near = limit if limit is not None and limit <= 2 * max(ends) else None
-    across_axis = axis(min(0.0, *ends), max(ends if near is None else [*ends, near]))
+    across_axis = axis(min(0.0, *ends), max(0.0, *(ends if near is None else [*ends, near])))
     heights = [y for one in drawn for _, y in one.points]
     upright_axis = axis(min(heights), max(heights))
     return Chart(
@@ -100,7 +101,7 @@ def axis(low: float, high: float) -> Axis:
 
 def time_unit(seconds: float) -> tuple[float, str]:
     """The unit in which a span of time is some three digits at most, in seconds, and its name."""
-    return next(((size, name) for size, name in reversed(_UNITS) if seconds >= 3 * size), _UNITS[0])
+    return next(((size, name) for size, name in reversed(_SIZES) if seconds >= 3 * size), _SIZES[0])
 
 
 def _x(across: Axis, value: float) -> float:

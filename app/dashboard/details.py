@@ -1,7 +1,6 @@
-"""Pages with more than a list: a decision with its reasons, agents with their weights, models with their usage."""
+"""The page of a decision on the pool: its reasons, its replay, and what would have been decided otherwise."""
 
-import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.responses import Response
@@ -10,8 +9,6 @@ from app.dashboard.access import Viewer, read_viewers_form
 from app.dashboard.actions import number, whole
 from app.dashboard.api_calls import Refused
 from app.dashboard.rendering import page
-from app.dashboard.sparklines import sparkline
-from app.kernel.access import Scope
 
 
 async def show_decision(viewer: Viewer) -> Response:
@@ -49,39 +46,3 @@ async def _decision_page(viewer: Viewer, values: Mapping[str, Any]) -> Response:
     decision = await viewer.api.get(f"/scaling/decisions/{decision_id}", inputs=True)
     nothing: dict[str, Any] = {"replay": None, "outcome": None, "refusal": None, "tried": {}}
     return page(viewer, "decision.html", nothing | {"decision": decision} | dict(values))
-
-
-async def show_agents(viewer: Viewer) -> Response:
-    """The agents with what they achieve, and the weights that follow from it."""
-    agents, weights, history = await asyncio.gather(
-        viewer.api.get("/agents"), viewer.api.get("/weights"), viewer.api.get("/weights/history", limit=50)
-    )
-    by_agent = {
-        agent["agent_type"]: [version["weights"].get(f"{agent['agent_type']}_agent") for version in history["items"]]
-        for agent in agents["items"]
-    }
-    curves = {name: sparkline(_percent(values), "% weight") for name, values in by_agent.items()}
-    values = {"agents": agents["items"], "weights": weights, "history": history["items"], "curves": curves}
-    return page(viewer, "agents.html", values)
-
-
-def _percent(newest_first: Sequence[float | None]) -> list[float | None]:
-    return [None if value is None else 100 * value for value in reversed(newest_first)]
-
-
-async def verify_audit(viewer: Viewer) -> Response:
-    """Whether the audit log is as it was written."""
-    await read_viewers_form(viewer)
-    verdict = (await viewer.api.ask("POST", "/audit/verify", body={})).value
-    return page(viewer, "verdict.html", {"verdict": verdict})
-
-
-async def show_models(viewer: Viewer) -> Response:
-    """The language models with their state, and what calls came to in the last hour."""
-    models = await viewer.api.get("/llm/models")
-    budgets = await viewer.api.get("/llm/budgets") if viewer.may(Scope.READ) else {"items": []}
-    usage = {}
-    # One after the other: of what grows with the history each key may have one at a time.
-    for by in ("model", "agent", "goal"):
-        usage[by] = (await viewer.api.get("/llm/usage", by=by, limit=20))["items"]
-    return page(viewer, "models.html", {"items": models["items"], "usage": usage, "budgets": budgets["items"]})

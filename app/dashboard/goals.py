@@ -9,8 +9,8 @@ from urllib.parse import urlencode
 from starlette.responses import Response
 
 from app.dashboard.access import HOME, Viewer
-from app.dashboard.charts import Chart, Series, chart, time_unit
-from app.dashboard.rendering import amount, duration, page
+from app.dashboard.charts import UNITS, Chart, Series, chart, time_unit
+from app.dashboard.rendering import amount, dollars, duration, page
 from app.goals.rules.goals import GoalState
 
 _LIST = f"{HOME}/goals"
@@ -97,7 +97,7 @@ def quality_chart(goal: Mapping[str, Any], iterations: Sequence[Mapping[str, Any
                 texts=texts,
             ),
         ],
-        across=f"compute on workers, {unit}" if cost else "iterations",
+        across=f"{UNITS[unit]} of compute on workers" if cost else "iterations",
         upright="quality",
         label=f"{label}; the best in iteration {best['iteration']}, after {duration(best['compute_seconds'])}",
         limit=budget / size if budget and cost else None,
@@ -122,4 +122,4 @@ def _uses(goal: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _in_words(limit: str, value: float) -> str:
     if limit in ("time", "compute"):
         return duration(value)
-    return f"${value:,.2f}" if limit == "money" else amount(value)
+    return dollars(value) if limit == "money" else amount(value)

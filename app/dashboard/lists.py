@@ -1,4 +1,4 @@
-"""Pages that are a list of the API each: workers, alerts, decisions and the audit log."""
+"""Pages that are a list of the API each: workers, alerts and decisions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,31 +15,26 @@ _LIMIT = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """A list of the API, the queries that each choice of its page stands for, and the filters in its address."""
+    """A list of the API, and the query that each choice of its page stands for."""
 
     path: str
     template: str
     api: str
     choices: Mapping[str, Mapping[str, Any]]
-    filters: tuple[str, ...] = ()
 
     async def show(self, viewer: Viewer) -> Response:
         """A page of the list. Raises Refused."""
         query = viewer.request.query_params
         choice = query.get("show", "")
         choice = choice if choice in self.choices else next(iter(self.choices))
-        chosen = {name: query[name] for name in self.filters if query.get(name)}
-        answer = await viewer.api.get(
-            self.api, {**self.choices[choice], **chosen}, after=query.get("after"), limit=_LIMIT
-        )
-        here = {"show": choice, **chosen}
+        answer = await viewer.api.get(self.api, self.choices[choice], after=query.get("after"), limit=_LIMIT)
+        here = {"show": choice}
         following = answer.get("next")
         values = {
             "answer": answer,
             "items": answer["items"],
             "choice": choice,
-            "choices": [(name, f"{HOME}{self.path}?{urlencode({'show': name, **chosen})}") for name in self.choices],
-            "chosen": chosen,
+            "choices": [(name, f"{HOME}{self.path}?{urlencode({'show': name})}") for name in self.choices],
             "first": f"{HOME}{self.path}?{urlencode(here)}" if query.get("after") else None,
             "following": f"{HOME}{self.path}?{urlencode(here | {'after': following})}" if following else None,
         }
@@ -60,5 +55,4 @@ LISTINGS = (
         api="/scaling/decisions",
         choices={"changes": {"changes": True}, "all": {}},
     ),
-    Listing(path="/audit", template="audit.html", api="/audit", choices={"all": {}}, filters=("action",)),
 )

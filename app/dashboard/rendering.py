@@ -52,6 +52,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "amount": amount,
+        "dollars": dollars,
         "bound": bound,
         "duration": duration,
         "moment": moment,
@@ -114,6 +115,11 @@ def percent(value: float | None, digits: int = 0) -> str:
 def share(value: float | None) -> str:
     """A share of 1 as a percentage; a dash for none."""
     return percent(None if value is None else 100 * value)
+
+
+def dollars(value: float | None) -> str:
+    """US dollars, with more digits where there is less than one; a dash for none."""
+    return NOTHING if value is None else f"${value:,.2f}" if abs(value) >= 1 or not value else f"${value:,.4f}"
 
 
 def duration(seconds: float | None) -> str:

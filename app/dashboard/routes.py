@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from app.admin.rules.keys import read_key
 from app.admin.service import sessions
-from app.dashboard import configuration, details, goals, now, task, tasks
+from app.dashboard import agents, audit, configuration, details, goals, models, now, task, tasks
 from app.dashboard.access import (
     HOME,
     LOGIN,
@@ -164,7 +164,8 @@ async def act(viewer: Viewer) -> Response:
     if action is None:
         raise Refused(404, {"detail": "there is no such action"})
     path, query = filled(action.path, fields, is_path=True), action.query(fields)
-    await viewer.api.ask(action.method, path, query=query, body=action.body(fields))
+    if_match = f'"{fields.get("version", "")}"' if action.is_versioned else None
+    await viewer.api.ask(action.method, path, query=query, body=action.body(fields), if_match=if_match)
     response = Response(status_code=303, headers={"Location": _local(fields.get("back"))})
     notify(viewer.request, response, filled(action.done, fields, is_path=False))
     return response
@@ -199,13 +200,14 @@ for listing in LISTINGS:
 add_page("/dashboard/decisions/{decision_id}", details.show_decision)
 add_page("/dashboard/decisions/{decision_id}/replay", details.replay_decision, "POST")
 add_page("/dashboard/decisions/{decision_id}/try", details.try_decision, "POST")
-add_page("/dashboard/agents", details.show_agents)
-add_page("/dashboard/models", details.show_models)
+add_page("/dashboard/agents", agents.show)
+add_page("/dashboard/models", models.show)
 add_page("/dashboard/config", configuration.show)
 add_page("/dashboard/config", configuration.preview, "POST")
 add_page("/dashboard/config/apply", configuration.apply, "POST")
 add_page("/dashboard/config/rollback", configuration.roll_back, "POST")
 add_page("/dashboard/config/mode", configuration.switch, "POST")
-add_page("/dashboard/audit/verify", details.verify_audit, "POST")
+add_page("/dashboard/audit", audit.show)
+add_page("/dashboard/audit/verify", audit.verify, "POST")
 add_page("/dashboard/logout", log_out, "POST")
 add_page("/dashboard/do/{action}", act, "POST")

@@ -9,6 +9,7 @@ from playwright.async_api import Page, expect
 from app.db.database import Database
 from app.kernel.access import Role
 from tests.dashboard.chromium import Theme, faults, log_in, opened, overflow
+from tests.support.permit_calls import permit_body
 from tests.support.pools import decided
 from tests.support.service import Service
 from tests.support.sql import until
@@ -30,6 +31,8 @@ async def _fill(service: Service, database: Database) -> list[str]:
     await service.post("/goals", {"id": "kepler", "objective": "Rediscover the third law"})
     for number in (1, 2, 3):
         await service.post("/goals/kepler/iterations", {"iteration": number, "quality": number / 4})
+    await service.ask("PUT", "/weights/override", {"weights": {"ranking": 0.3}, "expires_in_seconds": 600})
+    await service.post("/llm/permits", permit_body(model="argo:gpt-4.1", goal_id="kepler"))
     worker = await service.worker("lab-1")
     await service.post("/queues/ranking/pause", {"reason": "a look at the ratings"})
     waiting = await service.submitted(agent_type="ranking", goal_id="kepler", payload={"topic": "orbits"})

@@ -3,8 +3,6 @@
 import re
 from typing import Any
 
-import pytest
-
 from app.db.database import Database
 from app.kernel.access import Role
 from tests.dashboard.browsers import Browser, browser
@@ -61,37 +59,6 @@ async def test_a_decision_is_explained_replayed_and_tried_otherwise(service: Ser
         assert "instead of" in tried.text
         wrong = await somebody.send(f"{path}/try", decision_id=str(decision["id"]), min_workers="many")
         assert wrong.status_code == 422
-
-
-async def test_weights_are_overridden_for_a_while(service: Service) -> None:
-    async with browser(service, Role.SUPERVISOR) as somebody:
-        order = {"agent": "ranking", "percent": "40", "minutes": "15", "reason": "a deadline"}
-        assert "ends after 15 minutes" in await somebody.do("override-weights", **order)
-        override = (await service.get("/weights"))["override"]
-        assert override["weights"]["ranking_agent"] == pytest.approx(0.4)
-        assert "a deadline" in await somebody.page("/dashboard/agents")
-        await somebody.do("end-override", reason="done")
-        assert (await service.get("/weights"))["override"] is None
-        assert "must be a number" in await somebody.do("override-weights", **order | {"percent": "much"})
-
-
-async def test_models_are_shown_and_tried_again(service: Service) -> None:
-    name = "argo:gpt/4.1"
-    await service.ask("PUT", f"/llm/models/{name}", {"max_concurrency": 3}, headers={"If-Match": '"0"'})
-    async with browser(service, Role.OPERATOR) as operator:
-        assert name in await operator.page("/dashboard/models")
-        assert await operator.do("reset-model", model=name, reason="x") == f"{name} starts as a new one."
-
-
-async def test_the_audit_log_is_shown_and_checked(service: Service) -> None:
-    await service.post("/queues/ranking/pause", {"reason": _HOSTILE})
-    async with browser(service, Role.READER) as somebody:
-        page = await somebody.page("/dashboard/audit?action=queues.pause")
-        assert "&lt;b&gt;" in page
-        assert "<b>" not in page
-        assert "session.open" not in page
-        verdict = await somebody.send("/dashboard/audit/verify", of="/dashboard/audit")
-        assert "entries are as they were written" in verdict.text
 
 
 async def _values(somebody: Browser) -> dict[str, str]:
