@@ -243,9 +243,10 @@ class _Caller:
             await execute(self._service.app.state.services.database, "UPDATE llm_models SET callers = '{}'")
 
     async def read_everything(self) -> None:
-        """Read every address that can be read."""
+        """Read every address that can be read; the pages ask these, with a session."""
         for route in routes(_APP):
             readable = set(route.param_convertors) <= self._ids.keys() and not route.path.endswith("/stream")
+            readable = readable and not route.path.startswith("/dashboard")
             if "GET" in (route.methods or ()) and readable:
                 path = route.path.replace(":path", "").format(**self._ids)
                 answer = await self._service.ask("GET", path, params=_QUERIES.get(route.path))
