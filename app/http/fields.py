@@ -103,7 +103,7 @@ def entries(max_entries: int) -> BeforeValidator:
 
 Labels = Annotated[dict[Word, Word], Field(max_length=64), entries(64), AfterValidator(_check_labels)]
 # The first hexadecimal digits of an id.
-IdPrefix = Annotated[str, Field(pattern="^[0-9a-f]{4,32}$", examples=["0190a5b2"])]
+IdPrefix = Annotated[str, Field(pattern="^[0-9a-f]{4,32}$", max_length=32, examples=["0190a5b2"])]
 
 
 class MatchesOut(BaseModel):

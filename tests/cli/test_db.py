@@ -80,6 +80,7 @@ _DIRECT = {
     "admin/cli/keys.py::rotate": "key.rotate",
     "admin/cli/keys.py::revoke": "key.revoke",
     "admin/cli/keys.py::ls": "it shows neither secrets nor content",
+    "cli/database_checks.py::database_checks": "it only looks",
     "cli/db.py::migrate": "db.migrate",
     "cli/db.py::status": "it shows a revision",
     "memory/cli/backups.py::backup": "db.backup",

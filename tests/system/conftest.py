@@ -162,7 +162,7 @@ class Up:
                 stderr=log,
             )
         for _ in range(1200):
-            if await is_ready(self.url):
+            if (self.state / "url").exists() and await is_ready(self.url):
                 return
             assert self.child.poll() is None, (self.state.parent / "up.log").read_text()
             await asyncio.sleep(0.05)

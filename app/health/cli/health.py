@@ -69,6 +69,7 @@ def _reasons(reasons: list[Json]) -> list[Text]:
         Text.assemble(
             (f"{reason['level']:<{width}}  ", _STYLES.get(reason["level"], "")),
             output.plain(reason["message"] or reason["code"]),
+            (f"\n{'':<{width}}  {output.plain(reason['advice'])}" if reason.get("advice") else "", "dim"),
         )
         for reason in reasons
     ]

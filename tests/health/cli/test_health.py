@@ -33,7 +33,7 @@ async def test_the_verdict_is_the_exit_code(convener: CommandLine) -> None:
     assert (result.code, result.err) == (ExitCode.CRITICAL, "")
     assert result.out.startswith("Health")
     assert "critical" in result.out.splitlines()[0]
-    assert "convener loops" in result.out
+    assert "convener loops" in result.out, result.out
     assert all(len(line) <= 80 for line in result.out.splitlines())
     report = await convener("health", "-o", "json")
     assert report.code == ExitCode.CRITICAL
