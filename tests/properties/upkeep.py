@@ -37,7 +37,9 @@ class PassTime:
     seconds: float
 
     async def run(self, service: Service) -> object:
-        for table, moments in (("tasks", _TASK_MOMENTS), ("workers", _WORKER_MOMENTS)):
+        # A dead letter takes its deadline along when it is requeued.
+        of_history = ("task_history", ("deadline",))
+        for table, moments in (("tasks", _TASK_MOMENTS), ("workers", _WORKER_MOMENTS), of_history):
             changes = ", ".join(_BACK.format(moment) for moment in moments)
             await service.beside.execute(f"UPDATE {table} SET {changes}", self.seconds)
         await service.beside.execute(_STOOD_BACK, self.seconds)
