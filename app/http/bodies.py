@@ -254,7 +254,7 @@ def _of_body(error: ValidationError) -> RequestValidationError:
 
 
 def _has_unknown(model: type[BaseModel], value: Any) -> bool:
-    """Whether there are any of `_unknown_paths`, which is told in a third of the time."""
+    """Whether there are any of `_unknown_paths`: mostly there are none, and to tell so costs less than a list."""
     if isinstance(value, dict):
         fields, nested_models = _fields(model)
         if not value.keys() <= fields:
