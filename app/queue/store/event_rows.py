@@ -10,18 +10,19 @@ def entry(kind: str, source: str, place: str, *, next_kind: str = "NULL", **arra
     """Return the INSERT that appends an event, or two, for each row of `source`.
 
     It has `id`, `agent_type`, `goal_id` and `priority`; those that are alike in all but the id share a row of events.
-    `place` numbers the rows, which bounds the size of what they share. `kind` and `next_kind` are SQL expressions, as
-    are those of `arrays`, by the names of their columns.
+    `place` numbers the rows: it bounds the size of what they share, and rows of events come in the order of their first
+    places. `kind` and `next_kind` are SQL expressions, as are those of `arrays`, by the names of their columns.
     """
     columns = {"task_ids": "id", **arrays}
+    listed = ", ".join(f"{expression} AS {name}" for name, expression in columns.items())
     return f"""INSERT INTO events (kind, next_kind, agent_type, goal_id, priority, size, {", ".join(columns)})
     SELECT kind, next_kind, agent_type, goal_id, priority, count(*) * CASE WHEN next_kind IS NULL THEN 1 ELSE 2 END,
            {", ".join(f"array_agg({name})" for name in columns)}
     FROM (
-        SELECT {kind} AS kind, {next_kind} AS next_kind, agent_type, goal_id, priority, ({place}) / {_TASKS} AS part,
-               {", ".join(f"{expression} AS {name}" for name, expression in columns.items())}
+        SELECT {kind} AS kind, {next_kind} AS next_kind, agent_type, goal_id, priority, {place} AS place,
+               ({place}) / {_TASKS} AS part, {listed}
         FROM {source}
-    ) event GROUP BY kind, next_kind, agent_type, goal_id, priority, part"""
+    ) event GROUP BY kind, next_kind, agent_type, goal_id, priority, part ORDER BY min(place)"""
 
 
 def window(limit: str) -> str:

@@ -17,6 +17,7 @@ from app.queue.rules.tasks import RetryPolicy
 from app.queue.service import tasks
 from app.queue.service.leases import LeaseService
 from app.queue.service.tasks import Submitted
+from app.queue.store.event_tables import EVENTS_IN_A_ROW
 from tests.support.factories import completion, everything, holding, leased, ready_worker, submission, submitted
 from tests.support.sql import fetch, value
 
@@ -61,6 +62,20 @@ async def test_a_batch_is_queued_in_its_order(database: Database) -> None:
     assert [row["id"] for row in rows] == ids
     events = await fetch(database, "SELECT task_id FROM every_event WHERE kind = 'task.submitted' ORDER BY seq")
     assert [row["task_id"] for row in events] == ids
+
+
+@pytest.mark.parametrize("boundary", range(1, 9))
+async def test_a_batch_that_needs_several_rows_of_events_is_in_them_in_its_order(
+    database: Database, boundary: int
+) -> None:
+    just_before = boundary * (EVENTS_IN_A_ROW // 2) - 3
+    await fetch(database, f"SELECT setval(pg_get_serial_sequence('tasks', 'seq'), {just_before})")
+    ids = await submitted(database, 6)
+    events = await fetch(
+        database, "SELECT task_id, row_seq FROM every_event WHERE kind = 'task.submitted' ORDER BY seq"
+    )
+    assert [row["task_id"] for row in events] == ids
+    assert len({row["row_seq"] for row in events}) == 2
 
 
 async def test_all_of_a_batch_or_nothing(database: Database) -> None:
