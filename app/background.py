@@ -1,12 +1,13 @@
 """Entry point of the loops: runs the schedule and the worker pool of this host until a signal stops it."""
 
+from app import garbage_collection
 from app.secrecy import close_process
 
 if __name__ == "__main__":
     close_process()  # before the other imports, which take a second: secrets wait in a descriptor meanwhile
+    garbage_collection.pause()
 
 import asyncio
-import gc
 import logging
 import signal
 from collections.abc import Sequence
@@ -49,13 +50,6 @@ log = logging.getLogger(__name__)
 _CANCEL_SECONDS, _LEAVE_SECONDS, _HASTY_GRACE_SECONDS, _CLOSE_SECONDS = 0.5, 2.0, 1.0, 1.0
 # A turn of a duty takes a fraction of it, also where much has come together.
 _STATEMENT_SECONDS = 10.0
-
-
-def settle_down() -> None:
-    """Exempt the objects of the start-up from garbage collection, whose pauses are longer than a scaling decision."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 50, 100)
 
 
 async def run(settings: Settings) -> None:
@@ -208,7 +202,7 @@ def main() -> None:
     settings = load_settings()
     start_logging(settings)
     ends_by_failure(lambda: _check(settings))
-    settle_down()
+    garbage_collection.settle()
     try:
         asyncio.run(run(settings))
     except Exception:

@@ -1,12 +1,13 @@
 """Entry point of the API: serves requests until a signal stops it."""
 
+from app import garbage_collection
 from app.secrecy import close_process
 
 if __name__ == "__main__":
     close_process()  # before the other imports, which take a second: secrets wait in a descriptor meanwhile
+    garbage_collection.pause()
 
 import asyncio
-import gc
 import logging
 import signal
 import socket
@@ -357,10 +358,7 @@ def serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         # uvicorn raises the signal again when it has finished; a shutdown in order is a success.
         signal.signal(number, lambda *_: None)
-    # Objects of the start-up stay for good; scanning them again and again would cost a tenth of the hot path.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 50, 100)
+    garbage_collection.settle()
     log.info("serving on %s", " and ".join(settings.addresses))
     if settings.is_exposed:
         log.warning("%s: %s", EXPOSED, EXPOSED_REMEDY)

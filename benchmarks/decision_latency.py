@@ -8,7 +8,7 @@ from typing import Any
 
 import asyncpg
 
-from app.background import settle_down
+from app import garbage_collection
 from app.db.database import Database
 from app.kernel.modes import Mode
 from app.scaling.service import tick
@@ -73,7 +73,7 @@ UPDATE scaling_state SET decided_at = decided_at - interval '5 s', content = con
 async def measure(*, workers: int, pending: int, ticks: int) -> list[Figure]:
     """Figures of so many decisions of the real operation; between two of them all that happens in 5 s happens."""
     # As the loops do in a process of their own.
-    settle_down()
+    garbage_collection.settle()
     async with start_testbed() as testbed:
         say(f"filling {pending:,} tasks")
         await deep_queue.fill(testbed, pending)

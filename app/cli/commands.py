@@ -13,7 +13,8 @@ from typer.core import TyperCommand
 from typer.main import get_command, get_group
 
 from app.terminal import output
-from app.terminal.failures import MEANINGS, Commands
+from app.terminal.commands import Commands
+from app.terminal.failures import MEANINGS
 from worker_agent.variables import PROFILE, unknown_variables
 
 _EPILOG = "Exit codes:\n" + "\n".join(f"  {code.value}  {meaning}" for code, meaning in MEANINGS.items())

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from app.admin.service.sessions import SESSION_SECONDS
 from app.dashboard.api_calls import Api
 from app.http.bodies import uploader
-from app.http.guard import Authenticator
+from app.http.callers import Authenticator
 from app.http.services import Services
 from app.kernel.access import Principal, Scope
 from app.kernel.errors import Forbidden, Unauthenticated

@@ -9,7 +9,7 @@ from contextlib import suppress
 from app.dashboard.access import Viewer
 from app.dashboard.api_calls import Refused
 from app.db import notify
-from app.http.guard import Authenticator
+from app.http.callers import Authenticator
 from app.http.services import Services
 from app.http.streaming import Batch, Message
 from app.kernel.errors import ConvenerError, TooManyRequests

@@ -33,7 +33,8 @@ from app.dashboard.api_calls import Refused
 from app.dashboard.assets import answer_asset
 from app.dashboard.lists import LISTINGS
 from app.dashboard.rendering import open_page, page
-from app.http.guard import Authenticator, requires
+from app.http.callers import Authenticator
+from app.http.guard import requires
 from app.http.problems import status_of
 from app.http.routing import Router
 from app.http.services import Services

@@ -9,6 +9,7 @@ from fastapi.dependencies.models import Dependant
 from fastapi.params import Depends as Dependency
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from app.http.callers import Authenticator, CallListener, ReadLog, key_text
 from app.http.services import Services
 from app.http.shares import Shares
 from app.kernel.access import Principal, Scope
@@ -24,38 +25,6 @@ _SCOPES = "convener_scopes"
 # Hundreds of workers and supervisors do these at once, and each is cheap.
 _HOT = frozenset({Scope.SUBMIT, Scope.LEASE, Scope.REGISTER, Scope.CALL, Scope.MEASURE})
 _NAMESPACED = "convener_namespaced"
-
-
-class Authenticator:
-    """Recognises keys; `app.admin` implements it."""
-
-    async def recognise(self, text: str) -> Principal:
-        """The holder of the key. Raises Unauthenticated."""
-        raise NotImplementedError
-
-    def remembered(self, text: str) -> Principal | None:
-        """The holder of the key as far as that can be told without a look-up."""
-        raise NotImplementedError
-
-    async def gather(self, authorization: str, seconds: float) -> None:
-        """Wait for the next multiple of `seconds`, unless the key is remembered; all who wait are looked up at once."""
-        raise NotImplementedError
-
-
-class CallListener:
-    """Learns which workers call; `app.workers` implements it."""
-
-    def note(self, worker_id: WorkerId) -> None:
-        """Take note of a call with the key of this worker."""
-        raise NotImplementedError
-
-
-class ReadLog:
-    """Records who reads what, where the mode wants that; `app.admin` implements it."""
-
-    async def note(self, principal: Principal, action: str, address: str) -> None:
-        """Record that the caller has read what is at this address."""
-        raise NotImplementedError
 
 
 def requires(*scopes: Scope, waits: bool = False, costly: bool = False) -> Any:
@@ -116,12 +85,6 @@ def mark_namespaced(dependency: Callable[..., Any]) -> None:
 def is_namespaced(dependant: Dependant) -> bool:
     """Whether a route takes the namespace of its caller, directly or through another dependency."""
     return hasattr(dependant.call, _NAMESPACED) or any(map(is_namespaced, dependant.dependencies))
-
-
-def key_text(authorization: str | None) -> str | None:
-    """The key in the header `Authorization`; None where there is none."""
-    scheme, _, key = (authorization or "").partition(" ")
-    return key.strip() or None if scheme.lower() == "bearer" else None
 
 
 async def admit_to_route(request: Request, *scopes: Scope) -> Principal:

@@ -16,7 +16,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.http import problems
-from app.http.guard import Authenticator
+from app.http.callers import Authenticator
 from app.http.security import secured
 from app.http.services import Services
 from app.kernel.access import RefusalReason

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.terminal.failures import ExitCode, Failure
-from worker_agent.connections.clients import check_address, default_socket
 from worker_agent.connections.trust import SYSTEM_TRUST, Trust, read_trust
 from worker_agent.variables import KEY_FILE, OTHER_SETTINGS, PROFILE, STATE_DIRECTORY, default_state_directory
 
@@ -42,6 +41,9 @@ class Address:
 
 def find_address(url: str | None) -> Address:
     """The address to use. Raises Failure for a malformed one."""
+    # The programs that run on need no HTTP client at their start, and import this module too.
+    from worker_agent.connections.clients import check_address, default_socket
+
     state = state_directory()
     own_address = _read(state / "url")
     address, is_own = url or own_address or DEFAULT_URL, (url or own_address) == own_address

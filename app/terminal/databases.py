@@ -7,9 +7,7 @@ import shutil
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, TypeVar
-
-import typer
+from typing import TYPE_CHECKING, TypeVar
 
 from app.kernel.errors import ConvenerError, DatabaseUnavailable, KeyNotFound
 from app.settings import Settings, SettingsError
@@ -23,11 +21,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _CHECK_SECONDS = 3.0
-
-
-Bundled = Annotated[
-    bool, typer.Option("--bundled", help="into a new PostgreSQL in the state directory, for `convener up`")
-]
 
 
 def author(command: str) -> str:

@@ -2,18 +2,8 @@
 
 import errno
 import json
-import sys
 from collections.abc import Sequence
 from enum import IntEnum
-from itertools import pairwise
-from typing import Any
-
-import typer
-from rich.text import Text
-from typer.core import TyperGroup
-from typer.exceptions import TyperException
-
-from app.terminal.output import errors
 
 
 class ExitCode(IntEnum):
@@ -59,6 +49,11 @@ class Failure(Exception):
 
     def show(self, *, as_json: bool = False) -> None:
         """Print it to stderr: in words for a person, or as one JSON object for a program."""
+        # Programs that run on import this module too, and rarely fail.
+        from rich.text import Text
+
+        from app.terminal.output import errors
+
         console = errors()
         if as_json:
             fields = {"error": self.message, "exit_code": self.code, "details": list(self.details), "hint": self.hint}
@@ -80,42 +75,3 @@ def failure_of_file(error: OSError) -> Failure | None:
         hint = "choose another place, or mend its rights"
         return Failure(f"cannot use {error.filename}: {error.strerror}", ExitCode.REFUSED, hint=hint)
     return None
-
-
-class Commands(TyperGroup):
-    """A group of commands that reports failures in words and ends with their code; as JSON where JSON was asked for."""
-
-    def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
-        """Run the command line, and exit; wrong usage is a failure too where failures are JSON."""
-        words = sys.argv[1:] if args is None else list(args)
-        as_json = _asks_for_json(words)
-        try:
-            code = super().main(words, *rest, **{**options, "standalone_mode": not as_json})
-        except Failure as failure:
-            failure.show(as_json=as_json)
-            code = failure.code
-        except TyperException as error:
-            _usage_failure(error).show(as_json=as_json)
-            code = ExitCode.USAGE
-        except typer.Abort:
-            Failure("aborted", ExitCode.REFUSED).show(as_json=as_json)
-            code = ExitCode.REFUSED
-        except OSError as error:
-            if (file_failure := failure_of_file(error)) is None:
-                raise
-            file_failure.show(as_json=as_json)
-            code = file_failure.code
-        sys.exit(code if isinstance(code, int) else ExitCode.OK)
-
-
-def _usage_failure(error: TyperException) -> Failure:
-    context = getattr(error, "ctx", None)
-    hint = f"`{context.command_path if context else 'convener'} --help` shows what it takes"
-    message = error.format_message() if isinstance(error, typer.BadParameter) else str(error)
-    return Failure(message, ExitCode.USAGE, hint=hint)
-
-
-def _asks_for_json(words: Sequence[str]) -> bool:
-    if any(word in ("-ojson", "--output=json") for word in words):
-        return True
-    return any(name in ("-o", "--output") and value == "json" for name, value in pairwise(words))

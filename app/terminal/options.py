@@ -19,6 +19,9 @@ from app.terminal.output import Format
 
 Watch = Annotated[bool, typer.Option("--watch", "-w", help="go on until Ctrl-C")]
 Every = Annotated[float, typer.Option(help="seconds between two looks", min=0.1, max=3600)]
+Bundled = Annotated[
+    bool, typer.Option("--bundled", help="into a new PostgreSQL in the state directory, for `convener up`")
+]
 Renderer = Callable[[Json], RenderableType]
 ListRenderer = Callable[[list[Json], datetime], RenderableType]
 

@@ -134,3 +134,10 @@ def test_the_file_of_functions_is_the_one_that_the_last_migration_applies() -> N
     applied = next(digest for digest in digests if digest)
     digest = hashlib.sha256(schema.FUNCTIONS.read_bytes()).hexdigest()
     assert applied == digest, f"functions.sql has changed: add a migration that applies it, with {digest}"
+
+
+def test_the_newest_revision_is_the_one_that_alembic_finds() -> None:
+    scripts = ScriptDirectory(str(schema.FUNCTIONS.parent))
+    assert schema.head() == scripts.get_current_head()
+    assert all(schema.knows(script.revision) for script in scripts.walk_revisions())
+    assert not schema.knows("base")

@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from app.admin.rules.keys import read_key
-from app.http.guard import ReadLog
+from app.http.callers import ReadLog
 from app.http.shares import SharePolicy, Shares
 from app.kernel.access import Principal, Role
 from app.kernel.errors import TooManyRequests

@@ -1,6 +1,8 @@
 """The runner of the schedule: each at its own pace, one replica at a time, and no error ends a loop."""
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -307,3 +309,17 @@ async def test_the_file_of_life_is_touched_unless_a_turn_hangs_that_the_database
         await until(is_late)
         going_on.set()
         await until(is_alive)
+
+
+@pytest.mark.parametrize(
+    ("program", "unwanted"),
+    [
+        ("app.main", {"alembic", "httpx", "rich", "typer"}),
+        ("app.background", {"alembic", "fastapi", "httpx", "jinja2", "rich", "starlette", "typer", "uvicorn"}),
+    ],
+)
+def test_a_program_imports_at_its_start_what_it_runs_with(program: str, unwanted: set[str]) -> None:
+    """After an outage of a host all start at once, and lost workers are replaced no sooner."""
+    script = f"import sys, {program}; print({unwanted!r} & {{*sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

@@ -16,7 +16,7 @@ from app.admin.store import config as store
 from app.admin.store.config import NewVersion, Version
 from app.db import notify
 from app.db.database import Database
-from app.http.guard import ReadLog
+from app.http.callers import ReadLog
 from app.kernel import changes as change_kernel
 from app.kernel.access import Principal
 from app.kernel.agents import AgentType

@@ -16,7 +16,7 @@ from app.admin.store.keys import StoredKey
 from app.db import hot_path, notify
 from app.db.batching import Coalescer
 from app.db.database import Database
-from app.http.guard import Authenticator, key_text
+from app.http.callers import Authenticator, key_text
 from app.kernel.access import NAMESPACED_ROLES, Principal, Scope
 from app.kernel.agents import AgentType
 from app.kernel.errors import DatabaseUnavailable, Unauthenticated, WorkerGone

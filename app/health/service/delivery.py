@@ -10,16 +10,18 @@ import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
-
-import httpx
+from typing import TYPE_CHECKING, Protocol
 
 from app.health.rules.webhooks import refusal_reason, signature
 from app.kernel.endpoints import Endpoint
 
+# Imported by the first delivery, as few installations have any, and all would start later for it.
+if TYPE_CHECKING:
+    import httpx
+
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 # Seconds: to connect, to read, and for everything, lest somebody answers a byte at a time.
-_TIMEOUT = httpx.Timeout(5.0)
+_TIMEOUT_SECONDS = 5.0
 _WHOLE_SECONDS = 15.0
 _RESOLVE_SECONDS = 5.0
 # Only the status of an answer counts; its body is read no further than this.
@@ -60,6 +62,8 @@ class WebhookSender:
 
     async def deliver(self, message: Message) -> None:
         """Return once the other side has answered with 2xx. Raises NotDelivered, in time."""
+        import httpx
+
         try:
             async with asyncio.timeout(_WHOLE_SECONDS):
                 status = await self._send(message, await self._address())
@@ -89,6 +93,8 @@ class WebhookSender:
         return addresses[0]
 
     async def _send(self, message: Message, address: str) -> int:
+        import httpx
+
         endpoint = self._endpoint
         literal = f"[{address}]" if ":" in address else address
         authority = endpoint.host if endpoint.port == 443 else f"{endpoint.host}:{endpoint.port}"
@@ -103,7 +109,9 @@ class WebhookSender:
         # The URL holds the checked address, Host and SNI the name, so the certificate is checked against the name.
         # A client for each, because connections would outlive the address that was checked.
         async with (
-            httpx.AsyncClient(verify=self._trust, timeout=_TIMEOUT, follow_redirects=False, trust_env=False) as client,
+            httpx.AsyncClient(
+                verify=self._trust, timeout=_TIMEOUT_SECONDS, follow_redirects=False, trust_env=False
+            ) as client,
             client.stream(
                 "POST", url, content=message.body, headers=headers, extensions={"sni_hostname": endpoint.host}
             ) as response,
@@ -112,7 +120,7 @@ class WebhookSender:
             return response.status_code
 
 
-async def _drain(response: httpx.Response) -> None:
+async def _drain(response: "httpx.Response") -> None:
     """Read a short answer to its end; a long one is cut off with its connection."""
     size = 0
     async for chunk in response.aiter_raw():
@@ -121,7 +129,9 @@ async def _drain(response: httpx.Response) -> None:
             return
 
 
-def _description(error: httpx.HTTPError) -> str:
+def _description(error: "httpx.HTTPError") -> str:
+    import httpx
+
     if isinstance(error, httpx.ConnectError) and "certificate" in str(error).lower():
         return "its certificate is not valid for this name, or nobody vouches for it"
     if isinstance(error, httpx.TimeoutException):

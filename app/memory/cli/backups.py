@@ -13,8 +13,9 @@ from rich.text import Text
 
 from app.terminal import output
 from app.terminal.connection import settings
-from app.terminal.databases import Bundled, as_failures, author, bundled_url, new_server, on_database
+from app.terminal.databases import as_failures, author, bundled_url, new_server, on_database
 from app.terminal.failures import ExitCode, Failure
+from app.terminal.options import Bundled
 from app.terminal.output import Format, Output
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from rich.text import Text
 
 from app.terminal import output
 from app.terminal.client import Json, Url, connect
-from app.terminal.databases import Bundled, as_failures, author, new_server, on_database
+from app.terminal.databases import as_failures, author, new_server, on_database
 from app.terminal.failures import ExitCode, Failure
-from app.terminal.options import Limit, Reason, show_list
+from app.terminal.options import Bundled, Limit, Reason, show_list
 from app.terminal.output import Format, Output
 
 app = typer.Typer(help="Take, check and restore checkpoints of what is in flight.", no_args_is_help=True)

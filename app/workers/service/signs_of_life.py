@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from app.db import hot_path
 from app.db.database import Database
-from app.http.guard import CallListener
+from app.http.callers import CallListener
 from app.kernel.errors import DatabaseUnavailable
 from app.kernel.ids import WorkerId
 from app.queue.broker.broker import Broker

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import httpx
 import pytest
 
 from app.health.rules.webhooks import signature
@@ -157,7 +156,7 @@ async def _hangs_up(writer: asyncio.StreamWriter) -> None:
 @pytest.mark.parametrize("answer", [_never, _slowly, _garbage, _hangs_up])
 async def test_an_answer_that_does_not_come(authority: Authority, answer: Answer, monkeypatch: Any) -> None:
     monkeypatch.setattr(delivery, "_WHOLE_SECONDS", 0.5)
-    monkeypatch.setattr(delivery, "_TIMEOUT", httpx.Timeout(0.3))
+    monkeypatch.setattr(delivery, "_TIMEOUT_SECONDS", 0.3)
     async with receiving(authority, answer) as receiver:
         assert HOST in await refused(sender(receiver, authority))
     assert len(receiver.requests) == 1
