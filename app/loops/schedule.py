@@ -40,9 +40,11 @@ from app.queue.store import parking as parking_store
 from app.queue.store import tasks as task_store
 from app.scaling.service import tick
 from app.workers.provisioners.base import Provisioner
+from app.workers.provisioners.engine import Engine
 from app.workers.provisioners.host import Gauge, Machine
 from app.workers.rules.workers import HealthPolicy
-from app.workers.service import pool, workers
+from app.workers.service import engine_pool, pool, workers
+from app.workers.service.engine_pool import EnginePolicy
 from app.workers.store import pool as pool_store
 from app.workers.store import workers as worker_store
 from app.workers.store.hosts import Report
@@ -302,6 +304,18 @@ def pool_jobs(provisioner: Provisioner) -> Sequence[Job]:
             name="reconcile",
             seconds=5,
             run=lambda c: pool.reconcile(c.database, provisioner, c.stop_grace_seconds),
+            wakes_on=notify.FLEET,
+        ),
+    )
+
+
+def engine_jobs(engine: Engine) -> Sequence[Job]:
+    """The jobs that keep the pool of an engine at its size, and follow what the engine announces."""
+    return (
+        Job(
+            name=f"keep {engine.kind} {engine.name}",
+            seconds=2,
+            run=lambda c: engine_pool.keep(c.database, engine, EnginePolicy(usual_size=c.pool_size)),
             wakes_on=notify.FLEET,
         ),
     )

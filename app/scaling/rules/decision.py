@@ -191,11 +191,12 @@ def _sizes(inputs: DecisionInputs, allocation: Allocation, starts: int) -> dict[
         wait_target_seconds=inputs.policy.wait_target_seconds,
         step=inputs.policy.size_step,
     )
-    if inputs.hosts:
+    measured_hosts = [host for host in inputs.hosts or () if not host.is_scaled]
+    if inputs.hosts and measured_hosts:
         policy = replace(
             policy,
             host_memory_gb=memory_for_each(inputs.hosts, starts, host_policy(inputs.limits)),
-            host_cores=min(host.cpu_cores for host in inputs.hosts),
+            host_cores=min(host.cpu_cores for host in measured_hosts),
         )
     counts = Counter(allocation.agents.values())
     return {agent: _size(inputs, agent, count, policy) for agent, count in sorted(counts.items())}

@@ -259,11 +259,12 @@ def _snapshot_of(record: Mapping[str, Any]) -> ScalingSnapshot:
 def _host(host: Host) -> list[Any]:
     """As columns in this order, as there may be many; what does not limit the pool is left out."""
     memory = (host.memory_gb, host.memory_used_gb, host.workers_gb)
-    return [host.provisioner, host.host, *memory, host.cpu_cores, host.workers]
+    of_an_engine = [] if host.max_size is None else [host.max_size]
+    return [host.provisioner, host.host, *memory, host.cpu_cores, host.workers, *of_an_engine]
 
 
 def _host_of(columns: Sequence[Any]) -> Host:
-    provisioner, name, memory_gb, memory_used_gb, workers_gb, cpu_cores, workers = columns
+    provisioner, name, memory_gb, memory_used_gb, workers_gb, cpu_cores, workers, *max_size = columns
     return Host(
         provisioner=provisioner,
         host=name,
@@ -274,6 +275,7 @@ def _host_of(columns: Sequence[Any]) -> Host:
         cpu_cores=cpu_cores,
         workers=workers,
         workers_gb=workers_gb,
+        max_size=max_size[0] if max_size else None,
     )
 
 

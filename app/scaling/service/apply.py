@@ -48,6 +48,8 @@ async def notes(connection: AsyncConnection, due_starts: DueStarts) -> list[str]
         sentence = f"{host.host} owes {plural(count, 'worker')}, counted as if there"
         if resting := await pool_operations.resting_slots(connection, host.provisioner, host.host):
             sentence += f"; {plural(len(resting), 'slot')} there rest, as their workers died young"
+        for wait in host.member_waits:
+            sentence += f"; {plural(wait.members, 'member does', 'members do')} not come: {wait.reason}"
         sentences.append(sentence)
     return sentences
 

@@ -41,12 +41,22 @@ class RestingOut(BaseModel):
     until: Moment
 
 
+class MemberWaitOut(BaseModel):
+    """Members of an engine's pool that do not come, for one reason."""
+
+    reason: str
+    members: int
+    is_failure: bool = Field(description="they will not come by themselves")
+
+
 class HostOut(BaseModel):
-    """A machine that starts workers."""
+    """A machine that starts workers, or the pool of an engine that does."""
 
     provisioner: str
     host: str
     size: int = Field(description="workers that it is to keep running")
+    max_size: int | None = Field(description="that the pool of an engine may have; null: a machine, which is measured")
+    member_waits: list[MemberWaitOut] = Field(description="why members of an engine's pool do not come")
 
 
 class FleetOut(BaseModel):

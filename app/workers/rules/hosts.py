@@ -6,11 +6,22 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MemberWait:
+    """Number of members that do not come for one reason; `is_failure`: they will not by themselves."""
+
+    reason: str
+    members: int
+    is_failure: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """A machine with a provisioner, which keeps `size` workers running.
+    """A machine with a provisioner, which keeps `size` workers running; or a pool whose members an engine starts.
 
     `usual_size` is its setting, `extra` the number that operators have started beyond it. Memory is in GB; `cpu_share`
     is the share of all its cores in use, None where not measured. Its `workers` use `workers_gb` of the memory.
+    The pool of an engine has a `max_size` instead of figures of a machine, members that come and go in blocks of
+    `block_size`, and `member_waits` where some do not come.
     """
 
     provisioner: str
@@ -24,6 +35,14 @@ class Host:
     cpu_share: float | None = None
     workers: int = 0
     workers_gb: float = 0.0
+    max_size: int | None = None
+    block_size: int = 1
+    member_waits: tuple[MemberWait, ...] = ()
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether an engine starts its workers, which register by themselves."""
+        return self.max_size is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,11 +62,15 @@ def max_workers_by_memory(host: Host, policy: HostPolicy) -> int:
 
     Each counts with all the memory it may use, whether it uses that yet or not.
     """
+    if host.max_size is not None:
+        return max(host.workers, host.max_size)
     return max(host.workers, math.floor(_workers_gb(host, policy) / policy.worker_gb))
 
 
 def max_workers_by_cpu(host: Host, policy: HostPolicy) -> int:
     """Workers that the cores of a host can serve; at least those that run already."""
+    if host.max_size is not None:
+        return max(host.workers, host.max_size)
     return max(host.workers, math.floor(policy.workers_per_core * host.cpu_cores))
 
 
@@ -65,6 +88,8 @@ def host_limits(hosts: Sequence[Host], elsewhere: int, policy: HostPolicy) -> li
         return []
     memory = sum(max_workers_by_memory(host, policy) for host in hosts)
     cores = sum(max_workers_by_cpu(host, policy) for host in hosts)
+    if all(host.is_scaled for host in hosts):
+        return [WorkerLimit(resource="size of the pool (CONVENER_POOL_LIMIT)", workers=elsewhere + memory)]
     where = "the host" if len(hosts) == 1 else "the hosts"
     return [
         WorkerLimit(resource=f"memory of {where}", workers=elsewhere + memory),
@@ -102,7 +127,9 @@ def memory_for_each(hosts: Sequence[Host], new: int, policy: HostPolicy) -> floa
 
     What other programs use on a host is not theirs.
     """
-    counts = {host: host.workers + started for host, started in spread(hosts, new, policy).items()}
+    started_counts = spread(hosts, new, policy)
+    # What the members of an engine may use is theirs alone, and known when they register.
+    counts = {host: host.workers + started for host, started in started_counts.items() if not host.is_scaled}
     return min((_workers_gb(host, policy) / count for host, count in counts.items() if count), default=math.inf)
 
 

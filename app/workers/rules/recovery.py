@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.kernel.text import plural
+from app.workers.rules.hosts import MemberWait
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,31 +48,43 @@ class SilentHost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EnginePool:
+    """A pool that an engine keeps at a size, and why members of it will not come by themselves."""
+
+    name: str
+    size: int
+    failures: Sequence[MemberWait] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RecoverySnapshot:
-    """All slots where a worker lives or died within the window, the number of overdue replacements, silent hosts."""
+    """Slots where a worker lives or died within the window, overdue replacements, silent hosts, pools of engines."""
 
     slots: Sequence[SlotRecord] = ()
     overdue: int = 0
     silent_hosts: Sequence[SilentHost] = ()
+    engine_pools: Sequence[EnginePool] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recovery:
     """Slots whose workers keep dying (as `host/slot`), overdue replacements, hosts that are silent, by name.
 
-    `lost_share` is the share of the pool that they cost. The reason is empty when all is well.
+    `missing_members` are those of engines that do not come. `lost_share` is the share of the pool that all these cost.
+    The reason is empty when all is well.
     """
 
     failing: Sequence[str] = ()
     overdue: int = 0
     silent_hosts: Sequence[str] = ()
+    missing_members: int = 0
     lost_share: float = 0.0
     reason: str = ""
 
     @property
     def is_reduced(self) -> bool:
         """Whether the pool works at reduced capacity."""
-        return bool(self.failing or self.overdue or self.silent_hosts)
+        return bool(self.failing or self.overdue or self.silent_hosts or self.missing_members)
 
 
 def assess(snapshot: RecoverySnapshot, policy: RecoveryPolicy) -> Recovery:
@@ -80,22 +93,30 @@ def assess(snapshot: RecoverySnapshot, policy: RecoveryPolicy) -> Recovery:
     gone = {host.host for host in snapshot.silent_hosts}
     slots = [record for record in snapshot.slots if record.host not in gone]
     failing = [record for record in slots if record.young_deaths >= policy.deaths and not record.is_steady]
-    if not failing and not snapshot.overdue and not gone:
+    engine_pools = [pool for pool in snapshot.engine_pools if pool.name not in gone]
+    missing = sum(wait.members for pool in engine_pools for wait in pool.failures)
+    if not failing and not snapshot.overdue and not gone and not missing:
         return Recovery()
     # A failing slot often has an overdue replacement too, so the larger number counts, not the sum.
     lost_with_hosts = sum(host.size for host in snapshot.silent_hosts)
-    lost_slots = max(len(failing), snapshot.overdue) + lost_with_hosts
-    pool_slots = len(slots) + lost_with_hosts
+    lost_slots = max(len(failing), snapshot.overdue) + lost_with_hosts + missing
+    pool_slots = len(slots) + lost_with_hosts + sum(pool.size for pool in engine_pools)
     return Recovery(
         failing=[f"{record.host}/{record.slot}" for record in failing],
         overdue=snapshot.overdue,
         silent_hosts=sorted(gone),
+        missing_members=missing,
         lost_share=min(1.0, lost_slots / max(lost_slots, pool_slots)),
-        reason=_reason(failing, snapshot, policy),
+        reason=_reason(failing, snapshot, engine_pools, policy),
     )
 
 
-def _reason(failing: Sequence[SlotRecord], snapshot: RecoverySnapshot, policy: RecoveryPolicy) -> str:
+def _reason(
+    failing: Sequence[SlotRecord],
+    snapshot: RecoverySnapshot,
+    engine_pools: Sequence[EnginePool],
+    policy: RecoveryPolicy,
+) -> str:
     overdue, parts = snapshot.overdue, list[str]()
     for host in snapshot.silent_hosts:
         workers = plural(host.size, "worker")
@@ -111,4 +132,9 @@ def _reason(failing: Sequence[SlotRecord], snapshot: RecoverySnapshot, policy: R
     if overdue:
         workers = plural(overdue, "lost worker has", "lost workers have")
         parts.append(f"{workers} not been replaced within {policy.replace_within_seconds:.0f} s")
+    parts += [
+        f"{plural(wait.members, 'member')} of {pool.name} cannot start: {wait.reason}"
+        for pool in engine_pools
+        for wait in pool.failures
+    ]
     return "; ".join(parts)

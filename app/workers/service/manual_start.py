@@ -56,7 +56,8 @@ async def start(connection: AsyncConnection, initial: Mode, order: StartOrder) -
     due = roster.due_starts(pool, max_workers)
     await _check(connection, pool, due, document, order.count)
     _check_step(pool, due, document, conduct(version.mode), order.count)
-    counts = spread(pool.hosts, order.count, host_policy(document.resource_limits))
+    machines = [host for host in pool.hosts if not host.is_scaled]
+    counts = spread(machines, order.count, host_policy(document.resource_limits))
     for host, count in counts.items():
         # Beyond the size of the host, or its own loop would drain them as surplus.
         await hosts.enlarge(connection, host, count)
@@ -80,13 +81,19 @@ async def _check(connection: AsyncConnection, pool: Pool, due: DueStarts, docume
             f"on their way: start at most {max(0, max_workers - present):,}, or raise the maximum",
             reason="max_workers",
         )
+    if all(host.is_scaled for host in pool.hosts):
+        raise StartRefused(
+            f"{pool.hosts[0].host} starts its workers by itself, as many as the scaling loop decides: raise the "
+            "minimum (`convener config set worker_pool.min_workers=...`)",
+            reason="engine",
+        )
     for limit in await limits.read_limits(connection, pool.hosts, pool.elsewhere, document.resource_limits):
         if present + count > limit.workers:
             raise StartRefused(
                 f"{limit.resource} suffice for {limit.workers:,} workers, and {present:,} are there or on their way",
                 reason="resources",
             )
-    if count > room(pool.hosts, host_policy(document.resource_limits)):
+    if count > room([host for host in pool.hosts if not host.is_scaled], host_policy(document.resource_limits)):
         raise StartRefused("the hosts have no room for so many workers more", reason="resources")
 
 

@@ -87,13 +87,13 @@ async def request(
 ) -> list[NewWorker]:
     """Record that these workers, by id and assignment, are to be started, `counts` of them on each host.
 
-    Live workers of the same names are superseded.
+    Live workers of the same names are superseded. The members of an engine register by themselves: its size suffices.
     """
     # Any id on any host: new workers differ only in their assignment.
     remaining = iter(assignments)
     new_workers = []
     for host, count in counts.items():
-        for slot in await _new_slots(connection, pool, host, due[host], count) if count else ():
+        for slot in await _new_slots(connection, pool, host, due[host], count) if count and not host.is_scaled else ():
             worker_id, assignment = next(remaining)
             new_workers.append(
                 NewWorker(id=worker_id, provisioner=host.provisioner, host=host.host, slot=slot, assignment=assignment)

@@ -34,6 +34,7 @@ from app.queue.store import attempts, events
 from app.queue.store.attempts import Ending
 from app.workers.errors import NameTaken, PoolFull
 from app.workers.rules.workers import HealthPolicy, NameHolder, may_supersede, overdue, should_hold_back
+from app.workers.service import membership
 from app.workers.store import hosts, pool, roster, workers
 from app.workers.store.workers import Heartbeat, HeartbeatReply, Registration
 
@@ -74,9 +75,12 @@ async def register(
         await pool.record_registration(connection, worker_id)
     else:
         worker_id = time_ordered_uuid()
-        if max_workers is not None:
+        pool_name = membership.pool_of(registration)
+        if max_workers is not None or pool_name is not None:
             # Before any worker is locked: whoever adds to the pool holds it first.
             await hosts.lock_pool(connection)
+        if pool_name is not None:
+            registration = await membership.admit(connection, registration, pool_name)
         superseded = await _take_name(connection, registration, policy)
         if max_workers is not None and await roster.count(connection) >= max_workers:
             raise PoolFull(

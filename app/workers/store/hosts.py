@@ -1,12 +1,14 @@
 """Hosts of workers, and the lock under which the pool is counted and its size changed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.retention import pruning
-from app.workers.rules.hosts import Host
+from app.workers.rules.hosts import Host, MemberWait
 from app.workers.rules.recovery import SilentHost
 
 # A host that is silent for longer does not count: its provisioner, which reports every 2 s, is away.
@@ -47,7 +49,9 @@ RETURNING size
 """)
 
 _LIVE = text(f"""
-SELECT provisioner, host, size, usual_size, extra, memory_gb, memory_used_gb, cpu_cores, cpu_share FROM hosts
+SELECT provisioner, host, size, usual_size, extra, memory_gb, memory_used_gb, cpu_cores, cpu_share, max_size,
+       block_size, coalesce(member_waits, '[]') AS member_waits
+FROM hosts
 WHERE seen_at >= now() - interval '{FRESH_SECONDS:g} s' ORDER BY provisioner, host
 """)
 
@@ -87,7 +91,12 @@ async def record_report(connection: AsyncConnection, report: Report, living: int
 
 async def live(connection: AsyncConnection) -> list[Host]:
     """The hosts that have reported lately; their numbers of workers are not filled in."""
-    return [Host(**row) for row in (await connection.execute(_LIVE)).mappings()]
+    rows = (await connection.execute(_LIVE)).mappings()
+    return [Host(**{**row, "member_waits": _waits(row["member_waits"])}) for row in rows]
+
+
+def _waits(stored: Sequence[dict[str, Any]]) -> tuple[MemberWait, ...]:
+    return tuple(MemberWait(**wait) for wait in stored)
 
 
 async def silent(connection: AsyncConnection) -> list[SilentHost]:

@@ -16,7 +16,7 @@ from app.db.pages import Page
 from app.db.retention import pruning
 from app.queue.store import lease_ledger
 from app.workers.rules.pool import CrashPolicy, PoolMember, SlotDeaths
-from app.workers.rules.recovery import RecoveryPolicy, RecoverySnapshot, SlotRecord
+from app.workers.rules.recovery import EnginePool, RecoveryPolicy, RecoverySnapshot, SlotRecord
 from app.workers.store import hosts
 from app.workers.store.tables import LIVE
 
@@ -309,4 +309,11 @@ async def recovery_snapshot(connection: AsyncConnection, policy: RecoveryPolicy)
     slots = [SlotRecord(**row) for row in rows]
     overdue = await connection.execute(_OVERDUE, {**times, "within": policy.replace_within_seconds})
     silent_hosts = await hosts.silent(connection)
-    return RecoverySnapshot(slots=slots, overdue=overdue.scalar_one(), silent_hosts=silent_hosts)
+    engine_pools = [
+        EnginePool(name=host.host, size=host.size, failures=[wait for wait in host.member_waits if wait.is_failure])
+        for host in await hosts.live(connection)
+        if host.is_scaled
+    ]
+    return RecoverySnapshot(
+        slots=slots, overdue=overdue.scalar_one(), silent_hosts=silent_hosts, engine_pools=engine_pools
+    )

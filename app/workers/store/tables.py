@@ -90,7 +90,8 @@ replacements = Table(
 )
 Index("replacements_open", replacements.c.slot, postgresql_where=text("worker_id IS NULL AND closed_at IS NULL"))
 
-# Machines on which a provisioner starts workers; each reports regularly, and reads the number that it is to keep.
+# Machines on which a provisioner starts workers, and pools whose members an engine starts; each is reported regularly,
+# with the number that it is to keep.
 hosts = Table(
     "hosts",
     metadata,
@@ -103,6 +104,12 @@ hosts = Table(
     Column("memory_used_gb", Float, nullable=False),
     Column("cpu_cores", Float, nullable=False),
     Column("cpu_share", Float, comment="of all its cores, null until measured"),
+    Column("max_size", Integer, comment="members that its engine may keep; null: a machine, which is measured"),
+    Column("block_size", Integer, nullable=False, server_default="1", comment="members that come and go together"),
+    Column("member_waits", JSONB, comment="why members of an engine do not come"),
+    Column("awaited", JSONB, comment="members of an engine that have not registered, by name: when they were made"),
+    Column("dismissed", ARRAY(Text), nullable=False, server_default="{}", comment="members that its engine removes"),
+    moment("scaling_until", comment="until when a process that asks its engine for another size is left alone"),
     moment("seen_at", nullable=False),
 )
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -35,7 +36,8 @@ WHERE w.{LIVE} GROUP BY 1
 class Registration:
     """A worker as it introduces itself; memory in GB, CPU in cores; `labels` is JSON text.
 
-    `registered_by` is the id of the key that it showed, `lost_after_seconds` the silence that it is told to avoid.
+    `registered_by` is the id of the key that it showed, `lost_after_seconds` the silence that it is told to avoid. A
+    member of an engine's pool has the `provisioner` and, as its host, the pool; its start began at `member_created_at`.
     """
 
     name: str
@@ -48,6 +50,8 @@ class Registration:
     cpu_cores: float
     registered_by: str | None = None
     lost_after_seconds: float | None = None
+    provisioner: str | None = None
+    member_created_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +96,7 @@ SELECT pg_advisory_xact_lock(hashtextextended(name, 0)) FROM unnest(CAST(:names 
 """)
 
 _LIVE_BY_NAME = text(f"""
-SELECT id, name, incarnation, provisioner IS NOT NULL AS is_provisioned, registered_by,
+SELECT id, name, incarnation, slot IS NOT NULL AS is_provisioned, registered_by,
        extract(epoch FROM now() - coalesce(last_seen_at, registered_at, launched_at, requested_at))::float8
            AS silent_seconds
 FROM workers WHERE name = ANY (CAST(:names AS text[])) AND {LIVE} ORDER BY id FOR UPDATE
@@ -100,10 +104,13 @@ FROM workers WHERE name = ANY (CAST(:names AS text[])) AND {LIVE} ORDER BY id FO
 
 _REGISTER = text("""
 INSERT INTO workers (id, name, incarnation, state, host, pid, capabilities, labels, version, memory_gb, cpu_cores,
-                     registered_by, lost_after_seconds, started_at, registered_at)
+                     registered_by, lost_after_seconds, provisioner, requested_at, launched_at, started_at,
+                     registered_at)
 SELECT :id, :name, 1 + coalesce((SELECT max(incarnation) FROM workers WHERE name = :name), 0), 'starting', :host, :pid,
        CAST(:capabilities AS text[]), CAST(:labels AS jsonb), :version, :memory_gb, :cpu_cores,
-       :registered_by, :lost_after_seconds, now(), now()
+       :registered_by, :lost_after_seconds, CAST(:provisioner AS text),
+       least(coalesce(CAST(:member_created_at AS timestamptz), now()), now()),
+       CASE WHEN CAST(:provisioner AS text) IS NOT NULL THEN now() END, now(), now()
 RETURNING name, incarnation
 """)
 
@@ -224,7 +231,7 @@ async def live_by_name(connection: AsyncConnection, names: Sequence[str]) -> lis
 
 
 async def register(connection: AsyncConnection, worker_id: UUID, registration: Registration) -> tuple[str, int]:
-    """Create a worker that no provisioner started; return its name and incarnation."""
+    """Create a worker that registers by itself; return its name and incarnation."""
     row = (await connection.execute(_REGISTER, {"id": worker_id, **asdict(registration)})).one()
     return row.name, row.incarnation
 

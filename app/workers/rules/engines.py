@@ -1,0 +1,137 @@
+"""Pools whose members an engine starts: what of the engine's members may go, and the size to ask it for."""
+
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from app.kernel.ids import WorkerId
+from app.workers.rules.hosts import MemberWait
+
+
+class MemberState(StrEnum):
+    """Stage of a member: not yet placed, placed and starting, ready to work, or on its way out."""
+
+    PENDING = "pending"
+    STARTING = "starting"
+    READY = "ready"
+    LEAVING = "leaving"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineMember:
+    """One worker's place at an engine: a pod, or the share of one worker in a job.
+
+    Its worker registers under `name`. `created_at` is when its start began, from which start times are measured, None
+    where the engine does not tell. `reason` is why it does not come (no room, an image, a crash loop, a queue), and
+    `is_failure` that it will not by itself. `removal_cost` is what the engine was told last, lower ones going first.
+    """
+
+    name: str
+    state: MemberState
+    created_at: datetime | None = None
+    reason: str | None = None
+    is_failure: bool = False
+    removal_cost: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineState:
+    """The size that an engine was asked for, and its members; `version` makes a change of an older state fail."""
+
+    requested: int
+    members: Sequence[EngineMember]
+    version: str = ""
+
+    @property
+    def active(self) -> Sequence[EngineMember]:
+        """The members that are not on their way out."""
+        return [member for member in self.members if member.state is not MemberState.LEAVING]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberWorker:
+    """A live worker of the pool; a `leaving` one gets no more leases, and a `busy` one holds one."""
+
+    worker_id: WorkerId
+    name: str
+    leaving: bool
+    busy: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnginePlan:
+    """The size to ask an engine for and the surplus that has to go, of those members that may.
+
+    `drain` are workers that must get no more leases: with a reason those above the size, and in `drain_unplanned` those
+    whose members go although nobody chose them. `awaited` are the members that may still register, with the times of
+    their creation.
+    """
+
+    target: int
+    surplus: int = 0
+    removable: frozenset[str] = frozenset()
+    drain: Sequence[WorkerId] = ()
+    drain_unplanned: Sequence[WorkerId] = ()
+    awaited: Mapping[str, datetime | None]
+    waits: Sequence[MemberWait] = ()
+
+
+def admitted(size: int, block_size: int) -> int:
+    """Number of workers that may register in a pool of this size: whole blocks."""
+    return math.ceil(size / block_size) * block_size
+
+
+def plan_engine(state: EngineState, workers: Sequence[MemberWorker], size: int, block_size: int = 1) -> EnginePlan:
+    """Ask for the size and for one more for each leaving worker that still holds a task.
+
+    Only members without a worker, and those whose worker leaves and holds nothing, may go: neither can get a lease any
+    more once the members that go are dismissed.
+    """
+    by_name = {worker.name: worker for worker in workers}
+    allowed = admitted(size, block_size)
+    staying = [worker for worker in workers if not worker.leaving]
+    going = {member.name for member in state.members if member.state is MemberState.LEAVING}
+    # Idle ones first; names, so that two turns choose the same.
+    surplus_workers = sorted(staying, key=lambda worker: (worker.name not in going, worker.busy, worker.name))
+    drain = [worker.worker_id for worker in surplus_workers[: max(0, len(staying) - allowed)]]
+    unplanned = [w.worker_id for w in staying if w.name in going and w.worker_id not in drain]
+    active = state.active
+    leaving = {worker.name for worker in workers if worker.leaving or worker.worker_id in drain}
+    busy_leaving = sum(m.name in leaving and by_name[m.name].busy for m in active)
+    target = allowed + busy_leaving
+    removable = frozenset(m.name for m in active if m.name not in by_name or _may_go(by_name[m.name], drain))
+    return EnginePlan(
+        target=target,
+        surplus=max(0, len(active) - target),
+        removable=removable,
+        drain=drain,
+        drain_unplanned=unplanned,
+        awaited={m.name: m.created_at for m in active if m.name not in by_name},
+        waits=member_waits(active, by_name.keys()),
+    )
+
+
+def _may_go(worker: MemberWorker, drain: Collection[WorkerId]) -> bool:
+    # One that is drained only now may still be given a lease until that is committed: it goes in a later turn.
+    return worker.leaving and not worker.busy and worker.worker_id not in drain
+
+
+def member_waits(members: Sequence[EngineMember], registered: Collection[str]) -> list[MemberWait]:
+    """The reasons why members do not come, those of most members first."""
+    counts = Counter(
+        (member.reason, member.is_failure)
+        for member in members
+        if member.reason is not None and member.name not in registered
+    )
+    waits = [
+        MemberWait(reason=str(reason), members=count, is_failure=is_failure)
+        for (reason, is_failure), count in counts.items()
+    ]
+    return sorted(waits, key=lambda wait: (not wait.is_failure, -wait.members, wait.reason))[:_MAX_REASONS]
+
+
+# Reasons name nodes and images, so there may be as many as members.
+_MAX_REASONS = 5

@@ -1,0 +1,146 @@
+"""Keeps the pool of an engine at its size: decides in a transaction, and asks the engine outside of it.
+
+A turn reads what the engine has, dismisses the members that are to go (they cannot register any more, and their workers
+hold nothing and get nothing), commits, and only then asks the engine for the size. A crash between any two of these
+leaves what the next turn, of any process, finds: members that are dismissed and still there go then.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.db.database import Database
+from app.workers.provisioners.engine import CALL_SECONDS, Engine, EngineChanged, EngineUnavailable
+from app.workers.rules.engines import EnginePlan, EngineState, plan_engine
+from app.workers.rules.hosts import MemberWait
+from app.workers.rules.workers import Directive
+from app.workers.store import directives, engines, hosts
+from app.workers.store.directives import WorkerSelector
+from app.workers.store.engines import PoolReport
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnginePolicy:
+    """`usual_size` of a pool that is new, and seconds for which an engine is left alone after it removes members.
+
+    By then it has done so, and none that was dismissed may be admitted again before.
+    """
+
+    usual_size: int
+    rest_seconds: float = 2.0
+
+
+# More than the calls of a turn may take: what one process has asked for is over when another decides.
+_ALONE_SECONDS = CALL_SECONDS + 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Turn:
+    """Outcome of a turn: None as `size` asks the engine for nothing; `needs_fresh`: an older state was not enough."""
+
+    plan: EnginePlan
+    size: int | None = None
+    victims: Sequence[str] = ()
+    needs_fresh: bool = False
+
+
+async def keep(database: Database, engine: Engine, policy: EnginePolicy) -> dict[str, Any]:
+    """Take one turn: look, decide, ask the engine; return counts of what came of it."""
+    report = PoolReport(
+        provisioner=engine.kind,
+        host=engine.name,
+        usual_size=policy.usual_size,
+        max_size=engine.max_size,
+        block_size=engine.block_size,
+    )
+    try:
+        state, turn = await _decide(database, engine, report, fresh=False)
+        if turn.needs_fresh:
+            state, turn = await _decide(database, engine, report, fresh=True)
+    except (EngineUnavailable, TimeoutError) as error:
+        reason = str(error) or f"no answer within {CALL_SECONDS:.0f} s"
+        await _record_outage(database, report, reason)
+        return {"unavailable": reason}
+    plan = turn.plan
+    counts = {"target": plan.target, "members": len(state.active), "drained": len(plan.drain)}
+    if plan.drain_unplanned:
+        log.warning("%s removes %d workers that nobody chose", engine.name, len(plan.drain_unplanned))
+        counts["unplanned"] = len(plan.drain_unplanned)
+    if turn.size is None:
+        return counts
+    return {**counts, **await _ask(database, engine, report, policy, state, turn)}
+
+
+async def _decide(database: Database, engine: Engine, report: PoolReport, *, fresh: bool) -> tuple[EngineState, _Turn]:
+    async with asyncio.timeout(CALL_SECONDS):
+        state = await engine.state(fresh=fresh)
+    async with database.transaction() as connection:
+        return state, await _plan(connection, engine, report, state, fresh=fresh)
+
+
+async def _plan(
+    connection: AsyncConnection, engine: Engine, report: PoolReport, state: EngineState, *, fresh: bool
+) -> _Turn:
+    await hosts.lock_pool(connection)
+    workers = await engines.workers(connection, report.provisioner, report.host)
+    pool = await engines.record_report(connection, report, sum(not worker.leaving for worker in workers))
+    plan = plan_engine(state, workers, pool.size, report.block_size)
+    await engines.record_waits(connection, report, plan.waits)
+    for worker_ids, reason in (
+        (plan.drain, f"the pool is to have {pool.size} workers"),
+        (plan.drain_unplanned, "its engine removes it"),
+    ):
+        if worker_ids:
+            await directives.direct(connection, WorkerSelector(ids=worker_ids), Directive.DRAIN, reason)
+    # What another process is asking for must stay dismissed until it is done.
+    if pool.is_scaling:
+        return _Turn(plan=plan)
+    # Whoever goes is chosen from what is, not from what was last heard, and so is whoever may come back.
+    if not fresh and (plan.surplus or pool.dismissed):
+        return _Turn(plan=plan, needs_fresh=True)
+    victims = engine.choose(state, plan.removable, plan.surplus) if plan.surplus else ()
+    awaited = {name: at for name, at in plan.awaited.items() if name not in victims}
+    await engines.record_members(connection, report, awaited, victims)
+    # Members that the engine has not made yet go without anybody being chosen.
+    size = min(len(state.active) - len(victims), state.requested) if plan.surplus else plan.target
+    if size == state.requested and not victims:
+        return _Turn(plan=plan)
+    await engines.begin_scaling(connection, report, _ALONE_SECONDS)
+    return _Turn(plan=plan, size=size, victims=victims)
+
+
+async def _ask(
+    database: Database, engine: Engine, report: PoolReport, policy: EnginePolicy, state: EngineState, turn: _Turn
+) -> dict[str, Any]:
+    assert turn.size is not None
+    try:
+        async with asyncio.timeout(CALL_SECONDS):
+            await engine.scale(state, turn.size, turn.victims)
+    except EngineChanged as error:
+        # The next turn sees what it is now.
+        result: dict[str, Any] = {"changed": str(error) or "meanwhile"}
+    except (EngineUnavailable, TimeoutError) as error:
+        result = {"unavailable": str(error) or f"no answer within {CALL_SECONDS:.0f} s"}
+        log.warning("%s was not made %d members large: %s", engine.name, turn.size, result["unavailable"])
+    else:
+        result = {"asked": turn.size, "removed": len(turn.victims)}
+    async with database.transaction() as connection:
+        await engines.end_scaling(connection, report, policy.rest_seconds if turn.victims else 0.0)
+    return result
+
+
+async def _record_outage(database: Database, report: PoolReport, reason: str) -> None:
+    """The pool keeps its place and its size; that nobody reaches its engine is why members do not come."""
+    async with database.transaction() as connection:
+        await hosts.lock_pool(connection)
+        workers = await engines.workers(connection, report.provisioner, report.host)
+        staying = sum(not worker.leaving for worker in workers)
+        pool = await engines.record_report(connection, report, staying)
+        wait = MemberWait(reason=reason, members=max(1, pool.size - staying), is_failure=True)
+        await engines.record_waits(connection, report, [wait])

@@ -1,0 +1,90 @@
+"""An engine of numbers: members that exist as soon as they are asked for, and go when they are chosen."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+from app.db.database import Database
+from app.db.hot_path import run
+from app.workers.provisioners.engine import POOL_LABEL, EngineUnavailable, pool_label
+from app.workers.rules.engines import EngineMember, EngineState, MemberState
+from app.workers.service import workers
+from app.workers.service.workers import WorkerIdentity
+from app.workers.store import workers as worker_store
+from tests.support.factories import beat, registration
+
+
+class NumberEngine:
+    """Members `m-1`, `m-2`, ...; `reason` is why new ones do not come, `outage` why nothing is answered."""
+
+    kind = "numbers"
+    name = "pool"
+    max_size = 300
+
+    def __init__(self, size: int = 0, block_size: int = 1) -> None:
+        self.members: list[EngineMember] = []
+        self.requested = size
+        self.block_size = block_size
+        self.reason: str | None = None
+        self.outage: str | None = None
+        self.removed: list[str] = []
+        self.calls = 0
+        self.held = asyncio.Event()
+        self.held.set()
+        self._made = 0
+        self._fill()
+
+    def _fill(self) -> None:
+        while len(self.members) < self.requested:
+            self._made += 1
+            state = MemberState.READY if self.reason is None else MemberState.PENDING
+            created_at = datetime.now(UTC) - timedelta(seconds=7)
+            self.members.append(
+                EngineMember(
+                    name=f"m-{self._made}",
+                    state=state,
+                    created_at=created_at,
+                    reason=self.reason,
+                    is_failure=self.reason is not None,
+                )
+            )
+
+    def leave(self, name: str) -> None:
+        """As when a node is drained."""
+        self.members = [replace(m, state=MemberState.LEAVING) if m.name == name else m for m in self.members]
+
+    async def state(self, *, fresh: bool) -> EngineState:
+        if self.outage:
+            raise EngineUnavailable(self.outage)
+        return EngineState(requested=self.requested, members=tuple(self.members))
+
+    def choose(self, state: EngineState, removable: frozenset[str], surplus: int) -> Sequence[str]:
+        return sorted(removable)[:surplus]
+
+    async def scale(self, state: EngineState, size: int, victims: Sequence[str]) -> None:
+        self.calls += 1
+        await self.held.wait()
+        if self.outage:
+            raise EngineUnavailable(self.outage)
+        self.requested = size
+        self.removed += victims
+        self.members = [member for member in self.members if member.name not in victims]
+        self._fill()
+
+    async def run(self) -> None:
+        await asyncio.Event().wait()
+
+    async def close(self) -> None:
+        pass
+
+
+async def register_member(
+    database: Database, name: str, *, kind: str = "numbers", pool: str = "pool"
+) -> WorkerIdentity:
+    """A member's worker that has registered and passed its first health report."""
+    labels = f'{{"{POOL_LABEL}": "{pool_label(kind, pool)}"}}'
+    async with database.transaction() as connection:
+        identity = await workers.register(connection, registration(name, labels=labels), None)
+    await run(database, lambda c: worker_store.record_heartbeats(c, [beat(identity.worker_id)], 15.0))
+    return identity

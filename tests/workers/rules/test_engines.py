@@ -1,0 +1,63 @@
+"""What is asked of an engine that starts workers, and which of its members may go."""
+
+from datetime import UTC, datetime
+from uuid import UUID
+
+from app.kernel.ids import WorkerId
+from app.workers.rules.engines import EngineMember, EngineState, MemberState, MemberWorker, admitted, plan_engine
+from app.workers.rules.hosts import MemberWait
+
+MOMENT = datetime(2026, 11, 28, tzinfo=UTC)
+
+
+def member(name: str, state: MemberState = MemberState.READY, reason: str | None = None) -> EngineMember:
+    return EngineMember(name=name, state=state, created_at=MOMENT, reason=reason, is_failure=reason == "no image")
+
+
+def worker(name: str, *, leaving: bool = False, busy: bool = False) -> MemberWorker:
+    number = sum(name.encode())
+    return MemberWorker(worker_id=WorkerId(UUID(int=number)), name=name, leaving=leaving, busy=busy)
+
+
+def state(*members: EngineMember, requested: int | None = None) -> EngineState:
+    return EngineState(requested=len(members) if requested is None else requested, members=members)
+
+
+def test_the_size_is_asked_for_and_members_on_their_way_are_awaited() -> None:
+    plan = plan_engine(state(member("a"), member("b")), [worker("a")], 3)
+    assert (plan.target, plan.surplus, dict(plan.awaited)) == (3, 0, {"b": MOMENT})
+
+
+def test_a_leaving_worker_keeps_its_member_while_it_holds_a_task() -> None:
+    workers = [worker("a"), worker("b", leaving=True, busy=True), worker("c", leaving=True)]
+    plan = plan_engine(state(member("a"), member("b"), member("c")), workers, 1)
+    assert (plan.target, plan.surplus, plan.removable) == (2, 1, frozenset({"c"}))
+
+
+def test_a_worker_that_is_drained_in_this_turn_goes_in_a_later_one() -> None:
+    """A lease may be given to it until the directive is committed."""
+    plan = plan_engine(state(member("a"), member("b")), [worker("a", busy=True), worker("b")], 1)
+    assert [plan.drain, plan.removable] == [[worker("b").worker_id], frozenset()]
+
+
+def test_members_without_a_worker_may_go_whatever_they_do() -> None:
+    plan = plan_engine(state(member("a"), member("b", MemberState.PENDING)), [worker("a")], 1)
+    assert (plan.surplus, plan.removable) == (1, frozenset({"b"}))
+
+
+def test_a_staying_worker_whose_member_goes_gets_no_more_leases() -> None:
+    plan = plan_engine(state(member("a"), member("b", MemberState.LEAVING)), [worker("a"), worker("b")], 2)
+    assert (plan.drain_unplanned, plan.surplus) == ([worker("b").worker_id], 0)
+
+
+def test_reasons_are_counted_and_failures_come_first() -> None:
+    waiting = [member(name, MemberState.PENDING, "no room") for name in "abc"]
+    plan = plan_engine(state(*waiting, member("d", MemberState.STARTING, "no image"), member("e")), [], 5)
+    assert plan.waits == [
+        MemberWait(reason="no image", members=1, is_failure=True),
+        MemberWait(reason="no room", members=3),
+    ]
+
+
+def test_of_blocks_whole_ones_are_admitted() -> None:
+    assert [admitted(size, 4) for size in (0, 1, 4, 5)] == [0, 4, 4, 8]

@@ -1,0 +1,198 @@
+"""The pool of an engine: made as large as decided, its workers admitted, and only those removed that hold nothing."""
+
+import asyncio
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from app.db.database import Database
+from app.kernel.modes import Mode
+from app.scaling.service import tick
+from app.workers.errors import PoolFull, StartRefused
+from app.workers.rules.hosts import HostPolicy, host_limits
+from app.workers.service import engine_pool, manual_start, pool, workers
+from app.workers.service.engine_pool import EnginePolicy
+from app.workers.service.manual_start import StartOrder
+from tests.support.engine import NumberEngine, register_member
+from tests.support.factories import leased, registration, submitted
+from tests.support.pools import bounds, decided, drain
+from tests.support.sql import execute, fetch, until, value
+
+POLICY = EnginePolicy(usual_size=2, rest_seconds=0.0)
+_ID = UUID(int=1)
+
+
+async def keep(database: Database, engine: NumberEngine) -> dict[str, Any]:
+    return await engine_pool.keep(database, engine, POLICY)
+
+
+async def resize(database: Database, size: int) -> None:
+    await execute(database, "UPDATE hosts SET size = $1", size)
+
+
+async def filled(database: Database, size: int) -> tuple[NumberEngine, dict[str, Any]]:
+    """An engine whose members have all registered, with the ids of their workers by name."""
+    engine = NumberEngine()
+    await keep(database, engine)
+    await resize(database, size)
+    await keep(database, engine)
+    names = [member.name for member in engine.members]
+    await keep(database, engine)
+    return engine, {name: (await register_member(database, name)).worker_id for name in names}
+
+
+async def test_a_new_pool_has_its_usual_size_and_then_the_one_that_is_decided(database: Database) -> None:
+    engine = NumberEngine()
+    assert (await keep(database, engine))["asked"] == 2
+    await resize(database, 5)
+    assert (await keep(database, engine))["asked"] == 5
+    assert "asked" not in await keep(database, engine)
+    assert engine.calls == 2
+
+
+async def test_a_member_is_counted_with_the_time_of_its_start(database: Database) -> None:
+    engine = NumberEngine()
+    await keep(database, engine)
+    await keep(database, engine)
+    worker = await register_member(database, "m-1")
+    (row,) = await fetch(
+        database,
+        "SELECT provisioner, host, slot, extract(epoch FROM first_beat_at - requested_at)::float8 AS seconds"
+        " FROM workers WHERE id = $1",
+        worker.worker_id,
+    )
+    assert (row["provisioner"], row["host"], row["slot"]) == ("numbers", "pool", None)
+    assert 6 < row["seconds"] < 60
+
+
+async def test_nobody_is_admitted_beyond_the_size_or_to_a_pool_that_nobody_keeps(database: Database) -> None:
+    with pytest.raises(PoolFull, match="nobody keeps the pool numbers/pool"):
+        await register_member(database, "m-1")
+    engine = NumberEngine()
+    await keep(database, engine)
+    await register_member(database, "m-1")
+    await register_member(database, "m-2")
+    with pytest.raises(PoolFull, match="is to have 2 workers"):
+        await register_member(database, "m-3")
+    # One that was started anew takes its own place.
+    await register_member(database, "m-2")
+
+
+async def test_a_busy_worker_keeps_its_member_until_its_task_has_ended(database: Database) -> None:
+    engine, ids = await filled(database, 3)
+    await submitted(database)
+    await leased(database, ids["m-2"])
+    await drain(database, [ids["m-1"], ids["m-2"]])
+    await resize(database, 1)
+    assert (await keep(database, engine))["asked"] == 2
+    assert engine.removed == ["m-1"]
+    async with database.transaction() as connection:
+        await workers.say_goodbye(connection, ids["m-2"], "drained")
+    assert (await keep(database, engine))["asked"] == 1
+    assert engine.removed == ["m-1", "m-2"]
+
+
+async def test_a_member_that_goes_cannot_register_from_when_it_was_chosen(database: Database) -> None:
+    """Between the choice and its end the engine would remove a worker that has just got a task."""
+    engine = NumberEngine()
+    await keep(database, engine)
+    await register_member(database, "m-1")
+    await resize(database, 1)
+    engine.held.clear()
+    turn = asyncio.create_task(keep(database, engine))
+
+    async def asked() -> bool:
+        return engine.calls == 2
+
+    await until(asked)
+    # Somebody wants more again meanwhile, and another process of the loops takes a turn.
+    await resize(database, 2)
+    assert "asked" not in await keep(database, engine)
+    with pytest.raises(PoolFull, match="is being removed"):
+        await register_member(database, "m-2")
+    engine.held.set()
+    assert (await turn)["removed"] == 1
+    assert (await keep(database, engine))["asked"] == 2
+    await register_member(database, "m-3")
+
+
+async def test_what_a_crash_has_left_is_done_by_the_next_turn(database: Database) -> None:
+    engine, ids = await filled(database, 3)
+    await drain(database, [ids["m-3"]])
+    await resize(database, 2)
+    engine.held.clear()
+    turn = asyncio.create_task(keep(database, engine))
+
+    async def asked() -> bool:
+        return engine.calls == 3
+
+    await until(asked)
+    await execute(database, "UPDATE hosts SET size = size")
+    turn.cancel()
+    await asyncio.wait([turn])
+    # As after kill -9, nobody has said that it is over.
+    await execute(database, "UPDATE hosts SET scaling_until = now() - interval '1 s'")
+    engine.held.set()
+    assert (await keep(database, engine))["removed"] == 1
+    assert engine.removed == ["m-3"]
+
+
+async def test_a_worker_whose_member_goes_unplanned_gets_no_more_leases(database: Database) -> None:
+    engine, ids = await filled(database, 2)
+    engine.leave("m-1")
+    assert (await keep(database, engine))["unplanned"] == 1
+    assert await value(database, "SELECT state FROM workers WHERE id = $1", ids["m-1"]) == "draining"
+
+
+async def test_an_engine_that_is_away_keeps_the_pool_and_is_the_reason(database: Database) -> None:
+    engine, _ = await filled(database, 2)
+    await resize(database, 4)
+    engine.outage = "no route to host"
+    assert await keep(database, engine) == {"unavailable": "no route to host"}
+    async with database.transaction() as connection:
+        status = await pool.status(connection)
+    assert [(host.host, host.size) for host in status.hosts] == [("pool", 4)]
+    assert status.recovery.reason == "2 members of pool cannot start: no route to host"
+    engine.outage = None
+    assert (await keep(database, engine))["asked"] == 4
+
+
+async def test_the_scaling_loop_sets_the_size_and_requests_no_rows(database: Database) -> None:
+    await bounds(database, 4, 300)
+    engine, _ = await filled(database, 2)
+    engine.reason = "the image cannot be pulled"
+    async with database.transaction() as connection:
+        await tick.tick(connection, database, Mode.PRODUCTION)
+    assert await value(database, "SELECT size FROM hosts") == 4
+    assert await value(database, "SELECT count(*) FROM workers") == 2
+    await keep(database, engine)
+    await keep(database, engine)
+    decision = await decided(database)
+    owed = next(reason for reason in decision["reasons"] if "owes" in reason)
+    assert owed == ("pool owes 2 workers, counted as if there; 2 members do not come: the image cannot be pulled")
+    assert decision["current_workers"] == 4
+
+
+async def test_no_more_is_asked_for_than_the_pool_may_have(database: Database) -> None:
+    """A minimum of the configuration is above all limits."""
+    engine, _ = await filled(database, 2)
+    await resize(database, 500)
+    assert (await keep(database, engine))["asked"] == NumberEngine.max_size
+    async with database.transaction() as connection:
+        hosts = (await pool.status(connection)).hosts
+    (limit,) = host_limits(hosts, 0, HostPolicy())
+    assert (limit.resource, limit.workers) == ("size of the pool (CONVENER_POOL_LIMIT)", NumberEngine.max_size)
+
+
+async def test_single_workers_are_not_started_by_hand(database: Database) -> None:
+    await filled(database, 2)
+    order = StartOrder(request_id=_ID, count=1, by="test", reason="test")
+    async with database.transaction() as connection:
+        with pytest.raises(StartRefused, match="raise the minimum"):
+            await manual_start.start(connection, Mode.PRODUCTION, order)
+
+
+async def test_workers_elsewhere_need_no_pool(database: Database) -> None:
+    async with database.transaction() as connection:
+        await workers.register(connection, registration("lab"), None)
