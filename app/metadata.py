@@ -3,6 +3,7 @@
 from app.admin.store import tables as admin
 from app.agents.store import tables as agents
 from app.db.columns import metadata
+from app.db.served_revisions import served_revisions
 from app.goals.store import tables as goals
 from app.health.store import tables as health
 from app.llm.store import tables as llm
@@ -23,5 +24,6 @@ __all__ = [
     "metadata",
     "queue",
     "scaling",
+    "served_revisions",
     "workers",
 ]

@@ -44,6 +44,7 @@ class _State:
     """Revision, version and clock of the database, and where the API is away what the service would tell of."""
 
     revision: str | None
+    is_served: bool
     server: str
     at: datetime
     blocking: BlockingSession | None
@@ -88,7 +89,8 @@ async def _read(database: Database, settings: Settings, *, is_alone: bool) -> _S
         # Before all that may have to wait for its locks.
         blocking = await observations.blocking_session(connection) if revision == schema.head() else None
         server, at = await server_version(connection), await now(connection)
-    state = _State(revision=revision, server=server, at=at, blocking=blocking)
+    is_served = await schema.is_served(database.engine, revision)
+    state = _State(revision=revision, is_served=is_served, server=server, at=at, blocking=blocking)
     if not is_alone or revision != schema.head():
         return state
     try:
@@ -121,6 +123,9 @@ async def _look_around(connection: AsyncConnection, state: _State, settings: Set
 
 def _schema(state: _State) -> Check:
     head = schema.head()
+    if state.is_served:
+        detail = f"it is at {state.revision}, a newer one, which is made for this version as well"
+        return Check(name="schema", status=Status.OK, detail=detail)
     if state.revision == head:
         return Check(name="schema", status=Status.OK, detail=f"it is at {head}, as this version needs it")
     detail = f"it is at {state.revision or 'nothing: the database is empty'}, and this version needs {head}"

@@ -1,15 +1,20 @@
 """`convener db`: the schema of the database, and its backups."""
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
 
 from app.memory.cli import backups
 from app.terminal import output
-from app.terminal.databases import author, bundled_url, on_database
+from app.terminal.databases import as_failures, author, bundled_url, on_database
 from app.terminal.failures import ExitCode, Failure
 from app.terminal.output import Format, Output
+
+if TYPE_CHECKING:
+    from app.db.database import Database
+    from app.db.migration_steps import Migration, Step
 
 app = typer.Typer(
     help="Migrate, back up, restore and check the database that CONVENER_DATABASE_URL names.",
@@ -20,29 +25,64 @@ app.command("restore", epilog=backups.RESTORE_EPILOG)(backups.restore)
 app.command("verify", epilog=backups.VERIFY_EPILOG)(backups.verify)
 
 
-@app.command(epilog=output.examples("convener db migrate", "convener db migrate --to head"))
+@app.command(epilog=output.examples("convener db migrate", "convener db migrate --offline"))
 def migrate(
     to: Annotated[str, typer.Option(metavar="REVISION", help="the revision to go up to")] = "head",
+    offline: Annotated[
+        bool, typer.Option("--offline", help="nothing else works with the database: wait for locks and keep them")
+    ] = False,
     fmt: Output = Format.TABLE,
 ) -> None:
-    """Bring the schema up to date. Safe to repeat, and safe to run from several hosts at once."""
+    """Bring the schema up to date. Safe to repeat, and safe to run from several hosts at once.
+
+    The service may go on: each step waits 0.1 s for a lock at most, keeps its locks for less than 0.5 s, or tries again
+    for two minutes. A step that cannot do without locks for longer is named first, with what it does meanwhile.
+    """
     from alembic.util import CommandError
 
     from app.admin.service.audit import migrate
+    from app.db.schema import Watch
 
+    steps: list[Step] = []
+    watch = Watch(pending=_tell_of_long_locks, applied=steps.append)
+    by = author("convener db migrate")
     try:
-        old_revision, new_revision = on_database(
-            lambda database: migrate(database, to, by=author("convener db migrate")), bundled_url()
-        )
+        with as_failures():
+            old_revision, new_revision = on_database(
+                lambda database: migrate(database, to, by=by, watch=watch, is_alone=offline), bundled_url()
+            )
     except CommandError as error:
         hint = "leave --to out, to go up to the newest revision"
         raise Failure(f"cannot migrate: {error}", ExitCode.REFUSED, hint=hint) from None
     if fmt is Format.JSON:
-        output.write_json({"before": old_revision, "after": new_revision})
-    elif old_revision == new_revision:
+        output.write_json({"before": old_revision, "after": new_revision, "steps": [_step(step) for step in steps]})
+        return
+    for step in steps:
+        locked = (
+            f"locked {', '.join(step.locked)} for {step.seconds * 1000:.0f} ms" if step.locked else "locked nothing"
+        )
+        output.note(f"{step.revision}: {locked}" + (f", at attempt {step.attempts}" if step.attempts > 1 else ""))
+    if old_revision == new_revision:
         output.show(Text(f"nothing to do: the schema is at {new_revision}"))
     else:
         output.show(Text(f"migrated from {old_revision or 'an empty database'} to {new_revision}"))
+
+
+def _tell_of_long_locks(migrations: "Sequence[Migration]") -> None:
+    for migration in migrations:
+        if migration.offline is not None:
+            output.note(
+                f"{migration.revision} {migration.offline}: nothing that needs these goes on meanwhile", "yellow"
+            )
+
+
+def _step(step: "Step") -> dict[str, object]:
+    return {
+        "revision": step.revision,
+        "attempts": step.attempts,
+        "seconds": round(step.seconds, 3),
+        "locked": list(step.locked),
+    }
 
 
 @app.command(epilog=output.examples("convener db status", "convener db status -o json"))
@@ -50,13 +90,19 @@ def status(fmt: Output = Format.TABLE) -> None:
     """Show which revision the schema is at, and which one this version needs."""
     from app.db import schema
 
-    revision = on_database(lambda database: schema.revision(database.engine), bundled_url())
+    async def schema_state(database: "Database") -> tuple[str | None, bool]:
+        revision = await schema.revision(database.engine)
+        return revision, revision == schema.head() or await schema.is_served(database.engine, revision)
+
+    revision, is_served = on_database(schema_state, bundled_url())
     head = schema.head()
-    code = ExitCode.OK if revision == head else ExitCode.REFUSED
+    code = ExitCode.OK if revision == head or is_served else ExitCode.REFUSED
     if fmt is Format.JSON:
-        output.write_json({"revision": revision, "expected": head, "current": revision == head})
+        output.write_json({"revision": revision, "expected": head, "current": revision == head, "served": is_served})
         raise typer.Exit(code)
     verdict = Text("up to date", "green") if revision == head else Text("run `convener db migrate`", "yellow")
+    if is_served and revision != head:
+        verdict = Text("newer, and made for this version as well", "green")
     facts: list[tuple[str, str | Text]] = [
         ("Schema", revision or "none: the database is empty"),
         ("Needed", head or "none"),

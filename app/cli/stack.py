@@ -169,7 +169,8 @@ async def _prepare(
     """Migrate, make missing keys, configure; return all keys, the roles of new ones, and the configuration."""
     database = Database(url)
     try:
-        old_revision, new_revision = await audit.migrate(database, by=author("convener up"))
+        is_alone = settings.database_url is None  # as it is with the bundled PostgreSQL, whose API is not there yet
+        old_revision, new_revision = await audit.migrate(database, by=author("convener up"), is_alone=is_alone)
         if old_revision != new_revision:
             say(f"migrated the database from {old_revision or 'nothing'} to {new_revision}")
         async with database.transaction() as connection:

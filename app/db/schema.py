@@ -1,6 +1,9 @@
 """Migrations: bring the schema up to date, and down again."""
 
+import hashlib
+import json
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,36 +11,60 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from app.db import retention
+from app.db import retention, served_revisions
 
 # Alembic is imported by what migrates: it would take a tenth of the start of each program, when all start anew at once.
 if TYPE_CHECKING:
     from alembic.config import Config
 
-_MIGRATIONS = Path(__file__).parents[2] / "migrations"
-FUNCTIONS = _MIGRATIONS / "functions.sql"
+    from app.db.migration_steps import Migration, Step
+
+MIGRATIONS = Path(__file__).parents[2] / "migrations"
+FUNCTIONS = MIGRATIONS / "functions.sql"
+# The commit and the revision of the last release, whose programs may still run when the schema is the new one.
+PREVIOUS = MIGRATIONS / "previous.json"
+# The function whose comment says which text of the file was applied last.
+_MARKED = "convener_event_transaction()"
 _REVISION = re.compile(r'^(down_)?revision = (?:"(\w+)"|None)$', re.MULTILINE)
 # Keeps two migrating processes apart. Any constant does that nobody else uses.
 _ADVISORY_LOCK = 7_241_001
 
 
-async def migrate(engine: AsyncEngine, target: str = "head") -> tuple[str | None, str | None]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watch:
+    """Functions that are called with what an upgrade is about to do, and with what each of its steps needed."""
+
+    pending: Callable[[Sequence["Migration"]], object] = lambda _: None
+    applied: Callable[["Step"], object] = lambda _: None
+    # Called in the transaction of each step before its commit.
+    before_commit: Callable[[Connection], object] = lambda _: None
+
+
+_NOBODY = Watch()
+
+
+async def migrate(
+    engine: AsyncEngine, target: str = "head", watch: Watch = _NOBODY, *, is_alone: bool = False
+) -> tuple[str | None, str | None]:
     """Upgrade to `target` and create the partitions ahead; return the revisions before and after.
 
-    Safe to call from several processes at once: one does the work, the others wait and have nothing left to do.
+    An empty database is filled in one transaction. In any other each migration has one of its own, and the service may
+    go on beside it: what is interrupted goes on where it was. Safe to call from several processes at once: one does the
+    work, the others wait and have nothing left to do. Raises Refused where locks cannot be had for as little time as a
+    service that goes on allows; with `is_alone` they are waited for, and kept for as long as it takes.
     """
+    from app.db import upgrade
+
     async with engine.connect() as connection:
+        await connection.execute(text("SET LOCAL statement_timeout = 0"))
         await connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _ADVISORY_LOCK})
         await connection.commit()
         try:
-            revisions = await connection.run_sync(_upgrade, target)
-            await retention.create_ahead(connection)
-            await connection.commit()
+            return await upgrade.take(engine, target, watch, is_alone=is_alone)
         finally:
             await connection.rollback()
             await connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _ADVISORY_LOCK})
             await connection.commit()
-    return revisions
 
 
 async def downgrade(engine: AsyncEngine, target: str = "base") -> None:
@@ -50,7 +77,7 @@ async def downgrade(engine: AsyncEngine, target: str = "base") -> None:
 async def revision(engine: AsyncEngine) -> str | None:
     """Return the revision of the database."""
     async with engine.connect() as connection:
-        return await connection.run_sync(_revision)
+        return await connection.run_sync(revision_of)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,10 +99,27 @@ def knows(revision: str) -> bool:
     return revision in _followers()
 
 
+def served() -> list[str]:
+    """Return the revisions of programs that the newest schema serves: from its own down to that of the last release."""
+    followers, oldest = _followers(), str(json.loads(PREVIOUS.read_text())["revision"])
+    revisions = [head()]
+    while revisions[-1] != oldest:
+        revisions.append(str(followers[revisions[-1]]))
+    return revisions
+
+
+async def is_served(engine: AsyncEngine, revision: str | None) -> bool:
+    """Return whether a schema of this revision, which is newer than the one of this program, serves this program."""
+    if revision is None or knows(revision):
+        return False
+    async with engine.connect() as connection:
+        return await served_revisions.includes(connection, head())
+
+
 def _followers() -> dict[str, str | None]:
     """The revisions, each with the one that it follows; read as text, as importing them all takes long."""
     followers: dict[str, str | None] = {}
-    for file in (_MIGRATIONS / "versions").glob("*.py"):
+    for file in (MIGRATIONS / "versions").glob("*.py"):
         names = dict(_REVISION.findall(file.read_text()))
         followers[names[""]] = names["down_"] or None
     return followers
@@ -83,17 +127,29 @@ def _followers() -> dict[str, str | None]:
 
 async def adopt(connection: AsyncConnection, revision: str) -> None:
     """Upgrade restored tables, which have no record of their revision, from this one, in the caller's transaction."""
+    from app.db import upgrade
+
     await connection.execute(
         text("INSERT INTO alembic_version (version_num) VALUES (:revision)"), {"revision": revision}
     )
-    await connection.run_sync(_upgrade, "head")
-    await retention.create_ahead(connection)
+    await upgrade.take_at_once(connection, "head")
 
 
 def apply_functions(connection: Connection) -> None:
     """Give every function and trigger the text that `migrations/functions.sql` has for it."""
     # Only a single statement can be prepared, as everything is that goes this way: the block makes one of the file.
     connection.exec_driver_sql(f"DO $file$ BEGIN {FUNCTIONS.read_text()} END $file$")
+    connection.execute(text(f"COMMENT ON FUNCTION {_MARKED} IS '{_functions_digest()}'"))
+
+
+def _functions_digest() -> str:
+    return f"of functions.sql, {hashlib.sha256(FUNCTIONS.read_bytes()).hexdigest()}"
+
+
+def functions_are_current(connection: Connection) -> bool:
+    """Return whether the text that was applied last is the one of the file."""
+    statement = text(f"SELECT obj_description(to_regprocedure('{_MARKED}'), 'pg_proc')")
+    return bool(connection.execute(statement).scalar_one_or_none() == _functions_digest())
 
 
 def is_compared(element: Any, name: str | None, kind: str, *_: Any) -> bool:
@@ -102,21 +158,14 @@ def is_compared(element: Any, name: str | None, kind: str, *_: Any) -> bool:
     return table is None or not retention.is_partition(str(table.name))
 
 
-def _upgrade(connection: Connection, target: str) -> tuple[str | None, str | None]:
-    from alembic import command
-
-    old_revision = _revision(connection)
-    command.upgrade(_config(connection), target)
-    return old_revision, _revision(connection)
-
-
 def _downgrade(connection: Connection, target: str) -> None:
     from alembic import command
 
     command.downgrade(_config(connection), target)
 
 
-def _revision(connection: Connection) -> str | None:
+def revision_of(connection: Connection) -> str | None:
+    """Return the revision of the database at this connection."""
     if connection.scalar(text("SELECT to_regclass('alembic_version')")) is None:
         return None
     revision: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
@@ -127,6 +176,6 @@ def _config(connection: Connection) -> "Config":
     from alembic.config import Config
 
     config = Config()
-    config.set_main_option("script_location", str(_MIGRATIONS))
+    config.set_main_option("script_location", str(MIGRATIONS))
     config.attributes["connection"] = connection
     return config

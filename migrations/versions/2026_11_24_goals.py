@@ -11,6 +11,8 @@ down_revision = "2026_11_24_claims"
 branch_labels = None
 depends_on = None
 
+offline = "builds an index of tasks"
+
 _GOAL_COLUMNS: dict[str, sa.types.TypeEngine[Any]] = {
     "state": sa.Text(),
     "objective": sa.Text(),

@@ -9,6 +9,8 @@ down_revision = "2026_11_23_first_schema"
 branch_labels = None
 depends_on = None
 
+offline = "writes every row of tasks, and builds indexes of tasks and task_history"
+
 # Replaced by a restore into another server, where transactions are counted anew.
 _OFFSET = "CREATE FUNCTION convener_transaction_offset() RETURNS bigint LANGUAGE sql IMMUTABLE AS 'SELECT 0::bigint'"
 

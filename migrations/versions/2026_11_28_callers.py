@@ -9,6 +9,8 @@ down_revision = "2026_11_28_namespaces"
 branch_labels = None
 depends_on = None
 
+offline = "builds the key of llm_minutes anew"
+
 _MINUTES_KEY = ["minute", "model", "agent_type", "goal_id", "outcome"]
 
 

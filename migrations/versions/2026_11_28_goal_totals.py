@@ -8,6 +8,8 @@ down_revision = "2026_11_28_first_event"
 branch_labels = None
 depends_on = None
 
+offline = "reads all events while goal_compute is locked"
+
 _KINDS = {
     "submitted": "task.submitted",
     "completed": "task.completed",

@@ -9,6 +9,8 @@ down_revision = "2026_11_28_event_rows"
 branch_labels = None
 depends_on = None
 
+offline = "writes every task that was ever leased, and builds the indexes of tasks anew"
+
 _CHANGED = {
     "state": "text NOT NULL DEFAULT 'pending'",
     "token": "bigint NOT NULL DEFAULT 0",

@@ -7,6 +7,8 @@ down_revision = "2026_11_28_hot_claims"
 branch_labels = None
 depends_on = None
 
+offline = "builds an index of task_history"
+
 _TABLES = ("tasks", "task_history")
 
 

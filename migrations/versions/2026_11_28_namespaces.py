@@ -8,6 +8,8 @@ down_revision = "2026_11_28_roles"
 branch_labels = None
 depends_on = None
 
+offline = "builds an index of tasks, and one of task_history"
+
 functions_sha256 = "8361aa1a359b994ca3e72deea6832a2f79e3b3f413cb66c5f1e2bec293b10a1f"
 
 _COUNT_OF_BEFORE = """

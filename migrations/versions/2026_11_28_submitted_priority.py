@@ -8,6 +8,8 @@ down_revision = "2026_11_28_conditions"
 branch_labels = None
 depends_on = None
 
+offline = "builds two indexes of tasks"
+
 functions_sha256 = "4b4ed1837bd394f028a37cbcf798dab58f9ea2d64f478b915b5734083c0d9663"
 
 _LIVE = "state IN ('blocked', 'pending') AND priority <= 4"

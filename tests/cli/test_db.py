@@ -15,7 +15,7 @@ from app.db import schema
 from app.db.database import Database
 from tests.conftest import named, run_on
 from tests.support.command_line import CommandLine
-from tests.support.sql import fetch
+from tests.support.sql import execute, fetch
 
 
 async def test_an_empty_database_is_migrated_once(offline: CommandLine, server_url: str) -> None:
@@ -25,10 +25,10 @@ async def test_an_empty_database_is_migrated_once(offline: CommandLine, server_u
     try:
         assert "convener db migrate" in (await offline("db", "status", **url)).out
         first = await offline("db", "migrate", "-o", "json", **url)
-        assert first.json == {"before": None, "after": schema.head()}
+        assert first.json == {"before": None, "after": schema.head(), "steps": []}
         assert "nothing to do" in (await offline("db", "migrate", **url)).out
         status = await offline("db", "status", "-o", "json", **url)
-        assert status.json == {"revision": schema.head(), "expected": schema.head(), "current": True}
+        assert status.json == {"revision": schema.head(), "expected": schema.head(), "current": True, "served": True}
         database = Database(named(server_url, name))
         (by,) = [row["by"] for row in await fetch(database, "SELECT by FROM audit WHERE action = 'db.migrate'")]
         await database.close()
@@ -38,6 +38,36 @@ async def test_an_empty_database_is_migrated_once(offline: CommandLine, server_u
         assert "nowhere" in unknown.err
     finally:
         await run_on(server_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+async def test_the_locks_of_an_upgrade_are_told_before_and_after(offline: CommandLine, own_database: Database) -> None:
+    url = {"CONVENER_DATABASE_URL": own_database.url}
+    await schema.downgrade(own_database.engine, "2026_11_28_hot_claims")
+    answer = await offline("db", "migrate", "--offline", **url)
+    lines = answer.err.splitlines()
+    assert lines[0].startswith("2026_11_28_lean_rows builds an index of task_history: nothing")
+    assert any(
+        line.startswith("2026_11_28_lean_rows: locked task_history, ") and line.endswith(" ms") for line in lines
+    )
+    assert "2026_11_28_sessions: locked nothing" in lines
+    assert f"migrated from 2026_11_28_hot_claims to {schema.head()}" in answer.out
+    await schema.downgrade(own_database.engine, "2026_11_28_sessions")
+    steps = (await offline("db", "migrate", "-o", "json", **url)).json["steps"]
+    assert {step["revision"]: step["locked"] for step in steps}["2026_11_28_served_revisions"] == []
+
+
+async def test_a_former_version_finds_nothing_to_do_on_a_newer_schema(
+    offline: CommandLine, own_database: Database
+) -> None:
+    url = {"CONVENER_DATABASE_URL": own_database.url}
+    await execute(own_database, "UPDATE alembic_version SET version_num = 'next_year'")
+    assert "nothing to do" in (await offline("db", "migrate", **url)).out
+    status = await offline("db", "status", **url)
+    assert (status.code, "made for this version" in status.out) == (0, True)
+    await execute(own_database, "DELETE FROM served_revisions")
+    assert (await offline("db", "status", **url)).code == 1
+    refused = await offline("db", "migrate", **url)
+    assert (refused.code, "next_year" in refused.err) == (1, True)
 
 
 @pytest.mark.parametrize(

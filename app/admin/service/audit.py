@@ -48,9 +48,12 @@ async def record(
     return entry
 
 
-async def migrate(database: Database, to: str = "head", *, by: str) -> tuple[str | None, str | None]:
-    """Migrate the schema and record that; return the revisions before and after it."""
-    old_revision, new_revision = await schema.migrate(database.engine, to)
+async def migrate(
+    database: Database, to: str = "head", *, by: str, watch: schema.Watch | None = None, is_alone: bool = False
+) -> tuple[str | None, str | None]:
+    """Migrate the schema and record that; return the revisions before and after it. Raises Refused."""
+    watch = watch or schema.Watch()
+    old_revision, new_revision = await schema.migrate(database.engine, to, watch, is_alone=is_alone)
     # A revision of before the head may have no log yet, or one of another shape.
     if old_revision != new_revision and new_revision == schema.head():
         async with database.transaction() as connection:

@@ -77,14 +77,15 @@ async def livez() -> Alive:
     responses=problems.responses_for(DatabaseUnavailable),
 )
 async def readyz(services: ServicesDep) -> Response:
-    """Ready means: the database answers, its schema is the expected one, and no shutdown has begun."""
+    """Ready means: the database answers, its schema is the expected one or a newer one that
+    serves this version, and no shutdown has begun."""
     # Not ready before the end, so that a load balancer sends no more requests while those under way finish.
     if services.stopping:
         raise ShuttingDown
     async with services.database.transaction() as connection:
         await now(connection)
     revision = await schema.revision(services.database.engine)
-    if revision != services[ExpectedSchema].revision:
+    if revision != services[ExpectedSchema].revision and not await schema.is_served(services.database.engine, revision):
         expected_revision = services[ExpectedSchema].revision
         raise DatabaseUnavailable(
             f"the schema is at {revision}, this version needs {expected_revision}: run `convener db migrate`"

@@ -38,10 +38,20 @@ async def test_another_schema_is_not_ready(own_database: Database) -> None:
     async with serving(own_database.url) as service:
         assert (await service.ask("GET", "/readyz", key=None)).status_code == 200
         await execute(own_database, "UPDATE alembic_version SET version_num = 'elsewhere'")
+        await execute(own_database, "DELETE FROM served_revisions")
         answer = await service.ask("GET", "/readyz", key=None)
         assert answer.status_code == 503
         assert "elsewhere" in answer.json()["detail"]
         assert "convener db migrate" in answer.json()["detail"]
+
+
+async def test_a_newer_schema_is_ready_as_long_as_it_serves_this_version(own_database: Database) -> None:
+    async with serving(own_database.url) as service:
+        await execute(own_database, "UPDATE alembic_version SET version_num = 'next_year'")
+        assert (await service.ask("GET", "/readyz", key=None)).status_code == 200
+        await execute(own_database, "DELETE FROM served_revisions")
+        answer = await service.ask("GET", "/readyz", key=None)
+        assert (answer.status_code, "next_year" in answer.json()["detail"]) == (503, True)
 
 
 async def test_while_it_stops_it_is_alive_but_takes_nothing(service: Service) -> None:
