@@ -56,7 +56,12 @@ async def run(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT, then end the workers in order."""
     if settings.database_url is None:
         raise ValueError("the loops need CONVENER_DATABASE_URL")
-    database = Database(settings.database_url, hot_connections=2, statement_seconds=_STATEMENT_SECONDS)
+    database = Database(
+        settings.database_url,
+        direct_url=settings.database_direct_url,
+        hot_connections=2,
+        statement_seconds=_STATEMENT_SECONDS,
+    )
     provisioner = _provisioner(settings, database) if settings.pool_size else None
     schedule: Sequence[Duty | Job] = [*DUTIES, *JOBS, *host_jobs(Machine(), settings.host_name)]
     if provisioner is not None:
@@ -217,7 +222,7 @@ def _check(settings: Settings) -> None:
             make_private(_worker_logs(settings))
         except OSError as error:
             raise start_failure(error) from None
-    asyncio.run(check_database(str(settings.database_url)))
+    asyncio.run(check_database(str(settings.database_url), settings.database_direct_url))
 
 
 def _worker_logs(settings: Settings) -> Path:

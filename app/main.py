@@ -138,6 +138,7 @@ def services_for(
         SnapshotCache(
             Database(
                 database.url,
+                direct_url=database.direct_url,
                 hot_connections=1,
                 connections=1,
                 statement_seconds=_STATEMENT_SECONDS,
@@ -190,7 +191,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        database = Database(url, statement_seconds=_STATEMENT_SECONDS)
+        database = Database(url, direct_url=settings.database_direct_url, statement_seconds=_STATEMENT_SECONDS)
         services = app.state.services = services_for(settings, database, certificate, traces)
         database.announcer.start()
         broker, config = services[Broker], services[CurrentConfig]
@@ -384,7 +385,7 @@ def main() -> None:
 
 
 def _start(settings: Settings) -> None:
-    asyncio.run(check_database(str(settings.database_url)))
+    asyncio.run(check_database(str(settings.database_url), settings.database_direct_url))
     try:
         serve(settings)
     except UnusableCertificate as error:

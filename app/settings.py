@@ -30,7 +30,7 @@ _PREFIX = "CONVENER_"
 SETTINGS_FILE = f"{_PREFIX}SETTINGS_FILE"
 _FILE = "_FILE"
 # Settings that no other program may read: they are taken out of the environment, and may stand in files of their own.
-SECRETS = ("database_password", "database_url", "llm_key", "webhook_secret", "webhook_url")
+SECRETS = ("database_direct_url", "database_password", "database_url", "llm_key", "webhook_secret", "webhook_url")
 _MAX_NAME_LENGTH = 200
 Quota = Annotated[float, Field(gt=0, le=100_000_000)]
 
@@ -45,10 +45,15 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     database_password: str | None = Field(
-        None, repr=False, description="password for `database_url`, apart from it so that it may hold any character"
+        None, repr=False, description="password for both addresses, apart from them so that it may hold any character"
     )
     database_url: str | None = Field(
         None, repr=False, description="PostgreSQL 15 or newer; the bundled one when absent"
+    )
+    database_direct_url: str | None = Field(
+        None,
+        repr=False,
+        description="PostgreSQL itself, where `database_url` leads to a connection pooler such as pgbouncer",
     )
     mode: Mode | None = Field(
         None, description="the mode of a new database; `production`, or `development` under `convener up` and `demo`"
@@ -180,11 +185,13 @@ class Settings(BaseModel):
             raise ValueError(f"must be names of at most {_MAX_NAME_LENGTH} printable characters")
         return names
 
-    @field_validator("database_url", mode="after")
+    @field_validator("database_url", "database_direct_url", mode="after")
     @classmethod
     def _is_postgres(cls, url: str | None, info: ValidationInfo) -> str | None:
         if url is not None and not url.startswith(("postgresql://", "postgres://", "postgresql+asyncpg://")):
             raise ValueError("must begin with postgresql://")
+        if url is not None and info.field_name == "database_direct_url" and not info.data.get("database_url"):
+            raise ValueError("says nothing without database_url")
         password = info.data.get("database_password")
         return _with_password(url, password) if url and password else url
 
@@ -195,6 +202,11 @@ class Settings(BaseModel):
         if url:
             endpoint(url, info.data.get("webhook_hosts", ()), info.data.get("webhook_secret", ""))
         return url
+
+    @property
+    def session_url(self) -> str | None:
+        """The address of the database for whatever needs a session of its own, past any connection pooler."""
+        return self.database_direct_url or self.database_url
 
     @property
     def addresses(self) -> list[str]:

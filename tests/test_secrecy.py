@@ -116,7 +116,9 @@ def test_what_was_handed_over_badly_is_a_plain_error(monkeypatch: pytest.MonkeyP
 def test_every_secret_may_stand_in_a_file_of_its_own(tmp_path: Path, name: str) -> None:
     file, url = tmp_path / "secret", "postgresql://user@host/db"
     variables = {"CONVENER_WEBHOOK_HOSTS": "one.example.org,two.example.org", "CONVENER_WEBHOOK_SECRET": "s" * 32}
-    one, two = {"database_url": (url, f"{url}2")}.get(name, ("https://one.example.org/x", "https://two.example.org/x"))
+    is_database = name in ("database_url", "database_direct_url")
+    one, two = (url, f"{url}2") if is_database else ("https://one.example.org/x", "https://two.example.org/x")
+    variables |= {"CONVENER_DATABASE_URL": url}
     file.write_text(f"{one}\n")
     variable = f"CONVENER_{name.upper()}"
     variables.pop(variable, None)
@@ -142,8 +144,21 @@ def test_a_password_joins_its_url_whatever_it_is_made_of() -> None:
             Settings.from_environment(variables | {"CONVENER_DATABASE_URL": url})
 
 
+def test_a_password_joins_the_addresses_of_several_servers() -> None:
+    direct = "postgresql://user@one,two:5433/db?target_session_attrs=read-write"
+    variables = {"CONVENER_DATABASE_URL": "postgresql://user@host/db", "CONVENER_DATABASE_PASSWORD": "word"}
+    settings = Settings.from_environment(variables | {"CONVENER_DATABASE_DIRECT_URL": direct})
+    assert settings.session_url == settings.database_direct_url == direct.replace("user@", "user:word@")
+
+
+def test_a_direct_address_alone_is_refused() -> None:
+    with pytest.raises(SettingsError, match="says nothing without database_url"):
+        Settings.from_environment({"CONVENER_DATABASE_DIRECT_URL": "postgresql://user@host/db"})
+
+
 def test_secrets_show_in_no_representation() -> None:
-    values = dict.fromkeys(SECRETS, "hidden" * 6) | {"database_url": "postgresql://u@hidden/d"}
+    values = dict.fromkeys(SECRETS, "hidden" * 6)
+    values |= dict.fromkeys(["database_url", "database_direct_url"], "postgresql://u@hidden/d")
     values |= {"webhook_url": "https://example.org/hidden"}
     assert "hidden" not in repr(Settings(**values, webhook_hosts=("example.org",)))
 

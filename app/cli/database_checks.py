@@ -12,6 +12,7 @@ from app.admin.rules.config import Document, preset
 from app.admin.store import config
 from app.cli import findings
 from app.cli.checks import Check, Status
+from app.cli.pooler_checks import pooler_checks
 from app.db import schema
 from app.db.database import Database, now
 from app.health.rules.checks import alert_symptoms
@@ -66,7 +67,7 @@ def database_checks(*, is_alone: bool, is_own: bool) -> Iterator[Check]:
         return
     if not (settings.database_url or (is_own and (settings.state_directory / "postgres").is_dir())):
         return
-    url = settings.database_url or bundled_url()
+    url = settings.session_url or bundled_url()
     if url is None:
         return
     try:
@@ -76,6 +77,8 @@ def database_checks(*, is_alone: bool, is_own: bool) -> Iterator[Check]:
         yield Check(name="database", status=Status.FAILED, detail=detail, remedy=failure.hint or "")
         return
     yield _schema(state)
+    if settings.database_url:
+        yield from pooler_checks(settings.database_url, settings.database_direct_url)
     yield from findings.lock_checks(state.blocking)
     yield _programs(state, settings)
     yield findings.clock_check((state.at - datetime.now(UTC)).total_seconds(), "the database's")

@@ -60,7 +60,7 @@ def database_role() -> Iterable[Check]:
     settings = _settings()
     if settings is None or not (settings.database_url or (settings.state_directory / "postgres").is_dir()):
         return
-    url = settings.database_url or bundled_url()
+    url = settings.session_url or bundled_url()
     if url is None:
         return
     from app.db.rights import REMEDY

@@ -121,7 +121,8 @@ async def running(
         port = free_port(settings.host, settings.port)  # before PostgreSQL, which takes much longer
         server = None if settings.database_url else await _start_server(settings, say, cleanup)
         url = server.url if server else str(settings.database_url)
-        keys, fresh, config = await _prepare(url, settings, options, say)
+        session_url = settings.session_url or url
+        keys, fresh, config = await _prepare(session_url, settings, options, say)
         settings = settings.model_copy(update={"port": port, "socket": settings.socket or _own_socket(state, say)})
         make_private(state / "logs")
         secrets = _secrets(settings, url)
@@ -140,7 +141,7 @@ async def running(
             url=address,
             own_address=own_address,
             trust=trust,
-            database_url=url,
+            database_url=session_url,
             keys=keys,
             new_keys=frozenset(fresh),
             config=config,

@@ -17,18 +17,23 @@ else:
 CONNECT_SECONDS = 5.0
 # The server ends a statement by its own limit first; a client that has heard nothing so much later never will.
 _MARGIN_SECONDS = 2.0
-_SESSION = {
-    "application_name": "convener",
+_CHECK_INTERVAL = "client_connection_check_interval"
+_NAME = {"application_name": "convener"}
+_PLANS = {
     "jit": "off",
     # Every statement has an index made for it. While a table is small, the planner would prefer to read it whole, and a
     # prepared statement would go on doing so when the table has grown.
     "enable_seqscan": "off",
+}
+_SESSION = {
+    **_NAME,
+    **_PLANS,
     # A server whose client is gone without a word gives back what it holds for it.
     "tcp_keepalives_idle": "10",
     "tcp_keepalives_interval": "5",
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "15000",
-    "client_connection_check_interval": "2000",
+    _CHECK_INTERVAL: "2000",
 }
 # As far as this system has them: bytes that nobody acknowledges, or no answer to probes, end a connection after 10 s.
 _SOCKET_OPTIONS = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 10_000}
@@ -47,9 +52,28 @@ class Limits:
 
 
 class LimitedConnection(_Base):
-    """A connection that is cut when a statement on it is over its limit, or is no longer waited for."""
+    """A connection that is cut when a statement on it is over its limit, or is no longer waited for.
 
-    __slots__ = ()
+    Behind a connection pooler each transaction may be on another session: `beginning` are statements that set for one
+    transaction what is otherwise set for the session, and go to the server together with its BEGIN.
+    """
+
+    __slots__ = ("beginning",)
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.beginning = ""
+
+    async def execute(
+        self,
+        query: str,
+        *args: object,
+        timeout: float | None = None,  # noqa: ASYNC109 - as the driver has it
+    ) -> str:
+        """As the driver's, which begins every transaction by it."""
+        if self.beginning and not args and query.startswith("BEGIN"):
+            query += self.beginning
+        return await super().execute(query, *args, timeout=timeout)
 
     def _cancel_current_command(self, waiter: Any, cancel_waiter: Any = None) -> None:
         # The driver would ask the server, over another connection, to cancel the statement, and wait for that before
@@ -63,27 +87,43 @@ class LimitedConnection(_Base):
 
 
 class Connections:
-    """Opens the connections of one process to one database, and can cut them all."""
+    """Opens the connections of one process to one database, and can cut them all.
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    `direct_url` leads to the server itself where `url` leads to a connection pooler.
+    """
+
+    def __init__(self, url: str, direct_url: str | None = None) -> None:
+        self._url, self._direct_url = url, direct_url
         self._open: WeakSet[LimitedConnection] = WeakSet()
         self._opening: set[asyncio.Timeout] = set()
         self._is_closed = False
 
     async def open(self, limits: Limits) -> LimitedConnection:
-        """A new connection. Raises OSError, TimeoutError, and what asyncpg raises."""
-        return await self.open_for_pool(**self.options(limits))
+        """A new connection for transactions. Raises OSError, TimeoutError, and what asyncpg raises."""
+        if self._direct_url is None:
+            return await self._connect(self._url, limits, _SESSION | _seconds(limits))
+        # A pooler refuses parameters of the session, which is none of ours.
+        connection = await self._connect(self._url, limits, _NAME)
+        settings = {**_PLANS, **_seconds(limits)}
+        connection.beginning = "".join(f"SET LOCAL {name} = {value};" for name, value in settings.items())
+        return connection
 
-    async def open_for_pool(self, *_: object, **options: Any) -> LimitedConnection:
-        """A new connection with these options, as a pool of asyncpg asks for it."""
+    async def open_session(self, limits: Limits) -> LimitedConnection:
+        """A new connection whose session is its own, as LISTEN needs it. Raises as `open` does."""
+        return await self._connect(self._direct_url or self._url, limits, _SESSION | _seconds(limits))
+
+    async def _connect(self, url: str, limits: Limits, settings: Mapping[str, str]) -> LimitedConnection:
         if self._is_closed:
             raise ConnectionError("the connections to the database are closed")
         async with asyncio.timeout(CONNECT_SECONDS) as limit:
             self._opening.add(limit)
             try:
+                seconds = limits.statement_seconds
                 connection: LimitedConnection = await asyncpg.connect(
-                    self._url, **{**options, "connection_class": LimitedConnection}
+                    url,
+                    connection_class=LimitedConnection,
+                    command_timeout=None if seconds is None else seconds + _MARGIN_SECONDS,
+                    server_settings=dict(settings),
                 )
             finally:
                 self._opening.discard(limit)
@@ -92,19 +132,9 @@ class Connections:
         return connection
 
     @staticmethod
-    def options(limits: Limits) -> Mapping[str, Any]:
-        """The options of asyncpg for connections with these limits."""
-        seconds = limits.statement_seconds
-        session = {
-            "statement_timeout": _milliseconds(30.0 if seconds is None else seconds),
-            "lock_timeout": _milliseconds(limits.lock_seconds or 0.0),
-            # What holds locks and does nothing has most likely lost its client.
-            "idle_in_transaction_session_timeout": _milliseconds(30.0 if seconds is None else 8.0),
-        }
-        return {
-            "command_timeout": None if seconds is None else seconds + _MARGIN_SECONDS,
-            "server_settings": _SESSION | session,
-        }
+    def session_settings(limits: Limits) -> dict[str, str]:
+        """Settings of a session of our own with these limits, but for those of its connection."""
+        return {**_PLANS, **_seconds(limits), _CHECK_INTERVAL: _SESSION[_CHECK_INTERVAL]}
 
     def cut(self) -> None:
         """Close all connections at once: what is under way on them fails, and whoever comes next gets new ones."""
@@ -128,6 +158,16 @@ def _limit_silence(connection: LimitedConnection) -> None:
     for name, value in _SOCKET_OPTIONS.items():
         if (option := getattr(socket, name, None)) is not None:
             own_socket.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def _seconds(limits: Limits) -> dict[str, str]:
+    seconds = limits.statement_seconds
+    return {
+        "statement_timeout": _milliseconds(30.0 if seconds is None else seconds),
+        "lock_timeout": _milliseconds(limits.lock_seconds or 0.0),
+        # What holds locks and does nothing has most likely lost its client.
+        "idle_in_transaction_session_timeout": _milliseconds(30.0 if seconds is None else 8.0),
+    }
 
 
 def _milliseconds(seconds: float) -> str:

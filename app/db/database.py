@@ -23,7 +23,7 @@ SharedObjects = dict[type, Any]
 _CALLBACKS = "convener_ended"
 _SHARED = "convener_shared"
 # On the hot path everything takes milliseconds, and what is locked for longer must not hold up the others of a batch.
-_HOT = Limits(statement_seconds=5.0, lock_seconds=0.5)
+HOT = Limits(statement_seconds=5.0, lock_seconds=0.5)
 # Of transactions that write, and of those that only read.
 _LOCK_SECONDS, _READ_LOCK_SECONDS = 5.0, 2.0
 # Reads under way and those that wait for a connection; more would only wait in vain.
@@ -34,6 +34,7 @@ _LOCK_NOT_AVAILABLE = "55P03"
 class Database:
     """Connections to one database, opened when first used, so that a service can start before its database.
 
+    Where `url` leads to a connection pooler, as pgbouncer is, `direct_url` leads to the server itself.
     `statement_seconds` limits every statement, also when the network is silent, and with it how long one waits for a
     lock; None, for commands, leaves it at the server's limit. Reads have connections of their own: however many of them
     wait for something, the hot path and all that writes go on.
@@ -43,13 +44,15 @@ class Database:
         self,
         url: str,
         *,
+        direct_url: str | None = None,
         hot_connections: int = 6,
         connections: int = 6,
         statement_seconds: float | None = None,
         outage: Outage | None = None,
     ) -> None:
         self.url = plain_url(url)
-        self._connections = Connections(self.url)
+        self.direct_url = None if direct_url is None else plain_url(direct_url)
+        self._connections = Connections(self.url, self.direct_url)
         is_limited = statement_seconds is not None
         self._limits = Limits(statement_seconds=statement_seconds, lock_seconds=_LOCK_SECONDS if is_limited else None)
         self._hot_connections = hot_connections
@@ -80,8 +83,12 @@ class Database:
         return _get_or_create(self.shared_objects, kind)
 
     async def connect(self) -> "asyncpg.Connection[asyncpg.Record]":
-        """Open a connection that the caller has to close."""
-        return await self._connections.open(self._limits)
+        """Open a connection with a session of its own, past any connection pooler; the caller has to close it."""
+        return await self._connections.open_session(self._limits)
+
+    async def connect_for_statements(self) -> "asyncpg.Connection[asyncpg.Record]":
+        """Open a connection as those of the hot path are; the caller has to close it."""
+        return await self._connections.open(HOT)
 
     async def pool(self) -> "asyncpg.Pool[asyncpg.Record]":
         """The pool of the hot path."""
@@ -91,9 +98,8 @@ class Database:
                     self.url,
                     min_size=0,
                     max_size=self._hot_connections,
-                    connect=self._connections.open_for_pool,
+                    connect=lambda *_, **__: self._connections.open(HOT),
                     connection_class=LimitedConnection,
-                    **Connections.options(_HOT),
                     # Hot statements leave no session state behind, so a round trip to reset it would be wasted.
                     reset=_keep_session,
                 )
@@ -219,6 +225,8 @@ def is_outage(error: BaseException) -> bool:
             asyncpg.InternalClientError,
             asyncpg.exceptions.OperatorInterventionError,
             asyncpg.exceptions.InsufficientResourcesError,
+            # A standby that is about to be promoted.
+            asyncpg.exceptions.ReadOnlySQLTransactionError,
             *_NOT_LET_IN,
         ),
     )

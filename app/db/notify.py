@@ -87,6 +87,8 @@ class Announcer:
         self._wake = asyncio.Event()
         self._sender = uuid4().hex
         self._task: asyncio.Task[None] | None = None
+        self.backend: int | None = None
+        """Process of the server at the other end of its connection; None while there is none."""
 
     def subscribe(self, listener: Callable[[News], None]) -> None:
         """Call `listener` with the topics and tags of every announcement, this process's own included."""
@@ -141,6 +143,7 @@ class Announcer:
         connection = await self._connect()
         try:
             await connection.add_listener(CHANNEL, self._on_message)
+            self.backend = connection.get_server_pid()
             self._level = logging.WARNING
             self._outage.note_answer()
             connection.add_termination_listener(lambda *_: self._wake.set())
@@ -154,6 +157,7 @@ class Announcer:
             log.warning("the database has not answered for %g s: all connections to it are made anew", _ANSWER_SECONDS)
             self._on_silence()
         finally:
+            self.backend = None
             connection.terminate()
 
     async def _send(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:

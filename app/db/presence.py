@@ -24,8 +24,8 @@ _STALLED_SECONDS = 0.5
 
 _NOTE = """
 INSERT INTO api_processes AS process (id, began_at, present_since, seen_at, backend)
-VALUES ($1, now(), now(), now(), pg_backend_pid())
-ON CONFLICT (id) DO UPDATE SET seen_at = now(), backend = pg_backend_pid(), present_since = CASE
+VALUES ($1, now(), now(), now(), coalesce($3::int, pg_backend_pid()))
+ON CONFLICT (id) DO UPDATE SET seen_at = now(), backend = excluded.backend, present_since = CASE
     WHEN process.seen_at < now() - make_interval(secs => $2::float8) THEN now() ELSE process.present_since END
 """
 
@@ -41,9 +41,12 @@ FROM api_processes WHERE seen_at > now() - interval '1 hour'
 """)
 
 
-async def note(connection: HotConnection, process_id: UUID, policy: PresencePolicy) -> None:
-    """Note that a process of the API is there, and whether it has been away since its last note."""
-    await connection.execute(_NOTE, process_id, policy.away_after_seconds)
+async def note(connection: HotConnection, process_id: UUID, policy: PresencePolicy, backend: int | None = None) -> None:
+    """Note that a process of the API is there, and whether it has been away since its last note.
+
+    `backend` is the process of the server whose session ends with this process; by default that of this connection.
+    """
+    await connection.execute(_NOTE, process_id, policy.away_after_seconds, backend)
 
 
 async def keep_noting(
@@ -51,12 +54,17 @@ async def keep_noting(
 ) -> None:
     """Note until canceled that this process is there, unless its callers have got no answer for `stalled_seconds`."""
     process_id = time_ordered_uuid()
+
+    def backend() -> int | None:
+        # Behind a connection pooler a session of the server outlives its client. That of announcements does not.
+        return None if database.direct_url is None else database.announcer.backend
+
     has_forgotten = False
     while True:
         pause = _RETRY_SECONDS
         try:
             if stalled_seconds() < _STALLED_SECONDS:
-                await hot_path.run(database, lambda connection: note(connection, process_id, policy()))
+                await hot_path.run(database, lambda connection: note(connection, process_id, policy(), backend()))
                 pause = max(_RETRY_SECONDS, _NOTE_SHARE * policy().away_after_seconds)
                 if not has_forgotten:
                     # Only once it is there itself: without any row nobody would know that the API was away.

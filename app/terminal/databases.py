@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
-_CHECK_SECONDS = 3.0
+_CHECK_SECONDS = 6.0
 
 
 def author(command: str) -> str:
@@ -33,8 +33,8 @@ def author(command: str) -> str:
 
 
 def database_url() -> str:
-    """The address from the environment. Raises Failure that says how to get one."""
-    url = settings().database_url
+    """The address from the environment, past any connection pooler. Raises Failure that says how to get one."""
+    url = settings().session_url
     if url is None:
         raise Failure(
             "CONVENER_DATABASE_URL is not set",
@@ -75,7 +75,7 @@ def as_failures() -> Iterator[None]:
         raise Failure(str(error), ExitCode.USAGE) from None
 
 
-async def _on(url: str, work: "Callable[[Database], Awaitable[T]]") -> T:
+async def _on(url: str, work: "Callable[[Database], Awaitable[T]]", direct_url: str | None = None) -> T:
     # Imported here because it takes longer than everything that other commands do.
     import asyncpg
     from sqlalchemy.exc import SQLAlchemyError
@@ -83,7 +83,7 @@ async def _on(url: str, work: "Callable[[Database], Awaitable[T]]") -> T:
     from app.db.database import Database, translate_error
 
     try:
-        database = Database(url)
+        database = Database(url, direct_url=direct_url)
     except ValueError as error:
         raise Failure(str(error), ExitCode.USAGE) from None
     database.outage.is_logged = False  # the command itself tells of it
@@ -105,6 +105,8 @@ def database_failure(domain_error: Exception, error: Exception) -> Failure:
     lines[0] = lines[0].partition(">: ")[2] or lines[0]  # before it the name of a class of the driver
     # Classes of the SQL standard; whoever is not let in learns nothing of the schema.
     sqlstate = str(getattr(getattr(cause, "orig", cause), "sqlstate", None) or "")
+    if trouble := _pooler_trouble(sqlstate, lines[0]):
+        return trouble
     if sqlstate.startswith("28"):
         hint = "look at user and password in CONVENER_DATABASE_URL, its database too, and CONVENER_DATABASE_PASSWORD"
     elif sqlstate.startswith("3D"):
@@ -115,6 +117,19 @@ def database_failure(domain_error: Exception, error: Exception) -> Failure:
     else:
         hint = "`convener db status` tells whether its schema is the one that this version needs"
     return Failure("the database refused", ExitCode.REFUSED, details=lines[:1], hint=hint)
+
+
+def _pooler_trouble(sqlstate: str, line: str) -> Failure | None:
+    """The failure for an error that only a connection pooler between us and the database makes."""
+    from app.db import pooler
+
+    # Protocol violation: its class is also that of broken connections.
+    if sqlstate == "08P01" and "unsupported startup parameter" in line:
+        message = "CONVENER_DATABASE_URL leads to a connection pooler"
+        return Failure(message, ExitCode.REFUSED, details=[line], hint=pooler.DEAF_REMEDY)
+    if sqlstate in ("26000", "42P05"):
+        return Failure(pooler.FORGETFUL, ExitCode.REFUSED, details=[line], hint=pooler.FORGETFUL_REMEDY)
+    return None
 
 
 def start_failure(error: Exception) -> Failure:
@@ -141,13 +156,22 @@ def ends_by_failure(program: Callable[[], None]) -> None:
         raise SystemExit(failure.code) from None
 
 
-async def check_database(url: str) -> None:
-    """Raise Failure where the database lets nobody in or has no schema; one that is away is waited for elsewhere."""
-    from app.db import schema
+async def check_database(url: str, direct_url: str | None = None) -> None:
+    """Raise Failure where the database lets nobody in or has no schema; one that is away is waited for elsewhere.
+
+    What does not work because of a connection pooler is logged.
+    """
+    from app.db import pooler, schema
+
+    async def look(database: "Database") -> str | None:
+        revision = await schema.revision(database.engine)
+        if revision is not None:
+            await pooler.warn_of_shortcomings(database)
+        return revision
 
     try:
         async with asyncio.timeout(_CHECK_SECONDS):
-            revision = await _on(url, lambda database: schema.revision(database.engine))
+            revision = await _on(url, look, direct_url)
     except TimeoutError:
         return
     except Failure as failure:

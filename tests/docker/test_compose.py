@@ -30,7 +30,8 @@ from worker_agent.variables import NAMES
 SERVICES = services()
 # Settings that the composition or an image decides, or that mean nothing in a container; README.md says which and why.
 NOT_HANDED_ON = {
-    *("allow_plain_http", "database_password", "database_url", "host", "liveness_file", "pool_size", "port"),
+    *("allow_plain_http", "database_direct_url", "database_password", "database_url", "host", "liveness_file"),
+    *("pool_size", "port"),
     *("host_name", "llm_key", "llm_key_file", "llm_key_command", "worker_handlers"),
     *("log_file", "postgres_bin", "socket", "state_directory", "tls_certificate", "tls_key"),
 }

@@ -23,9 +23,10 @@ from tests.docker.composition import DIRECTORY, services
 from tests.docker.prometheus import prometheus
 from tests.docker.test_alert_rules import RULES, parse_command
 from tests.docker.test_prometheus import CONFIGURATION
+from tests.support.processes import process
 from tests.support.service import Service, Worker
 from tests.support.sql import execute
-from tests.system.conftest import Api, api_process, process
+from tests.system.conftest import Api, api_process
 
 GRAFANA = DIRECTORY / "grafana"
 DASHBOARD = json.loads((GRAFANA / "dashboards" / "convener.json").read_text())

@@ -22,8 +22,9 @@ from app.kernel.access import Role
 from app.settings import Settings, SettingsError
 from tests.support.command_line import CommandLine
 from tests.support.ports import free_port
+from tests.support.processes import process
 from tests.support.tls import Certificate, issue
-from tests.system.conftest import make_keys, process
+from tests.system.conftest import make_keys
 from worker_agent.connections.clients import open_async_client
 from worker_agent.connections.trust import SYSTEM_TRUST
 

@@ -6,8 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +23,8 @@ from app.kernel.access import Role
 from app.postgres.binaries import find_binaries
 from app.postgres.cluster import Cluster
 from tests.support.ports import free_port
+from tests.support.processes import process
+from tests.support.replicas import API_SETTINGS, IS_REPLICATED, replicas
 from tests.support.service import KEY_ROLES
 
 
@@ -49,24 +51,6 @@ async def until(condition: Callable[[], object], seconds: float = 60.0, what: st
         await asyncio.sleep(0.05)
 
 
-@contextmanager
-def process(module: str, environment: dict[str, str], log: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """A module that runs as a child, ended by its own pid."""
-    with log.open("ab") as output:
-        child = subprocess.Popen(
-            [sys.executable, "-m", module], env={**os.environ, **environment}, stdout=output, stderr=output
-        )
-    try:
-        yield child
-    finally:
-        child.terminate()
-        try:
-            child.wait(10)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
-
-
 async def make_keys(database_url: str) -> dict[Role, str]:
     """A key for every role."""
     database = Database(database_url)
@@ -89,24 +73,27 @@ async def is_ready(url: str) -> bool:
 async def api_process(
     database_url: str, tmp_path: Path, module: str = "app.main", **settings: str
 ) -> AsyncIterator[Api]:
-    """The API as a process of its own."""
+    """The API as a process of its own; where the topology says so, it is the first of two behind haproxy."""
     keys = await make_keys(database_url)
+    if IS_REPLICATED:
+        with replicas(database_url, tmp_path, module, **settings) as apis:
+            await _until_ready([apis.url, *apis.own_urls], apis.children, tmp_path / "api.log")
+            yield Api(url=apis.url, port=apis.port, pid=apis.children[0].pid, keys=keys)
+        return
     port = free_port()
-    environment = {
-        "CONVENER_DATABASE_URL": database_url,
-        "CONVENER_PORT": str(port),
-        "CONVENER_MAX_QUEUE_SIZE": "100000",
-    }
-    environment |= settings
-    log = tmp_path / "api.log"
-    with process(module, environment, log) as child:
+    environment = {"CONVENER_DATABASE_URL": database_url, "CONVENER_PORT": str(port), **API_SETTINGS, **settings}
+    with process(module, environment, tmp_path / "api.log") as child:
         url = f"http://127.0.0.1:{port}"
-        for _ in range(600):
-            if await is_ready(url):
-                break
-            assert child.poll() is None, log.read_text()
-            await asyncio.sleep(0.05)
+        await _until_ready([url], [child], tmp_path / "api.log")
         yield Api(url=url, port=port, pid=child.pid, keys=keys)
+
+
+async def _until_ready(urls: Sequence[str], children: Sequence["subprocess.Popen[bytes]"], log: Path) -> None:
+    for _ in range(600):
+        if all([await is_ready(url) for url in urls]):
+            return
+        assert all(child.poll() is None for child in children), log.read_text()
+        await asyncio.sleep(0.05)
 
 
 @pytest.fixture

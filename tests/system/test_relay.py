@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from app.kernel.access import Role
-from tests.system.conftest import Api, is_ready, process, until
+from tests.support.processes import process
+from tests.system.conftest import Api, is_ready, until
 from tests.system.relaying import (
     Relay,
     all_completed_once,

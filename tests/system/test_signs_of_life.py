@@ -12,9 +12,10 @@ import pytest
 from app.db.database import Database
 from app.kernel.access import Role
 from tests.support.ports import free_port
+from tests.support.processes import process
 from tests.support.service import registration
 from tests.support.sql import until, value
-from tests.system.conftest import Api, api_process, process
+from tests.system.conftest import Api, api_process
 
 pytestmark = pytest.mark.slow
 _LOST_AFTER = 2.0

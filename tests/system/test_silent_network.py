@@ -15,9 +15,10 @@ from app.db.database import Database
 from app.kernel.access import Role
 from tests.support.factories import holding
 from tests.support.ports import free_port
+from tests.support.processes import process
 from tests.support.proxy import Line, silent_line
 from tests.support.sql import execute, until, value
-from tests.system.conftest import api_process, process
+from tests.system.conftest import api_process
 
 pytestmark = pytest.mark.slow
 _PATHS = ("/tasks", "/context", "/workers", "/queues", "/events?wait_seconds=30")
