@@ -1,0 +1,123 @@
+"""Batch schedulers, of which blocks of nodes are asked for as jobs: the interface, and the run of their commands."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+_COMMAND_SECONDS = 30.0
+_MAX_OUTPUT_BYTES = 64 << 20
+_MAX_REASON_LENGTH = 300
+# A killed program that still does not end, in the middle of a system call for one, is left to the system.
+_KILL_SECONDS = 2.0
+
+
+class JobState(StrEnum):
+    """States of a job, as far as they matter to its workers."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRequest:
+    """A job of `nodes` nodes; `script` runs on the first, and writes its output to the file `log`."""
+
+    name: str
+    comment: str
+    nodes: int
+    walltime_seconds: int
+    script: str
+    log: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A job as its scheduler tells of it; `reason` is why it waits, or how it ended.
+
+    Times are seconds since 1970 by the scheduler's clock.
+    """
+
+    id: str
+    name: str
+    state: JobState
+    reason: str
+    started_at: float | None = None
+    ends_at: float | None = None
+
+
+class SchedulerError(Exception):
+    """A command of the scheduler failed, or did not answer; `is_refusal` when it answered that it will not do it."""
+
+    def __init__(self, message: str, *, is_refusal: bool = False) -> None:
+        super().__init__(message)
+        self.is_refusal = is_refusal
+
+
+class BatchScheduler(Protocol):
+    """The batch scheduler of a cluster, through its own commands. Every method raises SchedulerError."""
+
+    kind: str
+
+    async def submit(self, request: JobRequest) -> str:
+        """Submit a job; return its id."""
+        ...
+
+    async def jobs(self) -> Sequence[Job]:
+        """The jobs of this user that it still knows, those that have ended lately included."""
+        ...
+
+    async def cancel(self, job_ids: Sequence[str]) -> None:
+        """Cancel jobs; one that has ended is no error."""
+        ...
+
+
+async def run_command(
+    *words: str,
+    environment: Mapping[str, str],
+    text: str | None = None,
+    seconds: float = _COMMAND_SECONDS,
+) -> str:
+    """What a command of the scheduler prints. Raises SchedulerError with the last that it said."""
+    program = words[0]
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *words,
+            stdin=asyncio.subprocess.DEVNULL if text is None else asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={**environment, "LC_ALL": "C"},
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise SchedulerError(f"{program} cannot be started: {error.strerror}", is_refusal=True) from None
+    try:
+        async with asyncio.timeout(seconds):
+            output, errors = await process.communicate(None if text is None else text.encode())
+    except TimeoutError:
+        raise SchedulerError(f"{program} has not answered within {seconds:.0f} s") from None
+    finally:
+        await _end(process)
+    if process.returncode:
+        raise SchedulerError(f"{program}: {_last_line(errors or output)}", is_refusal=True)
+    if len(output) > _MAX_OUTPUT_BYTES:
+        raise SchedulerError(f"{program} prints more than {_MAX_OUTPUT_BYTES >> 20} MiB")
+    return output.decode(errors="replace")
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is not None:
+        return
+    process.kill()
+    try:
+        async with asyncio.timeout(_KILL_SECONDS):
+            await process.wait()
+    except TimeoutError:
+        return
+
+
+def _last_line(output: bytes) -> str:
+    lines = [line.strip() for line in output.decode(errors="replace").splitlines() if line.strip()]
+    return lines[-1][:_MAX_REASON_LENGTH] if lines else "failed without a word"

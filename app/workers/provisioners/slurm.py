@@ -1,0 +1,100 @@
+"""Slurm through sbatch, squeue and scancel.
+
+Jobs are read in a format of our own and not as JSON: `squeue --json` needs a plugin that many sites do not install, and
+its fields change with the version of that plugin (`data_parser`), while `--format` is the same in all versions in use.
+"""
+
+import getpass
+from collections.abc import Iterator, Mapping, Sequence
+
+from app.workers.provisioners.scheduler import Job, JobRequest, JobState, SchedulerError, run_command
+
+_SEPARATOR = "|"
+# The name is ours and holds no separator; the reason comes last, as it may hold anything.
+_FORMAT = _SEPARATOR.join(("%i", "%j", "%T", "%S", "%e", "%r"))
+_QUEUED = frozenset(
+    {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
+)
+# A job that completes still has processes, and one that is suspended keeps its nodes.
+_RUNNING = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "STAGE_OUT"})
+# What sbatch and scancel say of jobs and of the service itself; anything else is the job's own fault.
+_AWAY = ("unable to contact slurm controller", "socket timed out", "connection refused", "zero bytes were transmitted")
+
+
+class Slurm:
+    """The cluster of Slurm that its commands speak to on this machine; `options` are the site's, for each job."""
+
+    kind = "slurm"
+
+    def __init__(self, environment: Mapping[str, str], options: Sequence[str] = ()) -> None:
+        # Times in seconds since 1970: by default they are in the local time of whoever asks, without its zone.
+        self._environment = {**environment, "SLURM_TIME_FORMAT": "%s"}
+        self._options = list(options)
+
+    async def submit(self, request: JobRequest) -> str:
+        """Submit a job; return its id. Raises SchedulerError."""
+        # What is lost is planned anew by us, with a new token, so a job is not requeued; and one that has lost a node
+        # goes on with the others. Options of the site come last, as they win.
+        words = ["--parsable", "--no-requeue", "--no-kill", f"--nodes={request.nodes}", "--ntasks-per-node=1"]
+        words += [f"--time={_minutes(request.walltime_seconds)}", f"--job-name={request.name}"]
+        words += [f"--comment={request.comment}", f"--output={request.log}", "--open-mode=append", "--export=ALL"]
+        printed = await self._run("sbatch", *words, *self._options, text=request.script)
+        job_id = printed.strip().splitlines()[-1].partition(";")[0] if printed.strip() else ""
+        if not job_id.isdecimal():
+            raise SchedulerError(f"sbatch: printed {printed.strip()[:100]!r} instead of the id of a job")
+        return job_id
+
+    async def jobs(self) -> list[Job]:
+        """The jobs of this user that Slurm still knows. Raises SchedulerError."""
+        words = ("--noheader", "--states=all", f"--user={getpass.getuser()}", f"--format={_FORMAT}")
+        return list(read_jobs(await self._run("squeue", *words)))
+
+    async def cancel(self, job_ids: Sequence[str]) -> None:
+        """Cancel jobs; one that has ended is no error. Raises SchedulerError."""
+        if job_ids:
+            await self._run("scancel", "--quiet", *job_ids)
+
+    async def _run(self, *words: str, text: str | None = None) -> str:
+        try:
+            return await run_command(*words, environment=self._environment, text=text)
+        except SchedulerError as error:
+            if error.is_refusal and any(sign in str(error).lower() for sign in _AWAY):
+                raise SchedulerError(str(error)) from None
+            raise
+
+
+def read_jobs(printed: str) -> Iterator[Job]:
+    """The jobs in the output of squeue; lines of another form are those of a site's wrapper, and passed over."""
+    for line in printed.splitlines():
+        fields = line.strip().split(_SEPARATOR, 5)
+        if len(fields) != 6 or not fields[0]:
+            continue
+        job_id, name, state, started_at, ends_at, reason = fields
+        yield Job(
+            id=job_id,
+            name=name,
+            state=_state(state),
+            reason=_reason(state, reason),
+            started_at=_moment(started_at),
+            ends_at=_moment(ends_at),
+        )
+
+
+def _state(word: str) -> JobState:
+    if word in _QUEUED:
+        return JobState.QUEUED
+    return JobState.RUNNING if word in _RUNNING else JobState.ENDED
+
+
+def _reason(state: str, reason: str) -> str:
+    return state if reason in ("", "None") else f"{state}: {reason}"
+
+
+def _moment(text: str) -> float | None:
+    # N/A and Unknown where there is none; 0 in some versions.
+    return float(text) if text.isdecimal() and int(text) else None
+
+
+def _minutes(seconds: int) -> int:
+    """Whole minutes, which is what Slurm counts in."""
+    return max(1, seconds // 60)

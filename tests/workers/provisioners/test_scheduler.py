@@ -1,0 +1,29 @@
+"""Commands of schedulers: what is made of an answer, of a refusal and of silence."""
+
+import os
+
+import pytest
+
+from app.workers.provisioners.scheduler import SchedulerError, run_command
+
+
+async def test_it_hands_over_the_text_and_returns_what_is_printed() -> None:
+    assert await run_command("cat", environment=os.environ, text="#!/bin/sh\n") == "#!/bin/sh\n"
+
+
+async def test_a_refusal_is_told_by_its_last_line() -> None:
+    with pytest.raises(SchedulerError, match="sh: no such partition") as refusal:
+        await run_command("sh", "-c", "echo batch job >&2; echo no such partition >&2; exit 1", environment=os.environ)
+    assert refusal.value.is_refusal
+
+
+async def test_a_command_that_does_not_answer_is_ended() -> None:
+    with pytest.raises(SchedulerError, match="has not answered") as silence:
+        await run_command("sleep", "60", environment=os.environ, seconds=0.2)
+    assert not silence.value.is_refusal
+
+
+async def test_a_command_that_is_missing_is_a_refusal() -> None:
+    with pytest.raises(SchedulerError, match="squeue-of-nobody cannot be started") as refusal:
+        await run_command("squeue-of-nobody", environment=os.environ)
+    assert refusal.value.is_refusal

@@ -1,0 +1,86 @@
+"""Slurm's answers as recorded from version 24.11, and its commands as they are called."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from app.workers.provisioners.scheduler import JobRequest, JobState, SchedulerError
+from app.workers.provisioners.slurm import Slurm, read_jobs
+
+# squeue --noheader --states=all --format='%i|%j|%T|%S|%e|%r', SLURM_TIME_FORMAT=%s
+RECORDED = """\
+14|convener-0b1c|PENDING|N/A|N/A|Resources
+15|convener-0b1d|PENDING|1795898271|1795898391|Priority
+13|convener-0b1b|RUNNING|1795898271|1795898391|None
+12|convener-0b1a|COMPLETING|1795898044|1795898164|None
+9|convener-0b19|CANCELLED|1795898044|1795898050|None
+8|convener-0b18|TIMEOUT|1795897900|1795897962|TimeLimit
+7|convener-0b17|NODE_FAIL|1795897900|1795897921|NodeDown
+6|convener-0b16|PREEMPTED|1795897900|1795897922|None
+5|other|PENDING|N/A|N/A|ReqNodeNotAvail, UnavailableNodes:n[1-2]
+4_[1-9]|array|PENDING|N/A|N/A|(Dependency|never)
+"""
+
+
+def test_jobs_are_read_with_their_states_and_times() -> None:
+    jobs = {job.id: job for job in read_jobs(RECORDED)}
+    assert {job_id: job.state for job_id, job in jobs.items()} == {
+        "14": JobState.QUEUED,
+        "15": JobState.QUEUED,
+        "13": JobState.RUNNING,
+        "12": JobState.RUNNING,
+        "9": JobState.ENDED,
+        "8": JobState.ENDED,
+        "7": JobState.ENDED,
+        "6": JobState.ENDED,
+        "5": JobState.QUEUED,
+        "4_[1-9]": JobState.QUEUED,
+    }
+    assert (jobs["13"].name, jobs["13"].started_at, jobs["13"].ends_at) == ("convener-0b1b", 1795898271, 1795898391)
+    assert jobs["14"].started_at is None
+    assert jobs["14"].reason == "PENDING: Resources"
+    assert jobs["5"].reason == "PENDING: ReqNodeNotAvail, UnavailableNodes:n[1-2]"
+    assert jobs["4_[1-9]"].reason == "PENDING: (Dependency|never)"
+    assert jobs["9"].reason == "CANCELLED"
+
+
+def test_lines_of_another_form_are_passed_over() -> None:
+    assert list(read_jobs("welcome to the login node\n\n|||||\n")) == []
+
+
+async def test_a_job_is_submitted_with_its_script_as_input_and_no_secret_as_argument(tmp_path: Path) -> None:
+    program(tmp_path, "sbatch", 'printf "%s\\n" "$@" > $(dirname $0)/words; cat > $(dirname $0)/script; echo "17;lab"')
+    slurm = Slurm({**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}, ["--partition=debug", "--account=bio"])
+    job = JobRequest(
+        name="convener-1", comment="a block", nodes=2, walltime_seconds=125, script="#!/bin/sh\necho", log="/x/%j"
+    )
+    assert await slurm.submit(job) == "17"
+    words = (tmp_path / "words").read_text().splitlines()
+    assert words[-2:] == ["--partition=debug", "--account=bio"]
+    assert {"--nodes=2", "--time=2", "--job-name=convener-1", "--comment=a block", "--no-requeue"} <= {*words}
+    assert (tmp_path / "script").read_text() == "#!/bin/sh\necho"
+
+
+@pytest.mark.parametrize(
+    ("said", "is_refusal"),
+    [
+        ("sbatch: error: invalid partition specified: none", True),
+        ("sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)", False),
+        ("sbatch: error: Batch job submission failed: Socket timed out on send/recv operation", False),
+    ],
+)
+async def test_a_refusal_is_told_from_a_controller_that_is_away(tmp_path: Path, said: str, *, is_refusal: bool) -> None:
+    program(tmp_path, "sbatch", f"cat >/dev/null; echo '{said}' >&2; exit 1")
+    slurm = Slurm({**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    job = JobRequest(name="convener-1", comment="", nodes=1, walltime_seconds=60, script="", log="/x")
+    with pytest.raises(SchedulerError) as error:
+        await slurm.submit(job)
+    assert error.value.is_refusal is is_refusal
+
+
+def program(place: Path, name: str, script: str) -> None:
+    """A program of this name that runs a script of the shell."""
+    path = place / name
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
