@@ -9,14 +9,16 @@ ROOT = Path(__file__).parents[1]
 APP = ROOT / "app"
 _CONSTRUCTORS = {"text", "select", "insert", "update", "delete", "table", "column"}
 _LONGEST_FILE = 400
-# Where a local clock is right: making ids, telling people the time, measuring how long something took, and judging a
-# certificate as its clients do.
+# Where a local clock is right: making ids, telling people the time, measuring how long something took, judging a
+# certificate as its clients do, and comparing the times that a batch scheduler tells by its own clock.
 _LOCAL_CLOCKS = (
     "app/db/uuids.py",
     "app/http/tls.py",
     "app/health/service/snapshot_cache.py",
     "app/logs.py",
     "app/terminal/",
+    "app/workers/provisioners/blocks.py",
+    "app/workers/provisioners/pbs.py",
     "app/cli/",
 )
 

@@ -8,6 +8,7 @@ from worker_agent import actions as act
 from worker_agent import events as ev
 from worker_agent.backoff import CAP_SECONDS, full_jitter
 from worker_agent.client import Client, register
+from worker_agent.lifetime import Lifetime
 from worker_agent.local_errors import LocalErrors
 from worker_agent.log_sender import LogSender
 from worker_agent.outage import Outage
@@ -44,8 +45,10 @@ class CallRunner:
         post: PostEvent,
         errors: LocalErrors,
         outage: Outage,
+        lifetime: Lifetime | None = None,
     ) -> None:
         self._transport = transport
+        self._lifetime = lifetime
         self._profile = profile
         self._pool_key = pool_key
         self._post = post
@@ -148,7 +151,9 @@ class CallRunner:
     def _make_call(self, call: act.Call) -> ev.Answer:
         match call:
             case act.Register():
-                registration = register(self._transport, self._profile, self._pool_key)
+                # By the member, so that a control plane too old to know it serves workers without an end.
+                end = {} if self._lifetime is None else {"seconds_left": round(self._lifetime.seconds_left, 1)}
+                registration = register(self._transport, self._profile | end, self._pool_key)
                 self._client = Client(self._transport, registration)
                 return ev.Registered(registration)
             case act.RequestLease():

@@ -21,6 +21,7 @@ from worker_agent.handler_messages import MAX_POSTPONEMENT_SECONDS
 from worker_agent.handler_run import HandlerRun
 from worker_agent.handlers import Handler
 from worker_agent.heartbeat import DaemonStatus, HeartbeatSender
+from worker_agent.lifetime import Lifetime
 from worker_agent.llm.proxy import ModelProxy, ProxyAccess
 from worker_agent.llm.settings import GatewaySettings
 from worker_agent.local_errors import LocalErrors
@@ -59,6 +60,8 @@ class DaemonSettings:
     confinement: Confinement
     protections: tuple[Protection, ...]
     grace_seconds: float
+    # Until somebody ends it; None: nobody is going to.
+    seconds_left: float | None = None
     language_model: GatewaySettings | None = None
 
 
@@ -84,9 +87,11 @@ class Daemon:
         self._status = DaemonStatus()
         errors = LocalErrors()
         outage = Outage(errors)
+        self._lifetime = None if settings.seconds_left is None else Lifetime(settings.seconds_left)
         self._calls = CallRunner(
             Transport(settings.url, settings.trust),
             profile=settings.profile,
+            lifetime=self._lifetime,
             pool_key=settings.pool_key,
             post=self._events.put,
             errors=errors,
@@ -106,6 +111,8 @@ class Daemon:
     def run(self) -> act.Exit:
         """Serve until drained, stopped, refused or superseded."""
         self._catch_signals()
+        if self._lifetime is not None:
+            self._lifetime.call_before_the_end(self._settings.grace_seconds, self.stop)
         self._heartbeat.start()
         if self._model_proxy is not None:
             self._model_proxy.start()
@@ -115,6 +122,8 @@ class Daemon:
                 self._handle(self._next_event())
         finally:
             self._kill_handler()
+            if self._lifetime is not None:
+                self._lifetime.close()
             self._heartbeat.stop()
             self._metrics.stop()
             self._calls.close()

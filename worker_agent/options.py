@@ -25,6 +25,7 @@ from worker_agent.protections import as_json, as_text, determine
 from worker_agent.storable_text import storable_message
 from worker_agent.wire import AGENT_TYPES, JsonObject
 
+_MAX_SECONDS_LEFT = 366 * 86_400
 _EPILOG = """\
 environment:
   CONVENER_URL           address of the control plane, when --url is not given: https://host:8765, unix:/path, or
@@ -123,6 +124,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--cpu", type=float, metavar="CORES", help="cores that a handler may use (default: all of this machine)")
     add("--labels", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="labels to register with")
     add("--grace", type=float, default=25.0, metavar="SECONDS", help="for the running task after a stop (default: 25)")
+    add(
+        "--seconds-left",
+        type=float,
+        metavar="SECONDS",
+        help="until whatever this worker is part of ends, as a job of a cluster at its walltime: it gets no task that "
+        "could last longer, and stops before (default: it has no end)",
+    )
     add("--key-file", type=Path, metavar="PATH", help="file that holds the pool key (default: $CONVENER_KEY)")
     add(
         "--check-isolation",
@@ -152,6 +160,8 @@ def _parser() -> argparse.ArgumentParser:
 def _settings(options: argparse.Namespace, environment: Mapping[str, str]) -> DaemonSettings:
     trust = _trust(options, environment)
     url, pool_key = _url(options, environment, trust), _pool_key(options, environment)
+    if options.seconds_left is not None and not 0 <= options.seconds_left < _MAX_SECONDS_LEFT:
+        raise ValueError(f"--seconds-left must be from 0 to {_MAX_SECONDS_LEFT}")
     limits = _limits(options)
     agent_types, not_ready_reason = _capabilities(options.capabilities), None
     try:
@@ -175,6 +185,7 @@ def _settings(options: argparse.Namespace, environment: Mapping[str, str]) -> Da
         confinement=outcome.confinement,
         protections=() if not_ready_reason else determine(outcome),
         grace_seconds=max(0.0, options.grace),
+        seconds_left=options.seconds_left,
         language_model=read_settings(environment),
     )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 
 from app.kernel.agents import AgentType
@@ -83,7 +84,8 @@ NAMESPACED_ROLES = frozenset({Role.SUPERVISOR, Role.READER})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
-    """The holder of a key; for a worker's own credential, with the worker's id and the agents that it can run.
+    """The holder of a key; for a worker's own credential, with the worker's id, the agents that it can run, and
+    the time by which its tasks must have ended.
 
     A key without a namespace is of the whole service. So are those of `default` while there is no other namespace;
     `is_confined` says that the key must see and change nothing outside of its own.
@@ -96,6 +98,7 @@ class Principal:
     is_confined: bool = False
     worker_id: WorkerId | None = None
     capabilities: frozenset[AgentType] = frozenset()
+    ends_at: datetime | None = None
 
     def may(self, scope: Scope) -> bool:
         """Whether the role includes the scope, and the key was not made without it."""

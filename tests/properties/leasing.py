@@ -10,7 +10,7 @@ from app.kernel.agents import AgentType
 from app.kernel.errors import WorkerGone
 from app.kernel.ids import WorkerId
 from app.kernel.states import WorkerState
-from app.queue.broker.broker import LeaseCall
+from app.queue.broker.calls import LeaseCall
 from app.queue.errors import WorkerBusy, WorkerNotReady
 from app.queue.store.claims import Lease
 from tests.properties.model import Model, Task

@@ -214,4 +214,5 @@ def _principal(key: StoredKey) -> Principal:
         withheld=frozenset(map(Scope, key.withheld)),
         worker_id=WorkerId(key.worker_id) if key.worker_id else None,
         capabilities=frozenset(map(AgentType, key.capabilities or ())),
+        ends_at=key.ends_at,
     )

@@ -15,7 +15,7 @@ from app.kernel.access import Principal
 from app.kernel.ids import TaskId
 from app.kernel.states import TaskState
 from app.queue.api.lease_schemas import CompleteIn, LeaseIn, LeaseStartIn, NextIn, ProgressIn
-from app.queue.broker.broker import LeaseCall
+from app.queue.broker.calls import LeaseCall
 from app.queue.store.claims import Lease
 from app.queue.store.completions import Completion, Renewal
 
@@ -28,6 +28,7 @@ def lease_call(call: LeaseIn | NextIn, principal: Principal) -> LeaseCall:
         request_id=call.request_id,
         agent_types=can_run if call.agent_types is None else can_run.intersection(call.agent_types),
         acknowledge=call.acknowledge,
+        ends_at=principal.ends_at,
     )
 
 

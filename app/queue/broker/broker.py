@@ -8,19 +8,17 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from datetime import datetime
 from operator import attrgetter
-from typing import Protocol
-from uuid import UUID
 
 from app.db import hot_path
 from app.db.database import Database
 from app.db.notify import News, work
-from app.kernel.agents import AgentType
 from app.kernel.errors import ConvenerError, DatabaseUnavailable, ShuttingDown, WorkerGone
 from app.kernel.ids import WorkerId
 from app.kernel.lanes import Lane
 from app.kernel.states import WorkerState
+from app.queue.broker.calls import Answer, LeaseCall, Waiter, pass_over, reconsider
 from app.queue.broker.dispatch import BatchLanes, Dispatcher, IdleTimes, LeaseHistory, OnFirstLeases, WorkerPreferences
 from app.queue.broker.lane_view import LaneScanner, LaneView, synchronize_lanes
 from app.queue.errors import WorkerBusy, WorkerNotFound, WorkerNotReady
@@ -36,50 +34,6 @@ log = logging.getLogger(__name__)
 # Workers served by one claim; more of them would make each wait for a longer statement.
 _MAX_BATCH = 128
 _IDLE_SINCE = attrgetter("idle_since")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeaseCall:
-    """The request of a worker for a task."""
-
-    worker_id: WorkerId
-    request_id: UUID
-    agent_types: frozenset[AgentType]
-    acknowledge: bool = False
-
-
-class Answer(Protocol):
-    """The place of an answer to a call, as a future is one."""
-
-    def done(self) -> bool:
-        """Whether there is an answer, or nobody wants one any more."""
-
-    def cancelled(self) -> bool:
-        """Whether nobody wants an answer any more."""
-
-    def set_result(self, result: Lease | None, /) -> None:
-        """Answer."""
-
-    def set_exception(self, exception: Exception, /) -> None:
-        """Answer with an error."""
-
-
-@dataclass(slots=True, eq=False)
-class Waiter:
-    """A call that waits; `on_try` is called once it was tried to serve it."""
-
-    call: LeaseCall
-    answer: Answer
-    may_wait: bool
-    idle_since: float
-    on_try: Callable[[], None] | None = None
-    # Not part of any claim yet, so nobody knows whether there is work for it or how its worker stands.
-    is_new: bool = True
-    is_tried: bool = False
-    in_flight: bool = False
-    is_draining: bool = False
-    lane: Lane | None = None
-    charge: float = 0.0
 
 
 class Broker:
@@ -196,6 +150,7 @@ class Broker:
 
     def _on_announcement(self, news: News) -> None:
         if self._lanes.receive(news):
+            reconsider(self._waiters.values())
             self._wake.set()
 
     async def _scan_lanes(self) -> None:
@@ -210,6 +165,7 @@ class Broker:
             was_woken = await self._wait_for_wake()
             try:
                 if not was_woken and self._waiters:
+                    reconsider(self._waiters.values())
                     await self._refresh_lanes()
                 await self._serve_waiters()
             except Exception as error:
@@ -253,12 +209,17 @@ class Broker:
         """
         batch: list[Waiter] = []
         batch_lanes = BatchLanes()
+        ends: dict[Lane, datetime | None] = {}
         for waiter in sorted(self._waiters.values(), key=_IDLE_SINCE):
             if waiter.in_flight or waiter.is_draining:
                 continue
             # The lane is charged at once, so that the next worker of the batch goes by it; a refund follows where the
             # claim finds no task.
-            waiter.lane = self._dispatcher.choose_lane(waiter.call.worker_id, waiter.call.agent_types, batch_lanes)
+            fitting = waiter.call.agent_types - waiter.unfit_agents if waiter.unfit_agents else waiter.call.agent_types
+            waiter.lane = self._dispatcher.choose_lane(waiter.call.worker_id, fitting, batch_lanes)
+            if waiter.lane is not None and ends.setdefault(waiter.lane, waiter.call.ends_at) != waiter.call.ends_at:
+                # Its turn is the next one: one claim goes through a lane once.
+                continue
             if waiter.lane is not None:
                 waiter.charge = self.fairness.charge(waiter.lane.agent_type)
             elif not waiter.is_new:
@@ -279,7 +240,8 @@ class Broker:
                 lambda c: claims.claim(c, requests, self.policy),
                 on_undone=lambda: self._announce_lanes(requests),
             )
-            self._dispatcher.record_claims(requests, outcomes)
+            ready_from = await pass_over(self._database, batch, requests, outcomes)
+            self._dispatcher.record_claims(requests, outcomes, ready_from)
             served = [r.worker_id for r, o in zip(requests, outcomes, strict=True) if o.lease]
             self._idle.end_idling(served)
             self._history.record(served)
@@ -312,6 +274,7 @@ class Broker:
             lane=lane,
             acknowledge=call.acknowledge,
             floor=self._lanes.floor(lane) if lane else claims.BOTTOM,
+            ends_at=call.ends_at,
         )
 
     async def _answer(self, waiter: Waiter, outcome: ClaimOutcome) -> None:

@@ -113,10 +113,19 @@ class Dispatcher:
         }
         return open_agents & other_agents if other_agents else open_agents
 
-    def record_claims(self, requests: Sequence[ClaimRequest], outcomes: Sequence[ClaimOutcome]) -> None:
-        """Take in the outcomes of a claim: preferences, positions of the lanes, and agent types without work."""
+    def record_claims(
+        self,
+        requests: Sequence[ClaimRequest],
+        outcomes: Sequence[ClaimOutcome],
+        ready_from: Mapping[Lane, float] | None = None,
+    ) -> None:
+        """Take in the outcomes of a claim: preferences, positions of the lanes, and agent types without work.
+
+        `ready_from` are the lowest tags of lanes where the claim may have passed over tasks.
+        """
         tags: dict[Lane, list[float]] = defaultdict(list)
         exhausted_lanes: set[Lane] = set()
+        passed = ready_from or {}
         for request, outcome in zip(requests, outcomes, strict=True):
             self._preferences.record(request.worker_id, outcome.assigned_agent)
             if request.lane is None:
@@ -124,10 +133,12 @@ class Dispatcher:
             if outcome.lease is not None:
                 tags[request.lane].append(outcome.lease.tag)
             # A worker that could not be served for reasons of its own says nothing about the lane.
-            elif outcome.worker_state == WorkerState.READY and not outcome.holds_another:
+            elif outcome.worker_state == WorkerState.READY and not outcome.holds_another and request.lane not in passed:
                 exhausted_lanes.add(request.lane)
         for lane in exhausted_lanes | tags.keys():
-            self._lanes.record_claim(lane, tags[lane], is_exhausted=lane in exhausted_lanes)
+            self._lanes.record_claim(
+                lane, tags[lane], is_exhausted=lane in exhausted_lanes, ready_from=passed.get(lane)
+            )
             if tags[lane]:
                 self._tag_issuer.advance(lane, max(tags[lane]))
         for agent in {lane.agent_type for lane in exhausted_lanes} - self._lanes.agents():

@@ -95,11 +95,16 @@ class LaneView:
         """Note that a claim begins: it may not see the tasks that are announced from now on."""
         self._announced_tags.clear()
 
-    def record_claim(self, lane: Lane, tags: Collection[float], *, is_exhausted: bool) -> None:
-        """Take in the tags that a claim leased from a lane; exhausted is one with fewer tasks than claimed."""
+    def record_claim(
+        self, lane: Lane, tags: Collection[float], *, is_exhausted: bool, ready_from: float | None = None
+    ) -> None:
+        """Take in the tags that a claim leased from a lane; exhausted is one with fewer tasks than claimed.
+
+        `ready_from` is the lowest tag of those that it has passed over.
+        """
         # Tasks announced during the claim may lie below the tags that it reached, invisible to its snapshot.
         lowest_announced = self._announced_tags.get(lane)
-        highest = max(tags, default=self._positions.get(lane, BOTTOM))
+        highest = max(tags, default=self._positions.get(lane, BOTTOM)) if ready_from is None else ready_from
         self._positions[lane] = highest if lowest_announced is None else min(highest, lowest_announced)
         if not is_exhausted:
             self._open(lane, self._positions[lane])

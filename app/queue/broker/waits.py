@@ -5,7 +5,8 @@ from collections.abc import Callable
 from math import ceil
 from typing import Generic, TypeVar
 
-from app.queue.broker.broker import Broker, LeaseCall, Waiter
+from app.queue.broker.broker import Broker
+from app.queue.broker.calls import LeaseCall, Waiter
 from app.queue.store.claims import Lease
 
 Key = TypeVar("Key")

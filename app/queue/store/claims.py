@@ -25,13 +25,17 @@ BOTTOM = float("-inf")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimRequest:
-    """One waiting worker, and the lane to lease it a task from at `floor` or above; None only asks for its state."""
+    """One waiting worker, and the lane to lease it a task from at `floor` or above; None only asks for its state.
+
+    Of a worker that ends at `ends_at` only a task whose timeout is over by then; all of one lane must have the same.
+    """
 
     worker_id: WorkerId
     request_id: UUID
     lane: Lane | None
     acknowledge: bool
     floor: float = BOTTOM
+    ends_at: datetime | None = None
 
 
 # Tuples, as a claim makes hundreds of them and an object of the same fields costs several times as much.
@@ -90,6 +94,22 @@ _LOG = event_rows.entry(
     all_seconds="date_part('epoch', leased_at - waiting_since)::real",
 )
 
+# Seconds that the attempt may take, as a multiple of its timeout, where its worker gives its agent more.
+_STRETCH = f"""CASE WHEN assigned_agent = agent_type
+                     THEN greatest(1, assigned_compute_seconds / {BASE_COMPUTE_SECONDS}) ELSE 1 END"""
+# Of a lane in which nothing fits the time that workers have left, no more than so many tasks are looked at.
+_LOOKED_AT = 500
+_BOUND = f"""CROSS JOIN LATERAL (
+        SELECT (
+            SELECT t.tag FROM tasks t
+            WHERE t.agent_type = demand.agent_type AND t.priority = demand.priority
+              AND t.state = 'pending' AND t.blockers = 0 AND t.run_at IS NULL AND t.tag >= demand.floor
+            ORDER BY t.tag OFFSET {_LOOKED_AT} LIMIT 1
+        ) AS last_tag OFFSET 0
+    ) bound"""
+_FITS = """AND tag <= coalesce(bound.last_tag, 'Infinity') AND (demand.ends_at IS NULL OR demand.ends_at >=
+                  now() + make_interval(secs => coalesce(timeout_seconds, $10::float8) * demand.longest_stretch))"""
+
 # Each step keeps the claim safe or cheap. None joins two steps, whose sizes no planner can know: what belongs together
 # goes through them in arrays side by side, so that the work grows with the batch whatever the plan. Only the answer
 # needs a join: a full one is never a nested loop, and nothing is leased that was not requested.
@@ -100,35 +120,41 @@ _LOG = event_rows.entry(
 #   gets the task of the one before. A lone worker gets that task only when it has waited for `avoid_seconds`.
 # - `recorded` is the fence between replicas: two that lease to one worker at once write the same key (worker_id, n), so
 #   the second fails as a whole.
-_CLAIM = f"""
+
+
+def _statement(*, of_ends: bool) -> str:
+    """The claim; `of_ends` for workers whose time is limited, which others need not pay for."""
+    column = name = longest = bound = fits = ""
+    if of_ends:
+        column, name, longest = ", $11::timestamptz[]", ", ends_at", f", max({_STRETCH}) AS longest_stretch"
+        bound, fits = _BOUND, _FITS
+    return f"""
 WITH request AS MATERIALIZED (
     SELECT r.*, CASE WHEN w.ended_reason LIKE 'superseded%' THEN 'superseded' ELSE w.state END AS worker_state,
            w.not_ready_reason, w.assigned_agent, w.assigned_compute_seconds, coalesce(last.n, 0) AS leases_before,
            held.id IS NOT NULL AS holds_another,
            held.id IS NOT NULL AND last.request_id = r.request_id AS is_repeat
-    FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::smallint[], $5::float8[], $6::boolean[])
-         WITH ORDINALITY AS r (worker_id, request_id, agent_type, priority, floor, acknowledge, turn)
+    FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::smallint[], $5::float8[], $6::boolean[]{column})
+         WITH ORDINALITY AS r (worker_id, request_id, agent_type, priority, floor, acknowledge{name}, turn)
     LEFT JOIN workers w ON w.id = r.worker_id
     {lease_ledger.last_and_held("r.worker_id")}
 ), demand AS (
-    SELECT agent_type, priority, min(floor) AS floor, count(*) AS places,
+    SELECT agent_type, priority{name}, min(floor) AS floor, count(*) AS places,
            array_agg(turn ORDER BY turn) AS turns, array_agg(worker_id ORDER BY turn) AS workers,
            array_agg(request_id ORDER BY turn) AS requests, array_agg(acknowledge ORDER BY turn) AS acknowledged,
            array_agg(leases_before ORDER BY turn) AS leases_before,
-           array_agg(CASE WHEN assigned_agent = agent_type
-                     THEN greatest(1, assigned_compute_seconds / {BASE_COMPUTE_SECONDS}) ELSE 1 END ORDER BY turn)
-               AS stretches
-    FROM request WHERE worker_state = 'ready' AND NOT holds_another GROUP BY agent_type, priority
+           array_agg({_STRETCH} ORDER BY turn) AS stretches{longest}
+    FROM request WHERE worker_state = 'ready' AND NOT holds_another GROUP BY agent_type, priority{name}
 ), picked AS MATERIALIZED (
     SELECT demand.*, head.ids,
            EXISTS (SELECT FROM unnest(head.avoided, workers) AS pair (avoided, worker_id) WHERE avoided = worker_id)
                AS is_shifted
-    FROM demand CROSS JOIN LATERAL (
+    FROM demand {bound} CROSS JOIN LATERAL (
         SELECT array_agg(id ORDER BY tag, seq) AS ids, array_agg(avoid_worker_id ORDER BY tag, seq) AS avoided
         FROM (
             SELECT id, tag, seq, avoid_worker_id FROM tasks
             WHERE tasks.agent_type = demand.agent_type AND tasks.priority = demand.priority
-              AND state = 'pending' AND blockers = 0 AND run_at IS NULL AND tag >= demand.floor
+              AND state = 'pending' AND blockers = 0 AND run_at IS NULL AND tag >= demand.floor {fits}
               AND coalesce(goal_id, '') NOT IN ({holds.CLOSED})
               AND (demand.places > 1 OR avoid_worker_id IS DISTINCT FROM demand.workers[1]
                    OR waiting_since < now() - make_interval(secs => $9::float8))
@@ -160,6 +186,9 @@ SELECT request.worker_state, request.not_ready_reason, request.holds_another, re
        leased.*
 FROM request FULL JOIN leased USING (turn) ORDER BY request.turn
 """
+
+
+_CLAIM, _CLAIM_OF_ENDS = _statement(of_ends=False), _statement(of_ends=True)
 
 _LEASE_OF_REQUEST = f"""
 SELECT {_LEASE_COLUMNS} FROM {lease_ledger.last_lease("$1")} last
@@ -203,8 +232,9 @@ async def claim(
 
     Raises asyncpg.UniqueViolationError when another replica has just served one of the workers.
     """
+    is_ending = any(request.ends_at is not None for request in requests)
     rows = await connection.fetch(
-        _CLAIM,
+        _CLAIM_OF_ENDS if is_ending else _CLAIM,
         [request.worker_id for request in requests],
         [request.request_id for request in requests],
         [request.lane.agent_type if request.lane else None for request in requests],
@@ -215,6 +245,7 @@ async def claim(
         policy.acknowledge_within_seconds,
         policy.avoid_seconds,
         policy.task_timeout_seconds,
+        *([[request.ends_at for request in requests]] if is_ending else []),
     )
     return [
         ClaimOutcome(

@@ -33,6 +33,7 @@ from app.workers.store.workers import Registration, WorkerFilter
 router = Router(tags=["workers"])
 ShownState = Literal["starting", "ready", "busy", "draining", "stopped", "lost", "failed"]
 SHOWN_STATES = get_args(ShownState)
+_INTRODUCTION = ("name", "host", "pid", "version", "memory_gb", "cpu_cores", "seconds_left")
 _EXAMPLE: dict[str, Any] = {
     "name": "lab-1",
     "host": "lab.example",
@@ -56,6 +57,12 @@ class RegistrationIn(Body):
     version: Word = "unknown"
     memory_gb: float = Field(gt=0, le=65536)
     cpu_cores: float = Field(gt=0, le=65536)
+    seconds_left: float | None = Field(
+        None,
+        ge=0,
+        le=366 * 86_400,
+        description="in which its tasks must end, as it is part of something that ends, such as a job at its walltime",
+    )
 
 
 class RegistrationOut(BaseModel):
@@ -95,6 +102,7 @@ class WorkerOut(BaseModel):
     memory_mb: float | None
     directive: str | None
     directive_reason: str | None
+    ends_at: Moment | None = Field(description="by then its tasks must have ended; null: no end is known")
     requested_at: Moment
     registered_at: Moment | None
     last_seen_at: Moment | None
@@ -148,7 +156,7 @@ async def register(
         capabilities=[agent.value for agent in registration.capabilities],
         labels=object_text(registration.labels) or "{}",
         registered_by=caller.key_id,
-        **{name: getattr(registration, name) for name in ("name", "host", "pid", "version", "memory_gb", "cpu_cores")},
+        **{name: getattr(registration, name) for name in _INTRODUCTION},
     )
     max_workers = (await config.current(connection, services[CurrentConfig].initial)).document.worker_pool.max_workers
     identity = await service.register(connection, new_worker, launched, services[HealthPolicy], max_workers=max_workers)

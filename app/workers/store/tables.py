@@ -49,6 +49,7 @@ workers = Table(
     Column("memory_mb", Float),
     Column("recent_errors", JSONB),
     Column("not_ready_reason", Text, comment="why its last report has not passed, while it is starting"),
+    moment("ends_at", comment="whatever it is part of ends then, as a job at its walltime; null: no end is known"),
     Column("assigned_agent", Text, comment="what it is to prefer"),
     Column("assigned_memory_gb", Float),
     Column("assigned_cpu_cores", Float),

@@ -14,7 +14,8 @@ from app.goals.service import budget_enforcement, goals
 from app.kernel.agents import AgentType
 from app.kernel.ids import WorkerId
 from app.memory.store import invariants
-from app.queue.broker.broker import Broker, LeaseCall
+from app.queue.broker.broker import Broker
+from app.queue.broker.calls import LeaseCall
 from app.queue.rules.fair_queueing import FairQueue
 from app.queue.rules.tasks import LeasePolicy
 from app.queue.service import expiry, leases

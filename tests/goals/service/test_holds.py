@@ -10,7 +10,8 @@ from app.db.database import Database
 from app.goals.service import budget_enforcement, goals
 from app.kernel.agents import AgentType
 from app.kernel.states import TaskState
-from app.queue.broker.broker import Broker, LeaseCall
+from app.queue.broker.broker import Broker
+from app.queue.broker.calls import LeaseCall
 from app.queue.errors import GoalStopped
 from app.queue.rules.tasks import LeasePolicy
 from app.queue.service import leases, tasks

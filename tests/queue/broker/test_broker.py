@@ -3,6 +3,8 @@
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -15,7 +17,8 @@ from app.kernel.errors import DatabaseUnavailable, ShuttingDown, WorkerGone
 from app.kernel.ids import WorkerId
 from app.kernel.lanes import Priority
 from app.kernel.states import WorkerState
-from app.queue.broker.broker import Broker, LeaseCall
+from app.queue.broker.broker import Broker
+from app.queue.broker.calls import LeaseCall
 from app.queue.broker.dispatch import IdleTimes
 from app.queue.errors import WorkerBusy, WorkerNotFound, WorkerNotReady
 from app.queue.rules.fair_queueing import FairQueue
@@ -397,3 +400,57 @@ async def test_a_lease_of_a_caller_that_hung_up_is_released_at_once(
     assert lease is not None
     assert (lease.task_id, lease.token, lease.attempt) == (task_id, 2, 1)
     assert await value(database, "SELECT rescues FROM tasks") == 0
+
+
+async def test_a_worker_whose_time_is_limited_gets_what_ends_in_it(database: Database, broker: Broker) -> None:
+    worker_id = await ready_worker(database)
+    (long,) = await submitted(database, timeout_seconds=300)
+    (short,) = await submitted(database, timeout_seconds=20)
+    call = replace(_call(worker_id, AgentType.GENERATION), ends_at=datetime.now(UTC) + timedelta(seconds=60))
+    lease = await broker.lease(call)
+    assert lease is not None
+    assert lease.task_id == short
+    other = await ready_worker(database)
+    unlimited = await broker.lease(_call(other, AgentType.GENERATION))
+    assert unlimited is not None
+    assert unlimited.task_id == long
+
+
+async def test_a_worker_for_which_nothing_fits_waits_for_news_and_holds_up_nobody(
+    database: Database, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claimed: list[int] = []
+    claim = store.claim
+
+    async def counted(connection: Any, requests: Any, policy: Any) -> Any:
+        claimed.append(len(requests))
+        return await claim(connection, requests, policy)
+
+    monkeypatch.setattr(store, "claim", counted)
+    await submitted(database, timeout_seconds=300)
+    worker_id = await ready_worker(database)
+    call = replace(_call(worker_id, AgentType.GENERATION), ends_at=datetime.now(UTC) + timedelta(seconds=60))
+    waiting = asyncio.create_task(broker.lease(call, 20))
+    await asyncio.sleep(0.5)
+    assert len(claimed) <= 3
+    other = await ready_worker(database)
+    assert await broker.lease(_call(other, AgentType.GENERATION)) is not None
+    (short,) = await submitted(database, timeout_seconds=5)
+    lease = await waiting
+    assert lease is not None
+    assert lease.task_id == short
+
+
+async def test_workers_that_end_at_different_times_get_tasks_of_one_lane_each_once(
+    database: Database, broker: Broker
+) -> None:
+    ids = {*await submitted(database, 6, timeout_seconds=5)}
+    calls = [
+        replace(
+            _call(await ready_worker(database), AgentType.GENERATION),
+            ends_at=None if n % 3 == 0 else datetime.now(UTC) + timedelta(seconds=60 * (n % 3)),
+        )
+        for n in range(6)
+    ]
+    leases = await asyncio.gather(*(broker.lease(call, 5) for call in calls))
+    assert {lease.task_id for lease in leases if lease} == ids

@@ -10,7 +10,8 @@ from app.db.database import Database
 from app.kernel.agents import AgentType
 from app.kernel.ids import WorkerId
 from app.kernel.lanes import Priority
-from app.queue.broker.broker import Broker, LeaseCall
+from app.queue.broker.broker import Broker
+from app.queue.broker.calls import LeaseCall
 from app.queue.errors import TaskConflict
 from app.queue.rules.fair_queueing import FairQueue
 from app.queue.rules.tasks import LeasePolicy

@@ -9,7 +9,8 @@ from app.db import duties, notify
 from app.db.database import Database, now
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
-from app.queue.broker.broker import Broker, LeaseCall
+from app.queue.broker.broker import Broker
+from app.queue.broker.calls import LeaseCall
 from app.queue.rules.aging import AgingPolicy
 from app.queue.service import aging
 from app.queue.store.claims import Lease

@@ -16,7 +16,8 @@ from app.health.service import observations
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
 from app.kernel.modes import Mode
-from app.queue.broker.broker import Broker, LeaseCall
+from app.queue.broker.broker import Broker
+from app.queue.broker.calls import LeaseCall
 from app.queue.rules.aging import AgingPolicy
 from app.queue.rules.degradation import DegradationStep, LadderMove, LadderPolicy
 from app.queue.service import aging, counters, degradation

@@ -9,7 +9,8 @@ from app.db.database import Database
 from app.db.duties import Turn
 from app.kernel.agents import AgentType
 from app.kernel.presence import PresencePolicy
-from app.queue.broker.broker import Broker, LeaseCall
+from app.queue.broker.broker import Broker
+from app.queue.broker.calls import LeaseCall
 from app.queue.rules.tasks import LeasePolicy, RetryPolicy
 from app.queue.service import dead_letters, expiry
 from app.queue.store import attempts

@@ -9,7 +9,8 @@ from app.db.database import Database
 from app.kernel.agents import AgentType
 from app.kernel.ids import WorkerId
 from app.kernel.namespaces import split_name, stored_name
-from app.queue.broker.broker import Broker, LeaseCall
+from app.queue.broker.broker import Broker
+from app.queue.broker.calls import LeaseCall
 from app.queue.service.leases import LeaseService
 from app.queue.service.sharing import share_lanes
 from tests.support.factories import completion, ready_worker, submitted

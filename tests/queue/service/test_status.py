@@ -17,7 +17,8 @@ from app.db.database import Database
 from app.kernel.agents import AgentType
 from app.kernel.ids import WorkerId
 from app.kernel.lanes import Lane, Priority
-from app.queue.broker.broker import Broker, LeaseCall
+from app.queue.broker.broker import Broker
+from app.queue.broker.calls import LeaseCall
 from app.queue.rules.status import QueueSnapshot
 from app.queue.rules.tasks import LeasePolicy
 from app.queue.service import counters, status

@@ -14,7 +14,8 @@ from app.kernel.agents import AgentType
 from app.kernel.errors import ConvenerError
 from app.kernel.ids import WorkerId
 from app.kernel.lanes import Lane
-from app.queue.broker.broker import Broker, LeaseCall
+from app.queue.broker.broker import Broker
+from app.queue.broker.calls import LeaseCall
 from app.queue.errors import WorkerBusy
 from app.queue.rules.fair_queueing import FairQueue
 from app.queue.rules.tasks import LeasePolicy

@@ -14,7 +14,8 @@ import pytest
 from app.db.database import Database
 from app.kernel.agents import AgentType
 from app.kernel.ids import WorkerId
-from app.queue.broker.broker import Broker, LeaseCall
+from app.queue.broker.broker import Broker
+from app.queue.broker.calls import LeaseCall
 from app.queue.rules.tasks import LeasePolicy
 from app.queue.service.leases import LeaseService
 from app.queue.store import attempts, claims, counters

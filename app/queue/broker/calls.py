@@ -1,0 +1,85 @@
+"""Calls for tasks as they wait in the broker, and what is at hand for workers whose time is limited."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol
+from uuid import UUID
+
+from app.db import hot_path
+from app.db.database import Database
+from app.kernel.agents import AgentType
+from app.kernel.ids import WorkerId
+from app.kernel.lanes import Lane
+from app.queue.store import claims
+from app.queue.store.claims import ClaimOutcome, ClaimRequest, Lease
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseCall:
+    """The request of a worker for a task, which must end by `ends_at` where the worker does."""
+
+    worker_id: WorkerId
+    request_id: UUID
+    agent_types: frozenset[AgentType]
+    acknowledge: bool = False
+    ends_at: datetime | None = None
+
+
+class Answer(Protocol):
+    """The place of an answer to a call, as a future is one."""
+
+    def done(self) -> bool:
+        """Whether there is an answer, or nobody wants one any more."""
+
+    def cancelled(self) -> bool:
+        """Whether nobody wants an answer any more."""
+
+    def set_result(self, result: Lease | None, /) -> None:
+        """Answer."""
+
+    def set_exception(self, exception: Exception, /) -> None:
+        """Answer with an error."""
+
+
+@dataclass(slots=True, eq=False)
+class Waiter:
+    """A call that waits; `on_try` is called once it was tried to serve it."""
+
+    call: LeaseCall
+    answer: Answer
+    may_wait: bool
+    idle_since: float
+    on_try: Callable[[], None] | None = None
+    # Not part of any claim yet, so nobody knows whether there is work for it or how its worker stands.
+    is_new: bool = True
+    is_tried: bool = False
+    in_flight: bool = False
+    is_draining: bool = False
+    lane: Lane | None = None
+    charge: float = 0.0
+    # Agent types of which all tasks at hand take longer than its worker lives.
+    unfit_agents: set[AgentType] = field(default_factory=set)
+
+
+def reconsider(waiters: Iterable[Waiter]) -> None:
+    """Let workers whose time is limited try again where nothing fitted before."""
+    for waiter in waiters:
+        waiter.unfit_agents.clear()
+
+
+async def pass_over(
+    database: Database, batch: Sequence[Waiter], requests: Sequence[ClaimRequest], outcomes: Sequence[ClaimOutcome]
+) -> Mapping[Lane, float]:
+    """The lowest tags of lanes where a claim may have passed over tasks, as its workers' time is limited.
+
+    Those that got nothing there go on with other lanes, until they are reconsidered.
+    """
+    floors = {request.lane: request.floor for request in requests if request.lane and request.ends_at is not None}
+    if not floors:
+        return {}
+    lowest = await hot_path.run(database, lambda connection: claims.ready_lanes(connection, floors))
+    for waiter, outcome in zip(batch, outcomes, strict=True):
+        if outcome.lease is None and waiter.lane in lowest:
+            waiter.unfit_agents.add(waiter.lane.agent_type)
+    return lowest
