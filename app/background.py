@@ -11,6 +11,7 @@ import asyncio
 import logging
 import signal
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from uuid import UUID
 
@@ -27,6 +28,7 @@ from app.loops.schedule import (
     Context,
     Duty,
     Job,
+    engine_jobs,
     host_jobs,
     pool_duties,
     pool_jobs,
@@ -39,11 +41,15 @@ from app.queue.service.admission import settings_policy
 from app.secrecy import make_private
 from app.settings import Settings, load_settings, secret_variables
 from app.terminal.databases import check_database, ends_by_failure, start_failure
+from app.terminal.failures import ExitCode, Failure
+from app.workers.provisioners.block_settings import UnusableBlocks, block_engine, check_blocks
+from app.workers.provisioners.engine import Engine
 from app.workers.provisioners.environment import worker_environment
 from app.workers.provisioners.host import Gauge, Machine
 from app.workers.provisioners.local import LocalProvisioner
 from app.workers.rules.workers import HealthPolicy, health_policy
 from app.workers.service import pool
+from app.workers.service.enrolment import make_block_key
 
 log = logging.getLogger(__name__)
 # Together well within 5 s, after which whoever stops this process kills it.
@@ -62,10 +68,14 @@ async def run(settings: Settings) -> None:
         hot_connections=2,
         statement_seconds=_STATEMENT_SECONDS,
     )
-    provisioner = _provisioner(settings, database) if settings.pool_size else None
+    is_local = settings.provisioner == "local"
+    provisioner = _provisioner(settings, database) if settings.pool_size and is_local else None
+    engine = engine_for(settings, database)
     schedule: Sequence[Duty | Job] = [*DUTIES, *JOBS, *host_jobs(Machine(), settings.host_name)]
     if provisioner is not None:
         schedule = [*schedule, *pool_duties(provisioner, Gauge()), *pool_jobs(provisioner)]
+    if engine is not None:
+        schedule = [*schedule, *engine_jobs(engine)]
     webhook_sender = WebhookSender(settings.webhook) if settings.webhook else None
     if webhook_sender is not None:
         schedule = [*schedule, *webhook_jobs(webhook_sender)]
@@ -73,11 +83,17 @@ async def run(settings: Settings) -> None:
     runner = Runner(context, schedule, liveness_file=settings.liveness_file)
     database.announcer.start()
     work = asyncio.create_task(runner.run())
+    following = asyncio.create_task(engine.run()) if engine is not None else None
     log.info("loops are running: %s", ", ".join(item.name for item in schedule))
     stop = StopSignals()
     await _until_stopped(work, stop)
     work.cancel()
     await asyncio.wait([work], timeout=_CANCEL_SECONDS)
+    # The members of an engine stay: they go on without us, and the next run finds them.
+    if engine is not None and following is not None:
+        following.cancel()
+        await asyncio.wait([following], timeout=_CANCEL_SECONDS)
+        await engine.close()
     if provisioner is not None:
         grace_seconds = _HASTY_GRACE_SECONDS if stop.is_hasty else _kill_after_seconds(settings)
         stopping = asyncio.create_task(_stop_workers(database, provisioner, grace_seconds))
@@ -166,6 +182,16 @@ def _provisioner(settings: Settings, database: Database) -> LocalProvisioner:
     )
 
 
+def engine_for(settings: Settings, database: Database) -> Engine | None:
+    """The engine that starts the workers, where processes of this host do not. Raises UnusableBlocks."""
+    match settings.provisioner:
+        case "local":
+            return None
+        case "slurm" | "pbs":
+            make_key = partial(make_block_key, database)
+            return block_engine(settings, make_key, _model_key(settings))
+
+
 def _model_key(settings: Settings) -> dict[str, str]:
     """The key of the language model, and where workers read it anew."""
     key_file = None if settings.llm_key_file is None else str(settings.llm_key_file.absolute())
@@ -217,12 +243,17 @@ def main() -> None:
 
 def _check(settings: Settings) -> None:
     """Raise Failure where the workers could not write their logs, or the database refuses."""
-    if settings.pool_size:
+    if settings.pool_size and settings.provisioner == "local":
         try:
             make_private(_worker_logs(settings))
         except OSError as error:
             raise start_failure(error) from None
     asyncio.run(check_database(str(settings.database_url), settings.database_direct_url))
+    if settings.provisioner in ("slurm", "pbs"):
+        try:
+            check_blocks(settings)
+        except UnusableBlocks as error:
+            raise Failure(str(error), ExitCode.USAGE) from None
 
 
 def _worker_logs(settings: Settings) -> Path:

@@ -15,7 +15,7 @@ import sys
 import tomllib
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
@@ -81,6 +81,34 @@ class Settings(BaseModel):
     llm_key_file: Path | None = Field(None, description="file of that key, which workers read anew when it is refused")
     llm_key_command: str | None = Field(None, description="command that prints that key, run anew when it is refused")
     worker_handlers: str | None = Field(None, description="module whose HANDLERS the workers of the pool run")
+    provisioner: Literal["local", "slurm", "pbs"] = Field(
+        "local",
+        description="`local`: workers are processes of this host; `slurm`, `pbs`: of jobs of a cluster",
+    )
+    pool_limit: int = Field(
+        1000, ge=1, le=100_000, description="workers that the engine of a pool may have, which has no host to measure"
+    )
+    block_slots: int = Field(1, ge=1, le=1024, description="workers on each node of a block")
+    block_min_nodes: int = Field(1, ge=1, le=10_000, description="nodes of the smallest block")
+    block_max_nodes: int = Field(1, ge=1, le=10_000, description="nodes of the largest block")
+    block_walltime_minutes: int = Field(60, ge=1, le=43_200, description="walltime of the job of a block")
+    block_lead_minutes: float = Field(
+        5, ge=0, le=1440, description="a block is replaced so long before its end, or earlier where jobs have to wait"
+    )
+    block_options: str = Field(
+        "", max_length=4000, description="options of `sbatch` or `qsub`: partition or queue, account, QOS and others"
+    )
+    block_template: Path | None = Field(
+        None, description="Jinja template of the script of a job; one with `srun` or `pbsdsh` when absent"
+    )
+    block_directory: Path | None = Field(
+        None,
+        description="directory that nodes share with this host, for keys and logs; by default in the state directory",
+    )
+    block_url: str | None = Field(None, description="address of the API for nodes; that of this host when absent")
+    block_poll_seconds: float = Field(
+        10.0, ge=0.2, le=600, description="the list of jobs is asked for no more often than this while nothing changes"
+    )
     host_name: str = Field(
         default_factory=lambda: socket.gethostname().split(".")[0] or "local",
         description="name of this host in the pool; the machine's",

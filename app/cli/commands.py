@@ -143,12 +143,18 @@ ENTRIES: Mapping[str, Entry] = {
         _PROGRAMS,
         "Speak for the workers of this host to the control plane, until SIGTERM or Ctrl-C.",
     ),
+    "pilot": Entry(
+        "app.cli.pilot:pilot",
+        _PROGRAMS,
+        "Run a relay and the workers of a node, until the job that this is part of ends.",
+        context_settings="PASS_THROUGH",
+    ),
     "db": Entry("app.cli.db:app", _PROGRAMS, "Migrate, back up, restore and check the database."),
     "tls": Entry("app.cli.tls:app", _PROGRAMS, "Make certificates for the API."),
     "openapi": Entry("app.cli.openapi:openapi", _PROGRAMS, "Print the OpenAPI schema; needs no database."),
 }
 # They tell of variables that are none by themselves.
-_LOGGING = ("api", "loops", "worker", "relay", "up", "demo", "doctor")
+_LOGGING = ("api", "loops", "worker", "relay", "pilot", "up", "demo", "doctor")
 
 
 class _AllCommands(Commands):

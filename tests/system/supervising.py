@@ -12,10 +12,16 @@ from tests.system.conftest import Up
 GOAL = "kills"
 
 
-async def submit(up: Up, count: int, seconds: float) -> list[str]:
-    """Ids of so many new tasks that take so long."""
+async def submit(up: Up, count: int, seconds: float, **fields: Any) -> list[str]:
+    """Ids of so many new tasks that take so long; `fields` are others of each."""
     tasks = [
-        {"id": str(uuid4()), "agent_type": "generation", "goal_id": GOAL, "payload": {"sleep_seconds": seconds}}
+        {
+            "id": str(uuid4()),
+            "agent_type": "generation",
+            "goal_id": GOAL,
+            "payload": {"sleep_seconds": seconds},
+            **fields,
+        }
         for _ in range(count)
     ]
     async with httpx.AsyncClient(base_url=up.url, headers=up.bearer("supervisor"), trust_env=False) as client:

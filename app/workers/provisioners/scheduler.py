@@ -80,7 +80,7 @@ async def run_command(
     text: str | None = None,
     seconds: float = _COMMAND_SECONDS,
 ) -> str:
-    """What a command of the scheduler prints. Raises SchedulerError with the last that it said."""
+    """Run a command of the scheduler; return what it prints. Raises SchedulerError with the last that it said."""
     program = words[0]
     try:
         process = await asyncio.create_subprocess_exec(

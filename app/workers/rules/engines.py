@@ -27,6 +27,7 @@ class EngineMember:
     Its worker registers under `name`. `created_at` is when its start began, from which start times are measured, None
     where the engine does not tell. `reason` is why it does not come (no room, an image, a crash loop, a queue), and
     `is_failure` that it will not by itself. `removal_cost` is what the engine was told last, lower ones going first.
+    Members of one `block` come and go together.
     """
 
     name: str
@@ -35,6 +36,7 @@ class EngineMember:
     reason: str | None = None
     is_failure: bool = False
     removal_cost: int = 0
+    block: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +69,7 @@ class EnginePlan:
 
     `drain` are workers that must get no more leases: with a reason those above the size, and in `drain_unplanned` those
     whose members go although nobody chose them. `awaited` are the members that may still register, with the times of
-    their creation.
+    their creation; `over` those of blocks that leave and that no worker is left in.
     """
 
     target: int
@@ -76,6 +78,7 @@ class EnginePlan:
     drain: Sequence[WorkerId] = ()
     drain_unplanned: Sequence[WorkerId] = ()
     awaited: Mapping[str, datetime | None]
+    over: Sequence[str] = ()
     waits: Sequence[MemberWait] = ()
 
 
@@ -94,9 +97,7 @@ def plan_engine(state: EngineState, workers: Sequence[MemberWorker], size: int, 
     allowed = admitted(size, block_size)
     staying = [worker for worker in workers if not worker.leaving]
     going = {member.name for member in state.members if member.state is MemberState.LEAVING}
-    # Idle ones first; names, so that two turns choose the same.
-    surplus_workers = sorted(staying, key=lambda worker: (worker.name not in going, worker.busy, worker.name))
-    drain = [worker.worker_id for worker in surplus_workers[: max(0, len(staying) - allowed)]]
+    drain = _workers_to_drain(state, staying, going, len(staying) - allowed)
     unplanned = [w.worker_id for w in staying if w.name in going and w.worker_id not in drain]
     active = state.active
     leaving = {worker.name for worker in workers if worker.leaving or worker.worker_id in drain}
@@ -110,8 +111,34 @@ def plan_engine(state: EngineState, workers: Sequence[MemberWorker], size: int, 
         drain=drain,
         drain_unplanned=unplanned,
         awaited={m.name: m.created_at for m in active if m.name not in by_name},
+        over=_over(state, by_name.keys()),
         waits=member_waits(active, by_name.keys()),
     )
+
+
+def _workers_to_drain(
+    state: EngineState, staying: Sequence[MemberWorker], going: Collection[str], surplus: int
+) -> list[WorkerId]:
+    """The workers above the size: idle ones first, and of a block either all or none."""
+    blocks = {member.name: member.block or member.name for member in state.members}
+    groups: dict[str, list[MemberWorker]] = {}
+    for worker in staying:
+        groups.setdefault(blocks.get(worker.name, worker.name), []).append(worker)
+    drain: list[WorkerId] = []
+    # Names, so that two turns choose the same.
+    for _, group in sorted(
+        groups.items(),
+        key=lambda item: (item[1][0].name not in going, sum(worker.busy for worker in item[1]), item[0]),
+    ):
+        if len(drain) + len(group) <= surplus:
+            drain += [worker.worker_id for worker in group]
+    return drain
+
+
+def _over(state: EngineState, registered: Collection[str]) -> list[str]:
+    leaving = [m for m in state.members if m.state is MemberState.LEAVING and m.block is not None]
+    occupied = {member.block for member in leaving if member.name in registered}
+    return [member.name for member in leaving if member.block not in occupied]
 
 
 def _may_go(worker: MemberWorker, drain: Collection[WorkerId]) -> bool:

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.database import Database
 from app.workers.provisioners.engine import CALL_SECONDS, Engine, EngineChanged, EngineUnavailable
-from app.workers.rules.engines import EnginePlan, EngineState, plan_engine
+from app.workers.rules.engines import EnginePlan, EngineState, MemberState, plan_engine
 from app.workers.rules.hosts import MemberWait
 from app.workers.rules.workers import Directive
 from app.workers.store import directives, engines, hosts
@@ -101,14 +101,18 @@ async def _plan(
     # What another process is asking for must stay dismissed until it is done.
     if pool.is_scaling:
         return _Turn(plan=plan)
+    going = {member.name for member in state.members if member.state is MemberState.LEAVING}
     # Whoever goes is chosen from what is, not from what was last heard, and so is whoever may come back.
-    if not fresh and (plan.surplus or pool.dismissed):
+    if not fresh and (plan.surplus or not going.issuperset(pool.dismissed)):
         return _Turn(plan=plan, needs_fresh=True)
     victims = engine.choose(state, plan.removable, plan.surplus) if plan.surplus else ()
+    victims = [*victims, *plan.over]
     awaited = {name: at for name, at in plan.awaited.items() if name not in victims}
-    await engines.record_members(connection, report, awaited, victims)
+    # Members on their way out register no more, be they started anew meanwhile.
+    await engines.record_members(connection, report, awaited, going.union(victims))
     # Members that the engine has not made yet go without anybody being chosen.
-    size = min(len(state.active) - len(victims), state.requested) if plan.surplus else plan.target
+    chosen = len(victims) - len(plan.over)
+    size = min(len(state.active) - chosen, state.requested) if plan.surplus else plan.target
     if size == state.requested and not victims:
         return _Turn(plan=plan)
     await engines.begin_scaling(connection, report, _ALONE_SECONDS)

@@ -1,0 +1,261 @@
+"""Workers in blocks: an engine whose members are places in jobs of a batch scheduler.
+
+Nothing is stored: the name of a job carries its launch token, its nodes and its slots, so that whoever starts anew
+finds all blocks in the list of jobs. A key by which the workers of a block register is made when its job runs, lies in
+a file that only our user can read, and is exchanged by each worker for one of its own.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import secrets
+import shlex
+import shutil
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined, TemplateError
+
+from app.secrecy import PRIVATE_DIRECTORY, write_private
+from app.workers.provisioners.engine import POOL_LABEL, EngineUnavailable, pool_label
+from app.workers.provisioners.scheduler import BatchScheduler, Job, JobRequest, JobState, SchedulerError
+from app.workers.rules.blocks import (
+    Block,
+    BlockPlan,
+    BlockPolicy,
+    blocks_to_give_up,
+    blocks_to_remove,
+    make_token,
+    member_names,
+    member_prefix,
+    name_block,
+    nodes_to_ask_for,
+    plan_blocks,
+    read_name,
+)
+from app.workers.rules.engines import EngineMember, EngineState, MemberState
+
+log = logging.getLogger(__name__)
+# A key is good for twice as long as until the next one; a file system that is shared is slow to show it.
+KEY_SECONDS, _RENEW_SECONDS = 600.0, 300.0
+# Of one turn; more come with the next.
+_MAX_SUBMITS = 8
+_KEEP_LOGS_SECONDS = 7 * 86_400.0
+# A start that began longer ago was that of another worker of the same place.
+_YOUNG_SECONDS = 120.0
+SECRETS_FILE = "secrets"
+_LOGS = "logs"
+
+# Makes the key with which the workers of the block with this token register, so many at most.
+MakeKey = Callable[[str, int], Awaitable[str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockLaunch:
+    """The content of a job: `pilot` is its command on each node, `template` the Jinja template around it."""
+
+    directory: Path
+    pilot: Sequence[str]
+    worker_arguments: Sequence[str]
+    template: str
+    other_secrets: Mapping[str, str]
+
+
+class BlockEngine:
+    """Keeps blocks of a batch scheduler."""
+
+    def __init__(
+        self,
+        *,
+        scheduler: BatchScheduler,
+        name: str,
+        max_size: int,
+        policy: BlockPolicy,
+        launch: BlockLaunch,
+        make_key: MakeKey,
+        poll_seconds: float,
+    ) -> None:
+        """`poll_seconds`: how long the list of jobs is believed while nothing is to change."""
+        self.kind = scheduler.kind
+        self.name = name
+        self.max_size = max_size
+        self.block_size = policy.size
+        self._scheduler = scheduler
+        self._policy = policy
+        self._launch = launch
+        self._make_key = make_key
+        self._poll_seconds = poll_seconds
+        self._blocks: Sequence[Block] = ()
+        self._looked_at = float("-inf")
+        self._size = 0
+        # Of jobs whose end is told by what they have used, which is told late: the earliest end that was.
+        self._ends: dict[str, float] = {}
+
+    async def state(self, *, fresh: bool) -> EngineState:
+        """The blocks and their members. Raises EngineUnavailable."""
+        if fresh or time.monotonic() - self._looked_at >= self._poll_seconds:
+            await self._look()
+        plan = self._plan()
+        members = [
+            *(member for block in plan.staying for member in self._members(block, is_leaving=False)),
+            *(member for block in plan.expiring for member in self._members(block, is_leaving=False)),
+            *(member for block in plan.leaving for member in self._members(block, is_leaving=True)),
+        ]
+        return EngineState(requested=plan.capacity, members=members)
+
+    def choose(self, state: EngineState, removable: frozenset[str], surplus: int) -> Sequence[str]:
+        """The members of whole blocks that may go."""
+        blocks = blocks_to_remove(self.name, self._plan(), removable, surplus)
+        return [name for block in blocks for name in member_names(self.name, block)]
+
+    async def scale(self, state: EngineState, size: int, victims: Sequence[str]) -> None:
+        """Cancel the blocks of the victims, and submit or cancel queued ones until the rest has this size.
+
+        Raises EngineUnavailable.
+        """
+        self._size = size
+        plan, gone = self._plan(), set(victims)
+        removed = [b for b in (*plan.staying, *plan.leaving) if gone.issuperset(member_names(self.name, b))]
+        surplus = plan.capacity - sum(block.size for block in removed if block in plan.staying) - size
+        if surplus > 0:
+            queued = [block for block in plan.staying if not block.is_running and block not in removed]
+            removed += blocks_to_give_up(queued, surplus)
+        try:
+            await self._scheduler.cancel([block.job_id for block in removed])
+            for nodes in nodes_to_ask_for(-surplus, self._policy)[:_MAX_SUBMITS]:
+                await self._submit(nodes)
+        except (SchedulerError, OSError, TemplateError) as error:
+            raise EngineUnavailable(str(error)) from None
+        finally:
+            # Whatever was done of it, the list of jobs tells.
+            self._looked_at = float("-inf")
+
+    async def run(self) -> None:
+        """Wait: a batch scheduler announces nothing."""
+        await asyncio.Event().wait()
+
+    async def close(self) -> None:
+        """Leave all blocks to run: their jobs end at their walltime, or with whoever starts anew."""
+
+    def _plan(self) -> BlockPlan:
+        return plan_blocks(self._blocks, self._policy, self._size, time.time())
+
+    async def _look(self) -> None:
+        try:
+            jobs = await self._scheduler.jobs()
+        except SchedulerError as error:
+            raise EngineUnavailable(str(error)) from None
+        self._blocks = [block for job in jobs if (block := self._block(job)) is not None]
+        self._ends = {b.job_id: b.ends_at for b in self._blocks if b.ends_at is not None}
+        self._looked_at = time.monotonic()
+        try:
+            await self._hand_over_keys()
+        except OSError as error:
+            raise EngineUnavailable(f"the keys of blocks cannot be written: {error}") from None
+
+    def _block(self, job: Job) -> Block | None:
+        read = read_name(job.name, self.name)
+        if read is None or job.state is JobState.ENDED:
+            return None
+        token, submitted_at, nodes, slots = read
+        ends = (self._ends.get(job.id), job.ends_at)
+        return Block(
+            token=token,
+            job_id=job.id,
+            nodes=nodes,
+            slots=slots,
+            submitted_at=submitted_at,
+            is_running=job.state is JobState.RUNNING,
+            reason=job.reason,
+            started_at=job.started_at if job.state is JobState.RUNNING else None,
+            ends_at=min((end for end in ends if end is not None), default=None),
+        )
+
+    def _members(self, block: Block, *, is_leaving: bool) -> Iterable[EngineMember]:
+        state = MemberState.READY if block.is_running else MemberState.PENDING
+        is_young = block.started_at is not None and time.time() - block.started_at < _YOUNG_SECONDS
+        for name in member_names(self.name, block):
+            yield EngineMember(
+                name=name,
+                state=MemberState.LEAVING if is_leaving else state,
+                block=block.token,
+                created_at=datetime.fromtimestamp(block.started_at, UTC) if is_young and block.started_at else None,
+                reason=None if block.is_running else f"its job waits in the queue of {self.kind} ({block.reason})",
+            )
+
+    async def _submit(self, nodes: int) -> None:
+        token = make_token(time.time(), secrets.token_hex(4))
+        name = name_block(self.name, token, nodes, self._policy.slots)
+        await asyncio.to_thread(self._make_directories)
+        job_id = await self._scheduler.submit(
+            JobRequest(
+                name=name,
+                comment=f"{POOL_LABEL}={pool_label(self.kind, self.name)} {token}",
+                nodes=nodes,
+                walltime_seconds=self._policy.walltime_seconds,
+                script=self._script(name, token, nodes),
+                log=str(self._launch.directory / _LOGS / f"{token}.log"),
+            )
+        )
+        log.info("submitted job %s as block %s with %d nodes", job_id, token, nodes)
+
+    def _script(self, name: str, token: str, nodes: int) -> str:
+        launch = self._launch
+        words = [*launch.pilot, "--name", member_prefix(self.name, token), "--slots", str(self._policy.slots)]
+        words += ["--secrets", str(self._secrets(token)), "--", *launch.worker_arguments]
+        words += ["--labels", f"{POOL_LABEL}={pool_label(self.kind, self.name)}", f"block={token}"]
+        template = Environment(undefined=StrictUndefined, autoescape=False).from_string(launch.template)  # noqa: S701
+        return template.render(
+            command=shlex.join(words),
+            name=name,
+            nodes=nodes,
+            slots=self._policy.slots,
+            walltime_seconds=self._policy.walltime_seconds,
+        )
+
+    def _secrets(self, token: str) -> Path:
+        return self._launch.directory / token / SECRETS_FILE
+
+    def _make_directories(self) -> None:
+        for directory in (self._launch.directory, self._launch.directory / _LOGS):
+            directory.mkdir(mode=PRIVATE_DIRECTORY, parents=True, exist_ok=True)
+
+    async def _hand_over_keys(self) -> None:
+        """Give each block that runs a key before its last one expires; take away those of blocks that are over."""
+        running = {block.token: block for block in self._blocks if block.is_running}
+        due = await asyncio.to_thread(self._look_at_keys, running.keys())
+        for token in due:
+            # Each place may lose its worker once until the next key.
+            key = await self._make_key(token, 2 * running[token].size)
+            values = {**self._launch.other_secrets, "CONVENER_KEY": key}
+            await asyncio.to_thread(_write, self._secrets(token), values)
+
+    def _look_at_keys(self, running: Set[str]) -> list[str]:
+        """The tokens of blocks that need a key; files of others, and old logs, are removed."""
+        self._make_directories()
+        for directory in self._launch.directory.iterdir():
+            if directory.is_dir() and directory.name != _LOGS and directory.name not in running:
+                shutil.rmtree(directory, ignore_errors=True)
+        for file in (self._launch.directory / _LOGS).iterdir():
+            if time.time() - file.stat().st_mtime > _KEEP_LOGS_SECONDS:
+                file.unlink(missing_ok=True)
+        return sorted(token for token in running if _age(self._secrets(token)) >= _RENEW_SECONDS)
+
+
+def _age(path: Path) -> float:
+    try:
+        return abs(time.time() - path.stat().st_mtime)
+    except FileNotFoundError:
+        return float("inf")
+
+
+def _write(path: Path, values: Mapping[str, str]) -> None:
+    path.parent.mkdir(mode=PRIVATE_DIRECTORY, exist_ok=True)
+    # In one step, as it is read at any moment.
+    unfinished = path.with_name(f".{path.name}")
+    write_private(unfinished, json.dumps(dict(values)))
+    os.replace(unfinished, path)

@@ -1,0 +1,173 @@
+"""Blocks of workers: jobs of a batch scheduler that end at their walltime, and which of them come, stay and go."""
+
+import math
+import re
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+_NAME = re.compile(
+    r"convener-(?P<pool>.+)-(?P<submitted>[0-9a-f]{8})(?P<token>[0-9a-f]{8})-(?P<nodes>\d+)x(?P<slots>\d+)"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockPolicy:
+    """Size and times of blocks: `slots` workers on each of `min_nodes` to `max_nodes` nodes.
+
+    A replacement is asked for `lead_seconds` before a block ends, earlier where blocks lately had to wait longer, but
+    never before half of its time is over. `start_seconds` after its start a job counts as one whose workers are there,
+    and `drain_seconds` before its end they begin to leave.
+    """
+
+    slots: int
+    min_nodes: int
+    max_nodes: int
+    walltime_seconds: int
+    lead_seconds: float
+    drain_seconds: float
+    start_seconds: float = 10.0
+
+    @property
+    def size(self) -> int:
+        """Workers of the smallest block."""
+        return self.slots * self.min_nodes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """A job that has not ended: its launch token, the id of its job, and what its name and its scheduler tell.
+
+    Times are seconds since 1970.
+    """
+
+    token: str
+    job_id: str
+    nodes: int
+    slots: int
+    submitted_at: float
+    is_running: bool
+    reason: str = ""
+    started_at: float | None = None
+    ends_at: float | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of its workers."""
+        return self.nodes * self.slots
+
+    @property
+    def queue_seconds(self) -> float | None:
+        """For how long it waited for its nodes; None while it does."""
+        return None if self.started_at is None else max(0.0, self.started_at - self.submitted_at)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockPlan:
+    """Blocks by what becomes of them.
+
+    Those that stay count for the size of the pool. Those that expire are replaced; they serve on until their
+    replacements run, and then are those that leave.
+    """
+
+    staying: Sequence[Block] = ()
+    expiring: Sequence[Block] = ()
+    leaving: Sequence[Block] = ()
+
+    @property
+    def capacity(self) -> int:
+        """Workers of the blocks that stay, be they queued."""
+        return sum(block.size for block in self.staying)
+
+
+def name_block(pool: str, token: str, nodes: int, slots: int) -> str:
+    """The name of the job of a block, by which a control plane that starts anew finds it."""
+    return f"convener-{pool}-{token}-{nodes}x{slots}"
+
+
+def make_token(now: float, random: str) -> str:
+    """A launch token: the time of the submit, and 8 random hexadecimal digits."""
+    return f"{int(now) & 0xFFFFFFFF:08x}{random}"
+
+
+def read_name(name: str, pool: str) -> tuple[str, float, int, int] | None:
+    """Token, time of the submit, nodes and slots in the name of a job; None where it is none of this pool."""
+    match = _NAME.fullmatch(name)
+    if match is None or match["pool"] != pool:
+        return None
+    submitted = int(match["submitted"], 16)
+    return match["submitted"] + match["token"], float(submitted), int(match["nodes"]), int(match["slots"])
+
+
+def member_names(pool: str, block: Block) -> list[str]:
+    """The names of the workers of a block."""
+    prefix = member_prefix(pool, block.token)
+    return [f"{prefix}-{node}-{slot}" for node in range(block.nodes) for slot in range(block.slots)]
+
+
+def member_prefix(pool: str, token: str) -> str:
+    """The beginning of the names of all workers of a block."""
+    return f"{pool}-{token}"
+
+
+def plan_blocks(blocks: Iterable[Block], policy: BlockPolicy, size: int, now: float) -> BlockPlan:
+    """Sort blocks by what becomes of them; `size` is the number of workers that was asked for last, 0: none yet.
+
+    One that expires leaves only when enough others run, so that the pool is not smaller for a moment.
+    """
+    all_blocks = sorted(blocks, key=lambda block: (block.ends_at or math.inf, block.token))
+    lead = lead_seconds(all_blocks, policy)
+    expiring = [b for b in all_blocks if b.ends_at is not None and b.is_running and b.ends_at - now <= lead]
+    staying = [block for block in all_blocks if block not in expiring]
+    capacity = sum(block.size for block in staying)
+    running = sum(b.size for b in staying if b.is_running and now - (b.started_at or now) >= policy.start_seconds)
+    need = max(size, capacity)
+    serving, leaving = list(expiring), []
+    for block in expiring:
+        rest = sum(other.size for other in serving) - block.size
+        is_replaced = need > 0 and running + rest >= need
+        if is_replaced or (block.ends_at or math.inf) - now <= policy.drain_seconds:
+            serving.remove(block)
+            leaving.append(block)
+    return BlockPlan(staying=staying, expiring=serving, leaving=leaving)
+
+
+def lead_seconds(blocks: Iterable[Block], policy: BlockPolicy) -> float:
+    """For how long before its end a block is replaced: half as long again as those that run had to wait, at least."""
+    waits = [block.queue_seconds for block in blocks if block.queue_seconds is not None]
+    longest = 1.5 * max(waits, default=0.0)
+    return min(policy.walltime_seconds / 2, max(policy.lead_seconds, longest))
+
+
+def nodes_to_ask_for(missing: int, policy: BlockPolicy) -> list[int]:
+    """Numbers of nodes of new blocks for so many workers, in few blocks; less than the smallest block is left out."""
+    # Sizes are whole blocks, and what is beyond stands for workers that leave a place which stays.
+    nodes = missing // policy.size * policy.min_nodes
+    sizes = []
+    while nodes > 0:
+        sizes.append(min(policy.max_nodes, max(policy.min_nodes, nodes)))
+        nodes -= sizes[-1]
+    return sizes
+
+
+def blocks_to_give_up(queued: Iterable[Block], surplus: int) -> list[Block]:
+    """Queued blocks that can be cancelled without missing a worker, the newest first."""
+    given_up = []
+    for block in sorted(queued, key=lambda block: block.token, reverse=True):
+        if block.size <= surplus:
+            given_up.append(block)
+            surplus -= block.size
+    return given_up
+
+
+def blocks_to_remove(pool: str, plan: BlockPlan, removable: Collection[str], surplus: int) -> list[Block]:
+    """Whole blocks of members that may all go, `surplus` of all members at most: queued ones before those that run.
+
+    Those that expire are no surplus: they go when their replacements are there.
+    """
+    surplus -= sum(block.size for block in plan.expiring)
+    removed = []
+    for block in sorted(plan.staying, key=lambda block: (block.is_running, block.ends_at or math.inf, block.token)):
+        if block.size <= surplus and all(name in removable for name in member_names(pool, block)):
+            removed.append(block)
+            surplus -= block.size
+    return removed

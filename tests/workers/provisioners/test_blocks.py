@@ -1,0 +1,178 @@
+"""The engine of blocks over a scheduler that is only a list: what it submits, cancels and hands over."""
+
+import json
+import os
+import stat
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.workers.provisioners.blocks import BlockEngine, BlockLaunch
+from app.workers.provisioners.engine import EngineUnavailable
+from app.workers.provisioners.scheduler import Job, JobRequest, JobState, SchedulerError
+from app.workers.rules.blocks import BlockPolicy
+from app.workers.rules.engines import MemberState
+
+
+class Jobs:
+    """A scheduler whose jobs the test moves."""
+
+    kind = "slurm"
+
+    def __init__(self) -> None:
+        self.requests: list[JobRequest] = []
+        self.states: dict[str, JobState] = {}
+        self.ends: dict[str, float] = {}
+        self.refusal: str | None = None
+
+    async def submit(self, request: JobRequest) -> str:
+        """Queue it."""
+        if self.refusal:
+            raise SchedulerError(self.refusal, is_refusal=True)
+        self.requests.append(request)
+        job_id = str(len(self.requests))
+        self.states[job_id] = JobState.QUEUED
+        return job_id
+
+    async def jobs(self) -> Sequence[Job]:
+        """All of them."""
+        return [
+            Job(
+                id=job_id,
+                name=self.requests[int(job_id) - 1].name,
+                state=state,
+                reason="PENDING: Resources",
+                started_at=time.time() - 20,
+                ends_at=self.ends.get(job_id, time.time() + 3000),
+            )
+            for job_id, state in self.states.items()
+        ]
+
+    async def cancel(self, job_ids: Sequence[str]) -> None:
+        """End them."""
+        self.states.update(dict.fromkeys(job_ids, JobState.ENDED))
+
+
+def engine(jobs: Jobs, place: Path, **changes: Any) -> BlockEngine:
+    """Blocks of two workers on each of one to three nodes."""
+    policy: dict[str, Any] = {"slots": 2, "min_nodes": 1, "max_nodes": 3, "walltime_seconds": 3600}
+
+    async def make_key(token: str, uses: int) -> str:
+        return f"cvn_{token}_{uses}"
+
+    return BlockEngine(
+        scheduler=jobs,
+        name="lab",
+        max_size=100,
+        policy=BlockPolicy(**(policy | {"lead_seconds": 300, "drain_seconds": 50} | changes)),
+        launch=BlockLaunch(
+            directory=place,
+            pilot=["convener", "pilot"],
+            worker_arguments=["--handlers", "my agents"],
+            template="#!/bin/sh\n{{ nodes }} x {{ command }}\n",
+            other_secrets={"CONVENER_LLM_KEY": "s3cret"},
+        ),
+        make_key=make_key,
+        poll_seconds=0,
+    )
+
+
+async def test_blocks_are_submitted_for_the_size_and_wait_with_their_reason(tmp_path: Path) -> None:
+    jobs = Jobs()
+    blocks = engine(jobs, tmp_path)
+    await blocks.scale(await blocks.state(fresh=True), 10, [])
+    assert [request.nodes for request in jobs.requests] == [3, 2]
+    state = await blocks.state(fresh=True)
+    assert (state.requested, {member.state for member in state.members}) == (10, {MemberState.PENDING})
+    assert {member.reason for member in state.members} == {"its job waits in the queue of slurm (PENDING: Resources)"}
+    assert not any(member.is_failure for member in state.members)
+    script = jobs.requests[0].script
+    assert script.startswith("#!/bin/sh\n3 x convener pilot --name lab-")
+    assert "--handlers 'my agents'" in script
+    assert "convener-pool=slurm/lab" in script
+    assert "s3cret" not in script
+    assert "cvn_" not in script
+
+
+async def test_another_process_finds_the_blocks_and_asks_for_no_more(tmp_path: Path) -> None:
+    jobs = Jobs()
+    first = engine(jobs, tmp_path)
+    await first.scale(await first.state(fresh=True), 4, [])
+    second = engine(jobs, tmp_path)
+    state = await second.state(fresh=False)
+    assert state.requested == 4
+    await second.scale(state, 4, [])
+    assert len(jobs.requests) == 1
+
+
+async def test_a_block_gets_a_key_of_its_own_when_it_runs_and_loses_it_afterwards(tmp_path: Path) -> None:
+    jobs = Jobs()
+    blocks = engine(jobs, tmp_path)
+    await blocks.scale(await blocks.state(fresh=True), 2, [])
+    await blocks.state(fresh=True)
+    assert not list(tmp_path.glob("*/secrets"))
+    jobs.states["1"] = JobState.RUNNING
+    await blocks.state(fresh=True)
+    (secrets,) = tmp_path.glob("*/secrets")
+    assert json.loads(secrets.read_text()) == {
+        "CONVENER_LLM_KEY": "s3cret",
+        "CONVENER_KEY": f"cvn_{secrets.parent.name}_4",
+    }
+    assert stat.S_IMODE(secrets.stat().st_mode) == 0o600
+    assert stat.S_IMODE(secrets.parent.stat().st_mode) == 0o700
+    written_at = secrets.stat().st_mtime_ns
+    await blocks.state(fresh=True)
+    assert secrets.stat().st_mtime_ns == written_at
+    os.utime(secrets, (time.time() - 400,) * 2)
+    await blocks.state(fresh=True)
+    assert time.time() - secrets.stat().st_mtime < 100
+    jobs.states["1"] = JobState.ENDED
+    assert (await blocks.state(fresh=True)).members == []
+    assert not secrets.exists()
+
+
+async def test_queued_blocks_are_given_up_and_running_ones_only_as_a_whole(tmp_path: Path) -> None:
+    jobs = Jobs()
+    blocks = engine(jobs, tmp_path, max_nodes=1)
+    await blocks.scale(await blocks.state(fresh=True), 6, [])
+    jobs.states["1"] = jobs.states["2"] = JobState.RUNNING
+    state = await blocks.state(fresh=True)
+    await blocks.scale(state, 4, [])
+    assert list(jobs.states.values()) == [JobState.RUNNING, JobState.RUNNING, JobState.ENDED]
+    state = await blocks.state(fresh=True)
+    names = sorted(member.name for member in state.members)
+    assert blocks.choose(state, frozenset(names[:3]), 2) == names[:2]
+    assert blocks.choose(state, frozenset(names[1:3]), 2) == []
+    await blocks.scale(state, 2, names[:2])
+    assert [state is JobState.ENDED for state in jobs.states.values()].count(True) == 2
+
+
+async def test_a_block_is_replaced_ahead_of_its_end(tmp_path: Path) -> None:
+    jobs = Jobs()
+    blocks = engine(jobs, tmp_path)
+    await blocks.scale(await blocks.state(fresh=True), 2, [])
+    jobs.states["1"] = JobState.RUNNING
+    jobs.ends["1"] = time.time() + 200
+    state = await blocks.state(fresh=True)
+    assert (state.requested, len(state.active)) == (0, 2)
+    await blocks.scale(state, 2, [])
+    state = await blocks.state(fresh=True)
+    assert (state.requested, len(state.active)) == (2, 4)
+    assert blocks.choose(state, frozenset(member.name for member in state.members), 2) == []
+    jobs.states["2"] = JobState.RUNNING
+    state = await blocks.state(fresh=True)
+    leaving = [member for member in state.members if member.state is MemberState.LEAVING]
+    assert (state.requested, len(state.active), len(leaving)) == (2, 2, 2)
+    await blocks.scale(state, 2, [member.name for member in leaving])
+    assert jobs.states == {"1": JobState.ENDED, "2": JobState.RUNNING}
+
+
+async def test_the_words_of_a_refusal_are_kept(tmp_path: Path) -> None:
+    jobs = Jobs()
+    jobs.refusal = "sbatch: invalid partition"
+    blocks = engine(jobs, tmp_path)
+    with pytest.raises(EngineUnavailable, match="invalid partition"):
+        await blocks.scale(await blocks.state(fresh=True), 2, [])

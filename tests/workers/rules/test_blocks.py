@@ -1,0 +1,112 @@
+"""Blocks: their names, their sizes, and which come, stay and go."""
+
+from dataclasses import replace
+
+from app.workers.rules.blocks import (
+    Block,
+    BlockPolicy,
+    blocks_to_give_up,
+    blocks_to_remove,
+    lead_seconds,
+    make_token,
+    member_names,
+    name_block,
+    nodes_to_ask_for,
+    plan_blocks,
+    read_name,
+)
+
+POLICY = BlockPolicy(
+    slots=2, min_nodes=2, max_nodes=5, walltime_seconds=3600, lead_seconds=300, drain_seconds=50, start_seconds=10
+)
+NOW = 1_795_900_000.0
+
+
+def running(token: str, *, started: float = 1000, ends: float | None = 2600, nodes: int = 2) -> Block:
+    """A block that started so many seconds ago, and ends in so many."""
+    return Block(
+        token=token,
+        job_id=token,
+        nodes=nodes,
+        slots=2,
+        submitted_at=NOW - started - 20,
+        is_running=True,
+        started_at=NOW - started,
+        ends_at=None if ends is None else NOW + ends,
+    )
+
+
+def queued(token: str, nodes: int = 2) -> Block:
+    """A block whose job waits."""
+    return Block(token=token, job_id=token, nodes=nodes, slots=2, submitted_at=NOW - 5, is_running=False)
+
+
+def test_the_name_of_a_job_tells_all_of_its_block() -> None:
+    token = make_token(NOW, "0123abcd")
+    name = name_block("lab-2", token, 12, 8)
+    assert read_name(name, "lab-2") == (token, NOW, 12, 8)
+    assert read_name(name, "lab") is None
+    assert read_name("convener-lab-2-x", "lab-2") is None
+
+
+def test_workers_are_named_by_block_node_and_slot() -> None:
+    assert member_names("lab", queued("t")) == ["lab-t-0-0", "lab-t-0-1", "lab-t-1-0", "lab-t-1-1"]
+
+
+def test_blocks_are_few_and_within_their_bounds() -> None:
+    assert nodes_to_ask_for(4, POLICY) == [2]
+    assert nodes_to_ask_for(24, POLICY) == [5, 5, 2]
+    assert nodes_to_ask_for(22, POLICY) == [5, 5]
+    # One worker more stands for one that leaves a place which stays.
+    assert nodes_to_ask_for(1, POLICY) == []
+    assert nodes_to_ask_for(-4, POLICY) == []
+
+
+def test_a_block_that_ends_soon_counts_no_longer_but_serves_on() -> None:
+    old = running("a", ends=299)
+    plan = plan_blocks([old], POLICY, 4, NOW)
+    assert (plan.expiring, plan.leaving, plan.capacity) == ([old], [], 0)
+    with_queued = plan_blocks([old, queued("b")], POLICY, 4, NOW)
+    assert (with_queued.expiring, with_queued.capacity) == ([old], 4)
+
+
+def test_a_block_leaves_once_its_replacement_has_had_time_to_start() -> None:
+    old = running("a", ends=299)
+    assert plan_blocks([old, running("b", started=5)], POLICY, 4, NOW).leaving == []
+    assert plan_blocks([old, running("b", started=15)], POLICY, 4, NOW).leaving == [old]
+
+
+def test_of_two_blocks_only_as_many_leave_as_are_replaced() -> None:
+    old, older = running("a", ends=299), running("b", ends=200)
+    plan = plan_blocks([old, older, running("c", started=15), queued("d")], POLICY, 8, NOW)
+    assert (plan.leaving, plan.expiring) == ([older], [old])
+
+
+def test_without_a_replacement_workers_leave_shortly_before_the_end() -> None:
+    old = running("a", ends=49)
+    assert plan_blocks([old, queued("b")], POLICY, 4, NOW).leaving == [old]
+
+
+def test_where_jobs_wait_for_long_replacements_are_asked_for_earlier() -> None:
+    slow = replace(running("a"), submitted_at=NOW - 1000 - 800)
+    assert lead_seconds([running("b")], POLICY) == 300
+    assert lead_seconds([slow], POLICY) == 1200
+    assert lead_seconds([replace(slow, submitted_at=NOW - 100_000)], POLICY) == 1800
+
+
+def test_a_block_whose_end_nobody_knows_stays() -> None:
+    assert plan_blocks([running("a", ends=None)], POLICY, 4, NOW).capacity == 4
+
+
+def test_the_newest_queued_blocks_are_given_up_first() -> None:
+    blocks = [queued("a"), queued("b", nodes=4), queued("c")]
+    assert [block.token for block in blocks_to_give_up(blocks, 7)] == ["c"]
+    assert [block.token for block in blocks_to_give_up(blocks, 8)] == ["c", "a"]
+
+
+def test_only_whole_blocks_are_removed_and_expiring_ones_are_no_surplus() -> None:
+    blocks = [running("a"), running("b"), running("c", ends=299)]
+    plan = plan_blocks([*blocks, queued("d")], POLICY, 12, NOW)
+    names = {block.token: member_names("lab", block) for block in blocks}
+    assert blocks_to_remove("lab", plan, {*names["a"], *names["b"][:3]}, 8) == [blocks[0]]
+    assert blocks_to_remove("lab", plan, {*names["a"], *names["b"]}, 7) == []
