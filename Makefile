@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo local-llm demo-llm test-llm up test quick check format lint imports types openapi reference docs lock bench bench-attacks bench-claim bench-stopping bench-decisions bench-heartbeats bench-language-model bench-permits sbom test-schema screenshots clean
+.PHONY: demo local-llm demo-llm test-llm up test quick check format lint imports types openapi reference docs lock bench bench-attacks bench-claim bench-stopping bench-decisions bench-heartbeats bench-language-model bench-permits bench-recovery sbom test-schema screenshots clean
 
 # What runs the service is a quarter of what develops it, so a first `make up` fetches no more; where all is there, that is used.
 SERVICE_READY := .venv/.service-ready
@@ -114,6 +114,9 @@ bench-attacks: $(READY)
 
 bench-permits: $(READY)
 	@$(BIN)/python -m benchmarks.permits
+
+bench-recovery: $(READY)
+	@$(BIN)/python -m benchmarks.recovery
 
 # The lock holds versions and hashes, no addresses.
 COMPILE_ALONE := .venv/lock/bin/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-header --no-annotate --no-emit-index-url --no-emit-trusted-host --no-emit-find-links
