@@ -1,0 +1,119 @@
+"""A primary is killed under load and its standby promoted: nothing acknowledged is lost, and all go on as they are."""
+
+import asyncio
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.db import schema
+from app.db.database import Database
+from app.kernel.access import Role
+from app.postgres.binaries import Binaries
+from tests.support.journal import Client, Journal, compare, completed_by_others, submit, work
+from tests.support.replicas import Replicas, replicas
+from tests.support.standby import Node
+from tests.system.conftest import is_ready, make_keys, until
+from tests.system.relaying import workers
+
+pytestmark = pytest.mark.slow
+_ROUNDS, _CLIENTS = int(os.environ.get("CONVENER_TEST_FAILOVERS", "2")), 3
+# Tasks that are completed before the primary is killed, and once its standby has been promoted.
+_BEFORE, _AFTER = 30, 20
+# As long as a call may take on a machine that has other things to do.
+_CALL_SECONDS, _PATIENCE_SECONDS = 40.0, 180.0
+
+
+@pytest.fixture
+async def nodes(binaries: Binaries) -> AsyncIterator[list[Node]]:
+    """A primary with an empty schema, and a standby that follows it."""
+    directory = Path(tempfile.mkdtemp(prefix="convener-failover-"))
+    directory.chmod(0o711)
+    nodes = [Node(directory=directory / name, binaries=binaries) for name in ("one", "two")]
+    primary, standby = nodes
+    try:
+        await primary.make_primary()
+        database = Database(primary.url)
+        await schema.migrate(database.engine)
+        await database.close()
+        await standby.follow(primary)
+        yield nodes
+    finally:
+        for node in nodes:
+            await node.stop()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@asynccontextmanager
+async def _service(nodes: list[Node], directory: Path) -> AsyncIterator[tuple[Replicas, dict[Role, str]]]:
+    primary, standby = nodes
+    keys = await make_keys(primary.url)
+    places = f"{primary.url.rpartition(':')[0]}:{primary.port},127.0.0.1:{standby.port}"
+    with replicas(primary.url, directory, direct_url=f"{places}/convener?target_session_attrs=read-write") as running:
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            while not await is_ready(running.url):
+                await asyncio.sleep(0.05)
+        yield running, keys
+
+
+async def _fail_over(running: Replicas, primary: Node, standby: Node) -> None:
+    """What docs/how-to/replicas.md tells to do."""
+    await primary.kill()
+    standby.promote()
+    running.pooler.lead_to(standby.port)
+    await asyncio.to_thread(running.pooler.reload)
+
+
+async def _until_the_daemon_works(url: str, journal: Journal) -> None:
+    before = await completed_by_others(url, journal)
+    async with asyncio.timeout(_PATIENCE_SECONDS):
+        while await completed_by_others(url, journal) == before:
+            await asyncio.sleep(0.2)
+
+
+async def test_nothing_acknowledged_is_lost_with_a_synchronous_standby(nodes: list[Node], tmp_path: Path) -> None:
+    journal, done = Journal(), asyncio.Event()
+    clients: list[asyncio.Task[None]] = []
+
+    def more(count: int) -> Callable[[], bool]:
+        goal = len(journal.completed) + count
+        # One that has failed says why once it is gathered.
+        return lambda: len(journal.completed) >= goal or any(client.done() for client in clients)
+
+    primary, standby = nodes
+    await primary.wait_for_standbys(synchronous=True)
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+    async with (
+        _service(nodes, tmp_path) as (running, keys),
+        httpx.AsyncClient(base_url=running.url, trust_env=False, timeout=_CALL_SECONDS, limits=limits) as http,
+    ):
+        supervisor = Client(http=http, key=keys[Role.SUPERVISOR], journal=journal)
+        pool = Client(http=http, key=keys[Role.POOL], journal=journal)
+        clients.append(asyncio.create_task(submit(supervisor, done)))
+        clients += [asyncio.create_task(work(pool, done)) for _ in range(_CLIENTS)]
+        with workers(running.url, keys[Role.POOL], tmp_path, 1) as daemons:
+            for number in range(_ROUNDS):
+                await until(more(_BEFORE), _PATIENCE_SECONDS, f"work before the failover ({journal})")
+                await _fail_over(running, primary, standby)
+                primary, standby = standby, primary
+                await until(more(_AFTER), _PATIENCE_SECONDS, "work after the failover")
+                lost = await compare(primary.url, journal)
+                assert lost.count == 0, lost
+                await _until_the_daemon_works(primary.url, journal)
+                if number + 1 < _ROUNDS:
+                    await standby.follow(primary)
+                    await primary.wait_for_standbys(synchronous=True)
+            done.set()
+            await asyncio.gather(*clients)
+            # By themselves: none of them has ended and come again.
+            assert all(child.poll() is None for child in [*running.children, *daemons])
+        lost = await compare(primary.url, journal)
+        assert lost.count == 0, lost
+        assert not journal.twice
+        print(f"\n{len(journal.submitted)} submits, {len(journal.leased)} leases, {len(journal.completed)} completions")
+        print(f"not acknowledged: {journal.errors}; longest gap {journal.longest_gap:.1f} s")
