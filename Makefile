@@ -126,6 +126,7 @@ lock:
 	.venv/lock/bin/python -m pip install --quiet pip-tools
 	$(PYTHON) -c "import tomllib; g = tomllib.load(open('pyproject.toml', 'rb'))['dependency-groups']; print('\n'.join(g['dev'] + g['build']))" > .venv/lock/dev.in
 	$(COMPILE) -o requirements/run.txt pyproject.toml
+	$(COMPILE_ALONE) --extra llm --extra otel -c requirements/run.txt -o requirements/worker.txt clients/worker/pyproject.toml
 	$(COMPILE) -o requirements/dev.txt pyproject.toml .venv/lock/dev.in
 	$(PYTHON) -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb')); print('\n'.join(['-c ../../requirements/dev.txt', *p['dependency-groups']['build'], *p['project']['optional-dependencies']['top']]))" > .venv/lock/start.in
 	$(COMPILE_ALONE) -o requirements/start.txt .venv/lock/start.in

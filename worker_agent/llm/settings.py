@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
 PREFIX = "CONVENER_LLM_"
 KEY_VARIABLE = f"{PREFIX}KEY"
+# What the gateway for handlers is made of; a worker without a language model needs neither.
+_SERVER_PACKAGES = ("starlette", "uvicorn")
 _MAX_SECONDS = 86_400
 _MAX_NAME_LENGTH = 200
 
@@ -40,6 +43,8 @@ def read_settings(environment: Mapping[str, str]) -> GatewaySettings | None:
         raise ValueError(f"{PREFIX}URL must be an http or https address such as http://127.0.0.1:44497/v1, not {url!r}")
     if parts.username or parts.password:
         raise ValueError(f"{PREFIX}URL must not hold a password; put the key into {KEY_VARIABLE}")
+    if missing := [name for name in _SERVER_PACKAGES if find_spec(name) is None]:
+        raise ValueError(f"{PREFIX}URL needs {' and '.join(missing)}: install 'convener-worker[llm]'")
     models = tuple(name for word in environment.get(f"{PREFIX}MODELS", "").split(",") if (name := word.strip()))
     if not models:
         raise ValueError(f"{PREFIX}MODELS is not set: name the models to ask, the first choice first")
