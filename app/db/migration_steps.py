@@ -27,8 +27,9 @@ class StepLimits:
     patience_seconds: float
 
 
-# Everybody who needs a table waits behind a step that waits for it, and then until its transaction has ended.
-ONLINE = StepLimits(lock_seconds=0.1, transaction_seconds=0.4, patience_seconds=120.0)
+# Everybody who needs a table waits behind a step that waits for it, and then until its transaction has ended: together
+# for less than the half second after which a statement of the hot path gives up.
+ONLINE = StepLimits(lock_seconds=0.1, transaction_seconds=0.3, patience_seconds=120.0)
 # Nobody works meanwhile, or all who do must wait.
 OFFLINE = StepLimits(lock_seconds=5.0, transaction_seconds=1800.0, patience_seconds=0.0)
 _PAUSE_SECONDS = (0.1, 0.5)
