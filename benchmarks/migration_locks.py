@@ -16,7 +16,6 @@ from sqlalchemy import Connection, text
 from app.db import schema
 from app.db.database import Database
 from app.db.migration_steps import Migration, Step
-from benchmarks.progress import say
 
 FIRST = "2026_11_23_first_schema"
 _CHUNK = 100_000
@@ -24,7 +23,7 @@ _TASK = """gen_random_uuid(), (ARRAY['generation', 'ranking'])[1 + n % 2], 'goal
     '{"topic": "planetary motion"}'::jsonb, '{}'::jsonb, 600, 3, '{5,30}'::float8[], ''::bytea, now()"""
 _COLUMNS = """id, agent_type, goal_id, priority, payload, labels, timeout_seconds, max_attempts, retry_delays,
     request_hash, created_at"""
-# One task in a hundred is leased; as many are finished as wait, and each of those has two events.
+# One task in a hundred is leased.
 _FILL = (
     f"""INSERT INTO tasks ({_COLUMNS}, state, token, worker_id, lease_request_id, leased_at, lease_expires_at,
                           deadline_at)
@@ -70,25 +69,25 @@ class Watched:
         connection.execute(text("SELECT pg_stat_force_next_flush()"))
 
 
-async def fill(url: str, tasks: int) -> None:
-    """Fill the tables of the first version: so many tasks, as many finished ones, and two events of each of those."""
+async def fill(url: str, tasks: int, finished: int) -> None:
+    """Fill the tables of the first version: tasks that wait, finished ones, and two events of each of those."""
     connection = await asyncpg.connect(url)
     try:
         await connection.execute("SET synchronous_commit = off")
-        for first in range(0, tasks, _CHUNK):
-            for statement in _FILL:
-                await connection.execute(statement, first, min(first + _CHUNK, tasks))
+        for statement, count in zip(_FILL, (tasks, finished, finished), strict=True):
+            for first in range(0, count, _CHUNK):
+                await connection.execute(statement, first, min(first + _CHUNK, count))
         await connection.execute("VACUUM ANALYZE")
     finally:
         await connection.close()
 
 
-async def migrate(url: str, tasks: int, *, is_alone: bool = False) -> Watched:
+async def migrate(url: str, tasks: int, finished: int, *, is_alone: bool = False) -> Watched:
     """Fill an empty database as the first version had it, and migrate it to the newest one, which may take its time."""
     watched, database = Watched(), Database(url)
     try:
         await schema.migrate(database.engine, FIRST)
-        await fill(database.url, tasks)
+        await fill(database.url, tasks, finished)
         await schema.migrate(database.engine, watch=watched.watch(), is_alone=is_alone)
     finally:
         await database.close()
@@ -109,8 +108,10 @@ def _table(watched: Watched) -> str:
 def main() -> None:
     """Print what each migration did."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tasks", type=int, default=3_000_000)
-    say(_table(asyncio.run(migrate(os.environ["CONVENER_DATABASE_URL"], parser.parse_args().tasks))))
+    parser.add_argument("--tasks", type=int, default=3_000_000, help="that wait")
+    parser.add_argument("--finished", type=int, default=300_000, help="tasks in history, with two events each")
+    options = parser.parse_args()
+    print(_table(asyncio.run(migrate(os.environ["CONVENER_DATABASE_URL"], options.tasks, options.finished))))
 
 
 if __name__ == "__main__":

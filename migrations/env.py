@@ -14,6 +14,8 @@ def run() -> None:
         connection=connection, target_metadata=metadata, include_object=is_compared, compare_server_default=False
     )
     with context.begin_transaction():
+        for action in attributes.get("at_begin", ()):
+            action(connection)
         context.run_migrations()
         # After the last step, because the file may name tables that came later than the step which asked for it.
         if attributes.get("apply_functions") and attributes.get("is_last", True):

@@ -28,8 +28,10 @@ class StepLimits:
 
 
 # Everybody who needs a table waits behind a step that waits for it, and then until its transaction has ended: together
-# for less than the half second after which a statement of the hot path gives up.
-ONLINE = StepLimits(lock_seconds=0.1, transaction_seconds=0.3, patience_seconds=120.0)
+# for the half second after which a statement of the hot path gives up.
+ONLINE = StepLimits(lock_seconds=0.1, transaction_seconds=0.4, patience_seconds=120.0)
+# Longer than the second after which PostgreSQL ends an automatic vacuum for whoever waits for it.
+_VACUUM = StepLimits(lock_seconds=5.0, transaction_seconds=0.0, patience_seconds=0.0)
 # Nobody works meanwhile, or all who do must wait.
 OFFLINE = StepLimits(lock_seconds=5.0, transaction_seconds=1800.0, patience_seconds=0.0)
 _PAUSE_SECONDS = (0.1, 0.5)
@@ -116,12 +118,17 @@ async def _attempt(
     await connection.commit()
     notes: dict[str, Any] = {}
 
+    def prepare(plain: Connection) -> None:
+        if migration.limits is ONLINE:
+            _end_vacuums(plain, there)
+        notes["since"] = plain.execute(_NOW).scalar_one()
+
     def look(plain: Connection) -> None:
         notes["locked"] = list(plain.execute(_LOCKED, {"modes": list(_STRONG), "there": there}).scalars())
-        notes["seconds"] = float(plain.execute(_SECONDS).scalar_one())
+        notes["seconds"] = (plain.execute(_NOW).scalar_one() - notes.pop("since")).total_seconds()
 
     before_commit = (*attributes.get("before_commit", ()), look)
-    own = {**attributes, "is_online": True, "before_commit": before_commit}
+    own = {**attributes, "is_online": True, "at_begin": (prepare,), "before_commit": before_commit}
     try:
         await connection.run_sync(run, script, migration.revision, own)
     except BaseException:
@@ -131,6 +138,20 @@ async def _attempt(
     await connection.execute(_RESET, {"names": list(_LIMITS)})
     await connection.commit()
     return Step(revision=migration.revision, attempts=attempts, **notes)
+
+
+def _end_vacuums(connection: Connection, tables: Sequence[int]) -> None:
+    """Take the locks of the vacuums that are under way. They would keep a step out for as long as they last.
+
+    PostgreSQL ends an automatic vacuum for whoever waits for it for a second. This lock keeps vacuums out and nothing
+    else, so that nobody waits meanwhile.
+    """
+    names = list(connection.execute(_VACUUMED, {"tables": tables}).scalars())
+    if names:
+        set_limits(connection, _VACUUM)
+        for name in names:
+            connection.execute(text(f"LOCK TABLE {name} IN SHARE UPDATE EXCLUSIVE MODE"))
+        set_limits(connection, ONLINE)
 
 
 def set_limits(connection: Connection, limits: StepLimits) -> None:
@@ -164,7 +185,13 @@ SELECT DISTINCT relation::regclass::text AS name FROM pg_locks
 WHERE pid = pg_backend_pid() AND locktype = 'relation' AND granted AND mode = ANY (:modes)
   AND relation = ANY (CAST(:there AS oid[])) ORDER BY 1
 """)
-_SECONDS = text("SELECT extract(epoch FROM clock_timestamp() - transaction_timestamp())")
+_NOW = text("SELECT clock_timestamp()")
+_VACUUMED = text("""
+SELECT DISTINCT relation::regclass::text FROM pg_locks
+WHERE locktype = 'relation' AND granted AND mode = 'ShareUpdateExclusiveLock' AND pid <> pg_backend_pid()
+  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+  AND relation = ANY (CAST(:tables AS oid[])) ORDER BY 1
+""")
 
 
 def run(connection: Connection, script: ScriptDirectory, target: str, attributes: Mapping[str, Any]) -> None:

@@ -57,7 +57,7 @@ async def test_no_migration_reads_or_writes_large_tables_while_it_holds_locks(
     database = Database(named(server_url, name))
     try:
         # Without limits: it is their locks that count here, and not the speed of this machine.
-        watched = await migration_locks.migrate(database.url, _TASKS, is_alone=True)
+        watched = await migration_locks.migrate(database.url, _TASKS, _TASKS, is_alone=True)
         assert [step.revision for step in watched.steps][-1] == schema.head()
         assert _culprits(watched) == []
         declared = {step.revision for step in watched.steps if watched.declared[step.revision]}
@@ -113,6 +113,23 @@ async def test_a_step_lets_others_pass_until_it_has_its_lock(
     assert steps[0].attempts > 1
     assert steps[0].locked == ["tasks"]
     assert steps[0].seconds < 0.5
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_step_waits_for_vacuums_without_keeping_others_waiting(
+    own_database: Database, add_migration: AddMigration
+) -> None:
+    revision = add_migration("op.execute('ALTER TABLE tasks ADD COLUMN probe int')")
+    async with own_database.transaction() as connection:
+        # As a vacuum does.
+        await connection.exec_driver_sql("LOCK TABLE tasks IN SHARE UPDATE EXCLUSIVE MODE")
+        migration = asyncio.create_task(schema.migrate(own_database.engine))
+        await until_blocked(own_database)
+        await submitted(own_database, 1)
+        # It still waits, for longer than it would for a lock that keeps others out.
+        await asyncio.sleep(0.5)
+        await until_blocked(own_database)
+    assert (await migration)[1] == revision
 
 
 @pytest.mark.usefixtures("impatient")
