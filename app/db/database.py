@@ -271,6 +271,9 @@ def translate_error(error: Exception) -> Exception:
         return DatabaseUnavailable()
     if is_locked(error):
         return Locked()
+    if isinstance(cause, asyncpg.InvalidCachedStatementError):
+        # A migration has added a column to what the statement reads; the driver has forgotten its plans by now.
+        return DatabaseUnavailable("the schema has just changed; send this one again in a moment")
     if isinstance(cause, asyncpg.exceptions.TransactionRollbackError):
         return DatabaseUnavailable("another request was in the way; send this one again in a moment")
     if isinstance(cause, asyncpg.DataError):

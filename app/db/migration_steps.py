@@ -121,11 +121,13 @@ async def _attempt(
     def prepare(plain: Connection) -> None:
         if migration.limits is ONLINE:
             _end_vacuums(plain, there)
-        notes["since"] = plain.execute(_NOW).scalar_one()
+        notes["since"], _ = plain.execute(_NOW_AND_BEGIN).one()
 
     def look(plain: Connection) -> None:
         notes["locked"] = list(plain.execute(_LOCKED, {"modes": list(_STRONG), "there": there}).scalars())
-        notes["seconds"] = (plain.execute(_NOW).scalar_one() - notes.pop("since")).total_seconds()
+        # It may have left the transaction in which it began, for an index.
+        now, begin = plain.execute(_NOW_AND_BEGIN).one()
+        notes["seconds"] = (now - max(begin, notes.pop("since"))).total_seconds()
 
     before_commit = (*attributes.get("before_commit", ()), look)
     own = {**attributes, "is_online": True, "at_begin": (prepare,), "before_commit": before_commit}
@@ -185,7 +187,7 @@ SELECT DISTINCT relation::regclass::text AS name FROM pg_locks
 WHERE pid = pg_backend_pid() AND locktype = 'relation' AND granted AND mode = ANY (:modes)
   AND relation = ANY (CAST(:there AS oid[])) ORDER BY 1
 """)
-_NOW = text("SELECT clock_timestamp()")
+_NOW_AND_BEGIN = text("SELECT clock_timestamp(), transaction_timestamp()")
 _VACUUMED = text("""
 SELECT DISTINCT relation::regclass::text FROM pg_locks
 WHERE locktype = 'relation' AND granted AND mode = 'ShareUpdateExclusiveLock' AND pid <> pg_backend_pid()
