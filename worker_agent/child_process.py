@@ -30,13 +30,17 @@ class ResourceLimits:
     def memory_bytes(self) -> int:
         return int(self.memory_gb * 2**30)
 
-    def within(self, assignment: Assignment | None) -> "ResourceLimits":
-        """These limits lowered to the assigned ones, never above those that the worker was started with."""
+    def within(self, assignment: Assignment | None, lease: Lease | None = None) -> "ResourceLimits":
+        """These limits lowered to the assigned ones, or to what the task asks for where that is more.
+
+        Never above those that the worker was started with.
+        """
         if assignment is None:
             return self
-        return ResourceLimits(
-            memory_gb=min(self.memory_gb, assignment.memory_gb), cpu_cores=min(self.cpu_cores, assignment.cpu_cores)
-        )
+        asked = (lease.resources if lease is not None else None) or {}
+        memory_gb = max(assignment.memory_gb, float(asked.get("memory_gb", 0)))
+        cpu_cores = max(assignment.cpu_cores, float(asked.get("cores", 0)))
+        return ResourceLimits(memory_gb=min(self.memory_gb, memory_gb), cpu_cores=min(self.cpu_cores, cpu_cores))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

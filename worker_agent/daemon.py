@@ -213,7 +213,7 @@ class Daemon:
         try:
             if handler is None:
                 raise OSError(f"this worker has no handler for {lease.agent_type}")
-            limits = self._settings.limits.within(self._machine.assignment)
+            limits = self._settings.limits.within(self._machine.assignment, lease)
             child = start_child(lease, handler, limits, self._settings.confinement, self._open_access(lease))
         except (OSError, ValueError) as error:
             failure = TaskError(code="handler_unavailable", message=str(error), retryable=True)

@@ -122,6 +122,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--handlers", action="append", default=[], metavar="MODULE", help="a module with HANDLERS = {type: function}")
     add("--memory-gb", type=float, metavar="GIB", help="memory that a handler may use (default: all of this machine)")
     add("--cpu", type=float, metavar="CORES", help="cores that a handler may use (default: all of this machine)")
+    add(
+        "--resource",
+        action="append",
+        default=[],
+        metavar="NAME=COUNT",
+        help="what else its task may ask for: an instrument, a licence of this host",
+    )
     add("--labels", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="labels to register with")
     add("--grace", type=float, default=25.0, metavar="SECONDS", help="for the running task after a stop (default: 25)")
     add(
@@ -264,7 +271,7 @@ def _labels(words: Sequence[str]) -> dict[str, str]:
 
 def _profile(options: argparse.Namespace, limits: ResourceLimits, capabilities: list[str]) -> JsonObject:
     host = socket.gethostname()
-    return {
+    profile: JsonObject = {
         "name": options.name or f"{host}-{os.getpid()}",
         "host": host,
         "pid": os.getpid(),
@@ -274,3 +281,12 @@ def _profile(options: argparse.Namespace, limits: ResourceLimits, capabilities: 
         "memory_gb": limits.memory_gb,
         "cpu_cores": limits.cpu_cores,
     }
+    # A control plane that knows nothing of these accepts a worker that offers none.
+    return profile | ({"resources": named} if (named := _resources(options.resource)) else {})
+
+
+def _resources(words: Sequence[str]) -> dict[str, int]:
+    pairs = [word.partition("=") for word in words]
+    if any(not name or not (count or "1").isdecimal() for name, _, count in pairs):
+        raise ValueError("--resource is written NAME, or NAME=COUNT with a whole number")
+    return {name: int(count or 1) for name, _, count in pairs}

@@ -48,6 +48,8 @@ class Lease:
     checkpoint: JsonObject | None = None
     trace_context: str | None = None
     degradation: JsonObject | None = None
+    # What the task asked for, of what this worker offers.
+    resources: JsonObject | None = None
 
     @property
     def ref(self) -> LeaseRef:
@@ -153,6 +155,7 @@ def read_lease(answer: Mapping[str, Any]) -> Lease:
         checkpoint=answer.get("checkpoint"),
         trace_context=answer.get("trace_context"),
         degradation=answer.get("degradation"),
+        resources=answer.get("resources"),
     )
 
 

@@ -14,6 +14,7 @@ from app.dashboard.access import HOME, Viewer, here, notice, take_notice
 from app.dashboard.actions import ACTIONS, Action, action_of
 from app.dashboard.assets import asset_url
 from app.kernel.access import Scope
+from app.kernel.resources import in_words, read
 
 # Nothing inline, nothing from elsewhere, in no frame, and forms lead back here.
 SECURITY = {
@@ -58,6 +59,7 @@ def _environment() -> Environment:
         "moment": moment,
         "percent": percent,
         "pretty": pretty,
+        "resources": resources,
         "share": share,
         "ticked": ticked,
         "words": words,
@@ -157,6 +159,11 @@ def ticked(text: str) -> Markup:
         Markup("<code>{}</code>").format(part) if number % 2 else escape(part) for number, part in enumerate(parts)
     ]
     return Markup("").join(pieces)
+
+
+def resources(content: Mapping[str, Any]) -> str:
+    """Amounts that a task asks for, or a worker offers, in words."""
+    return in_words(read(content).amounts())
 
 
 def bound(value: float) -> str:

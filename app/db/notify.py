@@ -29,6 +29,7 @@ WEIGHTS = "weights"
 BURST = "burst"
 GOALS = "goals"
 WEBHOOKS = "webhooks"
+RESOURCES = "resources"
 WORK = "work"
 _NEWS = "convener_announcements"
 _COALESCE_SECONDS = 0.01
@@ -42,7 +43,8 @@ News = Mapping[str, float]
 
 def work(lane: Lane) -> str:
     """Topic for work in a lane."""
-    return f"{WORK}:{lane.agent_type.value}:{lane.priority.value}"
+    plain = f"{WORK}:{lane.agent_type.value}:{lane.priority.value}"
+    return f"{plain}:{lane.resource_class}" if lane.resource_class else plain
 
 
 def note(connection: AsyncConnection, *topics: str) -> None:

@@ -102,6 +102,21 @@ def entries(max_entries: int) -> BeforeValidator:
 
 
 Labels = Annotated[dict[Word, Word], Field(max_length=64), entries(64), AfterValidator(_check_labels)]
+
+
+def _check_own_name(value: str) -> str:
+    if value in ("cores", "memory_gb", "gpus"):
+        raise ValueError(f"{value} has a field of its own")
+    return value
+
+
+# A licence, an instrument.
+ResourceName = Annotated[
+    str, Field(max_length=63, pattern="^[a-z0-9][a-z0-9._-]*$", examples=["matlab"]), AfterValidator(_check_own_name)
+]
+NamedResources = Annotated[
+    dict[ResourceName, Annotated[int, Field(ge=1, le=1_000_000)]], Field(max_length=16), entries(16)
+]
 # The first hexadecimal digits of an id.
 IdPrefix = Annotated[str, Field(pattern="^[0-9a-f]{4,32}$", max_length=32, examples=["0190a5b2"])]
 

@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from app.kernel.agents import AgentType
 from app.kernel.ids import WorkerId
+from app.kernel.resources import Resources
 
 
 class Role(StrEnum):
@@ -85,7 +86,7 @@ NAMESPACED_ROLES = frozenset({Role.SUPERVISOR, Role.READER})
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
     """The holder of a key; for a worker's own credential, with the worker's id, the agents that it can run, and
-    the time by which its tasks must have ended.
+    the time by which its tasks must have ended, and what it offers to a task.
 
     A key without a namespace is of the whole service. So are those of `default` while there is no other namespace;
     `is_confined` says that the key must see and change nothing outside of its own.
@@ -99,6 +100,7 @@ class Principal:
     worker_id: WorkerId | None = None
     capabilities: frozenset[AgentType] = frozenset()
     ends_at: datetime | None = None
+    offer: Resources | None = None
 
     def may(self, scope: Scope) -> bool:
         """Whether the role includes the scope, and the key was not made without it."""

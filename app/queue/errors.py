@@ -129,6 +129,12 @@ class QueueFull(Exhausted):
     code = "queue_full"
 
 
+class TooManyResourceClasses(Conflict):
+    """Tasks that are not over ask for so many different amounts of resources that there is no room for another."""
+
+    code = "too_many_resource_classes"
+
+
 class IllegalMove(Conflict):
     """The table of legal moves forbids this change of state."""
 

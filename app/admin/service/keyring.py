@@ -17,6 +17,7 @@ from app.db import hot_path, notify
 from app.db.batching import Coalescer
 from app.db.database import Database
 from app.http.callers import Authenticator, key_text
+from app.kernel import resources
 from app.kernel.access import NAMESPACED_ROLES, Principal, Scope
 from app.kernel.agents import AgentType
 from app.kernel.errors import DatabaseUnavailable, Unauthenticated, WorkerGone
@@ -215,4 +216,5 @@ def _principal(key: StoredKey) -> Principal:
         worker_id=WorkerId(key.worker_id) if key.worker_id else None,
         capabilities=frozenset(map(AgentType, key.capabilities or ())),
         ends_at=key.ends_at,
+        offer=resources.parse(key.offer) if key.worker_id and key.offer else None,
     )

@@ -84,6 +84,7 @@ class StoredKey:
     withheld: Sequence[str]
     capabilities: Sequence[str] | None
     ends_at: datetime | None
+    offer: str | None
     worker_state: str | None
     ended_reason: str | None
     revoked_at: datetime | None
@@ -99,6 +100,8 @@ RETURNING id, role, label, namespace, withheld, uses_left, expires_at
 # For asyncpg, with its placeholders: heartbeats and leases look their keys up on the hot path.
 _READ = """
 SELECT k.id, k.role, k.namespace, k.secret_hash, k.worker_id, k.withheld, w.capabilities, w.ends_at,
+       jsonb_strip_nulls(jsonb_build_object('cores', w.cpu_cores, 'memory_gb', w.memory_gb, 'gpus', w.gpus,
+                                            'named', w.resources))::text AS offer,
        CASE WHEN k.uses_left = 0 THEN now() ELSE k.revoked_at END AS revoked_at,
        w.state AS worker_state, w.ended_reason, k.former_hash,
        extract(epoch FROM k.former_expires_at - now())::float8 AS former_seconds,

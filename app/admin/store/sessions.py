@@ -44,7 +44,7 @@ async def insert(
 async def read(connection: "asyncpg.Connection[asyncpg.Record]", session_ids: Sequence[str]) -> dict[str, StoredKey]:
     """The keys that these sessions act for, each with the secret and the end of its session."""
     rows = [dict(row) for row in await connection.fetch(_READ, session_ids)]
-    absent = {"former_hash": None, "former_seconds": None, "capabilities": None, "ends_at": None}
+    absent = {"former_hash": None, "former_seconds": None, "capabilities": None, "ends_at": None, "offer": None}
     absent |= {"worker_state": None, "ended_reason": None}
     return {row.pop("session_id"): StoredKey(**row | absent | {"role": Role(row["role"])}) for row in rows}
 

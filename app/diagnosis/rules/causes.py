@@ -9,6 +9,7 @@ from app.diagnosis.rules import mends
 from app.diagnosis.rules.facts import Facts, GoalHold, Place
 from app.diagnosis.rules.mends import Mend
 from app.kernel.lanes import Lane
+from app.kernel.resources import Resources, in_words
 from app.kernel.states import TaskState
 from app.kernel.text import NO_REASON, plural, printable
 from app.queue.rules.degradation import MEANINGS, DegradationStep, deferred_lanes, suspended_agents
@@ -43,6 +44,7 @@ class Code(StrEnum):
     LOOPS_AWAY = "loops_away"
     PAUSED = "paused"
     UNSERVED = "unserved"
+    UNOFFERED = "unoffered"
     WORKERS_STARTING = "workers_starting"
     WORKERS_SILENT = "workers_silent"
     WORKERS_NOT_READY = "workers_not_ready"
@@ -217,7 +219,7 @@ def _workers(facts: Facts) -> Cause:
         return cause
     if (cause := _degraded(facts)) is not None:
         return cause
-    agent, line = facts.task.agent_type, _line_text(facts.place)
+    agent, line = _work(facts), _line_text(facts.place)
     if not workers.idle:
         who = f"all {plural(workers.busy, 'worker')} that serve {agent} are busy"
         text = f"{who if workers.busy > 1 else f'the one worker that serves {agent} is busy'}; {line}"
@@ -232,7 +234,9 @@ def _workers(facts: Facts) -> Cause:
 
 
 def _nobody(facts: Facts) -> Cause:
-    workers, agent = facts.workers, facts.task.agent_type
+    workers, agent = facts.workers, _work(facts)
+    if facts.task.request is not None and workers.offers:
+        return _unoffered(facts, facts.task.request)
     if workers.starting:
         text = f"no worker serves {agent} yet; {plural(workers.starting, 'worker')} that may do so start"
         return Cause(code=Code.WORKERS_STARTING, text=f"{text}{'s' if workers.starting == 1 else ''}")
@@ -247,13 +251,35 @@ def _nobody(facts: Facts) -> Cause:
         return Cause(code=Code.WORKERS_NOT_READY, text=text, mends=(mends.LIST_WORKERS,))
     if workers.draining:
         text = f"every worker that serves {agent} drains and takes no more tasks ({workers.draining:,})"
-        return Cause(code=Code.WORKERS_DRAINING, text=text, mends=mends.serve(agent))
+        return Cause(code=Code.WORKERS_DRAINING, text=text, mends=mends.serve(facts.task.agent_type))
     text = f"nobody serves {agent}: start a worker whose handlers do"
     if (lost := workers.lost) is not None:
         where = f" on {lost.host}" if lost.host else ""
         text += f"; the last, {lost.name}{where}, ended at {_moment(lost.ended_at, facts.at)} ({_line(lost.reason)})"
     since = workers.lost.ended_at if workers.lost else None
-    return Cause(code=Code.UNSERVED, text=text, since=since, mends=mends.serve(agent))
+    return Cause(code=Code.UNSERVED, text=text, since=since, mends=mends.serve(facts.task.agent_type))
+
+
+def _work(facts: Facts) -> str:
+    """The agent type, with what the task asks for."""
+    agent, request = facts.task.agent_type.value, facts.task.request
+    return agent if request is None else f"{agent} with {in_words(request.amounts())}"
+
+
+def _unoffered(facts: Facts, request: Resources) -> Cause:
+    """The cause where no live worker that runs the agent type offers what the task asks for."""
+    offers, amounts = facts.workers.offers, request.amounts()
+    largest_offers = {name: max(offer.amount(name) for offer in offers) for name in amounts}
+    uncovered = {name: amount for name, amount in amounts.items() if largest_offers[name] < amount}
+    if uncovered:
+        text = f"nobody who serves {facts.task.agent_type} offers {in_words(uncovered)}: "
+        text += "the most that one of them offers is " + in_words({name: largest_offers[name] for name in uncovered})
+    else:
+        text = f"nobody who serves {facts.task.agent_type} offers all of {in_words(amounts)} at once"
+    if facts.workers.starting:
+        text += f"; {plural(facts.workers.starting, 'worker')} that may do so start"
+        text += "s" if facts.workers.starting == 1 else ""
+    return Cause(code=Code.UNOFFERED, text=text, since=facts.task.waiting_since, mends=mends.offer(request))
 
 
 def _passed_over(facts: Facts) -> Cause | None:

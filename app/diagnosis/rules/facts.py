@@ -8,6 +8,7 @@ from uuid import UUID
 
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Lane, Priority
+from app.kernel.resources import Resources
 from app.kernel.states import TaskState
 from app.llm.rules.spending import BudgetOwner
 from app.queue.rules.degradation import DegradationStep
@@ -19,7 +20,8 @@ class TaskFacts:
     """The task itself, live or finished; `goal_id` is the stored name.
 
     `run_at` is None once it may run; `is_held` while it is set aside with its goal, and `run_at` is then what it was
-    before. `open_dependencies` tell how many tasks it still depends on, `blocker` is the first of them.
+    before. `open_dependencies` tell how many tasks it still depends on, `blocker` is the first of them. `request` is
+    what it asks its worker for.
     """
 
     id: UUID
@@ -42,6 +44,7 @@ class TaskFacts:
     error: Mapping[str, Any] | None = None
     open_dependencies: int = 0
     blocker: UUID | None = None
+    request: Resources | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,13 +106,14 @@ class LostWorker:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workers:
-    """Live workers that can run the agent type, by what they do.
+    """Live workers that can run the agent type and offer what the task asks for, by what they do.
 
     `idle` and `busy` ones take tasks, now or after the present one; `idle_other` are the idle ones whose attempt at the
     task has not just failed, and `skills` the agent types that idle and busy ones can run, a set for each kind of
     worker. `silent` have missed heartbeats, `starting` may still turn out to run it, `not_ready` have failed their
     health report, as in `not_ready_example`. `lost` is the last that ended, read where there are none. `start_ages` are
-    the seconds since those that are starting were asked for.
+    the seconds since those that are starting were asked for. `offers` are those of the live workers that can run the
+    agent type, each once, read where none of them covers what the task asks for.
     """
 
     idle: int = 0
@@ -123,6 +127,7 @@ class Workers:
     skills: Sequence[frozenset[AgentType]] = ()
     start_ages: Sequence[float] = ()
     lost: LostWorker | None = None
+    offers: Sequence[Resources] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from uuid import UUID
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
 from app.kernel.namespaces import DEFAULT, split_name
+from app.kernel.resources import Resources
 from app.llm.rules.spending import BudgetOwner, BudgetScope
 from app.queue.rules.holds import Hold
 
@@ -76,6 +77,17 @@ def serve(agent: AgentType) -> Sequence[Mend]:
     return (
         Mend(text=f"start a worker whose handlers serve {agent}", command="convener worker --handlers MODULE"),
         Mend(text="start the service with these handlers", command="convener up --handlers MODULE"),
+    )
+
+
+def offer(request: Resources) -> Sequence[Mend]:
+    """Bring a worker that offers what a task asks for."""
+    options = {"gpus": "--gpus", "memory_gb": "--memory-gb", "cores": "--cpu"}
+    words = [f"{options[n]} {a:g}" if n in options else f"--resource {n}={a:g}" for n, a in request.amounts().items()]
+    command = f"convener worker --handlers MODULE {' '.join(words)}"
+    return (
+        Mend(text="start a worker that offers it", command=command),
+        Mend(text="see what the workers offer", command="convener workers ls", call="GET /workers"),
     )
 
 

@@ -68,7 +68,7 @@ async def diagnose(
     if row is None:
         raise TaskNotFound
     task, position = row
-    around = await store.surroundings(connection, task, PROMOTE)
+    around = await store.surroundings(connection, task, position.lane, PROMOTE)
     facts = Facts(at=around.at, task=task, avoid_seconds=avoid_seconds)
     if task.state not in FINISHED and task.worker_id is None:
         facts = await _waiting_facts(connection, facts, position, around)
@@ -110,7 +110,7 @@ async def _waiting_facts(connection: AsyncConnection, facts: Facts, position: Po
         pause=around.pause,
         loops_seen_at=around.loops_seen_at,
         awaited=await _awaited(connection, around.awaited, facts.at) if around.awaited else None,
-        workers=await store.workers(connection, task.agent_type, task.avoid_worker_id),
+        workers=await store.workers(connection, task.agent_type, task.avoid_worker_id, task.request),
     )
     if task.state is not TaskState.PENDING or task.run_at is not None or task.is_held:
         return facts

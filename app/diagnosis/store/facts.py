@@ -1,5 +1,6 @@
 """Facts on one task: a few statements, each of which reads a bounded number of rows however many tasks wait."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -11,10 +12,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.namespaces import WITHIN
 from app.diagnosis.rules.facts import Blocking, Ended, GoalHold, LostWorker, Pause, Place, TaskFacts, Workers
+from app.kernel import resources
 from app.kernel.agents import AgentType
 from app.kernel.events import TaskEvent
 from app.kernel.histograms import Durations, total
-from app.kernel.lanes import Lane, Priority
+from app.kernel.lanes import Lane, Priority, class_of
+from app.kernel.resources import NOTHING, Resources
 from app.kernel.states import TaskState
 from app.queue.rules.holds import Hold
 from app.queue.store import counters, holds, lease_ledger
@@ -30,14 +33,15 @@ _ERROR = "jsonb_build_object('code', left(error ->> 'code', 100), 'message', lef
 
 # Of a dependency there is an edge for as long as it has not completed.
 _TASK = text(f"""
-SELECT {_SAME}, {worker_name("tasks")}, NULL::timestamptz AS finished_at, tag, seq, avoid_worker_id,
+SELECT {_SAME}, CAST(resources AS text) AS request, {worker_name("tasks")}, NULL::timestamptz AS finished_at, tag, seq,
+       avoid_worker_id,
        CASE WHEN run_at = 'infinity' THEN due_at ELSE run_at END AS run_at, coalesce(run_at = 'infinity', false)
        AS is_held, CASE WHEN progress IS NOT NULL THEN {_PROGRESS} END AS progress, NULL::jsonb AS error,
        blockers AS open_dependencies,
        (SELECT depends_on FROM task_dependencies d WHERE d.task_id = tasks.id ORDER BY depends_on LIMIT 1) AS blocker
 FROM tasks WHERE id = :id AND {WITHIN}
 UNION ALL
-SELECT {_SAME}, {worker_name("task_history")}, finished_at, 0, 0, NULL, NULL, false, NULL,
+SELECT {_SAME}, CAST(resources AS text), {worker_name("task_history")}, finished_at, 0, 0, NULL, NULL, false, NULL,
        CASE WHEN error IS NOT NULL THEN {_ERROR} END, 0, NULL
 FROM task_history WHERE id = :id AND {WITHIN}
 LIMIT 1
@@ -48,7 +52,8 @@ SELECT now() AS at, p.reason AS pause_reason, p.paused_at, h.reason AS hold_reas
        g.reason AS goal_reason, parked.model AS awaited, last.attempt, last.token, last.outcome,
        left(last.error ->> 'code', 100) AS code,
        left(coalesce(last.error ->> 'message', last.error ->> 'code'), 1000) AS message,
-       coalesce(lane.virtual_time, 0) AS floor,
+       coalesce(CASE WHEN :resource_class = 0 THEN lane.virtual_time ELSE class_lane.virtual_time END, :bottom)
+           AS floor,
        (SELECT last_run_at FROM loop_ticks WHERE duty = :duty) AS loops_seen_at
 FROM (SELECT CAST(:id AS uuid) AS id) t
 LEFT JOIN pauses p ON p.agent_type = :agent_type
@@ -56,6 +61,8 @@ LEFT JOIN holds h ON h.goal_id = :goal_id
 LEFT JOIN goals g ON g.id = :goal_id
 LEFT JOIN parked_tasks parked ON parked.task_id = t.id AND coalesce(parked.token, :token) = :token
 LEFT JOIN lanes lane ON lane.agent_type = :agent_type AND lane.priority = :priority
+LEFT JOIN resource_lanes class_lane ON class_lane.resource_class = :resource_class
+    AND class_lane.agent_type = :agent_type AND class_lane.priority = :priority
 LEFT JOIN LATERAL (
     SELECT attempt, token, outcome, error FROM task_attempts a WHERE a.task_id = t.id ORDER BY token DESC LIMIT 1
 ) last ON true
@@ -74,7 +81,11 @@ WITH able AS (
         CROSS JOIN LATERAL {lease_ledger.held_task("w.id")} held
         WHERE w.state = 'ready'
     ) held ON true
-    WHERE w.{LIVE} AND (:agent_type = ANY (w.capabilities) OR (w.state = 'starting' AND w.registered_at IS NULL))
+    WHERE w.{LIVE} AND (w.state = 'starting' AND w.registered_at IS NULL OR :agent_type = ANY (w.capabilities)
+          AND coalesce(w.cpu_cores, 0) >= :cores AND coalesce(w.memory_gb, 0) >= :memory_gb
+          AND coalesce(w.gpus, 0) >= :gpus
+          AND NOT EXISTS (SELECT FROM jsonb_each_text(CAST(:named AS jsonb)) AS asked (name, amount)
+                          WHERE coalesce((w.resources ->> asked.name)::bigint, 0) < asked.amount::bigint))
 )
 SELECT count(*) FILTER (WHERE is_heard AND task_id IS NULL) AS idle,
        count(*) FILTER (WHERE is_heard AND task_id IS NULL AND id IS DISTINCT FROM CAST(:avoid AS uuid)) AS idle_other,
@@ -87,6 +98,12 @@ SELECT count(*) FILTER (WHERE is_heard AND task_id IS NULL) AS idle,
        coalesce(array_agg(DISTINCT skills) FILTER (WHERE is_heard), '{{}}') AS skills,
        coalesce(array_agg(age) FILTER (WHERE state = 'starting' AND not_ready_reason IS NULL), '{{}}') AS start_ages
 FROM (SELECT *, state = 'ready' AND is_silent IS NOT TRUE AS is_heard FROM able) seen
+""")
+
+_OFFERS = text(f"""
+SELECT DISTINCT jsonb_strip_nulls(jsonb_build_object('cores', cpu_cores, 'memory_gb', memory_gb, 'gpus', gpus,
+                                                     'named', resources))::text
+FROM workers WHERE {LIVE} AND :agent_type = ANY (capabilities) LIMIT 1000
 """)
 
 # Of the last that ended, so that the cost stays bounded however many have.
@@ -108,7 +125,7 @@ SELECT count(*) AS tasks, max(tag) AS tag FROM (
 """)
 _BEHIND = text(f"""
 SELECT count(*) AS tasks, min(tag) AS tag FROM (
-    SELECT tag FROM tasks WHERE {_READY} AND priority = :priority AND (tag, seq) > (:tag, :seq)
+    SELECT tag FROM tasks WHERE {_READY} AND priority = :priority AND (tag, seq) > (:tag, :seq) AND tag < :ceiling
     ORDER BY tag DESC, seq DESC LIMIT :limit
 ) behind
 """)
@@ -119,7 +136,8 @@ LEFT JOIN lanes l ON l.agent_type = :agent_type AND l.priority = lane.priority
 CROSS JOIN LATERAL (
     SELECT count(*) AS tasks FROM (
         SELECT FROM tasks WHERE tasks.{_READY} AND tasks.priority = lane.priority::smallint
-          AND tag >= coalesce(l.virtual_time, '-infinity') AND {_OPEN}
+          AND tag >= CASE WHEN :resource_class = 0 THEN coalesce(l.virtual_time, 0) ELSE :bottom END
+          AND tag < :ceiling AND {_OPEN}
         ORDER BY tag, seq LIMIT :limit
     ) counted
 ) head
@@ -176,15 +194,17 @@ async def task(connection: AsyncConnection, task_id: UUID, namespace: str | None
         return None
     words = {"state": TaskState(row["state"]), "agent_type": AgentType(row["agent_type"])}
     values = {name: row[name] for name in TaskFacts.__dataclass_fields__}
-    facts = TaskFacts(**{**values, **words, "priority": Priority(row["priority"])})
-    lane = Lane(agent_type=facts.agent_type, priority=facts.priority)
+    request = resources.parse(row["request"]) if row["request"] else None
+    facts = TaskFacts(**{**values, **words, "priority": Priority(row["priority"]), "request": request})
+    lane = Lane(agent_type=facts.agent_type, priority=facts.priority, resource_class=class_of(row["tag"]))
     return facts, Position(lane=lane, tag=row["tag"], seq=row["seq"])
 
 
-async def surroundings(connection: AsyncConnection, task: TaskFacts, duty: str) -> Surroundings:
-    """The rest that belongs to a live task; `duty` is the one whose last turn tells whether the loops run."""
+async def surroundings(connection: AsyncConnection, task: TaskFacts, lane: Lane, duty: str) -> Surroundings:
+    """The rest that belongs to a live task of a lane; `duty` is the one whose last turn tells whether the loops run."""
     values = {name: getattr(task, name) for name in ("id", "goal_id", "token")}
     values |= {"agent_type": task.agent_type.value, "priority": task.priority.value, "duty": duty}
+    values |= {"resource_class": lane.resource_class, "bottom": lane.bottom}
     row: Any = (await connection.execute(_AROUND, values)).mappings().one()
     return Surroundings(
         at=row["at"],
@@ -200,16 +220,25 @@ def _hold(row: Any) -> GoalHold:
     return GoalHold(reason=Hold(row["hold_reason"]), **same)
 
 
-async def workers(connection: AsyncConnection, agent: AgentType, avoid: UUID | None) -> Workers:
-    """Live workers that can run an agent type; reads each worker, and for those the task that it holds."""
-    values = {"agent_type": agent.value, "avoid": avoid}
+async def workers(
+    connection: AsyncConnection, agent: AgentType, avoid: UUID | None, request: Resources | None
+) -> Workers:
+    """Live workers that can run an agent type and offer what is asked for; reads each worker, and what it holds."""
+    asked = request or NOTHING
+    values = {"agent_type": agent.value, "avoid": avoid, "named": json.dumps(dict(asked.named))}
+    values |= {name: getattr(asked, name) for name in ("cores", "memory_gb", "gpus")}
     row = (await connection.execute(_WORKERS, values)).mappings().one()
     skills = [frozenset(map(AgentType, text.split(","))) for text in row["skills"]]
     lost = None
-    if not any(row[name] for name in ("idle", "busy", "silent", "starting", "not_ready", "draining")):
+    offers: list[Resources] = []
+    is_absent = not any(row[name] for name in ("idle", "busy", "silent", "not_ready", "draining"))
+    if is_absent and request is not None:
+        texts = (await connection.execute(_OFFERS, {"agent_type": agent.value})).scalars()
+        offers = [offer for text in texts if not (offer := resources.parse(text)).covers(request)]
+    if is_absent and not row["starting"] and not offers:
         ended = (await connection.execute(_LOST, {"agent_type": agent.value})).mappings().first()
         lost = LostWorker(**ended) if ended else None
-    return Workers(**{**row, "skills": skills, "lost": lost})
+    return Workers(**{**row, "skills": skills, "lost": lost, "offers": offers})
 
 
 async def waiting(connection: AsyncConnection) -> dict[Lane, int]:
@@ -226,6 +255,7 @@ async def place(connection: AsyncConnection, position: Position, waiting: Mappin
     """The place of a task that may run now; of thousands before it, the counters and the tags tell about how many."""
     lane = position.lane
     values: dict[str, Any] = {"agent_type": lane.agent_type.value, "priority": lane.priority.value}
+    values |= {"resource_class": lane.resource_class, "bottom": lane.bottom, "ceiling": lane.ceiling}
     values |= {"limit": _MOST_COUNTED + 1, "tag": position.tag, "seq": position.seq}
     values["floor"] = min(position.floor, position.tag)
     higher = (await connection.execute(_HIGHER, values)).one()

@@ -29,6 +29,7 @@ def lease_call(call: LeaseIn | NextIn, principal: Principal) -> LeaseCall:
         agent_types=can_run if call.agent_types is None else can_run.intersection(call.agent_types),
         acknowledge=call.acknowledge,
         ends_at=principal.ends_at,
+        offer=principal.offer,
     )
 
 
@@ -77,7 +78,8 @@ def lease_text(lease: Lease, advice: str | None) -> str:
         f'"timeout_seconds":{lease.timeout_seconds!r},"leased_at":{_moment(lease.leased_at)},'
         f'"expires_at":{_moment(lease.expires_at)},"deadline_at":{_moment(lease.deadline_at)},'
         f'"trace_context":{_text(lease.trace_context)},"payload":{lease.payload},"labels":{lease.labels},'
-        f'"checkpoint":{lease.checkpoint or "null"},"degradation":{advice or "null"}}}'
+        f'"checkpoint":{lease.checkpoint or "null"},"resources":{lease.resources or "null"},'
+        f'"degradation":{advice or "null"}}}'
     )
 
 

@@ -42,6 +42,7 @@ class LeaseOut(BaseModel):
     payload: dict[str, object]
     labels: Labels
     checkpoint: dict[str, object] | None
+    resources: dict[str, object] | None = Field(description="what the task asked for, of what this worker offers")
     degradation: AdviceOut | None = Field(description="what to keep to while resources are short; null: as usual")
 
 

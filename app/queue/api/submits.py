@@ -25,6 +25,7 @@ from app.queue.errors import (
     SubmitInFlight,
     TaskConflict,
     TaskIdRefused,
+    TooManyResourceClasses,
 )
 from app.queue.service.submits import SubmitService
 from app.queue.service.tasks import Submitted
@@ -40,6 +41,7 @@ _REFUSED = responses_for(
     DependencyCycle,
     QueueFull,
     GoalStopped,
+    TooManyResourceClasses,
 )
 
 _SUBMITTED: dict[int | str, dict[str, Any]] = {201: {"headers": advice.DOCUMENTED}, **_REFUSED}

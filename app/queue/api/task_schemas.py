@@ -12,6 +12,7 @@ from app.http.fields import (
     Body,
     Labels,
     Moment,
+    NamedResources,
     NewGoalId,
     PriorityIn,
     PriorityName,
@@ -26,6 +27,7 @@ from app.http.json import JsonObject, check_size, object_text
 from app.kernel.agents import AgentType
 from app.kernel.errors import ValuesRefused
 from app.kernel.namespaces import split_name, stored_name
+from app.kernel.resources import NOTHING, Resources
 from app.kernel.states import TaskState
 from app.queue.errors import TaskIdRefused
 from app.queue.rules.task_ids import chosen_id_problem
@@ -92,6 +94,33 @@ IdempotencyKey = Annotated[
 Traceparent = Annotated[str | None, Header(max_length=200, description="trace context of tasks that bring none")]
 
 
+class ResourcesIn(Body):
+    """What a task asks its worker for; a worker that offers less does not get it."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"gpus": 1, "memory_gb": 16}]})
+
+    cores: float = Field(0, ge=0, le=65_536)
+    memory_gb: float = Field(0, ge=0, le=65_536)
+    gpus: int = Field(0, ge=0, le=1024, description="whole devices, which no other task uses meanwhile")
+    named: NamedResources = Field(default_factory=dict, description="licences, instruments: what workers offer by name")
+
+    def text(self) -> str | None:
+        """The canonical text; None where nothing is asked for."""
+        request = Resources(
+            cores=self.cores, memory_gb=self.memory_gb, gpus=self.gpus, named=frozenset(self.named.items())
+        )
+        return None if request == NOTHING else request.text()
+
+
+class ResourcesOut(BaseModel):
+    """What a task asks its worker for."""
+
+    cores: float = 0
+    memory_gb: float = 0
+    gpus: int = 0
+    named: dict[str, int] = Field(default_factory=dict)
+
+
 class TaskIn(Body):
     """A task to be done."""
 
@@ -121,6 +150,7 @@ class TaskIn(Body):
         max_length=1000,
         description="runs when all of these have completed, is cancelled when one fails; order in a batch is free",
     )
+    resources: ResourcesIn | None = Field(None, description="what its worker must offer; null: any worker may run it")
 
     @model_validator(mode="after")
     def _one_identity(self) -> Self:
@@ -152,6 +182,7 @@ class TaskIn(Body):
             trace_context=self.trace_context,
             idempotency_key=self.idempotency_key,
             depends_on=self.depends_on,
+            resources=self.resources.text() if self.resources is not None else None,
         )
         origin.complete(submission, place)
         return submission
@@ -246,6 +277,7 @@ class TaskSummary(BaseModel):
     max_attempts: int
     depends_on: list[UUID]
     idempotency_key: str | None
+    resources: ResourcesOut | None = Field(description="what its worker must offer; null: any worker may run it")
     rescues: int = Field(description="how often it was taken from a lost worker; these are no attempts")
     unacknowledged: int = Field(description="how many of its leases no worker acknowledged; it did not run in these")
     timeout_seconds: float | None = Field(description="null: as the configuration says when it is leased")

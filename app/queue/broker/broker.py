@@ -7,26 +7,27 @@ process or a notification from another; a jittered poll covers lost ones.
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from operator import attrgetter
 
 from app.db import hot_path
 from app.db.database import Database
-from app.db.notify import News, work
-from app.kernel.errors import ConvenerError, DatabaseUnavailable, ShuttingDown, WorkerGone
+from app.db.notify import RESOURCES, News, work
+from app.kernel.errors import ConvenerError, DatabaseUnavailable, ShuttingDown
 from app.kernel.ids import WorkerId
 from app.kernel.lanes import Lane
 from app.kernel.states import WorkerState
 from app.queue.broker.calls import Answer, LeaseCall, Waiter, pass_over, reconsider
 from app.queue.broker.dispatch import BatchLanes, Dispatcher, IdleTimes, LeaseHistory, OnFirstLeases, WorkerPreferences
 from app.queue.broker.lane_view import LaneScanner, LaneView, synchronize_lanes
-from app.queue.errors import WorkerBusy, WorkerNotFound, WorkerNotReady
+from app.queue.broker.refusals import refusal
+from app.queue.errors import WorkerBusy
 from app.queue.rules.fair_queueing import FairQueue
 from app.queue.rules.tasks import LeasePolicy
 from app.queue.service.leases import Fence, release
 from app.queue.service.task_traces import TaskTraces
-from app.queue.store import claims
+from app.queue.store import claims, resource_classes
 from app.queue.store.claims import ClaimOutcome, ClaimRequest, Lease
 from app.queue.store.lanes import TagIssuer
 
@@ -56,6 +57,8 @@ class Broker:
         self._scanner = LaneScanner(database)
         self._dispatcher = Dispatcher(self._lanes, self.fairness, database.shared(TagIssuer), self.preferences)
         self.degradation = self._dispatcher.degradation
+        self._classes = self._dispatcher.classes
+        self._known_classes = {0}
         self._wake = asyncio.Event()
         self._history = LeaseHistory(database, on_first_leases)
         self._idle = IdleTimes()
@@ -149,6 +152,8 @@ class Broker:
             self._settle(waiter, None)
 
     def _on_announcement(self, news: News) -> None:
+        if RESOURCES in news:
+            self._classes.is_stale = True
         if self._lanes.receive(news):
             reconsider(self._waiters.values())
             self._wake.set()
@@ -157,7 +162,7 @@ class Broker:
         # Without calls since the last scan there is nobody to serve, and idle replicas should not load the database.
         if self._waiters or self._had_calls:
             self._had_calls = False
-            self._lanes.mark_ready(await self._scanner.scan(self._lanes.positions()))
+            self._mark_ready(await self._scanner.scan(self._lanes.positions(), self._lanes.all_lanes()))
             self._wake.set()
 
     async def _run(self) -> None:
@@ -188,10 +193,26 @@ class Broker:
 
     async def _refresh_lanes(self) -> None:
         lane_tags = await hot_path.run(self._database, lambda c: claims.ready_lanes(c, self._lanes.positions()))
-        self._lanes.mark_ready(lane_tags)
+        self._mark_ready(lane_tags)
+
+    def _mark_ready(self, lane_tags: Mapping[Lane, float]) -> None:
+        """Note that tasks may wait in these lanes; a class that is not known yet has its turn once it is."""
+        known_lanes = {lane: tag for lane, tag in lane_tags.items() if lane.resource_class in self._known_classes}
+        self._classes.is_stale |= len(known_lanes) < len(lane_tags)
+        self._lanes.mark_ready(known_lanes)
+
+    async def _refresh_classes(self) -> None:
+        classes = await hot_path.run(self._database, resource_classes.read)
+        self._classes.update(classes)
+        self._known_classes = {0, *classes}
+        self._lanes.know_classes(classes)
+        if classes:
+            await self._refresh_lanes()
 
     async def _serve_waiters(self) -> None:
         while True:
+            if self._classes.is_stale and self._waiters:
+                await self._refresh_classes()
             new_calls = {waiter.call.agent_types for waiter in self._waiters.values() if waiter.is_new}
             # Before a new call is answered with nothing, the lanes are read: an announcement may still be on its way.
             if any(agent_types.isdisjoint(self._lanes.agents()) for agent_types in new_calls):
@@ -215,9 +236,10 @@ class Broker:
                 continue
             # The lane is charged at once, so that the next worker of the batch goes by it; a refund follows where the
             # claim finds no task.
-            fitting = waiter.call.agent_types - waiter.unfit_agents if waiter.unfit_agents else waiter.call.agent_types
-            waiter.lane = self._dispatcher.choose_lane(waiter.call.worker_id, fitting, batch_lanes)
-            if waiter.lane is not None and ends.setdefault(waiter.lane, waiter.call.ends_at) != waiter.call.ends_at:
+            call = waiter.call
+            fitting = call.agent_types - waiter.unfit_agents if waiter.unfit_agents else call.agent_types
+            waiter.lane = self._dispatcher.choose_lane(call.worker_id, fitting, batch_lanes, call.offer)
+            if waiter.lane is not None and ends.setdefault(waiter.lane, call.ends_at) != call.ends_at:
                 # Its turn is the next one: one claim goes through a lane once.
                 continue
             if waiter.lane is not None:
@@ -275,6 +297,7 @@ class Broker:
             acknowledge=call.acknowledge,
             floor=self._lanes.floor(lane) if lane else claims.BOTTOM,
             ends_at=call.ends_at,
+            resources=self._classes.texts[lane.resource_class] if lane and lane.resource_class else None,
         )
 
     async def _answer(self, waiter: Waiter, outcome: ClaimOutcome) -> None:
@@ -290,7 +313,7 @@ class Broker:
             elif outcome.worker_state == WorkerState.DRAINING:
                 waiter.is_draining = True
             elif outcome.worker_state != WorkerState.READY:
-                raise _refusal(outcome.worker_state, outcome.not_ready_reason)
+                raise refusal(outcome.worker_state, outcome.not_ready_reason)
         except ConvenerError as error:
             self._settle(waiter, error)
 
@@ -338,12 +361,3 @@ def _note_try(waiter: Waiter) -> None:
         waiter.is_tried = True
         if waiter.on_try is not None:
             waiter.on_try()
-
-
-def _refusal(state: str | None, not_ready_reason: str | None) -> ConvenerError:
-    if state is None:
-        return WorkerNotFound()
-    if state == WorkerState.STARTING:
-        detail = f"the worker's health report has not passed: {not_ready_reason}" if not_ready_reason else None
-        return WorkerNotReady(detail, reason=not_ready_reason)
-    return WorkerGone(f"this worker is {state}", reason=state)

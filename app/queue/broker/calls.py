@@ -11,6 +11,7 @@ from app.db.database import Database
 from app.kernel.agents import AgentType
 from app.kernel.ids import WorkerId
 from app.kernel.lanes import Lane
+from app.kernel.resources import Resources
 from app.queue.store import claims
 from app.queue.store.claims import ClaimOutcome, ClaimRequest, Lease
 
@@ -24,6 +25,8 @@ class LeaseCall:
     agent_types: frozenset[AgentType]
     acknowledge: bool = False
     ends_at: datetime | None = None
+    # What the worker offers; None: nothing that a task could ask for.
+    offer: Resources | None = None
 
 
 class Answer(Protocol):

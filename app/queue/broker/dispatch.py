@@ -13,7 +13,9 @@ from app.kernel.agents import AgentType
 from app.kernel.errors import DatabaseUnavailable
 from app.kernel.ids import WorkerId
 from app.kernel.lanes import Lane
+from app.kernel.resources import Resources
 from app.kernel.states import WorkerState
+from app.queue.broker.class_view import ClassView
 from app.queue.broker.lane_view import LaneView
 from app.queue.rules.degradation import deferred_lanes
 from app.queue.rules.fair_queueing import FairQueue
@@ -55,12 +57,17 @@ class WorkerPreferences:
         return self._agents.get(worker_id)
 
 
+# The agent types that a worker can run, and the resource classes that it can serve.
+Able = frozenset[AgentType] | tuple[frozenset[AgentType], tuple[int, ...]]
+_Candidates = tuple[set[AgentType], set[AgentType], Mapping[AgentType, Lane]]
+
+
 @dataclass(slots=True)
 class BatchLanes:
-    """Workers that one claim sends to each lane; and for sets of types, which of them are open and most urgent."""
+    """Workers that one claim sends to each lane; and for what workers are able to, what is open and most urgent."""
 
     counts: Counter[Lane] = field(default_factory=Counter)
-    candidates: dict[frozenset[AgentType], tuple[set[AgentType], set[AgentType]]] = field(default_factory=dict)
+    candidates: dict[Able, "_Candidates"] = field(default_factory=dict)
 
 
 class Dispatcher:
@@ -70,46 +77,60 @@ class Dispatcher:
         self, lanes: LaneView, fairness: FairQueue, tag_issuer: TagIssuer, preferences: WorkerPreferences
     ) -> None:
         self.degradation = CurrentStep()
+        self.classes = ClassView()
         self._lanes = lanes
         self._fairness = fairness
         self._tag_issuer = tag_issuer
         self._preferences = preferences
 
-    def choose_lane(self, worker_id: WorkerId, can_run: frozenset[AgentType], batch: BatchLanes) -> Lane | None:
+    def choose_lane(
+        self,
+        worker_id: WorkerId,
+        can_run: frozenset[AgentType],
+        batch: BatchLanes,
+        offer: Resources | None = None,
+    ) -> Lane | None:
         """The lane from which a worker is served by this claim, or None."""
-        # Most workers can run the same types, and what is open to them changes only when a lane is full.
-        candidates = batch.candidates.get(can_run)
+        able: Able = can_run
+        if self._lanes.open_classes and (served := self.classes.served_by(offer, self._lanes.open_classes)):
+            # What it can serve and few others can goes first.
+            able = can_run, ((0, *reversed(served)) if self.classes.takes_least() else served)
+        # Most workers are able to the same, and what is open to them changes only when a lane is full.
+        candidates = batch.candidates.get(able)
         if candidates is None:
-            candidates = batch.candidates[can_run] = self._candidates(can_run, batch.counts)
-        open_agents, urgent_agents = candidates
+            candidates = batch.candidates[able] = self._candidates(able, batch.counts)
+        open_agents, urgent_agents, best_lanes = candidates
         if not urgent_agents:
             return None
         agent = self._fairness.next_agent(open_agents, urgent_agents, self._preferences.of(worker_id))
-        lane = self._lanes.best_lane(agent) if agent is not None else None
+        lane = best_lanes.get(agent) if agent is not None else None
         if lane is not None:
             batch.counts[lane] += 1
             if batch.counts[lane] >= self._lanes.width(lane):
                 batch.candidates.clear()
         return lane
 
-    def _candidates(
-        self, can_run: frozenset[AgentType], counts: Mapping[Lane, int]
-    ) -> tuple[set[AgentType], set[AgentType]]:
-        """The agents with lanes that are not full yet, and the most urgent of them that are not deferred."""
+    def _candidates(self, able: Able, counts: Mapping[Lane, int]) -> _Candidates:
+        """The agents with lanes that are not full yet, the most urgent of them without deferred ones, and the lanes."""
+        can_run, classes = able if isinstance(able, tuple) else (able, ())
+        best_lanes = self._lanes.best_lanes(classes)
         open_agents = {
             agent
             for agent in can_run
-            if (lane := self._lanes.best_lane(agent)) is not None and counts[lane] < self._lanes.width(lane)
+            if (lane := best_lanes.get(agent)) is not None and counts[lane] < self._lanes.width(lane)
         }
-        return open_agents, self._lanes.most_urgent(self._without_deferred(open_agents, can_run))
+        undeferred = self._without_deferred(open_agents, can_run, best_lanes)
+        return open_agents, self._lanes.most_urgent(undeferred, best_lanes), best_lanes
 
-    def _without_deferred(self, open_agents: set[AgentType], can_run: Iterable[AgentType]) -> set[AgentType]:
+    def _without_deferred(
+        self, open_agents: set[AgentType], can_run: Iterable[AgentType], best_lanes: Mapping[AgentType, Lane]
+    ) -> set[AgentType]:
         """The agents without those of deferred lanes, as long as there is any other work that the worker can run."""
         held_lanes = deferred_lanes(self.degradation.step)
         if not held_lanes:
             return open_agents
         other_agents = {
-            agent for agent in can_run if (lane := self._lanes.best_lane(agent)) is not None and lane not in held_lanes
+            agent for agent in can_run if (lane := best_lanes.get(agent)) is not None and lane not in held_lanes
         }
         return open_agents & other_agents if other_agents else open_agents
 

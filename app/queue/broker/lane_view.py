@@ -8,8 +8,8 @@ import asyncio
 import itertools
 import logging
 import random
-from collections.abc import Awaitable, Callable, Collection, Mapping, Set
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from app.db import hot_path, notify
@@ -19,7 +19,6 @@ from app.kernel.agents import AgentType
 from app.kernel.errors import DatabaseUnavailable
 from app.kernel.lanes import Lane, Priority
 from app.queue.store import claims, lanes
-from app.queue.store.claims import BOTTOM
 from app.queue.store.lanes import TagIssuer
 
 LANES = tuple(Lane(agent_type=agent, priority=priority) for agent in AgentType for priority in Priority)
@@ -49,10 +48,31 @@ class LaneView:
     _announced_tags: dict[Lane, float] = field(default_factory=dict)
     _widths: dict[Lane, int] = field(default_factory=dict)
     _best_lanes: dict[AgentType, Lane] = field(default_factory=dict)
+    # Of lanes with resource classes, by class; a class is not in it while none of its lanes is open.
+    _best_of_class: dict[int, dict[AgentType, Lane]] = field(default_factory=dict)
+    _class_lanes: dict[int, tuple[Lane, ...]] = field(default_factory=dict)
+    _topics: dict[str, Lane] = field(default_factory=lambda: _TOPICS)
+
+    def know_classes(self, ids: Collection[int]) -> None:
+        """Note which resource classes there are: tasks of others are not seen."""
+        for gone in self._class_lanes.keys() - set(ids):
+            for lane in self._class_lanes[gone]:
+                self._close(lane)
+                self._positions.pop(lane, None)
+        self._class_lanes = {
+            number: tuple(replace(lane, resource_class=number) for lane in LANES) for number in sorted(ids)
+        }
+        self._topics = _TOPICS | {notify.work(lane): lane for same in self._class_lanes.values() for lane in same}
+
+    @property
+    def open_classes(self) -> Collection[int]:
+        """The resource classes whose lanes may have work."""
+        return self._best_of_class
 
     def receive(self, news: News) -> bool:
         """Take in announcements; return whether any was about work."""
-        tags = {lane: tag for topic, tag in news.items() if (lane := _TOPICS.get(topic)) is not None}
+        topics = self._topics
+        tags = {lane: tag for topic, tag in news.items() if (lane := topics.get(topic)) is not None}
         self.mark_ready(tags)
         return bool(tags)
 
@@ -63,16 +83,28 @@ class LaneView:
             self._open(lane, min(tag, self._floors.get(lane, tag)))
 
     def agents(self) -> Set[AgentType]:
-        """The agent types that may have work."""
+        """The agent types that may have work which asks for no resources."""
         return self._best_lanes.keys()
 
-    def best_lane(self, agent: AgentType) -> Lane | None:
-        """The lane of highest priority in which the type may have work."""
-        return self._best_lanes.get(agent)
+    def best_lanes(self, classes: Sequence[int] = ()) -> Mapping[AgentType, Lane]:
+        """The lane of highest priority in which each type may have work, that of one of these classes included.
 
-    def most_urgent(self, agents: Collection[AgentType]) -> set[AgentType]:
+        Of several of one priority the first class counts; 0, which else comes last, is that of those that ask for none.
+        """
+        if not classes:
+            return self._best_lanes
+        best = dict[AgentType, Lane]()
+        nothing = dict[AgentType, Lane]()
+        for number in (*classes, 0):
+            best_of_one = self._best_of_class.get(number, nothing) if number else self._best_lanes
+            for agent, lane in best_of_one.items():
+                if agent not in best or best[agent].priority < lane.priority:
+                    best[agent] = lane
+        return best
+
+    def most_urgent(self, agents: Collection[AgentType], best_lanes: Mapping[AgentType, Lane]) -> set[AgentType]:
         """Those of the types whose work may be of the highest priority."""
-        lanes = [lane for agent in agents if (lane := self.best_lane(agent)) is not None]
+        lanes = [lane for agent in agents if (lane := best_lanes.get(agent)) is not None]
         highest = max((lane.priority for lane in lanes), default=None)
         return {lane.agent_type for lane in lanes if lane.priority == highest}
 
@@ -85,11 +117,16 @@ class LaneView:
 
     def floor(self, lane: Lane) -> float:
         """The tag from which a claim in this lane starts."""
-        return self._floors.get(lane, BOTTOM)
+        return self._floors.get(lane, lane.bottom)
 
     def positions(self) -> Mapping[Lane, float]:
         """For every lane the tag from which to look for ready tasks: its floor, or the tag at which it ran out."""
-        return {lane: self._floors.get(lane, self._positions.get(lane, BOTTOM)) for lane in LANES}
+        every = LANES if not self._class_lanes else self.all_lanes()
+        return {lane: self._floors.get(lane, self._positions.get(lane, lane.bottom)) for lane in every}
+
+    def all_lanes(self) -> Sequence[Lane]:
+        """Every lane, those of the known resource classes included."""
+        return LANES + tuple(itertools.chain.from_iterable(self._class_lanes.values()))
 
     def begin_claim(self) -> None:
         """Note that a claim begins: it may not see the tasks that are announced from now on."""
@@ -104,7 +141,7 @@ class LaneView:
         """
         # Tasks announced during the claim may lie below the tags that it reached, invisible to its snapshot.
         lowest_announced = self._announced_tags.get(lane)
-        highest = max(tags, default=self._positions.get(lane, BOTTOM)) if ready_from is None else ready_from
+        highest = max(tags, default=self._positions.get(lane, lane.bottom)) if ready_from is None else ready_from
         self._positions[lane] = highest if lowest_announced is None else min(highest, lowest_announced)
         if not is_exhausted:
             self._open(lane, self._positions[lane])
@@ -118,17 +155,23 @@ class LaneView:
 
     def _open(self, lane: Lane, floor: float) -> None:
         self._floors[lane] = floor
-        best = self._best_lanes.get(lane.agent_type)
+        number = lane.resource_class
+        best_lanes = self._best_of_class.setdefault(number, {}) if number else self._best_lanes
+        best = best_lanes.get(lane.agent_type)
         if best is None or best.priority < lane.priority:
-            self._best_lanes[lane.agent_type] = lane
+            best_lanes[lane.agent_type] = lane
 
     def _close(self, lane: Lane) -> None:
         self._floors.pop(lane, None)
-        open_lanes = [candidate for candidate in self._floors if candidate.agent_type == lane.agent_type]
+        agent, number = lane.agent_type, lane.resource_class
+        best_lanes = self._best_of_class.get(number, {}) if number else self._best_lanes
+        open_lanes = [other for other in self._floors if other.agent_type == agent and other.resource_class == number]
         if open_lanes:
-            self._best_lanes[lane.agent_type] = max(open_lanes, key=lambda candidate: candidate.priority)
+            best_lanes[agent] = max(open_lanes, key=lambda candidate: candidate.priority)
         else:
-            self._best_lanes.pop(lane.agent_type, None)
+            best_lanes.pop(agent, None)
+            if number and not best_lanes:
+                self._best_of_class.pop(number, None)
 
 
 _IDLE_TURNS = 4
@@ -142,12 +185,12 @@ class LaneScanner:
         self._scanned_at: datetime | None = None
         self._scan_count = 0
 
-    async def scan(self, positions: Mapping[Lane, float]) -> dict[Lane, float]:
+    async def scan(self, positions: Mapping[Lane, float], all_lanes: Collection[Lane] = LANES) -> dict[Lane, float]:
         """Lane -> lowest tag of ready tasks below its position, among those that became ready since the last scan."""
         since, self._scanned_at = self._scanned_at, await hot_path.run(self._database, claims.current_time)
         self._scan_count += 1
         if since is None or self._scan_count % _FULL_SCAN_EVERY == 0:
-            return await hot_path.run(self._database, lambda c: claims.ready_lanes(c, LANES))
+            return await hot_path.run(self._database, lambda c: claims.ready_lanes(c, all_lanes))
         return await hot_path.run(self._database, lambda c: claims.ready_below(c, positions, since - _OVERLAP))
 
 

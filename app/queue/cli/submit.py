@@ -30,6 +30,7 @@ EPILOG = output.examples(
     "convener tasks submit --agent ranking --goal kepler --priority high --payload @match.json",
     "convener tasks submit --file tasks.jsonl --goal kepler",
     "convener tasks submit --agent ranking --wait --timeout 60 -o json",
+    "convener tasks submit --agent proximity --gpus 1 --memory-gb 16 --resource matlab=1",
 )
 
 # The service takes 1,000 tasks and 32 MiB by default; an operator may have lowered the second.
@@ -55,6 +56,12 @@ def submit(
     file: Annotated[
         str | None, typer.Option(help="JSON or JSON lines with many tasks, - for stdin; options fill what they lack")
     ] = None,
+    gpus: Annotated[int | None, typer.Option(help="devices that its worker must offer", min=0)] = None,
+    cores: Annotated[float | None, typer.Option(help="processor cores that its worker must offer", min=0)] = None,
+    memory_gb: Annotated[float | None, typer.Option(help="GiB of memory that its worker must offer", min=0)] = None,
+    resource: Annotated[
+        list[str] | None, typer.Option(help="another resource that its worker must offer", metavar="NAME=COUNT")
+    ] = None,
     skip: Annotated[int, typer.Option(help="leave out the first tasks of the file", min=0)] = 0,
     wait: Annotated[bool, typer.Option("--wait", help="until finished, and show the result")] = False,
     timeout: Annotated[
@@ -71,7 +78,10 @@ def submit(
     if timeout is not None and not wait:
         raise typer.BadParameter("--timeout is for --wait")
     options = {"agent_type": agent, "goal_id": goal, "priority": priority.value if priority else None}
-    defaults = {name: value for name, value in options.items() if value is not None}
+    defaults: Json = {name: value for name, value in options.items() if value is not None}
+    amounts = {"gpus": gpus, "cores": cores, "memory_gb": memory_gb, "named": _named(resource or [])}
+    if asked := {name: amount for name, amount in amounts.items() if amount}:
+        defaults["resources"] = asked
     if file is not None:
         if payload is not None or task_id is not None:
             raise typer.BadParameter("--payload and --id are for a single task; put them into the file")
@@ -158,6 +168,14 @@ def _send_batches(client: Client, tasks: list[Json], skip: int) -> list[Json]:
                 raise
             progress.update(bar, completed=len(submitted_tasks))
     return submitted_tasks
+
+
+def _named(words: list[str]) -> dict[str, int]:
+    """Amounts by name. Raises BadParameter."""
+    pairs = [word.partition("=") for word in words]
+    if any(not name or not (amount or "1").isdecimal() for name, _, amount in pairs):
+        raise typer.BadParameter("--resource is written NAME, or NAME=COUNT with a whole number")
+    return {name: int(amount or 1) for name, _, amount in pairs}
 
 
 def _with_id(task: Json) -> Json:

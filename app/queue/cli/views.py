@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from app.kernel.namespaces import stored_name
+from app.kernel.resources import in_words, read
 from app.kernel.text import printable
 from app.queue.cli.waiting import reason_for
 from app.terminal import output
@@ -37,6 +38,7 @@ def task_details(task: Json, now: datetime, why: str | None = None) -> Renderabl
             ("Goal", stored_name(task["namespace"], task["goal_id"])),
             ("Priority", _priority(task)),
             ("Attempt", f"{_attempt_number(task)} of {task['max_attempts']}" + _rescue_note(task["rescues"])),
+            ("Asks for", asked_for(task)),
             ("Depends on", "\n".join(task["depends_on"]) or None),
             ("Worker", _worker(task)),
             ("Created", output.age(task["created_at"], now)),
@@ -56,6 +58,12 @@ def task_details(task: Json, now: datetime, why: str | None = None) -> Renderabl
         ]
     )
     return Group(facts, Text(""), _attempts(task["attempts"], now)) if task["attempts"] else facts
+
+
+def asked_for(task: Json) -> str | None:
+    """Amounts that the task asks its worker for, in words."""
+    asked = task.get("resources")
+    return in_words(read(asked).amounts()) if asked else None
 
 
 def listing(items: list[Json], now: datetime) -> Table:

@@ -51,7 +51,7 @@ async def change(
     deadline = order.deadline if "deadline" in order.fields else task.deadline
     if (new, deadline) == (former, task.deadline):
         return
-    lane = Lane(agent_type=AgentType(task.agent_type), priority=new)
+    lane = Lane(agent_type=AgentType(task.agent_type), priority=new, resource_class=task.resource_class or 0)
     flow = lane, task.goal_id
     async with reserve_tags(connection, {flow: 1} if new is not former else {}) as tags:
         tag = tags[flow].first if flow in tags else None

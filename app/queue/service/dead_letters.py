@@ -17,6 +17,7 @@ from app.kernel.lanes import Priority
 from app.kernel.namespaces import shown_name
 from app.kernel.states import FINISHED, TaskState
 from app.queue.errors import DeadLetterNotFound, GoalStopped, TaskFinished
+from app.queue.service import resource_classes
 from app.queue.store import dead_letters, holds, tasks
 from app.queue.store.dead_letters import DeadLetter
 from app.queue.store.listing import Selection
@@ -75,7 +76,7 @@ async def requeue(
     for one that completed or was cancelled, and GoalStopped when its goal has stopped.
     """
     letter = await dead_letters.find_one(connection, task_id, namespace)
-    if letter is not None and await dead_letters.requeue(connection, [letter], reason, priority):
+    if letter is not None and await _requeue(connection, [letter], reason, priority):
         if by is not None:
             await audit.record(
                 connection, "dead_letter.requeue", by=by, new_state={"task_id": str(task_id)}, reason=reason
@@ -89,6 +90,14 @@ async def requeue(
         raise TaskFinished(f"the task is {task['state']}; only failed tasks can be requeued")
     if task["state"] == TaskState.FAILED and (await holds.lock_gate(connection, [task["goal_id"] or ""])).stopped_goals:
         raise GoalStopped(f"the research goal {shown_name(task['goal_id'])} has stopped; the task stays a dead letter")
+
+
+async def _requeue(
+    connection: AsyncConnection, letters: Sequence[DeadLetter], reason: str, priority: Priority | None
+) -> int:
+    if requests := {letter.resources for letter in letters if letter.resources is not None}:
+        await resource_classes.classes(connection, requests)
+    return await dead_letters.requeue(connection, letters, reason, priority)
 
 
 async def requeue_many(
@@ -110,7 +119,7 @@ async def requeue_many(
         database,
         selection,
         limit,
-        lambda connection, letters: dead_letters.requeue(connection, letters, reason, priority),
+        lambda connection, letters: _requeue(connection, letters, reason, priority),
         _Act(action="dead_letters.requeue", by=by, reason=reason),
         may_run=True,
         dry_run=dry_run,

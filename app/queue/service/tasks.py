@@ -27,7 +27,7 @@ from app.queue.rules.aging import is_urgent
 from app.queue.rules.fair_queueing import TagRun
 from app.queue.rules.task_ids import private_id
 from app.queue.rules.tasks import next_state
-from app.queue.service import dependencies
+from app.queue.service import dependencies, resource_classes
 from app.queue.service.admission import Admission, Ticket
 from app.queue.store import attempts, duplicates, events, holds, lanes, tasks
 from app.queue.store.attempts import Ending
@@ -117,6 +117,7 @@ async def submit(
     await _raise_urgent(connection, candidates)
     # Lock order: the gate of admission before any task, because its sole holder may have to wait for tasks.
     ticket = await _enter_admission(connection, candidates, intake)
+    await _classify(connection, candidates)
     dependency_states = await dependencies.lock_dependencies(connection, new)
     await _take_turn(connection, submissions)
     for task in candidates:
@@ -183,6 +184,16 @@ async def _raise_urgent(connection: AsyncConnection, waiting: Sequence[NewTask])
     for task in waiting:
         if is_urgent(task.deadline, moment) and task.priority is not Priority.CRITICAL:
             task.priority, task.submitted_priority = Priority.CRITICAL, task.priority
+
+
+async def _classify(connection: AsyncConnection, waiting: Sequence[NewTask]) -> None:
+    """Give tasks that ask for resources their class. Raises TooManyResourceClasses."""
+    asking = [task for task in waiting if task.resources is not None]
+    if not asking:
+        return
+    classes = await resource_classes.classes(connection, {task.resources for task in asking if task.resources})
+    for task in asking:
+        task.resource_class = classes[task.resources or ""]
 
 
 async def read(connection: AsyncConnection, task_id: UUID, namespace: str | None = None) -> dict[str, Any]:
@@ -373,10 +384,10 @@ async def reserve_tags(connection: AsyncConnection, counts: Mapping[Flow, int]) 
 
 
 def _by_flow(new: Iterable[NewTask]) -> dict[Flow, list[NewTask]]:
-    flows: dict[tuple[AgentType, Priority, str | None], list[NewTask]] = {}
+    flows: dict[tuple[AgentType, Priority, int, str | None], list[NewTask]] = {}
     for task in new:
-        flows.setdefault((task.agent_type, task.priority, task.goal_id), []).append(task)
+        flows.setdefault((task.agent_type, task.priority, task.resource_class or 0, task.goal_id), []).append(task)
     return {
-        (Lane(agent_type=agent, priority=priority), goal): flows[agent, priority, goal]
-        for agent, priority, goal in flows
+        (Lane(agent_type=agent, priority=priority, resource_class=resource_class), goal): tasks
+        for (agent, priority, resource_class, goal), tasks in flows.items()
     }

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import notify
 from app.kernel.events import TaskEvent
-from app.kernel.lanes import Priority
+from app.kernel.lanes import SPAN, Priority
 from app.queue.store import lanes
 
 
@@ -23,21 +23,30 @@ def _priority_name(column: str) -> str:
 # goal stay together in arrays, as a join of two steps, whose sizes no planner knows, may look at each pair.
 _MOVE = f"""
 , flow AS (
-    SELECT agent_type, goal_id, array_agg(id ORDER BY tag, seq) AS ids, array_agg(priority ORDER BY tag, seq) AS froms
-    FROM due GROUP BY agent_type, goal_id
+    SELECT agent_type, goal_id, {lanes.sql_class_of("tag")} AS class,
+           array_agg(id ORDER BY tag, seq) AS ids, array_agg(priority ORDER BY tag, seq) AS froms
+    FROM due GROUP BY agent_type, goal_id, 3
 ), placed AS (
     SELECT task.id, task.priority,
-           greatest(coalesce(lanes.virtual_time, 0), coalesce(last.tag, 0)) + coalesce(goals.weight, 1) ^ -1 * place
+           greatest(lane.virtual_time, coalesce(last.tag, lane.virtual_time)) + coalesce(goals.weight, 1) ^ -1 * place
                AS tag
     FROM flow
-    LEFT JOIN lanes ON lanes.agent_type = flow.agent_type AND lanes.priority = :to
+    CROSS JOIN LATERAL (
+        SELECT coalesce(
+            CASE WHEN class = 0
+                 THEN (SELECT virtual_time FROM lanes l WHERE l.agent_type = flow.agent_type AND l.priority = :to)
+                 ELSE (SELECT virtual_time FROM resource_lanes l
+                       WHERE l.resource_class = class AND l.agent_type = flow.agent_type AND l.priority = :to) END,
+            -class * {SPAN:.0f}::float8) AS virtual_time
+    ) lane
     LEFT JOIN goals ON goals.id = flow.goal_id
     LEFT JOIN LATERAL (
         SELECT tag FROM tasks t
         WHERE t.agent_type = flow.agent_type AND t.priority = :to AND t.priority <= 4
           AND coalesce(t.goal_id, '') = coalesce(flow.goal_id, '') AND state IN ('blocked', 'pending')
           AND t.submitted_priority IS NOT NULL
-          AND t.tag > coalesce(lanes.virtual_time, 0)
+          AND t.tag > lane.virtual_time
+          AND t.tag < CASE WHEN class = 0 THEN 'infinity' ELSE (1 - class) * {SPAN:.0f}::float8 END
         ORDER BY tag DESC LIMIT 1
     ) last ON true
     CROSS JOIN LATERAL unnest(ids, froms) WITH ORDINALITY AS task (id, priority, place)

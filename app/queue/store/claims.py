@@ -20,7 +20,7 @@ from app.kernel.lanes import Lane
 from app.queue.rules.tasks import BASE_COMPUTE_SECONDS, LeasePolicy
 from app.queue.store import counters, event_rows, holds, lanes, lease_ledger
 
-BOTTOM = float("-inf")
+BOTTOM = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +36,8 @@ class ClaimRequest:
     acknowledge: bool
     floor: float = BOTTOM
     ends_at: datetime | None = None
+    # What the tasks of the lane ask for, where it has a resource class.
+    resources: str | None = None
 
 
 # Tuples, as a claim makes hundreds of them and an object of the same fields costs several times as much.
@@ -62,6 +64,7 @@ class Lease(NamedTuple):
     deadline_at: datetime
     checkpoint: str | None
     trace_context: str | None
+    resources: str | None
     tag: float
 
 
@@ -81,7 +84,7 @@ _LEASE_COLUMNS = """t.id AS task_id, t.token, t.failures + 1 AS attempt, t.agent
     coalesce(t.payload_text, t.payload::text) AS payload, t.labels, t.created_at,
     date_part('epoch', t.deadline_at - t.leased_at) AS timeout_seconds,
     t.waiting_since, t.leased_at, t.lease_expires_at AS expires_at, t.deadline_at, t.checkpoint,
-    t.trace_context, t.tag"""
+    t.trace_context, t.resources, t.tag"""
 
 _LOG = event_rows.entry(
     f"'{TaskEvent.ASSIGNED}'",
@@ -120,14 +123,26 @@ _FITS = """AND tag <= coalesce(bound.last_tag, 'Infinity') AND (demand.ends_at I
 #   gets the task of the one before. A lone worker gets that task only when it has waited for `avoid_seconds`.
 # - `recorded` is the fence between replicas: two that lease to one worker at once write the same key (worker_id, n), so
 #   the second fails as a whole.
+#
+# Of lanes with a resource class a claim reads only their own range of tags. And only tasks that ask for just what this
+# process knows of the class: it may have gone meanwhile, and its number to another.
+_OF_CLASS = "AND tag < demand.ceiling AND resources = demand.resources"
 
 
-def _statement(*, of_ends: bool) -> str:
-    """The claim; `of_ends` for workers whose time is limited, which others need not pay for."""
-    column = name = longest = bound = fits = ""
+def _statement(*, of_ends: bool = False, of_classes: bool = False) -> str:
+    """The claim; `of_ends` for workers whose time is limited, `of_classes` for tasks that ask for resources.
+
+    Others need not pay for either.
+    """
+    column = name = longest = bound = fits = columns = group = asked = ""
     if of_ends:
         column, name, longest = ", $11::timestamptz[]", ", ends_at", f", max({_STRETCH}) AS longest_stretch"
-        bound, fits = _BOUND, _FITS
+        bound, fits, columns, group = _BOUND, _FITS, name, name
+    if of_classes:
+        first = 12 if of_ends else 11
+        column += f", ${first}::float8[], ${first + 1}::jsonb[]"
+        columns, group = f"{name}, ceiling, resources", f"{name}, ceiling"
+        fits, asked = f"{fits} {_OF_CLASS}", ", (array_agg(resources))[1] AS resources"
     return f"""
 WITH request AS MATERIALIZED (
     SELECT r.*, CASE WHEN w.ended_reason LIKE 'superseded%' THEN 'superseded' ELSE w.state END AS worker_state,
@@ -135,16 +150,16 @@ WITH request AS MATERIALIZED (
            held.id IS NOT NULL AS holds_another,
            held.id IS NOT NULL AND last.request_id = r.request_id AS is_repeat
     FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::smallint[], $5::float8[], $6::boolean[]{column})
-         WITH ORDINALITY AS r (worker_id, request_id, agent_type, priority, floor, acknowledge{name}, turn)
+         WITH ORDINALITY AS r (worker_id, request_id, agent_type, priority, floor, acknowledge{columns}, turn)
     LEFT JOIN workers w ON w.id = r.worker_id
     {lease_ledger.last_and_held("r.worker_id")}
 ), demand AS (
-    SELECT agent_type, priority{name}, min(floor) AS floor, count(*) AS places,
+    SELECT agent_type, priority{group}{asked}, min(floor) AS floor, count(*) AS places,
            array_agg(turn ORDER BY turn) AS turns, array_agg(worker_id ORDER BY turn) AS workers,
            array_agg(request_id ORDER BY turn) AS requests, array_agg(acknowledge ORDER BY turn) AS acknowledged,
            array_agg(leases_before ORDER BY turn) AS leases_before,
            array_agg({_STRETCH} ORDER BY turn) AS stretches{longest}
-    FROM request WHERE worker_state = 'ready' AND NOT holds_another GROUP BY agent_type, priority{name}
+    FROM request WHERE worker_state = 'ready' AND NOT holds_another GROUP BY agent_type, priority{group}
 ), picked AS MATERIALIZED (
     SELECT demand.*, head.ids,
            EXISTS (SELECT FROM unnest(head.avoided, workers) AS pair (avoided, worker_id) WHERE avoided = worker_id)
@@ -188,7 +203,9 @@ FROM request FULL JOIN leased USING (turn) ORDER BY request.turn
 """
 
 
-_CLAIM, _CLAIM_OF_ENDS = _statement(of_ends=False), _statement(of_ends=True)
+_CLAIM, _CLAIM_OF_ENDS = _statement(), _statement(of_ends=True)
+_CLAIM_OF_CLASSES = _statement(of_classes=True)
+_CLAIM_OF_CLASSES_AND_ENDS = _statement(of_classes=True, of_ends=True)
 
 _LEASE_OF_REQUEST = f"""
 SELECT {_LEASE_COLUMNS} FROM {lease_ledger.last_lease("$1")} last
@@ -198,11 +215,11 @@ WHERE last.request_id = $2
 
 _READY_LANES = """
 SELECT lane.agent_type, lane.priority, head.tag
-FROM unnest($1::text[], $2::smallint[], $3::float8[]) AS lane (agent_type, priority, floor)
+FROM unnest($1::text[], $2::smallint[], $3::float8[], $4::float8[]) AS lane (agent_type, priority, floor, ceiling)
 CROSS JOIN LATERAL (
     SELECT tag FROM tasks t
     WHERE t.agent_type = lane.agent_type AND t.priority = lane.priority
-      AND state = 'pending' AND blockers = 0 AND run_at IS NULL AND tag >= lane.floor
+      AND state = 'pending' AND blockers = 0 AND run_at IS NULL AND tag >= lane.floor AND tag < lane.ceiling
     ORDER BY tag LIMIT 1
 ) head
 WHERE NOT EXISTS (SELECT FROM pauses p WHERE p.agent_type = lane.agent_type)
@@ -210,7 +227,7 @@ WHERE NOT EXISTS (SELECT FROM pauses p WHERE p.agent_type = lane.agent_type)
 
 # By the time since when tasks wait, because going through a lane from its bottom would walk over the dead entries of
 # everything leased before. OFFSET 0 keeps the planner from turning this into such a walk.
-_READY_BELOW = """
+_READY_BELOW = f"""
 SELECT t.agent_type, t.priority, min(t.tag) AS tag
 FROM (SELECT DISTINCT priority FROM unnest($2::smallint[]) AS all_of (priority)) lane_priority
 CROSS JOIN LATERAL (
@@ -218,10 +235,10 @@ CROSS JOIN LATERAL (
     WHERE tasks.priority = lane_priority.priority AND tasks.priority <= 4
       AND state = 'pending' AND blockers = 0 AND run_at IS NULL AND waiting_since >= $4 OFFSET 0
 ) t
-JOIN unnest($1::text[], $2::smallint[], $3::float8[]) AS lane (agent_type, priority, floor)
-    ON lane.agent_type = t.agent_type AND lane.priority = t.priority AND t.tag < lane.floor
+JOIN unnest($1::text[], $2::smallint[], $3::float8[], $5::float8[]) AS lane (agent_type, priority, floor, bottom)
+    ON lane.agent_type = t.agent_type AND lane.priority = t.priority AND t.tag < lane.floor AND t.tag >= lane.bottom
 WHERE NOT EXISTS (SELECT FROM pauses p WHERE p.agent_type = t.agent_type)
-GROUP BY t.agent_type, t.priority
+GROUP BY t.agent_type, t.priority, ({lanes.sql_class_of("t.tag")})
 """
 
 
@@ -232,9 +249,32 @@ async def claim(
 
     Raises asyncpg.UniqueViolationError when another replica has just served one of the workers.
     """
+    of_classes = [request for request in requests if request.resources]
+    if not of_classes:
+        return await _claim(connection, requests, policy)
+    # Together, so that a claim that loses against another process is undone as a whole.
+    outcomes: dict[WorkerId, ClaimOutcome] = {}
+    async with connection.transaction():
+        for group in (of_classes, [request for request in requests if not request.resources]):
+            if group:
+                served = await _claim(connection, group, policy)
+                outcomes |= zip([request.worker_id for request in group], served, strict=True)
+    return [outcomes[request.worker_id] for request in requests]
+
+
+async def _claim(
+    connection: "asyncpg.Connection[asyncpg.Record]", requests: Sequence[ClaimRequest], policy: LeasePolicy
+) -> list[ClaimOutcome]:
+    """Serve requests that are either all for lanes with a resource class, or all for others."""
     is_ending = any(request.ends_at is not None for request in requests)
+    statement = _CLAIM_OF_ENDS if is_ending else _CLAIM
+    more: list[list[object]] = [[request.ends_at for request in requests]] if is_ending else []
+    if requests[0].resources:
+        statement = _CLAIM_OF_CLASSES_AND_ENDS if is_ending else _CLAIM_OF_CLASSES
+        more.append([request.lane.ceiling if request.lane else None for request in requests])
+        more.append([request.resources for request in requests])
     rows = await connection.fetch(
-        _CLAIM_OF_ENDS if is_ending else _CLAIM,
+        statement,
         [request.worker_id for request in requests],
         [request.request_id for request in requests],
         [request.lane.agent_type if request.lane else None for request in requests],
@@ -245,7 +285,7 @@ async def claim(
         policy.acknowledge_within_seconds,
         policy.avoid_seconds,
         policy.task_timeout_seconds,
-        *([[request.ends_at for request in requests]] if is_ending else []),
+        *more,
     )
     return [
         ClaimOutcome(
@@ -272,15 +312,17 @@ async def ready_lanes(
     connection: "asyncpg.Connection[asyncpg.Record]", floors: Mapping[Lane, float] | Iterable[Lane]
 ) -> dict[Lane, float]:
     """Return the lanes in which a task may run now, with the lowest tag from the floor on: one index probe each."""
-    lane_floors = dict(floors) if isinstance(floors, Mapping) else dict.fromkeys(floors, BOTTOM)
-    return lanes.lowest_tags(await connection.fetch(_READY_LANES, *_floor_columns(lane_floors)))
+    lane_floors = dict(floors) if isinstance(floors, Mapping) else {lane: lane.bottom for lane in floors}
+    ceilings = [lane.ceiling for lane in lane_floors]
+    return lanes.lowest_tags(await connection.fetch(_READY_LANES, *_floor_columns(lane_floors), ceilings))
 
 
 async def ready_below(
     connection: "asyncpg.Connection[asyncpg.Record]", floors: Mapping[Lane, float], since: datetime
 ) -> dict[Lane, float]:
     """Return the lanes in which a task that became ready at `since` or later lies below the floor: lowest tag each."""
-    return lanes.lowest_tags(await connection.fetch(_READY_BELOW, *_floor_columns(floors), since))
+    bottoms = [lane.bottom for lane in floors]
+    return lanes.lowest_tags(await connection.fetch(_READY_BELOW, *_floor_columns(floors), since, bottoms))
 
 
 async def current_time(connection: "asyncpg.Connection[asyncpg.Record]") -> datetime:

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.db import notify
 from app.db.namespaces import WITHIN
 from app.kernel.events import TaskEvent
-from app.kernel.lanes import Priority
+from app.kernel.lanes import SPAN, Priority
 from app.queue.store import dependencies, history, lanes
 from app.queue.store.listing import Selection
 from app.queue.store.tables import KEPT_COLUMNS
@@ -44,6 +44,7 @@ class DeadLetter:
     id: UUID
     finished_at: datetime
     place: int
+    resources: str | None
 
 
 _FAILED = "state = 'failed'"
@@ -51,7 +52,10 @@ _FAILED = "state = 'failed'"
 _HAS_LIVE_GOAL = "NOT EXISTS (SELECT FROM goals g WHERE g.id = {letter}.goal_id AND g.state = 'stopped')"
 _MAY_RUN = _HAS_LIVE_GOAL.format(letter="task_history")
 
-_ONE = text(f"SELECT id, finished_at, 1 AS place FROM task_history WHERE id = :id AND {_FAILED} AND {WITHIN}")
+_ONE = text(f"""
+SELECT id, finished_at, 1 AS place, CAST(resources AS text) AS resources
+FROM task_history WHERE id = :id AND {_FAILED} AND {WITHIN}
+""")
 
 # Requeueing and purging lock rows in the order of their ids, so two of them cannot deadlock; the second finds the row
 # gone. The time of failure names the partition, so that each row costs one probe.
@@ -75,13 +79,21 @@ WITH chosen AS ({_CHOSEN.format(condition=_HAS_LIVE_GOAL.format(letter="h"))}), 
     RETURNING h.*, chosen.place, coalesce(CAST(:priority AS smallint), h.priority) AS new_priority,
               CASE WHEN CAST(:priority AS smallint) IS NULL THEN h.submitted_priority END AS new_submitted
 ), placed AS (
-    SELECT deleted.*, coalesce(lanes.virtual_time, 0) + deleted.place / coalesce(goals.weight, 1) AS tag
+    SELECT deleted.*, class.id AS resource_class,
+           coalesce(CASE WHEN resources IS NULL THEN lanes.virtual_time
+                         ELSE coalesce(class_lane.virtual_time, -class.id * {SPAN:.0f}::float8) END, 0)
+               + deleted.place / coalesce(goals.weight, 1) AS tag
     FROM deleted
+    LEFT JOIN resource_classes class ON class.request = deleted.resources
+    LEFT JOIN resource_lanes class_lane
+        ON class_lane.resource_class = class.id AND class_lane.agent_type = deleted.agent_type
+        AND class_lane.priority = deleted.new_priority
     LEFT JOIN lanes ON lanes.agent_type = deleted.agent_type AND lanes.priority = deleted.new_priority
     LEFT JOIN goals ON goals.id = deleted.goal_id
 ), requeued AS (
-    INSERT INTO tasks ({_REQUEUED_COLUMNS}, priority, submitted_priority, state, error, tag, waiting_since)
-    SELECT {_REQUEUED_COLUMNS}, new_priority, new_submitted, 'pending', error, tag, now() FROM placed
+    INSERT INTO tasks ({_REQUEUED_COLUMNS}, priority, submitted_priority, state, error, tag, waiting_since,
+                       resource_class)
+    SELECT {_REQUEUED_COLUMNS}, new_priority, new_submitted, 'pending', error, tag, now(), resource_class FROM placed
     ORDER BY placed.seq
     RETURNING id, seq, agent_type, goal_id, priority, token, tag
 ), logged AS (
@@ -89,7 +101,8 @@ WITH chosen AS ({_CHOSEN.format(condition=_HAS_LIVE_GOAL.format(letter="h"))}), 
     SELECT '{TaskEvent.REQUEUED}', id, agent_type, goal_id, priority, token, CAST(:detail AS jsonb)
     FROM requeued ORDER BY seq
 )
-SELECT agent_type, priority, count(*) AS tasks, min(tag) AS tag FROM requeued GROUP BY agent_type, priority
+SELECT agent_type, priority, count(*) AS tasks, min(tag) AS tag FROM requeued
+GROUP BY agent_type, priority, {lanes.sql_class_of("tag")}
 """)
 
 _PURGE = text(f"""
@@ -122,7 +135,8 @@ async def find(
 ) -> list[DeadLetter]:
     """Return up to `limit` of the selected dead letters, the oldest first; `may_run` as for `count`."""
     query = text(f"""
-        SELECT id, finished_at, row_number() OVER (PARTITION BY agent_type, priority, goal_id ORDER BY seq) AS place
+        SELECT id, finished_at, row_number() OVER (PARTITION BY agent_type, priority, goal_id ORDER BY seq) AS place,
+               CAST(resources AS text) AS resources
         FROM (SELECT * FROM task_history WHERE {_condition(selection, may_run)} ORDER BY seq LIMIT :limit) letter
         ORDER BY seq
     """)
@@ -140,6 +154,8 @@ async def requeue(
     connection: AsyncConnection, letters: Sequence[DeadLetter], reason: str, priority: Priority | None = None
 ) -> int:
     """Requeue those that are still dead letters, unless their goal has stopped; return their number.
+
+    What they ask for has classes, which stay until the transaction ends.
 
     With a priority they count as submitted with that one; without it each keeps its own.
 

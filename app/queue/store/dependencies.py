@@ -55,9 +55,8 @@ WITH dependent AS MATERIALIZED (
     UPDATE tasks t
     SET blockers = t.blockers - counted.met,
         state = CASE WHEN t.blockers = counted.met THEN 'pending' ELSE t.state END,
-        waiting_since = now(), tag = greatest(t.tag, coalesce(lanes.virtual_time, 0))
-    FROM counted JOIN dependent ON dependent.id = counted.task_id JOIN tasks lane ON lane.id = counted.task_id
-    LEFT JOIN lanes ON lanes.agent_type = lane.agent_type AND lanes.priority = lane.priority
+        waiting_since = now(), tag = {lanes.TAG_ON_RETURN}
+    FROM counted JOIN dependent ON dependent.id = counted.task_id
     WHERE t.id = counted.task_id
     RETURNING t.id, t.state, t.agent_type, t.priority, t.goal_id, t.tag, t.run_at
 ), logged AS (
@@ -65,7 +64,7 @@ WITH dependent AS MATERIALIZED (
     SELECT '{TaskEvent.UNBLOCKED}', id, agent_type, goal_id, priority FROM unblocked WHERE state = 'pending'
 )
 SELECT agent_type, priority, min(tag) AS tag FROM unblocked
-WHERE state = 'pending' AND run_at IS NULL GROUP BY agent_type, priority
+WHERE state = 'pending' AND run_at IS NULL GROUP BY agent_type, priority, {lanes.sql_class_of("tag")}
 """
 
 # All levels at once, in one order. Level by level, two transactions that end tasks could wait for each other.

@@ -18,6 +18,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import notify
+from app.kernel.lanes import SPAN
 from app.queue.rules.holds import Hold
 from app.queue.store import lanes
 
@@ -133,20 +134,27 @@ LIMIT :limit
 
 # A lane may have advanced meanwhile. Then all tags of the goal in it move by the same, so that its first task comes
 # where a new one would, and the others keep their distances: the goal neither goes ahead of others nor falls behind.
-_SHIFT = text("""
+_CLASS_SUFFIX = "CASE WHEN {number} = 0 THEN '' ELSE '/' || {number} END"
+_SHIFT_SUFFIX = _CLASS_SUFFIX.format(number=f"({lanes.sql_class_of('t.tag')})")
+_SHIFT = text(f"""
 UPDATE holds SET shifts = coalesce((
-    SELECT jsonb_object_agg(lane.agent_type || '/' || lane.priority, greatest(0, lane.virtual_time - head.tag))
-    FROM lanes lane CROSS JOIN LATERAL (
+    SELECT jsonb_object_agg(lane.agent_type || '/' || lane.priority || {_CLASS_SUFFIX.format(number="class")},
+                            greatest(0, lane.virtual_time - head.tag))
+    FROM (
+        SELECT agent_type, priority, 0 AS class, virtual_time FROM lanes
+        UNION ALL SELECT agent_type, priority, resource_class, virtual_time FROM resource_lanes
+    ) lane CROSS JOIN LATERAL (
         SELECT tag FROM tasks t
         WHERE t.goal_id = :goal_id AND t.agent_type = lane.agent_type AND t.priority = lane.priority
-          AND t.run_at = 'infinity'
+          AND t.run_at = 'infinity' AND t.tag >= -class * {SPAN:.0f}::float8
+          AND t.tag < CASE WHEN class = 0 THEN 'infinity' ELSE (1 - class) * {SPAN:.0f}::float8 END
         ORDER BY tag LIMIT 1
     ) head
-), '{}') WHERE goal_id = :goal_id
+), '{{}}') WHERE goal_id = :goal_id
 """)
 
 # OFFSET 0 keeps the look at each task one by its id: the index of held tasks would be walked through for every one.
-_BRING_BACK = text("""
+_BRING_BACK = text(f"""
 WITH head AS MATERIALIZED (
     SELECT id FROM tasks WHERE goal_id = :goal_id AND run_at = 'infinity'
     ORDER BY agent_type, priority, tag, seq LIMIT :limit
@@ -157,11 +165,14 @@ WITH head AS MATERIALIZED (
 ), back AS (
     UPDATE tasks t
     SET run_at = CASE WHEN t.due_at > now() THEN t.due_at END, due_at = NULL, waiting_since = now(),
-        tag = t.tag + coalesce((h.shifts ->> (t.agent_type || '/' || t.priority))::float8, 0)
+        tag = t.tag + coalesce((
+            h.shifts ->> (t.agent_type || '/' || t.priority || {_SHIFT_SUFFIX})
+        )::float8, 0)
     FROM locked CROSS JOIN holds h WHERE t.id = locked.id AND h.goal_id = :goal_id
     RETURNING t.agent_type, t.priority, t.tag, t.state = 'pending' AND t.run_at IS NULL AS is_ready
 ), ready AS (
-    SELECT agent_type, priority, min(tag) AS tag FROM back WHERE is_ready GROUP BY agent_type, priority
+    SELECT agent_type, priority, min(tag) AS tag FROM back
+    WHERE is_ready GROUP BY agent_type, priority, {lanes.sql_class_of("tag")}
 )
 SELECT (SELECT count(*) FROM head) AS tasks, ready.* FROM (SELECT) one LEFT JOIN ready ON true
 """)

@@ -5,16 +5,16 @@ Start-time fair queueing (see `rules.fair_queueing`): within a lane, tasks run i
 
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.kernel.agents import AgentType
-from app.kernel.lanes import Lane, Priority
+from app.kernel.lanes import SPAN, Lane, Priority, class_of
 from app.queue.rules.fair_queueing import TagRun, assign_tags
 
 _FRESH_SECONDS = 1.0
@@ -55,11 +55,13 @@ class TagIssuer:
 
     def advance(self, lane: Lane, tag: float) -> None:
         """Move the virtual time of a lane to the tag of a leased task, unless it is further already."""
-        self._virtual_times[lane] = max(tag, self._virtual_times.get(lane, 0.0))
+        self._virtual_times[lane] = max(tag, self._virtual_times.get(lane, lane.bottom))
 
     def unstored_times(self) -> Mapping[Lane, float]:
         """The virtual times that are ahead of those in the database."""
-        return {lane: tag for lane, tag in self._virtual_times.items() if tag > self._stored_times.get(lane, 0.0)}
+        return {
+            lane: tag for lane, tag in self._virtual_times.items() if tag > self._stored_times.get(lane, lane.bottom)
+        }
 
     def merge_stored_times(self, times: Mapping[Lane, float]) -> None:
         """Take over the virtual times in the database, which come from all processes."""
@@ -88,7 +90,7 @@ class TagIssuer:
     def issue(self, flow: Flow, count: int) -> TagRun:
         """Issue tags for the next `count` tasks of a flow; nobody else in this process gets the same."""
         last = self._issued_tags[flow]
-        virtual_time = self._virtual_times.get(flow[0], 0.0)
+        virtual_time = self._virtual_times.get(flow[0], flow[0].bottom)
         run = assign_tags(virtual_time=virtual_time, last_tag=last.tag, count=count, weight=last.weight)
         last.tag = run.last
         return run
@@ -118,6 +120,25 @@ LEFT JOIN LATERAL (
 ) last ON true
 """)
 
+# As above, within the range of tags that belongs to the class.
+_READ_CLASS_FLOWS = text("""
+SELECT flow.agent_type, flow.priority, flow.goal_id, coalesce(goals.weight, 1) AS weight,
+       greatest(coalesce(lane.virtual_time, bottom), coalesce(last.tag, bottom)) AS tag
+FROM unnest(CAST(:agents AS text[]), CAST(:priorities AS smallint[]), CAST(:classes AS smallint[]),
+            CAST(:goals AS text[]), CAST(:bottoms AS float8[]), CAST(:ceilings AS float8[]))
+     AS flow (agent_type, priority, resource_class, goal_id, bottom, ceiling)
+LEFT JOIN resource_lanes lane USING (agent_type, priority, resource_class)
+LEFT JOIN goals ON goals.id = flow.goal_id
+LEFT JOIN LATERAL (
+    SELECT tag FROM tasks t
+    WHERE t.agent_type = flow.agent_type AND t.priority = flow.priority
+      AND coalesce(t.goal_id, '') = coalesce(flow.goal_id, '') AND state IN ('blocked', 'pending') AND t.priority <= 4
+      AND t.submitted_priority IS NULL
+      AND t.tag > coalesce(lane.virtual_time, bottom) AND t.tag < ceiling
+    ORDER BY tag DESC LIMIT 1
+) last ON true
+""")
+
 # In one order, so that two processes that write at once cannot deadlock. Times only grow, whoever writes last.
 _ADVANCE = """
 INSERT INTO lanes AS stored (agent_type, priority, virtual_time)
@@ -127,24 +148,59 @@ ON CONFLICT (agent_type, priority) DO UPDATE SET virtual_time = excluded.virtual
 WHERE excluded.virtual_time > stored.virtual_time
 """
 
-_TIMES = "SELECT agent_type, priority, virtual_time AS tag FROM lanes"
+_ADVANCE_CLASSES = """
+INSERT INTO resource_lanes AS stored (agent_type, priority, resource_class, virtual_time)
+SELECT * FROM unnest($1::text[], $2::smallint[], $3::smallint[], $4::float8[])
+    AS lane (agent_type, priority, resource_class, virtual_time)
+ORDER BY agent_type, priority, resource_class
+ON CONFLICT (resource_class, agent_type, priority) DO UPDATE SET virtual_time = excluded.virtual_time
+WHERE excluded.virtual_time > stored.virtual_time
+"""
+
+_TIMES = """
+SELECT agent_type, priority, virtual_time AS tag FROM lanes
+UNION ALL SELECT agent_type, priority, virtual_time FROM resource_lanes
+"""
+
+
+def sql_class_of(tag: str) -> str:
+    """SQL for the resource class of a task with this tag."""
+    return f"CASE WHEN {tag} < 0 THEN -floor({tag} / {SPAN:.0f})::int ELSE 0 END"
 
 
 # The tag of a task `t` that comes back to its lane. Never below the virtual time: claims read on from there, and would
 # have to walk over the dead entries of leased tasks to anything below.
-TAG_ON_RETURN = """greatest(t.tag, coalesce((SELECT virtual_time FROM lanes l
-        WHERE l.agent_type = t.agent_type AND l.priority = t.priority), 0))"""
+TAG_ON_RETURN = f"""greatest(t.tag, CASE WHEN t.tag >= 0 THEN coalesce((SELECT virtual_time FROM lanes l
+        WHERE l.agent_type = t.agent_type AND l.priority = t.priority), 0)
+    ELSE (SELECT virtual_time FROM resource_lanes l WHERE l.agent_type = t.agent_type AND l.priority = t.priority
+        AND l.resource_class = {sql_class_of("t.tag")}) END)"""
 
 
 async def read_flows(connection: AsyncConnection, flows: Iterable[Flow]) -> dict[Flow, FlowState]:
     """Read the states of flows: one index probe each."""
     pairs = list(flows)
-    values = {
-        "agents": [lane.agent_type.value for lane, _ in pairs],
-        "priorities": [lane.priority.value for lane, _ in pairs],
-        "goals": [goal_id for _, goal_id in pairs],
+    states: dict[Flow, FlowState] = {}
+    for statement, group in (
+        (_READ_FLOWS, [flow for flow in pairs if not flow[0].resource_class]),
+        (_READ_CLASS_FLOWS, [flow for flow in pairs if flow[0].resource_class]),
+    ):
+        if group:
+            states |= await _read_flows(connection, statement, group)
+    return states
+
+
+async def _read_flows(
+    connection: AsyncConnection, statement: TextClause, flows: Sequence[Flow]
+) -> dict[Flow, FlowState]:
+    values: dict[str, object] = {
+        "agents": [lane.agent_type.value for lane, _ in flows],
+        "priorities": [lane.priority.value for lane, _ in flows],
+        "goals": [goal_id for _, goal_id in flows],
     }
-    rows = (await connection.execute(_READ_FLOWS, values)).mappings()
+    if statement is _READ_CLASS_FLOWS:
+        values["classes"] = [lane.resource_class for lane, _ in flows]
+        values["bottoms"], values["ceilings"] = [lane.bottom for lane, _ in flows], [lane.ceiling for lane, _ in flows]
+    rows = (await connection.execute(statement, values)).mappings()
     return {(_lane(row), row["goal_id"]): FlowState(tag=row["tag"], weight=row["weight"]) for row in rows}
 
 
@@ -152,20 +208,31 @@ async def exchange_times(
     connection: "asyncpg.Connection[asyncpg.Record]", times: Mapping[Lane, float]
 ) -> dict[Lane, float]:
     """Store the virtual times of this process where they are ahead; return the stored times of all lanes."""
-    if times:
-        agents, priorities = [lane.agent_type for lane in times], [lane.priority for lane in times]
-        await connection.execute(_ADVANCE, agents, priorities, list(times.values()))
+    plain = [lane for lane in times if not lane.resource_class]
+    if plain:
+        agents, priorities = [lane.agent_type for lane in plain], [lane.priority for lane in plain]
+        await connection.execute(_ADVANCE, agents, priorities, [times[lane] for lane in plain])
+    if len(plain) < len(times):
+        classed = [lane for lane in times if lane.resource_class]
+        columns = [[getattr(lane, name) for lane in classed] for name in ("agent_type", "priority", "resource_class")]
+        await connection.execute(_ADVANCE_CLASSES, *columns, [times[lane] for lane in classed])
     return lowest_tags(await connection.fetch(_TIMES))
 
 
 def lowest_tags(rows: Iterable[Mapping[str, Any] | Any]) -> dict[Lane, float]:
-    """Lane -> the lowest tag among rows with agent_type, priority and tag."""
-    tags: dict[tuple[str, int], float] = {}
+    """Lane -> the lowest tag among rows with agent_type, priority and tag, which tells the resource class."""
+    tags: dict[tuple[str, int, int], float] = {}
     for row in rows:
-        lane, tag = (row["agent_type"], row["priority"]), row["tag"]
+        tag = row["tag"]
+        lane = (row["agent_type"], row["priority"], class_of(tag) if tag < 0 else 0)
         tags[lane] = min(tag, tags.get(lane, tag))
-    return {Lane(agent_type=AgentType(agent), priority=Priority(priority)): t for (agent, priority), t in tags.items()}
+    return {
+        Lane(agent_type=AgentType(agent), priority=Priority(priority), resource_class=resource_class): tag
+        for (agent, priority, resource_class), tag in tags.items()
+    }
 
 
 def _lane(row: Mapping[str, Any] | Any) -> Lane:
-    return Lane(agent_type=AgentType(row["agent_type"]), priority=Priority(row["priority"]))
+    return Lane(
+        agent_type=AgentType(row["agent_type"]), priority=Priority(row["priority"]), resource_class=class_of(row["tag"])
+    )

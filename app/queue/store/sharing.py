@@ -1,4 +1,7 @@
-"""The heads of lanes in which several namespaces wait, and new tags for their tasks."""
+"""The heads of lanes in which several namespaces wait, and new tags for their tasks.
+
+Lanes of resource classes are left as they are: there goals have their shares, and namespaces those of their goals.
+"""
 
 from collections.abc import Mapping
 from uuid import UUID
@@ -17,7 +20,7 @@ _HEAD = text("""
 WITH head AS MATERIALIZED (
     SELECT id, seq, goal_id, tag, CASE WHEN goal_id LIKE '@%/%' THEN split_part(goal_id, '/', 1) END AS namespace
     FROM tasks WHERE agent_type = :agent_type AND priority = :priority
-      AND state = 'pending' AND blockers = 0 AND run_at IS NULL
+      AND state = 'pending' AND blockers = 0 AND run_at IS NULL AND tag >= 0
     ORDER BY tag, seq LIMIT :window
 )
 SELECT id, seq, goal_id, tag

@@ -102,6 +102,27 @@ lanes = Table(
     one_of("agent_type", AgentType),
 )
 
+# Requests that are equal share a class, whose tasks have lanes of their own.
+resource_classes = Table(
+    "resource_classes",
+    metadata,
+    Column("id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("request", JSONB, nullable=False, unique=True),
+    moment("created_at", nullable=False, server_default=func.now()),
+    CheckConstraint("id > 0", name="id"),
+)
+
+# The virtual times of the lanes of these classes.
+resource_lanes = Table(
+    "resource_lanes",
+    metadata,
+    Column("resource_class", SmallInteger, nullable=False),
+    Column("agent_type", Text, nullable=False),
+    Column("priority", SmallInteger, nullable=False),
+    Column("virtual_time", Float, nullable=False),
+    PrimaryKeyConstraint("resource_class", "agent_type", "priority", name="resource_lanes_pkey"),
+)
+
 pauses = Table(
     "pauses",
     metadata,
@@ -140,6 +161,7 @@ def _submit_columns() -> list[Any]:
         Column("trace_context", Text),
         Column("depends_on", ARRAY(UUID), comment="null where there are none"),
         Column("idempotency_key", Text),
+        Column("resources", JSONB, comment="what it asks for; null: nothing"),
         Column("request_hash", LargeBinary, nullable=False),
         moment("created_at", nullable=False),
     ]
@@ -181,6 +203,7 @@ tasks = Table(
     Column("avoid_worker_id", UUID, comment="whose attempt failed last: preferably not that one again"),
     Column("returns", Integer, nullable=False, server_default="0", comment="how often it was handed back"),
     Column("error", JSONB),
+    Column("resource_class", SmallInteger, comment="null where it asks for nothing"),
     # Those that a claim changes, side by side and last: the log then tells of them alone.
     Column("state", Text, nullable=False),
     Column("token", BigInteger, nullable=False, server_default="0"),

@@ -47,6 +47,8 @@ class TaskFields:
     trace_context: str | None
     idempotency_key: str | None = None
     depends_on: Sequence[UUID] = ()
+    # Canonical, as `Resources.text` writes it.
+    resources: str | None = None
 
     @property
     def namespace(self) -> str:
@@ -75,6 +77,7 @@ class NewTask(TaskFields):
     blockers: int = 0
     tag: float = 0.0
     is_held: bool = False
+    resource_class: int | None = None
 
     @property
     def payload_text(self) -> str | None:
@@ -192,7 +195,7 @@ _FINISH = text(
 
 _LOCK = text(f"""
 SELECT id, state, agent_type, priority, goal_id, failures, rescues, token, worker_id, leased_at, has_dependents,
-       deadline
+       deadline, resource_class
 FROM tasks WHERE id = :id AND {WITHIN} FOR UPDATE
 """)
 
@@ -297,6 +300,7 @@ class LiveTask:
     leased_at: datetime | None
     has_dependents: bool
     deadline: datetime | None
+    resource_class: int | None
 
 
 async def lock(connection: AsyncConnection, task_id: UUID, namespace: str | None = None) -> LiveTask | None:

@@ -1,5 +1,6 @@
 """Routes by which workers register and stop, and by which they are listed and read."""
 
+import json
 from dataclasses import asdict
 from typing import Annotated, Any, Literal, get_args
 from uuid import UUID
@@ -10,7 +11,18 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.admin.service import access, config
 from app.admin.service.config import CurrentConfig
 from app.db import prefixes
-from app.http.fields import AgentNames, Body, IdPrefix, Labels, Limit, MatchesOut, Moment, ReasonIn, Word
+from app.http.fields import (
+    AgentNames,
+    Body,
+    IdPrefix,
+    Labels,
+    Limit,
+    MatchesOut,
+    Moment,
+    NamedResources,
+    ReasonIn,
+    Word,
+)
 from app.http.guard import UNCACHED, Caller, requires
 from app.http.json import object_text
 from app.http.problems import responses_for
@@ -33,7 +45,7 @@ from app.workers.store.workers import Registration, WorkerFilter
 router = Router(tags=["workers"])
 ShownState = Literal["starting", "ready", "busy", "draining", "stopped", "lost", "failed"]
 SHOWN_STATES = get_args(ShownState)
-_INTRODUCTION = ("name", "host", "pid", "version", "memory_gb", "cpu_cores", "seconds_left")
+_INTRODUCTION = ("name", "host", "pid", "version", "memory_gb", "cpu_cores", "gpus", "seconds_left")
 _EXAMPLE: dict[str, Any] = {
     "name": "lab-1",
     "host": "lab.example",
@@ -62,6 +74,10 @@ class RegistrationIn(Body):
         ge=0,
         le=366 * 86_400,
         description="in which its tasks must end, as it is part of something that ends, such as a job at its walltime",
+    )
+    gpus: int = Field(0, ge=0, le=1024, description="devices of this worker alone, for the task that it runs")
+    resources: NamedResources = Field(
+        default_factory=dict, description="others that it offers by name: instruments, licences of its host"
     )
 
 
@@ -92,6 +108,8 @@ class WorkerOut(BaseModel):
     version: str | None
     memory_gb: float | None
     cpu_cores: float | None
+    gpus: int | None = Field(description="that a task of it can have")
+    resources: dict[str, int] | None = Field(description="others that it offers, by name")
     assigned_agent: AgentType | None = Field(description="what it is to prefer")
     assigned_memory_gb: float | None = Field(description="that a task may use; null: not decided")
     assigned_cpu_cores: float | None = Field(description="that a task may use; null: not decided")
@@ -155,6 +173,7 @@ async def register(
     new_worker = Registration(
         capabilities=[agent.value for agent in registration.capabilities],
         labels=object_text(registration.labels) or "{}",
+        resources=json.dumps(registration.resources) if registration.resources else None,
         registered_by=caller.key_id,
         **{name: getattr(registration, name) for name in _INTRODUCTION},
     )

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from app.kernel.resources import in_words
 from app.terminal import output
 from app.terminal.client import Json, Url, connect
 from app.terminal.deaths import log_place, unique_lines
@@ -122,7 +123,10 @@ def _amounts(worker: Json) -> str | None:
 
 def _has(worker: Json) -> str | None:
     memory, cores = worker["memory_gb"], worker["cpu_cores"]
-    return None if memory is None or cores is None else f"{memory:g} GB, {cores:g} cores"
+    if memory is None or cores is None:
+        return None
+    more = {"gpus": worker.get("gpus") or 0, **(worker.get("resources") or {})}
+    return ", ".join([f"{memory:g} GB", f"{cores:g} cores", *(in_words({name: n}) for name, n in more.items() if n)])
 
 
 def _uses(worker: Json) -> str | None:

@@ -43,6 +43,8 @@ workers = Table(
     Column("version", Text),
     Column("memory_gb", Float),
     Column("cpu_cores", Float),
+    Column("gpus", Integer, comment="that it offers to a task"),
+    Column("resources", JSONB, comment="others that it offers, by name"),
     Column("directive", Text),
     Column("directive_reason", Text),
     Column("cpu_percent", Float),

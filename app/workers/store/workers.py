@@ -34,7 +34,7 @@ WHERE w.{LIVE} GROUP BY 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registration:
-    """A worker as it introduces itself; memory in GB, CPU in cores; `labels` is JSON text.
+    """A worker as it introduces itself; memory in GB, CPU in cores; `labels` and `resources` are JSON text.
 
     `registered_by` is the id of the key that it showed, `lost_after_seconds` the silence that it is told to avoid. Its
     tasks must end in `seconds_left`, where its time is limited. A
@@ -49,6 +49,8 @@ class Registration:
     version: str
     memory_gb: float
     cpu_cores: float
+    gpus: int = 0
+    resources: str | None = None
     registered_by: str | None = None
     lost_after_seconds: float | None = None
     seconds_left: float | None = None
@@ -106,12 +108,12 @@ FROM workers WHERE name = ANY (CAST(:names AS text[])) AND {LIVE} ORDER BY id FO
 
 _REGISTER = text("""
 INSERT INTO workers (id, name, incarnation, state, host, pid, capabilities, labels, version, memory_gb, cpu_cores,
-                     registered_by, lost_after_seconds, ends_at, provisioner, requested_at, launched_at, started_at,
-                     registered_at)
+                     gpus, resources, registered_by, lost_after_seconds, ends_at, provisioner, requested_at,
+                     launched_at, started_at, registered_at)
 SELECT :id, :name, 1 + coalesce((SELECT max(incarnation) FROM workers WHERE name = :name), 0), 'starting', :host, :pid,
        CAST(:capabilities AS text[]), CAST(:labels AS jsonb), :version, :memory_gb, :cpu_cores,
-       :registered_by, :lost_after_seconds, now() + make_interval(secs => CAST(:seconds_left AS float8)),
-       CAST(:provisioner AS text),
+       :gpus, CAST(:resources AS jsonb), :registered_by, :lost_after_seconds,
+       now() + make_interval(secs => CAST(:seconds_left AS float8)), CAST(:provisioner AS text),
        least(coalesce(CAST(:member_created_at AS timestamptz), now()), now()),
        CASE WHEN CAST(:provisioner AS text) IS NOT NULL THEN now() END, now(), now()
 RETURNING name, incarnation
@@ -122,6 +124,7 @@ RETURNING name, incarnation
 _REGISTER_LAUNCHED = text("""
 UPDATE workers SET pid = :pid, capabilities = CAST(:capabilities AS text[]),
     labels = CAST(:labels AS jsonb), version = :version, memory_gb = :memory_gb, cpu_cores = :cpu_cores,
+    gpus = :gpus, resources = CAST(:resources AS jsonb),
     lost_after_seconds = :lost_after_seconds, ends_at = now() + make_interval(secs => CAST(:seconds_left AS float8)),
     registered_at = now(), started_at = coalesce(started_at, now())
 WHERE id = :id AND state = 'starting' AND registered_at IS NULL

@@ -23,6 +23,7 @@ from app.diagnosis.rules.facts import (
 )
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Lane, Priority
+from app.kernel.resources import Resources
 from app.kernel.states import TaskState
 from app.llm.rules.spending import BudgetOwner, BudgetScope
 from app.queue.rules.degradation import DegradationStep
@@ -126,6 +127,11 @@ CASES: list[tuple[Facts, Code, str]] = [
         "the queue of ranking is paused since 12:00:00 UTC: new prompts",
     ),
     (_facts(workers=Workers()), Code.UNSERVED, "nobody serves ranking: start a worker whose handlers do"),
+    (
+        _facts({"request": Resources(gpus=2)}, workers=Workers(offers=[Resources(gpus=1), Resources(cores=64)])),
+        Code.UNOFFERED,
+        "nobody who serves ranking offers 2 GPUs: the most that one of them offers is 1 GPU",
+    ),
     (_facts(workers=_AWAY), Code.UNSERVED, "the last, h-1 on h, ended at 12:00:00 UTC (silent for 15 s)"),
     (_facts(workers=Workers(starting=1)), Code.WORKERS_STARTING, "1 worker that may do so starts"),
     (_facts(workers=Workers(silent=2)), Code.WORKERS_SILENT, "all 2 workers that served ranking missed"),

@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import timedelta
+from math import inf
 from uuid import UUID
 
 import asyncpg
@@ -54,6 +55,7 @@ async def test_a_place_is_exact_near_both_ends_of_a_lane_and_about_right_between
     assert (await _place(own_database, 10_350)).same == 300
     await execute(own_database, "ANALYZE")
     values = {"agent_type": "generation", "priority": 2, "limit": 1001, "tag": 9e3, "seq": 9_000, "floor": 0.0}
+    values |= {"resource_class": 0, "bottom": 0.0, "ceiling": inf}
     statements = [facts._AHEAD, facts._BEHIND, facts._HIGHER]
     async with own_database.reading() as connection:
         for statement in statements:

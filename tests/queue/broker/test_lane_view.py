@@ -13,9 +13,9 @@ HIGH = Lane(agent_type=AgentType.RANKING, priority=Priority.HIGH)
 def test_the_most_urgent_lane_of_a_type_comes_first() -> None:
     view = LaneView()
     view.mark_ready({LOW: 1.0})
-    assert view.best_lane(AgentType.RANKING) == LOW
+    assert view.best_lanes().get(AgentType.RANKING) == LOW
     assert view.receive({notify.work(HIGH): 5.0, "events": 0.0})
-    assert view.best_lane(AgentType.RANKING) == HIGH
+    assert view.best_lanes().get(AgentType.RANKING) == HIGH
     assert not view.receive({"events": 0.0})
 
 
@@ -38,7 +38,7 @@ def test_announcements_during_a_claim_are_left_to_the_next() -> None:
     view.begin_claim()
     view.mark_ready({LOW: 5.0})
     view.record_claim(LOW, [], is_exhausted=True)
-    assert view.best_lane(AgentType.RANKING) == LOW
+    assert view.best_lanes().get(AgentType.RANKING) == LOW
     assert view.floor(LOW) == 5.0
 
 
@@ -70,6 +70,6 @@ def test_the_types_with_the_most_urgent_work() -> None:
     view = LaneView()
     view.mark_ready({LOW: 0.0, Lane(agent_type=AgentType.EVOLUTION, priority=Priority.HIGH): 0.0})
     both = {AgentType.RANKING, AgentType.EVOLUTION}
-    assert view.most_urgent(both) == {AgentType.EVOLUTION}
-    assert view.most_urgent({AgentType.RANKING}) == {AgentType.RANKING}
-    assert view.most_urgent({AgentType.PROXIMITY}) == set()
+    assert view.most_urgent(both, view.best_lanes()) == {AgentType.EVOLUTION}
+    assert view.most_urgent({AgentType.RANKING}, view.best_lanes()) == {AgentType.RANKING}
+    assert view.most_urgent({AgentType.PROXIMITY}, view.best_lanes()) == set()

@@ -2,7 +2,9 @@
 
 import re
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime
+from math import inf
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -14,7 +16,7 @@ from app.goals.store import compute
 from app.queue.store import attempts, claims, completions, holds, lanes
 from app.workers.store import workers
 from tests.conftest import PROCESS, named, run_on
-from tests.support.factories import ready_worker, submitted
+from tests.support.factories import GENERATION, ready_worker, submitted
 from tests.support.sql import execute
 
 _NAME = f"convener_plans_{PROCESS}"
@@ -93,6 +95,20 @@ async def test_a_claim_reads_the_head_of_the_queue(full: Database) -> None:
 
 
 @pytest.mark.slow
+async def test_a_claim_of_a_class_reads_the_range_of_its_own_lanes(full: Database) -> None:
+    worker, lane = await ready_worker(full), replace(GENERATION, resource_class=3)
+    for batch in _BATCHES:
+        lanes = [["generation"] * batch, [2] * batch, [lane.bottom] * batch]
+        asks = [[worker, *_ids(batch - 1)], _ids(batch), *lanes, [False] * batch]
+        requests = [lane.ceiling] * batch, ['{"gpus": 1}'] * batch
+        plan = await _plans(full, claims._CLAIM_OF_CLASSES, *asks, 15.0, 5.0, 5.0, 300.0, *requests)
+        assert plan.count("Index Scan using tasks_claim on tasks") == 2
+        assert plan.count("tag >= (min(request_1.floor))) AND (tag < (min(request_1.ceiling)") == 2, plan
+        assert not _walks(plan, "tasks")
+        assert not _walks(plan, "leases")
+
+
+@pytest.mark.slow
 async def test_completions_signs_and_heartbeats_find_their_rows_by_key(full: Database) -> None:
     """A partial index of leases must not hijack the plan: walking all leases costs a hundredfold."""
     for batch in _BATCHES:
@@ -112,7 +128,7 @@ async def test_completions_signs_and_heartbeats_find_their_rows_by_key(full: Dat
 
 @pytest.mark.slow
 async def test_looking_for_work_is_one_probe_a_lane(full: Database) -> None:
-    plan = await _plans(full, claims._READY_LANES, ["generation", "proximity"], [1, 2], [0.0, 5.0])
+    plan = await _plans(full, claims._READY_LANES, ["generation", "proximity"], [1, 2], [0.0, 5.0], [inf] * 2)
     assert "using tasks_claim on tasks" in plan
     assert not _walks(plan, "tasks")
 
@@ -137,7 +153,7 @@ async def test_the_sweep_goes_by_worker(full: Database) -> None:
 @pytest.mark.slow
 async def test_strays_are_found_by_the_time_since_when_they_wait(full: Database) -> None:
     lanes_asked = [["generation", "ranking"], [1, 2], [0.0, 5.0]]
-    plan = await _plans(full, claims._READY_BELOW, *lanes_asked, datetime.now(UTC))
+    plan = await _plans(full, claims._READY_BELOW, *lanes_asked, datetime.now(UTC), [0.0, 0.0])
     assert "using tasks_waiting on tasks" in plan
     assert plan.count("waiting_since >=") == 2
     assert not _walks(plan, "tasks")

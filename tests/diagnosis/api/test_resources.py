@@ -1,0 +1,44 @@
+"""A task that asks for what nobody has says so at once."""
+
+from tests.support.service import Service
+
+
+async def _why(service: Service, task: str) -> tuple[str, str]:
+    cause = (await service.get(f"/tasks/{task}/why"))["cause"]
+    return cause["code"], cause["text"]
+
+
+async def test_what_nobody_offers_is_said_with_the_most_that_there_is(service: Service) -> None:
+    await service.worker()
+    await service.worker(gpus=1)
+    two = await service.submitted(resources={"gpus": 2, "cores": 1})
+    text = "nobody who serves generation offers 2 GPUs: the most that one of them offers is 1 GPU"
+    assert await _why(service, two) == ("unoffered", text)
+    laser = await service.submitted(resources={"named": {"laser": 1}})
+    text = "nobody who serves generation offers 1 of laser: the most that one of them offers is 0 of laser"
+    assert await _why(service, laser) == ("unoffered", text)
+
+
+async def test_what_nobody_offers_at_once(service: Service) -> None:
+    await service.worker(gpus=2)
+    await service.worker(memory_gb=256)
+    task = await service.submitted(resources={"gpus": 2, "memory_gb": 128})
+    text = "nobody who serves generation offers all of 2 GPUs and 128 GB of memory at once"
+    assert await _why(service, task) == ("unoffered", text)
+    mends = (await service.get(f"/tasks/{task}/why"))["cause"]["mends"]
+    assert mends[0]["command"] == "convener worker --handlers MODULE --gpus 2 --memory-gb 128"
+
+
+async def test_those_that_offer_it_are_busy(service: Service) -> None:
+    await service.worker()
+    gpu = await service.worker(gpus=1)
+    await service.submitted(resources={"gpus": 1})
+    await gpu.lease()
+    task = await service.submitted(resources={"gpus": 1})
+    code, text = await _why(service, task)
+    assert (code, text) == (
+        "busy",
+        "the one worker that serves generation with 1 GPU is busy; no task of its type is before it",
+    )
+    other = await service.submitted(resources={"gpus": 1})
+    assert (await _why(service, other))[1].endswith("1 task of its type is before it")
