@@ -171,6 +171,7 @@ def _provisioner(settings: Settings, database: Database) -> LocalProvisioner:
     arguments = ["--url", settings.addresses[0]]
     arguments += ["--grace", str(settings.stop_grace_seconds)]
     arguments += ["--handlers", settings.worker_handlers] if settings.worker_handlers else []
+    arguments += ["--gpus", str(settings.worker_gpus)] if settings.worker_gpus else []
     return LocalProvisioner(
         host=settings.host_name,
         owner=str(settings.state_directory),

@@ -109,6 +109,7 @@ class Settings(BaseModel):
     block_poll_seconds: float = Field(
         10.0, ge=0.2, le=600, description="the list of jobs is asked for no more often than this while nothing changes"
     )
+    worker_gpus: int = Field(0, ge=0, le=1024, description="GPUs that each worker of the pool keeps for its tasks")
     host_name: str = Field(
         default_factory=lambda: socket.gethostname().split(".")[0] or "local",
         description="name of this host in the pool; the machine's",

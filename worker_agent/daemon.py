@@ -17,6 +17,7 @@ from worker_agent.call_runner import CallRunner
 from worker_agent.child_process import ResourceLimits, start_child
 from worker_agent.confinement import Confinement, Method
 from worker_agent.connections.trust import SYSTEM_TRUST, Trust
+from worker_agent.gpus import GpuKeeper
 from worker_agent.handler_messages import MAX_POSTPONEMENT_SECONDS
 from worker_agent.handler_run import HandlerRun
 from worker_agent.handlers import Handler
@@ -63,6 +64,7 @@ class DaemonSettings:
     # Until somebody ends it; None: nobody is going to.
     seconds_left: float | None = None
     language_model: GatewaySettings | None = None
+    gpus: GpuKeeper = field(default_factory=GpuKeeper)
 
 
 class Daemon:
@@ -214,7 +216,9 @@ class Daemon:
             if handler is None:
                 raise OSError(f"this worker has no handler for {lease.agent_type}")
             limits = self._settings.limits.within(self._machine.assignment, lease)
-            child = start_child(lease, handler, limits, self._settings.confinement, self._open_access(lease))
+            asked = int((lease.resources or {}).get("gpus", 0))
+            variables = {**self._open_access(lease), **self._settings.gpus.environment(asked)}
+            child = start_child(lease, handler, limits, self._settings.confinement, variables)
         except (OSError, ValueError) as error:
             failure = TaskError(code="handler_unavailable", message=str(error), retryable=True)
             self._events.put(ev.HandlerFailed(failure))

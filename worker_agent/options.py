@@ -17,6 +17,7 @@ from worker_agent.child_process import ResourceLimits
 from worker_agent.connections.clients import check_address
 from worker_agent.connections.trust import Trust, read_trust
 from worker_agent.daemon import DaemonSettings
+from worker_agent.gpus import GpuKeeper, NoGpus, keep_gpus
 from worker_agent.handler_options import add_handler_options, arguments_from_variables, read_rules
 from worker_agent.handlers import Handler, collect_handlers, parse_handler
 from worker_agent.llm.settings import read_settings
@@ -39,6 +40,8 @@ environment:
   CONVENER_LLM_MODELS    models to ask, the first choice first, separated by commas
   CONVENER_LLM_KEY       the gateway's key; handlers never see it. CONVENER_LLM_KEY_FILE or _KEY_COMMAND: where it
                          is read anew when it is refused
+  CONVENER_GPU_LOCKS     directory of the locks by which the workers of a host keep their GPUs apart, which containers
+                         have to share (default: /run/lock, or /tmp where that cannot be written)
   CONVENER_LOG_LEVEL, CONVENER_LOG_JSON, CONVENER_LOG_FILE
                          --log-level, --json-logs (true), --log-file
 
@@ -123,6 +126,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--memory-gb", type=float, metavar="GIB", help="memory that a handler may use (default: all of this machine)")
     add("--cpu", type=float, metavar="CORES", help="cores that a handler may use (default: all of this machine)")
     add(
+        "--gpus",
+        type=_gpu_count,
+        default=0,
+        metavar="COUNT",
+        help="GPUs that its task may ask for, kept from all other workers of this host; all: those that are free",
+    )
+    add(
         "--resource",
         action="append",
         default=[],
@@ -179,12 +189,20 @@ def _settings(options: argparse.Namespace, environment: Mapping[str, str]) -> Da
         # Nobody reads what a launched worker prints, so it registers and reports why it cannot work.
         not_ready_reason = storable_message(f"the handlers cannot be used: {error}")
         handlers, outcome = {}, Probe(confinement=read_rules(options, environment), refusals={}, attempts={})
+    keeper = GpuKeeper()
+    try:
+        keeper = keep_gpus(options.gpus, environment)
+    except NoGpus as error:
+        if options.launched_as is None:
+            raise
+        not_ready_reason = not_ready_reason or storable_message(str(error))
     capabilities = sorted(handlers, key=AGENT_TYPES.index) or agent_types or list(AGENT_TYPES)
     return DaemonSettings(
         url=url,
         trust=trust,
         pool_key=pool_key,
-        profile=_profile(options, limits, capabilities),
+        profile=_profile(options, limits, capabilities, len(keeper.gpus)),
+        gpus=keeper,
         is_launched=options.launched_as is not None,
         handlers=handlers,
         limits=limits,
@@ -269,7 +287,7 @@ def _labels(words: Sequence[str]) -> dict[str, str]:
     return {key: value for key, _, value in pairs}
 
 
-def _profile(options: argparse.Namespace, limits: ResourceLimits, capabilities: list[str]) -> JsonObject:
+def _profile(options: argparse.Namespace, limits: ResourceLimits, capabilities: list[str], gpus: int) -> JsonObject:
     host = socket.gethostname()
     profile: JsonObject = {
         "name": options.name or f"{host}-{os.getpid()}",
@@ -282,7 +300,13 @@ def _profile(options: argparse.Namespace, limits: ResourceLimits, capabilities: 
         "cpu_cores": limits.cpu_cores,
     }
     # A control plane that knows nothing of these accepts a worker that offers none.
-    return profile | ({"resources": named} if (named := _resources(options.resource)) else {})
+    named = _resources(options.resource)
+    return profile | ({"resources": named} if named else {}) | ({"gpus": gpus} if gpus else {})
+
+
+def _gpu_count(word: str) -> int | None:
+    """The number of GPUs; None for all."""
+    return None if word == "all" else max(0, int(word))
 
 
 def _resources(words: Sequence[str]) -> dict[str, int]:

@@ -45,7 +45,14 @@ def worker_environment(settings: Settings) -> dict[str, str]:
     """The environment of a worker: that of this process without its settings."""
     # A worker runs foreign code, which must not learn the address of the database. It calls the language model itself,
     # and gets the key for that by another way.
-    own = ("CONVENER_LLM_", "CONVENER_HANDLER_", "CONVENER_LOG_JSON", "CONVENER_LOG_LEVEL", *TRUST_VARIABLES)
+    own = (
+        "CONVENER_LLM_",
+        "CONVENER_HANDLER_",
+        "CONVENER_GPU_LOCKS",
+        "CONVENER_LOG_JSON",
+        "CONVENER_LOG_LEVEL",
+        *TRUST_VARIABLES,
+    )
     plain = {
         name: value
         for name, value in os.environ.items()
