@@ -46,10 +46,17 @@ class Answer:
 class Api:
     """The API as the holder of a session, or of a key, may use it."""
 
-    def __init__(self, request: Request, credential: str) -> None:
+    def __init__(self, request: Request, credential: str, *, is_repeated: bool = False) -> None:
+        """`is_repeated`: what it reads was recorded before, where reading is recorded."""
+        self._request = request
         self._app: ASGIApp = request.app
         self._scope = request.scope
         self._credential = credential
+        self._is_repeated = is_repeated
+
+    def repeating(self) -> "Api":
+        """The same for what an open page reads again and again by itself."""
+        return Api(self._request, self._credential, is_repeated=True)
 
     async def ask(
         self, method: str, path: str, *, query: Query | None = None, body: Any = None, if_match: str | None = None
@@ -66,7 +73,7 @@ class Api:
             "query_string": urlencode(_present(query or {}), doseq=True).encode(),
             "root_path": "",
             "headers": self._headers(text, if_match),
-            "state": {},
+            "state": {"is_repeated": self._is_repeated},
         }
         try:
             await self._app(scope, exchange.receive, exchange.send)

@@ -1,14 +1,15 @@
-"""The regions of the first page, looked at once for all who look at them, and only while somebody does."""
+"""Regions of pages, looked at once for all who look at them, only while somebody does, and for little of the time."""
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Hashable
 from contextlib import suppress
+from dataclasses import replace
 
 from app.dashboard.access import Viewer
 from app.dashboard.api_calls import Refused
-from app.db import notify
 from app.http.callers import Authenticator
 from app.http.services import Services
 from app.http.streaming import Batch, Message
@@ -16,25 +17,47 @@ from app.kernel.errors import ConvenerError, TooManyRequests
 from app.queue.api.event_stream import EventReaders
 
 log = logging.getLogger(__name__)
-# Between two looks while much happens, and while nothing does.
-_SHORT_SECONDS, _LONG_SECONDS = 0.25, 1.0
-_TOPICS = frozenset({notify.EVENTS, notify.FLEET, notify.CONFIG, notify.WEIGHTS, notify.GOALS})
+# From the beginning of a look to the next one where much happens, if a look takes no time. One that takes long is
+# repeated the more seldom, so that looks take a fiftieth of the time at most.
+_SHORT_SECONDS = 0.2
+_SHARE = 1 / 50
+_MAX_PAUSE_SECONDS = 5.0
+# Between two checks of a viewer without news.
+_CHECK_SECONDS = 1.0
+# Looks of all feeds at once.
+_MAX_LOOKS = 2
+# Feeds that are kept though nobody may follow them.
+_MAX_KEPT = 100
 # In the regions, which viewers share, in place of the word of the forms of each.
 CSRF_PLACE = "csrf-of-the-viewer"
-Look = Callable[[Viewer], Awaitable[dict[str, str]]]
+# Ages go on by themselves in the browser: a region of which only these have changed is not sent again.
+_AGE = re.compile(r'(<span class="age"[^>]*>)[^<]*')
+# Topics that were announced since the last look; all of them at the first, which is None.
+News = Collection[str] | None
+Look = Callable[[Viewer, News], Awaitable[dict[str, str]]]
 
 
 class Feed:
     """Regions as viewers with the same rights see them."""
 
-    def __init__(self, services: Services, look: Look) -> None:
-        self._services, self._look = services, look
+    def __init__(
+        self, services: Services, look: Look, *, topics: Collection[str], idle_seconds: float, slots: asyncio.Semaphore
+    ) -> None:
+        """It looks again once one of the topics is announced, and after so long without any."""
+        self._services, self._look, self._slots = services, look, slots
+        self._topics, self._idle_seconds = frozenset(topics), idle_seconds
         self._viewers: list[Viewer] = []
         self._regions: dict[str, tuple[int, str]] = {}
         self._version = 0
         self._changed = asyncio.Condition()
-        self._news = asyncio.Event()
+        self._news: set[str] | None = None
+        self._wake = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether anybody looks."""
+        return bool(self._viewers)
 
     async def follow(self, viewer: Viewer) -> AsyncGenerator[Batch, None]:
         """Yield the regions that have changed, and at least every second, until one side closes or the session ends."""
@@ -68,12 +91,13 @@ class Feed:
 
     async def _wait(self, version: int) -> None:
         with suppress(TimeoutError):
-            async with asyncio.timeout(_LONG_SECONDS), self._changed:
+            async with asyncio.timeout(_CHECK_SECONDS), self._changed:
                 await self._changed.wait_for(lambda: self._version > version or self._services.stopping)
 
     def _join(self, viewer: Viewer) -> None:
         self._viewers.append(viewer)
         if self._looking is None:
+            self._news = None
             self._services.database.announcer.subscribe(self._hear)
             self._looking = asyncio.create_task(self._keep_looking(), name="dashboard")
 
@@ -85,26 +109,36 @@ class Feed:
             # Not cancelled, which might be in the middle of a query: it ends by itself after this look.
             self._looking = None
             self._regions = {}
-            self._news.set()
+            self._wake.set()
 
     async def _keep_looking(self) -> None:
         task = self._looking
         while self._looking is task and not self._services.stopping:
-            self._news.clear()
-            began_at = time.monotonic()
-            try:
-                await self._read()
-            except Refused:
-                pass  # of the viewer that it was read for, whose own stream finds that out
-            except Exception:
-                log.exception("the dashboard could not be looked at")
-            await asyncio.sleep(max(0.0, _SHORT_SECONDS - (time.monotonic() - began_at)))
+            async with self._slots:
+                self._wake.clear()
+                news, self._news = self._news, set()
+                began_at = time.monotonic()
+                try:
+                    await self._read(news)
+                except Refused:
+                    pass  # of the viewer that it was read for, whose own stream finds that out
+                except Exception:
+                    log.exception("the dashboard could not be looked at")
+                took = time.monotonic() - began_at
+            await asyncio.sleep(min(_MAX_PAUSE_SECONDS, max(_SHORT_SECONDS, took / _SHARE) - took))
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), _LONG_SECONDS - _SHORT_SECONDS)
+                await asyncio.wait_for(self._wake.wait(), self._idle_seconds)
 
-    async def _read(self) -> None:
-        regions = await self._look(self._viewers[-1])
-        changes = {name: html for name, html in regions.items() if self._regions.get(name, (0, ""))[1] != html}
+    async def _read(self, news: News) -> None:
+        if not self._viewers:
+            return
+        viewer = self._viewers[-1]
+        regions = await self._look(replace(viewer, api=viewer.api.repeating()), news)
+        changes = {
+            name: html
+            for name, html in regions.items()
+            if _ageless(self._regions.get(name, (0, ""))[1]) != _ageless(html)
+        }
         if changes:
             async with self._changed:
                 self._version += 1
@@ -112,20 +146,39 @@ class Feed:
                 self._changed.notify_all()
 
     def _hear(self, topics: Collection[str]) -> None:
-        if not _TOPICS.isdisjoint(topics):
-            self._news.set()
+        if heard := self._topics.intersection(topics):
+            if self._news is not None:
+                self._news |= heard
+            self._wake.set()
 
 
 class Feeds:
-    """The feed of each set of rights."""
+    """The feed of each page for each set of rights."""
 
     def __init__(self) -> None:
-        self._by_rights: dict[Hashable, Feed] = {}
+        self._feeds: dict[Hashable, Feed] = {}
+        self._slots = asyncio.Semaphore(_MAX_LOOKS)
 
-    def of(self, viewer: Viewer, new_look: Callable[[], Look]) -> Feed:
-        """The feed that a viewer shares with all whose keys may see and do the same."""
+    def of(
+        self,
+        viewer: Viewer,
+        page: Hashable,
+        new_look: Callable[[], Look],
+        *,
+        topics: Collection[str],
+        idle_seconds: float,
+    ) -> Feed:
+        """The feed of a page that a viewer shares with all whose keys may see and do the same."""
+        # There are as many pages as people make up filters: those that nobody looks at any more are not kept for ever.
+        if len(self._feeds) >= _MAX_KEPT:
+            self._feeds = {key: feed for key, feed in self._feeds.items() if feed.is_followed}
         principal = viewer.principal
-        rights = (principal.role, principal.withheld, principal.namespace, principal.is_confined)
-        if rights not in self._by_rights:
-            self._by_rights[rights] = Feed(viewer.request.app.state.services, new_look())
-        return self._by_rights[rights]
+        key = (page, principal.role, principal.withheld, principal.namespace, principal.is_confined)
+        if key not in self._feeds:
+            services = viewer.request.app.state.services
+            self._feeds[key] = Feed(services, new_look(), topics=topics, idle_seconds=idle_seconds, slots=self._slots)
+        return self._feeds[key]
+
+
+def _ageless(html: str) -> str:
+    return _AGE.sub(r"\1", html)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
 from starlette.responses import Response
@@ -9,9 +10,9 @@ from starlette.responses import Response
 from app.dashboard.access import HOME, Viewer
 from app.dashboard.api_calls import Refused
 from app.dashboard.attention import attention
-from app.dashboard.feed import CSRF_PLACE, Feeds, Look
-from app.dashboard.rendering import amount, duration, page, percent, render
-from app.dashboard.sight import Looker, Sight, read_report
+from app.dashboard.feed import CSRF_PLACE, Feed, Feeds, Look, News
+from app.dashboard.rendering import amount, page, percent, present, render
+from app.dashboard.sight import IDLE_SECONDS, TOPICS, Looker, Sight, read_report
 from app.dashboard.sparklines import Sparkline, sparkline
 from app.http.services import Services
 from app.http.streaming import EventStream
@@ -32,7 +33,7 @@ class Figure:
     value: str
     note: str
     curve: Sparkline | None = None
-    path: str = ""
+    since: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +56,7 @@ async def show(viewer: Viewer) -> Response:
     if viewer.principal.is_confined:
         # Of one namespace: everything here is of the whole service.
         return Response(status_code=303, headers={"Location": f"{HOME}/tasks"})
-    values = await _values(viewer, Looker(), viewer.csrf)
+    values = await _values(viewer, Looker(), None, viewer.csrf)
     return page(viewer, "now.html", values)
 
 
@@ -65,24 +66,30 @@ async def stream(viewer: Viewer) -> Response:
         raise Forbidden("this page is about the whole service; the key belongs to a namespace")
     services: Services = viewer.request.app.state.services
     services[EventReaders].check(viewer.principal.key_id)
-    feed = services[Feeds].of(viewer, _new_look)
+    feed = feed_of(viewer)
     return EventStream("0", feed.follow(viewer))
+
+
+def feed_of(viewer: Viewer) -> Feed:
+    """The feed of the page, which a viewer shares with others."""
+    services: Services = viewer.request.app.state.services
+    return services[Feeds].of(viewer, HOME, _new_look, topics=TOPICS, idle_seconds=IDLE_SECONDS)
 
 
 def _new_look() -> Look:
     looker = Looker()
 
-    async def look(viewer: Viewer) -> dict[str, str]:
-        values = await _values(viewer, looker, CSRF_PLACE)
+    async def look(viewer: Viewer, news: News) -> dict[str, str]:
+        values = await _values(viewer, looker, news, CSRF_PLACE)
         return {name: render(f"now/{name}.html", values) for name in (REGIONS if "figures" in values else REGIONS[:1])}
 
     return look
 
 
-async def _values(viewer: Viewer, looker: Looker, csrf: str) -> dict[str, Any]:
+async def _values(viewer: Viewer, looker: Looker, news: News, csrf: str) -> dict[str, Any]:
     """The values of all regions; of the verdict alone while the database is away. Raises Refused."""
     try:
-        return view_of(viewer, await looker.look(viewer), csrf)
+        return view_of(viewer, await looker.look(viewer, news), csrf)
     except Refused as refusal:
         if refusal.status != _UNAVAILABLE:
             raise
@@ -105,7 +112,8 @@ def view_of(viewer: Viewer, sight: Sight, csrf: str) -> dict[str, Any]:
         "agents": _agent_rows(sight),
         "models": sight.models,
         "is_reader": bool(sight.agents),
-        "by_priority": sight.queues["waits"],
+        "oldest_since": _oldest_since(sight.queues),
+        "at": present(),
     }
 
 
@@ -131,8 +139,6 @@ def sentence_of(report: Mapping[str, Any]) -> str:
 def _figures(sight: Sight) -> list[Figure]:
     fleet, queues, hour = sight.fleet, sight.queues, sight.hour
     states, capacity = fleet["workers"], queues["capacity"]
-    waits = [(wait["oldest_waiting"], name) for name, wait in queues["waits"].items() if wait["oldest_waiting"]]
-    oldest = max(waits, default=None)
     target = sight.decision["target_workers"] if sight.decision else None
     minute, totals = queues["throughput"]["last_minute"], queues["totals"]
     return [
@@ -144,7 +150,6 @@ def _figures(sight: Sight) -> list[Figure]:
             + (f", {states['starting']:,} starting" if states["starting"] else "")
             + (f", {states['draining']:,} draining" if states["draining"] else ""),
             curve=sparkline(hour.target, "workers wanted"),
-            path="/workers",
         ),
         Figure(
             name="Busy",
@@ -155,9 +160,8 @@ def _figures(sight: Sight) -> list[Figure]:
         Figure(
             name="Queued",
             value=amount(queues["depth"]["total"]),
-            note=(f"oldest {duration(oldest[0])} ({oldest[1]}); " if oldest else "")
-            + f"room for {capacity['max_queue_size']:,}, {100 * capacity['fullness']:.0f} % full",
-            path="/tasks?state=pending",
+            note=f"room for {capacity['max_queue_size']:,}, {100 * capacity['fullness']:.0f} % full",
+            since=min(_oldest_since(queues).values(), default=None),
         ),
         Figure(
             name="Finished a minute",
@@ -165,9 +169,18 @@ def _figures(sight: Sight) -> list[Figure]:
             note=f"{60 * minute['submitted']:,.0f} submitted, {60 * minute['failed']:,.0f} failed; "
             f"{totals['completed']:,} completed in all",
             curve=sparkline(hour.finished, "a minute"),
-            path="/tasks?state=completed",
         ),
     ]
+
+
+def _oldest_since(queues: Mapping[str, Any]) -> dict[str, str]:
+    """Since when the oldest task of each priority waits, to the second."""
+    at = datetime.fromisoformat(queues["at"])
+    return {
+        name: (at - timedelta(seconds=wait["oldest_waiting"])).replace(microsecond=0).isoformat()
+        for name, wait in queues["waits"].items()
+        if wait["oldest_waiting"]
+    }
 
 
 def _last(values: Sequence[float | None]) -> str:

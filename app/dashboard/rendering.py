@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
@@ -60,6 +60,7 @@ def _environment() -> Environment:
         "percent": percent,
         "pretty": pretty,
         "resources": resources,
+        "seconds_to": seconds_to,
         "share": share,
         "ticked": ticked,
         "words": words,
@@ -83,7 +84,7 @@ def page(viewer: Viewer, template: str, values: Mapping[str, Any], *, status: in
     """A page for a viewer."""
     request = viewer.request
     sections = [(HOME + path, name) for path, name, scopes in PAGES if viewer.may(*scopes) and _is_for(viewer, path)]
-    shown = {"viewer": viewer, "csrf": viewer.csrf, "may": viewer.may, "sections": sections}
+    shown = {"viewer": viewer, "csrf": viewer.csrf, "may": viewer.may, "sections": sections, "at": present()}
     place = {"path": request.scope["path"], "here": here(request), "notice": notice(request)}
     response = open_page(template, {**shown, **place, **values}, status=status)
     take_notice(request, response)
@@ -140,6 +141,16 @@ def duration(seconds: float | None) -> str:
     if whole < _DAY:
         return f"{whole // _HOUR} h {whole % _HOUR // _MINUTE} min"
     return f"{whole // _DAY} d {whole % _DAY // _HOUR} h"
+
+
+def present() -> str:
+    """The present time, from which browsers count ages on."""
+    return datetime.now(UTC).isoformat()
+
+
+def seconds_to(since: str, until: str) -> float:
+    """Seconds from one time to a later one."""
+    return max(0.0, (datetime.fromisoformat(until) - datetime.fromisoformat(since)).total_seconds())
 
 
 def moment(text: str | None) -> str:

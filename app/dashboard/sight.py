@@ -1,18 +1,25 @@
-"""The look of the first page at the service: what changes all the time, what seldom does, and the last hour."""
+"""The look of the first page at the service, part by part, each as often as it changes; and the last hour."""
 
 import asyncio
 import time
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
 from app.dashboard.access import Viewer
 from app.dashboard.api_calls import Api, Refused
+from app.dashboard.feed import News
+from app.db import notify
+from app.http.fields import priority_name
+from app.http.services import Services
 from app.kernel.access import Scope
 from app.kernel.agents import AgentType
+from app.kernel.errors import DatabaseUnavailable
+from app.kernel.lanes import Lane, Priority
+from app.queue.rules.status import PHASES, QUEUED_PHASES
+from app.queue.service.status import read_depths
 
-_FLEET_SECONDS, _SELDOM_SECONDS, _HOUR_SECONDS = 0.9, 3.0, 60.0
 _MINUTES = 60
 _MINUTE = timedelta(minutes=1)
 _DECISIONS = 200
@@ -40,32 +47,98 @@ class Sight:
     agents: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     models: Sequence[Mapping[str, Any]] = ()
     alerts: Sequence[Mapping[str, Any]] = ()
-    permits: Mapping[str, Any] | None = None
+    last_letter: Mapping[str, Any] | None = None
     hour: Hour = field(default_factory=Hour)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A part of what is looked at: the topics after which it is read again, and seconds between two readings.
+
+    `least_seconds` after a topic, `idle_seconds` without any.
+    """
+
+    topics: frozenset[str] = frozenset()
+    least_seconds: float = 0.0
+    idle_seconds: float
+
+
+# The numbers of waiting and running tasks are read at every look, the rest of the queue seldom.
+_PARTS: Mapping[str, Part] = {
+    "queues": Part(topics=frozenset({notify.EVENTS, notify.STATUS}), least_seconds=2.0, idle_seconds=5.0),
+    "fleet": Part(topics=frozenset({notify.FLEET, notify.LAUNCHES, notify.CONFIG}), idle_seconds=5.0),
+    "report": Part(topics=frozenset({notify.STATUS, notify.FLEET}), least_seconds=1.0, idle_seconds=3.0),
+    "alerts": Part(topics=frozenset({notify.STATUS}), idle_seconds=3.0),
+    "models": Part(topics=frozenset({notify.STATUS}), idle_seconds=3.0),
+    "decision": Part(topics=frozenset({notify.FLEET, notify.LAUNCHES}), least_seconds=1.0, idle_seconds=6.0),
+    "agents": Part(topics=frozenset({notify.WEIGHTS, notify.CONFIG}), idle_seconds=6.0),
+    "last_letter": Part(topics=frozenset({notify.EVENTS}), least_seconds=3.0, idle_seconds=10.0),
+    "hour": Part(idle_seconds=60.0),
+}
+TOPICS = frozenset().union(*(part.topics for part in _PARTS.values()))
+IDLE_SECONDS = min(part.idle_seconds for part in _PARTS.values())
+
+
 class Looker:
-    """Looks, and remembers for a while what seldom changes or costs much."""
+    """Looks, and remembers each part until it is due again."""
 
     def __init__(self) -> None:
-        self._fleet: dict[str, Any] = {}
-        self._fleet_at = float("-inf")
-        self._seldom: dict[str, Any] = {}
-        self._seldom_at = float("-inf")
-        self._hour = Hour()
-        self._hour_at = float("-inf")
+        self._values: dict[str, Any] = {}
+        self._read_at: dict[str, float] = {}
+        self._heard: set[str] = set()
 
-    async def look(self, viewer: Viewer) -> Sight:
+    async def look(self, viewer: Viewer, news: News = None) -> Sight:
         """Everything as it is. Raises Refused."""
-        api, moment = viewer.api, time.monotonic()
-        if moment - self._seldom_at >= _SELDOM_SECONDS:
-            self._seldom, self._seldom_at = await _look_seldom(viewer), moment
-        queues = await api.get("/queues")
-        if moment - self._fleet_at >= _FLEET_SECONDS:
-            self._fleet, self._fleet_at = await api.get("/fleet"), moment
-        if moment - self._hour_at >= _HOUR_SECONDS:
-            self._hour, self._hour_at = await _look_back(viewer, queues["at"]), moment
-        return Sight(queues=queues, fleet=self._fleet, hour=self._hour, **self._seldom)
+        moment = time.monotonic()
+        if news is None:
+            self._read_at.clear()
+        else:
+            self._heard |= {name for name, part in _PARTS.items() if not part.topics.isdisjoint(news)}
+        due = [name for name, part in _PARTS.items() if self._is_due(name, part, moment)]
+        if "queues" not in due:
+            await self._update_depths(viewer)
+        else:
+            self._values["queues"] = await viewer.api.get("/queues")
+        reads = [name for name in due if name != "queues"]
+        values = await asyncio.gather(*(_READS[name](viewer, self._values["queues"]) for name in reads))
+        self._values |= dict(zip(reads, values, strict=True))
+        self._read_at |= dict.fromkeys(due, moment)
+        self._heard.difference_update(due)
+        return Sight(**self._values)
+
+    def _is_due(self, name: str, part: Part, moment: float) -> bool:
+        age = moment - self._read_at.get(name, float("-inf"))
+        return age >= part.idle_seconds or (name in self._heard and age >= part.least_seconds)
+
+    async def _update_depths(self, viewer: Viewer) -> None:
+        """Bring the numbers of tasks up to date; all of the queue where a pause has begun or ended."""
+        services: Services = viewer.request.app.state.services
+        queues = self._values["queues"]
+        try:
+            async with services.database.reading() as connection:
+                tasks, paused = await read_depths(connection)
+        except DatabaseUnavailable as error:
+            raise Refused(503, {"detail": error.detail, "code": error.code}) from error
+        is_same = paused == {pause["agent_type"] for pause in queues["paused"]}
+        self._values["queues"] = _with_depths(queues, tasks) if is_same else await viewer.api.get("/queues")
+
+
+def _with_depths(queues: Mapping[str, Any], tasks: Mapping[Lane, Mapping[str, int]]) -> dict[str, Any]:
+    lanes = {
+        agent: {
+            priority_name(priority): {
+                phase: tasks.get(Lane(agent_type=agent, priority=priority), {}).get(phase, 0) for phase in PHASES
+            }
+            for priority in Priority
+        }
+        for agent in AgentType
+    }
+    by_agent = {
+        agent: sum(phases[phase] for phases in of_agent.values() for phase in QUEUED_PHASES)
+        for agent, of_agent in lanes.items()
+    }
+    depth = {**queues["depth"], "total": sum(by_agent.values()), "by_agent": by_agent}
+    return {**queues, "queues": lanes, "depth": depth}
 
 
 async def read_report(api: Api) -> Any:
@@ -78,23 +151,41 @@ async def read_report(api: Api) -> Any:
         return refusal.problem
 
 
-async def _look_seldom(viewer: Viewer) -> dict[str, Any]:
-    api = viewer.api
-    report, decisions = await asyncio.gather(read_report(api), api.get("/scaling/decisions", limit=1))
-    sight = {"report": report, "decision": next(iter(decisions["items"]), None)}
-    if not viewer.may(Scope.READ):
-        return sight
-    agents, models, alerts = await asyncio.gather(
-        api.get("/agents"), api.get("/llm/models", limit=50), api.get("/alerts", limit=50)
-    )
-    by_name = {agent["agent_type"]: agent for agent in agents["items"]}
-    return {**sight, "agents": by_name, "models": models["items"], "alerts": alerts["items"]}
+async def _report(viewer: Viewer, _: Any) -> Any:
+    return await read_report(viewer.api)
 
 
-async def _look_back(viewer: Viewer, at: str) -> Hour:
+async def _fleet(viewer: Viewer, _: Any) -> Any:
+    return await viewer.api.get("/fleet")
+
+
+async def _decision(viewer: Viewer, _: Any) -> Any:
+    return next(iter((await viewer.api.get("/scaling/decisions", limit=1))["items"]), None)
+
+
+async def _agents(viewer: Viewer, _: Any) -> Any:
+    agents = (await viewer.api.get("/agents"))["items"] if viewer.may(Scope.READ) else ()
+    return {agent["agent_type"]: agent for agent in agents}
+
+
+async def _models(viewer: Viewer, _: Any) -> Any:
+    return (await viewer.api.get("/llm/models", limit=50))["items"] if viewer.may(Scope.READ) else ()
+
+
+async def _alerts(viewer: Viewer, _: Any) -> Any:
+    return (await viewer.api.get("/alerts", limit=50))["items"] if viewer.may(Scope.READ) else ()
+
+
+async def _last_letter(viewer: Viewer, queues: Any) -> Any:
+    if not queues["dead_letters_last_hour"] or not viewer.may(Scope.READ, Scope.CONTENT):
+        return None
+    return next(iter((await viewer.api.get("/dead-letters", limit=1))["items"]), None)
+
+
+async def _look_back(viewer: Viewer, queues: Any) -> Hour:
     """The last hour; what is refused, as too many ask at once, stays empty."""
     api = viewer.api
-    end = datetime.fromisoformat(at)
+    end = datetime.fromisoformat(queues["at"])
     starts = [end.replace(second=0, microsecond=0) - minutes * _MINUTE for minutes in reversed(range(_MINUTES))]
     usage, decisions = await asyncio.gather(
         _tolerated(api.get("/metrics/utilisation")),
@@ -110,6 +201,18 @@ async def _look_back(viewer: Viewer, at: str) -> Hour:
         processors=_means(subjects[hosts[0]], "cpu_percentage") if hosts else (),
         target=_targets(decisions["items"] if decisions else (), starts),
     )
+
+
+_READS: Mapping[str, Callable[[Viewer, Any], Awaitable[Any]]] = {
+    "report": _report,
+    "fleet": _fleet,
+    "decision": _decision,
+    "agents": _agents,
+    "models": _models,
+    "alerts": _alerts,
+    "last_letter": _last_letter,
+    "hour": _look_back,
+}
 
 
 async def _finished(viewer: Viewer, starts: Sequence[datetime]) -> dict[str, list[float]]:

@@ -27,7 +27,7 @@ async def show(viewer: Viewer) -> Response:
     task_id = viewer.request.path_params["task_id"]
     task = await viewer.api.get(f"/tasks/{task_id}")
     is_over = task["state"] in FINISHED
-    why = None if is_over else await viewer.api.get(f"/tasks/{task_id}/why")
+    why = None if task["state"] in ("completed", "cancelled") else await viewer.api.get(f"/tasks/{task_id}/why")
     pieces, position = await _read_output(viewer, task_id)
     values = {"task": task, "why": why, "is_over": is_over, "timeline": _timeline(task), "pieces": pieces}
     # Of a task that is over nothing more comes; a page that waited for it would load itself again and again.

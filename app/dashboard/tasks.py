@@ -9,7 +9,12 @@ from starlette.responses import Response
 
 from app.dashboard.access import HOME, Viewer, notify, read_viewers_form
 from app.dashboard.api_calls import Refused
+from app.dashboard.feed import News
+from app.dashboard.lists import follow, render_list
 from app.dashboard.rendering import page
+from app.db import notify as notices
+from app.http.callers import ReadLog
+from app.http.services import Services
 from app.kernel.access import Scope
 from app.kernel.agents import AgentType
 from app.kernel.states import TaskState
@@ -25,6 +30,8 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
 }
 _FILTERS = ("state", "agent_type", "goal_id", "priority", "label", "code", "worker_id", "namespace")
 _LIMIT = 50
+# A lease is not announced.
+_IDLE_SECONDS = 2.0
 # Of what an order for many takes in one call.
 _BATCH = 10_000
 
@@ -72,17 +79,49 @@ BULK: Mapping[str, BulkOrder] = {
 async def show(viewer: Viewer) -> Response:
     """A page of the list."""
     query = viewer.request.query_params
-    chosen = {name: query[name] for name in _FILTERS if query.get(name)}
-    values: dict[str, Any] = {"chosen": chosen, "orders": _orders(viewer, chosen), "sentence": "", "items": []}
-    values |= {"agents": list(AgentType), "states": [*_GROUPS, *TaskState], "first": address(chosen), "following": None}
+    chosen, after = _chosen(query), query.get("after")
+    values: dict[str, Any] = {"chosen": chosen, "orders": _orders(viewer, chosen), "sentence": ""}
+    values |= {"agents": list(AgentType), "states": [*_GROUPS, *TaskState], "stream": None}
     try:
-        tasks = await viewer.api.get("/tasks", _query(chosen), after=query.get("after"), limit=_LIMIT)
+        values |= await _values(viewer, chosen, after)
     except Refused as refusal:
         if refusal.status != _INVALID:
             raise
-        return page(viewer, "tasks.html", values | {"sentence": refusal.sentence}, status=refusal.status)
-    following = address(chosen | {"after": tasks["next"]}) if tasks["next"] else None
-    return page(viewer, "tasks.html", values | {"items": tasks["items"], "following": following})
+        nothing: dict[str, Any] = {"items": [], "first": None, "following": None}
+        return page(viewer, "tasks.html", values | nothing | {"sentence": refusal.sentence}, status=refusal.status)
+    # What is not the newest hardly changes.
+    stream = None if after else f"{HOME}/feeds/tasks?{urlencode(chosen)}"
+    return page(viewer, "tasks.html", values | {"stream": stream})
+
+
+async def stream(viewer: Viewer) -> Response:
+    """The newest page of the list again whenever it has changed."""
+    chosen = _chosen(viewer.request.query_params)
+
+    async def look(viewer: Viewer, news: News) -> dict[str, str]:
+        return {"list": render_list(viewer, "tasks", await _values(viewer, chosen, None), address(chosen))}
+
+    answer = follow(
+        viewer,
+        address(chosen),
+        lambda: look,
+        scopes=(Scope.READ, Scope.CONTENT),
+        topics=frozenset({notices.EVENTS}),
+        idle_seconds=_IDLE_SECONDS,
+    )
+    services: Services = viewer.request.app.state.services
+    await services[ReadLog].note(viewer.principal, "tasks.read", address(chosen))
+    return answer
+
+
+def _chosen(query: Mapping[str, str]) -> dict[str, str]:
+    return {name: query[name] for name in _FILTERS if query.get(name)}
+
+
+async def _values(viewer: Viewer, chosen: Mapping[str, str], after: str | None) -> dict[str, Any]:
+    tasks = await viewer.api.get("/tasks", _query(chosen), after=after, limit=_LIMIT)
+    following = address({**chosen, "after": tasks["next"]}) if tasks["next"] else None
+    return {"items": tasks["items"], "first": address(chosen) if after else None, "following": following}
 
 
 _INVALID = 422

@@ -28,6 +28,8 @@ CONFIG = "config"
 WEIGHTS = "weights"
 BURST = "burst"
 GOALS = "goals"
+# Alerts, pauses, and language models that people have set or reset: what pages show beside all this.
+STATUS = "status"
 WEBHOOKS = "webhooks"
 RESOURCES = "resources"
 WORK = "work"

@@ -66,7 +66,8 @@ def requires(*scopes: Scope, waits: bool = False, costly: bool = False) -> Any:
 async def _record(request: Request) -> None:
     """Record a read, where its route is recorded: within the share of the caller, as that writes too."""
     action: str | None = getattr(request.state, "recorded_action", None)
-    if action is not None:
+    # What an open page repeats by itself was recorded when it was opened.
+    if action is not None and not getattr(request.state, "is_repeated", False):
         services: Services = request.app.state.services
         address = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         await services[ReadLog].note(request.state.principal, action, address)

@@ -1,8 +1,18 @@
 """The other pages: each shows what is there, and its orders do what the API does."""
 
+import asyncio
+import contextlib
 import re
+from collections.abc import AsyncIterator
+from datetime import datetime
 from typing import Any
 
+from starlette.requests import Request
+
+from app.dashboard import tasks
+from app.dashboard.access import Viewer, viewer_of
+from app.dashboard.feed import CSRF_PLACE, Feed, Feeds, News
+from app.dashboard.lists import LISTINGS
 from app.db.database import Database
 from app.kernel.access import Role
 from tests.dashboard.browsers import Browser, browser
@@ -104,3 +114,84 @@ async def test_readers_see_the_configuration_and_cannot_change_it(service: Servi
         assert "Show what would change" not in await somebody.page("/dashboard/config")
         change = {"patch": '{"worker_pool": {"max_workers": 77}}', "version": "1", "reason": "x"}
         assert (await somebody.send("/dashboard/config/apply", **change)).status_code == 403
+
+
+async def _never(viewer: Viewer, news: News) -> dict[str, str]:
+    raise AssertionError("nobody follows it")
+
+
+_LISTINGS = {listing.feed_path: listing for listing in LISTINGS}
+
+
+async def _silence() -> Any:
+    await asyncio.Event().wait()
+
+
+@contextlib.asynccontextmanager
+async def _stream(service: Service, role: Role, path: str) -> AsyncIterator[Any]:
+    """The parts of the list at a feed, as its viewers get them."""
+    scope: dict[str, Any] = {"type": "http", "method": "GET", "scheme": "http", "server": ("convener", 80)}
+    address, _, query = path.partition("?")
+    async with browser(service, role) as somebody:
+        cookie = "; ".join(f"{name}={value}" for name, value in somebody.client.cookies.items())
+        scope |= {"headers": [(b"cookie", cookie.encode())], "path": address, "query_string": query.encode()}
+        viewer = await viewer_of(Request({**scope, "app": service.app, "client": ("127.0.0.1", 1)}, _silence))
+        stream = tasks.stream if address.endswith("/tasks") else _LISTINGS[address].stream
+        answer: Any = await stream(viewer)
+        async with contextlib.aclosing(answer._parts[0]) as batches:
+            yield batches
+
+
+async def _until(batches: Any, text: str) -> str:
+    async with asyncio.timeout(60):
+        async for batch in batches:
+            for message in batch.messages:
+                if text in message.data:
+                    return str(message.data)
+    raise AssertionError("the stream has ended")
+
+
+async def test_lists_of_tasks_change_without_reload_for_their_filter_alone(service: Service) -> None:
+    async with _stream(service, Role.OPERATOR, "/dashboard/feeds/tasks?agent_type=ranking") as batches:
+        await _until(batches, "No task matches")
+        other = await service.submitted(agent_type="evolution")
+        ours = await service.submitted(agent_type="ranking")
+        assert other not in await _until(batches, ours)
+        await service.post(f"/tasks/{ours}/cancel", {})
+        await _until(batches, "cancelled")
+
+
+async def test_workers_show_the_clock_of_their_lease(service: Service) -> None:
+    worker = await service.worker("lab-1")
+    async with _stream(service, Role.OPERATOR, "/dashboard/feeds/workers?show=live") as batches:
+        assert CSRF_PLACE not in await _until(batches, "lab-1")
+        task_id = await service.submitted(agent_type="ranking")
+        await worker.lease()
+        page = await _until(batches, task_id)
+        shown = (await service.get("/workers"))["items"][0]
+        moments = {datetime.fromisoformat(text) for text in re.findall(r'data-(?:since|until)="([^"]+)"', page)}
+        assert moments >= {datetime.fromisoformat(shown[name]) for name in ("leased_at", "lease_expires_at")}
+
+
+async def test_what_an_open_page_repeats_is_recorded_once_and_refused_to_those_who_may_not(service: Service) -> None:
+    config = await service.ask("GET", "/config")
+    trusted = {"mode": "trusted_tester", "reason": "x"}
+    await service.ask("POST", "/config/mode", trusted, headers={"If-Match": config.headers["etag"]})
+    async with _stream(service, Role.OPERATOR, "/dashboard/feeds/tasks?agent_type=ranking") as batches:
+        await _until(batches, "No task matches")
+        for _ in range(2):
+            await _until(batches, await service.submitted(agent_type="ranking"))
+    assert len((await service.get("/audit", action="tasks.read"))["items"]) == 1
+    async with browser(service, Role.MONITOR) as monitor:
+        for path in ("/feeds/tasks", "/feeds/workers", "/feeds/alerts"):
+            assert (await monitor.get(f"/dashboard{path}")).status_code == 403, path
+
+
+async def test_feeds_that_nobody_follows_are_not_kept_for_ever(service: Service) -> None:
+    feeds = service.app.state.services[Feeds]
+    async with _stream(service, Role.OPERATOR, "/dashboard/feeds/workers") as batches:
+        await anext(batches)
+        services = service.app.state.services
+        feeds._feeds |= {n: Feed(services, _never, topics=(), idle_seconds=1, slots=feeds._slots) for n in range(100)}
+        async with _stream(service, Role.OPERATOR, "/dashboard/feeds/alerts"):
+            assert [feed.is_followed for feed in feeds._feeds.values()] == [True, False]

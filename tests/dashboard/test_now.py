@@ -11,7 +11,7 @@ from starlette.requests import Request
 from app.dashboard import now
 from app.dashboard.access import Viewer, viewer_of
 from app.dashboard.attention import attention
-from app.dashboard.feed import CSRF_PLACE, Feed, Feeds
+from app.dashboard.feed import CSRF_PLACE, Feed, News
 from app.dashboard.sight import Looker, Sight
 from app.kernel.access import Role
 from tests.dashboard.browsers import browser
@@ -76,9 +76,9 @@ class _Looks:
 def _counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Looks]:
     looks, look = _Looks(), Looker.look
 
-    async def counted(self: Looker, viewer: Viewer) -> Any:
+    async def counted(self: Looker, viewer: Viewer, news: News = None) -> Any:
         looks.viewers.append(viewer)
-        return await look(self, viewer)
+        return await look(self, viewer, news)
 
     monkeypatch.setattr(Looker, "look", counted)
     yield looks
@@ -115,9 +115,8 @@ async def test_all_viewers_share_one_look_and_hear_of_changes(
 ) -> None:
     with _counted(monkeypatch) as looks:
         viewers = await _viewers(service, 3)
-        feeds = service.app.state.services[Feeds]
-        feed: Feed = feeds.of(viewers[0], now._new_look)
-        assert all(feeds.of(viewer, now._new_look) is feed for viewer in viewers)
+        feed: Feed = now.feed_of(viewers[0])
+        assert all(now.feed_of(viewer) is feed for viewer in viewers)
         streams = [feed.follow(viewer) for viewer in viewers]
         first = [await _until(stream, "agents", "") for stream in streams]
         assert CSRF_PLACE not in "".join(first)
@@ -145,7 +144,7 @@ async def _until(stream: Any, kind: str, text: str) -> str:
 
 async def test_a_stream_ends_with_its_session(service: Service) -> None:
     (viewer,) = await _viewers(service, 1)
-    stream = service.app.state.services[Feeds].of(viewer, now._new_look).follow(viewer)
+    stream = now.feed_of(viewer).follow(viewer)
     await anext(stream)
     key_id = service.keys[Role.OPERATOR].split("_")[1]
     await service.ask("DELETE", f"/keys/{key_id}")

@@ -235,6 +235,10 @@ TABLE: dict[str, Row] = {
 PAGES: dict[str, int] = {
     "GET ": 303,
     "GET /stream": 303,
+    "GET /feeds/tasks": 303,
+    "GET /feeds/workers": 303,
+    "GET /feeds/alerts": 303,
+    "GET /feeds/decisions": 303,
     "GET /tasks": 303,
     "POST /tasks/order": 401,
     "GET /tasks/{task_id}": 303,

@@ -49,6 +49,27 @@
   };
   document.addEventListener("htmx:load", (event) => localize(event.target));
   localize(document);
+
+  // Ages go on by themselves, by the clock of the server, in the words of the server.
+  const ahead = Date.parse(document.body.dataset.now) - Date.now();
+  const duration = (seconds) => {
+    if (seconds < 1) return (1000 * seconds).toFixed(0) + " ms";
+    if (seconds < 10) return seconds.toFixed(1) + " s";
+    const whole = Math.round(seconds);
+    if (whole < 60) return whole + " s";
+    if (whole < 3600) return Math.floor(whole / 60) + " min " + (whole % 60) + " s";
+    if (whole < 86400) return Math.floor(whole / 3600) + " h " + Math.floor((whole % 3600) / 60) + " min";
+    return Math.floor(whole / 86400) + " d " + Math.floor((whole % 86400) / 3600) + " h";
+  };
+  const count = () => {
+    if (document.hidden) return;
+    const now = Date.now() + ahead;
+    for (const age of document.querySelectorAll(".age")) {
+      const { since, until } = age.dataset;
+      age.textContent = duration(Math.max(0, since ? now - Date.parse(since) : Date.parse(until) - now) / 1000);
+    }
+  };
+  setInterval(count, 1000);
 })();
 
 // Says at once where a value is outside of what the schema allows; the service checks everything again.

@@ -95,9 +95,13 @@ def _waiting(facts: Facts) -> Iterator[Cause]:
 def _finished(facts: Facts) -> Cause:
     task, code = facts.task, Code(facts.task.state)
     message = _line((task.error or {}).get("message") or (task.error or {}).get("code"))
-    text = f"it is {task.state}" + (f": {message}" if message and code is not Code.COMPLETED else "")
-    ways = (mends.requeue(task.id), mends.logs(task.id)) if code is Code.FAILED else ()
-    return Cause(code=code, text=text, since=task.finished_at, mends=ways)
+    if code is not Code.FAILED:
+        text = f"it is {task.state}" + (f": {message}" if message and code is not Code.COMPLETED else "")
+        return Cause(code=code, text=text, since=task.finished_at)
+    # Without a failure it was given up for another reason, which the message tells.
+    attempt = f" at attempt {task.failures} of {task.max_attempts}" if task.failures else ""
+    text = f"it failed for good{attempt}" + (f": {message}" if message else "")
+    return Cause(code=code, text=text, since=task.finished_at, mends=(mends.logs(task.id), mends.requeue(task.id)))
 
 
 def _running(facts: Facts) -> Cause:
@@ -256,8 +260,9 @@ def _nobody(facts: Facts) -> Cause:
     if (lost := workers.lost) is not None:
         where = f" on {lost.host}" if lost.host else ""
         text += f"; the last, {lost.name}{where}, ended at {_moment(lost.ended_at, facts.at)} ({_line(lost.reason)})"
-    since = workers.lost.ended_at if workers.lost else None
-    return Cause(code=Code.UNSERVED, text=text, since=since, mends=mends.serve(facts.task.agent_type))
+    since = lost.ended_at if lost else None
+    revival = mends.revive_host(lost.host) if lost and lost.host and lost.is_silent else ()
+    return Cause(code=Code.UNSERVED, text=text, since=since, mends=(*revival, *mends.serve(facts.task.agent_type)))
 
 
 def _work(facts: Facts) -> str:

@@ -96,12 +96,13 @@ class Awaited:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LostWorker:
-    """The last worker that ran the agent type, when and why it ended."""
+    """The last worker that ran the agent type, when and why it ended; a silent one missed its heartbeats."""
 
     name: str
     host: str | None
     ended_at: datetime
     reason: str
+    is_silent: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,7 +55,7 @@ def logs(task_id: UUID) -> Mend:
 def requeue(task_id: UUID) -> Mend:
     """Give a failed task another chance."""
     command, call = f"convener dead-letters requeue {task_id}", f"POST /dead-letters/{task_id}/requeue"
-    return Mend(text="give it another chance", command=command, call=call)
+    return Mend(text="give it another chance once that is mended", command=command, call=call)
 
 
 def raise_priority(task_id: UUID, priority: Priority) -> Sequence[Mend]:
@@ -70,6 +70,12 @@ def resume_queue(agent: AgentType) -> Mend:
     """End the pause of an agent type."""
     command, call = f"convener queues resume {agent}", f"POST /queues/{agent}/resume"
     return Mend(text="end the pause", command=command, call=call)
+
+
+def revive_host(host: str) -> Sequence[Mend]:
+    """Bring the workers of a host back that has gone silent."""
+    text = f"look whether {host} is there, and start the loops of {host} again, which start its workers"
+    return (Mend(text=text, command="convener loops"),)
 
 
 def serve(agent: AgentType) -> Sequence[Mend]:

@@ -108,7 +108,7 @@ FROM workers WHERE {LIVE} AND :agent_type = ANY (capabilities) LIMIT 1000
 
 # Of the last that ended, so that the cost stays bounded however many have.
 _LOST = text("""
-SELECT name, host, ended_at, coalesce(ended_reason, state) AS reason
+SELECT name, host, ended_at, coalesce(ended_reason, state) AS reason, state = 'lost' AS is_silent
 FROM (SELECT * FROM workers WHERE ended_at IS NOT NULL ORDER BY ended_at DESC LIMIT 500) ended
 WHERE :agent_type = ANY (capabilities) ORDER BY ended_at DESC LIMIT 1
 """)

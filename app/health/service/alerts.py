@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.service import audit
-from app.db import duties
+from app.db import duties, notify
 from app.db.database import Database
 from app.health.errors import AlertNotFound, AlertResolved
 from app.health.rules.alerts import (
@@ -96,6 +96,7 @@ async def acknowledge(connection: AsyncConnection, alert_id: int, *, by: str, no
         return alert
     open_state, new_state = ({"alert": alert.id, "state": state.value} for state in (AlertState.OPEN, alert.state))
     new_state |= {"rule": alert.rule.value, "subject": alert.subject}
+    notify.note(connection, notify.STATUS)
     await audit.record(connection, "alert.acknowledge", by=by, old_state=open_state, new_state=new_state, reason=note)
     return alert
 
@@ -136,7 +137,10 @@ async def _apply(connection: AsyncConnection, plan: AlertPlan, *, with_webhooks:
             if with_webhooks:
                 await webhooks.enqueue(connection, kind, alert)
     changes = {"opened": opened_alerts, "updated": updated_alerts, "resolved": resolved_alerts}
-    return {name: sum(alert is not None for alert in changed_alerts) for name, changed_alerts in changes.items()}
+    counts = {name: sum(alert is not None for alert in changed_alerts) for name, changed_alerts in changes.items()}
+    if any(counts.values()):
+        notify.note(connection, notify.STATUS)
+    return counts
 
 
 def _event_data(alert: Alert) -> dict[str, Any]:

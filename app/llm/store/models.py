@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.db import pages
+from app.db import notify, pages
 from app.db.database import now
 from app.db.pages import Page
 from app.llm.rules.callers import CallerState
@@ -170,11 +170,13 @@ async def write_state(connection: AsyncConnection, model: Model) -> None:
 async def set_limits(connection: AsyncConnection, name: str, limits: ModelLimits) -> None:
     """Set the limits of a locked model, as a new version."""
     await connection.execute(_SET_LIMITS, {"model": name, **asdict(limits)})
+    notify.note(connection, notify.STATUS)
 
 
 async def reset(connection: AsyncConnection, name: str) -> None:
     """Forget all that was reported of a locked model's service, and what its meters were charged."""
     await connection.execute(_RESET, {"model": name, "concurrency": INITIAL_LIMIT})
+    notify.note(connection, notify.STATUS)
 
 
 async def _models(connection: AsyncConnection, statement: Any, values: Mapping[str, Any]) -> dict[str, Model]:

@@ -41,6 +41,12 @@ async def read_snapshot(connection: AsyncConnection) -> QueueSnapshot:
     )
 
 
+async def read_depths(connection: AsyncConnection) -> tuple[Mapping[Lane, Mapping[str, int]], frozenset[AgentType]]:
+    """Read the live tasks of each lane by phase, and the paused agent types, by one statement; exact as a snapshot."""
+    overview = await counter_store.overview(connection, ())
+    return _by_lane(overview.counts), frozenset(overview.pause_reasons)
+
+
 async def pause(connection: AsyncConnection, agents: Collection[AgentType], reason: str, by: str) -> list[Pause]:
     """Lease no more tasks of these types; running tasks go on. Return all pauses."""
     old_pauses = await agent_types.read_pauses(connection)
@@ -68,6 +74,7 @@ async def _record(
 ) -> None:
     old_types, new_types = ([pause.agent_type.value for pause in pauses] for pauses in (old, new))
     if old_types != new_types:
+        notify.note(connection, notify.STATUS)
         states = {"old_state": {"paused": old_types}, "new_state": {"paused": new_types}}
         await audit.record(connection, action, by=by, **states, reason=reason)
 

@@ -116,6 +116,8 @@ class WorkerOut(BaseModel):
     assigned_compute_seconds: float | None = Field(description="for a usual task of that agent; null: not decided")
     not_ready_reason: str | None = Field(description="why its last health report has not passed, while it is starting")
     task_id: UUID | None
+    leased_at: Moment | None = Field(description="since when it has that task")
+    lease_expires_at: Moment | None = Field(description="when that lease ends, unless a heartbeat renews it before")
     cpu_percent: float | None
     memory_mb: float | None
     directive: str | None

@@ -181,11 +181,12 @@ FROM updated FULL JOIN renewed ON renewed.worker_id = updated.id
 """
 
 _LOG_FILE = "w.handle ->> 'log' AS log_file"
-_READ = f"SELECT w.*, {_LOG_FILE}, held.id AS task_id FROM workers w {lease_ledger.last_and_held('w.id')}"
+_HELD = "held.id AS task_id, held.leased_at, held.lease_expires_at"
+_READ = f"SELECT w.*, {_LOG_FILE}, {_HELD} FROM workers w {lease_ledger.last_and_held('w.id')}"
 # A worker's errors may be 64 KiB, and a page has hundreds of workers: each shows its newest one there.
 _LISTED = f"""
 SELECT {", ".join(f"w.{column.name}" for column in table.c if column.name != "recent_errors")},
-       jsonb_path_query_array(w.recent_errors, '$[last]') AS recent_errors, {_LOG_FILE}, held.id AS task_id
+       jsonb_path_query_array(w.recent_errors, '$[last]') AS recent_errors, {_LOG_FILE}, {_HELD}
 FROM workers w {lease_ledger.last_and_held("w.id")}
 """
 

@@ -71,7 +71,7 @@ _DONE = {"state": TaskState.FAILED, "finished_at": _AT, "error": {"code": "poiso
 CASES: list[tuple[Facts, Code, str]] = [
     (_facts({"state": TaskState.COMPLETED}), Code.COMPLETED, "it is completed"),
     (_facts({"state": TaskState.CANCELLED}), Code.CANCELLED, "it is cancelled"),
-    (_facts(_DONE), Code.FAILED, "it is failed: lost 6 workers"),
+    (_facts(_DONE), Code.FAILED, "it failed for good: lost 6 workers"),
     (
         _facts(
             {
