@@ -103,6 +103,10 @@ bench-stopping: $(READY)
 bench-decisions: $(READY)
 	@$(BIN)/python -m benchmarks --only decisions
 
+.PHONY: bench-dashboard
+bench-dashboard: $(READY)
+	@$(BIN)/python -m benchmarks --only dashboard
+
 bench-heartbeats: $(READY)
 	@$(BIN)/python -m benchmarks --only heartbeats
 

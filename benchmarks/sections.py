@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 
 from benchmarks import (
     claim_cost,
+    dashboard,
     decision_latency,
     heartbeats,
     idle_latency,
     paced,
     peer_runs,
     report,
+    start_estimates,
     submit,
     throughput,
     waiting_memory,
@@ -169,6 +171,16 @@ async def _heartbeats(options: argparse.Namespace) -> Section:
     return Section(title="heartbeats of idle workers", figures=figures)
 
 
+async def _dashboard(options: argparse.Namespace) -> Section:
+    tasks, seconds = (100_000, 10.0) if options.quick else (1_000_000, 60.0)
+    figures = await dashboard.measure(tasks, seconds)
+    return Section(title=f"dashboard: {tasks:,} tasks wait, and as many have finished", figures=figures)
+
+
+async def _estimates(_: argparse.Namespace) -> Section:
+    return Section(title="estimates of starts in a live burst", figures=await start_estimates.measure())
+
+
 SHARED: dict[str, Callable[[Run], Awaitable[None]]] = {
     "idle": _idle,
     "memory": _memory,
@@ -182,5 +194,7 @@ OWN: dict[str, Callable[[argparse.Namespace], Awaitable[Section]]] = {
     "claims": _claims,
     "decisions": _decisions,
     "heartbeats": _heartbeats,
+    "dashboard": _dashboard,
+    "estimates": _estimates,
 }
 NAMES = [*SHARED, *OWN]

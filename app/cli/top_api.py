@@ -59,9 +59,9 @@ class RemoteViewer:
         self._scopes = frozenset(key["scopes"])
         self._looker = Looker()
 
-    def may(self, scope: Scope) -> bool:
-        """Whether the key includes the scope."""
-        return scope.value in self._scopes
+    def may(self, *scopes: Scope) -> bool:
+        """Whether the key includes all of these scopes."""
+        return all(scope.value in self._scopes for scope in scopes)
 
     async def look(self) -> dict[str, Any]:
         """The values of the page Now, with the hour behind the curves and the workers. Raises Refused."""
@@ -74,7 +74,7 @@ class RemoteViewer:
 
     def allowed(self, buttons: tuple[Button, ...]) -> list[Button]:
         """Those of the actions that the key may carry out."""
-        return [button for button in buttons if all(map(self.may, ACTIONS[button.action].scopes))]
+        return [button for button in buttons if self.may(*ACTIONS[button.action].scopes)]
 
     async def act(self, button: Button, reason: str) -> str:
         """Carry out an action; return what is so now. Raises Refused."""

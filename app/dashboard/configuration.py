@@ -12,6 +12,7 @@ from app.dashboard.access import HOME, Viewer, notify, read_viewers_form
 from app.dashboard.actions import whole
 from app.dashboard.api_calls import Refused
 from app.dashboard.rendering import page
+from app.dashboard.suppositions import hour_chart
 from app.kernel.modes import Mode
 
 PAGE = f"{HOME}/config"
@@ -52,6 +53,7 @@ async def preview(viewer: Viewer) -> Response:
     except Refused:
         outcome = None  # nothing has been decided yet
     values = {"changes": changed.value["changes"], "notes": changed.value["notes"], "outcome": outcome}
+    values["hour"] = await hour_chart(viewer.api, patch) if outcome else None
     return page(viewer, "config_change.html", values | {"patch": json.dumps(patch), "version": config.value["version"]})
 
 

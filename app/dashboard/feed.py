@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Hashable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from app.dashboard.access import Viewer
 from app.dashboard.api_calls import Refused
@@ -17,10 +17,8 @@ from app.kernel.errors import ConvenerError, TooManyRequests
 from app.queue.api.event_stream import EventReaders
 
 log = logging.getLogger(__name__)
-# From the beginning of a look to the next one where much happens, if a look takes no time. One that takes long is
-# repeated the more seldom, so that looks take a fiftieth of the time at most.
+# From the beginning of a look to the next one where much happens.
 _SHORT_SECONDS = 0.2
-_SHARE = 1 / 50
 _MAX_PAUSE_SECONDS = 5.0
 # Between two checks of a viewer without news.
 _CHECK_SECONDS = 1.0
@@ -35,6 +33,25 @@ _AGE = re.compile(r'(<span class="age"[^>]*>)[^<]*')
 # Topics that were announced since the last look; all of them at the first, which is None.
 News = Collection[str] | None
 Look = Callable[[Viewer, News], Awaitable[dict[str, str]]]
+
+
+@dataclass(slots=True, kw_only=True)
+class Budget:
+    """Time that looks may take: a share of all time in the long run, and some of it at once.
+
+    So a change is seen at once, and what changes all the time is looked at the more seldom the more it costs.
+    """
+
+    share: float = 1 / 50
+    at_once_seconds: float = 0.3
+    _debt: float = 0.0
+    _at: float | None = None
+
+    def pause(self, cost: float, now: float) -> float:
+        """Seconds until the next look may begin, after one that has taken so many."""
+        earned = 0.0 if self._at is None else (now - self._at) * self.share
+        self._debt, self._at = max(0.0, self._debt - earned) + cost, now
+        return max(0.0, (self._debt - self.at_once_seconds) / self.share)
 
 
 class Feed:
@@ -112,12 +129,12 @@ class Feed:
             self._wake.set()
 
     async def _keep_looking(self) -> None:
-        task = self._looking
+        task, budget = self._looking, Budget()
         while self._looking is task and not self._services.stopping:
             async with self._slots:
                 self._wake.clear()
                 news, self._news = self._news, set()
-                began_at = time.monotonic()
+                began_at, used = time.monotonic(), time.process_time()
                 try:
                     await self._read(news)
                 except Refused:
@@ -125,7 +142,9 @@ class Feed:
                 except Exception:
                     log.exception("the dashboard could not be looked at")
                 took = time.monotonic() - began_at
-            await asyncio.sleep(min(_MAX_PAUSE_SECONDS, max(_SHORT_SECONDS, took / _SHARE) - took))
+            # On a busy machine most of it is waiting; PostgreSQL takes less than we do.
+            pause = budget.pause(min(took, 2 * (time.process_time() - used)), time.monotonic())
+            await asyncio.sleep(min(_MAX_PAUSE_SECONDS, max(_SHORT_SECONDS - took, pause)))
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), self._idle_seconds)
 

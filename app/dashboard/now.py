@@ -1,6 +1,6 @@
 """The first page: the verdict and its reasons, workers, agents, models, and what needs attention; kept up to date."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -14,6 +14,7 @@ from app.dashboard.feed import CSRF_PLACE, Feed, Feeds, Look, News
 from app.dashboard.rendering import amount, page, percent, present, render
 from app.dashboard.sight import IDLE_SECONDS, TOPICS, Looker, Sight, read_report
 from app.dashboard.sparklines import Sparkline, sparkline
+from app.db.database import Database
 from app.http.services import Services
 from app.http.streaming import EventStream
 from app.kernel.agents import AgentType
@@ -49,6 +50,8 @@ class AgentRow:
     mean_seconds: float | None
     pause: Mapping[str, Any] | None
     curve: Sparkline | None
+    oldest: str | None
+    oldest_is_exact: bool
 
 
 async def show(viewer: Viewer) -> Response:
@@ -56,7 +59,7 @@ async def show(viewer: Viewer) -> Response:
     if viewer.principal.is_confined:
         # Of one namespace: everything here is of the whole service.
         return Response(status_code=303, headers={"Location": f"{HOME}/tasks"})
-    values = await _values(viewer, Looker(), None, viewer.csrf)
+    values = await _values(viewer, Looker(_database(viewer)), None, viewer.csrf)
     return page(viewer, "now.html", values)
 
 
@@ -73,11 +76,19 @@ async def stream(viewer: Viewer) -> Response:
 def feed_of(viewer: Viewer) -> Feed:
     """The feed of the page, which a viewer shares with others."""
     services: Services = viewer.request.app.state.services
-    return services[Feeds].of(viewer, HOME, _new_look, topics=TOPICS, idle_seconds=IDLE_SECONDS)
+
+    def new_look() -> Look:
+        return _look_by(Looker(services.database))
+
+    return services[Feeds].of(viewer, HOME, new_look, topics=TOPICS, idle_seconds=IDLE_SECONDS)
 
 
-def _new_look() -> Look:
-    looker = Looker()
+def _database(viewer: Viewer) -> Database:
+    services: Services = viewer.request.app.state.services
+    return services.database
+
+
+def _look_by(looker: Looker) -> Look:
 
     async def look(viewer: Viewer, news: News) -> dict[str, str]:
         values = await _values(viewer, looker, news, CSRF_PLACE)
@@ -161,6 +172,7 @@ def _figures(sight: Sight) -> list[Figure]:
             name="Queued",
             value=amount(queues["depth"]["total"]),
             note=f"room for {capacity['max_queue_size']:,}, {100 * capacity['fullness']:.0f} % full",
+            curve=sparkline(_sums(hour.depth_by_agent.values()), "waiting"),
             since=min(_oldest_since(queues).values(), default=None),
         ),
         Figure(
@@ -183,6 +195,10 @@ def _oldest_since(queues: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def _sums(rows: Iterable[Sequence[float | None]]) -> list[float]:
+    return [sum(value or 0.0 for value in values) for values in zip(*rows, strict=True)]
+
+
 def _last(values: Sequence[float | None]) -> str:
     measured = [value for value in values if value is not None]
     return percent(measured[-1] if measured else None)
@@ -197,6 +213,7 @@ def _agent_rows(sight: Sight) -> list[AgentRow]:
     for agent in AgentType:
         lanes = queues["queues"][agent].values()
         report = sight.agents.get(agent, {})
+        oldest, pending = sight.oldest.get(agent), sum(lane["pending"] for lane in lanes)
         rows.append(
             AgentRow(
                 name=agent,
@@ -207,7 +224,9 @@ def _agent_rows(sight: Sight) -> list[AgentRow]:
                 share=finished[agent] / in_all if in_all else None,
                 mean_seconds=report.get("service_seconds"),
                 pause=pauses.get(agent),
-                curve=sparkline(sight.hour.finished_by_agent.get(agent, ()), "a minute"),
+                curve=sparkline(sight.hour.depth_by_agent.get(agent, ()), "waiting"),
+                oldest=oldest.since.replace(microsecond=0).isoformat() if oldest and pending else None,
+                oldest_is_exact=oldest is not None and oldest.is_exact,
             )
         )
     return rows

@@ -2,23 +2,27 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.dashboard.access import Viewer
 from app.dashboard.api_calls import Api, Refused
 from app.dashboard.feed import News
 from app.db import notify
+from app.db.database import Database
 from app.http.fields import priority_name
-from app.http.services import Services
 from app.kernel.access import Scope
 from app.kernel.agents import AgentType
 from app.kernel.errors import DatabaseUnavailable
 from app.kernel.lanes import Lane, Priority
 from app.queue.rules.status import PHASES, QUEUED_PHASES
-from app.queue.service.status import read_depths
+from app.queue.service import status
+from app.queue.store.counters import OldestTask
 
 _MINUTES = 60
 _MINUTE = timedelta(minutes=1)
@@ -34,6 +38,7 @@ class Hour:
     busy: Sequence[float | None] = ()
     processors: Sequence[float | None] = ()
     target: Sequence[float | None] = ()
+    depth_by_agent: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +53,7 @@ class Sight:
     models: Sequence[Mapping[str, Any]] = ()
     alerts: Sequence[Mapping[str, Any]] = ()
     last_letter: Mapping[str, Any] | None = None
+    oldest: Mapping[AgentType, OldestTask] = field(default_factory=dict)
     hour: Hour = field(default_factory=Hour)
 
 
@@ -73,6 +79,7 @@ _PARTS: Mapping[str, Part] = {
     "decision": Part(topics=frozenset({notify.FLEET, notify.LAUNCHES}), least_seconds=1.0, idle_seconds=6.0),
     "agents": Part(topics=frozenset({notify.WEIGHTS, notify.CONFIG}), idle_seconds=6.0),
     "last_letter": Part(topics=frozenset({notify.EVENTS}), least_seconds=3.0, idle_seconds=10.0),
+    "oldest": Part(topics=frozenset({notify.EVENTS}), least_seconds=2.0, idle_seconds=5.0),
     "hour": Part(idle_seconds=60.0),
 }
 TOPICS = frozenset().union(*(part.topics for part in _PARTS.values()))
@@ -80,9 +87,14 @@ IDLE_SECONDS = min(part.idle_seconds for part in _PARTS.values())
 
 
 class Looker:
-    """Looks, and remembers each part until it is due again."""
+    """Looks, and remembers each part until it is due again.
 
-    def __init__(self) -> None:
+    With a database it reads there what the API answers only together with much else, or not at all: the numbers of
+    tasks, the oldest of each agent type, and how many have waited.
+    """
+
+    def __init__(self, database: Database | None = None) -> None:
+        self._database = database
         self._values: dict[str, Any] = {}
         self._read_at: dict[str, float] = {}
         self._heard: set[str] = set()
@@ -95,13 +107,15 @@ class Looker:
         else:
             self._heard |= {name for name, part in _PARTS.items() if not part.topics.isdisjoint(news)}
         due = [name for name, part in _PARTS.items() if self._is_due(name, part, moment)]
-        if "queues" not in due:
-            await self._update_depths(viewer)
-        else:
+        if self._database is None or "queues" in due:
             self._values["queues"] = await viewer.api.get("/queues")
-        reads = [name for name in due if name != "queues"]
+        else:
+            self._values["queues"] = await _updated(self._database, viewer, self._values["queues"])
+        reads = [name for name in due if name in _READS]
         values = await asyncio.gather(*(_READS[name](viewer, self._values["queues"]) for name in reads))
         self._values |= dict(zip(reads, values, strict=True))
+        if self._database is not None:
+            await self._look_into(self._database, due)
         self._read_at |= dict.fromkeys(due, moment)
         self._heard.difference_update(due)
         return Sight(**self._values)
@@ -110,17 +124,35 @@ class Looker:
         age = moment - self._read_at.get(name, float("-inf"))
         return age >= part.idle_seconds or (name in self._heard and age >= part.least_seconds)
 
-    async def _update_depths(self, viewer: Viewer) -> None:
-        """Bring the numbers of tasks up to date; all of the queue where a pause has begun or ended."""
-        services: Services = viewer.request.app.state.services
-        queues = self._values["queues"]
-        try:
-            async with services.database.reading() as connection:
-                tasks, paused = await read_depths(connection)
-        except DatabaseUnavailable as error:
-            raise Refused(503, {"detail": error.detail, "code": error.code}) from error
-        is_same = paused == {pause["agent_type"] for pause in queues["paused"]}
-        self._values["queues"] = _with_depths(queues, tasks) if is_same else await viewer.api.get("/queues")
+    async def _look_into(self, database: Database, due: Collection[str]) -> None:
+        if "oldest" in due:
+            async with _reading(database) as connection:
+                self._values["oldest"] = await status.oldest_of_types(connection)
+        if "hour" in due:
+            queues = self._values["queues"]
+            depths = {AgentType(agent): tasks for agent, tasks in queues["depth"]["by_agent"].items()}
+            async with _reading(database) as connection:
+                history = await status.depth_history(connection, _minutes(queues), depths)
+            self._values["hour"] = replace(self._values["hour"], depth_by_agent=history)
+
+
+async def _updated(database: Database, viewer: Viewer, queues: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The queue with the numbers of tasks as they are now; all of it anew where a pause has begun or ended."""
+    async with _reading(database) as connection:
+        tasks, paused = await status.read_depths(connection)
+    is_same = paused == {pause["agent_type"] for pause in queues["paused"]}
+    updated: Mapping[str, Any] = _with_depths(queues, tasks) if is_same else await viewer.api.get("/queues")
+    return updated
+
+
+@asynccontextmanager
+async def _reading(database: Database) -> AsyncIterator[AsyncConnection]:
+    """A connection that reads. Raises Refused."""
+    try:
+        async with database.reading() as connection:
+            yield connection
+    except DatabaseUnavailable as error:
+        raise Refused(503, {"detail": error.detail, "code": error.code}) from error
 
 
 def _with_depths(queues: Mapping[str, Any], tasks: Mapping[Lane, Mapping[str, int]]) -> dict[str, Any]:
@@ -185,8 +217,7 @@ async def _last_letter(viewer: Viewer, queues: Any) -> Any:
 async def _look_back(viewer: Viewer, queues: Any) -> Hour:
     """The last hour; what is refused, as too many ask at once, stays empty."""
     api = viewer.api
-    end = datetime.fromisoformat(queues["at"])
-    starts = [end.replace(second=0, microsecond=0) - minutes * _MINUTE for minutes in reversed(range(_MINUTES))]
+    starts = _minutes(queues)
     usage, decisions = await asyncio.gather(
         _tolerated(api.get("/metrics/utilisation")),
         _tolerated(api.get("/scaling/decisions", changes=True, limit=_DECISIONS)),
@@ -201,6 +232,12 @@ async def _look_back(viewer: Viewer, queues: Any) -> Hour:
         processors=_means(subjects[hosts[0]], "cpu_percentage") if hosts else (),
         target=_targets(decisions["items"] if decisions else (), starts),
     )
+
+
+def _minutes(queues: Mapping[str, Any]) -> list[datetime]:
+    """The beginnings of the last minutes, oldest first."""
+    end = datetime.fromisoformat(queues["at"]).replace(second=0, microsecond=0)
+    return [end - minutes * _MINUTE for minutes in reversed(range(_MINUTES))]
 
 
 _READS: Mapping[str, Callable[[Viewer, Any], Awaitable[Any]]] = {

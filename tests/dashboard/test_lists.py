@@ -195,3 +195,18 @@ async def test_feeds_that_nobody_follows_are_not_kept_for_ever(service: Service)
         feeds._feeds |= {n: Feed(services, _never, topics=(), idle_seconds=1, slots=feeds._slots) for n in range(100)}
         async with _stream(service, Role.OPERATOR, "/dashboard/feeds/alerts"):
             assert [feed.is_followed for feed in feeds._feeds.values()] == [True, False]
+
+
+async def test_a_change_of_the_configuration_is_tried_on_the_decisions_of_the_last_hour(
+    service: Service, database: Database
+) -> None:
+    await service.worker()
+    for _ in range(4):
+        await decided(database)
+    items = (await service.get("/scaling/decisions"))["items"]
+    assert len(items) == 4
+    async with browser(service, Role.OPERATOR) as somebody:
+        answer = await somebody.send("/dashboard/config", of="/dashboard/config", **{"worker_pool.min_workers": "15"})
+        assert answer.status_code == 200
+        assert "4 of 4 decisions come out otherwise" in answer.text
+        assert 'class="key c2">under the change' in answer.text

@@ -1,8 +1,10 @@
 """The first page: the verdict, what needs attention, and the stream that keeps it up to date for all viewers."""
 
 import asyncio
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -11,11 +13,13 @@ from starlette.requests import Request
 from app.dashboard import now
 from app.dashboard.access import Viewer, viewer_of
 from app.dashboard.attention import attention
-from app.dashboard.feed import CSRF_PLACE, Feed, News
+from app.dashboard.feed import CSRF_PLACE, Budget, Feed, News
 from app.dashboard.sight import Looker, Sight
+from app.db.database import Database
 from app.kernel.access import Role
 from tests.dashboard.browsers import browser
 from tests.support.service import Service
+from tests.support.sql import execute
 
 
 async def test_the_verdict_says_it_in_a_sentence_with_every_reason(service: Service) -> None:
@@ -151,3 +155,36 @@ async def test_a_stream_ends_with_its_session(service: Service) -> None:
     async with asyncio.timeout(60):
         async for _ in stream:
             pass
+
+
+def test_looks_take_a_fiftieth_of_the_time_and_a_change_after_quiet_waits_for_nothing() -> None:
+    budget, now, taken = Budget(), 0.0, 0.0
+    for _ in range(1000):
+        now, taken = now + 0.1, taken + 0.1
+        now += budget.pause(0.1, now)
+    assert taken / now <= 0.021
+    # It has looked for as long as it may; after a while without any news it may again.
+    assert budget.pause(0.01, now + 20) == 0
+    quiet = Budget()
+    assert [quiet.pause(0.04, 3.0 * number) for number in range(100)] == [0.0] * 100
+
+
+async def test_agents_have_the_age_of_their_oldest_task_and_their_last_hour(
+    service: Service, database: Database
+) -> None:
+    for agent in ("ranking", "ranking", "evolution"):
+        await service.submitted(agent_type=agent)
+    minutes_ago = datetime.now(UTC).replace(second=0, microsecond=0) - timedelta(minutes=30)
+    await execute(
+        database,
+        "INSERT INTO queue_minutes VALUES ($1, 'ranking', 2, 'task.submitted', 2, 0, 0, '{}')",
+        minutes_ago,
+    )
+    async with browser(service, Role.READER) as reader:
+        page = await reader.page("/dashboard")
+    row = page.split("agent_type=ranking")[1].split("</tr>")[0]
+    assert 'aria-label="last hour: 0 to 2 waiting, now 2"' in row
+    since = (await service.get("/tasks"))["items"][-1]["created_at"]
+    assert re.findall(r'data-since="([^"]+)"', row) == [
+        datetime.fromisoformat(since).replace(microsecond=0).isoformat()
+    ]

@@ -142,7 +142,7 @@ CROSS JOIN LATERAL (
     ) counted
 ) head
 """)
-_MOST_COUNTED = 1_000
+_MOST_COUNTED = 250
 
 _RUN_TIMES = text(f"""
 SELECT tasks, seconds, histogram FROM queue_minutes

@@ -1,7 +1,8 @@
 """Snapshots of the queue, and pausing and resuming agent types."""
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -15,7 +16,7 @@ from app.queue.rules.status import DEAD_LETTER_SPAN, EVENTS_BY_OUTCOME, RECENT, 
 from app.queue.service import counters
 from app.queue.store import agent_types, open_writers, throughput
 from app.queue.store import counters as counter_store
-from app.queue.store.counters import TaskCount
+from app.queue.store.counters import OldestTask, TaskCount
 
 _DUTIES = (counters.FOLD_EVENTS, counters.FIND_OLDEST, counters.CHECK_COUNTERS)
 
@@ -45,6 +46,27 @@ async def read_depths(connection: AsyncConnection) -> tuple[Mapping[Lane, Mappin
     """Read the live tasks of each lane by phase, and the paused agent types, by one statement; exact as a snapshot."""
     overview = await counter_store.overview(connection, ())
     return _by_lane(overview.counts), frozenset(overview.pause_reasons)
+
+
+async def oldest_of_types(connection: AsyncConnection) -> dict[AgentType, OldestTask]:
+    """Since when the oldest ready task of each agent type waits; reads a bounded number of tasks."""
+    return await counter_store.oldest_of_types(connection, await counters.oldest_since(connection))
+
+
+async def depth_history(
+    connection: AsyncConnection, starts: Sequence[datetime], depths: Mapping[AgentType, int]
+) -> dict[str, list[float]]:
+    """Tasks that waited at the end of each of these minutes, oldest first, counted back from the present depths."""
+    growth = await throughput.growth(connection, starts[0])
+    history: dict[str, list[float]] = {}
+    for agent in AgentType:
+        depth = float(depths[agent])
+        of_agent: list[float] = []
+        for start in reversed(starts):
+            of_agent.append(max(0.0, depth))
+            depth -= growth.get(agent, {}).get(start, 0)
+        history[agent] = of_agent[::-1]
+    return history
 
 
 async def pause(connection: AsyncConnection, agents: Collection[AgentType], reason: str, by: str) -> list[Pause]:

@@ -6,7 +6,7 @@ wait or the run, which go into a histogram.
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -63,6 +63,17 @@ WHERE minute >= date_trunc('minute', now() - CAST(:length AS interval))
 _TOTAL = text("""
 SELECT coalesce(sum(tasks), 0)::bigint FROM queue_minutes
 WHERE minute > now() - CAST(:length AS interval) AND kind = ANY (CAST(:kinds AS text[]))
+""")
+
+# What enters the queue and what leaves it; of a cancelled task nobody knows any more whether it ran, and most wait.
+_ENTERING = (TaskEvent.SUBMITTED, TaskEvent.RETRYING, TaskEvent.RELEASED, TaskEvent.EXPIRED, TaskEvent.REQUEUED)
+_LEAVING = (TaskEvent.ASSIGNED, TaskEvent.DISPLACED, TaskEvent.CANCELLED)
+_GROWTH = text("""
+SELECT minute, agent_type,
+       sum(CASE WHEN kind = ANY (CAST(:entering AS text[])) THEN tasks ELSE -tasks END)::bigint AS growth
+FROM queue_minutes
+WHERE minute >= :since AND kind = ANY (CAST(:entering AS text[]) || CAST(:leaving AS text[]))
+GROUP BY minute, agent_type
 """)
 
 _FINISHED_PER_SECOND = text(f"""
@@ -135,3 +146,12 @@ async def count_events(connection: AsyncConnection, kinds: Collection[str], leng
 async def finished_per_second(connection: AsyncConnection) -> float:
     """Tasks per second that completed or failed, since the beginning of the last whole minute."""
     return float((await connection.execute(_FINISHED_PER_SECOND)).scalar_one())
+
+
+async def growth(connection: AsyncConnection, since: datetime) -> dict[AgentType, dict[datetime, int]]:
+    """By how many tasks the queue of each agent type has grown in each minute from `since` on, by their events."""
+    values = {"entering": [kind.value for kind in _ENTERING], "leaving": [kind.value for kind in _LEAVING]}
+    by_agent: dict[AgentType, dict[datetime, int]] = {}
+    for row in (await connection.execute(_GROWTH, {**values, "since": since})).mappings():
+        by_agent.setdefault(AgentType(row["agent_type"]), {})[row["minute"]] = row["growth"]
+    return by_agent

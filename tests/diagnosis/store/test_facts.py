@@ -44,17 +44,17 @@ async def test_a_place_is_exact_near_both_ends_of_a_lane_and_about_right_between
     await ready_worker(own_database)
     await execute(own_database, _FILL, 20_000, 2)
     await execute(own_database, _FILL, 3, 4)
-    assert await _place(own_database, 900) == Place(higher=3, same=899)
-    assert await _place(own_database, 19_100) == Place(higher=3, same=19_099, is_exact=False)
+    assert await _place(own_database, 220) == Place(higher=3, same=219)
+    assert await _place(own_database, 19_800) == Place(higher=3, same=19_799, is_exact=False)
     middle = await _place(own_database, 9_000)
     assert not middle.is_exact
     assert middle.same == pytest.approx(8_999, rel=0.01)
     await execute(own_database, "INSERT INTO holds (goal_id, reason) VALUES ('g1', 'paused')")
-    assert (await _place(own_database, 700)).same == 599
+    assert (await _place(own_database, 210)).same == 179
     await execute(own_database, "INSERT INTO lanes VALUES ('generation', 2, 10000)")
-    assert (await _place(own_database, 10_350)).same == 300
+    assert (await _place(own_database, 10_210)).same == 180
     await execute(own_database, "ANALYZE")
-    values = {"agent_type": "generation", "priority": 2, "limit": 1001, "tag": 9e3, "seq": 9_000, "floor": 0.0}
+    values = {"agent_type": "generation", "priority": 2, "limit": 251, "tag": 9e3, "seq": 9_000, "floor": 0.0}
     values |= {"resource_class": 0, "bottom": 0.0, "ceiling": inf}
     statements = [facts._AHEAD, facts._BEHIND, facts._HIGHER]
     async with own_database.reading() as connection:
