@@ -1,4 +1,4 @@
-// What Swagger UI lacks: a key that is checked and kept for the tab, a filter for every word, and answers that end.
+// What Swagger UI lacks: quick references, a key that is checked and kept for the tab, a filter for every word, and answers that end.
 (() => {
   "use strict";
 
@@ -84,6 +84,30 @@
     },
   };
 
+  // Swagger UI takes the whole document apart for each part of it that is opened, seconds each time. Ours refers to its
+  // own components only.
+  const quickReferences = {
+    fn: {
+      resolveSubtree: async (whole, path) => {
+        const at = (value, names) => names.reduce((inner, name) => inner?.[name], value);
+        const resolved = (value, within) => {
+          if (Array.isArray(value)) return value.map((item) => resolved(item, within));
+          if (value === null || typeof value !== "object") return value;
+          const reference = value.$ref;
+          if (typeof reference !== "string" || !reference.startsWith("#/")) {
+            return Object.fromEntries(Object.entries(value).map(([name, item]) => [name, resolved(item, within)]));
+          }
+          // What contains itself ends with its name.
+          const title = reference.split("/").at(-1);
+          if (within.includes(reference)) return { title, type: "object" };
+          const target = at(whole, reference.slice(2).split("/"));
+          return resolved(target, [...within, reference]);
+        };
+        return { spec: resolved(at(whole, path), []), errors: [] };
+      },
+    },
+  };
+
   const plainLongTexts = {
     wrapComponents: {
       SyntaxHighlighter: (Highlighter, system) => (props) => {
@@ -129,7 +153,7 @@
     url: address,
     dom_id: "#swagger-ui",
     presets: [SwaggerUIBundle.presets.apis],
-    plugins: [() => checkedKeys, () => wholeFilter, () => plainLongTexts],
+    plugins: [() => quickReferences, () => checkedKeys, () => wholeFilter, () => plainLongTexts],
     layout: "BaseLayout",
     deepLinking: true,
     docExpansion: "none",
