@@ -1,6 +1,7 @@
 """The screen of `convener top`: tables that are filled anew every few seconds, and a question before each action."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, ClassVar
 
 from rich.text import Text
@@ -126,7 +127,7 @@ class Top(App[None]):
     def _show(self, view: dict[str, Any]) -> None:
         worst = {"healthy": "green", "degraded": "yellow"}.get(view["report"]["overall_health"], "red")
         self.query_one("#verdict", Static).update(Text(plain(view["verdict"]), worst))
-        figures = [f"{figure.name} {figure.value} ({figure.note})" for figure in view["figures"]]
+        figures = [f"{figure.name} {figure.value} ({_note(figure, view['at'])})" for figure in view["figures"]]
         who = f"{self._viewer.url} as {self._viewer.name}; Tab goes to the next table, Enter acts on a line"
         self.query_one("#figures", Static).update(Text(plain("\n".join([*figures, who]))))
         self._fill("attention", [_attention_row(item) for item in view["items"]])
@@ -165,6 +166,13 @@ class Top(App[None]):
         except Refused as refusal:
             self.notify(plain(refusal.sentence), severity="error", markup=False)
         self.action_refresh()
+
+
+def _note(figure: Any, now: datetime) -> str:
+    if figure.since is None:
+        return str(figure.note)
+    seconds = (now - datetime.fromisoformat(figure.since)).total_seconds()
+    return f"oldest {duration(max(0.0, seconds))}; {figure.note}"
 
 
 def _cell(value: object, style: str = "") -> Text:
