@@ -120,7 +120,8 @@ async def test_workers_are_started_by_hand_once_for_each_request(service: Servic
     assert [worker["name"] for worker in started] == ["here-3", "here-4"]
     assert (await service.get(f"/workers/{started[0]['worker_id']}"))["state"] == "starting"
     found = await service.get("/fleet")
-    assert (found["total"], found["hosts"]) == (4, [{"provisioner": "local", "host": "here", "size": 4}])
+    host = {"provisioner": "local", "host": "here", "size": 4, "max_size": None, "member_waits": []}
+    assert (found["total"], found["hosts"]) == (4, [host])
     (entry,) = [item for item in (await service.get("/audit"))["items"] if item["action"] == "workers.start"]
     assert (entry["reason"], entry["after"]["started"]) == ("a long run", ["here-3", "here-4"])
 

@@ -1,5 +1,6 @@
 """What is asked of an engine that starts workers, and which of its members may go."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -61,3 +62,22 @@ def test_reasons_are_counted_and_failures_come_first() -> None:
 
 def test_of_blocks_whole_ones_are_admitted() -> None:
     assert [admitted(size, 4) for size in (0, 1, 4, 5)] == [0, 4, 4, 8]
+
+
+def test_of_a_block_all_workers_are_drained_or_none_the_idlest_block_first() -> None:
+    members = [replace(member(f"{block}{n}"), block=block) for block in "ajt" for n in range(2)]
+    workers = [worker(each.name, busy=each.name in ("a0", "j0", "j1")) for each in members]
+    plans = [plan_engine(state(*members), workers, size, 2) for size in (6, 4, 2)]
+    names = {each.worker_id: each.name for each in workers}
+    assert [[names[worker_id] for worker_id in plan.drain] for plan in plans] == [
+        [],
+        ["t0", "t1"],
+        ["t0", "t1", "a0", "a1"],
+    ]
+
+
+def test_a_block_that_leaves_is_over_when_its_last_worker_has_gone() -> None:
+    members = [replace(member(name, MemberState.LEAVING), block=name[0]) for name in ("a0", "a1", "j0", "j1")]
+    plan = plan_engine(state(*members, requested=0), [worker("j1", leaving=True, busy=True)], 0, 2)
+    assert plan.over == ["a0", "a1"]
+    assert plan_engine(state(member("p", MemberState.LEAVING), requested=0), [], 0).over == []
