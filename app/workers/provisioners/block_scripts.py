@@ -15,8 +15,12 @@ srun --nodes={{ nodes }} --ntasks={{ nodes }} --ntasks-per-node=1 --no-kill --ki
 PBS = """\
 #!/bin/bash
 environment=$(declare -px $(compgen -e | grep -v -e '^PBS_' -e '^HOSTNAME$' -e '^TMPDIR$'))
+command=$(cat <<'END'
+exec {{ command.replace(' -- ', ' --seconds ' ~ [walltime_seconds - 30, 30] | max ~ ' -- ', 1) }}
+END
+)
 pbsdsh -- /bin/bash -c "$environment
-exec {{ command.replace(' -- ', ' --seconds ' ~ [walltime_seconds - 30, 30] | max ~ ' -- ', 1) }}"
+$command"
 """
 
 TEMPLATES = {"slurm": SLURM, "pbs": PBS}

@@ -2,14 +2,19 @@
 
 import json
 import os
+import shlex
 import stat
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from jinja2 import Environment
 
+from app.workers.provisioners.block_scripts import PBS
 from app.workers.provisioners.blocks import BlockEngine, BlockLaunch
 from app.workers.provisioners.engine import EngineUnavailable
 from app.workers.provisioners.scheduler import Job, JobRequest, JobState, SchedulerError
@@ -176,3 +181,18 @@ async def test_the_words_of_a_refusal_are_kept(tmp_path: Path) -> None:
     blocks = engine(jobs, tmp_path)
     with pytest.raises(EngineUnavailable, match="invalid partition"):
         await blocks.scale(await blocks.state(fresh=True), 2, [])
+
+
+def test_the_script_for_pbs_hands_environment_and_words_over_unchanged(tmp_path: Path) -> None:
+    pbsdsh = tmp_path / "pbsdsh"
+    pbsdsh.write_text('#!/bin/bash\nshift\nexec env -i PBS_NODENUM=1 "$@"\n')
+    pbsdsh.chmod(0o755)
+    words = [sys.executable, "-c", 'import os, sys; print(os.environ["SAID"], os.environ["PBS_NODENUM"], sys.argv[1:])']
+    command = shlex.join([*words, "it's", "--", "--handlers", "my agents"])
+    script = Environment().from_string(PBS).render(command=command, walltime_seconds=120)
+    said = 'it\'s $5 "or" so'
+    variables = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SAID": said, "PBS_NODENUM": "0"}
+    done = subprocess.run(["bash", "-c", script], env=variables, capture_output=True, text=True, check=True)
+    assert (
+        done.stdout.strip() == f"{said} 1 {['it' + chr(39) + 's', '--seconds', '90', '--', '--handlers', 'my agents']}"
+    )
