@@ -65,8 +65,10 @@ def replicas(
             **settings,
         }
         ports = [free_port(), free_port()]
-        log = directory / "api.log"
-        apis = [stack.enter_context(process(module, environment | {"CONVENER_PORT": str(p)}, log)) for p in ports]
+        apis = [
+            stack.enter_context(process(module, environment | {"CONVENER_PORT": str(port)}, directory / log))
+            for port, log in zip(ports, ("api.log", "api-2.log"), strict=True)
+        ]
         own = {"CONVENER_PORT": str(ports[0]), "CONVENER_POOL_SIZE": "0"}
         loops = [
             stack.enter_context(
