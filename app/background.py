@@ -46,6 +46,8 @@ from app.workers.provisioners.block_settings import UnusableBlocks, block_engine
 from app.workers.provisioners.engine import Engine
 from app.workers.provisioners.environment import worker_environment
 from app.workers.provisioners.host import Gauge, Machine
+from app.workers.provisioners.kubernetes.access import AccessRefused, ClusterAccess, from_kubeconfig, in_cluster
+from app.workers.provisioners.kubernetes.deployment import KubernetesDeployment
 from app.workers.provisioners.local import LocalProvisioner
 from app.workers.rules.workers import HealthPolicy, health_policy
 from app.workers.service import pool
@@ -184,13 +186,24 @@ def _provisioner(settings: Settings, database: Database) -> LocalProvisioner:
 
 
 def engine_for(settings: Settings, database: Database) -> Engine | None:
-    """The engine that starts the workers, where processes of this host do not. Raises UnusableBlocks."""
+    """The engine that starts the workers, where processes of this host do not. Raises UnusableBlocks, AccessRefused."""
     match settings.provisioner:
         case "local":
             return None
         case "slurm" | "pbs":
             make_key = partial(make_block_key, database)
             return block_engine(settings, make_key, _model_key(settings))
+        case "kubernetes":
+            return KubernetesDeployment(
+                _cluster_access(settings),
+                settings.kubernetes_deployment,
+                namespace=settings.kubernetes_namespace,
+                max_size=settings.pool_limit,
+            )
+
+
+def _cluster_access(settings: Settings) -> ClusterAccess:
+    return in_cluster() if settings.kubeconfig is None else from_kubeconfig(settings.kubeconfig)
 
 
 def _model_key(settings: Settings) -> dict[str, str]:
@@ -250,6 +263,11 @@ def _check(settings: Settings) -> None:
         except OSError as error:
             raise start_failure(error) from None
     asyncio.run(check_database(str(settings.database_url), settings.database_direct_url))
+    if settings.provisioner == "kubernetes":
+        try:
+            _cluster_access(settings)
+        except AccessRefused as error:
+            raise Failure(str(error), ExitCode.USAGE) from None
     if settings.provisioner in ("slurm", "pbs"):
         try:
             check_blocks(settings)

@@ -81,12 +81,25 @@ class Settings(BaseModel):
     llm_key_file: Path | None = Field(None, description="file of that key, which workers read anew when it is refused")
     llm_key_command: str | None = Field(None, description="command that prints that key, run anew when it is refused")
     worker_handlers: str | None = Field(None, description="module whose HANDLERS the workers of the pool run")
-    provisioner: Literal["local", "slurm", "pbs"] = Field(
+    provisioner: Literal["local", "kubernetes", "slurm", "pbs"] = Field(
         "local",
-        description="`local`: workers are processes of this host; `slurm`, `pbs`: of jobs of a cluster",
+        description="`local`: workers are processes of this host; `kubernetes`: pods of a Deployment; `slurm`, `pbs`: of "
+        "jobs of a cluster",
     )
     pool_limit: int = Field(
         1000, ge=1, le=100_000, description="workers that the engine of a pool may have, which has no host to measure"
+    )
+    kubeconfig: Path | None = Field(
+        None,
+        description="kubeconfig whose current context has the Deployment of workers; the service account without one",
+    )
+    kubernetes_deployment: str = Field(
+        "convener-workers", pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$", description="Deployment of the workers"
+    )
+    kubernetes_namespace: str | None = Field(
+        None,
+        pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$",
+        description="its namespace; that of the credentials if absent",
     )
     block_slots: int = Field(1, ge=1, le=1024, description="workers on each node of a block")
     block_min_nodes: int = Field(1, ge=1, le=10_000, description="nodes of the smallest block")

@@ -33,6 +33,7 @@ NOT_HANDED_ON = {
     *("allow_plain_http", "database_direct_url", "database_password", "database_url", "host", "liveness_file"),
     *("pool_size", "port"),
     *("host_name", "llm_key", "llm_key_file", "llm_key_command", "worker_handlers"),
+    *("provisioner", "pool_limit", "kubeconfig", "kubernetes_deployment", "kubernetes_namespace"),
     *("log_file", "postgres_bin", "socket", "state_directory", "tls_certificate", "tls_key"),
 }
 # Of the worker's, those that its command line, the network or the image's user decide.

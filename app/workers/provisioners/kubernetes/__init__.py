@@ -1,0 +1,1 @@
+"""Workers as the pods of a Deployment of Kubernetes, by the few calls of its API that this takes."""
