@@ -1,0 +1,229 @@
+"""The manifests of deploy/kubernetes: what Kustomize makes of them is valid, confined, and what the programs expect.
+
+ServiceMonitor and Cluster are resources of operators, whose schemas are not here: of them only names are compared.
+"""
+
+import copy
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
+from ruamel.yaml import YAML
+
+from app.settings import Settings
+from app.workers.provisioners.engine import POOL_LABEL, pool_label
+from tests.support.documents import ROOT
+from tests.support.kubernetes_api import Cluster
+from worker_agent.options import read_options
+
+DIRECTORY = ROOT / "deploy/kubernetes"
+OVERLAYS = ("development", "production")
+Object = dict[str, Any]
+_SCHEMAS = json.loads((Path(__file__).parent / "kubernetes-1.33.json").read_text())
+_OF_OPERATORS = {"ServiceMonitor", "Cluster"}
+
+
+@cache
+def rendered(overlay: str) -> list[Object]:
+    """The objects of an overlay, as `kubectl apply -k` sends them."""
+    if shutil.which("kubectl") is None:
+        if os.environ.get("CONVENER_TEST_KUBECTL") == "required":
+            pytest.fail("kubectl is required here, and not installed")
+        pytest.skip("kubectl is not installed")
+    command = ["kubectl", "kustomize", str(DIRECTORY / "overlays" / overlay)]
+    return _documents(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def _documents(text: str) -> list[Object]:
+    return [document for document in YAML(typ="safe", pure=True).load_all(text) if document]
+
+
+def _strict() -> Object:
+    """The schemas, where a field that they do not name is an error, as for `kubectl apply --validate=strict`."""
+    schemas: Object = copy.deepcopy(_SCHEMAS)
+    for definition in schemas["$defs"].values():
+        if "properties" in definition:
+            definition["additionalProperties"] = False
+    return schemas
+
+
+def _errors(document: Object) -> list[str]:
+    group, _, version = str(document["apiVersion"]).rpartition("/")
+    group = group.split(".")[0] or "core"
+    reference = f"#/$defs/io.k8s.api.{group}.{version}.{document['kind']}"
+    assert reference.removeprefix("#/$defs/") in _SCHEMAS["$defs"], f"there is no schema of {document['kind']}"
+    validator = Draft202012Validator({**_strict(), "$ref": reference})
+    return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(document)]
+
+
+def of_kind(overlay: str, kind: str) -> dict[str, Object]:
+    return {each["metadata"]["name"]: each for each in rendered(overlay) if each["kind"] == kind}
+
+
+def pod_specs(overlay: str) -> Iterator[tuple[str, Object]]:
+    for kind in ("Deployment", "Job"):
+        for name, document in of_kind(overlay, kind).items():
+            yield name, document["spec"]["template"]["spec"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_everything_is_valid_by_the_schemas_of_kubernetes(overlay: str) -> None:
+    objects = [document for document in rendered(overlay) if document["kind"] not in _OF_OPERATORS]
+    problems = {f"{each['kind']} {each['metadata']['name']}": _errors(each) for each in objects}
+    assert {name: errors for name, errors in problems.items() if errors} == {}
+    assert len(objects) >= 14
+
+
+def test_the_schemas_find_what_is_wrong() -> None:
+    service: Object = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "x"}}
+    assert _errors({**service, "spec": {"ports": [{"port": "http"}]}})
+    assert _errors({**service, "specification": {}})
+    assert not _errors({**service, "spec": {"ports": [{"port": 80}]}})
+
+
+def test_the_example_of_a_database_is_valid_but_for_what_is_its_operators() -> None:
+    objects = _documents((DIRECTORY / "examples/cloudnative-pg.yaml").read_text())
+    cluster, policy = objects
+    assert (cluster["kind"], _errors(policy)) == ("Cluster", [])
+    initialized = cluster["spec"]["bootstrap"]["initdb"]
+    # The operator serves the primary as NAME-rw.
+    url = f"postgresql://{initialized['owner']}@{cluster['metadata']['name']}-rw:5432/{initialized['database']}"
+    assert f"CONVENER_DATABASE_URL={url}" in (DIRECTORY / "base/kustomization.yaml").read_text()
+    for overlay in OVERLAYS:
+        assert _labelled(overlay, "convener/reaches-database") == {
+            "convener-api",
+            "convener-loops",
+            "convener-migration",
+        }
+        secrets = {volume["secret"]["secretName"] for _, spec in pod_specs(overlay) for volume in _secrets(spec)}
+        assert secrets == {initialized["secret"]["name"], "convener-pool"}
+
+
+def _labelled(overlay: str, label: str) -> set[str]:
+    return {
+        name
+        for kind in ("Deployment", "Job")
+        for name, document in of_kind(overlay, kind).items()
+        if document["spec"]["template"]["metadata"]["labels"].get(label) == "true"
+    }
+
+
+def _secrets(spec: Mapping[str, Any]) -> list[Object]:
+    return [volume for volume in spec["volumes"] if "secret" in volume]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_pod_is_confined_and_has_its_secrets_as_files(overlay: str) -> None:
+    for name, spec in pod_specs(overlay):
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert spec["automountServiceAccountToken"] is (name == "convener-loops")
+        assert spec["enableServiceLinks"] is False
+        for container in spec["containers"]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert "memory" in container["resources"]["limits"]
+            assert set(container["resources"]["requests"]) == {"cpu", "memory"}
+            assert "secretKeyRef" not in json.dumps(container)
+            assert all("secretRef" not in source for source in container.get("envFrom", ()))
+            mounted = {mount["name"] for mount in container["volumeMounts"]}
+            assert mounted == {volume["name"] for volume in spec["volumes"]}
+        # What the user of the image may read, and nobody else.
+        assert all(volume["secret"]["defaultMode"] == 0o440 for volume in _secrets(spec))
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_loops_may_do_what_the_contract_needs_and_no_more(overlay: str) -> None:
+    """The server of the contract tests allows just this, and refuses the rest by 403."""
+    (role,) = of_kind(overlay, "Role").values()
+    allowed = {
+        (verb, resource.rpartition("/")[2])
+        for rule in role["rules"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    assert allowed == Cluster().allowed
+    scale, _ = role["rules"]
+    assert (scale["resources"], scale["resourceNames"]) == (["deployments/scale"], ["convener-workers"])
+    (binding,) = of_kind(overlay, "RoleBinding").values()
+    assert binding["subjects"][0]["name"] == "convener-loops"
+    assert of_kind(overlay, "ClusterRole") == {}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_workers_enrol_in_the_pool_that_the_loops_keep(overlay: str) -> None:
+    loops = of_kind(overlay, "Deployment")["convener-loops"]["spec"]["template"]["spec"]["containers"][0]
+    settings = Settings.from_environment({each["name"]: each["value"] for each in loops["env"]})
+    assert settings.provisioner == "kubernetes"
+    deployment = of_kind(overlay, "Deployment")[settings.kubernetes_deployment]
+    # Whoever applies it again must not set the size that the loops have set.
+    assert "replicas" not in deployment["spec"]
+    spec = deployment["spec"]["template"]["spec"]
+    (worker,) = spec["containers"]
+    variables = {each["name"]: each.get("value", "value") for each in worker["env"]}
+    words = [re.sub(r"\$\((\w+)\)", lambda match: variables[match[1]], word) for word in worker["args"]]
+    assert f"{POOL_LABEL}={pool_label('kubernetes', settings.kubernetes_deployment)}" in words
+    grace = float(words[words.index("--grace") + 1])
+    assert grace + 10 <= spec["terminationGracePeriodSeconds"]
+    # A pod that is not ready goes before any other, so that its readiness must depend on nothing.
+    assert not {"readinessProbe", "livenessProbe", "startupProbe"} & worker.keys()
+    assert "kill -TERM 1" in worker["lifecycle"]["preStop"]["exec"]["command"][-1]
+
+
+def test_the_command_line_of_workers_is_one(tmp_path: Path) -> None:
+    spec = of_kind("production", "Deployment")["convener-workers"]["spec"]["template"]["spec"]
+    words = [
+        word.replace("$(HANDLERS)", "examples.echo").replace("$(POD_NAME)", "pod")
+        for word in spec["containers"][0]["args"]
+    ]
+    key = tmp_path / "key"
+    key.write_text("ck_abc_def")
+    words[words.index("--key-file") + 1] = str(key)
+    settings, _ = read_options(words, {"CONVENER_URL": "http://convener-api:8765", "CONVENER_ALLOW_PLAIN_HTTP": "true"})
+    assert settings.profile["name"] == "pod"
+    assert settings.profile["labels"][POOL_LABEL] == "kubernetes/convener-workers"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_names_lead_somewhere(overlay: str) -> None:
+    accounts, maps = of_kind(overlay, "ServiceAccount"), of_kind(overlay, "ConfigMap")
+    for _, spec in pod_specs(overlay):
+        assert spec["serviceAccountName"] in accounts
+        for container in spec["containers"]:
+            assert all(source["configMapRef"]["name"] in maps for source in container.get("envFrom", ()))
+    (settings,) = maps.values()
+    names = {name.removeprefix("CONVENER_").lower() for name in settings["data"]}
+    assert names - {"database_password_file"} <= set(Settings.model_fields)
+    labels = [each["spec"]["template"]["metadata"]["labels"] for each in of_kind(overlay, "Deployment").values()]
+    selectors = [each["spec"]["selector"] for each in of_kind(overlay, "Service").values()]
+    policies = of_kind(overlay, "NetworkPolicy").values()
+    selectors += [each["spec"]["podSelector"]["matchLabels"] for each in policies]
+    assert all(any(selector.items() <= each.items() for each in labels) for selector in selectors)
+
+
+def test_production_has_two_of_each_and_is_watched() -> None:
+    deployments = of_kind("production", "Deployment")
+    assert {name: each["spec"].get("replicas") for name, each in deployments.items()} == {
+        "convener-api": 2,
+        "convener-loops": 2,
+        "convener-workers": None,
+    }
+    assert of_kind("production", "PodDisruptionBudget")["convener-api"]["spec"]["minAvailable"] == 1
+    spread = deployments["convener-api"]["spec"]["template"]["spec"]["topologySpreadConstraints"]
+    assert {each["topologyKey"] for each in spread} == {"kubernetes.io/hostname", "topology.kubernetes.io/zone"}
+    (monitor,) = of_kind("production", "ServiceMonitor").values()
+    (service,) = of_kind("production", "Service").values()
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    assert monitor["spec"]["endpoints"][0]["port"] == service["spec"]["ports"][0]["name"]
+    assert of_kind("development", "PodDisruptionBudget") == {}
