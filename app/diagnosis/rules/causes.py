@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from app.diagnosis.rules import mends
-from app.diagnosis.rules.facts import Facts, GoalHold, Place
+from app.diagnosis.rules.facts import Facts, GoalHold, Place, Workers
 from app.diagnosis.rules.mends import Mend
 from app.kernel.lanes import Lane
 from app.kernel.resources import Resources, in_words
@@ -226,7 +226,8 @@ def _workers(facts: Facts) -> Cause:
     agent, line = _work(facts), _line_text(facts.place)
     if not workers.idle:
         who = f"all {plural(workers.busy, 'worker')} that serve {agent} are busy"
-        text = f"{who if workers.busy > 1 else f'the one worker that serves {agent} is busy'}; {line}"
+        who = who if workers.busy > 1 else f"the one worker that serves {agent} is busy"
+        text = f"{who}; {line}{_missing(workers)}"
         ways: Sequence[Mend] = (*mends.raise_priority(facts.task.id, facts.task.priority), mends.START_WORKER)
         return Cause(code=Code.BUSY, text=text, since=facts.task.waiting_since, mends=ways)
     idle = f"{plural(workers.idle, 'worker')} that {'serves' if workers.idle == 1 else 'serve'} {agent} "
@@ -237,13 +238,22 @@ def _workers(facts: Facts) -> Cause:
     return Cause(code=Code.NEXT, text=f"{idle} and takes it in a moment; {line}", since=facts.task.waiting_since)
 
 
+def _missing(workers: Workers) -> str:
+    """Why further workers do not come, where an engine that starts them says so."""
+    return "".join(
+        f"; {plural(wait.members, 'further worker does', 'further workers do')} not come: {_line(wait.reason)}"
+        for wait in workers.member_waits
+    )
+
+
 def _nobody(facts: Facts) -> Cause:
     workers, agent = facts.workers, _work(facts)
     if facts.task.request is not None and workers.offers:
         return _unoffered(facts, facts.task.request)
     if workers.starting:
         text = f"no worker serves {agent} yet; {plural(workers.starting, 'worker')} that may do so start"
-        return Cause(code=Code.WORKERS_STARTING, text=f"{text}{'s' if workers.starting == 1 else ''}")
+        text = f"{text}{'s' if workers.starting == 1 else ''}{_missing(workers)}"
+        return Cause(code=Code.WORKERS_STARTING, text=text)
     if workers.silent:
         who = "the worker" if workers.silent == 1 else f"all {workers.silent:,} workers"
         text = f"{who} that served {agent} missed {'its' if workers.silent == 1 else 'their'} heartbeats"
@@ -260,6 +270,7 @@ def _nobody(facts: Facts) -> Cause:
     if (lost := workers.lost) is not None:
         where = f" on {lost.host}" if lost.host else ""
         text += f"; the last, {lost.name}{where}, ended at {_moment(lost.ended_at, facts.at)} ({_line(lost.reason)})"
+    text += _missing(workers)
     since = lost.ended_at if lost else None
     revival = mends.revive_host(lost.host) if lost and lost.host and lost.is_silent else ()
     return Cause(code=Code.UNSERVED, text=text, since=since, mends=(*revival, *mends.serve(facts.task.agent_type)))

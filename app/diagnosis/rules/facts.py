@@ -13,6 +13,7 @@ from app.kernel.states import TaskState
 from app.llm.rules.spending import BudgetOwner
 from app.queue.rules.degradation import DegradationStep
 from app.queue.rules.holds import Hold
+from app.workers.rules.hosts import MemberWait
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +116,7 @@ class Workers:
     health report, as in `not_ready_example`. `lost` is the last that ended, read where there are none. `start_ages` are
     the seconds since those that are starting were asked for. `offers` are those of the live workers that can run the
     agent type, each once, read where none of them covers what the task asks for.
+    `member_waits` say why members of the pool of an engine do not come, read where nobody is idle.
     """
 
     idle: int = 0
@@ -127,6 +129,7 @@ class Workers:
     not_ready_example: str | None = None
     skills: Sequence[frozenset[AgentType]] = ()
     start_ages: Sequence[float] = ()
+    member_waits: Sequence[MemberWait] = ()
     lost: LostWorker | None = None
     offers: Sequence[Resources] = ()
 

@@ -11,7 +11,7 @@ from app.admin.store import config
 from app.diagnosis.rules import causes as rules
 from app.diagnosis.rules import start
 from app.diagnosis.rules.causes import IN_LINE, Cause, Code
-from app.diagnosis.rules.facts import Awaited, Facts, Place
+from app.diagnosis.rules.facts import Awaited, Facts, Place, TaskFacts, Workers
 from app.diagnosis.rules.start import Line, StartEstimate
 from app.diagnosis.store import facts as store
 from app.diagnosis.store.facts import Position, Surroundings
@@ -30,6 +30,7 @@ from app.scaling.rules.estimates import Estimates
 from app.scaling.rules.target import USUAL_START_SECONDS, scaling_policy
 from app.scaling.service import state as scaling_state
 from app.scaling.store import decisions
+from app.workers.store import hosts
 
 # An older decision says nothing of those to come.
 _FRESH = timedelta(minutes=1)
@@ -110,7 +111,7 @@ async def _waiting_facts(connection: AsyncConnection, facts: Facts, position: Po
         pause=around.pause,
         loops_seen_at=around.loops_seen_at,
         awaited=await _awaited(connection, around.awaited, facts.at) if around.awaited else None,
-        workers=await store.workers(connection, task.agent_type, task.avoid_worker_id, task.request),
+        workers=await _read_workers(connection, task),
     )
     if task.state is not TaskState.PENDING or task.run_at is not None or task.is_held:
         return facts
@@ -124,6 +125,15 @@ async def _waiting_facts(connection: AsyncConnection, facts: Facts, position: Po
         step=await degradation.current_step(connection),
         blocking=await store.blocking(connection, rules.MOMENTARY) if facts.workers.idle else None,
     )
+
+
+async def _read_workers(connection: AsyncConnection, task: TaskFacts) -> Workers:
+    """The workers that can run a task, and, where nobody is idle, why an engine does not start more."""
+    workers = await store.workers(connection, task.agent_type, task.avoid_worker_id, task.request)
+    if workers.idle:
+        return workers
+    waits = [wait for host in await hosts.live(connection) for wait in host.member_waits]
+    return replace(workers, member_waits=waits)
 
 
 async def _awaited(connection: AsyncConnection, name: str, at: datetime) -> Awaited:
@@ -186,6 +196,6 @@ async def _growth_seconds(connection: AsyncConnection, target: int) -> float | N
 def _confined(facts: Facts) -> Facts:
     """The facts without words about what belongs to all namespaces."""
     pause = replace(facts.pause, reason="") if facts.pause else None
-    workers = replace(facts.workers, not_ready_example=None, lost=None)
+    workers = replace(facts.workers, not_ready_example=None, lost=None, member_waits=())
     blocking = replace(facts.blocking, application="", pid=None) if facts.blocking else None
     return replace(facts, pause=pause, workers=workers, blocking=blocking)

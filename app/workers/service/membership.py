@@ -14,6 +14,8 @@ from app.workers.store.workers import Registration
 
 # A member that finds its pool full asks again after so long: a size changes within seconds.
 _RETRY_SECONDS = 3
+# A turn of the pool, which looks what the engine has started, comes sooner.
+_UNSEEN_RETRY_SECONDS = 1
 _NO_POOL_RETRY_SECONDS = 10
 
 
@@ -35,7 +37,8 @@ async def admit(connection: AsyncConnection, registration: Registration, pool: P
     """Return the registration as a member of its pool; the caller holds the pool. Raises PoolFull.
 
     Those that the engine is removing are not admitted, and none beyond the size: a worker that has left in order would
-    come back, as its engine starts it anew.
+    come back, as its engine starts it anew. Nor is one that no turn has seen yet: an engine that is made smaller while
+    it still starts members may remove just the newest, which must hold nothing.
     """
     membership = await engines.membership(connection, pool.kind, pool.name, registration.name)
     if membership is None:
@@ -53,5 +56,10 @@ async def admit(connection: AsyncConnection, registration: Registration, pool: P
         raise PoolFull(
             f"the pool {pool.kind}/{pool.name} is to have {plural(membership.size, 'worker')}, and so many are there",
             retry_after_seconds=_RETRY_SECONDS,
+        )
+    if not membership.is_awaited:
+        raise PoolFull(
+            f"{registration.name} was not seen in the pool {pool.kind}/{pool.name} yet",
+            retry_after_seconds=_UNSEEN_RETRY_SECONDS,
         )
     return replace(registration, provisioner=pool.kind, host=pool.name, member_created_at=membership.created_at)

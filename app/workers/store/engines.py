@@ -39,14 +39,15 @@ class PoolRecord:
 class Membership:
     """Facts by which a worker may register as a member or not: the size of its pool, and who is there.
 
-    `staying` are the live workers that do not leave, but for those of the same name. `created_at` is when the engine
-    began to start the member, None where that is not known.
+    `staying` are the live workers that do not leave, but for those of the same name. `is_awaited` tells whether the
+    member was seen at the engine and may stay; `created_at` is when its start began, None where that is not known.
     """
 
     size: int
     block_size: int
     staying: int
     is_dismissed: bool
+    is_awaited: bool
     created_at: datetime | None
 
 
@@ -88,6 +89,8 @@ WHERE w.{LIVE} AND w.provisioner = :provisioner AND w.host = :host ORDER BY w.na
 
 _MEMBERSHIP = text(f"""
 SELECT least(h.size, h.max_size) AS size, h.block_size, :member = ANY (h.dismissed) AS is_dismissed,
+       coalesce(jsonb_exists(h.awaited, :member), false) OR EXISTS (SELECT FROM workers w WHERE w.{LIVE}
+          AND w.provisioner = h.provisioner AND w.host = h.host AND w.name = :member) AS is_awaited,
        CAST(h.awaited ->> :member AS timestamptz) AS created_at,
        (SELECT count(*) FROM workers w WHERE w.{LIVE} AND w.provisioner = h.provisioner AND w.host = h.host
           AND w.state <> 'draining' AND w.directive IS NULL AND w.name <> :member) AS staying
@@ -114,7 +117,7 @@ async def record_members(
     dismissed: Collection[str],
 ) -> None:
     """Record the members that may register, with the times of their creation, and those that may not any more."""
-    times = {name: created_at.isoformat() for name, created_at in awaited.items() if created_at is not None}
+    times = {name: created_at and created_at.isoformat() for name, created_at in awaited.items()}
     values = {"provisioner": report.provisioner, "host": report.host}
     await connection.execute(
         _MEMBERS, {**values, "awaited": json.dumps(times, sort_keys=True), "dismissed": sorted(dismissed)}

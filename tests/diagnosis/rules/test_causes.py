@@ -28,6 +28,7 @@ from app.kernel.states import TaskState
 from app.llm.rules.spending import BudgetOwner, BudgetScope
 from app.queue.rules.degradation import DegradationStep
 from app.queue.rules.holds import Hold
+from app.workers.rules.hosts import MemberWait
 from tests.support.command_line import parse
 from tests.support.routes import routes
 
@@ -134,6 +135,11 @@ CASES: list[tuple[Facts, Code, str]] = [
     ),
     (_facts(workers=_AWAY), Code.UNSERVED, "the last, h-1 on h, ended at 12:00:00 UTC (silent for 15 s)"),
     (_facts(workers=Workers(starting=1)), Code.WORKERS_STARTING, "1 worker that may do so starts"),
+    (
+        _facts(workers=Workers(busy=1, member_waits=[MemberWait(reason="no room: 0/3 nodes", members=2)])),
+        Code.BUSY,
+        "2 further workers do not come: no room: 0/3 nodes",
+    ),
     (_facts(workers=Workers(silent=2)), Code.WORKERS_SILENT, "all 2 workers that served ranking missed"),
     (
         _facts(workers=Workers(not_ready=1, not_ready_example="h-1: no memory")),

@@ -7,6 +7,7 @@ from uuid import UUID
 import pytest
 
 from app.db.database import Database
+from app.diagnosis.service.diagnosis import diagnose
 from app.kernel.modes import Mode
 from app.scaling.service import tick
 from app.workers.errors import PoolFull, StartRefused
@@ -71,6 +72,10 @@ async def test_nobody_is_admitted_beyond_the_size_or_to_a_pool_that_nobody_keeps
         await register_member(database, "m-1")
     engine = NumberEngine()
     await keep(database, engine)
+    # One that was started a moment ago, and that no turn has seen: it may be removed by one that does not know of it.
+    with pytest.raises(PoolFull, match="not seen"):
+        await register_member(database, "m-1")
+    await keep(database, engine)
     await register_member(database, "m-1")
     await register_member(database, "m-2")
     with pytest.raises(PoolFull, match="is to have 2 workers"):
@@ -97,6 +102,7 @@ async def test_a_member_that_goes_cannot_register_from_when_it_was_chosen(databa
     """Between the choice and its end the engine would remove a worker that has just got a task."""
     engine = NumberEngine()
     await keep(database, engine)
+    await keep(database, engine)
     await register_member(database, "m-1")
     await resize(database, 1)
     engine.held.clear()
@@ -114,6 +120,7 @@ async def test_a_member_that_goes_cannot_register_from_when_it_was_chosen(databa
     engine.held.set()
     assert (await turn)["removed"] == 1
     assert (await keep(database, engine))["asked"] == 2
+    await keep(database, engine)
     await register_member(database, "m-3")
 
 
@@ -156,6 +163,21 @@ async def test_an_engine_that_is_away_keeps_the_pool_and_is_the_reason(database:
     assert status.recovery.reason == "2 members of pool cannot start: no route to host"
     engine.outage = None
     assert (await keep(database, engine))["asked"] == 4
+
+
+async def test_why_a_task_waits_tells_why_workers_do_not_come(database: Database) -> None:
+    engine = NumberEngine()
+    engine.reason = "the image cannot be pulled"
+    await keep(database, engine)
+    await keep(database, engine)
+    (task,) = await submitted(database)
+    async with database.transaction() as connection:
+        diagnosis = await diagnose(connection, task, avoid_seconds=0)
+        confined = await diagnose(connection, task, avoid_seconds=0, is_confined=True)
+    words = "2 further workers do not come: the image cannot be pulled"
+    assert words in diagnosis.causes[0].text
+    # Whoever is confined to a namespace learns no names of images and nodes.
+    assert words not in confined.causes[0].text
 
 
 async def test_the_scaling_loop_sets_the_size_and_requests_no_rows(database: Database) -> None:

@@ -67,7 +67,7 @@ class KubernetesDeployment:
         """
         if victims or size < state.requested:
             await self._set_costs(state, victims)
-            await self._check_order(victims)
+            await self._check_order(state, size, victims)
         version = state.version
         for _ in range(_VERSION_TRIES):
             try:
@@ -158,14 +158,14 @@ class KubernetesDeployment:
             if isinstance(problem, BaseException):
                 raise problem
 
-    async def _check_order(self, victims: Sequence[str]) -> None:
-        """Raise EngineChanged where, by now, others than the victims would be removed."""
-        if not victims:
-            return
+    async def _check_order(self, state: EngineState, size: int, victims: Sequence[str]) -> None:
+        """Raise EngineChanged where, by now, another than the victims and pods that nobody has seen yet would go."""
         pods = _pods((await self.state(fresh=True)).active)
-        present = frozenset(victims) & {pod.name for pod in pods}
-        if frozenset(removed_first(pods, present, len(present))) != present:
-            raise EngineChanged("a pod that stays is not ready, and would be removed first")
+        # No worker of a pod is admitted before a turn has seen it.
+        expendable = frozenset(victims) | ({pod.name for pod in pods} - {member.name for member in state.members})
+        surplus = min(len(pods), len(pods) - size)
+        if surplus > 0 and len(removed_first(pods, expendable, surplus, costs_are_set=True)) < surplus:
+            raise EngineChanged("a pod that stays would be removed, as it is not ready or others have come")
 
 
 def _pods(members: Sequence[EngineMember]) -> list[Pod]:

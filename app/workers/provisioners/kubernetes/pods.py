@@ -48,8 +48,12 @@ def pod_of(document: Mapping[str, Any], now: datetime) -> Pod:
     )
 
 
-def removed_first(pods: Sequence[Pod], removable: frozenset[str], surplus: int) -> list[str]:
-    """The pods that a ReplicaSet removes first once those that are removable have the cost of victims.
+def removed_first(
+    pods: Sequence[Pod], removable: frozenset[str], surplus: int, *, costs_are_set: bool = False
+) -> list[str]:
+    """The pods that a ReplicaSet removes first, once those that are removable have the cost of victims.
+
+    With `costs_are_set` by the costs that they have: of those with the same, one that is not removable may go first.
 
     Readiness comes before the cost: a pod that is not ready goes before all that are, so as soon as one of those is
     not removable, nothing behind it can be removed without it. Source: kubernetes, pkg/controller/controller_utils.go,
@@ -59,7 +63,14 @@ def removed_first(pods: Sequence[Pod], removable: frozenset[str], surplus: int) 
         # While an update is rolled out several ReplicaSets shrink and grow, and the cost counts within each alone.
         return []
     names: list[str] = []
-    for pod in sorted(pods, key=lambda pod: (pod.order, 0 if pod.name in removable else 1, pod.removal_cost, pod.name)):
+
+    def rank(pod: Pod) -> tuple[tuple[bool, int, bool], int, bool, str]:
+        is_removable = pod.name in removable
+        if costs_are_set:
+            return pod.order, pod.removal_cost, is_removable, pod.name
+        return pod.order, VICTIM_COST if is_removable else max(0, pod.removal_cost), not is_removable, pod.name
+
+    for pod in sorted(pods, key=rank):
         if pod.name not in removable or len(names) == surplus:
             break
         names.append(pod.name)
