@@ -83,8 +83,8 @@ class Settings(BaseModel):
     worker_handlers: str | None = Field(None, description="module whose HANDLERS the workers of the pool run")
     provisioner: Literal["local", "kubernetes", "slurm", "pbs"] = Field(
         "local",
-        description="`local`: workers are processes of this host; `kubernetes`: pods of a Deployment; `slurm`, `pbs`: of "
-        "jobs of a cluster",
+        description="`local`: workers are processes of this host; `kubernetes`: pods of a Deployment; `slurm`, `pbs`: "
+        "of jobs of a cluster",
     )
     pool_limit: int = Field(
         1000, ge=1, le=100_000, description="workers that the engine of a pool may have, which has no host to measure"

@@ -21,6 +21,7 @@ class NumberEngine:
     kind = "numbers"
     name = "pool"
     max_size = 300
+    admits_unseen = False
 
     def __init__(self, size: int = 0, block_size: int = 1) -> None:
         self.members: list[EngineMember] = []

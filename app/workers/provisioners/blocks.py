@@ -84,6 +84,8 @@ class BlockEngine:
         self.name = name
         self.max_size = max_size
         self.block_size = policy.size
+        # Jobs are ended one by one.
+        self.admits_unseen = True
         self._scheduler = scheduler
         self._policy = policy
         self._launch = launch

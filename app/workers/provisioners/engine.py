@@ -40,13 +40,15 @@ class EngineChanged(Exception):
 class Engine(Protocol):
     """Keeps members; `kind` and `name` are those of its pool, `max_size` what it may have.
 
-    Members come and go in blocks of `block_size`: sizes are rounded up to whole ones.
+    Members come and go in blocks of `block_size`: sizes are rounded up to whole ones. `admits_unseen`: it removes none
+    but those that it is told, so that workers may register before a turn has seen their members.
     """
 
     kind: str
     name: str
     max_size: int
     block_size: int
+    admits_unseen: bool
 
     async def state(self, *, fresh: bool) -> EngineState:
         """Read what it was asked for and what it has; `fresh`: as it is now, and not as last heard of.

@@ -20,7 +20,7 @@ from app.workers.rules.hosts import MemberWait
 from app.workers.rules.workers import Directive
 from app.workers.store import directives, engines, hosts
 from app.workers.store.directives import WorkerSelector
-from app.workers.store.engines import PoolReport
+from app.workers.store.engines import ANY_MEMBER, PoolReport
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +108,8 @@ async def _plan(
     victims = engine.choose(state, plan.removable, plan.surplus) if plan.surplus else ()
     victims = [*victims, *plan.over]
     awaited = {name: at for name, at in plan.awaited.items() if name not in victims}
+    if engine.admits_unseen:
+        awaited[ANY_MEMBER] = None
     # Members on their way out register no more, be they started anew meanwhile.
     await engines.record_members(connection, report, awaited, going.union(victims))
     # Members that the engine has not made yet go without anybody being chosen.

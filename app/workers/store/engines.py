@@ -14,6 +14,9 @@ from app.workers.rules.hosts import MemberWait
 from app.workers.store.hosts import FORGET_SECONDS
 from app.workers.store.tables import LIVE
 
+# Among the members that are awaited: all that are not dismissed.
+ANY_MEMBER = "*"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolReport:
@@ -89,8 +92,9 @@ WHERE w.{LIVE} AND w.provisioner = :provisioner AND w.host = :host ORDER BY w.na
 
 _MEMBERSHIP = text(f"""
 SELECT least(h.size, h.max_size) AS size, h.block_size, :member = ANY (h.dismissed) AS is_dismissed,
-       coalesce(jsonb_exists(h.awaited, :member), false) OR EXISTS (SELECT FROM workers w WHERE w.{LIVE}
-          AND w.provisioner = h.provisioner AND w.host = h.host AND w.name = :member) AS is_awaited,
+       coalesce(jsonb_exists_any(h.awaited, ARRAY[:member, '{ANY_MEMBER}']), false)
+       OR EXISTS (SELECT FROM workers w WHERE w.{LIVE} AND w.provisioner = h.provisioner AND w.host = h.host
+          AND w.name = :member) AS is_awaited,
        CAST(h.awaited ->> :member AS timestamptz) AS created_at,
        (SELECT count(*) FROM workers w WHERE w.{LIVE} AND w.provisioner = h.provisioner AND w.host = h.host
           AND w.state <> 'draining' AND w.directive IS NULL AND w.name <> :member) AS staying

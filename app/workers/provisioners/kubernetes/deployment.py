@@ -26,6 +26,7 @@ class KubernetesDeployment:
 
     kind = "kubernetes"
     block_size = 1
+    admits_unseen = False
 
     def __init__(self, access: ClusterAccess, deployment: str, *, namespace: str | None, max_size: int) -> None:
         self.name = deployment
