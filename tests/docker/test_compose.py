@@ -32,8 +32,9 @@ SERVICES = services()
 NOT_HANDED_ON = {
     *("allow_plain_http", "database_direct_url", "database_password", "database_url", "host", "liveness_file"),
     *("pool_size", "port"),
-    *("host_name", "llm_key", "llm_key_file", "llm_key_command", "worker_handlers"),
+    *("host_name", "llm_key", "llm_key_file", "llm_key_command", "worker_gpus", "worker_handlers"),
     *("provisioner", "pool_limit", "kubeconfig", "kubernetes_deployment", "kubernetes_namespace"),
+    *(name for name in Settings.model_fields if name.startswith("block_")),
     *("log_file", "postgres_bin", "socket", "state_directory", "tls_certificate", "tls_key"),
 }
 # Of the worker's, those that its command line, the network or the image's user decide.
@@ -157,7 +158,8 @@ def test_backups_go_to_a_volume_of_the_api_whose_image_has_the_programs_for_them
     copied_from = {target: stages()[target].arguments("COPY") for target in ("api", "loops", "worker")}
     assert copied_from["api"] == ["--from=build /opt/convener /opt/convener"]
     assert not [line for line in stages()["build"].arguments("RUN") if "uninstall" in line]
-    assert copied_from["loops"] == copied_from["worker"] == ["--from=build-small /opt/convener /opt/convener"]
+    assert copied_from["loops"] == ["--from=build-small /opt/convener /opt/convener"]
+    assert copied_from["worker"] == ["--from=build-worker /opt/convener /opt/convener"]
     programs = find_binaries()
     assert programs.version == int(version)
     assert all(programs.program(name) for name in (*DUMPING, *SERVER))
