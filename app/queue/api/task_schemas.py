@@ -94,7 +94,7 @@ IdempotencyKey = Annotated[
 Traceparent = Annotated[str | None, Header(max_length=200, description="trace context of tasks that bring none")]
 
 
-class ResourcesIn(Body):
+class RequestedResourcesIn(Body):
     """What a task asks its worker for; a worker that offers less does not get it."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"gpus": 1, "memory_gb": 16}]})
@@ -112,7 +112,7 @@ class ResourcesIn(Body):
         return None if request == NOTHING else request.text()
 
 
-class ResourcesOut(BaseModel):
+class RequestedResourcesOut(BaseModel):
     """What a task asks its worker for."""
 
     cores: float = 0
@@ -150,7 +150,9 @@ class TaskIn(Body):
         max_length=1000,
         description="runs when all of these have completed, is cancelled when one fails; order in a batch is free",
     )
-    resources: ResourcesIn | None = Field(None, description="what its worker must offer; null: any worker may run it")
+    resources: RequestedResourcesIn | None = Field(
+        None, description="what its worker must offer; null: any worker may run it"
+    )
 
     @model_validator(mode="after")
     def _one_identity(self) -> Self:
@@ -277,7 +279,9 @@ class TaskSummary(BaseModel):
     max_attempts: int
     depends_on: list[UUID]
     idempotency_key: str | None
-    resources: ResourcesOut | None = Field(description="what its worker must offer; null: any worker may run it")
+    resources: RequestedResourcesOut | None = Field(
+        description="what its worker must offer; null: any worker may run it"
+    )
     rescues: int = Field(description="how often it was taken from a lost worker; these are no attempts")
     unacknowledged: int = Field(description="how many of its leases no worker acknowledged; it did not run in these")
     timeout_seconds: float | None = Field(description="null: as the configuration says when it is leased")
