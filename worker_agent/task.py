@@ -40,6 +40,7 @@ class Task:
         "labels",
         "payload",
         "priority",
+        "resources",
         "task_id",
         "timeout_seconds",
         "trace_context",
@@ -59,6 +60,7 @@ class Task:
         checkpoint: Json | None = None,
         trace_context: str | None = None,
         degradation: Json | None = None,
+        resources: Json | None = None,
         report: Report | None = None,
         llm: LanguageModel | None = None,
     ) -> None:
@@ -73,6 +75,7 @@ class Task:
         self.checkpoint = checkpoint
         self.trace_context = trace_context
         self.degradation = degradation
+        self.resources = resources
         self._report = report
         self._llm = llm
 
