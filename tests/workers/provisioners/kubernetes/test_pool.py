@@ -1,6 +1,7 @@
 """The pool as pods: grown, shrunk under load without ever removing a pod that holds a task, and found again."""
 
 import asyncio
+import os
 import random
 from collections.abc import AsyncIterator
 from uuid import uuid4
@@ -32,6 +33,8 @@ from tests.support.sql import execute, fetch, until, value
 from tests.workers.provisioners.kubernetes.conftest import deployment
 
 POLICY = EnginePolicy(usual_size=0, rest_seconds=0.1)
+# A CI takes a minute for them on two cores; 200 need two and a half.
+_REMOVALS = int(os.environ.get("CONVENER_TEST_REMOVALS", "60"))
 _LANE = Lane(agent_type=AgentType.GENERATION, priority=Priority.MEDIUM)
 
 
@@ -155,7 +158,7 @@ async def shrink(database: Database, by: int) -> None:
 
 
 @pytest.mark.slow
-async def test_no_busy_pod_goes_in_200_removals_under_load(
+async def test_no_busy_pod_goes_in_many_removals_under_load(
     database: Database, cluster: Cluster, engine: KubernetesDeployment, nodes: Nodes
 ) -> None:
     """Workers lease all the time, pods lose their readiness, versions change, and answers are lost."""
@@ -164,7 +167,7 @@ async def test_no_busy_pod_goes_in_200_removals_under_load(
     await submitted(database, 3000)
     nodes.works = True
     removals = turns = 0
-    while removals < 200:
+    while removals < _REMOVALS:
         turns += 1
         if await ready_workers(database) < 6:
             await execute(database, "UPDATE hosts SET size = 24")
@@ -182,7 +185,7 @@ async def test_no_busy_pod_goes_in_200_removals_under_load(
             cluster.set_ready(flapping, is_ready=True)
         await asyncio.sleep(0.01)
     assert nodes.removed_while_busy == []
-    assert nodes.finished > 200
+    assert nodes.finished > _REMOVALS
     lost = await value(database, "SELECT count(*) FROM events WHERE kind = 'task.rescued'")
     assert lost == 0
     following.cancel()
