@@ -20,6 +20,8 @@ _LOCAL_CLOCKS = (
     "app/logs.py",
     "app/terminal/",
     "app/workers/provisioners/blocks.py",
+    # Their tokens expire, and their pods wait, by the clock of a cluster.
+    "app/workers/provisioners/kubernetes/",
     "app/workers/provisioners/pbs.py",
     "app/cli/",
 )
