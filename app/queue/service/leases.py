@@ -142,9 +142,10 @@ class LeaseService:
                 if answer is not None:
                     return answer
                 async with self._database.transaction() as connection:
+                    error = await refusal(connection, fence)
+                    # After it: the same call may be accepted for another connection between these two looks.
                     if is_repetition is not None and await is_repetition(connection):
                         return None
-                    error = await refusal(connection, fence)
             if pause is None or not isinstance(error, Locked):
                 raise error
             await asyncio.sleep(pause)

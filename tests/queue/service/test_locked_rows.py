@@ -12,6 +12,7 @@ from app.db.database import Database
 from app.kernel.errors import Locked
 from app.queue.service import leases
 from app.queue.service.leases import LeaseService
+from app.queue.store import attempts
 from app.queue.store.completions import Renewal
 from app.workers.service import workers
 from app.workers.service.workers import Heartbeats
@@ -99,3 +100,26 @@ async def test_a_heartbeat_whose_task_is_locked_does_not_end_the_task(
     assert all(
         reply.lease_expires_at > lease.expires_at for reply, (_, lease) in zip(replies[1:], held[1:], strict=True)
     )
+
+
+async def test_a_result_is_a_repetition_also_of_one_that_is_accepted_while_it_is_looked_for(
+    database: Database, desk: LeaseService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a worker sends its result to two replicas at once."""
+    held, look = await holding(database), attempts.task_status
+    elsewhere = LeaseService(database, desk.policy, desk._fairness)
+    looks = 0
+
+    async def look_and_be_overtaken(*arguments: Any) -> Any:
+        nonlocal looks
+        status = await look(*arguments)
+        looks += 1
+        if looks == 1:
+            await elsewhere.complete(completion(*held))
+        return status
+
+    monkeypatch.setattr(attempts, "task_status", look_and_be_overtaken)
+    monkeypatch.setattr(desk, "_try_to_complete", lambda _: asyncio.sleep(0))  # the row is locked by the other
+    await desk.complete(completion(*held))
+    assert looks > 1
+    await elsewhere.stop()
