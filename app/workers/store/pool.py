@@ -309,11 +309,11 @@ async def recovery_snapshot(connection: AsyncConnection, policy: RecoveryPolicy)
     slots = [SlotRecord(**row) for row in rows]
     overdue = await connection.execute(_OVERDUE, {**times, "within": policy.replace_within_seconds})
     silent_hosts = await hosts.silent(connection)
-    engine_pools = [
+    engine_pools = tuple(
         EnginePool(name=host.host, size=host.size, failures=[wait for wait in host.member_waits if wait.is_failure])
         for host in await hosts.live(connection)
         if host.is_scaled
-    ]
+    )
     return RecoverySnapshot(
         slots=slots, overdue=overdue.scalar_one(), silent_hosts=silent_hosts, engine_pools=engine_pools
     )
