@@ -53,6 +53,8 @@ async def _empty(server_url: str, *, migrated: bool = False) -> AsyncIterator[Da
     try:
         if migrated:
             await schema.migrate(database.engine)
+            # As another process would do it: connections that it leaves behind are not ours.
+            await database.engine.dispose()
         yield database
     finally:
         await database.close()
