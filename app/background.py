@@ -47,7 +47,6 @@ from app.workers.provisioners.engine import Engine
 from app.workers.provisioners.environment import worker_environment
 from app.workers.provisioners.host import Gauge, Machine
 from app.workers.provisioners.kubernetes.access import AccessRefused, ClusterAccess, from_kubeconfig, in_cluster
-from app.workers.provisioners.kubernetes.deployment import KubernetesDeployment
 from app.workers.provisioners.local import LocalProvisioner
 from app.workers.rules.workers import HealthPolicy, health_policy
 from app.workers.service import pool
@@ -194,6 +193,9 @@ def engine_for(settings: Settings, database: Database) -> Engine | None:
             make_key = partial(make_block_key, database)
             return block_engine(settings, make_key, _model_key(settings))
         case "kubernetes":
+            # Imported here, as its HTTP client would delay the start of all other loops.
+            from app.workers.provisioners.kubernetes.deployment import KubernetesDeployment
+
             return KubernetesDeployment(
                 _cluster_access(settings),
                 settings.kubernetes_deployment,

@@ -24,3 +24,18 @@ $command"
 """
 
 TEMPLATES = {"slurm": SLURM, "pbs": PBS}
+
+
+class UnusableTemplate(Exception):
+    """The script cannot be made from the template; the message says why."""
+
+
+def filled(template: str, **values: object) -> str:
+    """The script of a job. Raises UnusableTemplate."""
+    # Imported here, as few control planes have blocks, and all would start later for it.
+    from jinja2 import Environment, StrictUndefined, TemplateError
+
+    try:
+        return Environment(undefined=StrictUndefined, autoescape=False).from_string(template).render(values)  # noqa: S701
+    except TemplateError as error:
+        raise UnusableTemplate(str(error)) from None

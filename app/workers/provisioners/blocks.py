@@ -18,9 +18,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined, TemplateError
-
 from app.secrecy import PRIVATE_DIRECTORY, write_private
+from app.workers.provisioners.block_scripts import UnusableTemplate, filled
 from app.workers.provisioners.engine import POOL_LABEL, EngineUnavailable, pool_label
 from app.workers.provisioners.scheduler import BatchScheduler, Job, JobRequest, JobState, SchedulerError
 from app.workers.rules.blocks import (
@@ -130,7 +129,7 @@ class BlockEngine:
             await self._scheduler.cancel([block.job_id for block in removed])
             for nodes in nodes_to_ask_for(-surplus, self._policy)[:_MAX_SUBMITS]:
                 await self._submit(nodes)
-        except (SchedulerError, OSError, TemplateError) as error:
+        except (SchedulerError, OSError, UnusableTemplate) as error:
             raise EngineUnavailable(str(error)) from None
         finally:
             # Whatever was done of it, the list of jobs tells.
@@ -210,8 +209,8 @@ class BlockEngine:
         words = [*launch.pilot, "--name", member_prefix(self.name, token), "--slots", str(self._policy.slots)]
         words += ["--secrets", str(self._secrets(token)), "--", *launch.worker_arguments]
         words += ["--labels", f"{POOL_LABEL}={pool_label(self.kind, self.name)}", f"block={token}"]
-        template = Environment(undefined=StrictUndefined, autoescape=False).from_string(launch.template)  # noqa: S701
-        return template.render(
+        return filled(
+            launch.template,
             command=shlex.join(words),
             name=name,
             nodes=nodes,
