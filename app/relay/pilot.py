@@ -6,6 +6,7 @@ ends when it is told to, or shortly before the end of the job, which its workers
 
 import asyncio
 import contextlib
+import ctypes
 import json
 import logging
 import os
@@ -30,6 +31,8 @@ _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 30.0
 # For a worker to give back its task after its grace, and for the relay to pass that on.
 _KILL_SECONDS = 5.0
 _RELAY_SECONDS = 6.0
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +107,11 @@ class _Pilot:
         words += self._settings.relay_arguments
         while True:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, *words, stdin=asyncio.subprocess.DEVNULL, start_new_session=True
+                sys.executable,
+                *words,
+                stdin=asyncio.subprocess.DEVNULL,
+                start_new_session=True,
+                preexec_fn=_end_with_the_pilot,
             )
             try:
                 code = await process.wait()
@@ -170,6 +177,7 @@ class _Pilot:
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=(descriptor,),
                 start_new_session=True,
+                preexec_fn=_end_with_the_pilot,
             )
         stopping = asyncio.create_task(self._stop.wait())
         ending = asyncio.create_task(process.wait())
@@ -186,6 +194,12 @@ class _Pilot:
     async def _wait(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stop.wait(), seconds)
+
+
+def _end_with_the_pilot() -> None:
+    """Ask the kernel for SIGTERM when the pilot is killed: a job is not over while its outputs are open."""
+    if sys.platform == "linux":
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 async def _end(process: asyncio.subprocess.Process, seconds: float) -> None:

@@ -70,3 +70,19 @@ def test_workers_register_through_the_relay_and_are_started_again(plane: FakeCon
             pilot.kill()
             pilot.wait()
     assert "CONVENER" not in (tmp_path / "log").read_text()
+
+
+@pytest.mark.slow
+def test_nothing_outlives_a_pilot_that_is_killed(plane: FakeControlPlane, tmp_path: Path) -> None:
+    """A batch scheduler takes a job for running as long as anything of it writes to its output."""
+    write_private(tmp_path / "secrets", json.dumps({"CONVENER_KEY": POOL_KEY}))
+    words = ["--name", "b", "--node", "0", "--slots", "2", "--secrets", str(tmp_path / "secrets"), "--grace", "1"]
+    with served(plane) as url:
+        pilot = subprocess.Popen(
+            [sys.executable, "-m", "app.cli", "pilot", "--url", url, *words, "--", "--handlers", "examples.echo"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        plane.wait_for("register", 2)
+        pilot.kill()
+        pilot.communicate(timeout=30)  # returns once nobody holds the output any more
