@@ -22,13 +22,16 @@ from uuid import uuid4
 import httpx
 import psutil
 
+from app.workers.rules.pool import CrashPolicy
 from benchmarks import report
 from benchmarks.figures import Figure, Section
 from benchmarks.machine import Machine
 
 AIM_SECONDS = 2.0
 _TASKS, _TASK_SECONDS = 2000, 0.5
-_START_SECONDS, _RECOVERY_SECONDS, _PAUSE_SECONDS = 120.0, 60.0, 3.0
+# Longer than a worker lives that counts as one which crashes at its start, and whose place then rests.
+_PAUSE_SECONDS = CrashPolicy().young_seconds + 2.0
+_START_SECONDS, _RECOVERY_SECONDS = 120.0, 60.0
 _SERVICE = ("app.main", "app.background")
 # What is killed at once, by the words of command lines; only one worker in the first.
 _SERIES = {
