@@ -106,14 +106,20 @@ SELECT id, name, incarnation, slot IS NOT NULL AS is_provisioned, registered_by,
 FROM workers WHERE name = ANY (CAST(:names AS text[])) AND {LIVE} ORDER BY id FOR UPDATE
 """)
 
-_REGISTER = text("""
+# In steps: a claim takes each lane for workers of one and the same end, and those of one job register seconds apart.
+# The end is the earlier one, and short lives lose no more than a second of it.
+_ENDS_AT = """date_bin(
+    CASE WHEN CAST(:seconds_left AS float8) >= 600 THEN interval '15 seconds' ELSE interval '1 second' END,
+    now() + make_interval(secs => CAST(:seconds_left AS float8)), 'epoch')"""
+
+_REGISTER = text(f"""
 INSERT INTO workers (id, name, incarnation, state, host, pid, capabilities, labels, version, memory_gb, cpu_cores,
                      gpus, resources, registered_by, lost_after_seconds, ends_at, provisioner, requested_at,
                      launched_at, started_at, registered_at)
 SELECT :id, :name, 1 + coalesce((SELECT max(incarnation) FROM workers WHERE name = :name), 0), 'starting', :host, :pid,
        CAST(:capabilities AS text[]), CAST(:labels AS jsonb), :version, :memory_gb, :cpu_cores,
        :gpus, CAST(:resources AS jsonb), :registered_by, :lost_after_seconds,
-       now() + make_interval(secs => CAST(:seconds_left AS float8)), CAST(:provisioner AS text),
+       {_ENDS_AT}, CAST(:provisioner AS text),
        least(coalesce(CAST(:member_created_at AS timestamptz), now()), now()),
        CASE WHEN CAST(:provisioner AS text) IS NOT NULL THEN now() END, now(), now()
 RETURNING name, incarnation
@@ -121,11 +127,11 @@ RETURNING name, incarnation
 
 # Once, and only while it is awaited. The host stays that of the provisioner, by which the pool is counted, whatever the
 # worker calls it.
-_REGISTER_LAUNCHED = text("""
+_REGISTER_LAUNCHED = text(f"""
 UPDATE workers SET pid = :pid, capabilities = CAST(:capabilities AS text[]),
     labels = CAST(:labels AS jsonb), version = :version, memory_gb = :memory_gb, cpu_cores = :cpu_cores,
     gpus = :gpus, resources = CAST(:resources AS jsonb),
-    lost_after_seconds = :lost_after_seconds, ends_at = now() + make_interval(secs => CAST(:seconds_left AS float8)),
+    lost_after_seconds = :lost_after_seconds, ends_at = {_ENDS_AT},
     registered_at = now(), started_at = coalesce(started_at, now())
 WHERE id = :id AND state = 'starting' AND registered_at IS NULL
 RETURNING name, incarnation

@@ -1,6 +1,7 @@
 """Workers: registered, seen, told what to do, drained, superseded and lost."""
 
 import asyncio
+from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
@@ -213,6 +214,22 @@ async def test_a_name_whose_worker_is_over_is_still_a_new_incarnation(database: 
     first = await register_worker(database, "again")
     await lose_worker(database, first.worker_id)
     assert (await register_worker(database, "again")).incarnation == 2
+
+
+@pytest.mark.parametrize(("seconds_left", "step"), [(7200.0, 15), (601.0, 15), (599.0, 1), (3.2, 1)])
+async def test_workers_of_one_job_have_ends_in_common_which_are_not_too_late(
+    database: Database, seconds_left: float, step: int
+) -> None:
+    before = datetime.now(UTC).timestamp()
+    ids = [(await register_worker(database, seconds_left=seconds_left - n / 8)).worker_id for n in range(8)]
+    ends = [
+        float(await value(database, "SELECT extract(epoch FROM ends_at)::float8 FROM workers WHERE id = $1", worker_id))
+        for worker_id in ids
+    ]
+    after = datetime.now(UTC).timestamp()
+    assert {end % step for end in ends} == {0}
+    assert len(set(ends)) <= 2 + (1 + after - before) / step
+    assert all(before + seconds_left - 1 - step <= end <= after + seconds_left for end in ends)
 
 
 async def test_a_launch_that_nobody_requested_is_refused(database: Database) -> None:
