@@ -11,12 +11,15 @@ from dataclasses import dataclass, replace
 
 from app.diagnosis.rules.facts import Place
 from app.kernel.agents import AgentType
+from app.kernel.histograms import Durations
 from app.kernel.lanes import Lane
 
 _HORIZON_SECONDS = 30 * 86_400.0
 _MOST_ROUNDS = 50
 _SETTLED = 1.01
 _LEAST_WEIGHT = 1e-9
+# So many tasks tell their mean better than what was assumed or learned before them.
+_ENOUGH_TASKS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +87,15 @@ def estimate_start(line: Line, policy: StartPolicy = StartPolicy()) -> StartEsti
         # From then on time counts half, as if there were twice as many workers.
         median, late = (min(wait, (wait + line.grows_after_seconds) / 2) for wait in (median, late))
     return StartEstimate(p50_seconds=median, p90_seconds=late)
+
+
+def service_seconds(lately: Durations, learned_seconds: float) -> float:
+    """Seconds that a task takes: the mean of those that completed lately, or what was learned where they are few.
+
+    What the pool is sized by would be too long for short tasks: it has a floor and counts its prior as a task.
+    """
+    mean = lately.mean
+    return learned_seconds if not mean or lately.count < _ENOUGH_TASKS else mean
 
 
 def rivals(

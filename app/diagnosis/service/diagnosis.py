@@ -153,11 +153,15 @@ async def _awaited(connection: AsyncConnection, name: str, at: datetime) -> Awai
 
 
 async def _line(connection: AsyncConnection, facts: Facts) -> Line:
-    """The line in which a task stands, by what the scaling loop has learned; before its first decision by priors."""
+    """The line in which a task stands, by the tasks that completed lately and what the scaling loop has learned."""
     learned = await scaling_state.read(connection)
     estimates = learned.estimates if learned else Estimates(at=facts.at - _FRESH)
     task, workers = facts.task, facts.workers
-    seconds = {agent: scaling.task_seconds(estimates, agent) for agent in AgentType}
+    run_times = await store.run_times(connection)
+    seconds = {
+        agent: start.service_seconds(durations, scaling.task_seconds(estimates, agent))
+        for agent, durations in run_times.items()
+    }
     start_seconds = scaling.start_seconds(estimates, USUAL_START_SECONDS)
     target = await decisions.target(connection) or 0
     # Those that the last decision wants and nobody has asked for yet.
@@ -180,7 +184,7 @@ async def _line(connection: AsyncConnection, facts: Facts) -> Line:
         busy=workers.busy,
         starting=starting,
         grows_after_seconds=await _growth_seconds(connection, target) if facts.at - estimates.at < _FRESH else None,
-        variation=(await store.run_times(connection, task.agent_type)).variation,
+        variation=run_times[task.agent_type].variation,
     )
 
 

@@ -145,8 +145,8 @@ CROSS JOIN LATERAL (
 _MOST_COUNTED = 250
 
 _RUN_TIMES = text(f"""
-SELECT tasks, seconds, histogram FROM queue_minutes
-WHERE minute > now() - interval '15 minutes' AND agent_type = :agent_type AND kind = '{TaskEvent.COMPLETED.value}'
+SELECT agent_type, tasks, seconds, histogram FROM queue_minutes
+WHERE minute > now() - interval '15 minutes' AND kind = '{TaskEvent.COMPLETED.value}'
 """)
 
 _BLOCKING = text("""
@@ -284,10 +284,13 @@ def _estimate(position: Position, ahead: Any, after: Any, total: int) -> int:
     return int(ahead.tasks + share * between)
 
 
-async def run_times(connection: AsyncConnection, agent: AgentType) -> Durations:
-    """Run times of the tasks of an agent type that completed lately."""
-    rows = (await connection.execute(_RUN_TIMES, {"agent_type": agent.value})).mappings()
-    return total(Durations(count=row["tasks"], seconds=row["seconds"], histogram=row["histogram"]) for row in rows)
+async def run_times(connection: AsyncConnection) -> dict[AgentType, Durations]:
+    """Run times of the tasks that completed lately, of every agent type."""
+    minutes: dict[AgentType, list[Durations]] = {agent: [] for agent in AgentType}
+    for row in (await connection.execute(_RUN_TIMES)).mappings():
+        durations = Durations(count=row["tasks"], seconds=row["seconds"], histogram=row["histogram"])
+        minutes[AgentType(row["agent_type"])].append(durations)
+    return {agent: total(durations) for agent, durations in minutes.items()}
 
 
 async def blocking(connection: AsyncConnection, length: timedelta) -> Blocking | None:

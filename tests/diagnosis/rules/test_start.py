@@ -7,8 +7,17 @@ from typing import Any
 import pytest
 
 from app.diagnosis.rules.facts import Place
-from app.diagnosis.rules.start import Line, Rival, StartEstimate, StartPolicy, estimate_start, rivals
+from app.diagnosis.rules.start import (
+    Line,
+    Rival,
+    StartEstimate,
+    StartPolicy,
+    estimate_start,
+    rivals,
+    service_seconds,
+)
 from app.kernel.agents import AgentType
+from app.kernel.histograms import Durations
 from app.kernel.lanes import Lane, Priority
 from app.queue.rules.fair_queueing import EQUAL_WEIGHTS
 from app.scaling.rules.target import ScalingPolicy
@@ -83,6 +92,13 @@ def test_who_goes_first_goes_by_priority_and_weight() -> None:
     assert set(by_tasks) == {2, 7, 100}
     assert by_tasks[7].arrivals_per_second == 0.5
     assert by_tasks[100].limit == pytest.approx(10)
+
+
+def test_tasks_that_completed_lately_tell_how_long_one_takes_once_there_are_some() -> None:
+    assert service_seconds(Durations(), 20.0) == 20.0
+    assert service_seconds(Durations(count=4, seconds=2.0), 4.1) == 4.1
+    assert service_seconds(Durations(count=20, seconds=12.0), 1.5) == 0.6
+    assert service_seconds(Durations(count=20, seconds=0.0), 1.5) == 1.5
 
 
 class _Watched(engine._Engine):
