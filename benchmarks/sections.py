@@ -178,7 +178,7 @@ async def _dashboard(options: argparse.Namespace) -> Section:
 
 
 async def _estimates(_: argparse.Namespace) -> Section:
-    return Section(title="estimates of starts in a live burst", figures=await start_estimates.measure())
+    return Section(title="estimates of starts in live bursts", figures=await start_estimates.measure())
 
 
 SHARED: dict[str, Callable[[Run], Awaitable[None]]] = {

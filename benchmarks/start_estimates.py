@@ -1,4 +1,4 @@
-"""Estimates of starts in a live burst: the share of tasks that real workers begin before the stated p50 and p90."""
+"""Estimates of starts in live bursts: the share of tasks that real workers begin before the stated p50 and p90."""
 
 import asyncio
 import json
@@ -19,6 +19,8 @@ _WORKERS = 6
 _AGENTS = ("generation", "ranking", "reflection")
 _MEAN_SECONDS, _DEVIATION = 0.6, 0.6
 _LEARNING, _BURST = 60, 240
+# The tasks of one burst are all early or all late together: one alone tells little.
+_BURSTS = 5
 # Asked at once, and of how many tasks the estimate is asked for again while the burst lasts.
 _ASKED_AT_ONCE = 8
 _ROUNDS = 2
@@ -35,7 +37,7 @@ class Estimate:
 
 
 async def measure(seed: int = 1) -> list[Figure]:
-    """The figures of one burst."""
+    """The figures of all bursts together."""
     rng = random.Random(seed)
     async with AsyncExitStack() as stack:
         testbed = await stack.enter_async_context(start_testbed(with_loops=True))
@@ -51,13 +53,15 @@ async def measure(seed: int = 1) -> list[Figure]:
         for _ in range(_WORKERS):
             await _start_worker(stack, testbed)
         await _until_idle(client, await _submit(client, rng, _LEARNING))
-        ids = await _submit(client, rng, _BURST)
-        estimates = []
-        for _ in range(_ROUNDS):
-            estimates += await _ask(client, ids)
-            await asyncio.sleep(_BURST * _MEAN_SECONDS / _WORKERS / (_ROUNDS + 1))
-        await _until_idle(client, ids)
-        started = {task_id: await _started_at(client, task_id) for task_id in ids}
+        estimates: list[Estimate] = []
+        started: dict[str, datetime] = {}
+        for _ in range(_BURSTS):
+            ids = await _submit(client, rng, _BURST)
+            for _ in range(_ROUNDS):
+                estimates += await _ask(client, ids)
+                await asyncio.sleep(_BURST * _MEAN_SECONDS / _WORKERS / (_ROUNDS + 1))
+            await _until_idle(client, ids)
+            started |= {task_id: await _started_at(client, task_id) for task_id in ids}
     return _figures(estimates, started)
 
 

@@ -50,9 +50,10 @@ def test_the_more_are_ahead_the_later_and_the_more_workers_the_sooner() -> None:
 
 
 def test_a_pool_that_may_grow_shortens_long_waits_alone() -> None:
-    fixed, growing = _estimate(99, busy=10), _estimate(99, busy=10, grows_after_seconds=15.0)
-    assert growing.p50_seconds == pytest.approx((fixed.p50_seconds + 15) / 2)
-    assert _estimate(2, busy=10, grows_after_seconds=15.0) == _estimate(2, busy=10)
+    late, soon = (_estimate(99, busy=10, grows_after_seconds=seconds) for seconds in (1e6, 15.0))
+    assert soon.p50_seconds == pytest.approx((late.p50_seconds + 15) / 2)
+    assert _estimate(2, busy=10, grows_after_seconds=15.0) == _estimate(2, busy=10, grows_after_seconds=1e6)
+    assert _estimate(99, busy=10).p90_seconds < late.p90_seconds
 
 
 def test_without_workers_nobody_can_tell_and_a_starting_one_takes_it_when_it_is_ready() -> None:
@@ -107,7 +108,7 @@ class _Watched(engine._Engine):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._arrivals: list[deque[float]] = [deque() for _ in AGENTS]
-        self._sums = [[0, 0.0, 0.0] for _ in AGENTS]
+        self._ended: list[deque[tuple[float, float]]] = [deque() for _ in AGENTS]
         self._estimates: dict[int, StartEstimate | None] = {}
         self.outcomes: list[tuple[float, StartEstimate | None]] = []
 
@@ -124,15 +125,19 @@ class _Watched(engine._Engine):
             self.outcomes.append((now - since, self._estimates.pop(job)))
 
     def _end(self, now: float, job: int, is_death: bool) -> None:
-        sums, seconds = self._sums[self._workload.agents[job]], self._workload.seconds[job]
-        sums[0], sums[1], sums[2] = sums[0] + 1, sums[1] + seconds, sums[2] + seconds**2
+        self._ended[self._workload.agents[job]].append((now, self._workload.seconds[job]))
         super()._end(now, job, is_death)
 
     def _line(self, kind: int, now: float) -> Line:
         waiting = {_lane(other): len(jobs) for other, jobs in enumerate(self._backlog._jobs)}
-        seconds = {agent: self._service.estimate(agent) for agent in AGENTS}
+        lately = [self._lately(other, now) for other in range(len(AGENTS))]
+        seconds = {
+            agent: service_seconds(Durations(count=len(some), seconds=sum(some)), self._service.estimate(agent))
+            for agent, some in zip(AGENTS, lately, strict=True)
+        }
         running = {agent: self._running[other] for other, agent in enumerate(AGENTS)}
-        ahead, (count, total, squares) = waiting[_lane(kind)] - 1, self._sums[kind]
+        ahead, count, total = waiting[_lane(kind)] - 1, len(lately[kind]), sum(lately[kind])
+        squares = sum(one**2 for one in lately[kind])
         chosen = rivals(
             _lane(kind),
             Place(same=ahead),
@@ -153,6 +158,13 @@ class _Watched(engine._Engine):
             grows_after_seconds=15.0 if self._pool.total < self._world.max_workers else None,
             variation=squares * count / total**2 - 1 if count > 5 else None,
         )
+
+    def _lately(self, kind: int, now: float) -> list[float]:
+        """Seconds that each task of the last 15 minutes took."""
+        ended = self._ended[kind]
+        while ended and ended[0][0] < now - 900:
+            ended.popleft()
+        return [seconds for _, seconds in ended]
 
     def _rate(self, kind: int, now: float) -> float:
         times = self._arrivals[kind]
@@ -181,6 +193,13 @@ def test_nine_of_ten_start_in_time_where_the_pool_stays_as_it_is() -> None:
     assert 0.85 <= share <= 0.95
 
 
+def test_nine_of_ten_start_in_time_where_a_fixed_pool_is_too_small() -> None:
+    workload = synthetic.poisson(rate=1.3, mean_seconds=4.0, span=1800)
+    tasks, share = _share_before_p90(workload, World(min_workers=5, max_workers=5))
+    assert tasks > 2000
+    assert 0.85 <= share <= 0.95
+
+
 @pytest.mark.slow
 def test_nine_of_ten_start_in_time_over_both_traces() -> None:
     world = World(min_workers=10, max_workers=1000)
@@ -191,7 +210,7 @@ def test_nine_of_ten_start_in_time_over_both_traces() -> None:
 
 def test_a_wider_policy_gives_a_wider_interval() -> None:
     line = Line(ahead=Random(1).randint(5, 50), seconds=3.0, busy=4)
-    narrow, wide = (estimate_start(line, StartPolicy(rate_uncertainty=share)) for share in (0.1, 0.5))
+    narrow, wide = (estimate_start(line, StartPolicy(fixed_rate_uncertainty=share)) for share in (0.1, 0.5))
     assert narrow is not None
     assert wide is not None
     assert narrow.p90_seconds < wide.p90_seconds
