@@ -11,6 +11,7 @@ from app.db import notify
 from app.http.services import Services
 from app.kernel.errors import TooManyRequests
 from app.kernel.events import EventKind
+from app.queue.service import cursors
 from app.queue.store import events
 from app.queue.store.events import Cursor, Event
 
@@ -90,10 +91,13 @@ class Follower:
     async def read_page(self, limit: int, max_bytes: int | None = None) -> Sequence[Event]:
         """Read up to `limit` of the next events, as far as `max_bytes` hold them, and move the cursor behind them.
 
-        Raises DatabaseUnavailable.
+        Raises DatabaseUnavailable, CursorAhead.
         """
         async with self._services[EventReaders].slots, self._services.database.reading() as connection:
             batch = await events.read_batch(connection, self.cursor, self._namespace, limit, max_bytes)
+            # A horizon may go back for a moment, so this alone is no proof.
+            if batch.is_ahead:
+                await cursors.check(connection, self.cursor)
         self.cursor, self.is_behind, self.is_held = batch.next, batch.has_more, batch.is_held
         return batch.items
 

@@ -172,6 +172,10 @@ async def stream(
 
     A client that connects again with `Last-Event-ID` goes on where it was. Ids without data tell how far the stream
     has come where nothing was wanted; there is a comment every 15 s when nothing happens.
+
+    Where the database is another one since, as after a failover to a standby that lagged, and knows less than this
+    stream has told, an event `cursor_ahead` says so, and the stream ends: read how things stand now, and go on with
+    `after=now`. Its id is refused with the problem of this name.
     """
     event_filter = _filter(namespace, goal_id, kind, since)
     return await _open_stream(request, services, last_event_id or after, event_filter)
@@ -206,6 +210,10 @@ async def _turns(
         while await _may_continue(request, services, event_filter) and not await request.is_disconnected():
             try:
                 page = await follower.read_page(_PAGE, _PAGE_BYTES)
+            except CursorAhead as error:
+                cursor, data = str(follower.cursor), json.dumps({"code": error.code, "detail": error.detail})
+                yield Batch(messages=[Message(id=cursor, kind=error.code, data=data)], cursor=cursor)
+                return
             except DatabaseUnavailable:
                 page, follower.is_behind = (), False
             messages = [_message(event) for event in event_filter.select(page)]
@@ -264,7 +272,10 @@ async def _read_until_found(
     limit: int,
     wait_seconds: float,
 ) -> tuple[list[Event], Cursor]:
-    """Read until an event matches, `wait_seconds` have passed, or the key does not permit it any more."""
+    """Read until an event matches, `wait_seconds` have passed, or the key does not permit it any more.
+
+    Raises CursorAhead.
+    """
     clock = asyncio.get_running_loop().time
     end = clock() + wait_seconds
     with Follower(services, request.state.principal.key_id, start, event_filter.namespace) as follower:

@@ -18,5 +18,5 @@ async def check(connection: AsyncConnection, cursor: Cursor) -> None:
     if cursor.transaction > span.latest_transaction:
         raise CursorAhead(
             "this cursor is ahead of every event: it comes from another service, or from before an older state was "
-            "restored; read how things stand now, and go on with `after=now`"
+            "restored or a standby promoted that lagged; read how things stand now, and go on with `after=now`"
         )

@@ -45,13 +45,15 @@ class KeptSpan:
 class EventBatch:
     """Events, and the cursor to go on from.
 
-    `has_more`: there may be more already. `is_held`: an open transaction may keep some waiting.
+    `has_more`: there may be more already. `is_held`: an open transaction may keep some waiting. `is_ahead`: the cursor
+    is beyond what can be read now, as one of before a failover may be.
     """
 
     items: Sequence["Event"]
     next: Cursor
     has_more: bool
     is_held: bool
+    is_ahead: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,19 +176,20 @@ async def read_batch(
     fill the window that it reads.
     """
     horizon = await folds.horizon(connection, "events")
+    edges = {"is_held": horizon.is_held, "is_ahead": start.transaction > horizon.transaction}
     values: dict[str, Any] = {**_span(start, horizon), "limit": limit, "page_bytes": max_bytes or PAGE_BYTES}
     if namespace is None:
         rows = (await connection.execute(_READ, values)).mappings().all()
         await turn(connection)
         items = [_event(row) for row in rows]
         following = items[-1].cursor if items else start
-        return EventBatch(items=items, next=following, has_more=_is_full(rows, limit), is_held=horizon.is_held)
+        return EventBatch(items=items, next=following, has_more=_is_full(rows, limit), **edges)
     statement = text(_READ_WITHIN.format(own=_OWN.format(condition=namespaces.condition(namespace))))
     values |= {"window": _WINDOW, "namespace": namespace}
     rows = (await connection.execute(statement, values)).mappings().all()
     await turn(connection)
     if not rows:
-        return EventBatch(items=[], next=start, has_more=False, is_held=horizon.is_held)
+        return EventBatch(items=[], next=start, has_more=False, **edges)
     own_rows = [row for row in rows if row["transaction"] is not None]
     items = [_event(row) for row in own_rows]
     edge = Cursor(transaction=rows[0]["edge_transaction"], seq=rows[0]["edge_seq"])
@@ -195,7 +198,7 @@ async def read_batch(
         items=items,
         next=items[-1].cursor if is_full else edge,
         has_more=is_full or rows[0]["looked_at"] == _WINDOW,
-        is_held=horizon.is_held,
+        **edges,
     )
 
 

@@ -258,6 +258,35 @@ async def test_an_outage_of_the_database_is_waited_out(
     assert _numbers(await _take(Source(service=port.service), 2)) == [0, 1]
 
 
+async def _count_transactions_from(database: Database, offset: int) -> None:
+    """Let the numbers of transactions be so much higher, or lower again, as on a standby that has lagged."""
+    await execute(
+        database,
+        "CREATE OR REPLACE FUNCTION convener_transaction_offset() RETURNS bigint LANGUAGE sql IMMUTABLE "
+        f"AS $$SELECT {offset}::bigint$$",
+    )
+
+
+async def test_whoever_follows_over_a_failover_that_lost_events_is_told(own_database: Database) -> None:
+    async with on_a_port(own_database) as port:
+        await _count_transactions_from(own_database, 10**6)
+        source = Source(service=port.service, query={"after": "now"})
+        async with asyncio.timeout(60), source.open() as stream:
+            await port.service.submitted()
+            assert (await anext(stream))[1] == "task.submitted"
+            waiting = asyncio.create_task(
+                port.service.ask("GET", "/events", params={"after": source.last_id, "wait_seconds": 30})
+            )
+            await _count_transactions_from(own_database, 0)
+            cursor, kind, data = await anext(stream)
+            assert (cursor, kind, json.loads(data)["code"]) == (source.last_id, "cursor_ahead", "cursor_ahead")
+            assert await _rest(stream) == []
+            is_problem(await waiting, 422, "cursor_ahead")
+        # Nor does it go on when it connects again.
+        again = await port.service.ask("GET", "/events/stream", headers={"Last-Event-ID": source.last_id})
+        is_problem(again, 422, "cursor_ahead")
+
+
 async def test_what_is_not_allowed_is_a_problem_before_a_stream_begins(port: Port) -> None:
     for path in ("/events", "/events/stream"):
         headers = {"Accept": "text/event-stream"}
