@@ -12,6 +12,7 @@ import logging
 import signal
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -273,11 +274,18 @@ async def _build_routes(app: ASGIApp) -> None:
 
 
 class Server(uvicorn.Server):
-    """Serves the port, and a unix socket without TLS; answers long polls as soon as it is stopped."""
+    """Serves the port, and a unix socket without TLS; answers long polls as soon as it is stopped.
 
-    def __init__(self, config: uvicorn.Config, unix_socket: UnixSocket | None = None) -> None:
+    SIGTERM, as an orchestrator sends it, stops it only after `drain_seconds`, unless it comes twice.
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, unix_socket: UnixSocket | None = None, *, drain_seconds: float = 0.0
+    ) -> None:
         super().__init__(config)
         self._unix_socket = unix_socket
+        self._drain_seconds = drain_seconds
+        self._drains_until: float | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen on both; not by uvicorn's own, which lets a TLS handshake take a minute."""
@@ -308,9 +316,28 @@ class Server(uvicorn.Server):
         self.started = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Stop in order; whatever hangs ends with the process."""
+        """Stop in order, after the time to drain; whatever hangs ends with the process."""
+        if sig == signal.SIGTERM and self._begins_to_drain():
+            return
         signal.setitimer(signal.ITIMER_REAL, _END_SECONDS)
         super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Stop where the time to drain is over."""
+        if self._drains_until is not None and time.monotonic() >= self._drains_until and not self.should_exit:
+            self.handle_exit(signal.SIGTERM, None)
+        return await super().on_tick(counter)
+
+    def _begins_to_drain(self) -> bool:
+        """Be not ready from now on, and serve as ever; False where there is no time for it, or it has begun already."""
+        app = self.config.app
+        if not self._drain_seconds or self._drains_until is not None or not self.started:
+            return False
+        if not isinstance(app, FastAPI):
+            return False
+        self._drains_until = time.monotonic() + self._drain_seconds
+        app.state.services.is_draining = True
+        return True
 
     def _protocol(self) -> asyncio.Protocol:
         return BoundedHeads(self.config, self.server_state, self.lifespan.state)
@@ -365,7 +392,7 @@ def serve(settings: Settings) -> None:
         log.warning("%s: %s", EXPOSED, EXPOSED_REMEDY)
     try:
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-            runner.run(Server(config, unix_socket).serve())
+            runner.run(Server(config, unix_socket, drain_seconds=settings.drain_seconds).serve())
     finally:
         if unix_socket is not None:
             unix_socket.remove()

@@ -187,6 +187,12 @@ class Settings(BaseModel):
     trusted_proxies: str = Field(
         "", description="addresses of proxies, with commas between, whose X-Forwarded-For names the client"
     )
+    drain_seconds: float = Field(
+        0.0,
+        ge=0,
+        le=300,
+        description="after SIGTERM the API is not ready and serves on for so long, until load balancers have seen it",
+    )
     metrics_open: bool = Field(False, description="scrapers of GET /metrics need no key")
 
     @field_validator("queue_quotas", "webhook_hosts", mode="before")

@@ -244,7 +244,10 @@ def _environment(settings: Settings) -> dict[str, str]:
 def _programs(
     settings: Settings, environment: Mapping[str, str], secrets: Mapping[str, str], logs: Path | None
 ) -> list[Program]:
-    programs = (("api", "app.main", 8.0), ("loops", "app.background", settings.stop_grace_seconds + 10))
+    programs = (
+        ("api", "app.main", settings.drain_seconds + 8),
+        ("loops", "app.background", settings.stop_grace_seconds + 10),
+    )
     return [
         Program(
             name=name,

@@ -26,6 +26,8 @@ class Services:
     def __init__(self, database: Database, *parts: object) -> None:
         self.database = database
         self.stopping = False
+        # Not ready any more, and serving as ever.
+        self.is_draining = False
         # By type instead of by name, so that mypy knows what each look-up returns.
         self._parts = {kind: part for part in parts for kind in type(part).__mro__ if kind is not object}
 

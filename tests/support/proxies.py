@@ -18,6 +18,7 @@ import pytest
 from tests.support.ports import free_port
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
+HAPROXY = DEPLOY / "haproxy" / "haproxy.cfg"
 # What `.ci/run` sets once it has installed the programs.
 REQUIRED = "CONVENER_TEST_PROXIES"
 _START_SECONDS = 10.0
@@ -84,12 +85,18 @@ class Pooler:
         address = ["-h", "127.0.0.1", "-p", str(self.port), "-U", self.user, "-d", "pgbouncer"]
         subprocess.run(["psql", *address, "-c", words], env=environment, check=True, capture_output=True)
 
+    @property
+    def command(self) -> list[str]:
+        """What runs it; root runs it as another user, since it refuses to run as root."""
+        as_user = ["-u", "nobody"] if os.geteuid() == 0 else []
+        return [program("pgbouncer"), *as_user, str(self.directory / "pgbouncer.ini")]
+
 
 @contextmanager
-def pgbouncer(server_url: str, log: Path, *, settings: Sequence[str] = ()) -> Iterator[Pooler]:
-    """A pgbouncer in front of all databases of a server; `settings` are lines in place of those that deploy/ has."""
+def pooler_files(server_url: str, *, settings: Sequence[str] = ()) -> Iterator[Pooler]:
+    """The files of a pgbouncer in front of all databases of a server; `settings` are lines in place of deploy's."""
     parts = urlsplit(server_url)
-    # Its user must be able to come in, as it refuses to run as root.
+    # Its user must be able to come in.
     directory = Path(tempfile.mkdtemp(prefix="convener-pgbouncer-"))
     directory.chmod(0o711)
     pooler = Pooler(
@@ -107,23 +114,35 @@ def pgbouncer(server_url: str, log: Path, *, settings: Sequence[str] = ()) -> It
             text, places = re.subn(f"^{re.escape(line.partition('=')[0])}=.*$", line, text, flags=re.M)
             assert places == 1, line
         (directory / "pgbouncer.ini").write_text(text)
-        as_user = []
         if os.geteuid() == 0:
-            as_user = ["-u", "nobody"]
             for path in (directory, *directory.iterdir()):
                 shutil.chown(path, "nobody", "nogroup")
-        command = [program("pgbouncer"), *as_user, str(directory / "pgbouncer.ini")]
-        with _running(command, pooler.port, log):
-            yield pooler
+        yield pooler
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
 
 @contextmanager
-def haproxy(api_ports: Sequence[int], log: Path) -> Iterator[int]:
+def pgbouncer(server_url: str, log: Path, *, settings: Sequence[str] = ()) -> Iterator[Pooler]:
+    """A pgbouncer in front of all databases of a server; `settings` are lines in place of those of deploy/."""
+    with pooler_files(server_url, settings=settings) as pooler, _running(pooler.command, pooler.port, log):
+        yield pooler
+
+
+def haproxy_command(file: Path = HAPROXY) -> list[str]:
+    """What runs haproxy in the foreground."""
+    return [program("haproxy"), "-db", "-f", str(file)]
+
+
+def haproxy_places(port: int, api_ports: Sequence[int]) -> dict[str, str]:
+    """The variables of its environment, for its own port and those of two APIs."""
+    places = {f"CONVENER_API_{number}": f"127.0.0.1:{place}" for number, place in enumerate(api_ports, 1)}
+    return {"CONVENER_BIND": f"127.0.0.1:{port}", **places}
+
+
+@contextmanager
+def haproxy(api_ports: Sequence[int], log: Path, file: Path = HAPROXY) -> Iterator[int]:
     """A haproxy in front of two APIs; its port."""
     port = free_port()
-    places = {f"CONVENER_API_{number}": f"127.0.0.1:{place}" for number, place in enumerate(api_ports, 1)}
-    command = [program("haproxy"), "-db", "-f", str(DEPLOY / "haproxy" / "haproxy.cfg")]
-    with _running(command, port, log, CONVENER_BIND=f"127.0.0.1:{port}", **places):
+    with _running(haproxy_command(file), port, log, **haproxy_places(port, api_ports)):
         yield port

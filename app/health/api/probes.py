@@ -80,7 +80,7 @@ async def readyz(services: ServicesDep) -> Response:
     """Ready means: the database answers, its schema is the expected one or a newer one that
     serves this version, and no shutdown has begun."""
     # Not ready before the end, so that a load balancer sends no more requests while those under way finish.
-    if services.stopping:
+    if services.stopping or services.is_draining:
         raise ShuttingDown
     async with services.database.transaction() as connection:
         await now(connection)
