@@ -14,7 +14,8 @@ import os
 from worker_agent.actions import Exit, ExitCode
 from worker_agent.daemon import Daemon, DaemonSettings
 from worker_agent.log_lines import printable, set_up_logging
-from worker_agent.options import read_options
+from worker_agent.options import read_options, read_slots
+from worker_agent.slots import run as run_slots
 from worker_agent.tracing.exporting import start_tracing
 from worker_agent.variables import unknown_variables
 
@@ -30,6 +31,10 @@ _ADVICE = {
 
 def main() -> None:
     """Run the worker; raises SystemExit with one of the documented exit codes."""
+    slots, options = read_slots(sys.argv[1:], os.environ)
+    if slots:
+        set_up_logging(options.log_level, as_json=options.json_logs, file=None, quiet=())
+        raise SystemExit(run_slots(slots, sys.argv[1:], options.grace))
     settings, options = read_options(sys.argv[1:], os.environ)
     try:
         set_up_logging(options.log_level, as_json=options.json_logs, file=options.log_file, quiet=("httpx", "httpcore"))

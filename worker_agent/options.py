@@ -23,6 +23,7 @@ from worker_agent.handlers import Handler, collect_handlers, parse_handler
 from worker_agent.llm.settings import read_settings
 from worker_agent.probing import Probe, UnusableHandler, probe
 from worker_agent.protections import as_json, as_text, determine
+from worker_agent.slots import MAX_SLOTS, Slot, divide
 from worker_agent.storable_text import storable_message
 from worker_agent.wire import AGENT_TYPES, JsonObject
 
@@ -56,14 +57,15 @@ examples:
   convener-worker --url https://lab:8765 --ca-file ca.pem --key-file pool.key --handlers my_agents
   convener-worker --url http://127.0.0.1:8770,https://lab:8765 --handlers my_agents
                          through the relay of this host, and without it when it is away
+  convener-worker --handlers my_agents --slots 4 --gpus all --name lab1
+                         four workers with a quarter of this machine each, and with GPUs of their own
   convener-worker --handler ranking=command:'./rank --fast' --memory-gb 4 --cpu 2 --labels site=lab1
 """
 
 
 def read_options(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[DaemonSettings, argparse.Namespace]:
     """Parse both; raises SystemExit(2) with a message when they are invalid, SystemExit(0) for --help and --version."""
-    parser = _parser()
-    options = parser.parse_args([*_log_arguments(environment), *arguments_from_variables(environment), *arguments])
+    parser, options = _parse(arguments, environment)
     try:
         if options.check_isolation:
             protections = determine(probe(read_rules(options, environment)))
@@ -76,6 +78,27 @@ def read_options(arguments: Sequence[str], environment: Mapping[str, str]) -> tu
         return _settings(options, {**environment, **_handed_over(options.secrets_fd)}), options
     except (UnusableHandler, ValueError, OSError) as error:
         parser.error(str(error))
+
+
+def read_slots(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[Sequence[Slot], argparse.Namespace]:
+    """The slots that this host is divided into, none where it is to be one worker; raises SystemExit(2) if invalid."""
+    parser, options = _parse(arguments, environment)
+    if options.slots == 1 or options.check_isolation or options.check_handlers:
+        return (), options
+    try:
+        if not 1 < options.slots <= MAX_SLOTS:
+            raise ValueError(f"--slots must be from 1 to {MAX_SLOTS}")
+        return divide(options, _limits(options), _resources(options.resource), environment), options
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def _parse(
+    arguments: Sequence[str], environment: Mapping[str, str]
+) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    parser = _parser()
+    words = [*_log_arguments(environment), *arguments_from_variables(environment), *arguments]
+    return parser, parser.parse_args(words)
 
 
 def _log_arguments(environment: Mapping[str, str]) -> list[str]:
@@ -138,6 +161,14 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME=COUNT",
         help="what else its task may ask for: an instrument, a licence of this host",
+    )
+    add(
+        "--slots",
+        type=int,
+        default=1,
+        metavar="COUNT",
+        help="workers to run, called NAME-0, NAME-1, ...: each has its share of --cpu, --memory-gb, --gpus and "
+        "--resource, and its own devices; a log goes to PATH-0, PATH-1, ... (default: 1, which is called NAME)",
     )
     add("--labels", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="labels to register with")
     add("--grace", type=float, default=25.0, metavar="SECONDS", help="for the running task after a stop (default: 25)")
@@ -313,4 +344,6 @@ def _resources(words: Sequence[str]) -> dict[str, int]:
     pairs = [word.partition("=") for word in words]
     if any(not name or not (count or "1").isdecimal() for name, _, count in pairs):
         raise ValueError("--resource is written NAME, or NAME=COUNT with a whole number")
-    return {name: int(count or 1) for name, _, count in pairs}
+    amounts = {name: int(count or 1) for name, _, count in pairs}
+    # A slot whose share is none offers none.
+    return {name: amount for name, amount in amounts.items() if amount}

@@ -135,7 +135,7 @@ ENTRIES: Mapping[str, Entry] = {
     "worker": Entry(
         "app.cli.serve:worker",
         _PROGRAMS,
-        "Run one worker; `convener worker --help` tells its options.",
+        "Run a worker, or one for each slot of this host; `convener worker --help` tells the options.",
         context_settings="PASS_THROUGH",
     ),
     "relay": Entry(

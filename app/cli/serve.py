@@ -38,7 +38,7 @@ def loops() -> None:
 
 
 def worker(context: typer.Context) -> None:
-    """Run one worker; `convener worker --help` tells its options."""
+    """Run a worker, or one for each slot of this host; `convener worker --help` tells the options."""
     _exec_python("-m", "worker_agent", *context.args)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from app.kernel.access import Role
@@ -99,6 +100,27 @@ async def test_no_two_tasks_share_a_device_though_a_worker_is_killed(api: Api, t
             # By its name it takes over from the killed one, whose task goes back to the queue.
             with _worker(api, tmp_path, "one", "--gpus", "1"):
                 tasks = await _ended(client, ids)
+    _check_devices(tasks, killed_at)
+
+
+async def test_no_two_slots_of_a_host_share_a_device(api: Api, tmp_path: Path) -> None:
+    program(tmp_path / "bin", "nvidia-smi", NVIDIA)
+    async with httpx.AsyncClient(base_url=api.url, headers=api.bearer(Role.ADMIN), trust_env=False) as client:
+        task = {"agent_type": "generation", "resources": {"gpus": 1}}
+        answer = await client.post("/tasks/batch", json={"tasks": [task] * 20})
+        ids = [str(task["id"]) for task in answer.json()["tasks"]]
+        with _worker(api, tmp_path, "host", "--slots", "2", "--gpus", "all") as parent:
+            await _until_runs(client, "host-0")
+            await _until_runs(client, "host-1")
+            slot = next(child for child in psutil.Process(parent.pid).children() if "host-0" in child.cmdline())
+            slot.kill()
+            killed_at = time.time()
+            tasks = await _ended(client, ids)
+    _check_devices(tasks, killed_at)
+
+
+def _check_devices(tasks: list[Any], killed_at: float) -> None:
+    """No device was two tasks' at once, and each served after a worker had been killed."""
     spans: dict[str, list[tuple[float, float]]] = {FIRST: [], SECOND: []}
     for task in tasks:
         spans[task["result"]["devices"]].append((task["result"]["began"], task["result"]["ended"]))
