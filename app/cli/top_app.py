@@ -19,6 +19,7 @@ from app.dashboard.attention import Button
 from app.terminal.output import age, duration, plain, sparkline, state
 
 _CURVE = 30
+_LEVEL_WIDTH, _SCROLLBAR_WIDTH, _LEAST_WIDTH = 8, 2, 20
 _COLUMNS = {
     "attention": ("LEVEL", "WHAT NEEDS ATTENTION", "WHAT TO DO"),
     "agents": ("AGENT", "QUEUED", "RUNNING", "A MINUTE", "WEIGHT", "SHARE", "MEAN", "STATE", "LAST HOUR"),
@@ -143,10 +144,24 @@ class Top(App[None]):
         self._rows[name] = rows
         table.display = bool(rows)
         table.clear()
+        if name == "attention":
+            self._share_width(table)
         for _, cells, _ in rows:
-            table.add_row(*cells)
+            table.add_row(*cells, height=None if name == "attention" else 1)
         places = [number for number, row in enumerate(rows) if row[0] == key]
         table.move_cursor(row=places[0] if places else min(place, max(0, len(rows) - 1)), animate=False)
+
+    def _share_width(self, table: "DataTable[Text]") -> None:
+        """Give the sentences what the level leaves of the width: they go on below instead of beyond the edge."""
+        _, *sentences = table.columns.values()
+        free = self.size.width - _LEVEL_WIDTH - 2 * table.cell_padding * len(table.columns) - _SCROLLBAR_WIDTH
+        for column in sentences:
+            column.auto_width, column.width = False, max(_LEAST_WIDTH, free // len(sentences))
+
+    def on_resize(self) -> None:
+        """Show the sentences anew, so that they fit the new width."""
+        if "attention" in self._rows:
+            self._fill("attention", self._rows["attention"])
 
     @work
     async def on_data_table_row_selected(self, event: "DataTable.RowSelected") -> None:

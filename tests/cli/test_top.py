@@ -86,6 +86,23 @@ async def test_it_shows_what_goes_on_and_acts_after_a_question(live_service: Ser
     assert (await convener("workers", "get", worker["worker_id"], "-o", "json")).json["directive"] == "drain"
 
 
+@pytest.mark.parametrize("width", [80, 120, 200])
+async def test_what_to_do_is_on_the_screen_whatever_its_width(live_service: Service, width: int) -> None:
+    app = await _app(live_service, Role.OPERATOR)
+    async with app.run_test(size=(width, 60)) as pilot:
+        await _until(pilot, lambda: bool(_texts(app, "attention")))
+        table = app.query_one("#attention", DataTable)
+        await _until(pilot, lambda: table.virtual_size.width > 0)
+        await pilot.pause()
+        assert table.virtual_size.width <= width
+        texts = [text for row in _texts(app, "attention") for text in row[1:]]
+        lines = [row.height for row in table.ordered_rows]
+        # Nothing is cut: the lines of a row hold the longer of its sentences.
+        wide = max(column.width for column in table.ordered_columns)
+        assert sum(lines) * wide >= max(map(len, texts))
+        assert max(lines) > 1 or max(map(len, texts)) <= wide
+
+
 async def test_a_key_is_offered_what_it_may_do(live_service: Service) -> None:
     app = await _app(live_service, Role.READER)
     async with app.run_test(size=(140, 60)) as pilot:
