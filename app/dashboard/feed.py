@@ -42,7 +42,7 @@ class Budget:
     So a change is seen at once, and what changes all the time is looked at the more seldom the more it costs.
     """
 
-    share: float = 1 / 50
+    share: float = 1 / 70
     at_once_seconds: float = 0.3
     _debt: float = 0.0
     _at: float | None = None
