@@ -7,12 +7,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from app.workers.provisioners.scheduler import Job, JobRequest, JobState, SchedulerError, run_command
+from app.workers.provisioners.scheduler import Job, JobRequest, JobState, SchedulerCommands, SchedulerError
 
 _QUEUED = frozenset("QHWTM")
 # Exiting jobs still have processes, and suspended ones keep their nodes (U: for the user of a workstation).
 _RUNNING = frozenset("REBSU")
-_JOB_ID = re.compile(r"\d+(\[\d*\])?\.[\w.-]+")
+_JOB_ID = re.compile(r"(?P<id>\d+(\[\d*\])?\.[\w.-]+)")
 # A finished job, or one that the server has forgotten: pbs_errno 15001 and what follows.
 _GONE = ("unknown job id", "job has finished")
 _AWAY = ("cannot connect to server", "connection refused", "no route to host", "timed out")
@@ -24,7 +24,7 @@ class Pbs:
     kind = "pbs"
 
     def __init__(self, environment: Mapping[str, str], options: Sequence[str] = ()) -> None:
-        self._environment = dict(environment)
+        self._commands = SchedulerCommands(environment, _AWAY)
         self._options = list(options)
 
     async def submit(self, request: JobRequest) -> str:
@@ -33,10 +33,7 @@ class Pbs:
         words = ["-N", request.name, "-r", "n", "-V", "-j", "oe", "-o", request.log]
         words += ["-l", f"select={request.nodes}", "-l", "place=scatter"]
         words += ["-l", f"walltime={clock(request.walltime_seconds)}"]
-        printed = (await self._run("qsub", *words, *self._options, text=request.script)).strip()
-        if _JOB_ID.fullmatch(printed) is None:
-            raise SchedulerError(f"qsub: printed {printed[:100]!r} instead of the id of a job")
-        return printed
+        return await self._commands.submit("qsub", *words, *self._options, script=request.script, job_id=_JOB_ID)
 
     async def jobs(self) -> list[Job]:
         """The jobs of this user that PBS still knows, finished ones where the site keeps them. Raises SchedulerError.
@@ -44,29 +41,21 @@ class Pbs:
         A site that keeps no history refuses -x.
         """
         try:
-            printed = await self._run("qstat", "-x", "-f", "-F", "json")
+            printed = await self._commands.run("qstat", "-x", "-f", "-F", "json")
         except SchedulerError as error:
             if not error.is_refusal:
                 raise
-            printed = await self._run("qstat", "-f", "-F", "json")
+            printed = await self._commands.run("qstat", "-f", "-F", "json")
         return list(read_jobs(printed, owner=getpass.getuser(), now=time.time()))
 
     async def cancel(self, job_ids: Sequence[str]) -> None:
         """Cancel jobs; one that has ended is no error. Raises SchedulerError."""
         for job_id in job_ids:
             try:
-                await self._run("qdel", job_id)
+                await self._commands.run("qdel", job_id)
             except SchedulerError as error:
                 if not any(sign in str(error).lower() for sign in _GONE):
                     raise
-
-    async def _run(self, *words: str, text: str | None = None) -> str:
-        try:
-            return await run_command(*words, environment=self._environment, text=text)
-        except SchedulerError as error:
-            if error.is_refusal and any(sign in str(error).lower() for sign in _AWAY):
-                raise SchedulerError(str(error)) from None
-            raise
 
 
 def read_jobs(printed: str, *, owner: str, now: float) -> Iterator[Job]:

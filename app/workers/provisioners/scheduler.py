@@ -1,6 +1,7 @@
 """Batch schedulers, of which blocks of nodes are asked for as jobs: the interface, and the run of their commands."""
 
 import asyncio
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -72,6 +73,31 @@ class BatchScheduler(Protocol):
     async def cancel(self, job_ids: Sequence[str]) -> None:
         """Cancel jobs; one that has ended is no error."""
         ...
+
+
+class SchedulerCommands:
+    """The commands of a batch scheduler; `away_signs` are what they say where the service itself cannot be reached."""
+
+    def __init__(self, environment: Mapping[str, str], away_signs: Sequence[str]) -> None:
+        self._environment = dict(environment)
+        self._away_signs = tuple(away_signs)
+
+    async def run(self, *words: str, text: str | None = None) -> str:
+        """Run one; return what it prints. Raises SchedulerError, which is a refusal only where the service answered."""
+        try:
+            return await run_command(*words, environment=self._environment, text=text)
+        except SchedulerError as error:
+            if error.is_refusal and any(sign in str(error).lower() for sign in self._away_signs):
+                raise SchedulerError(str(error)) from None
+            raise
+
+    async def submit(self, program: str, *words: str, script: str, job_id: re.Pattern[str]) -> str:
+        """Submit a script by a program whose last line has the id of the job, the group `id`. Raises SchedulerError."""
+        printed = (await self.run(program, *words, text=script)).strip()
+        match = job_id.fullmatch(printed.rpartition("\n")[2].strip())
+        if match is None:
+            raise SchedulerError(f"{program}: printed {printed[:100]!r} instead of the id of a job")
+        return match["id"]
 
 
 async def run_command(

@@ -5,9 +5,10 @@ its fields change with the version of that plugin (`data_parser`), while `--form
 """
 
 import getpass
+import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from app.workers.provisioners.scheduler import Job, JobRequest, JobState, SchedulerError, run_command
+from app.workers.provisioners.scheduler import Job, JobRequest, JobState, SchedulerCommands
 
 _SEPARATOR = "|"
 # The name is ours and holds no separator; the reason comes last, as it may hold anything.
@@ -17,6 +18,8 @@ _QUEUED = frozenset(
 )
 # A job that completes still has processes, and one that is suspended keeps its nodes.
 _RUNNING = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "STAGE_OUT"})
+# sbatch --parsable adds the cluster's name where there are several.
+_JOB_ID = re.compile(r"(?P<id>\d+)(;.*)?")
 # What sbatch and scancel say of jobs and of the service itself; anything else is the job's own fault.
 _AWAY = ("unable to contact slurm controller", "socket timed out", "connection refused", "zero bytes were transmitted")
 
@@ -28,7 +31,7 @@ class Slurm:
 
     def __init__(self, environment: Mapping[str, str], options: Sequence[str] = ()) -> None:
         # Times in seconds since 1970: by default they are in the local time of whoever asks, without its zone.
-        self._environment = {**environment, "SLURM_TIME_FORMAT": "%s"}
+        self._commands = SchedulerCommands({**environment, "SLURM_TIME_FORMAT": "%s"}, _AWAY)
         self._options = list(options)
 
     async def submit(self, request: JobRequest) -> str:
@@ -38,29 +41,17 @@ class Slurm:
         words = ["--parsable", "--no-requeue", "--no-kill", f"--nodes={request.nodes}", "--ntasks-per-node=1"]
         words += [f"--time={_minutes(request.walltime_seconds)}", f"--job-name={request.name}"]
         words += [f"--comment={request.comment}", f"--output={request.log}", "--open-mode=append", "--export=ALL"]
-        printed = await self._run("sbatch", *words, *self._options, text=request.script)
-        job_id = printed.strip().splitlines()[-1].partition(";")[0] if printed.strip() else ""
-        if not job_id.isdecimal():
-            raise SchedulerError(f"sbatch: printed {printed.strip()[:100]!r} instead of the id of a job")
-        return job_id
+        return await self._commands.submit("sbatch", *words, *self._options, script=request.script, job_id=_JOB_ID)
 
     async def jobs(self) -> list[Job]:
         """The jobs of this user that Slurm still knows. Raises SchedulerError."""
         words = ("--noheader", "--states=all", f"--user={getpass.getuser()}", f"--format={_FORMAT}")
-        return list(read_jobs(await self._run("squeue", *words)))
+        return list(read_jobs(await self._commands.run("squeue", *words)))
 
     async def cancel(self, job_ids: Sequence[str]) -> None:
         """Cancel jobs; one that has ended is no error. Raises SchedulerError."""
         if job_ids:
-            await self._run("scancel", "--quiet", *job_ids)
-
-    async def _run(self, *words: str, text: str | None = None) -> str:
-        try:
-            return await run_command(*words, environment=self._environment, text=text)
-        except SchedulerError as error:
-            if error.is_refusal and any(sign in str(error).lower() for sign in _AWAY):
-                raise SchedulerError(str(error)) from None
-            raise
+            await self._commands.run("scancel", "--quiet", *job_ids)
 
 
 def read_jobs(printed: str) -> Iterator[Job]:
