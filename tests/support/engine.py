@@ -16,7 +16,10 @@ from tests.support.factories import beat, registration
 
 
 class NumberEngine:
-    """Members `m-1`, `m-2`, ...; `reason` is why new ones do not come, `outage` why nothing is answered."""
+    """Members `m-1`, `m-2`, ...; `reason` is why new ones do not come, `outage` why nothing is answered.
+
+    After it has given a `refusal` it rests.
+    """
 
     kind = "numbers"
     name = "pool"
@@ -29,6 +32,8 @@ class NumberEngine:
         self.block_size = block_size
         self.reason: str | None = None
         self.outage: str | None = None
+        self.refusal: str | None = None
+        self.is_resting = False
         self.removed: list[str] = []
         self.calls = 0
         self.held = asyncio.Event()
@@ -58,7 +63,10 @@ class NumberEngine:
     async def state(self, *, fresh: bool) -> EngineState:
         if self.outage:
             raise EngineUnavailable(self.outage)
-        return EngineState(requested=self.requested, members=tuple(self.members))
+        refusal = self.refusal if self.is_resting else None
+        return EngineState(
+            requested=self.requested, members=tuple(self.members), refusal=refusal, is_resting=self.is_resting
+        )
 
     def choose(self, state: EngineState, removable: frozenset[str], surplus: int) -> Sequence[str]:
         return sorted(removable)[:surplus]
@@ -68,6 +76,9 @@ class NumberEngine:
         await self.held.wait()
         if self.outage:
             raise EngineUnavailable(self.outage)
+        if self.refusal and size > self.requested:
+            self.is_resting = True
+            raise EngineUnavailable(self.refusal)
         self.requested = size
         self.removed += victims
         self.members = [member for member in self.members if member.name not in victims]

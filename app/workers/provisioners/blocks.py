@@ -35,6 +35,7 @@ from app.workers.rules.blocks import (
     nodes_to_ask_for,
     plan_blocks,
     read_name,
+    rest_seconds,
 )
 from app.workers.rules.engines import EngineMember, EngineState, MemberState
 
@@ -46,6 +47,8 @@ _MAX_SUBMITS = 8
 _KEEP_LOGS_SECONDS = 7 * 86_400.0
 # A start that began longer ago was that of another worker of the same place.
 _YOUNG_SECONDS = 120.0
+# A refusal is told until the next try, which may be some turns after its rest, and not when nobody wants more.
+_RECENT_SECONDS = 30.0
 SECRETS_FILE = "secrets"
 _LOGS = "logs"
 
@@ -93,6 +96,10 @@ class BlockEngine:
         self._blocks: Sequence[Block] = ()
         self._looked_at = float("-inf")
         self._size = 0
+        # Why nothing could be submitted last, how often in a row, and until when it is not tried again.
+        self._refusal: str | None = None
+        self._refusals = 0
+        self._rests_until = float("-inf")
         # Of jobs whose end is told by what they have used, which is told late: the earliest end that was.
         self._ends: dict[str, float] = {}
 
@@ -106,7 +113,13 @@ class BlockEngine:
             *(member for block in plan.expiring for member in self._members(block, is_leaving=False)),
             *(member for block in plan.leaving for member in self._members(block, is_leaving=True)),
         ]
-        return EngineState(requested=plan.capacity, members=members)
+        is_recent = time.monotonic() < self._rests_until + _RECENT_SECONDS
+        return EngineState(
+            requested=plan.capacity,
+            members=members,
+            refusal=self._refusal if is_recent else None,
+            is_resting=self._is_resting(),
+        )
 
     def choose(self, state: EngineState, removable: frozenset[str], surplus: int) -> Sequence[str]:
         """The members of whole blocks that may go."""
@@ -116,7 +129,7 @@ class BlockEngine:
     async def scale(self, state: EngineState, size: int, victims: Sequence[str]) -> None:
         """Cancel the blocks of the victims, and submit or cancel queued ones until the rest has this size.
 
-        Raises EngineUnavailable.
+        Nothing is submitted for a while after a refusal. Raises EngineUnavailable.
         """
         self._size = size
         plan, gone = self._plan(), set(victims)
@@ -127,8 +140,7 @@ class BlockEngine:
             removed += blocks_to_give_up(queued, surplus)
         try:
             await self._scheduler.cancel([block.job_id for block in removed])
-            for nodes in nodes_to_ask_for(-surplus, self._policy)[:_MAX_SUBMITS]:
-                await self._submit(nodes)
+            await self._submit_all(nodes_to_ask_for(-surplus, self._policy)[:_MAX_SUBMITS])
         except (SchedulerError, OSError, UnusableTemplate) as error:
             raise EngineUnavailable(str(error)) from None
         finally:
@@ -187,6 +199,21 @@ class BlockEngine:
                 created_at=datetime.fromtimestamp(block.started_at, UTC) if is_young and block.started_at else None,
                 reason=None if block.is_running else f"its job waits in the queue of {self.kind} ({block.reason})",
             )
+
+    def _is_resting(self) -> bool:
+        return time.monotonic() < self._rests_until
+
+    async def _submit_all(self, sizes: Sequence[int]) -> None:
+        if sizes and self._is_resting():
+            raise EngineUnavailable(self._refusal)
+        for nodes in sizes:
+            try:
+                await self._submit(nodes)
+            except (SchedulerError, OSError, UnusableTemplate) as error:
+                self._refusal, self._refusals = str(error), self._refusals + 1
+                self._rests_until = time.monotonic() + rest_seconds(self._refusals, self._policy)
+                raise
+            self._refusal, self._refusals = None, 0
 
     async def _submit(self, nodes: int) -> None:
         token = make_token(time.time(), secrets.token_hex(4))

@@ -16,7 +16,8 @@ class BlockPolicy:
 
     A replacement is asked for `lead_seconds` before a block ends, earlier where blocks lately had to wait longer, but
     never before half of its time is over. `start_seconds` after its start a job counts as one whose workers are there,
-    and `drain_seconds` before its end they begin to leave.
+    and `drain_seconds` before its end they begin to leave. After a refusal nothing is submitted for
+    `first_rest_seconds`, after each further one for twice as long, `longest_rest_seconds` at most.
     """
 
     slots: int
@@ -26,6 +27,9 @@ class BlockPolicy:
     lead_seconds: float
     drain_seconds: float
     start_seconds: float = 10.0
+    # Each refusal is a call of the scheduler that everybody shares, and what it says seldom changes by itself.
+    first_rest_seconds: float = 5.0
+    longest_rest_seconds: float = 120.0
 
     @property
     def size(self) -> int:
@@ -136,6 +140,11 @@ def lead_seconds(blocks: Iterable[Block], policy: BlockPolicy) -> float:
     waits = [block.queue_seconds for block in blocks if block.queue_seconds is not None]
     longest = 1.5 * max(waits, default=0.0)
     return min(policy.walltime_seconds / 2, max(policy.lead_seconds, longest))
+
+
+def rest_seconds(refusals: int, policy: BlockPolicy) -> float:
+    """Seconds for which nothing is submitted after so many refusals in a row: doubled each time, up to a bound."""
+    return min(policy.longest_rest_seconds, policy.first_rest_seconds * 2.0 ** min(refusals - 1, 30))
 
 
 def nodes_to_ask_for(missing: int, policy: BlockPolicy) -> list[int]:

@@ -41,11 +41,16 @@ class EngineMember:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineState:
-    """The size that an engine was asked for, and its members; `version` makes a change of an older state fail."""
+    """The size that an engine was asked for, and its members; `version` makes a change of an older state fail.
+
+    `refusal` is why it did not start members when it was last asked for more; while `is_resting` it is not asked again.
+    """
 
     requested: int
     members: Sequence[EngineMember]
     version: str = ""
+    refusal: str | None = None
+    is_resting: bool = False
 
     @property
     def active(self) -> Sequence[EngineMember]:
@@ -112,7 +117,7 @@ def plan_engine(state: EngineState, workers: Sequence[MemberWorker], size: int, 
         drain_unplanned=unplanned,
         awaited={m.name: m.created_at for m in active if m.name not in by_name},
         over=_over(state, by_name.keys()),
-        waits=member_waits(active, by_name.keys()),
+        waits=_refused(state, target, block_size) + member_waits(active, by_name.keys()),
     )
 
 
@@ -144,6 +149,13 @@ def _over(state: EngineState, registered: Collection[str]) -> list[str]:
 def _may_go(worker: MemberWorker, drain: Collection[WorkerId]) -> bool:
     # One that is drained only now may still be given a lease until that is committed: it goes in a later turn.
     return worker.leaving and not worker.busy and worker.worker_id not in drain
+
+
+def _refused(state: EngineState, target: int, block_size: int) -> list[MemberWait]:
+    missing = target - state.requested
+    if state.refusal is None or missing < block_size:
+        return []
+    return [MemberWait(reason=state.refusal, members=missing, is_failure=True)]
 
 
 def member_waits(members: Sequence[EngineMember], registered: Collection[str]) -> list[MemberWait]:

@@ -115,7 +115,8 @@ async def _plan(
     # Members that the engine has not made yet go without anybody being chosen.
     chosen = len(victims) - len(plan.over)
     size = min(len(state.active) - chosen, state.requested) if plan.surplus else plan.target
-    if size == state.requested and not victims:
+    is_refused = state.is_resting and size > state.requested
+    if (size == state.requested or is_refused) and not victims:
         return _Turn(plan=plan)
     await engines.begin_scaling(connection, report, _ALONE_SECONDS)
     return _Turn(plan=plan, size=size, victims=victims)

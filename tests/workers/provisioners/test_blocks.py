@@ -1,5 +1,6 @@
 """The engine of blocks over a scheduler that is only a list: what it submits, cancels and hands over."""
 
+import asyncio
 import json
 import os
 import shlex
@@ -32,9 +33,11 @@ class Jobs:
         self.states: dict[str, JobState] = {}
         self.ends: dict[str, float] = {}
         self.refusal: str | None = None
+        self.tries = 0
 
     async def submit(self, request: JobRequest) -> str:
         """Queue it."""
+        self.tries += 1
         if self.refusal:
             raise SchedulerError(self.refusal, is_refusal=True)
         self.requests.append(request)
@@ -175,12 +178,41 @@ async def test_a_block_is_replaced_ahead_of_its_end(tmp_path: Path) -> None:
     assert jobs.states == {"1": JobState.ENDED, "2": JobState.RUNNING}
 
 
-async def test_the_words_of_a_refusal_are_kept(tmp_path: Path) -> None:
+async def test_after_a_refusal_nothing_is_submitted_for_a_while(tmp_path: Path) -> None:
+    jobs = Jobs()
+    blocks = engine(jobs, tmp_path, max_nodes=1, first_rest_seconds=0.2, longest_rest_seconds=0.3)
+    await blocks.scale(await blocks.state(fresh=True), 2, [])
+    jobs.refusal = "sbatch: invalid partition"
+    # The first of two is refused, so the second is not tried.
+    with pytest.raises(EngineUnavailable, match="invalid partition"):
+        await blocks.scale(await blocks.state(fresh=True), 6, [])
+    state = await blocks.state(fresh=True)
+    assert (state.refusal, state.is_resting, jobs.tries) == ("sbatch: invalid partition", True, 2)
+    # What has to go goes meanwhile.
+    with pytest.raises(EngineUnavailable, match="invalid partition"):
+        await blocks.scale(state, 6, [member.name for member in state.members])
+    assert (jobs.tries, jobs.states["1"]) == (2, JobState.ENDED)
+    await asyncio.sleep(0.21)
+    with pytest.raises(EngineUnavailable, match="invalid partition"):
+        await blocks.scale(await blocks.state(fresh=True), 4, [])
+    assert jobs.tries == 3
+    jobs.refusal = None
+    await asyncio.sleep(0.31)
+    await blocks.scale(await blocks.state(fresh=True), 4, [])
+    state = await blocks.state(fresh=True)
+    assert (state.refusal, state.is_resting, state.requested) == (None, False, 4)
+
+
+async def test_one_with_other_settings_tries_at_once(tmp_path: Path) -> None:
     jobs = Jobs()
     jobs.refusal = "sbatch: invalid partition"
     blocks = engine(jobs, tmp_path)
-    with pytest.raises(EngineUnavailable, match="invalid partition"):
+    with pytest.raises(EngineUnavailable):
         await blocks.scale(await blocks.state(fresh=True), 2, [])
+    jobs.refusal = None
+    again = engine(jobs, tmp_path)
+    await again.scale(await again.state(fresh=True), 2, [])
+    assert len(jobs.requests) == 1
 
 
 def test_the_script_for_pbs_hands_environment_and_words_over_unchanged(tmp_path: Path) -> None:

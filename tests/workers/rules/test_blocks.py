@@ -14,6 +14,7 @@ from app.workers.rules.blocks import (
     nodes_to_ask_for,
     plan_blocks,
     read_name,
+    rest_seconds,
 )
 
 POLICY = BlockPolicy(
@@ -110,3 +111,7 @@ def test_only_whole_blocks_are_removed_and_expiring_ones_are_no_surplus() -> Non
     names = {block.token: member_names("lab", block) for block in blocks}
     assert blocks_to_remove("lab", plan, {*names["a"], *names["b"][:3]}, 8) == [blocks[0]]
     assert blocks_to_remove("lab", plan, {*names["a"], *names["b"]}, 7) == []
+
+
+def test_after_each_refusal_in_a_row_the_rest_is_longer_up_to_a_bound() -> None:
+    assert [rest_seconds(refusals, POLICY) for refusals in (1, 2, 3, 5, 6, 100_000)] == [5, 10, 20, 80, 120, 120]

@@ -60,6 +60,15 @@ def test_reasons_are_counted_and_failures_come_first() -> None:
     ]
 
 
+def test_a_refusal_is_the_reason_of_the_members_that_were_not_started() -> None:
+    refused = replace(state(member("a"), member("b")), refusal="no such account")
+    assert plan_engine(refused, [], 6, 2).waits == [MemberWait(reason="no such account", members=4, is_failure=True)]
+    # Nobody misses any, or not a whole block.
+    assert plan_engine(refused, [], 2, 2).waits == []
+    leaving = [worker("a", leaving=True, busy=True)]
+    assert plan_engine(refused, leaving, 2, 2).waits == []
+
+
 def test_of_blocks_whole_ones_are_admitted() -> None:
     assert [admitted(size, 4) for size in (0, 1, 4, 5)] == [0, 4, 4, 8]
 
