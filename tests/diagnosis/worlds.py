@@ -12,22 +12,35 @@ import asyncpg
 
 from app.kernel.agents import AgentType
 from app.queue.rules.degradation import DegradationStep
+from app.queue.rules.tasks import BASE_COMPUTE_SECONDS
 from app.queue.service.expiry import PROMOTE
 
 AGENTS = (AgentType.GENERATION, AgentType.RANKING, AgentType.EVOLUTION)
 GOALS = ("open", "paused", "unswept", "budget", "metered", "returning", "stopped")
 MODELS = {"fine": None, "expired": "key_expired", "empty": "quota_exhausted", "down": "maintenance"}
 AVOID_SECONDS = 3.0
+# Of tasks that name none of their own.
+TIMEOUT_SECONDS = 300.0
 
 
 @dataclass(slots=True, kw_only=True)
 class MadeWorker:
-    """A worker; `way` is heard, silent, starting, unready, draining, or ended."""
+    """A worker; `way` is heard, silent, starting, unready, draining, or ended, and it ends in `seconds`, None: never.
+
+    To attempts of the agent it is assigned to it gives twice their timeout.
+    """
 
     id: UUID
     agents: frozenset[AgentType]
     way: str
+    seconds: float | None = None
+    assigned: AgentType | None = None
     task: "MadeTask | None" = None
+
+    def has_time(self, task: "MadeTask") -> bool:
+        """Whether it lives for as long as an attempt may take."""
+        timeout = TIMEOUT_SECONDS if task.timeout is None else task.timeout
+        return self.seconds is None or self.seconds >= timeout * (2 if self.assigned is task.agent else 1)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -44,6 +57,7 @@ class MadeTask:
     wait: str = "none"
     due: float = 0.0
     waited: float = 60.0
+    timeout: float | None = None
     avoid: UUID | None = None
     blocker: "MadeTask | None" = None
 
@@ -92,7 +106,10 @@ def make(seed: int) -> World:
     for _ in range(random.choice((0, 1, 1, 2, 3, 4))):
         agents = frozenset(random.sample(AGENTS, random.choice((1, 2, 3))))
         way = random.choice(("heard",) * 6 + ("silent", "starting", "unready", "draining", "ended"))
-        world.workers.append(MadeWorker(id=UUID(int=random.getrandbits(128)), agents=agents, way=way))
+        worker = MadeWorker(id=UUID(int=random.getrandbits(128)), agents=agents, way=way)
+        worker.seconds = random.choice((None,) * 6 + (30.0, 100.0, 400.0, 1000.0))
+        worker.assigned = random.choice((None, *sorted(agents)))
+        world.workers.append(worker)
     for seq in range(random.randint(1, 12)):
         world.tasks.append(_task(world, seq))
     for worker in world.workers:
@@ -117,6 +134,7 @@ def _task(world: World, seq: int) -> MadeTask:
         agent=random.choice(AGENTS),
         priority=random.choice((1, 1, 2, 2, 3, 4)),
         tag=float(random.randint(1, 5)),
+        timeout=random.choice((None, None, 60.0, 150.0, 500.0)),
         goal=random.choice((None,) * 11 + ("open",) * 3 + GOALS),
     )
     draw = random.random()
@@ -133,16 +151,16 @@ def _task(world: World, seq: int) -> MadeTask:
 _TASK = """
 INSERT INTO tasks (id, state, agent_type, goal_id, priority, payload, labels, max_attempts, retry_delays, request_hash,
                    created_at, token, failures, tag, waiting_since, run_at, due_at, avoid_worker_id, blockers,
-                   worker_id, leased_at, lease_expires_at)
+                   worker_id, timeout_seconds, leased_at, lease_expires_at)
 VALUES ($1, $2, $3, $4, $5, '{}', '{}', 3, '{}', '', now(), $6, 0, $7, now() - make_interval(secs => $8), $9, $10, $11,
-        $12, $13, CASE WHEN $13::uuid IS NOT NULL THEN now() END,
+        $12, $13, $14, CASE WHEN $13::uuid IS NOT NULL THEN now() END,
         CASE WHEN $13::uuid IS NOT NULL THEN now() + interval '1 minute' END)
 """
 _WORKER = """
 INSERT INTO workers (id, name, incarnation, state, capabilities, labels, registered_at, last_seen_at, not_ready_reason,
-                     ended_at, ended_reason, host)
-VALUES ($1, $2, 1, $3, $4, '{}', now(), now() - make_interval(secs => $5), $6,
-        CASE WHEN $3 = 'lost' THEN now() END, CASE WHEN $3 = 'lost' THEN 'silent for 15 s' END, 'far')
+                     ends_at, assigned_agent, assigned_compute_seconds, ended_at, ended_reason, host)
+VALUES ($1, $2, 1, $3, $4, '{}', now(), now() - make_interval(secs => $5), $6, now() + make_interval(secs => $7), $8,
+        $9, CASE WHEN $3 = 'lost' THEN now() END, CASE WHEN $3 = 'lost' THEN 'silent for 15 s' END, 'far')
 """
 _STATES = {"heard": "ready", "silent": "ready", "unready": "starting", "ended": "lost"}
 _HOLDS = {
@@ -166,6 +184,9 @@ async def store(connection: "asyncpg.Connection[asyncpg.Record]", world: World) 
             sorted(worker.agents),
             60.0 if worker.way == "silent" else 1.0,
             "no memory" if worker.way == "unready" else None,
+            worker.seconds,
+            worker.assigned,
+            2 * BASE_COMPUTE_SECONDS if worker.assigned else None,
         )
         for place, worker in enumerate(world.workers)
     ]
@@ -220,6 +241,7 @@ def _row(task: MadeTask, worker_id: UUID | None, now: datetime) -> tuple[Any, ..
         task.avoid,
         1 if task.blocker else 0,
         worker_id,
+        task.timeout,
     )
 
 

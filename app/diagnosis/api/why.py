@@ -98,7 +98,7 @@ async def read(task_id: UUID, services: ServicesDep, connection: Reading, caller
         connection,
         task_id,
         namespace,
-        avoid_seconds=services[LeasePolicy].avoid_seconds,
+        policy=services[LeasePolicy],
         is_confined=caller.is_confined,
     )
     return why_out(diagnosis)

@@ -45,6 +45,7 @@ class Code(StrEnum):
     PAUSED = "paused"
     UNSERVED = "unserved"
     UNOFFERED = "unoffered"
+    TOO_LONG = "too_long"
     WORKERS_STARTING = "workers_starting"
     WORKERS_SILENT = "workers_silent"
     WORKERS_NOT_READY = "workers_not_ready"
@@ -223,14 +224,14 @@ def _workers(facts: Facts) -> Cause:
         return cause
     if (cause := _degraded(facts)) is not None:
         return cause
-    agent, line = _work(facts), _line_text(facts.place)
+    line = _line_text(facts.place)
     if not workers.idle:
-        who = f"all {plural(workers.busy, 'worker')} that serve {agent} are busy"
-        who = who if workers.busy > 1 else f"the one worker that serves {agent} is busy"
+        who = f"all {plural(workers.busy, 'worker')} {_that_serve(facts, 2)} are busy"
+        who = who if workers.busy > 1 else f"the one worker {_that_serve(facts, 1)} is busy"
         text = f"{who}; {line}{_missing(workers)}"
         ways: Sequence[Mend] = (*mends.raise_priority(facts.task.id, facts.task.priority), mends.START_WORKER)
         return Cause(code=Code.BUSY, text=text, since=facts.task.waiting_since, mends=ways)
-    idle = f"{plural(workers.idle, 'worker')} that {'serves' if workers.idle == 1 else 'serve'} {agent} "
+    idle = f"{plural(workers.idle, 'worker')} {_that_serve(facts, workers.idle)} "
     idle += "is idle" if workers.idle == 1 else "are idle"
     if facts.place.ahead >= workers.idle:
         ways = mends.raise_priority(facts.task.id, facts.task.priority)
@@ -250,6 +251,8 @@ def _nobody(facts: Facts) -> Cause:
     workers, agent = facts.workers, _work(facts)
     if facts.task.request is not None and workers.offers:
         return _unoffered(facts, facts.task.request)
+    if workers.short:
+        return _too_long(facts)
     if workers.starting:
         text = f"no worker serves {agent} yet; {plural(workers.starting, 'worker')} that may do so start"
         text = f"{text}{'s' if workers.starting == 1 else ''}{_missing(workers)}"
@@ -280,6 +283,26 @@ def _work(facts: Facts) -> str:
     """The agent type, with what the task asks for."""
     agent, request = facts.task.agent_type.value, facts.task.request
     return agent if request is None else f"{agent} with {in_words(request.amounts())}"
+
+
+def _that_serve(facts: Facts, count: int) -> str:
+    """Which workers can run it; those that lack the time are told from them, where there are such."""
+    has_time = f" and {'has' if count == 1 else 'have'} the time for it" if facts.workers.short else ""
+    return f"that {'serves' if count == 1 else 'serve'} {_work(facts)}{has_time}"
+
+
+def _too_long(facts: Facts) -> Cause:
+    """The cause where an attempt may take longer than any live worker that could run it has left."""
+    workers, task = facts.workers, facts.task
+    needed, remaining = workers.needed_seconds or 0.0, max(0.0, workers.remaining_seconds or 0.0)
+    text = f"no worker that serves {_work(facts)} has the time for it: an attempt may take {needed:,.0f} s, "
+    text += f"and the most that one of them has left is {remaining:,.0f} s"
+    text += "; one that starts anew has enough" if workers.fits_at_start else ", and none had enough when it started"
+    if workers.starting:
+        text += f"; {plural(workers.starting, 'worker')} that may have it start{'s' if workers.starting == 1 else ''}"
+    text += _missing(workers)
+    ways = mends.fit(needed, has_own_timeout=task.timeout_seconds is not None, fits_at_start=workers.fits_at_start)
+    return Cause(code=Code.TOO_LONG, text=text, since=task.waiting_since, mends=ways)
 
 
 def _unoffered(facts: Facts, request: Resources) -> Cause:

@@ -22,7 +22,7 @@ class TaskFacts:
 
     `run_at` is None once it may run; `is_held` while it is set aside with its goal, and `run_at` is then what it was
     before. `open_dependencies` tell how many tasks it still depends on, `blocker` is the first of them. `request` is
-    what it asks its worker for.
+    what it asks its worker for, `timeout_seconds` its own timeout; None: that of the configuration.
     """
 
     id: UUID
@@ -46,6 +46,7 @@ class TaskFacts:
     open_dependencies: int = 0
     blocker: UUID | None = None
     request: Resources | None = None
+    timeout_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +117,8 @@ class Workers:
     health report, as in `not_ready_example`. `lost` is the last that ended, read where there are none. `start_ages` are
     the seconds since those that are starting were asked for. `offers` are those of the live workers that can run the
     agent type, each once, read where none of them covers what the task asks for.
+    `short` are those that would be idle or busy, but end before an attempt may. Of the one that misses least it needs
+    `needed_seconds`, and has `remaining_seconds`; with `fits_at_start` one of them had enough when it registered.
     `member_waits` say why members of the pool of an engine do not come, read where nobody is idle.
     """
 
@@ -126,6 +129,10 @@ class Workers:
     starting: int = 0
     not_ready: int = 0
     draining: int = 0
+    short: int = 0
+    needed_seconds: float | None = None
+    remaining_seconds: float | None = None
+    fits_at_start: bool = False
     not_ready_example: str | None = None
     skills: Sequence[frozenset[AgentType]] = ()
     start_ages: Sequence[float] = ()

@@ -1,5 +1,6 @@
 """Ways to change what a task waits for: commands as the command line takes them, and calls over HTTP."""
 
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from app.kernel.namespaces import DEFAULT, split_name
 from app.kernel.resources import Resources
 from app.llm.rules.spending import BudgetOwner, BudgetScope
 from app.queue.rules.holds import Hold
+
+# Of a job, until its workers have registered, and for what they keep for their last report.
+_START_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +99,19 @@ def offer(request: Resources) -> Sequence[Mend]:
         Mend(text="start a worker that offers it", command=command),
         Mend(text="see what the workers offer", command="convener workers ls", call="GET /workers"),
     )
+
+
+def fit(needed_seconds: float, *, has_own_timeout: bool, fits_at_start: bool) -> Sequence[Mend]:
+    """Let an attempt fit into the time that workers have."""
+    command = "convener config set worker_pool.worker_timeout_seconds=SECONDS"
+    shorter = Mend(text="let tasks without a timeout of their own take less", command=command, call="PATCH /config")
+    if has_own_timeout:
+        shorter = Mend(text="submit it anew with a smaller timeout_seconds", call="POST /tasks")
+    if fits_at_start:
+        return (shorter, START_WORKER)
+    minutes = math.ceil((needed_seconds + _START_SECONDS) / 60)
+    text = f"give the jobs of workers a longer walltime, CONVENER_BLOCK_WALLTIME_MINUTES={minutes} or more"
+    return (shorter, Mend(text=text, command="convener loops"))
 
 
 def end_session(pid: int) -> Mend:

@@ -23,6 +23,7 @@ from app.llm.rules.spending import BudgetOwner
 from app.llm.store import budgets, models
 from app.queue.errors import TaskNotFound
 from app.queue.rules.fair_queueing import EQUAL_WEIGHTS
+from app.queue.rules.tasks import LeasePolicy
 from app.queue.service import degradation
 from app.queue.service.expiry import PROMOTE
 from app.scaling.rules import estimates as scaling
@@ -57,7 +58,7 @@ async def diagnose(
     task_id: UUID,
     namespace: str | None = None,
     *,
-    avoid_seconds: float,
+    policy: LeasePolicy,
     is_confined: bool = False,
     follow: bool = True,
 ) -> Diagnosis:
@@ -70,9 +71,9 @@ async def diagnose(
         raise TaskNotFound
     task, position = row
     around = await store.surroundings(connection, task, position.lane, PROMOTE)
-    facts = Facts(at=around.at, task=task, avoid_seconds=avoid_seconds)
+    facts = Facts(at=around.at, task=task, avoid_seconds=policy.avoid_seconds)
     if task.state not in FINISHED and task.worker_id is None:
-        facts = await _waiting_facts(connection, facts, position, around)
+        facts = await _waiting_facts(connection, facts, position, around, policy)
     if is_confined:
         facts = _confined(facts)
     all_causes = rules.causes(facts)
@@ -84,7 +85,7 @@ async def diagnose(
                 connection,
                 task.blocker,
                 namespace,
-                avoid_seconds=avoid_seconds,
+                policy=policy,
                 is_confined=is_confined,
                 follow=False,
             )
@@ -102,7 +103,9 @@ async def diagnose(
     )
 
 
-async def _waiting_facts(connection: AsyncConnection, facts: Facts, position: Position, around: Surroundings) -> Facts:
+async def _waiting_facts(
+    connection: AsyncConnection, facts: Facts, position: Position, around: Surroundings, policy: LeasePolicy
+) -> Facts:
     task = facts.task
     facts = replace(
         facts,
@@ -111,7 +114,7 @@ async def _waiting_facts(connection: AsyncConnection, facts: Facts, position: Po
         pause=around.pause,
         loops_seen_at=around.loops_seen_at,
         awaited=await _awaited(connection, around.awaited, facts.at) if around.awaited else None,
-        workers=await _read_workers(connection, task),
+        workers=await _read_workers(connection, task, policy.task_timeout_seconds),
     )
     if task.state is not TaskState.PENDING or task.run_at is not None or task.is_held:
         return facts
@@ -127,9 +130,9 @@ async def _waiting_facts(connection: AsyncConnection, facts: Facts, position: Po
     )
 
 
-async def _read_workers(connection: AsyncConnection, task: TaskFacts) -> Workers:
+async def _read_workers(connection: AsyncConnection, task: TaskFacts, usual_timeout_seconds: float) -> Workers:
     """The workers that can run a task, and, where nobody is idle, why an engine does not start more."""
-    workers = await store.workers(connection, task.agent_type, task.avoid_worker_id, task.request)
+    workers = await store.workers(connection, task, usual_timeout_seconds)
     if workers.idle:
         return workers
     waits = [wait for host in await hosts.live(connection) for wait in host.member_waits]

@@ -21,13 +21,15 @@ from app.kernel.resources import NOTHING, Resources
 from app.kernel.states import TaskState
 from app.queue.rules.holds import Hold
 from app.queue.store import counters, holds, lease_ledger
+from app.queue.store.claims import STRETCH
 from app.queue.store.worker_names import worker_name
 from app.workers.store.tables import LIVE
 
 # One snapshot for all: a task that is leased between two statements would be told of as neither waiting nor running.
 _ONE_SNAPSHOT = text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
 
-_SAME = "id, state, agent_type, goal_id, priority, token, failures, max_attempts, worker_id, leased_at, waiting_since"
+_SAME = """id, state, agent_type, goal_id, priority, token, failures, max_attempts, worker_id, leased_at, waiting_since,
+       timeout_seconds"""
 _PROGRESS = "jsonb_build_object('percent', progress -> 'percent', 'message', left(progress ->> 'message', 1000))"
 _ERROR = "jsonb_build_object('code', left(error ->> 'code', 100), 'message', left(error ->> 'message', 1000))"
 
@@ -68,14 +70,18 @@ LEFT JOIN LATERAL (
 ) last ON true
 """)
 
-# Silent is who has missed two of the heartbeats after which it would be lost.
+# Silent is who has missed two of the heartbeats after which it would be lost. Short of time is who ends before an
+# attempt may, by the rule of claims.
 _WORKERS = text(f"""
 WITH able AS (
     SELECT w.id, w.name, w.state, w.not_ready_reason, held.id AS task_id,
            array_to_string(w.capabilities, ',') AS skills,
            extract(epoch FROM now() - coalesce(w.launched_at, w.requested_at))::float8 AS age,
-           w.last_seen_at < now() - make_interval(secs => coalesce(w.lost_after_seconds, 15) * 0.7) AS is_silent
+           w.last_seen_at < now() - make_interval(secs => coalesce(w.lost_after_seconds, 15) * 0.7) AS is_silent,
+           :timeout_seconds * {STRETCH} AS needed, extract(epoch FROM w.ends_at - now())::float8 AS remaining,
+           extract(epoch FROM w.ends_at - w.registered_at)::float8 AS lifetime
     FROM workers w
+    CROSS JOIN (SELECT CAST(:agent_type AS text) AS agent_type) asked
     LEFT JOIN LATERAL (
         SELECT held.id FROM {lease_ledger.last_lease("w.id")} last
         CROSS JOIN LATERAL {lease_ledger.held_task("w.id")} held
@@ -96,8 +102,14 @@ SELECT count(*) FILTER (WHERE is_heard AND task_id IS NULL) AS idle,
        count(*) FILTER (WHERE state = 'draining') AS draining,
        min(name || ': ' || not_ready_reason) FILTER (WHERE state = 'starting') AS not_ready_example,
        coalesce(array_agg(DISTINCT skills) FILTER (WHERE is_heard), '{{}}') AS skills,
-       coalesce(array_agg(age) FILTER (WHERE state = 'starting' AND not_ready_reason IS NULL), '{{}}') AS start_ages
-FROM (SELECT *, state = 'ready' AND is_silent IS NOT TRUE AS is_heard FROM able) seen
+       coalesce(array_agg(age) FILTER (WHERE state = 'starting' AND not_ready_reason IS NULL), '{{}}') AS start_ages,
+       count(*) FILTER (WHERE is_short) AS short,
+       (array_agg(needed ORDER BY remaining - needed DESC, needed) FILTER (WHERE is_short))[1] AS needed_seconds,
+       (array_agg(remaining ORDER BY remaining - needed DESC, needed) FILTER (WHERE is_short))[1] AS remaining_seconds,
+       coalesce(bool_or(lifetime >= needed) FILTER (WHERE is_short), false) AS fits_at_start
+FROM (SELECT *, is_present AND is_short IS NOT TRUE AS is_heard
+      FROM (SELECT *, state = 'ready' AND is_silent IS NOT TRUE AS is_present,
+                   state = 'ready' AND is_silent IS NOT TRUE AND remaining < needed AS is_short FROM able) present) seen
 """)
 
 _OFFERS = text(f"""
@@ -220,18 +232,19 @@ def _hold(row: Any) -> GoalHold:
     return GoalHold(reason=Hold(row["hold_reason"]), **same)
 
 
-async def workers(
-    connection: AsyncConnection, agent: AgentType, avoid: UUID | None, request: Resources | None
-) -> Workers:
-    """Live workers that can run an agent type and offer what is asked for; reads each worker, and what it holds."""
+async def workers(connection: AsyncConnection, task: TaskFacts, usual_timeout_seconds: float) -> Workers:
+    """Live workers that can run a task and offer what it asks for; reads each worker, and what it holds."""
+    agent, request = task.agent_type, task.request
     asked = request or NOTHING
-    values = {"agent_type": agent.value, "avoid": avoid, "named": json.dumps(dict(asked.named))}
+    values: dict[str, Any] = {"agent_type": agent.value, "avoid": task.avoid_worker_id}
+    values["timeout_seconds"] = usual_timeout_seconds if task.timeout_seconds is None else task.timeout_seconds
+    values["named"] = json.dumps(dict(asked.named))
     values |= {name: getattr(asked, name) for name in ("cores", "memory_gb", "gpus")}
     row = (await connection.execute(_WORKERS, values)).mappings().one()
     skills = [frozenset(map(AgentType, text.split(","))) for text in row["skills"]]
     lost = None
     offers: list[Resources] = []
-    is_absent = not any(row[name] for name in ("idle", "busy", "silent", "not_ready", "draining"))
+    is_absent = not any(row[name] for name in ("idle", "busy", "short", "silent", "not_ready", "draining"))
     if is_absent and request is not None:
         texts = (await connection.execute(_OFFERS, {"agent_type": agent.value})).scalars()
         offers = [offer for text in texts if not (offer := resources.parse(text)).covers(request)]

@@ -97,8 +97,8 @@ _LOG = event_rows.entry(
     all_seconds="date_part('epoch', leased_at - waiting_since)::real",
 )
 
-# Seconds that the attempt may take, as a multiple of its timeout, where its worker gives its agent more.
-_STRETCH = f"""CASE WHEN assigned_agent = agent_type
+# Seconds that an attempt may take, as a multiple of its timeout, where its worker gives its agent more.
+STRETCH = f"""CASE WHEN assigned_agent = agent_type
                      THEN greatest(1, assigned_compute_seconds / {BASE_COMPUTE_SECONDS}) ELSE 1 END"""
 # Of a lane in which nothing fits the time that workers have left, no more than so many tasks are looked at.
 _LOOKED_AT = 500
@@ -136,7 +136,7 @@ def _statement(*, of_ends: bool = False, of_classes: bool = False) -> str:
     """
     column = name = longest = bound = fits = columns = group = asked = ""
     if of_ends:
-        column, name, longest = ", $11::timestamptz[]", ", ends_at", f", max({_STRETCH}) AS longest_stretch"
+        column, name, longest = ", $11::timestamptz[]", ", ends_at", f", max({STRETCH}) AS longest_stretch"
         bound, fits, columns, group = _BOUND, _FITS, name, name
     if of_classes:
         first = 12 if of_ends else 11
@@ -158,7 +158,7 @@ WITH request AS MATERIALIZED (
            array_agg(turn ORDER BY turn) AS turns, array_agg(worker_id ORDER BY turn) AS workers,
            array_agg(request_id ORDER BY turn) AS requests, array_agg(acknowledge ORDER BY turn) AS acknowledged,
            array_agg(leases_before ORDER BY turn) AS leases_before,
-           array_agg({_STRETCH} ORDER BY turn) AS stretches{longest}
+           array_agg({STRETCH} ORDER BY turn) AS stretches{longest}
     FROM request WHERE worker_state = 'ready' AND NOT holds_another GROUP BY agent_type, priority{group}
 ), picked AS MATERIALIZED (
     SELECT demand.*, head.ids,

@@ -133,6 +133,29 @@ CASES: list[tuple[Facts, Code, str]] = [
         Code.UNOFFERED,
         "nobody who serves ranking offers 2 GPUs: the most that one of them offers is 1 GPU",
     ),
+    (
+        _facts(workers=Workers(short=2, needed_seconds=600.0, remaining_seconds=95.4, starting=1)),
+        Code.TOO_LONG,
+        "one of them has left is 95 s, and none had enough when it started; 1 worker that may have it starts",
+    ),
+    (
+        _facts(
+            {"timeout_seconds": 90.0},
+            workers=Workers(short=1, needed_seconds=90.0, remaining_seconds=-3.0, fits_at_start=True),
+        ),
+        Code.TOO_LONG,
+        "the most that one of them has left is 0 s; one that starts anew has enough",
+    ),
+    (
+        _facts(workers=replace(_BUSY, short=1, needed_seconds=600.0, remaining_seconds=5.0)),
+        Code.BUSY,
+        "all 2 workers that serve ranking and have the time for it are busy; no task",
+    ),
+    (
+        _facts(workers=Workers(idle=1, idle_other=1, skills=[_ALL], short=1)),
+        Code.NEXT,
+        "1 worker that serves ranking and has the time for it is idle and takes it",
+    ),
     (_facts(workers=_AWAY), Code.UNSERVED, "the last, h-1 on h, ended at 12:00:00 UTC (silent for 15 s)"),
     (_facts(workers=Workers(starting=1)), Code.WORKERS_STARTING, "1 worker that may do so starts"),
     (
@@ -221,6 +244,15 @@ def test_a_goal_of_a_namespace_is_named_with_it() -> None:
     mend = causes(_facts(hold=_hold(Hold.PAUSED)))[0].mends[0]
     assert mend.command == "convener --namespace lab-a goals resume -- '-kepler'\"'\"'s'"
     assert mend.call == "POST /goals/-kepler%27s/resume?namespace=lab-a"
+
+
+def test_how_a_task_would_fit_goes_by_where_its_timeout_comes_from_and_whether_workers_ever_had_enough() -> None:
+    short = Workers(short=1, needed_seconds=600.0, remaining_seconds=95.0)
+    mends = causes(_facts(workers=short))[0].mends
+    assert mends[0].command == "convener config set worker_pool.worker_timeout_seconds=SECONDS"
+    assert "CONVENER_BLOCK_WALLTIME_MINUTES=11 or more" in mends[1].text
+    mends = causes(_facts({"timeout_seconds": 600.0}, workers=replace(short, fits_at_start=True)))[0].mends
+    assert [mend.call for mend in mends] == ["POST /tasks", "POST /workers/start"]
 
 
 def test_every_call_is_one_of_the_api() -> None:

@@ -37,7 +37,7 @@ async def _try(shared: Database, seeds: range) -> Counter[Code]:
             world = worlds.make(seed)
             await worlds.store(driver, world)
             for task in world.random.sample(world.tasks, min(3, len(world.tasks))):
-                diagnosis = await diagnose(connection, task.id, avoid_seconds=AVOID_SECONDS)
+                diagnosis = await diagnose(connection, task.id, policy=_POLICY)
                 stated = [cause.code for cause in diagnosis.causes]
                 assert stated == _causes(world, task), f"state {seed}, task {task.id}: {diagnosis}"
                 codes.update(stated[:1])
@@ -97,7 +97,10 @@ def _delay(world: World, task: MadeTask) -> Code:
 
 
 def _service(world: World, task: MadeTask) -> Code:
-    heard = world.heard(task.agent)
+    present = world.heard(task.agent)
+    heard = [worker for worker in present if worker.has_time(task)]
+    if not heard and present:
+        return Code.TOO_LONG
     if not heard:
         ways = {worker.way for worker in world.workers if task.agent in worker.agents}
         for way, code in (("starting", "starting"), ("silent", "silent"), ("unready", "not_ready")):
@@ -133,7 +136,7 @@ async def _check_with_claims(
     code, about = diagnosis.causes[0].code, f"state {seed}, task {task.id}: {diagnosis}"
     if code is Code.RUNNING:
         return
-    able = world.heard(task.agent)
+    able = [worker for worker in world.heard(task.agent) if worker.has_time(task)]
     first = await _round(driver, world)
     served = {worker_id for worker_id, _ in first}
     # The counters that tell of other work do not tell that it is held, avoids a worker, or goes to another one at once.
@@ -159,7 +162,8 @@ async def _check_with_claims(
 def _may_go_first(other: MadeTask, task: MadeTask, worker: MadeWorker) -> bool:
     """Whether this worker can lease the other task now, which is not of the lane of the first."""
     is_open = other.is_ready and other.goal not in CLOSED and other.avoid is None
-    return is_open and other.agent in worker.agents and (other.agent, other.priority) != (task.agent, task.priority)
+    is_able = other.agent in worker.agents and worker.has_time(other)
+    return is_open and is_able and (other.agent, other.priority) != (task.agent, task.priority)
 
 
 async def _round(driver: "asyncpg.Connection[asyncpg.Record]", world: World) -> list[tuple[UUID, UUID]]:
@@ -179,9 +183,12 @@ async def _claim(
     view = LaneView()
     dispatcher = Dispatcher(view, FairQueue(), TagIssuer(), WorkerPreferences())
     dispatcher.degradation.step = world.step
+    ends_at = await driver.fetchval("SELECT ends_at FROM workers WHERE id = $1", worker.id)
     view.mark_ready(await claims.ready_lanes(driver, LANES))
     while (lane := dispatcher.choose_lane(WorkerId(worker.id), worker.agents, BatchLanes())) is not None:
-        request = ClaimRequest(worker_id=WorkerId(worker.id), request_id=uuid4(), lane=lane, acknowledge=True)
+        request = ClaimRequest(
+            worker_id=WorkerId(worker.id), request_id=uuid4(), lane=lane, acknowledge=True, ends_at=ends_at
+        )
         view.begin_claim()
         outcomes = await claims.claim(driver, [request], _POLICY)
         dispatcher.record_claims([request], outcomes)

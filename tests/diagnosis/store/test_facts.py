@@ -15,6 +15,7 @@ from app.diagnosis.rules.causes import Code
 from app.diagnosis.rules.facts import Place
 from app.diagnosis.service.diagnosis import Diagnosis, diagnose
 from app.diagnosis.store import facts
+from app.queue.rules.tasks import LeasePolicy
 from tests.support.factories import ready_worker, submitted
 from tests.support.sql import execute, value
 
@@ -29,7 +30,7 @@ FROM generate_series(1, $1) AS n
 async def _why(database: Database, task_id: UUID) -> Diagnosis:
     async with database.reading() as connection:
         await facts.hold_moment(connection)
-        return await diagnose(connection, task_id, avoid_seconds=3.0)
+        return await diagnose(connection, task_id, policy=LeasePolicy())
 
 
 async def _place(database: Database, tag: int, priority: int = 2) -> Place:

@@ -9,6 +9,7 @@ import pytest
 from app.db.database import Database
 from app.diagnosis.service.diagnosis import diagnose
 from app.kernel.modes import Mode
+from app.queue.rules.tasks import LeasePolicy
 from app.scaling.service import tick
 from app.workers.errors import PoolFull, StartRefused
 from app.workers.rules.hosts import HostPolicy, host_limits
@@ -172,12 +173,41 @@ async def test_why_a_task_waits_tells_why_workers_do_not_come(database: Database
     await keep(database, engine)
     (task,) = await submitted(database)
     async with database.transaction() as connection:
-        diagnosis = await diagnose(connection, task, avoid_seconds=0)
-        confined = await diagnose(connection, task, avoid_seconds=0, is_confined=True)
+        diagnosis = await diagnose(connection, task, policy=LeasePolicy())
+        confined = await diagnose(connection, task, policy=LeasePolicy(), is_confined=True)
     words = "2 further workers do not come: the image cannot be pulled"
     assert words in diagnosis.causes[0].text
     # Whoever is confined to a namespace learns no names of images and nodes.
     assert words not in confined.causes[0].text
+
+
+async def test_what_an_engine_refuses_is_told_everywhere_and_not_asked_again_at_once(database: Database) -> None:
+    await bounds(database, 4, 300)
+    engine, ids = await filled(database, 2)
+    await resize(database, 4)
+    engine.refusal = "sbatch: invalid account"
+    assert (await keep(database, engine))["unavailable"] == "sbatch: invalid account"
+    calls = engine.calls
+    for _ in range(3):
+        assert "unavailable" not in await keep(database, engine)
+    assert engine.calls == calls
+    async with database.transaction() as connection:
+        await tick.tick(connection, database, Mode.PRODUCTION)
+        recovery = (await pool.status(connection)).recovery
+    assert recovery.reason == "2 members of pool cannot start: sbatch: invalid account"
+    assert any("2 members do not come: sbatch: invalid account" in why for why in (await decided(database))["reasons"])
+    *_, task = await submitted(database, 3)
+    for worker_id in ids.values():
+        await leased(database, worker_id)
+    async with database.transaction() as connection:
+        diagnosis = await diagnose(connection, task, policy=LeasePolicy())
+    assert "2 further workers do not come: sbatch: invalid account" in diagnosis.causes[0].text
+    # Whoever goes meanwhile goes.
+    await resize(database, 1)
+    assert (await keep(database, engine))["drained"] == 1
+    engine.refusal, engine.is_resting = None, False
+    await resize(database, 4)
+    assert (await keep(database, engine))["asked"] == 5
 
 
 async def test_the_scaling_loop_sets_the_size_and_requests_no_rows(database: Database) -> None:
