@@ -1,7 +1,8 @@
 """A Slurm cluster of this machine alone: slurmctld, and a slurmd for each of its nodes, on ports and paths of its own.
 
 Debian's slurm-wlm. Nodes claim four cores each, whatever the machine has; nothing is confined, counted or
-authenticated. Where it is missing a test is skipped, unless it is told that it must not be.
+authenticated. Jobs of the partition `batch` have their nodes for themselves, those of `shared` take a core of the least
+loaded one. Where it is missing a test is skipped, unless it is told that it must not be.
 """
 
 import os
@@ -52,6 +53,7 @@ SlurmctldLogFile={place}/slurmctld.log
 SlurmdLogFile={place}/slurmd_%n.log
 {nodes}
 PartitionName=batch Nodes={names} Default=YES MaxTime=INFINITE State=UP OverSubscribe=EXCLUSIVE
+PartitionName=shared Nodes={names} MaxTime=INFINITE State=UP LLN=YES
 """
 
 

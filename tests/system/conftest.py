@@ -6,7 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -26,6 +27,7 @@ from tests.support.ports import free_port
 from tests.support.processes import process
 from tests.support.replicas import API_SETTINGS, IS_REPLICATED, replicas
 from tests.support.service import KEY_ROLES
+from tests.support.slurm import SlurmCluster, slurm_cluster
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,6 +209,13 @@ def _runs(found: psutil.Process, module: str) -> bool:
     if module == "postgres":
         return "-D" in command and command[0].endswith("/postgres")
     return any(pair == ("-m", module) for pair in pairwise(command))
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[SlurmCluster]:
+    """A Slurm of two nodes."""
+    with tempfile.TemporaryDirectory(prefix="slurm-") as place, slurm_cluster(Path(place), "n1", "n2") as running:
+        yield running
 
 
 @pytest.fixture
