@@ -124,9 +124,10 @@ INSERT INTO replacements (lost_worker_id, slot, worker_name, cause, detected_at)
 VALUES (:lost, :slot, :name, :cause, now()) ON CONFLICT (lost_worker_id) DO NOTHING
 """)
 
-# Of several open losses of the slot the new worker follows the newest.
+# Of several open losses of the slot the new worker follows the newest. A transaction of other loops that has waited
+# for the one which found the loss has begun before it.
 _ANSWER = text("""
-UPDATE replacements SET worker_id = :worker_id, requested_at = now()
+UPDATE replacements SET worker_id = :worker_id, requested_at = greatest(now(), detected_at)
 WHERE id = (SELECT id FROM replacements WHERE slot = :slot AND worker_name = :name AND worker_id IS NULL
               AND closed_at IS NULL ORDER BY id DESC LIMIT 1)
 """)
@@ -157,8 +158,10 @@ WHERE w.host = :host AND w.slot IS NOT NULL AND w.state = 'stopped' AND w.direct
 
 # The first time counts: a worker whose answer was lost registers again.
 _MARK = {
-    column: text(f"UPDATE replacements SET {column} = coalesce({column}, now()) WHERE worker_id = :id")
-    for column in ("started_at", "registered_at")
+    column: text(
+        f"UPDATE replacements SET {column} = coalesce({column}, greatest(now(), {before})) WHERE worker_id = :id"
+    )
+    for column, before in (("started_at", "requested_at"), ("registered_at", "requested_at, started_at"))
 }
 
 # By the ledger, as whoever records it may come late: after an outage, or after the process that served it was killed.

@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.db.database import Database
+from app.db.database import Database, now
 from app.kernel.ids import WorkerId
 from app.kernel.modes import Mode
 from app.kernel.states import WorkerState
@@ -32,6 +32,18 @@ async def test_a_lost_worker_is_replaced_and_every_step_is_timed(database: Datab
     assert (row["worker_name"], row["cause"]) == ("here-1", "killed by SIGKILL")
     steps = [row[f"{step}_at"] for step in ("detected", "requested", "started", "registered", "first_lease")]
     assert steps == sorted(steps)
+
+
+async def test_steps_are_in_order_though_the_transactions_of_two_loops_are_not(database: Database, host: Host) -> None:
+    """One waits for the other, which finds the loss, and has begun before it."""
+    lost, other = await start_pool(database, host, 2)
+    async with database.transaction() as connection:
+        await now(connection)
+        await pool.report_exit(database, lost, "killed")
+        await store.fill_replacement(connection, other, slot=1, name="here-1")
+        await store.record_registration(connection, other)
+    (row,) = await replacements(database)
+    assert row["detected_at"] <= row["requested_at"] <= row["registered_at"]
 
 
 async def test_the_first_lease_of_a_replacement_is_timed_once(database: Database, host: Host) -> None:
