@@ -55,6 +55,11 @@ test: $(READY)
 test-schema: $(READY)
 	@CONVENER_SCHEMA_CASES=20000 $(BIN)/pytest $(IN_PARALLEL) tests/security/test_schema.py
 
+# The system suite with two of everything: two APIs behind haproxy, two loops, and a pgbouncer for one of each.
+.PHONY: test-replicated
+test-replicated: $(READY)
+	@CONVENER_TEST_TOPOLOGY=replicated CONVENER_TEST_PROXIES=required $(BIN)/pytest $(IN_PARALLEL) tests/system
+
 quick: $(READY)
 	@$(BIN)/pytest $(IN_PARALLEL) -m 'not slow'
 

@@ -32,12 +32,13 @@ from tests.support.slurm import SlurmCluster, slurm_cluster
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Api:
-    """A running API process and keys for it."""
+    """A running API process and keys for it; `own_urls` are the addresses of all, where haproxy stands before them."""
 
     url: str
     port: int
     pid: int
     keys: dict[Role, str]
+    own_urls: Sequence[str]
 
     def bearer(self, role: Role) -> dict[str, str]:
         """The header that a holder of this role sends."""
@@ -80,14 +81,15 @@ async def api_process(
     if IS_REPLICATED:
         with replicas(database_url, tmp_path, module, **settings) as apis:
             await _until_ready([apis.url, *apis.own_urls], apis.children, tmp_path / "api.log")
-            yield Api(url=apis.url, port=apis.port, pid=apis.children[0].pid, keys=keys)
+            pid = apis.children[0].pid
+            yield Api(url=apis.url, port=apis.port, pid=pid, keys=keys, own_urls=apis.own_urls)
         return
     port = free_port()
     environment = {"CONVENER_DATABASE_URL": database_url, "CONVENER_PORT": str(port), **API_SETTINGS, **settings}
     with process(module, environment, tmp_path / "api.log") as child:
         url = f"http://127.0.0.1:{port}"
         await _until_ready([url], [child], tmp_path / "api.log")
-        yield Api(url=url, port=port, pid=child.pid, keys=keys)
+        yield Api(url=url, port=port, pid=child.pid, keys=keys, own_urls=[url])
 
 
 async def _until_ready(urls: Sequence[str], children: Sequence["subprocess.Popen[bytes]"], log: Path) -> None:
@@ -105,8 +107,13 @@ async def api(database_url: str, tmp_path: Path) -> AsyncIterator[Api]:
         yield api
 
 
+_UP = ("tests.support.replicated_up",) if IS_REPLICATED else ("app.cli", "up")
+# What a test says of itself that is about `convener up`, or one process, and so about no topology.
+about_up = pytest.mark.skipif(IS_REPLICATED, reason="it is about `convener up` itself")
+
+
 class Up:
-    """`convener up` on a state directory, as often as the test starts it."""
+    """`convener up` on a state directory, as often as the test starts it; with two of everything where told so."""
 
     def __init__(
         self, state: Path, *, prefix: Sequence[str] = (), directory: Path | None = None, **settings: str
@@ -144,7 +151,7 @@ class Up:
         """Start it and wait until the API is ready."""
         with (self.state.parent / "up.log").open("ab") as log:
             self.child = subprocess.Popen(
-                [*self._prefix, sys.executable, "-m", "app.cli", "up", *arguments],
+                [*self._prefix, sys.executable, "-m", *_UP, *arguments],
                 cwd=self._directory,
                 env=self._environment,
                 stdout=log,
@@ -206,6 +213,8 @@ def _runs(found: psutil.Process, module: str) -> bool:
         command = found.cmdline()
     except psutil.Error:
         return False
+    if module in ("haproxy", "pgbouncer"):
+        return bool(command) and command[0].endswith(f"/{module}")
     if module == "postgres":
         return "-D" in command and command[0].endswith("/postgres")
     return any(pair == ("-m", module) for pair in pairwise(command))

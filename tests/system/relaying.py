@@ -165,10 +165,13 @@ async def callers(api: Api, port: int, count: int) -> list[Caller]:
 
 
 async def waiting_leases(api: Api) -> int:
-    """Calls for a lease that wait in the API, by its metrics."""
-    async with httpx.AsyncClient(trust_env=False, base_url=api.url, headers=api.bearer(Role.ADMIN)) as client:
-        metrics = (await client.get("/metrics")).text
-    return int(float(metrics.partition("\nconvener_waiting_leases ")[2].partition("\n")[0]))
+    """Calls for a lease that wait in all of its processes, by their metrics."""
+    waiting = 0
+    async with httpx.AsyncClient(trust_env=False, headers=api.bearer(Role.ADMIN)) as client:
+        for url in api.own_urls:
+            metrics = (await client.get(f"{url}/metrics")).text
+            waiting += int(float(metrics.partition("\nconvener_waiting_leases ")[2].partition("\n")[0]))
+    return waiting
 
 
 async def until_waiting(api: Api, count: int) -> None:

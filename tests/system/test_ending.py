@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.system.conftest import Up, until
+from tests.system.conftest import Up, about_up, until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, about_up]
 _SLEEPY = """
 import time
 

@@ -65,8 +65,7 @@ async def _fail_over(running: Replicas, primary: Node, standby: Node) -> None:
     """What docs/how-to/replicas.md tells to do."""
     await primary.kill()
     standby.promote()
-    running.pooler.lead_to(standby.port)
-    await asyncio.to_thread(running.pooler.reload)
+    await asyncio.to_thread(running.lead_to, standby.port)
 
 
 async def _until_the_daemon_works(url: str, journal: Journal) -> None:

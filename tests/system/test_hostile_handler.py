@@ -18,9 +18,9 @@ import psutil
 import pytest
 
 from tests.system import hostile
-from tests.system.conftest import Up
+from tests.system.conftest import Up, about_up
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, about_up]
 _NOBODY = 65534
 _PATIENCE = 90.0
 

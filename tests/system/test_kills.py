@@ -9,16 +9,20 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.system.conftest import Up, until
+from tests.support.replicas import IS_REPLICATED
+from tests.system.conftest import Up, about_up, until
 from tests.system.supervising import all_completed, ask, completions, submit
 
 pytestmark = pytest.mark.slow
+_VICTIMS = ("worker_agent", "app.main", "app.background", "postgres", "worker_agent")
+# Where there are two of everything.
+_MORE_VICTIMS = ("pgbouncer", "haproxy", "app.main", "app.background", "pgbouncer")
 
 
 async def test_every_process_may_die_while_work_goes_on(up: Up) -> None:
     await up.start()
-    ids = await submit(up, 60, 0.3)
-    for victim in ("worker_agent", "app.main", "app.background", "postgres", "worker_agent"):
+    ids = await submit(up, 120 if IS_REPLICATED else 60, 0.3)
+    for victim in (*_VICTIMS, *(_MORE_VICTIMS if IS_REPLICATED else ())):
         await asyncio.sleep(1.5)
         process = await up.running(victim)
         process.kill()
@@ -47,6 +51,7 @@ async def _check_replacements(up: Up) -> None:
         assert steps == sorted(steps, key=datetime.fromisoformat), record
 
 
+@about_up
 async def test_up_goes_on_where_it_was_killed_and_leaves_no_orphan(up: Up) -> None:
     await up.start()
     ids = await submit(up, 20, 0.5)
@@ -63,6 +68,7 @@ async def test_up_goes_on_where_it_was_killed_and_leaves_no_orphan(up: Up) -> No
     await until(lambda: not up.processes(), what="the end of every process")
 
 
+@about_up
 async def test_a_killed_up_leaves_nothing_even_if_it_never_comes_back(up: Up) -> None:
     await up.start()
     await submit(up, 6, 2)
@@ -72,6 +78,7 @@ async def test_a_killed_up_leaves_nothing_even_if_it_never_comes_back(up: Up) ->
     await until(lambda: not up.processes(), what="the end of every process")
 
 
+@about_up
 async def test_a_second_up_on_the_same_directory_says_so(up: Up) -> None:
     await up.start()
     second = Up(up.state)

@@ -10,9 +10,9 @@ import pytest
 
 from tests.support.command_line import CommandLine
 from tests.support.tls import listening
-from tests.system.conftest import Up, until
+from tests.system.conftest import Up, about_up, until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, about_up]
 
 
 async def test_a_stranger_at_the_port_learns_no_key(up: Up) -> None:

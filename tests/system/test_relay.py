@@ -15,7 +15,7 @@ import pytest
 from app.kernel.access import Role
 from tests.support.processes import process
 from tests.support.replicas import IS_REPLICATED
-from tests.system.conftest import Api, is_ready, until
+from tests.system.conftest import Api, api_process, is_ready, until
 from tests.system.relaying import (
     Relay,
     all_completed_once,
@@ -84,10 +84,12 @@ async def test_work_goes_on_when_the_api_behind_is_killed(api: Api, database_url
                 assert await is_ready(relay.address)
 
 
-async def test_many_that_wait_hold_few_connections_and_each_gets_a_task(
-    api: Api, database_url: str, tmp_path: Path
-) -> None:
-    async with relay_to(api.url, tmp_path) as relay:
+async def test_many_that_wait_hold_few_connections_and_each_gets_a_task(database_url: str, tmp_path: Path) -> None:
+    async with (
+        # They say nothing while they register one after the other.
+        api_process(database_url, tmp_path, CONVENER_LOST_AFTER_SECONDS="600") as api,
+        relay_to(api.url, tmp_path) as relay,
+    ):
         everybody = await callers(api, relay.port, _WAITING)
         waiting = [asyncio.create_task(caller.lease(30)) for caller in everybody]
         await until_waiting(api, _WAITING)

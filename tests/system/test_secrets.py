@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from tests.system.conftest import Up
+from tests.system.conftest import Up, about_up
 from tests.system.supervising import all_completed, ask, submit
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="by the means of Linux")]
@@ -51,6 +51,7 @@ def _look(pids: list[int]) -> dict[int, dict[str, str]]:
     return {int(pid): parts for pid, parts in json.loads(done.stdout).items()}
 
 
+@about_up
 async def test_no_process_shows_a_secret_to_another_of_its_user(tmp_path: Path) -> None:
     up = Up(tmp_path / "state", CONVENER_WEBHOOK_SECRET=_PASSWORD * 2, CONVENER_LLM_KEY=_PASSWORD)
     await up.start("--workers", "1")
@@ -74,6 +75,7 @@ async def test_no_process_shows_a_secret_to_another_of_its_user(tmp_path: Path) 
         assert up.stop() == 0
 
 
+@about_up
 async def test_what_up_leaves_can_be_read_by_its_owner_only(tmp_path: Path) -> None:
     state = tmp_path / "state"
     up = Up(state)
