@@ -20,6 +20,7 @@ from app.db.database import Database
 from app.health.service.delivery import MessageSender, WebhookSender
 from app.kernel.errors import DatabaseUnavailable
 from app.kernel.modes import Mode
+from app.kernel.resources import Resources
 from app.logs import set_level, start_logging
 from app.loops.runner import Runner
 from app.loops.schedule import (
@@ -39,7 +40,7 @@ from app.queue.rules.aging import aging_policy
 from app.queue.rules.tasks import LeasePolicy
 from app.queue.service.admission import settings_policy
 from app.secrecy import make_private
-from app.settings import Settings, load_settings, secret_variables
+from app.settings import KubernetesClass, Settings, load_settings, secret_variables
 from app.terminal.databases import check_database, ends_by_failure, start_failure
 from app.terminal.failures import ExitCode, Failure
 from app.workers.provisioners.block_settings import UnusableBlocks, block_engine, check_blocks
@@ -48,6 +49,7 @@ from app.workers.provisioners.environment import worker_environment
 from app.workers.provisioners.host import Gauge, Machine
 from app.workers.provisioners.kubernetes.access import AccessRefused, ClusterAccess, from_kubeconfig, in_cluster
 from app.workers.provisioners.local import LocalProvisioner
+from app.workers.rules.classes import WorkerClass
 from app.workers.rules.workers import HealthPolicy, health_policy
 from app.workers.service import pool
 from app.workers.service.enrolment import make_block_key
@@ -71,12 +73,11 @@ async def run(settings: Settings) -> None:
     )
     is_local = settings.provisioner == "local"
     provisioner = _provisioner(settings, database) if settings.pool_size and is_local else None
-    engine = engine_for(settings, database)
+    engines = engines_for(settings, database)
     schedule: Sequence[Duty | Job] = [*DUTIES, *JOBS, *host_jobs(Machine(), settings.host_name)]
     if provisioner is not None:
         schedule = [*schedule, *pool_duties(provisioner, Gauge()), *pool_jobs(provisioner)]
-    if engine is not None:
-        schedule = [*schedule, *engine_jobs(engine)]
+    schedule = [*schedule, *(job for engine in engines for job in engine_jobs(engine))]
     webhook_sender = WebhookSender(settings.webhook) if settings.webhook else None
     if webhook_sender is not None:
         schedule = [*schedule, *webhook_jobs(webhook_sender)]
@@ -84,17 +85,14 @@ async def run(settings: Settings) -> None:
     runner = Runner(context, schedule, liveness_file=settings.liveness_file)
     database.announcer.start()
     work = asyncio.create_task(runner.run())
-    following = asyncio.create_task(engine.run()) if engine is not None else None
+    following = [asyncio.create_task(engine.run()) for engine in engines]
     log.info("loops are running: %s", ", ".join(item.name for item in schedule))
     stop = StopSignals()
     await _until_stopped(work, stop)
     work.cancel()
     await asyncio.wait([work], timeout=_CANCEL_SECONDS)
     # The members of an engine stay: they go on without us, and the next run finds them.
-    if engine is not None and following is not None:
-        following.cancel()
-        await asyncio.wait([following], timeout=_CANCEL_SECONDS)
-        await engine.close()
+    await _leave_engines(engines, following)
     if provisioner is not None:
         grace_seconds = _HASTY_GRACE_SECONDS if stop.is_hasty else _kill_after_seconds(settings)
         stopping = asyncio.create_task(_stop_workers(database, provisioner, grace_seconds))
@@ -104,6 +102,15 @@ async def run(settings: Settings) -> None:
     # Whatever still hangs then, a look-up of a name for one, ends with the process.
     signal.setitimer(signal.ITIMER_REAL, _CLOSE_SECONDS)
     await database.close()
+
+
+async def _leave_engines(engines: Sequence[Engine], following: Sequence["asyncio.Task[None]"]) -> None:
+    for task in following:
+        task.cancel()
+    if following:
+        await asyncio.wait(following, timeout=_CANCEL_SECONDS)
+    for engine in engines:
+        await engine.close()
 
 
 async def _stop_workers(database: Database, provisioner: LocalProvisioner, grace_seconds: float) -> None:
@@ -184,24 +191,36 @@ def _provisioner(settings: Settings, database: Database) -> LocalProvisioner:
     )
 
 
-def engine_for(settings: Settings, database: Database) -> Engine | None:
-    """The engine that starts the workers, where processes of this host do not. Raises UnusableBlocks, AccessRefused."""
+def engines_for(settings: Settings, database: Database) -> Sequence[Engine]:
+    """The engines that start workers, where processes of this host do not. Raises UnusableBlocks, AccessRefused."""
     match settings.provisioner:
         case "local":
-            return None
+            return ()
         case "slurm" | "pbs":
             make_key = partial(make_block_key, database)
-            return block_engine(settings, make_key, _model_key(settings))
+            return (block_engine(settings, make_key, _model_key(settings)),)
         case "kubernetes":
             # Imported here, as its HTTP client would delay the start of all other loops.
             from app.workers.provisioners.kubernetes.deployment import KubernetesDeployment
 
-            return KubernetesDeployment(
-                _cluster_access(settings),
-                settings.kubernetes_deployment,
-                namespace=settings.kubernetes_namespace,
-                max_size=settings.pool_limit,
+            access, namespace = _cluster_access(settings), settings.kubernetes_namespace
+            name, limit = settings.kubernetes_deployment, settings.pool_limit
+            return (
+                KubernetesDeployment(access, name, namespace=namespace, max_size=limit),
+                *(
+                    KubernetesDeployment(
+                        access, each.deployment, namespace=namespace, max_size=each.limit, serves=_worker_class(each)
+                    )
+                    for each in settings.kubernetes_classes
+                ),
             )
+
+
+def _worker_class(setting: KubernetesClass) -> WorkerClass:
+    offer = Resources(
+        cores=setting.cores, memory_gb=setting.memory_gb, gpus=setting.gpus, named=frozenset(setting.resources)
+    )
+    return WorkerClass(agents=frozenset(setting.agents) or None, offer=offer)
 
 
 def _cluster_access(settings: Settings) -> ClusterAccess:

@@ -7,6 +7,7 @@ to be started.
 
 import difflib
 import ipaddress
+import json
 import logging
 import os
 import socket
@@ -20,6 +21,7 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from app.kernel.agents import AgentType
 from app.kernel.endpoints import Endpoint, endpoint
 from app.kernel.modes import Mode
 from app.secrecy import close_process, take_over, wipe
@@ -32,11 +34,31 @@ _FILE = "_FILE"
 # Settings that no other program may read: they are taken out of the environment, and may stand in files of their own.
 SECRETS = ("database_direct_url", "database_password", "database_url", "llm_key", "webhook_secret", "webhook_url")
 _MAX_NAME_LENGTH = 200
+DeploymentName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
 Quota = Annotated[float, Field(gt=0, le=100_000_000)]
 
 
 class SettingsError(Exception):
     """The environment, or the file that it names, holds a value that cannot be used."""
+
+
+class KubernetesClass(BaseModel):
+    """A Deployment beside the usual one, for tasks of some agent types (all where none is named) and with resources."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    deployment: DeploymentName
+    agents: tuple[AgentType, ...] = ()
+    cores: float = Field(0, ge=0, le=10_000)
+    memory_gb: float = Field(0, ge=0, le=1_000_000)
+    gpus: int = Field(0, ge=0, le=1024)
+    resources: tuple[tuple[str, int], ...] = ()
+    limit: int = Field(100, ge=1, le=100_000)
+
+    @field_validator("resources", mode="before")
+    @classmethod
+    def _pairs(cls, value: object) -> object:
+        return tuple(sorted(value.items())) if isinstance(value, dict) else value
 
 
 class Settings(BaseModel):
@@ -93,8 +115,12 @@ class Settings(BaseModel):
         None,
         description="kubeconfig whose current context has the Deployment of workers; the service account without one",
     )
-    kubernetes_deployment: str = Field(
-        "convener-workers", pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$", description="Deployment of the workers"
+    kubernetes_deployment: DeploymentName = Field("convener-workers", description="Deployment of the workers")
+    kubernetes_classes: tuple[KubernetesClass, ...] = Field(
+        (),
+        max_length=50,
+        description="further Deployments, each for the tasks that belong to it: JSON, or tables in the file, of "
+        "`deployment`, `agents`, what each worker offers (`cores`, `memory_gb`, `gpus`, `resources`), and `limit`",
     )
     kubernetes_namespace: str | None = Field(
         None,
@@ -194,6 +220,22 @@ class Settings(BaseModel):
         description="after SIGTERM the API is not ready and serves on for so long, until load balancers have seen it",
     )
     metrics_open: bool = Field(False, description="scrapers of GET /metrics need no key")
+
+    @field_validator("kubernetes_classes", mode="before")
+    @classmethod
+    def _parse(cls, value: object) -> object:
+        try:
+            return json.loads(value) if isinstance(value, str) and value.strip() else value or ()
+        except ValueError:
+            raise ValueError("must be a JSON list of objects") from None
+
+    @field_validator("kubernetes_classes", mode="after")
+    @classmethod
+    def _are_different(cls, classes: tuple[KubernetesClass, ...], info: ValidationInfo) -> tuple[KubernetesClass, ...]:
+        names = [each.deployment for each in classes] + [str(info.data.get("kubernetes_deployment"))]
+        if len(set(names)) < len(names):
+            raise ValueError("each must have a deployment of its own, which is not kubernetes_deployment")
+        return classes
 
     @field_validator("queue_quotas", "webhook_hosts", mode="before")
     @classmethod
@@ -392,5 +434,7 @@ SECRET_VARIABLES = frozenset(_variable(name) + suffix for name in SECRETS for su
 
 
 def _problem(error: Any, variables: Collection[str], path: Path | None) -> str:
-    name = str(error["loc"][0])
-    return f"{_variable(name) if name in variables or path is None else f'{path}: {name}'}: {error['msg']}"
+    name, *within = map(str, error["loc"])
+    where = _variable(name) if name in variables or path is None else f"{path}: {name}"
+    place = f"{'.'.join(within)}: " if within else ""
+    return f"{where}: {place}{error['msg']}"

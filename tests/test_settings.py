@@ -1,6 +1,7 @@
 """Settings from variables and from a file: the variable wins, and what is wrong is named with where it stands."""
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -132,3 +133,34 @@ def test_a_secret_that_others_can_read_is_warned_of(
     assert bool(caplog.records) is warned
     assert "cvn_a_b" not in caplog.text
     assert not warned or f"chmod 600 {file}" in caplog.text
+
+
+_CLASS = '[{"deployment": "gpus", "agents": ["generation"], "gpus": 1, "resources": {"scope": 2}, "limit": 8}]'
+
+
+def test_classes_of_workers_are_json_or_tables(tmp_path: Path) -> None:
+    (given,) = Settings.from_environment({"CONVENER_KUBERNETES_CLASSES": _CLASS}).kubernetes_classes
+    assert (given.deployment, given.agents, given.gpus, given.limit) == ("gpus", ("generation",), 1, 8)
+    assert (given.resources, given.cores) == ((("scope", 2),), 0)
+    file = tmp_path / "settings.toml"
+    table = 'deployment = "gpus"\nagents = ["generation"]\ngpus = 1\nresources = {scope = 2}\nlimit = 8\n'
+    file.write_text(f"[[kubernetes_classes]]\n{table}")
+    assert Settings.from_environment({"CONVENER_SETTINGS_FILE": str(file)}).kubernetes_classes == (given,)
+    assert Settings.from_environment({"CONVENER_KUBERNETES_CLASSES": ""}).kubernetes_classes == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("gpus", "must be a JSON list of objects"),
+        ('{"deployment": "gpus"}', "CONVENER_KUBERNETES_CLASSES"),
+        ('[{"agents": []}]', "CONVENER_KUBERNETES_CLASSES: 0.deployment: Field required"),
+        ('[{"deployment": "gpus", "gpu": 1}]', "CONVENER_KUBERNETES_CLASSES: 0.gpu: Extra inputs"),
+        ('[{"deployment": "gpus", "agents": ["nobody"]}]', "CONVENER_KUBERNETES_CLASSES: 0.agents.0"),
+        ('[{"deployment": "gpus"}, {"deployment": "gpus"}]', "each must have a deployment of its own"),
+        ('[{"deployment": "convener-workers"}]', "each must have a deployment of its own"),
+    ],
+)
+def test_a_class_that_cannot_be_is_told_with_its_place(text: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(message)):
+        Settings.from_environment({"CONVENER_KUBERNETES_CLASSES": text})

@@ -315,7 +315,10 @@ def engine_jobs(engine: Engine) -> Sequence[Job]:
         Job(
             name=f"keep {engine.kind} {engine.name}",
             seconds=2,
-            run=lambda c: engine_pool.keep(c.database, engine, EnginePolicy(usual_size=c.pool_size)),
+            # A class of workers begins with none, and has some once tasks wait that belong to it.
+            run=lambda c: engine_pool.keep(
+                c.database, engine, EnginePolicy(usual_size=c.pool_size if engine.serves is None else 0)
+            ),
             wakes_on=notify.FLEET,
         ),
     )

@@ -34,11 +34,15 @@ _OF_OPERATORS = {"ServiceMonitor", "Cluster"}
 @cache
 def rendered(overlay: str) -> list[Object]:
     """The objects of an overlay, as `kubectl apply -k` sends them."""
+    return _rendered_from(DIRECTORY / "overlays" / overlay)
+
+
+def _rendered_from(directory: Path) -> list[Object]:
     if shutil.which("kubectl") is None:
         if os.environ.get("CONVENER_TEST_KUBECTL") == "required":
             pytest.fail("kubectl is required here, and not installed")
         pytest.skip("kubectl is not installed")
-    command = ["kubectl", "kustomize", str(DIRECTORY / "overlays" / overlay)]
+    command = ["kubectl", "kustomize", str(directory)]
     return _documents(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
@@ -227,3 +231,40 @@ def test_production_has_two_of_each_and_is_watched() -> None:
     assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
     assert monitor["spec"]["endpoints"][0]["port"] == service["spec"]["ports"][0]["name"]
     assert of_kind("development", "PodDisruptionBudget") == {}
+
+
+def test_a_component_adds_a_class_of_workers_that_the_loops_keep(tmp_path: Path) -> None:
+    tree = tmp_path / "kubernetes"
+    shutil.copytree(DIRECTORY, tree)
+    file = tree / "overlays/production/kustomization.yaml"
+    file.write_text(file.read_text() + "components: [../../components/gpu-workers]\n")
+    objects = _rendered_from(file.parent)
+    assert {each["metadata"]["name"]: _errors(each) for each in objects if each["kind"] == "Deployment"} == {
+        "convener-api": [],
+        "convener-loops": [],
+        "convener-workers": [],
+        "convener-workers-gpu": [],
+    }
+    deployments = {
+        each["metadata"]["name"]: each["spec"]["template"] for each in objects if "template" in each.get("spec", {})
+    }
+    environment = {
+        each["name"]: each["value"] for each in deployments["convener-loops"]["spec"]["containers"][0]["env"]
+    }
+    settings = Settings.from_environment(environment)
+    (worker_class,) = settings.kubernetes_classes
+    (role,) = (each for each in objects if each["kind"] == "Role")
+    names = [settings.kubernetes_deployment, worker_class.deployment]
+    assert role["rules"][0]["resourceNames"] == names
+    # What the class offers to decisions its workers offer to tasks.
+    usual, own = (deployments[name] for name in names)
+    (worker,) = own["spec"]["containers"]
+    words, variables = worker["args"], {each["name"]: each.get("value") for each in worker["env"]}
+    offered = {word: words[words.index(word) + 1] for word in ("--gpus", "--cpu", "--memory-gb")}
+    assert offered == {"--gpus": f"{worker_class.gpus}", "--cpu": f"{worker_class.cores:g}", "--memory-gb": "16"}
+    assert variables["AGENTS"] == ",".join(worker_class.agents)
+    assert f"{POOL_LABEL}={pool_label('kubernetes', worker_class.deployment)}" in words
+    assert worker["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    # But for that they are as confined as the others.
+    assert own["spec"]["securityContext"] == usual["spec"]["securityContext"]
+    assert own["metadata"]["labels"]["convener/worker"] == "true"

@@ -33,7 +33,8 @@ NOT_HANDED_ON = {
     *("allow_plain_http", "database_direct_url", "database_password", "database_url", "host", "liveness_file"),
     *("pool_size", "port"),
     *("host_name", "llm_key", "llm_key_file", "llm_key_command", "worker_gpus", "worker_handlers"),
-    *("provisioner", "pool_limit", "kubeconfig", "kubernetes_deployment", "kubernetes_namespace"),
+    *("provisioner", "pool_limit", "kubeconfig"),
+    *("kubernetes_classes", "kubernetes_deployment", "kubernetes_namespace"),
     *(name for name in Settings.model_fields if name.startswith("block_")),
     *("log_file", "postgres_bin", "socket", "state_directory", "tls_certificate", "tls_key"),
 }

@@ -4,10 +4,12 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from app.db.database import Database
 from app.db.hot_path import run
 from app.workers.provisioners.engine import POOL_LABEL, EngineUnavailable, pool_label
+from app.workers.rules.classes import WorkerClass
 from app.workers.rules.engines import EngineMember, EngineState, MemberState
 from app.workers.service import workers
 from app.workers.service.workers import WorkerIdentity
@@ -22,9 +24,12 @@ class NumberEngine:
     """
 
     kind = "numbers"
-    name = "pool"
-    max_size = 300
+    name: str = "pool"
+    max_size: int = 300
     admits_unseen = False
+    serves: WorkerClass | None = None
+
+    prefix: str = "m"
 
     def __init__(self, size: int = 0, block_size: int = 1) -> None:
         self.members: list[EngineMember] = []
@@ -48,7 +53,7 @@ class NumberEngine:
             created_at = datetime.now(UTC) - timedelta(seconds=7)
             self.members.append(
                 EngineMember(
-                    name=f"m-{self._made}",
+                    name=f"{self.prefix}-{self._made}",
                     state=state,
                     created_at=created_at,
                     reason=self.reason,
@@ -92,11 +97,11 @@ class NumberEngine:
 
 
 async def register_member(
-    database: Database, name: str, *, kind: str = "numbers", pool: str = "pool"
+    database: Database, name: str, *, kind: str = "numbers", pool: str = "pool", **offer: Any
 ) -> WorkerIdentity:
     """A member's worker that has registered and passed its first health report."""
     labels = f'{{"{POOL_LABEL}": "{pool_label(kind, pool)}"}}'
     async with database.transaction() as connection:
-        identity = await workers.register(connection, registration(name, labels=labels), None)
+        identity = await workers.register(connection, registration(name, labels=labels, **offer), None)
     await run(database, lambda c: worker_store.record_heartbeats(c, [beat(identity.worker_id)], 15.0))
     return identity

@@ -219,7 +219,7 @@ def _workers(facts: Facts) -> Cause:
     """The cause on the side of the workers."""
     workers = facts.workers
     if not workers.idle + workers.busy:
-        return _nobody(facts)
+        return _class_without_workers(facts) or _nobody(facts)
     if workers.idle and (cause := _passed_over(facts)) is not None:
         return cause
     if (cause := _degraded(facts)) is not None:
@@ -245,6 +245,16 @@ def _missing(workers: Workers) -> str:
         f"; {plural(wait.members, 'further worker does', 'further workers do')} not come: {_line(wait.reason)}"
         for wait in workers.member_waits
     )
+
+
+def _class_without_workers(facts: Facts) -> Cause | None:
+    """The cause where the loops keep a class of workers for such tasks, of which none is there yet."""
+    workers = facts.workers
+    if not workers.classes or workers.silent or workers.not_ready or workers.short:
+        return None
+    names = " or ".join(workers.classes)
+    text = f"no worker of {names} is there yet, which serves {_work(facts)}: the loops start some"
+    return Cause(code=Code.WORKERS_STARTING, text=f"{text}{_missing(workers)}")
 
 
 def _nobody(facts: Facts) -> Cause:

@@ -119,7 +119,8 @@ class Workers:
     agent type, each once, read where none of them covers what the task asks for.
     `short` are those that would be idle or busy, but end before an attempt may. Of the one that misses least it needs
     `needed_seconds`, and has `remaining_seconds`; with `fits_at_start` one of them had enough when it registered.
-    `member_waits` say why members of the pool of an engine do not come, read where nobody is idle.
+    `member_waits` say why members of the pool of an engine do not come, read where nobody is idle, and `classes` are
+    the names of the classes of workers that can run it.
     """
 
     idle: int = 0
@@ -139,6 +140,7 @@ class Workers:
     member_waits: Sequence[MemberWait] = ()
     lost: LostWorker | None = None
     offers: Sequence[Resources] = ()
+    classes: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ from app.diagnosis.store import facts as store
 from app.diagnosis.store.facts import Position, Surroundings
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Lane
+from app.kernel.resources import NOTHING
 from app.kernel.states import FINISHED, TaskState
 from app.llm.rules.conditions import is_awaited, service_state
 from app.llm.rules.spending import BudgetOwner
@@ -135,8 +136,11 @@ async def _read_workers(connection: AsyncConnection, task: TaskFacts, usual_time
     workers = await store.workers(connection, task, usual_timeout_seconds)
     if workers.idle:
         return workers
-    waits = [wait for host in await hosts.live(connection) for wait in host.member_waits]
-    return replace(workers, member_waits=waits)
+    live = await hosts.live(connection)
+    waits = [wait for host in live for wait in host.member_waits]
+    request = task.request or NOTHING
+    classes = [host.host for host in live if host.serves and host.serves.serves(task.agent_type, request)]
+    return replace(workers, member_waits=waits, classes=classes)
 
 
 async def _awaited(connection: AsyncConnection, name: str, at: datetime) -> Awaited:

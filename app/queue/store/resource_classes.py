@@ -1,12 +1,13 @@
 """Resource classes: each distinct request of live tasks has a number, from which its lanes follow."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import asyncpg
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import notify
+from app.kernel.lanes import Lane
 from app.kernel.resources import MAX_CLASSES
 
 # Locked, so that no class goes while a submit makes tasks of it.
@@ -33,6 +34,25 @@ gone AS (
     DELETE FROM resource_classes WHERE id = ANY (:ids) AND id NOT IN (SELECT id FROM used) RETURNING id
 )
 DELETE FROM resource_lanes WHERE resource_class IN (SELECT id FROM gone)
+""")
+# From the virtual time of the lane on, below which are dead entries of tasks that were leased.
+_COUNT_WAITING = text("""
+SELECT asked.place, (
+    SELECT count(*) FROM (
+        SELECT FROM tasks t
+        WHERE t.agent_type = asked.agent_type AND t.priority = asked.priority
+          AND t.tag >= coalesce(plain.virtual_time, classed.virtual_time, asked.bottom) AND t.tag < asked.ceiling
+          AND state = 'pending' AND blockers = 0 AND run_at IS NULL
+        LIMIT :limit
+    ) first
+) AS tasks
+FROM unnest(CAST(:agents AS text[]), CAST(:priorities AS smallint[]), CAST(:classes AS smallint[]),
+            CAST(:bottoms AS float8[]), CAST(:ceilings AS float8[]))
+     WITH ORDINALITY AS asked (agent_type, priority, resource_class, bottom, ceiling, place)
+LEFT JOIN lanes plain
+    ON asked.resource_class = 0 AND plain.agent_type = asked.agent_type AND plain.priority = asked.priority
+LEFT JOIN resource_lanes classed ON classed.resource_class = asked.resource_class
+    AND classed.agent_type = asked.agent_type AND classed.priority = asked.priority
 """)
 _READ = "SELECT id, request::text AS request FROM resource_classes ORDER BY id"
 
@@ -66,3 +86,25 @@ async def drop_unused(connection: AsyncConnection) -> None:
 async def read(connection: "asyncpg.Connection[asyncpg.Record]") -> dict[int, str]:
     """Class -> its request as JSON text, of all."""
     return {row["id"]: row["request"] for row in await connection.fetch(_READ)}
+
+
+async def requests(connection: AsyncConnection) -> dict[int, str]:
+    """Class -> its request as JSON text, of all, in a transaction under way."""
+    return {row.id: row.request for row in await connection.execute(text(_READ))}
+
+
+async def count_waiting(connection: AsyncConnection, lanes: Sequence[Lane], limit: int) -> dict[Lane, int]:
+    """Lane -> number of its tasks that may run now, of at most `limit` that are looked at in each."""
+    rows = await connection.execute(_COUNT_WAITING, _asked(lanes, limit))
+    return {lanes[row.place - 1]: row.tasks for row in rows}
+
+
+def _asked(lanes: Sequence[Lane], limit: int) -> dict[str, object]:
+    return {
+        "agents": [lane.agent_type.value for lane in lanes],
+        "priorities": [lane.priority.value for lane in lanes],
+        "classes": [lane.resource_class for lane in lanes],
+        "bottoms": [lane.bottom for lane in lanes],
+        "ceilings": [lane.ceiling for lane in lanes],
+        "limit": limit,
+    }

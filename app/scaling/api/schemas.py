@@ -28,6 +28,7 @@ _EXAMPLE: dict[str, Any] = {
     "clamps": [_CLAMP],
     "need": 510,
     "start": 10,
+    "classes": {},
     "remove_idle": 0,
     "drain_busy": 0,
     "new_workers": [_WORKER],
@@ -63,6 +64,18 @@ class ClampOut(BaseModel):
     after: int
 
 
+class ClassSizeOut(BaseModel):
+    """The size of a class of workers: a part of the whole."""
+
+    current_workers: int
+    target_workers: int
+    need: int | None
+    start: int
+    remove_idle: int
+    drain_busy: int
+    reasons: list[str]
+
+
 class ScalingBriefOut(BaseModel):
     """A decision without its workers."""
 
@@ -80,6 +93,9 @@ class ScalingBriefOut(BaseModel):
     start: int
     remove_idle: int
     drain_busy: int = Field(description="busy workers that go after their task: only above the maximum")
+    classes: dict[str, ClassSizeOut] = Field(
+        default_factory=dict, description="by their names; the figures above, but for both sizes, are of the usual pool"
+    )
     new_workers: list[str]
     moved_workers: int
     bottleneck_agent: str | None

@@ -59,14 +59,24 @@ class ExcludedTasks:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClassInputs:
+    """A class of workers: its name, the most that its engine may have, its workers, and the tasks that belong to it."""
+
+    name: str
+    max_workers: int
+    snapshot: ScalingSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DecisionInputs:
     """All that a decision depends on.
 
     `first_new_id` is the id of the first new worker, the others count on from there; `new_capabilities` are the types
     that a new worker will be able to run. Without `may_move` only workers without an assignment get one. Where no host
     `provisions` workers, the target is a recommendation. `hosts` are those of our workers (None: not kept at the time),
-    others run `workers_elsewhere`. `step` is that of degradation. `quality_gains` are those by each
-    doubling of a task's time, where measured. `notes` go to the reasons as they are.
+    others run `workers_elsewhere`. `classes` are pools that are sized apart, without their tasks and workers in
+    `snapshot`. `step` is that of degradation. `quality_gains` are those by each doubling of a task's time, where
+    measured. `notes` go to the reasons as they are.
     """
 
     at: datetime
@@ -87,6 +97,7 @@ class DecisionInputs:
     provisions: bool = True
     hosts: Sequence[Host] | None = None
     workers_elsewhere: int = 0
+    classes: Sequence[ClassInputs] = ()
     step: DegradationStep = DegradationStep.NONE
     quality_gains: Mapping[AgentType, float] = field(default_factory=dict)
     notes: Sequence[str] = ()
@@ -97,10 +108,12 @@ class Decision:
     """The changes to the pool: its size, the weights, the assignments, and the reasons.
 
     `new_workers` are the ids of the workers to start; `moved_workers` change their agent type. `sizes` are the limits
-    of a task of each type, and why, before the memory and cores that a worker has lower them.
+    of a task of each type, and why, before the memory and cores that a worker has lower them. `class_plans` are the
+    sizes of classes of workers, by their names.
     """
 
     plan: ScalingPlan
+    class_plans: Mapping[str, ScalingPlan]
     decision_type: DecisionType
     weight_changes: Mapping[AgentType, tuple[float, float]]
     assignments: Mapping[WorkerId, Assignment]
@@ -110,10 +123,26 @@ class Decision:
     bottleneck: AgentType | None
     reasons: Sequence[str]
 
+    @property
+    def current(self) -> int:
+        """The workers of all pools."""
+        return self.plan.current + sum(plan.current for plan in self.class_plans.values())
+
+    @property
+    def decide_again_after_seconds(self) -> float:
+        """The least that any of the pools asks for."""
+        return min(plan.decide_again_after_seconds for plan in (self.plan, *self.class_plans.values()))
+
+    @property
+    def target(self) -> int:
+        """The workers that all pools are to have."""
+        return self.plan.target + sum(plan.target for plan in self.class_plans.values())
+
 
 def resolve(inputs: DecisionInputs) -> Decision:
     """Decide; the same inputs give the same decision, to the last digit."""
-    plan = decide(inputs.snapshot, inputs.policy, inputs.at)
+    plan = decide(inputs.snapshot, _beside_classes(inputs), inputs.at)
+    class_plans = _class_plans(inputs, plan)
     # Without a host of ours nothing can be started, and others may act on the target.
     starts = plan.start if inputs.provisions else 0
     # The ids come from the inputs too, so that a replay names the same workers.
@@ -122,21 +151,48 @@ def resolve(inputs: DecisionInputs) -> Decision:
     weight_changes = _weight_changes(inputs)
     is_rearranged = bool(weight_changes or allocation.moved_workers - set(new_workers))
     sizes = _sizes(inputs, allocation, starts)
+    current, target = (plan.current, plan.target)
+    for each in class_plans.values():
+        current, target = current + each.current, target + each.target
     return Decision(
         plan=plan,
-        decision_type=decision_type(plan.current, plan.target, is_rearranged=is_rearranged),
+        class_plans=class_plans,
+        decision_type=decision_type(current, target, is_rearranged=is_rearranged),
         weight_changes=weight_changes,
         assignments=_assignments(inputs, allocation.agents, sizes),
         sizes=sizes,
         new_workers=new_workers,
         moved_workers=allocation.moved_workers,
         bottleneck=allocation.bottleneck,
-        reasons=_reasons(inputs, plan, allocation),
+        reasons=_reasons(inputs, plan, class_plans, allocation),
     )
 
 
-def _reasons(inputs: DecisionInputs, plan: ScalingPlan, allocation: Allocation) -> list[str]:
-    reasons = [*plan.reasons, *map(_excluded_words, inputs.excluded_tasks), *inputs.notes]
+def _beside_classes(inputs: DecisionInputs) -> ScalingPolicy:
+    """The policy of the usual pool: workers of classes count for the maximum."""
+    policy = inputs.policy
+    others = sum(each.snapshot.workers + each.snapshot.draining for each in inputs.classes)
+    return replace(policy, max_workers=max(policy.min_workers, policy.max_workers - others)) if others else policy
+
+
+def _class_plans(inputs: DecisionInputs, plan: ScalingPlan) -> dict[str, ScalingPlan]:
+    """A plan for each class, one after the other within what is left of the maximum; a class may have no workers."""
+    taken = max(plan.current, plan.target) + inputs.snapshot.draining
+    taken += sum(each.snapshot.workers + each.snapshot.draining for each in inputs.classes)
+    room, plans = inputs.policy.max_workers - taken, {}
+    for each in inputs.classes:
+        own = each.snapshot.workers + each.snapshot.draining
+        most = max(0, min(each.max_workers, own + room))
+        plans[each.name] = decide(each.snapshot, replace(inputs.policy, min_workers=0, max_workers=most), inputs.at)
+        room -= plans[each.name].start
+    return plans
+
+
+def _reasons(
+    inputs: DecisionInputs, plan: ScalingPlan, class_plans: Mapping[str, ScalingPlan], allocation: Allocation
+) -> list[str]:
+    of_classes = [f"{name}: {reason}" for name, each in class_plans.items() for reason in each.reasons]
+    reasons = [*plan.reasons, *of_classes, *map(_excluded_words, inputs.excluded_tasks), *inputs.notes]
     if allocation.moved_workers:
         moves, workers = len(allocation.moved_workers), len(allocation.agents)
         reasons.append(f"{moves:,} of {workers:,} workers get another agent; {allocation.reason}")

@@ -51,8 +51,19 @@ class CounterReading:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClassHistory:
+    """Size of a class of workers after the last decision, and its idle workers lately."""
+
+    workers: int = 0
+    idle_history: Sequence[IdleSample] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Estimates:
-    """Estimates as of the last reading of the counters; `workers` is the size of the pool after that decision."""
+    """Estimates as of the last reading of the counters; `workers` is the size of the usual pool after that decision.
+
+    `classes` has what is known of each class of workers by its name.
+    """
 
     at: datetime
     pending: Mapping[Lane, int] = field(default_factory=dict)
@@ -63,6 +74,7 @@ class Estimates:
     starts: Sequence[float] = ()
     idle_history: Sequence[IdleSample] = ()
     workers: int = 0
+    classes: Mapping[str, ClassHistory] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +110,13 @@ def update(
         starts=(*previous.starts, *reading.starts)[-_STARTS:],
         idle_history=_idle_history(previous, reading, seconds, policy),
     )
+
+
+def class_history(previous: ClassHistory, sample: IdleSample, workers: int, policy: ScalingPolicy) -> ClassHistory:
+    """What is known of a class of workers after one more reading, as for the usual pool."""
+    history = idle.extend_history(previous.idle_history, sample, policy.idle)
+    departures = max(0, previous.workers - workers)
+    return ClassHistory(workers=workers, idle_history=idle.without_workers(history, departures))
 
 
 def after_removal(estimates: Estimates, removals: int, workers: int) -> Estimates:

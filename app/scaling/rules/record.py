@@ -19,7 +19,7 @@ from app.kernel.ids import WorkerId
 from app.kernel.modes import Mode
 from app.queue.rules.degradation import DegradationStep
 from app.scaling.rules.allocation import Load
-from app.scaling.rules.decision import Decision, DecisionInputs, ExcludedTasks, Member, resolve
+from app.scaling.rules.decision import ClassInputs, Decision, DecisionInputs, ExcludedTasks, Member, resolve
 from app.scaling.rules.demand import WaitingGroup
 from app.scaling.rules.idle import IdlePolicy, IdleSample
 from app.scaling.rules.target import ScalingPolicy, ScalingSnapshot
@@ -90,6 +90,12 @@ def inputs_text(inputs: DecisionInputs) -> str:
             "provisions": inputs.provisions,
             "hosts": None if inputs.hosts is None else [_host(host) for host in inputs.hosts],
             "elsewhere": inputs.workers_elsewhere,
+            # Only where there are some, as for what is published.
+            **(
+                {"classes": [[c.name, c.max_workers, _snapshot(c.snapshot)] for c in inputs.classes]}
+                if inputs.classes
+                else {}
+            ),
             "step": inputs.step,
             "quality_gains": dict(inputs.quality_gains),
             "notes": list(inputs.notes),
@@ -125,6 +131,10 @@ def inputs_of(roster_text: str, text: str) -> DecisionInputs:
         provisions=record["provisions"],
         hosts=None if (hosts := record.get("hosts")) is None else [_host_of(host) for host in hosts],
         workers_elsewhere=record.get("elsewhere", 0),
+        classes=[
+            ClassInputs(name=name, max_workers=most, snapshot=_snapshot_of(snapshot))
+            for name, most, snapshot in record.get("classes", ())
+        ],
         step=DegradationStep(record.get("step", DegradationStep.NONE)),
         quality_gains=_by_agent(record.get("quality_gains", {})),
         notes=record["notes"],
@@ -137,8 +147,9 @@ def outcome(decision: Decision, inputs: DecisionInputs) -> dict[str, Any]:
     return {
         "timestamp": plan.at.astimezone(UTC).isoformat(),
         "decision_type": decision.decision_type,
-        "current_workers": plan.current,
-        "target_workers": plan.target,
+        "current_workers": decision.current,
+        "target_workers": decision.target,
+        **({"classes": _classes(decision)} if decision.class_plans else {}),
         "agent_weight_adjustments": {
             weight_name(agent): {"previous_weight": old, "new_weight": new, "reason": _weight_reason(inputs, agent)}
             for agent, (old, new) in decision.weight_changes.items()
@@ -155,7 +166,22 @@ def outcome(decision: Decision, inputs: DecisionInputs) -> dict[str, Any]:
         "bottleneck_agent": weight_name(decision.bottleneck) if decision.bottleneck else None,
         "mode": inputs.mode,
         "config_version": inputs.config_version,
-        "decide_again_after_seconds": plan.decide_again_after_seconds,
+        "decide_again_after_seconds": decision.decide_again_after_seconds,
+    }
+
+
+def _classes(decision: Decision) -> dict[str, Any]:
+    return {
+        name: {
+            "current_workers": plan.current,
+            "target_workers": plan.target,
+            "need": plan.required_workers,
+            "start": plan.start,
+            "remove_idle": plan.remove_idle,
+            "drain_busy": plan.drain_busy,
+            "reasons": list(plan.reasons),
+        }
+        for name, plan in decision.class_plans.items()
     }
 
 

@@ -4,7 +4,7 @@ Whoever counts the pool and adds to it holds its lock, as two could fill the sam
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 from uuid import UUID
 
@@ -14,6 +14,7 @@ from app.db import notify
 from app.kernel.states import WorkerState
 from app.kernel.text import plural
 from app.scaling.rules.decision import Decision
+from app.scaling.rules.target import ScalingPlan
 from app.workers.rules.assignment import Assignment
 from app.workers.rules.hosts import Host, HostPolicy, spread
 from app.workers.rules.workers import Directive
@@ -27,12 +28,16 @@ from app.workers.store.roster import ASSIGNED_FIELDS, Worker
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppliedChanges:
-    """Counts of changes: workers requested, drained, and given another assignment; hosts with another size."""
+    """Counts of changes: workers requested, drained, and given another assignment; hosts with another size.
+
+    `drained` are those of the usual pool, `drained_of_classes` the others by the name of their class.
+    """
 
     started: int = 0
     drained: int = 0
     assigned: int = 0
     resized: int = 0
+    drained_of_classes: Mapping[str, int] = field(default_factory=dict)
 
     def nonzero_counts(self) -> dict[str, Any]:
         """The counts by name, without those that are 0."""
@@ -63,21 +68,37 @@ async def apply_decision(
     max_workers: int,
 ) -> AppliedChanges:
     """Write the changes of a decision to hosts and workers; the caller holds the pool."""
-    assignments, leaving = _new_assignments(decision, pool.staying), _leavers(decision, pool, max_workers)
+    assignments = _new_assignments(decision, pool.staying)
+    leaving = _leavers(decision.plan, pool.usual, max_workers)
+    of_classes = {host.host: _class_leavers(decision, pool, host) for host in pool.classes}
     # Those that change and those that leave at once, in the order of heartbeats: one after the other, a batch of
     # heartbeats could wait for us while we wait for it.
-    await roster.lock(connection, {*leaving, *assignments})
+    everybody = [*leaving, *(worker_id for ids in of_classes.values() for worker_id in ids)]
+    await roster.lock(connection, {*everybody, *assignments})
     await roster.assign(connection, assignments)
-    starts = spread(pool.hosts, len(decision.new_workers), policy)
+    starts = spread(pool.usual.hosts, len(decision.new_workers), policy)
     if decision.new_workers:
         new_workers = [(worker_id, decision.assignments[worker_id]) for worker_id in decision.new_workers]
         await roster_service.request(connection, pool, starts, due_starts, new_workers)
     drained_ids = await _drain(connection, leaving, decision.reasons[0])
+    drained = len(drained_ids)
+    drained_of_classes: dict[str, int] = {}
+    for host in pool.classes:
+        if (plan := decision.class_plans.get(host.host)) is not None:
+            starts = {**starts, host: plan.start}
+            gone = await _drain(connection, of_classes[host.host], plan.reasons[0])
+            drained_ids |= gone
+            if gone:
+                drained_of_classes[host.host] = len(gone)
     resized_hosts = await _resize(connection, pool, due_starts, starts, drained_ids)
-    if decision.new_workers or drained_ids:
+    if any(starts.values()) or drained_ids:
         notify.note(connection, notify.FLEET, notify.LAUNCHES)
     return AppliedChanges(
-        started=len(decision.new_workers), drained=len(drained_ids), assigned=len(assignments), resized=resized_hosts
+        started=len(decision.new_workers),
+        drained=drained,
+        assigned=len(assignments),
+        resized=resized_hosts,
+        drained_of_classes=drained_of_classes,
     )
 
 
@@ -97,20 +118,25 @@ def _new_assignments(decision: Decision, workers: Sequence[Worker]) -> dict[UUID
     }
 
 
-def _leavers(decision: Decision, pool: Pool, max_workers: int) -> list[UUID]:
+def _class_leavers(decision: Decision, pool: Pool, host: Host) -> list[UUID]:
+    plan = decision.class_plans.get(host.host)
+    return [] if plan is None else _leavers(plan, pool.part(host), 0)
+
+
+def _leavers(plan: ScalingPlan, pool: Pool, max_workers: int) -> list[UUID]:
     """Ids of the workers to drain, those of the highest slots first.
 
     One that no provisioner of ours started goes only after all others, and only while there are more than allowed.
     """
-    if not decision.plan.remove_idle and not decision.plan.drain_busy:
+    if not plan.remove_idle and not plan.drain_busy:
         return []
-    is_over = decision.plan.current > max_workers
+    is_over = plan.current > max_workers
     ready = [w for w in pool.workers if w.state == WorkerState.READY and (is_over or w.provisioner is not None)]
     # The highest slots leave first, so that the slots in use stay dense.
     ready.sort(key=lambda worker: (worker.provisioner is None, -(worker.slot or 0)))
     idle = [worker.id for worker in ready if not worker.busy]
     busy = [worker.id for worker in ready if worker.busy]
-    return [*idle[: decision.plan.remove_idle], *busy[: decision.plan.drain_busy]]
+    return [*idle[: plan.remove_idle], *busy[: plan.drain_busy]]
 
 
 async def _resize(

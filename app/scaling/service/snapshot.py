@@ -20,6 +20,9 @@ from app.scaling.rules import estimates
 from app.scaling.rules.demand import WaitingGroup, group_by_age, in_dispatch_order
 from app.scaling.rules.estimates import CounterReading, Estimates, TaskTotals
 from app.scaling.rules.target import USUAL_START_SECONDS, ScalingPolicy, ScalingSnapshot
+from app.scaling.service import needs
+from app.scaling.service.needs import Needs
+from app.workers.rules.classes import WorkerClass
 from app.workers.service.roster import DRAINING, Pool
 from app.workers.store.roster import Worker
 
@@ -37,11 +40,13 @@ _VERY_OLD_SECONDS = 86_400.0
 class Queue:
     """The queue by its counters: `pending` tasks may run now, `leases` and `totals` count since ever.
 
-    `on_hold` are tasks whose goal is on hold; `oldest` is an upper bound on the seconds that any task of a priority has
-    been waiting; `pauses` are the reasons why agent types are paused.
+    `needs` has those that are no need of the usual pool, none of them pending; `on_hold` tasks wait for their goal;
+    `oldest` is an upper bound on the seconds that any task of a priority has been waiting; `pauses` are the reasons why
+    agent types are paused.
     """
 
     pending: Mapping[Lane, int]
+    needs: Needs
     on_hold: Mapping[AgentType, int]
     running: Mapping[AgentType, int]
     leases: Mapping[Lane, int]
@@ -55,8 +60,8 @@ class Queue:
         return {lane: tasks for lane, tasks in self.pending.items() if lane.agent_type not in self.pauses}
 
 
-async def queue(connection: AsyncConnection, moment: datetime) -> Queue:
-    """The queue by its counters, at a cost that does not depend on the number of tasks."""
+async def queue(connection: AsyncConnection, moment: datetime, classes: Mapping[str, WorkerClass]) -> Queue:
+    """The queue by its counters; beyond a bound the cost does not depend on the number of tasks."""
     overview = await counters.overview(connection, [TaskEvent.ASSIGNED, *_ENDS])
     pending: dict[Lane, int] = {}
     running: Counter[AgentType] = Counter()
@@ -69,8 +74,10 @@ async def queue(connection: AsyncConnection, moment: datetime) -> Queue:
         elif count.phase in ("assigned", "executing"):
             running[count.lane.agent_type] += count.tasks
     leases, totals = _totals(overview.totals)
+    found = await needs.find(connection, pending, classes)
     return Queue(
-        pending=pending,
+        pending={lane: max(0, tasks - found.elsewhere(lane)) for lane, tasks in pending.items()},
+        needs=found,
         on_hold=on_hold,
         running=running,
         leases=leases,
@@ -108,6 +115,25 @@ def waiting_groups(
                 seconds = estimates.task_seconds(current, agent)
                 oldest = queue.oldest.get(priority, _VERY_OLD_SECONDS)
                 queues[agent] = group_by_age(current.arrivals, lane, tasks, seconds, oldest)
+        groups += in_dispatch_order(queues, weights)
+    return groups
+
+
+def class_groups(
+    queue: Queue, tasks: Mapping[Lane, int], current: Estimates, weights: Mapping[AgentType, float]
+) -> list[WaitingGroup]:
+    """The tasks that belong to a class, in the order in which they will be served.
+
+    No arrivals are counted by class, so each is taken to be as old as any of its priority.
+    """
+    groups: list[WaitingGroup] = []
+    for priority in sorted(Priority, reverse=True):
+        queues = {}
+        for lane, count in sorted(tasks.items()):
+            if lane.priority is priority and lane.agent_type not in queue.pauses:
+                work = count * estimates.task_seconds(current, lane.agent_type)
+                oldest = queue.oldest.get(priority, 0.0)
+                queues[lane.agent_type] = [WaitingGroup(tasks=count, work_seconds=work, oldest_age_seconds=oldest)]
         groups += in_dispatch_order(queues, weights)
     return groups
 

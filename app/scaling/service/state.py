@@ -12,7 +12,7 @@ from app.db.database import now
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Lane, Priority
 from app.scaling.rules.demand import Arrivals
-from app.scaling.rules.estimates import Estimates, ServiceTime, TaskTotals
+from app.scaling.rules.estimates import ClassHistory, Estimates, ServiceTime, TaskTotals
 from app.scaling.rules.idle import IdleSample
 from app.scaling.store import decisions
 
@@ -61,6 +61,10 @@ def _document(state: ScalingState) -> dict[str, Any]:
         "starts": list(current.starts),
         "spare": [[sample.seconds, sample.idle] for sample in current.idle_history],
         "workers": current.workers,
+        "classes": {
+            name: [history.workers, [[sample.seconds, sample.idle] for sample in history.idle_history]]
+            for name, history in current.classes.items()
+        },
         "again_after_seconds": state.again_after_seconds,
         "weights": dict(state.weights),
         "moved_at": state.moved_at.isoformat() if state.moved_at else None,
@@ -85,6 +89,12 @@ def _state(document: Mapping[str, Any]) -> ScalingState:
         starts=document["starts"],
         idle_history=[IdleSample(seconds=seconds, idle=idle) for seconds, idle in document["spare"]],
         workers=document["workers"],
+        classes={
+            name: ClassHistory(
+                workers=workers, idle_history=[IdleSample(seconds=seconds, idle=idle) for seconds, idle in samples]
+            )
+            for name, (workers, samples) in document.get("classes", {}).items()
+        },
     )
     return ScalingState(
         estimates=estimates,

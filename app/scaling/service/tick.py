@@ -20,14 +20,17 @@ from app.db.database import Database
 from app.db.uuids import time_ordered_uuid
 from app.kernel.agents import AgentType
 from app.kernel.modes import Mode
+from app.kernel.resources import in_words
 from app.scaling.rules import estimates
 from app.scaling.rules import record as records
 from app.scaling.rules.allocation import Load
-from app.scaling.rules.decision import Decision, DecisionInputs, ExcludedTasks, Member, resolve
-from app.scaling.rules.estimates import Estimates
+from app.scaling.rules.decision import ClassInputs, Decision, DecisionInputs, ExcludedTasks, Member, resolve
+from app.scaling.rules.estimates import ClassHistory, Estimates
+from app.scaling.rules.idle import IdleSample, without_workers
 from app.scaling.rules.target import ScalingPolicy, is_burst, priced, scaling_policy
 from app.scaling.service import apply, state
 from app.scaling.service import snapshot as snapshots
+from app.scaling.service.apply import AppliedChanges
 from app.scaling.service.snapshot import Queue
 from app.scaling.service.state import ScalingState
 from app.scaling.store import decisions
@@ -106,7 +109,7 @@ async def _is_due(connection: AsyncConnection, previous: ScalingState, effective
     if since < policy.hurry_seconds:
         return False
     # The counters are read last, as that costs as much as for a decision.
-    waits = (await snapshots.queue(connection, moment)).waits
+    waits = (await snapshots.queue(connection, moment, await hosts.classes(connection))).waits
     work = sum(tasks * estimates.task_seconds(previous.estimates, lane.agent_type) for lane, tasks in waits.items())
     return not policy.is_fixed and is_burst(work, previous.estimates.workers, since, policy)
 
@@ -126,7 +129,7 @@ async def observe(
     busy = asyncio.ensure_future(hot_path.run(database, roster.busy_workers))
     try:
         in_force = await weights.in_force(connection, effective)
-        queue = await snapshots.queue(connection, moment)
+        queue = await snapshots.queue(connection, moment, await hosts.classes(connection))
         pool = await roster_service.pool(connection, previous.estimates.at if previous else None, busy)
     finally:
         # Without effect once it was awaited; after a failure nobody waits for it any more.
@@ -158,8 +161,8 @@ async def record_and_apply(
         NewDecision(
             decided_at=inputs.at,
             decision_type=decision.decision_type.value,
-            current_workers=decision.plan.current,
-            target_workers=decision.plan.target,
+            current_workers=decision.current,
+            target_workers=decision.target,
             inputs=records.inputs_text(inputs),
             output=records.canonical(records.outcome(decision, inputs)),
             roster=records.roster(inputs.members),
@@ -170,25 +173,28 @@ async def record_and_apply(
     # By the changes that were made, not by the plan: workers may have ended since they were read.
     size = decision.plan.current + changes.started - changes.drained
     counts = changes.nonzero_counts()
-    new_state = _new_state(context, result, changes.drained, size, decision_id)
+    new_state = _new_state(context, result, changes, size, decision_id)
     # Were a decision that changes nothing lost in a crash, it would be made again, and that would be all.
     await state.write(connection, new_state, may_be_lost=not counts and context.previous is not None)
     return {"decision": decision_id, "type": decision.decision_type.value, "workers": size, **counts}
 
 
 async def _inputs(connection: AsyncConnection, context: DecisionContext) -> tuple[DecisionInputs, Estimates]:
-    policy, due_starts = scaling_policy(context.config.document, context.config.mode), sum(context.due_starts.values())
-    size = len(context.pool.staying) + due_starts
+    policy, usual = scaling_policy(context.config.document, context.config.mode), context.pool.usual
+    due_starts = sum(context.due_starts[host] for host in usual.hosts)
+    size = len(usual.staying) + due_starts
     last = context.previous.estimates if context.previous else None
-    reading = snapshots.reading(context.queue, context.pool.workers, size, context.at)
+    reading = snapshots.reading(context.queue, usual.workers, size, context.at)
     current = estimates.update(last, reading, policy, estimates.SERVICE_TIMES)
+    classes, histories = _classes(context, current, policy)
+    current = replace(current, classes=histories)
     members = [_member(worker) for worker in context.pool.staying]
-    new_capabilities = _new_capabilities(context.pool.staying)
+    new_capabilities = _new_capabilities(usual.staying)
     able = new_capabilities.union(*{member.capabilities for member in members if member.capabilities is not None})
     groups = snapshots.waiting_groups(context.queue, current, context.weights.weights, able)
-    snapshot = snapshots.pool_snapshot(context.pool, current, groups, policy, due_starts)
+    snapshot = snapshots.pool_snapshot(usual, current, groups, policy, due_starts)
     worker_limits = await limits.read_limits(
-        connection, context.pool.hosts, context.pool.elsewhere, context.config.document.resource_limits
+        connection, usual.hosts, usual.elsewhere, context.config.document.resource_limits
     )
     return DecisionInputs(
         at=context.at,
@@ -208,9 +214,10 @@ async def _inputs(connection: AsyncConnection, context: DecisionContext) -> tupl
         first_new_id=time_ordered_uuid(),
         new_capabilities=sorted(new_capabilities),
         may_move=_may_move(context),
-        provisions=bool(context.pool.hosts),
-        hosts=context.pool.hosts,
-        workers_elsewhere=context.pool.elsewhere,
+        provisions=bool(usual.hosts),
+        hosts=usual.hosts,
+        workers_elsewhere=usual.elsewhere,
+        classes=classes,
         step=context.weights.step,
         quality_gains=await performance.quality_gains(connection),
         notes=await apply.notes(connection, context.due_starts),
@@ -218,29 +225,64 @@ async def _inputs(connection: AsyncConnection, context: DecisionContext) -> tupl
 
 
 def _new_state(
-    context: DecisionContext, result: DecisionResult, drained_workers: int, size: int, decision_id: int
+    context: DecisionContext, result: DecisionResult, changes: AppliedChanges, size: int, decision_id: int
 ) -> ScalingState:
     inputs, decision = result.inputs, result.decision
-    plan = decision.plan
     moved_at = context.previous.moved_at if context.previous else None
     brief = {
         "decision_id": decision_id,
         "decision_type": decision.decision_type.value,
-        "current_workers": plan.current,
-        "target_workers": plan.target,
+        "current_workers": decision.current,
+        "target_workers": decision.target,
         "config_version": inputs.config_version,
-        "waiting_tasks": sum(context.queue.waits.values()),
+        "waiting_tasks": sum(context.queue.waits.values())
+        + sum(group.tasks for each in inputs.classes for group in each.snapshot.waiting or ()),
         "waiting_seconds": sum(load.work_seconds for load in inputs.loads.values()),
         "bottleneck_agent": decision.bottleneck.value if decision.bottleneck else None,
         "reason": decision.reasons[0],
     }
     return ScalingState(
-        estimates=estimates.after_removal(result.estimates, drained_workers, size),
-        again_after_seconds=plan.decide_again_after_seconds,
+        estimates=_after_changes(result, changes, size),
+        again_after_seconds=decision.decide_again_after_seconds,
         weights=inputs.weights,
         moved_at=context.at if decision.moved_workers and inputs.may_move else moved_at,
         brief=brief,
     )
+
+
+def _after_changes(result: DecisionResult, changes: AppliedChanges, size: int) -> Estimates:
+    current = estimates.after_removal(result.estimates, changes.drained, size)
+    classes = {
+        name: ClassHistory(
+            workers=plan.current + plan.start - changes.drained_of_classes.get(name, 0),
+            idle_history=without_workers(current.classes[name].idle_history, changes.drained_of_classes.get(name, 0)),
+        )
+        for name, plan in result.decision.class_plans.items()
+    }
+    return replace(current, classes=classes)
+
+
+def _classes(
+    context: DecisionContext, current: Estimates, policy: ScalingPolicy
+) -> tuple[list[ClassInputs], dict[str, ClassHistory]]:
+    """Each class of workers as a pool of its own, and what is known of it from now on."""
+    last = context.previous.estimates if context.previous else None
+    seconds = max(0.0, (context.at - last.at).total_seconds()) if last else 0.0
+    inputs, histories = [], {}
+    for host in context.pool.classes:
+        part, due = context.pool.part(host), context.due_starts[host]
+        tasks = context.queue.needs.by_class.get(host.host, {})
+        groups = snapshots.class_groups(context.queue, tasks, current, context.weights.weights)
+        snapshot = snapshots.pool_snapshot(part, current, groups, policy, due)
+        # Nobody counts as idle while tasks wait, as in the usual pool.
+        sample = IdleSample(seconds=seconds, idle=0 if groups else snapshot.idle)
+        former = last.classes.get(host.host, ClassHistory()) if last else ClassHistory()
+        history = estimates.class_history(former, sample, len(part.staying) + due, policy)
+        histories[host.host] = history
+        mean = snapshots.running_mean_seconds(context.queue, current)
+        snapshot = replace(snapshot, idle_history=history.idle_history, fixed_size=None, running_mean_seconds=mean)
+        inputs.append(ClassInputs(name=host.host, max_workers=host.max_size or 0, snapshot=snapshot))
+    return inputs, histories
 
 
 def _member(worker: Worker) -> Member:
@@ -296,7 +338,21 @@ def _excluded_tasks(queue: Queue, able: Collection[AgentType]) -> list[ExcludedT
         for agent in sorted(reasons)
         if tasks[agent]
     ]
-    return [*unserved_tasks, *on_hold]
+    return [*unserved_tasks, *_unoffered_tasks(queue), *on_hold]
+
+
+def _unoffered_tasks(queue: Queue) -> list[ExcludedTasks]:
+    tasks: Counter[AgentType] = Counter()
+    for lane, count in queue.needs.unoffered.items():
+        tasks[lane.agent_type] += count
+    return [
+        ExcludedTasks(
+            agent_type=agent,
+            tasks=count,
+            reason=f"no worker offers what they ask for, such as {in_words(queue.needs.examples[agent].amounts())}",
+        )
+        for agent, count in sorted(tasks.items())
+    ]
 
 
 def _may_move(context: DecisionContext) -> bool:

@@ -37,6 +37,7 @@ from app.workers.rules.blocks import (
     read_name,
     rest_seconds,
 )
+from app.workers.rules.classes import WorkerClass
 from app.workers.rules.engines import EngineMember, EngineState, MemberState
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,8 @@ class BlockLaunch:
 
 class BlockEngine:
     """Keeps blocks of a batch scheduler."""
+
+    serves: WorkerClass | None = None
 
     def __init__(
         self,

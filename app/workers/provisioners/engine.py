@@ -3,7 +3,7 @@
 A provisioner of `base.py` starts one process for one row of a worker. An engine (a Deployment of Kubernetes, jobs of
 Slurm or PBS) is told a number, and starts members without asking anybody. To add one:
 
-1. A class beside `kubernetes/`, with the methods of `Engine`. `app/background.py::engine_for` makes it where
+1. A class beside `kubernetes/`, with the methods of `Engine`. `app/background.py::engines_for` makes it where
    CONVENER_PROVISIONER names it; its settings have their names as a prefix.
 2. Each of its workers starts with `--name` (the name of its member, unlike that of any other: the pod, or job, node
    and number) and `--labels convener-pool=KIND/NAME` (`pool_label`), with a key of the role pool, or an enrolment.
@@ -21,6 +21,7 @@ A queue is no failed start: such a member is PENDING with a reason, and `is_fail
 from collections.abc import Sequence
 from typing import Protocol
 
+from app.workers.rules.classes import WorkerClass
 from app.workers.rules.engines import EngineState
 
 # The label of registrations that names the pool.
@@ -41,7 +42,8 @@ class Engine(Protocol):
     """Keeps members; `kind` and `name` are those of its pool, `max_size` what it may have.
 
     Members come and go in blocks of `block_size`: sizes are rounded up to whole ones. `admits_unseen`: it removes none
-    but those that it is told, so that workers may register before a turn has seen their members.
+    but those that it is told, so that workers may register before a turn has seen their members. `serves` makes the
+    pool a class of workers, which is sized apart, by the tasks that belong to it.
     """
 
     kind: str
@@ -49,6 +51,7 @@ class Engine(Protocol):
     max_size: int
     block_size: int
     admits_unseen: bool
+    serves: WorkerClass | None
 
     async def state(self, *, fresh: bool) -> EngineState:
         """Read what it was asked for and what it has; `fresh`: as it is now, and not as last heard of.

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from app.workers.rules.classes import WorkerClass
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemberWait:
@@ -21,7 +23,7 @@ class Host:
     `usual_size` is its setting, `extra` the number that operators have started beyond it. Memory is in GB; `cpu_share`
     is the share of all its cores in use, None where not measured. Its `workers` use `workers_gb` of the memory.
     The pool of an engine has a `max_size` instead of figures of a machine, members that come and go in blocks of
-    `block_size`, and `member_waits` where some do not come.
+    `block_size`, and `member_waits` where some do not come. One with `serves` is a class of workers, sized apart.
     """
 
     provisioner: str
@@ -38,6 +40,7 @@ class Host:
     max_size: int | None = None
     block_size: int = 1
     member_waits: tuple[MemberWait, ...] = ()
+    serves: WorkerClass | None = None
 
     @property
     def is_scaled(self) -> bool:

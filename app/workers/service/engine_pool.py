@@ -58,6 +58,7 @@ async def keep(database: Database, engine: Engine, policy: EnginePolicy) -> dict
         usual_size=policy.usual_size,
         max_size=engine.max_size,
         block_size=engine.block_size,
+        serves=None if engine.serves is None else engine.serves.text(),
     )
     try:
         state, turn = await _decide(database, engine, report, fresh=False)

@@ -43,6 +43,27 @@ class Pool:
         """Number of live workers that no host of ours runs."""
         return len(self.workers) - sum(host.workers for host in self.hosts)
 
+    @cached_property
+    def usual(self) -> "Pool":
+        """The pool without the classes of workers, which are sized apart."""
+        classes = {(host.provisioner, host.host) for host in self.classes}
+        if not classes:
+            return self
+        return Pool(
+            workers=[worker for worker in self.workers if (worker.provisioner, worker.host) not in classes],
+            hosts=[host for host in self.hosts if host.serves is None],
+            by_host=self.by_host,
+        )
+
+    @cached_property
+    def classes(self) -> Sequence[Host]:
+        """The hosts that are classes of workers."""
+        return [host for host in self.hosts if host.serves is not None]
+
+    def part(self, host: Host) -> "Pool":
+        """One of the hosts with its workers alone."""
+        return Pool(workers=self.of(host), hosts=[host], by_host=self.by_host)
+
     def of(self, host: Host) -> Sequence[Worker]:
         """The workers that a host keeps running."""
         return self.by_host.get((host.provisioner, host.host), ())

@@ -20,13 +20,14 @@ ANY_MEMBER = "*"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolReport:
-    """Report on the pool of an engine."""
+    """Report on the pool of an engine; `serves` is the JSON text of a class of workers."""
 
     provisioner: str
     host: str
     usual_size: int
     max_size: int
     block_size: int
+    serves: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,13 +58,15 @@ class Membership:
 # As that of a host: a pool that comes back soon keeps its size.
 _REPORT = text(f"""
 INSERT INTO hosts AS stored (provisioner, host, size, usual_size, memory_gb, memory_used_gb, cpu_cores, max_size,
-                             block_size, seen_at)
+                             block_size, serves, seen_at)
 VALUES (:provisioner, :host, greatest(CAST(:usual_size AS integer), CAST(:living AS integer)),
-        CAST(:usual_size AS integer), 0, 0, 0, :max_size, :block_size, now())
+        CAST(:usual_size AS integer), 0, 0, 0, :max_size, :block_size,
+        CAST(:serves AS jsonb), now())
 ON CONFLICT (provisioner, host) DO UPDATE SET
     size = CASE WHEN stored.seen_at < now() - interval '{FORGET_SECONDS:g} s' THEN excluded.size ELSE stored.size END,
     extra = CASE WHEN stored.seen_at < now() - interval '{FORGET_SECONDS:g} s' THEN 0 ELSE stored.extra END,
-    usual_size = excluded.usual_size, max_size = excluded.max_size, block_size = excluded.block_size, seen_at = now()
+    usual_size = excluded.usual_size, max_size = excluded.max_size, block_size = excluded.block_size,
+    serves = excluded.serves, seen_at = now()
 RETURNING least(size, max_size) AS size, coalesce(scaling_until > now(), false) AS is_scaling, dismissed
 """)
 

@@ -8,6 +8,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.retention import pruning
+from app.workers.rules import classes as worker_classes
+from app.workers.rules.classes import WorkerClass
 from app.workers.rules.hosts import Host, MemberWait
 from app.workers.rules.recovery import SilentHost
 
@@ -50,9 +52,14 @@ RETURNING size
 
 _LIVE = text(f"""
 SELECT provisioner, host, size, usual_size, extra, memory_gb, memory_used_gb, cpu_cores, cpu_share, max_size,
-       block_size, coalesce(member_waits, '[]') AS member_waits
+       block_size, coalesce(member_waits, '[]') AS member_waits, serves
 FROM hosts
 WHERE seen_at >= now() - interval '{FRESH_SECONDS:g} s' ORDER BY provisioner, host
+""")
+
+_CLASSES = text(f"""
+SELECT host, serves FROM hosts
+WHERE serves IS NOT NULL AND seen_at >= now() - interval '{FRESH_SECONDS:g} s' ORDER BY provisioner, host
 """)
 
 # A host that was stopped in order is removed; one that will not come back is nobody's concern after an hour.
@@ -92,7 +99,22 @@ async def record_report(connection: AsyncConnection, report: Report, living: int
 async def live(connection: AsyncConnection) -> list[Host]:
     """The hosts that have reported lately; their numbers of workers are not filled in."""
     rows = (await connection.execute(_LIVE)).mappings()
-    return [Host(**{**row, "member_waits": _waits(row["member_waits"])}) for row in rows]
+    return [
+        Host(
+            **{
+                **row,
+                "member_waits": _waits(row["member_waits"]),
+                "serves": worker_classes.read(row["serves"]) if row["serves"] else None,
+            }
+        )
+        for row in rows
+    ]
+
+
+async def classes(connection: AsyncConnection) -> dict[str, WorkerClass]:
+    """The classes of workers that have reported lately, by their names."""
+    rows = (await connection.execute(_CLASSES)).mappings()
+    return {row["host"]: worker_classes.read(row["serves"]) for row in rows}
 
 
 def _waits(stored: Sequence[dict[str, Any]]) -> tuple[MemberWait, ...]:

@@ -112,6 +112,7 @@ hosts = Table(
     Column("member_waits", JSONB, comment="why members of an engine do not come"),
     Column("awaited", JSONB, comment="members of an engine that have not registered, by name: when they were made"),
     Column("dismissed", ARRAY(Text), nullable=False, server_default="{}", comment="members that its engine removes"),
+    Column("serves", JSONB, comment="agent types and offer of a class of workers; null: the usual pool"),
     moment("scaling_until", comment="until when a process that asks its engine for another size is left alone"),
     moment("seen_at", nullable=False),
 )

@@ -1,6 +1,13 @@
 """A task that asks for what nobody has says so at once."""
 
+from app.db.database import Database
 from tests.support.service import Service
+from tests.support.sql import execute
+
+_CLASS = """
+INSERT INTO hosts (provisioner, host, size, usual_size, memory_gb, memory_used_gb, cpu_cores, max_size, serves, seen_at)
+VALUES ('kubernetes', 'gpus', 0, 0, 0, 0, 0, 5, '{"agents": ["generation"], "offer": {"gpus": 1}}', now())
+"""
 
 
 async def _why(service: Service, task: str) -> tuple[str, str]:
@@ -42,3 +49,14 @@ async def test_those_that_offer_it_are_busy(service: Service) -> None:
     )
     other = await service.submitted(resources={"gpus": 1})
     assert (await _why(service, other))[1].endswith("1 task of its type is before it")
+
+
+async def test_a_class_that_offers_it_and_has_no_worker_yet_is_named(service: Service, database: Database) -> None:
+    await service.worker()
+    await execute(database, _CLASS)
+    code, text = await _why(service, await service.submitted(resources={"gpus": 1}))
+    assert (code, text) == (
+        "workers_starting",
+        "no worker of gpus is there yet, which serves generation with 1 GPU: the loops start some",
+    )
+    assert (await _why(service, await service.submitted(resources={"gpus": 2})))[0] == "unoffered"

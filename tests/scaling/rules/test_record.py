@@ -14,7 +14,7 @@ from app.kernel.ids import WorkerId
 from app.kernel.modes import Mode
 from app.scaling.rules import record as records
 from app.scaling.rules.allocation import Load
-from app.scaling.rules.decision import DecisionInputs, ExcludedTasks, Member, resolve
+from app.scaling.rules.decision import ClassInputs, DecisionInputs, ExcludedTasks, Member, resolve
 from app.scaling.rules.demand import WaitingGroup
 from app.scaling.rules.explanation import explain
 from app.scaling.rules.idle import IdlePolicy, IdleSample
@@ -59,6 +59,11 @@ _snapshots = st.builds(
     fixed_size=st.none() | st.integers(0, 9),
     running_mean_seconds=st.none() | st.floats(1, 1e3),
 )
+_classes = st.lists(
+    st.builds(ClassInputs, name=st.text(max_size=5), max_workers=st.integers(0, 20), snapshot=_snapshots),
+    max_size=2,
+    unique_by=lambda each: each.name,
+)
 _shares = st.fixed_dictionaries({agent: st.floats(0.02, 1) for agent in AgentType})
 _inputs = st.builds(
     DecisionInputs,
@@ -72,6 +77,7 @@ _inputs = st.builds(
         st.sampled_from(Mode),
     ),
     snapshot=_snapshots,
+    classes=_classes,
     members=_members,
     loads=st.dictionaries(
         _agents, st.builds(Load, work_seconds=st.floats(0, 1e5), oldest_age_seconds=st.floats(0, 1e4))

@@ -9,6 +9,7 @@ from app.workers.provisioners.engine import EngineChanged, EngineUnavailable
 from app.workers.provisioners.kubernetes.access import ClusterAccess
 from app.workers.provisioners.kubernetes.client import ApiClient, Json, Refused, VersionGone, path_of
 from app.workers.provisioners.kubernetes.pods import COST, VICTIM_COST, Pod, pod_of, removed_first
+from app.workers.rules.classes import WorkerClass
 from app.workers.rules.engines import EngineMember, EngineState
 
 log = logging.getLogger(__name__)
@@ -28,9 +29,18 @@ class KubernetesDeployment:
     block_size = 1
     admits_unseen = False
 
-    def __init__(self, access: ClusterAccess, deployment: str, *, namespace: str | None, max_size: int) -> None:
+    def __init__(
+        self,
+        access: ClusterAccess,
+        deployment: str,
+        *,
+        namespace: str | None,
+        max_size: int,
+        serves: WorkerClass | None = None,
+    ) -> None:
         self.name = deployment
         self.max_size = max_size
+        self.serves = serves
         self._api = ApiClient(access)
         self._namespace = namespace or access.namespace
         self._scale = path_of("apis", "apps", "v1", "namespaces", self._namespace, "deployments", deployment, "scale")
