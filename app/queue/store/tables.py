@@ -187,6 +187,8 @@ LIVE_STATES = [state for state in TaskState if state not in FINISHED]
 # tasks: `leases` says which worker has which. No index looks at a column that a claim or a renewal changes, and half of
 # each page is free for the rows that they write: so they touch no index. A leased task stays in the indexes of ready
 # ones until it ends; claims and others that look there go on from a floor above it, and skip those that are left.
+# Statistics are made anew every few seconds, so a migration has set the target of each column to 10: they come from
+# 3,000 rows, and not from 30,000.
 tasks = Table(
     "tasks",
     metadata,
