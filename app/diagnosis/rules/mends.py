@@ -110,7 +110,8 @@ def fit(needed_seconds: float, *, has_own_timeout: bool, fits_at_start: bool) ->
     if fits_at_start:
         return (shorter, START_WORKER)
     minutes = math.ceil((needed_seconds + _START_SECONDS) / 60)
-    text = f"give the jobs of workers a longer walltime, CONVENER_BLOCK_WALLTIME_MINUTES={minutes} or more"
+    variable = f"CONVENER_BLOCK_WALLTIME_MINUTES={minutes} or more"
+    text = f"give the jobs of workers a longer walltime, {variable}, and start the loops again"
     return (shorter, Mend(text=text, command="convener loops"))
 
 

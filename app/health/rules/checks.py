@@ -221,7 +221,7 @@ def _advice_on_replacements(recovery: Recovery) -> Iterator[str]:
             "do not reach the database; a host that is gone for good is told of for an hour"
         )
     if recovery.missing_members:
-        yield "the engine that starts the workers says why it cannot: `kubectl describe pod`, its quotas and its nodes"
+        yield "the engine that starts the workers says why it cannot: look at its options, quotas and nodes"
     if recovery.failing or recovery.overdue or not (recovery.silent_hosts or recovery.missing_members):
         yield "look at the logs of the workers: do the handlers load, is there memory, is the API reached?"
 

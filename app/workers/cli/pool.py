@@ -1,5 +1,6 @@
 """`convener workers fleet` and `convener workers replacements`: the pool as a whole, and how it recovers."""
 
+from collections.abc import Iterator
 from datetime import datetime
 
 from rich.console import Group, RenderableType
@@ -86,6 +87,7 @@ def board(fleet: Json, now: datetime) -> RenderableType:
         ("Workers", f"{fleet['total']:,}: {states}" if fleet["total"] else states),
         ("Bounds", f"{fleet['min_workers']:,} to {fleet['max_workers']:,}"),
         ("Hosts", ", ".join(f"{host['host']} is to keep {host['size']:,}" for host in fleet["hosts"]) or "none"),
+        *(("Missing", f"{wait['members']:,} of {host['host']}: {wait['reason']}") for host, wait in _waits(fleet)),
     ]
     parts: list[RenderableType] = [output.details(lines)]
     if fleet["reduced_capacity"]:
@@ -93,6 +95,12 @@ def board(fleet: Json, now: datetime) -> RenderableType:
     if fleet["resting"]:
         parts += [Text(""), _resting(fleet, now)]
     return Group(*parts)
+
+
+def _waits(fleet: Json) -> Iterator[tuple[Json, Json]]:
+    """Hosts with why members of theirs do not come; those that never will are told of as reduced capacity."""
+    for host in fleet["hosts"]:
+        yield from ((host, wait) for wait in host.get("member_waits", ()) if not wait["is_failure"])
 
 
 def _resting(fleet: Json, now: datetime) -> Table:

@@ -127,7 +127,8 @@ async def run_command(
     finally:
         await _end(process)
     if process.returncode:
-        raise SchedulerError(f"{program}: {_last_line(errors or output)}", is_refusal=True)
+        # Many begin what they say with their own name.
+        raise SchedulerError(f"{program}: {_last_line(errors or output).removeprefix(f'{program}: ')}", is_refusal=True)
     if len(output) > _MAX_OUTPUT_BYTES:
         raise SchedulerError(f"{program} prints more than {_MAX_OUTPUT_BYTES >> 20} MiB")
     return output.decode(errors="replace")

@@ -250,7 +250,7 @@ def test_how_a_task_would_fit_goes_by_where_its_timeout_comes_from_and_whether_w
     short = Workers(short=1, needed_seconds=600.0, remaining_seconds=95.0)
     mends = causes(_facts(workers=short))[0].mends
     assert mends[0].command == "convener config set worker_pool.worker_timeout_seconds=SECONDS"
-    assert "CONVENER_BLOCK_WALLTIME_MINUTES=11 or more" in mends[1].text
+    assert "CONVENER_BLOCK_WALLTIME_MINUTES=11 or more, and" in mends[1].text
     mends = causes(_facts({"timeout_seconds": 600.0}, workers=replace(short, fits_at_start=True)))[0].mends
     assert [mend.call for mend in mends] == ["POST /tasks", "POST /workers/start"]
 

@@ -17,6 +17,11 @@ async def test_a_refusal_is_told_by_its_last_line() -> None:
     assert refusal.value.is_refusal
 
 
+async def test_a_command_that_names_itself_is_named_once() -> None:
+    with pytest.raises(SchedulerError, match=r"^sh: error: invalid account$"):
+        await run_command("sh", "-c", "echo sh: error: invalid account >&2; exit 1", environment=os.environ)
+
+
 async def test_a_command_that_does_not_answer_is_ended() -> None:
     with pytest.raises(SchedulerError, match="has not answered") as silence:
         await run_command("sleep", "60", environment=os.environ, seconds=0.2)
