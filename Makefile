@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo local-llm demo-llm test-llm up test quick check format lint imports types openapi reference docs lock bench bench-attacks bench-claim bench-stopping bench-decisions bench-heartbeats bench-language-model bench-permits bench-recovery sbom test-schema screenshots clean
+.PHONY: demo local-llm demo-llm test-llm up test quick check format lint imports types openapi reference docs lock bench bench-attacks bench-claim bench-stopping bench-decisions bench-heartbeats bench-language-model bench-packing bench-permits bench-recovery sbom test-schema screenshots clean
 
 # What runs the service is a quarter of what develops it, so a first `make up` fetches no more; where all is there, that is used.
 SERVICE_READY := .venv/.service-ready
@@ -104,6 +104,9 @@ bench-claim: $(READY)
 
 bench-stopping: $(READY)
 	@$(BIN)/python -m benchmarks.stopping
+
+bench-packing: $(READY)
+	@$(BIN)/python -m benchmarks.packing
 
 bench-decisions: $(READY)
 	@$(BIN)/python -m benchmarks --only decisions
