@@ -5,12 +5,14 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from app.cli.checks import Check, Status
 from app.secrecy import is_closed
 from app.settings import SECRET_VARIABLES, SETTINGS_FILE, Settings, SettingsError
 
 _SHOWN_PATHS = 3
+_ADDRESSES = ("CONVENER_DATABASE_URL", "CONVENER_DATABASE_DIRECT_URL")
 
 
 def process_memory() -> Iterable[Check]:
@@ -26,7 +28,7 @@ def process_memory() -> Iterable[Check]:
 
 def environment() -> Iterable[Check]:
     """Yield a check that no secret stands in the environment of whoever asks."""
-    names = sorted(name for name in SECRET_VARIABLES & os.environ.keys() if not name.endswith("_FILE"))
+    names = sorted(name for name in SECRET_VARIABLES & os.environ.keys() if _holds_secret(name))
     names += [name for name in ("CONVENER_KEY", "PGPASSWORD") if os.environ.get(name)]
     if names:
         detail = f"secrets in the environment, which every process of this user can read: {', '.join(names)}"
@@ -34,6 +36,14 @@ def environment() -> Iterable[Check]:
         yield Check(name="environment", status=Status.WARNING, detail=detail, remedy=remedy)
     else:
         yield Check(name="environment", status=Status.OK, detail="no secret stands in the environment")
+
+
+def _holds_secret(name: str) -> bool:
+    """Whether a variable of a secret holds one: the name of a file is none, nor an address without its password."""
+    if name in _ADDRESSES:
+        parts = urlsplit(os.environ[name])
+        return parts.password is not None or "password" in parts.query
+    return not name.endswith("_FILE")
 
 
 def private_files() -> Iterable[Check]:
