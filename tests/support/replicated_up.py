@@ -25,7 +25,7 @@ from tests.support.proxies import Pooler, haproxy_command, haproxy_places, poole
 
 _NUMBERS = (1, 2)
 _STOP_SECONDS = 8.0
-_READY_SECONDS = 60.0
+_READY_SECONDS = 180.0
 
 
 @dataclass(slots=True, kw_only=True)

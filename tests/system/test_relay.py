@@ -85,9 +85,10 @@ async def test_work_goes_on_when_the_api_behind_is_killed(api: Api, database_url
 
 
 async def test_many_that_wait_hold_few_connections_and_each_gets_a_task(database_url: str, tmp_path: Path) -> None:
+    # They say nothing while they register, and complete, one after the other.
+    patience = {"CONVENER_LOST_AFTER_SECONDS": "600", "CONVENER_LEASE_SECONDS": "600"}
     async with (
-        # They say nothing while they register one after the other.
-        api_process(database_url, tmp_path, CONVENER_LOST_AFTER_SECONDS="600") as api,
+        api_process(database_url, tmp_path, **patience) as api,
         relay_to(api.url, tmp_path) as relay,
     ):
         everybody = await callers(api, relay.port, _WAITING)
