@@ -26,7 +26,8 @@ _SETTINGS = {
     "CONVENER_BLOCK_WALLTIME_MINUTES": "2",
     "CONVENER_BLOCK_LEAD_MINUTES": "0.5",
 }
-_TASKS, _TASK_SECONDS, _TIMEOUT_SECONDS = 500, 4.0, 20.0
+_TASKS = int(os.environ.get("CONVENER_TEST_TASKS", "500"))
+_TASK_SECONDS, _TIMEOUT_SECONDS = 4.0, 20.0
 
 
 @dataclass(slots=True)
@@ -67,9 +68,12 @@ async def test_all_tasks_complete_once_and_the_pool_is_back_at_its_minimum(
         await _grown(record, most)
         lost = await _kill_a_node(cluster)
         await asyncio.sleep(40)
+        before = _running(cluster)
         up.kill()
         await asyncio.sleep(5)
         await up.start()
+        # Workers whose job ends meanwhile cannot report what they have done.
+        lost += [token for token in before if token not in _running(cluster)]
         await _completed(up, cluster, 900)
         print(f"completed after {time.monotonic() - record.began_at:.0f} s", flush=True)
         assert await completions(up) == Counter(dict.fromkeys(ids, 1))
@@ -83,7 +87,7 @@ async def test_all_tasks_complete_once_and_the_pool_is_back_at_its_minimum(
         ended = Counter((attempt["outcome"], (attempt["error"] or {}).get("code")) for attempt in attempts)
         print(f"jobs {Counter(record.states.values())}, at most {record.most_running} at once; attempts {ended}")
         print(f"workers over time {record.workers}")
-        # Of what did not complete at once all was on the node that was killed, and no job ran into its walltime.
+        # What did not complete at once was on the node that was killed, or ended without a control plane.
         assert [a for a in attempts if not any(token in a["worker_name"] for token in lost)] == []
         assert "TIMEOUT" not in record.states.values()
         assert record.most_running * 2 >= most
@@ -99,12 +103,18 @@ async def _grown(record: Record, most: int) -> None:
 async def _kill_a_node(cluster: SlurmCluster) -> list[str]:
     """Kill a node for five seconds; the tokens of the blocks that ran there."""
     await asyncio.sleep(20)
-    names = cluster.command("squeue", "-h", "-t", "RUNNING", "-w", "n2", "-o", "%j").split()
+    tokens = _running(cluster, "-w", "n2")
     cluster.kill_node("n2")
     await asyncio.sleep(5)
     cluster.start_node("n2")
-    print(f"killed a node with {len(names)} blocks", flush=True)
-    assert names
+    print(f"killed a node with {len(tokens)} blocks", flush=True)
+    assert tokens
+    return tokens
+
+
+def _running(cluster: SlurmCluster, *options: str) -> list[str]:
+    """The tokens of the blocks whose jobs run."""
+    names = cluster.command("squeue", "-h", "-t", "RUNNING", *options, "-o", "%j").split()
     return [name.split("-")[2] for name in names]
 
 

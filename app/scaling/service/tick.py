@@ -21,13 +21,14 @@ from app.db.uuids import time_ordered_uuid
 from app.kernel.agents import AgentType
 from app.kernel.modes import Mode
 from app.kernel.resources import in_words
+from app.kernel.states import WorkerState
 from app.scaling.rules import estimates
 from app.scaling.rules import record as records
 from app.scaling.rules.allocation import Load
 from app.scaling.rules.decision import ClassInputs, Decision, DecisionInputs, ExcludedTasks, Member, resolve
 from app.scaling.rules.estimates import ClassHistory, Estimates
-from app.scaling.rules.idle import IdleSample, without_workers
-from app.scaling.rules.target import ScalingPolicy, is_burst, priced, scaling_policy
+from app.scaling.rules.idle import IdleSample, surplus, without_workers
+from app.scaling.rules.target import USUAL_START_SECONDS, ScalingPolicy, is_burst, priced, scaling_policy
 from app.scaling.service import apply, state
 from app.scaling.service import snapshot as snapshots
 from app.scaling.service.apply import AppliedChanges
@@ -140,9 +141,27 @@ async def observe(
         weights=in_force,
         queue=queue,
         pool=pool,
-        due_starts=roster_service.due_starts(pool, effective.document.worker_pool.max_workers),
+        due_starts=_due_starts(previous, effective, queue, pool),
         previous=previous,
     )
+
+
+def _due_starts(previous: ScalingState | None, effective: Effective, queue: Queue, pool: Pool) -> DueStarts:
+    """The workers that hosts are due to start.
+
+    Where idle ones would go, as nothing waits, nobody waits for those of an engine either: in the queue of a cluster
+    they may stay for hours, and until they have come no idle one could go.
+    """
+    bounds = effective.document.worker_pool
+    due = roster_service.due_starts(pool, bounds.max_workers)
+    if previous is None or any(queue.waits.values()) or not any(due[host] for host in pool.hosts if host.is_scaled):
+        return due
+    last, policy = previous.estimates, scaling_policy(effective.document, effective.mode)
+    prices = priced(policy, estimates.start_seconds(last, USUAL_START_SECONDS)).idle
+    idle = sum(worker.state == WorkerState.READY and not worker.busy for worker in pool.workers)
+    if policy.is_fixed or not surplus(last.idle_history, idle, prices, busy=True)[0]:
+        return due
+    return roster_service.without_surplus(due, pool, bounds.min_workers)
 
 
 async def decide(connection: AsyncConnection, context: DecisionContext) -> DecisionResult:

@@ -99,6 +99,16 @@ def due_starts(pool: Pool, max_workers: int) -> dict[Host, int]:
     return due
 
 
+def without_surplus(due: DueStarts, pool: Pool, least: int) -> dict[Host, int]:
+    """The due starts without those of engines that are not needed for a pool of at least so many workers."""
+    rest = least - len(pool.staying) - sum(count for host, count in due.items() if not host.is_scaled)
+    kept = {}
+    for host, count in due.items():
+        kept[host] = min(count, max(0, rest)) if host.is_scaled else count
+        rest -= kept[host] if host.is_scaled else 0
+    return kept
+
+
 async def request(
     connection: AsyncConnection,
     pool: Pool,

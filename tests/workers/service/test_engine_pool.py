@@ -226,6 +226,26 @@ async def test_the_scaling_loop_sets_the_size_and_requests_no_rows(database: Dat
     assert decision["current_workers"] == 4
 
 
+async def test_members_that_still_wait_are_given_up_when_idle_workers_would_go(database: Database) -> None:
+    """Until they came, the idle ones had to stay as well, and in a full cluster they come when others go."""
+    await bounds(database, 2, 300)
+    engine, _ = await filled(database, 4)
+    await decided(database)
+    engine.reason = "its job waits in the queue"
+    await resize(database, 8)
+    await keep(database, engine)
+    (task,) = await submitted(database)
+    await decided(database, seconds=60)
+    assert await value(database, "SELECT size FROM hosts") == 8
+    await execute(database, "DELETE FROM tasks WHERE id = $1", task)
+    await decided(database, seconds=60)
+    await decided(database, seconds=60)
+    await decided(database, seconds=60)
+    assert await value(database, "SELECT size FROM hosts") == 2
+    await keep(database, engine)
+    assert {"m-5", "m-6", "m-7", "m-8"} <= {*engine.removed}
+
+
 async def test_no_more_is_asked_for_than_the_pool_may_have(database: Database) -> None:
     """A minimum of the configuration is above all limits."""
     engine, _ = await filled(database, 2)
