@@ -65,7 +65,7 @@ _CALLS = """unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::jsonb[], $5::bytea[
 
 
 _FINISH = history.entry(
-    "deleted JOIN call ON call.task_id = deleted.id",
+    "deleted JOIN call USING (place)",
     "'completed'",
     result="call.result",
     result_hash="call.result_hash",
@@ -86,15 +86,19 @@ _LOG_COMPLETED = event_rows.entry(
 )
 
 
+# A row is locked where it is found, so that nothing carries the results through a sort, and deleted by its place in the
+# table instead of by another look for its id. One that has changed since the statement began is left alone, like one
+# that is locked.
 def _completion(condition: str) -> str:
     return f"""
 WITH call AS MATERIALIZED (
     SELECT * FROM {_CALLS}
 ), held AS MATERIALIZED (
-    SELECT t.id, c.quality, c.place FROM tasks t JOIN call c ON {_FENCE} AND {condition} ORDER BY t.id
-    FOR UPDATE OF t SKIP LOCKED
+    SELECT locked.ctid, c.quality, c.place FROM call c CROSS JOIN LATERAL (
+        SELECT t.ctid FROM tasks t WHERE {_FENCE} AND {condition} FOR UPDATE OF t SKIP LOCKED
+    ) locked
 ), deleted AS (
-    DELETE FROM tasks t USING held WHERE t.id = held.id AND {counters.COUNTS_ITSELF}
+    DELETE FROM tasks t USING held WHERE t.ctid = held.ctid AND {counters.COUNTS_ITSELF}
     RETURNING t.*, held.quality, held.place
 ), finished AS (
     {_FINISH}
