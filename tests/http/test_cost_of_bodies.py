@@ -58,7 +58,7 @@ def _cases(route: APIRoute) -> Iterator[tuple[str, bytes]]:
     limit = declared_limit(route.openapi_extra)
     # Large bodies take their time, and what is wrong near their top is refused as in small ones.
     is_worth_it = re.compile("deeper|keys|task|spaces|open" if limit > SMALL_BYTES else "")
-    yield from (case for case in hostile_bodies(limit, fields, valid) if is_worth_it.search(case[0]))
+    yield from ((name, make()) for name, make in hostile_bodies(limit, fields, valid) if is_worth_it.search(name))
 
 
 def _kind_of_field(route: APIRoute, field: str) -> str:

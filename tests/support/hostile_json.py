@@ -1,7 +1,8 @@
 """Bodies that cost a parser or validator more than their size should, made for the fields of a route."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 _UUID = b'"c9f0f895-fb98-4b91-99f5-1fb0e2d1a2b3"'
@@ -10,7 +11,7 @@ _UUID = b'"c9f0f895-fb98-4b91-99f5-1fb0e2d1a2b3"'
 def _filled(head: bytes, item: bytes, tail: bytes, size: int, separator: bytes = b",") -> bytes:
     """As many items as fit into a body of `size` bytes."""
     count = max(1, (size - len(head) - len(tail)) // (len(item) + len(separator)))
-    return head + separator.join([item] * count) + tail
+    return head + (item + separator) * (count - 1) + item + tail
 
 
 def _numbered(head: bytes, item: str, tail: bytes, size: int) -> bytes:
@@ -61,25 +62,25 @@ _TEXTS = {
 }
 
 
-def hostile_bodies(size: int, fields: list[str], valid: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
-    """(name, body) of up to `size` bytes; `valid` is a body that the route takes."""
-    yield "spaces", b" " * (size - 2) + b"{}"
-    yield "unknown keys", _numbered(b"{", '"%x":1', b"}", size)
-    yield "unknown keys with objects", _numbered(b"{", '"%x":{}', b"}", size)
-    yield "the same key", _filled(b"{", b'"a":1', b"}", size)
-    yield "open lists", b"[" * size
-    yield "open objects", _filled(b"", b'{"a":', b"", size, b"")
+def hostile_bodies(size: int, fields: list[str], valid: dict[str, Any]) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """Names of bodies of up to `size` bytes, and what makes them; `valid` is a body that the route takes."""
+    yield "spaces", partial(_filled, b"", b" ", b"{}", size, b"")
+    yield "unknown keys", partial(_numbered, b"{", '"%x":1', b"}", size)
+    yield "unknown keys with objects", partial(_numbered, b"{", '"%x":{}', b"}", size)
+    yield "the same key", partial(_filled, b"{", b'"a":1', b"}", size)
+    yield "open lists", partial(_filled, b"", b"[", b"", size, b"")
+    yield "open objects", partial(_filled, b"", b'{"a":', b"", size, b"")
     for name, item in _ITEMS.items():
-        yield f"a list of {name}", _filled(b"[", item, b"]", size)
+        yield f"a list of {name}", partial(_filled, b"[", item, b"]", size)
     for field in fields:
         others = json.dumps({key: value for key, value in valid.items() if key != field})[1:-1].encode()
         head = b"{" + others + (b"," if others else b"") + json.dumps(field).encode() + b":"
         for name, item in _ITEMS.items():
-            yield f"{name} in {field}", _filled(head + b"[", item, b"]}", size)
-            yield f"{name} deeper in {field}", _filled(head + b'{"a":[', item, b"]}}", size)
+            yield f"{name} in {field}", partial(_filled, head + b"[", item, b"]}", size)
+            yield f"{name} deeper in {field}", partial(_filled, head + b'{"a":[', item, b"]}}", size)
         for name, text in _TEXTS.items():
-            yield f"{name} in {field}", _filled(head + b'"', text, b'"}', size, b"")
-            yield f"{name} deeper in {field}", _filled(head + b'{"a":"', text, b'"}}', size, b"")
-        yield f"keys in {field}", _numbered(head + b"{", '"%x":1', b"}}", size)
-        yield f"keys with texts in {field}", _numbered(head + b"{", '"%x":"x"', b"}}", size)
-        yield f"long keys in {field}", _numbered(head + b"{", '"' + "k" * 199 + '%x":"v"', b"}}", size)
+            yield f"{name} in {field}", partial(_filled, head + b'"', text, b'"}', size, b"")
+            yield f"{name} deeper in {field}", partial(_filled, head + b'{"a":"', text, b'"}}', size, b"")
+        yield f"keys in {field}", partial(_numbered, head + b"{", '"%x":1', b"}}", size)
+        yield f"keys with texts in {field}", partial(_numbered, head + b"{", '"%x":"x"', b"}}", size)
+        yield f"long keys in {field}", partial(_numbered, head + b"{", '"' + "k" * 199 + '%x":"v"', b"}}", size)
