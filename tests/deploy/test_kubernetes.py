@@ -14,8 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import jsonschema_rs
 import pytest
-from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from ruamel.yaml import YAML
 
 from app.settings import Settings
@@ -64,8 +64,8 @@ def _errors(document: Object) -> list[str]:
     group = group.split(".")[0] or "core"
     reference = f"#/$defs/io.k8s.api.{group}.{version}.{document['kind']}"
     assert reference.removeprefix("#/$defs/") in _SCHEMAS["$defs"], f"there is no schema of {document['kind']}"
-    validator = Draft202012Validator({**_strict(), "$ref": reference})
-    return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(document)]
+    validator = jsonschema_rs.Draft202012Validator({**_strict(), "$ref": reference})
+    return [f"{'.'.join(map(str, error.instance_path))}: {error.message}" for error in validator.iter_errors(document)]
 
 
 def of_kind(overlay: str, kind: str) -> dict[str, Object]:

@@ -7,18 +7,18 @@ from app import application
 from app.http.bodies import CONTENT_BYTES, SMALL_BYTES
 from app.http.fast_routes import LeanRoute
 from app.http.routing import GuardedRoute
+from tests.support.description import DESCRIPTION
 from tests.support.routes import routes
 
 _APP = application.build()
-_DOCUMENT = _APP.openapi()
-_SCHEMAS = _DOCUMENT["components"]["schemas"]
+_SCHEMAS = DESCRIPTION["components"]["schemas"]
 _LENGTH_BY_FORMAT = {"uuid", "date-time"}
 # JSON of callers, which is bounded in bytes, values and depth instead.
 _FREE = {"payload", "result", "checkpoint", "detail", "answer", "value"}
 
 
 def _operations() -> Iterator[tuple[str, dict[str, Any]]]:
-    for path, operations in _DOCUMENT["paths"].items():
+    for path, operations in DESCRIPTION["paths"].items():
         for method, operation in operations.items():
             yield f"{method} {path}", operation
 

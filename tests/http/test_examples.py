@@ -7,16 +7,15 @@ from typing import Any
 import jsonschema_rs
 import pytest
 
-from app import application
 from app.db.database import Database
 from app.http.problems import catalogue
 from app.kernel.access import SCOPES, Role, Scope
 from tests.http.access_table import TABLE
+from tests.support.description import DESCRIPTION
 from tests.support.pools import decided
 from tests.support.service import Service, Worker
 from tests.support.sql import execute, value
 
-_DOCUMENT = application.build().openapi()
 # Of the task and of the requests in the examples.
 _ID = "8f14e45f-ceea-467f-ab8a-1d2e3f4a5b6c"
 _NAMES = {"agent_type": "ranking", "scope": "agent", "name": "ranking", "model": "gpt-4.1", "permit_id": _ID}
@@ -35,7 +34,7 @@ Operation = dict[str, Any]
 
 
 def _operations() -> Iterator[tuple[str, str, Operation]]:
-    for path, operations in _DOCUMENT["paths"].items():
+    for path, operations in DESCRIPTION["paths"].items():
         for method, operation in operations.items():
             yield method.upper(), path, operation
 
@@ -54,7 +53,7 @@ def test_every_body_has_an_example_that_fits_its_schema() -> None:
     assert shown == {operation["operationId"] for _, _, operation in _operations() if "requestBody" in operation}
     for _, _, operation, body in _examples():
         [content] = operation["requestBody"]["content"].values()
-        jsonschema_rs.validate({**content["schema"], "components": _DOCUMENT["components"]}, body)
+        jsonschema_rs.validate({**content["schema"], "components": DESCRIPTION["components"]}, body)
 
 
 def test_every_problem_is_one_of_the_service() -> None:
@@ -67,7 +66,7 @@ def test_every_problem_is_one_of_the_service() -> None:
             assert content["examples"], f"{operation['operationId']} {status}"
             for code, example in content["examples"].items():
                 problem = _value(example)
-                jsonschema_rs.validate({**content["schema"], "components": _DOCUMENT["components"]}, problem)
+                jsonschema_rs.validate({**content["schema"], "components": DESCRIPTION["components"]}, problem)
                 assert problem.items() >= real[code].items()
                 assert status in ("default", str(problem["status"])), operation["operationId"]
                 assert status == "default" or f"`{code}`" in response["description"]
@@ -75,7 +74,7 @@ def test_every_problem_is_one_of_the_service() -> None:
 
 def _value(example: dict[str, Any]) -> Any:
     name = example.get("$ref", "").rpartition("/")[2]
-    return (_DOCUMENT["components"]["examples"][name] if name else example)["value"]
+    return (DESCRIPTION["components"]["examples"][name] if name else example)["value"]
 
 
 def test_every_operation_has_a_name_of_its_own_and_a_place() -> None:
@@ -85,12 +84,12 @@ def test_every_operation_has_a_name_of_its_own_and_a_place() -> None:
     assert [name for name in names if not re.fullmatch("[a-z]+(_[a-z]+)+", name) or "__" in name] == []
     assert [name for name in names if name.endswith(("_get", "_post", "_put", "_patch", "_delete"))] == []
     assert {"submit_task", "submit_tasks", "lease_task"} <= set(names)
-    tags = {tag["name"]: tag["description"] for tag in _DOCUMENT["tags"]}
+    tags = {tag["name"]: tag["description"] for tag in DESCRIPTION["tags"]}
     assert all(tags.values())
     used = [operation["tags"] for _, _, operation in _operations()]
     assert all(len(own) == 1 for own in used)
     assert {tag for own in used for tag in own} == set(tags)
-    assert [server["url"] for server in _DOCUMENT["servers"]] == ["/"]
+    assert [server["url"] for server in DESCRIPTION["servers"]] == ["/"]
 
 
 async def test_every_read_can_be_sent_with_the_defaults_that_are_filled_in(service: Service) -> None:

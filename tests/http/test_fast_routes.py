@@ -12,24 +12,24 @@ from app.http.guard import requires
 from app.kernel.access import Role, Scope
 from app.workers.service.workers import Heartbeats
 from tests.support import exchanges
+from tests.support.description import DESCRIPTION
 from tests.support.routes import routes
 from tests.support.service import Service
 
 _APP = application.build()
 _LEAN = [route for route in routes(_APP) if isinstance(route, LeanRoute)]
 _NAMES = [route.path for route in _LEAN]
-_SCHEMA = _APP.openapi()
 
 
 def _described(route: LeanRoute) -> dict[str, Any]:
     (method,) = route.methods or {"NONE"}
-    described: dict[str, Any] = _SCHEMA["paths"][route.path][method.lower()]
+    described: dict[str, Any] = DESCRIPTION["paths"][route.path][method.lower()]
     return described
 
 
 def _fields(schema: dict[str, Any]) -> set[str]:
     name = schema["$ref"].rpartition("/")[2]
-    return set(_SCHEMA["components"]["schemas"][name]["properties"])
+    return set(DESCRIPTION["components"]["schemas"][name]["properties"])
 
 
 def test_the_hot_calls_are_lean() -> None:

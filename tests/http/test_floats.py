@@ -13,6 +13,7 @@ from pydantic import BaseModel, TypeAdapter
 from app import application
 from app.db.database import Database
 from app.kernel.access import Role
+from tests.support.description import DESCRIPTION
 from tests.support.permit_callers import list_models
 from tests.support.permit_calls import acquired
 from tests.support.pools import decided
@@ -47,11 +48,10 @@ def _floats(schema: Any, types: dict[str, Any], path: str = "") -> Iterator[str]
 
 
 def _all_floats() -> set[tuple[str, str]]:
-    document = _APP.openapi()
-    types = document["components"]["schemas"]
+    types = DESCRIPTION["components"]["schemas"]
     return {
         (f"{method.upper()} {path}", name)
-        for path, operations in document["paths"].items()
+        for path, operations in DESCRIPTION["paths"].items()
         for method, operation in operations.items()
         for name in _floats(
             operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {}), types

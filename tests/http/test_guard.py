@@ -12,6 +12,7 @@ from app.db.database import Database
 from app.http.guard import declared_scopes
 from app.kernel.access import SCOPES, Role, Scope
 from tests.http.access_table import TABLE, Page
+from tests.support.description import DESCRIPTION
 from tests.support.routes import DOCUMENTATION, others, routes
 from tests.support.service import KEY_ROLES, Service, registration
 from tests.support.sql import PATIENCE, execute, until, value
@@ -36,7 +37,7 @@ def test_nothing_else_is_served_than_routes_and_their_documentation() -> None:
 
 
 def test_the_documentation_says_which_routes_need_a_key() -> None:
-    described = _APP.openapi()["paths"]
+    described = DESCRIPTION["paths"]
     for name, scopes in _EXPECTED.items():
         if isinstance(TABLE[name].subject, Page):
             continue
@@ -95,7 +96,7 @@ async def test_without_a_key_nothing_but_the_public_is_open(
 
 
 def test_pages_for_browsers_are_not_in_the_document() -> None:
-    assert not [path for path in _APP.openapi()["paths"] if path == "/" or path.startswith("/dashboard")]
+    assert not [path for path in DESCRIPTION["paths"] if path == "/" or path.startswith("/dashboard")]
 
 
 async def test_a_page_shows_nothing_without_a_session(service: Service, database: Database) -> None:

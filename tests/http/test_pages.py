@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from app import application
 from app.db import pages
 from app.db.database import Database
 from app.kernel.agents import AgentType
 from app.memory.store import context
 from app.queue.store import events, listing, outputs
+from tests.support.description import DESCRIPTION
 from tests.support.pools import decided
 from tests.support.service import Service
 from tests.support.sql import execute
@@ -147,7 +147,7 @@ _SUMS = {"/llm/usage", "/queues/next"}
 
 
 def test_every_list_is_among_them() -> None:
-    described = application.build().openapi()["paths"].items()
+    described = DESCRIPTION["paths"].items()
     lists = {path for path, methods in described if "limit" in _parameters(methods.get("get", {}))} - _SUMS
     named = {path.partition("?")[0].replace("goal-1", "{goal_id}") for path in LISTS}
     named = {path.replace("/space", "/{namespace}").replace("/k/history", "/{key}/history") for path in named}

