@@ -25,7 +25,7 @@ _BATCH = 64
 _BUDGET = {
     "submit": {"pages": 16, "records": 9, "bytes": 850, "calls": 800},
     "lease": {"pages": 20, "records": 6, "bytes": 540, "calls": 550},
-    "complete and lease": {"pages": 38, "records": 13, "bytes": 1310, "calls": 650},
+    "complete and lease": {"pages": 32, "records": 13, "bytes": 1310, "calls": 650},
 }
 _CALLER = ("/httpx/", "/httpcore/", "/tests/", "/_pytest/")
 
