@@ -5,18 +5,14 @@ file of its own. No file is looked for elsewhere, because a process must not dep
 to be started.
 """
 
-import difflib
 import ipaddress
 import json
-import logging
 import os
 import socket
-import stat
 import sys
-import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
@@ -25,21 +21,20 @@ from app.kernel.agents import AgentType
 from app.kernel.endpoints import Endpoint, endpoint
 from app.kernel.modes import Mode
 from app.secrecy import close_process, take_over, wipe
+from app.settings_sources import (
+    SECRET_VARIABLES,
+    SETTINGS_FILE,
+    SettingsError,
+    problem,
+    read_file,
+    read_secrets,
+    variable_of,
+)
 from worker_agent.variables import default_state_directory, is_link
 
-log = logging.getLogger(__name__)
-_PREFIX = "CONVENER_"
-SETTINGS_FILE = f"{_PREFIX}SETTINGS_FILE"
-_FILE = "_FILE"
-# Settings that no other program may read: they are taken out of the environment, and may stand in files of their own.
-SECRETS = ("database_direct_url", "database_password", "database_url", "llm_key", "webhook_secret", "webhook_url")
 _MAX_NAME_LENGTH = 200
 DeploymentName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
 Quota = Annotated[float, Field(gt=0, le=100_000_000)]
-
-
-class SettingsError(Exception):
-    """The environment, or the file that it names, holds a value that cannot be used."""
 
 
 class KubernetesClass(BaseModel):
@@ -328,20 +323,20 @@ class Settings(BaseModel):
         """
         source = os.environ if environment is None else environment
         path = Path(source[SETTINGS_FILE]) if source.get(SETTINGS_FILE) else None
-        from_file = _read_file(path, cls.model_fields) if path is not None else {}
+        from_file = read_file(path, cls.model_fields) if path is not None else {}
         # Unlike in the file, unknown names are no error: CONVENER_KEY and others are for commands and workers.
         from_variables = {
             name: source[variable]
             for name in cls.model_fields
             # CONVENER_PORT may come from Kubernetes, and be the address of a service named convener.
-            if (variable := _variable(name)) in source and not is_link(variable, source[variable])
+            if (variable := variable_of(name)) in source and not is_link(variable, source[variable])
         }
-        from_variables |= _read_secrets(source, from_variables)
+        from_variables |= read_secrets(source, from_variables)
         # Merged before validation, so that a variable can also replace a wrong value of the file.
         try:
             return cls.model_validate({**from_file, **from_variables})
         except ValidationError as error:
-            problems = [_problem(e, from_variables, path) for e in error.errors()]
+            problems = [problem(e, from_variables, path) for e in error.errors()]
             raise SettingsError("; ".join(dict.fromkeys(problems))) from None
 
 
@@ -374,40 +369,7 @@ def take_settings() -> Settings:
 
 def secret_variables(values: Mapping[str, str | None]) -> dict[str, str]:
     """The variables that stand for these secret settings, those without a value left out."""
-    return {_variable(name): value for name, value in values.items() if value}
-
-
-def _read_file(path: Path, names: Collection[str]) -> dict[str, Any]:
-    """The settings in a file. Raises SettingsError for a file that cannot be read and for unknown names."""
-    try:
-        with path.open("rb") as file:
-            values = tomllib.load(file)
-            # Of the open file, so that it cannot be exchanged between reading and this look.
-            readable = stat.S_IMODE(os.fstat(file.fileno()).st_mode) & (stat.S_IRGRP | stat.S_IROTH)
-    except OSError as error:
-        raise SettingsError(f"{SETTINGS_FILE}: cannot read {path} ({error.strerror})") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is no TOML: {error}") from None
-    if unknown := [name for name in values if name not in names]:
-        raise SettingsError(f"{path}: " + "; ".join(_unknown(name, names) for name in unknown))
-    secrets = sorted(values.keys() & set(SECRETS))
-    if secrets and readable:
-        log.warning("%s holds %s and others can read it: `chmod 600 %s`", path, " and ".join(secrets), path)
-    return values
-
-
-def _read_secrets(source: Mapping[str, str], variables: Collection[str]) -> dict[str, str]:
-    """The secrets that have a file of their own and no variable. Raises SettingsError."""
-    paths = {name: source.get(_variable(name) + _FILE) for name in SECRETS if name not in variables}
-    secrets = {}
-    for name, path in paths.items():
-        if path:
-            try:
-                secrets[name] = Path(path).read_text().strip()
-            except (OSError, UnicodeDecodeError) as error:
-                reason = getattr(error, "strerror", None) or "no text"
-                raise SettingsError(f"{_variable(name)}{_FILE}: cannot read {path} ({reason})") from None
-    return secrets
+    return {variable_of(name): value for name, value in values.items() if value}
 
 
 def _with_password(url: str, password: str) -> str:
@@ -418,23 +380,3 @@ def _with_password(url: str, password: str) -> str:
     if not at or not user or ":" in user:
         raise ValueError("must name a user and no password where database_password is set")
     return f"{scheme}://{user}:{quote(password, safe='')}@{hosts}{slash}{path}"
-
-
-def _unknown(name: str, names: Collection[str]) -> str:
-    near = difflib.get_close_matches(name.lower().removeprefix(_PREFIX.lower()), names, n=1)
-    return f"{name} is no setting" + (f", did you mean {near[0]}?" if near else "")
-
-
-def _variable(name: str) -> str:
-    return _PREFIX + name.upper()
-
-
-# With the names of their files, which lead to them.
-SECRET_VARIABLES = frozenset(_variable(name) + suffix for name in SECRETS for suffix in ("", _FILE))
-
-
-def _problem(error: Any, variables: Collection[str], path: Path | None) -> str:
-    name, *within = map(str, error["loc"])
-    where = _variable(name) if name in variables or path is None else f"{path}: {name}"
-    place = f"{'.'.join(within)}: " if within else ""
-    return f"{where}: {place}{error['msg']}"

@@ -21,7 +21,8 @@ from app.health.rules.checks import ALERT_CHECKS
 from app.http import problems
 from app.kernel import events
 from app.queue.rules.tasks import TRANSITIONS
-from app.settings import SECRETS, Settings
+from app.settings import Settings
+from app.settings_sources import SECRETS
 from app.terminal.failures import MEANINGS
 from tests.health.rules.test_checks import one_of_each
 

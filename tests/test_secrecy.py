@@ -10,7 +10,8 @@ import psutil
 import pytest
 
 from app import secrecy
-from app.settings import SECRET_VARIABLES, SECRETS, Settings, SettingsError, take_settings
+from app.settings import Settings, take_settings
+from app.settings_sources import SECRET_VARIABLES, SECRETS, SettingsError
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
 _SECRET = "cvn_0123_letmein"

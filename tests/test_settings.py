@@ -9,7 +9,8 @@ import pytest
 from typer.main import get_command
 
 from app.kernel.modes import Mode
-from app.settings import SETTINGS_FILE, Settings, SettingsError
+from app.settings import Settings
+from app.settings_sources import SETTINGS_FILE, SettingsError
 from tests.support.command_line import COMMAND
 
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from app.settings import Settings, SettingsError
+from app.settings import Settings
+from app.settings_sources import SettingsError
 
 WHOLE = {
     "CONVENER_WEBHOOK_URL": "https://hooks.example.org/x?token=hidden",

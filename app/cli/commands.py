@@ -274,7 +274,7 @@ def _options(
     }
     os.environ.update({name: value for name, value in chosen.items() if value is not None})
     if settings is not None:
-        from app.settings import SETTINGS_FILE
+        from app.settings_sources import SETTINGS_FILE
 
         # The processes that a command starts read it too, wherever they are started.
         os.environ[SETTINGS_FILE] = str(settings.absolute())

@@ -31,7 +31,8 @@ from app.queue.rules.admission import capacity_policy
 from app.queue.service.admission import settings_policy
 from app.queue.store import listing
 from app.queue.store.listing import Selection
-from app.settings import Settings, SettingsError
+from app.settings import Settings
+from app.settings_sources import SettingsError
 from app.terminal.databases import bundled_url, on_database
 from app.terminal.failures import Failure
 from app.workers.rules.workers import HealthPolicy

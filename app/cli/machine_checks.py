@@ -11,7 +11,8 @@ from pathlib import Path
 
 from app.cli.checks import Check, Status
 from app.http.tls import EXPOSED, EXPOSED_REMEDY, UnusableCertificate, expiry_problem, served_certificate
-from app.settings import Settings, SettingsError
+from app.settings import Settings
+from app.settings_sources import SettingsError
 from worker_agent.variables import unknown_variables
 
 _WORKER_SECONDS = 60

@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from app.logs import start_logging
-from app.settings import SettingsError, take_settings
+from app.settings import take_settings
+from app.settings_sources import SettingsError
 from app.terminal import output
 from app.terminal.connection import settings_failure
 from app.terminal.failures import ExitCode, Failure

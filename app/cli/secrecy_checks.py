@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 
 from app.cli.checks import Check, Status
 from app.secrecy import is_closed
-from app.settings import SECRET_VARIABLES, SETTINGS_FILE, Settings, SettingsError
+from app.settings import Settings
+from app.settings_sources import SECRET_VARIABLES, SETTINGS_FILE, SettingsError
 
 _SHOWN_PATHS = 3
 _ADDRESSES = ("CONVENER_DATABASE_URL", "CONVENER_DATABASE_DIRECT_URL")

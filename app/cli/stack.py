@@ -34,7 +34,8 @@ from app.postgres.cluster import Cluster, lock_directory
 from app.postgres.errors import EmbeddedError
 from app.postgres.server import Server
 from app.secrecy import make_private, write_private
-from app.settings import SECRETS, Settings, SettingsError, secret_variables
+from app.settings import Settings, secret_variables
+from app.settings_sources import SECRETS, SettingsError
 from app.terminal import databases
 from app.terminal.databases import author
 from app.terminal.failures import ExitCode, Failure

@@ -12,7 +12,8 @@ from worker_agent.connections.trust import SYSTEM_TRUST, Trust, read_trust
 from worker_agent.variables import KEY_FILE, OTHER_SETTINGS, PROFILE, STATE_DIRECTORY, default_state_directory
 
 if TYPE_CHECKING:
-    from app.settings import Settings, SettingsError
+    from app.settings import Settings
+    from app.settings_sources import SettingsError
 
 DEFAULT_URL = "http://127.0.0.1:8765"
 OPERATOR_KEY = "operator.key"
@@ -115,7 +116,8 @@ def state_directory() -> Path:
 
 def settings() -> "Settings":
     """The settings from the environment. Raises Failure that names the variable at fault."""
-    from app.settings import Settings, SettingsError
+    from app.settings import Settings
+    from app.settings_sources import SettingsError
 
     try:
         return Settings.from_environment()

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from app.kernel.errors import ConvenerError, DatabaseUnavailable, KeyNotFound
-from app.settings import Settings, SettingsError
+from app.settings import Settings
+from app.settings_sources import SettingsError
 from app.terminal.connection import settings, settings_failure
 from app.terminal.failures import ExitCode, Failure, failure_of_file
 

@@ -18,7 +18,7 @@ from app.cli.stack import START_ERRORS, StackError, start_failure
 from app.db.database import Database
 from app.http.tls import UnusableCertificate
 from app.kernel.errors import DatabaseUnavailable
-from app.settings import SettingsError
+from app.settings_sources import SettingsError
 from app.terminal.databases import check_database
 from app.terminal.failures import ExitCode, Failure
 from tests.conftest import named, run_on

@@ -13,7 +13,8 @@ import pytest
 from app.admin.rules.config import preset
 from app.kernel.modes import Mode
 from app.postgres.binaries import DUMPING, SERVER, find_binaries
-from app.settings import SECRET_VARIABLES, SECRETS, Settings
+from app.settings import Settings
+from app.settings_sources import SECRET_VARIABLES, SECRETS
 from tests.docker.composition import (
     COMPOSE,
     DIGEST,

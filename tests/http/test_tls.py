@@ -19,7 +19,8 @@ import pytest
 from app.db.database import Database
 from app.http.tls import ServerCertificate, UnusableCertificate, expiry_problem
 from app.kernel.access import Role
-from app.settings import Settings, SettingsError
+from app.settings import Settings
+from app.settings_sources import SettingsError
 from tests.support.command_line import CommandLine
 from tests.support.ports import free_port
 from tests.support.processes import process

@@ -12,7 +12,8 @@ import uvicorn
 from app.db.database import Database
 from app.http.bounds import BoundedHeads
 from app.kernel.access import Role
-from app.main import Server, create_app
+from app.main import create_app
+from app.server import Server
 from app.settings import Settings
 from tests.support.service import Service, make_keys
 

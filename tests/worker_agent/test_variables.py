@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from app.settings import SECRETS, Settings
+from app.settings import Settings
+from app.settings_sources import SECRETS
 from worker_agent.variables import NAMES, is_link, unknown_variables
 
 ROOT = Path(__file__).parents[2]

@@ -182,8 +182,8 @@ def _class_plans(inputs: DecisionInputs, plan: ScalingPlan) -> dict[str, Scaling
     room, plans = inputs.policy.max_workers - taken, {}
     for each in inputs.classes:
         own = each.snapshot.workers + each.snapshot.draining
-        most = max(0, min(each.max_workers, own + room))
-        plans[each.name] = decide(each.snapshot, replace(inputs.policy, min_workers=0, max_workers=most), inputs.at)
+        limit = max(0, min(each.max_workers, own + room))
+        plans[each.name] = decide(each.snapshot, replace(inputs.policy, min_workers=0, max_workers=limit), inputs.at)
         room -= plans[each.name].start
     return plans
 

@@ -113,7 +113,7 @@ def update(
 
 
 def class_history(previous: ClassHistory, sample: IdleSample, workers: int, policy: ScalingPolicy) -> ClassHistory:
-    """What is known of a class of workers after one more reading, as for the usual pool."""
+    """Return the history of a class of workers after one more reading, as for the usual pool."""
     history = idle.extend_history(previous.idle_history, sample, policy.idle)
     departures = max(0, previous.workers - workers)
     return ClassHistory(workers=workers, idle_history=idle.without_workers(history, departures))

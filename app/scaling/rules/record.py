@@ -132,8 +132,8 @@ def inputs_of(roster_text: str, text: str) -> DecisionInputs:
         hosts=None if (hosts := record.get("hosts")) is None else [_host_of(host) for host in hosts],
         workers_elsewhere=record.get("elsewhere", 0),
         classes=[
-            ClassInputs(name=name, max_workers=most, snapshot=_snapshot_of(snapshot))
-            for name, most, snapshot in record.get("classes", ())
+            ClassInputs(name=name, max_workers=limit, snapshot=_snapshot_of(snapshot))
+            for name, limit, snapshot in record.get("classes", ())
         ],
         step=DegradationStep(record.get("step", DegradationStep.NONE)),
         quality_gains=_by_agent(record.get("quality_gains", {})),

@@ -88,10 +88,10 @@ async def _with_rest(
     usual = await resource_classes.count_waiting(connection, usual_lanes, limit) if usual_lanes else {}
     for plain in sorted(plain_lanes):
         many = [lane for lane in full if _plain(lane) == plain]
-        known = sum(count for lane, count in {**counts, **usual}.items() if _plain(lane) == plain)
+        counted = sum(count for lane, count in {**counts, **usual}.items() if _plain(lane) == plain)
         # Where the usual pool has more than was counted as well, the rest may be its own.
         if not any(count >= limit for lane, count in usual.items() if _plain(lane) == plain):
-            total[many[0]] += max(0, pending[plain] - known)
+            total[many[0]] += max(0, pending[plain] - counted)
     return total
 
 

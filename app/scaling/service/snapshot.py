@@ -74,10 +74,10 @@ async def queue(connection: AsyncConnection, moment: datetime, classes: Mapping[
         elif count.phase in ("assigned", "executing"):
             running[count.lane.agent_type] += count.tasks
     leases, totals = _totals(overview.totals)
-    found = await needs.find(connection, pending, classes)
+    needs_found = await needs.find(connection, pending, classes)
     return Queue(
-        pending={lane: max(0, tasks - found.elsewhere(lane)) for lane, tasks in pending.items()},
-        needs=found,
+        pending={lane: max(0, tasks - needs_found.elsewhere(lane)) for lane, tasks in pending.items()},
+        needs=needs_found,
         on_hold=on_hold,
         running=running,
         leases=leases,

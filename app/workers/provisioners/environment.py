@@ -4,7 +4,8 @@ import asyncio
 import os
 import sys
 
-from app.settings import SETTINGS_FILE, Settings
+from app.settings import Settings
+from app.settings_sources import SETTINGS_FILE
 from worker_agent.connections.trust import TRUST_VARIABLES, certificate_pin
 
 _CHECK_SECONDS = 130.0  # a little more than the worker gives the handlers itself

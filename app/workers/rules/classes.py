@@ -10,7 +10,7 @@ from app.kernel.resources import NOTHING, Resources
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerClass:
-    """What the workers of a pool serve: these agent types, all of them for None, and what each offers to its task."""
+    """Service of the workers of a pool: these agent types, all of them for None, and what each offers to its task."""
 
     agents: frozenset[AgentType] | None = None
     offer: Resources = NOTHING

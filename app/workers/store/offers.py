@@ -1,4 +1,4 @@
-"""What workers of the usual pool offer to tasks, by agent type: those that live, or those that it had last."""
+"""Offers of the workers of the usual pool to tasks, by agent type: of those that live, or that it had last."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ FROM (SELECT * FROM live UNION ALL SELECT * FROM ended) offer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offers:
-    """What is offered to each agent type; not `is_known` while the pool has never had a worker that registered."""
+    """Resources offered to each agent type; not `is_known` while the pool never had a worker that registered."""
 
     is_known: bool
     by_agent: Mapping[AgentType, Sequence[Resources]]

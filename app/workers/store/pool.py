@@ -159,9 +159,9 @@ WHERE w.host = :host AND w.slot IS NOT NULL AND w.state = 'stopped' AND w.direct
 # The first time counts: a worker whose answer was lost registers again.
 _MARK = {
     column: text(
-        f"UPDATE replacements SET {column} = coalesce({column}, greatest(now(), {before})) WHERE worker_id = :id"
+        f"UPDATE replacements SET {column} = coalesce({column}, greatest(now(), {earlier})) WHERE worker_id = :id"
     )
-    for column, before in (("started_at", "requested_at"), ("registered_at", "requested_at, started_at"))
+    for column, earlier in (("started_at", "requested_at"), ("registered_at", "requested_at, started_at"))
 }
 
 # By the ledger, as whoever records it may come late: after an outage, or after the process that served it was killed.

@@ -6,7 +6,7 @@ import pytest
 
 from app.db.database import Database
 from app.kernel.access import Role
-from app.main import begin_shutdown
+from app.server import begin_shutdown
 from tests.support.ports import free_port
 from tests.support.service import Service, serving
 from tests.support.sql import execute

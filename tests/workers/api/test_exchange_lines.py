@@ -8,10 +8,10 @@ import pytest
 
 from app.db.database import Database
 from app.kernel.errors import DatabaseUnavailable
-from app.main import begin_shutdown
 from app.queue.broker.broker import Broker
 from app.queue.service import leases as lease_service
 from app.queue.store import claims, completions
+from app.server import begin_shutdown
 from tests.support.exchanges import ask, exchanged, exchanging, hand_in, item
 from tests.support.service import Service, Worker
 from tests.support.sql import until, value
