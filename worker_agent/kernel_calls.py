@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import signal
 import struct
+import sys
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWIPC = 0x08000000
@@ -46,6 +48,15 @@ def _checked(result: int, call: str) -> int:
 
 def prctl(option: int, value: int = 0) -> int:
     return _checked(_libc.prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), 0), "prctl")
+
+
+def end_with_parent(parent: int, number: signal.Signals) -> None:
+    """Let the kernel send a signal to this process, a child between fork and exec, once its parent is killed."""
+    if sys.platform == "linux":
+        prctl(PR_SET_PDEATHSIG, number)
+    # It may have died between the fork and the call above, which then never fires.
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def unshare(flags: int) -> None:

@@ -41,13 +41,14 @@ def main() -> None:
 def _confine(spec: Json) -> None:
     # The package of this very file: the path of handlers comes later, when nothing in it can do harm any more.
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    from worker_agent.kernel_calls import end_with_parent
     from worker_agent.resource_limits import set_limits
 
     for group in spec.get("groups", ()):
         with open(f"{group}/cgroup.procs", "w", encoding="ascii") as processes:
             processes.write("0")
     if spec["method"] == "namespaces":
-        _die_with_parent(spec["parent"])
+        end_with_parent(spec["parent"], signal.SIGKILL)
         _enter_namespaces(spec)
         os.setsid()
     set_limits(spec["limits"])
@@ -56,8 +57,9 @@ def _confine(spec: Json) -> None:
     elif spec["user"] is not None:
         _take_user(*spec["user"])
     if spec["method"] != "namespaces":
-        # Only now, because a change of user clears the request.
-        _die_with_parent(spec["parent"])
+        # Only now, because a change of user clears the request. Without its daemon nobody would enforce the handler's
+        # time limit, while its task is leased to another worker.
+        end_with_parent(spec["parent"], signal.SIGKILL)
     for directory in (spec["directory"], spec["temporary"]):
         try:
             os.chdir(directory)
@@ -71,17 +73,6 @@ def _report_failure(pipe: int, error: Exception) -> NoReturn:
     report = {"error": {"code": "handler_unavailable", "message": message, "retryable": True}}
     os.write(pipe, json.dumps(report).encode() + b"\n")
     os._exit(UNCONFINED)
-
-
-def _die_with_parent(parent: int) -> None:
-    # Without its daemon nobody would enforce the handler's time limit, while its task is leased to another worker.
-    if sys.platform == "linux":
-        from worker_agent.kernel_calls import PR_SET_PDEATHSIG, prctl
-
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    # The daemon may have died between the fork and the call above, which then never fires.
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def _enter_namespaces(spec: Json) -> None:

@@ -16,12 +16,13 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from worker_agent.actions import ExitCode
 from worker_agent.child_process import ResourceLimits
 from worker_agent.gpus import keep_gpus
-from worker_agent.kernel_calls import PR_SET_PDEATHSIG, prctl
+from worker_agent.kernel_calls import end_with_parent
 
 log = logging.getLogger(__name__)
 MAX_SLOTS = 1024
@@ -125,7 +126,7 @@ class _Slots:
             stdin=asyncio.subprocess.DEVNULL,
             # The signals of a terminal come by way of this process, once.
             start_new_session=True,
-            preexec_fn=_end_with_the_parent,
+            preexec_fn=partial(end_with_parent, os.getpid(), signal.SIGTERM),
         )
         self._workers[slot.name] = worker
         if self._stop.is_set():
@@ -157,8 +158,3 @@ def _share(amount: int, slots: int, number: int) -> int:
 
 def _numbered(path: Path, number: int) -> Path:
     return path.with_name(f"{path.stem}-{number}{path.suffix}")
-
-
-def _end_with_the_parent() -> None:
-    if sys.platform == "linux":
-        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
