@@ -42,7 +42,10 @@ def environment() -> Iterable[Check]:
 def _holds_secret(name: str) -> bool:
     """Whether a variable of a secret holds one: the name of a file is none, nor an address without its password."""
     if name in _ADDRESSES:
-        parts = urlsplit(os.environ[name])
+        try:
+            parts = urlsplit(os.environ[name])
+        except ValueError:
+            return True
         return parts.password is not None or "password" in parts.query
     return not name.endswith("_FILE")
 

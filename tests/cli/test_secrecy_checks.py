@@ -52,6 +52,9 @@ def test_secrets_in_the_environment_are_named_and_not_shown(state: Path, monkeyp
     assert _only(secrecy_checks.environment()).status is Status.OK
     monkeypatch.setenv("CONVENER_DATABASE_DIRECT_URL", "postgresql://convener:hidden@db1,db2/convener")
     assert "CONVENER_DATABASE_DIRECT_URL" in _only(secrecy_checks.environment()).detail
+    # What cannot be read may hold one.
+    monkeypatch.setenv("CONVENER_DATABASE_DIRECT_URL", "postgresql://convener:hidden@[db1/convener")
+    assert "CONVENER_DATABASE_DIRECT_URL" in _only(secrecy_checks.environment()).detail
     monkeypatch.delenv("CONVENER_DATABASE_DIRECT_URL")
     monkeypatch.setenv("CONVENER_LLM_KEY", "cvn_1_hidden")
     monkeypatch.setenv("CONVENER_KEY", "cvn_2_hidden")
