@@ -126,7 +126,7 @@ class Decision:
     @property
     def current(self) -> int:
         """The workers of all pools."""
-        return self.plan.current + sum(plan.current for plan in self.class_plans.values())
+        return _total_sizes(self.plan, self.class_plans)[0]
 
     @property
     def decide_again_after_seconds(self) -> float:
@@ -136,7 +136,7 @@ class Decision:
     @property
     def target(self) -> int:
         """The workers that all pools are to have."""
-        return self.plan.target + sum(plan.target for plan in self.class_plans.values())
+        return _total_sizes(self.plan, self.class_plans)[1]
 
 
 def resolve(inputs: DecisionInputs) -> Decision:
@@ -151,9 +151,7 @@ def resolve(inputs: DecisionInputs) -> Decision:
     weight_changes = _weight_changes(inputs)
     is_rearranged = bool(weight_changes or allocation.moved_workers - set(new_workers))
     sizes = _sizes(inputs, allocation, starts)
-    current, target = (plan.current, plan.target)
-    for each in class_plans.values():
-        current, target = current + each.current, target + each.target
+    current, target = _total_sizes(plan, class_plans)
     return Decision(
         plan=plan,
         class_plans=class_plans,
@@ -166,6 +164,12 @@ def resolve(inputs: DecisionInputs) -> Decision:
         bottleneck=allocation.bottleneck,
         reasons=_reasons(inputs, plan, class_plans, allocation),
     )
+
+
+def _total_sizes(plan: ScalingPlan, class_plans: Mapping[str, ScalingPlan]) -> tuple[int, int]:
+    """The workers that all pools have, and are to have."""
+    plans = (plan, *class_plans.values())
+    return sum(each.current for each in plans), sum(each.target for each in plans)
 
 
 def _beside_classes(inputs: DecisionInputs) -> ScalingPolicy:
