@@ -18,6 +18,7 @@ from app.db.database import Database
 from app.kernel.access import Role
 from app.workers.provisioners.engine import POOL_LABEL, pool_label
 from tests.support import sql
+from tests.support.busy_pods import BusyPods
 from tests.support.kubernetes_api import DEPLOYMENT, NAMESPACE, Cluster, Fault
 from tests.support.pools import bounds
 from tests.support.sql import execute, value
@@ -32,9 +33,8 @@ class _Nodes:
 
     def __init__(self, api: Api, cluster: Cluster) -> None:
         self.cluster = cluster
-        self.busy: set[str] = set()
+        self.busy = BusyPods(cluster)
         self.leaving: set[str] = set()
-        self.removed_while_busy: list[str] = []
         self.names: set[str] = set()
         # Pods whose tasks end; before, each holds the one that it has.
         self.finishing: set[str] = set()
@@ -42,11 +42,6 @@ class _Nodes:
         self._client = httpx.AsyncClient(base_url=api.url, trust_env=False, timeout=30)
         self._pool_key = api.bearer(Role.POOL)
         self._containers: dict[str, asyncio.Task[None]] = {}
-        cluster.on_remove = self._on_remove
-
-    def _on_remove(self, name: str) -> None:
-        if name in self.busy:
-            self.removed_while_busy.append(name)
 
     async def run(self) -> None:
         """Start a container in each pod that is ready, until cancelled."""
@@ -94,7 +89,7 @@ class _Nodes:
             answer = await self._client.post("/lease", json=ask, headers=own)
             if answer.status_code == 200:
                 lease = answer.json()
-                self._on_lease(name)
+                self.busy.begin(name)
                 held = {"task_id": lease["task_id"], "token": lease["token"]}
                 while not self.finish_all and name not in self.finishing:
                     await is_to_leave(state="busy", lease=held)
@@ -102,14 +97,9 @@ class _Nodes:
                 ending = {"token": lease["token"], "result": {"pod": name}}
                 done = await self._client.post(f"/leases/{lease['task_id']}/complete", json=ending, headers=own)
                 assert done.status_code == 200, done.text
-                self.busy.discard(name)
+                self.busy.end(name)
         await self._client.post(f"{path}/goodbye", json={"reason": "drained"}, headers=own)
         self.leaving.discard(name)
-
-    def _on_lease(self, name: str) -> None:
-        self.busy.add(name)
-        if name in self.cluster.removed:
-            self.removed_while_busy.append(name)
 
 
 @pytest.fixture
@@ -193,7 +183,7 @@ async def test_loops_that_are_killed_find_every_pod_and_remove_no_busy_one(
         tasks = [{"agent_type": "generation", "payload": {}, "goal_id": "pods"} for _ in range(_TASKS)]
         assert (await client.post("/tasks/batch", json={"tasks": tasks})).status_code == 201
         with _loops(database_url, cluster, tmp_path):
-            await until(lambda: len(nodes.busy) == _MOST, what="work in every pod")
+            await until(lambda: len(nodes.busy.names) == _MOST, what="work in every pod")
             assert set(cluster.pods) == pods, "a pod was not found again, or is one too many"
             await bounds(database, _LEAST, _LEAST)
             await until(lambda: len(nodes.leaving) == _MOST - _LEAST, what="drained workers")
@@ -209,12 +199,12 @@ async def test_loops_that_are_killed_find_every_pod_and_remove_no_busy_one(
         with _loops(database_url, cluster, tmp_path):
             await until(lambda: len(cluster.active()) < _MOST, what="a removal")
             await until(lambda: set(cluster.pods) == pods - gone, what="the end of those that had finished")
-            assert len(nodes.busy) == len(nodes.leaving) + _LEAST == _MOST - len(gone)
+            assert len(nodes.busy.names) == len(nodes.leaving) + _LEAST == _MOST - len(gone)
             nodes.finish_all = True
             await until(lambda: len(cluster.pods) == _LEAST, what="the size it was to have")
             await sql.until(are_completed)
             assert len(nodes.names) == _LEAST
-    assert nodes.removed_while_busy == []
+    assert nodes.busy.removed == []
     assert set(cluster.pods) < pods
     # Each was completed once, by the first who got it.
     assert await value(database, "SELECT count(*) FROM task_attempts") == 0

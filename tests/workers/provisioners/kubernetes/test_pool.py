@@ -26,6 +26,7 @@ from app.workers.service import engine_pool, pool, workers
 from app.workers.service.engine_pool import EnginePolicy
 from app.workers.store import directives
 from app.workers.store.directives import WorkerSelector
+from tests.support.busy_pods import BusyPods
 from tests.support.engine import register_member
 from tests.support.factories import completion, submitted
 from tests.support.kubernetes_api import DEPLOYMENT, Cluster, Fault
@@ -44,20 +45,14 @@ class Nodes:
     def __init__(self, database: Database, cluster: Cluster) -> None:
         self.database = database
         self.cluster = cluster
-        self.busy: set[str] = set()
+        self.busy = BusyPods(cluster)
         self.finished = 0
-        self.removed_while_busy: list[str] = []
         self.works = False
         self._daemons: dict[str, asyncio.Task[None]] = {}
         self._leaving: set[WorkerId] = set()
         # Fewer than the connections that a database has for tests.
         self._at_once = asyncio.Semaphore(4)
         self._leases = LeaseService(database, LeasePolicy(), FairQueue())
-        cluster.on_remove = self._on_remove
-
-    def _on_remove(self, name: str) -> None:
-        if name in self.busy:
-            self.removed_while_busy.append(name)
 
     async def run(self) -> None:
         """Start a daemon in each pod that is ready, and end those of pods that are gone, until cancelled."""
@@ -105,16 +100,14 @@ class Nodes:
             lease = (await hot_path.run(self.database, lambda c: claims.claim(c, [ask], LeasePolicy())))[0].lease
         if lease is None:
             return
-        if name in self.cluster.removed:
-            self.removed_while_busy.append(name)
-        self.busy.add(name)
+        self.busy.begin(name)
         try:
             await asyncio.sleep(random.uniform(0.0, 0.3))
             async with self._at_once:
                 await self._leases.complete(completion(worker_id, lease))
             self.finished += 1
         finally:
-            self.busy.discard(name)
+            self.busy.end(name)
 
 
 @pytest_asyncio.fixture
@@ -184,7 +177,7 @@ async def test_no_busy_pod_goes_in_many_removals_under_load(
         if flapping is not None and flapping in cluster.ready() + list(cluster.pods):
             cluster.set_ready(flapping, is_ready=True)
         await asyncio.sleep(0.01)
-    assert nodes.removed_while_busy == []
+    assert nodes.busy.removed == []
     assert nodes.finished > _REMOVALS
     lost = await value(database, "SELECT count(*) FROM events WHERE kind = 'task.rescued'")
     assert lost == 0
