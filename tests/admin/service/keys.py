@@ -1,7 +1,11 @@
 """Keys that tests make."""
 
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from app.admin.service import keyring as recognition
 from app.admin.service.access import create_key, revoke_key, rotate_key
 from app.admin.service.keyring import Keyring
 from app.admin.store.keys import NewKey
@@ -16,6 +20,11 @@ async def make_key(database: Database, role: Role = Role.SUPERVISOR) -> tuple[st
     async with database.transaction() as connection:
         created = await create_key(connection, NewKey(role=role, label="for a test"))
         return created.id, created.text
+
+
+def set_clock(monkeypatch: pytest.MonkeyPatch, moment: float) -> None:
+    """Let keyrings, and nobody else, read this monotonic time: the driver's timeouts would end at such a jump."""
+    monkeypatch.setattr(recognition, "time", SimpleNamespace(monotonic=lambda: moment))
 
 
 async def revoke(database: Database, key_id: str) -> None:

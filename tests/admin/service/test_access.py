@@ -19,7 +19,7 @@ from app.kernel.agents import AgentType
 from app.kernel.errors import DatabaseUnavailable, KeyNotFound, Unauthenticated, WorkerGone
 from app.kernel.states import WorkerState
 from app.workers.service import workers
-from tests.admin.service.keys import is_refused, make_key, register_worker, revoke, rotate
+from tests.admin.service.keys import is_refused, make_key, register_worker, revoke, rotate, set_clock
 from tests.support.factories import registration
 from tests.support.service import KEY_ROLES
 from tests.support.sql import execute, fetch, until, value
@@ -145,7 +145,7 @@ async def test_a_revoked_key_is_forgotten_in_a_while_where_no_news_came(
     await execute(database, "UPDATE keys SET revoked_at = now() WHERE id = $1", key_id)
     assert (await keyring.recognise(text)).key_id == key_id
     later = time.monotonic() + recognition._TRUST_SECONDS + 0.1
-    monkeypatch.setattr(time, "monotonic", lambda: later)
+    set_clock(monkeypatch, later)
     with pytest.raises(Unauthenticated):
         await keyring.recognise(text)
 
@@ -178,7 +178,7 @@ async def test_a_key_that_was_recognised_goes_on_while_the_database_is_away(
 
     monkeypatch.setattr(hot_path, "run", fail)
     later = time.monotonic() + 60
-    monkeypatch.setattr(time, "monotonic", lambda: later)
+    set_clock(monkeypatch, later)
     assert (await keyring.recognise(key)).role is Role.MONITOR
     with pytest.raises(DatabaseUnavailable):
         await keyring.recognise(other)
@@ -205,12 +205,12 @@ async def test_keys_that_are_remembered_are_checked_together_and_not_looked_up_a
     begin = time.monotonic()
     for turn in range(1, 30):
         later = begin + turn * recognition._CHECK_SECONDS * 2
-        monkeypatch.setattr(time, "monotonic", lambda later=later: later)
+        set_clock(monkeypatch, later)
         await keyring.check()
         await asyncio.gather(*map(keyring.recognise, texts))
     assert len(lookups) == count
     # Without checks nobody is believed for longer than a second.
-    monkeypatch.setattr(time, "monotonic", lambda: later + 1.1)
+    set_clock(monkeypatch, later + 1.1)
     await asyncio.gather(*map(keyring.recognise, texts))
     assert set.union(*lookups[count:]) == {text.split("_")[1] for text in texts}
 

@@ -12,7 +12,7 @@ from app.admin.store.keys import NewKey
 from app.db.database import Database
 from app.kernel.access import Role
 from app.kernel.errors import KeyNotFound, Unauthenticated
-from tests.admin.service.keys import is_refused, make_key, register_worker, revoke, rotate
+from tests.admin.service.keys import is_refused, make_key, register_worker, revoke, rotate, set_clock
 from tests.support.sql import execute, value
 
 
@@ -37,7 +37,7 @@ async def test_no_key_is_remembered_beyond_its_end(
     await keyring.recognise(created.text)
     await execute(database, "UPDATE keys SET expires_at = now() WHERE id = $1", created.id)
     later = time.monotonic() + 10.1
-    monkeypatch.setattr(time, "monotonic", lambda: later)
+    set_clock(monkeypatch, later)
     await keyring.check()
     assert await is_refused(keyring, created.text)
 
@@ -78,7 +78,7 @@ async def test_the_use_of_a_key_is_noted_now_and_then(
     await keyring.check()
     assert await value(database, "SELECT last_used_at FROM keys WHERE id = $1", key_id) is None
     later = time.monotonic() + recognition._NOTE_SECONDS + 1
-    monkeypatch.setattr(time, "monotonic", lambda: later)
+    set_clock(monkeypatch, later)
     await keyring.check()
     assert await value(database, "SELECT last_used_at FROM keys WHERE id = $1", key_id) is not None
 
