@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import cast
 
 _HEAD_ENDS = b"\r\n\r\n"
-_LENGTH = b"content-length: "
+_LAST_CHUNK = b"\r\n0\r\n\r\n"
+_LENGTH, _CHUNKED = b"content-length: ", b"transfer-encoding: chunked"
 _TASK, _TOKEN, _NEXT = b'"task_id":"', b'"token":', b'"lease":'
 _UUID_LENGTH = 36
 # Of an answer all that the next request needs, and how a completion begins.
@@ -86,10 +87,12 @@ class Loop(asyncio.Protocol):
         head_ends = answer.find(_HEAD_ENDS)
         length_begins = answer.find(_LENGTH, 0, head_ends) + len(_LENGTH)
         body_begins = head_ends + len(_HEAD_ENDS)
-        if head_ends < 0 or (
-            length_begins >= len(_LENGTH)
-            and len(answer) < body_begins + int(answer[length_begins : answer.find(b"\r", length_begins)])
-        ):
+        if length_begins >= len(_LENGTH):
+            is_whole = len(answer) >= body_begins + int(answer[length_begins : answer.find(b"\r", length_begins)])
+        else:
+            # An exchange comes in chunks where some of its answers are late.
+            is_whole = answer.endswith(_LAST_CHUNK) or answer.find(_CHUNKED, 0, head_ends) < 0
+        if head_ends < 0 or not is_whole:
             self._buffer = answer
             return
         self._buffer = b""
