@@ -42,8 +42,11 @@ RECENT = timedelta(minutes=5)
 DEAD_LETTER_SPAN = timedelta(hours=1)
 _LONG_WAIT = timedelta(minutes=10)
 _STALE = timedelta(seconds=30)
-# No transaction lasts longer, and the tasks that it makes ready are dated from its beginning.
-_LONGEST_TRANSACTION = timedelta(minutes=2)
+# Tasks are dated from the beginning of the transaction that makes them ready: few last longer than the first, none
+# longer than the second.
+_USUAL_TRANSACTION, _LONGEST_TRANSACTION = timedelta(seconds=1), timedelta(minutes=2)
+# So often a look goes back by the second.
+_LOOK_BACK_EVERY = timedelta(minutes=1)
 _BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 _MINUTE = timedelta(minutes=1)
 
@@ -159,18 +162,27 @@ class QueueSnapshot:
         return max(timedelta(0), self.at - since) if since else None
 
 
-def oldest_wait_floors(oldest: Mapping[Priority, datetime], looked_at: datetime | None) -> Mapping[Priority, datetime]:
+def is_look_back_due(looked_back_at: datetime | None, moment: datetime) -> bool:
+    """Whether the next look is to find also what a long transaction has made ready meanwhile."""
+    return looked_back_at is None or moment - looked_back_at >= _LOOK_BACK_EVERY
+
+
+def oldest_wait_floors(
+    oldest: Mapping[Priority, datetime], looked_at: datetime | None, *, looks_back: bool = False
+) -> Mapping[Priority, datetime]:
     """Times before which no task of each priority became ready, given the oldest ones at the last look.
 
-    The next look starts there instead of walking over dead index entries. A task becomes ready now, or it rises from a
-    lower priority and brings its age along: hence the minimum over all lower priorities.
+    The next look starts there instead of walking over dead index entries, of which there may be as many as tasks were
+    leased in the time that it goes back. A task becomes ready now, or it rises from a lower priority and brings its age
+    along: hence the minimum over all lower priorities.
     """
     if looked_at is None:
         return dict.fromkeys(Priority, _BEGINNING)
+    margin = _LONGEST_TRANSACTION if looks_back else _USUAL_TRANSACTION
     floors, floor = {}, looked_at
     for priority in sorted(Priority):
         floor = min(floor, oldest.get(priority, looked_at))
-        floors[priority] = floor - _LONGEST_TRANSACTION
+        floors[priority] = floor - margin
     return floors
 
 

@@ -11,7 +11,7 @@ from app.db import duties
 from app.db.database import now
 from app.db.duties import LastTurn
 from app.kernel.lanes import Priority
-from app.queue.rules.status import oldest_wait_floors
+from app.queue.rules.status import is_look_back_due, oldest_wait_floors
 from app.queue.store import counters, throughput
 
 log = logging.getLogger(__name__)
@@ -42,21 +42,40 @@ async def fold_events(connection: AsyncConnection) -> dict[str, Any]:
 
 
 async def find_oldest(connection: AsyncConnection) -> dict[str, Any]:
-    """Look for the longest-waiting task of each priority; `oldest_by_priority` reads the result."""
+    """Look for the longest-waiting task of each priority; `oldest_by_priority` reads the result.
+
+    What a long transaction has made ready, and dated from its beginning, is found within a minute.
+    """
     # Taken before the search: what becomes ready during it belongs to the next one.
-    moment = await now(connection)
-    oldest = await counters.oldest_waits(connection, await oldest_since(connection))
+    moment, turn = await now(connection), await _last_look(connection)
+    looked_back_at = _time_of(turn, "looked_back_at")
+    looks_back = is_look_back_due(looked_back_at, moment)
+    if looks_back:
+        looked_back_at = moment
+    oldest = await counters.oldest_waits(connection, _floors(turn, looks_back=looks_back))
     return {
         "looked_at": moment.isoformat(),
+        "looked_back_at": looked_back_at and looked_back_at.isoformat(),
         "oldest": {priority.name: since.isoformat() for priority, since in oldest.items()},
     }
 
 
 async def oldest_since(connection: AsyncConnection) -> Mapping[Priority, datetime]:
     """Times before which no task of each priority became ready, by the last turn of `find_oldest`."""
-    turn = (await duties.last_turns(connection, [FIND_OLDEST])).get(FIND_OLDEST)
-    looked_at = datetime.fromisoformat(turn.result["looked_at"]) if turn and turn.result else None
-    return oldest_wait_floors(oldest_by_priority(turn), looked_at)
+    return _floors(await _last_look(connection))
+
+
+async def _last_look(connection: AsyncConnection) -> LastTurn | None:
+    return (await duties.last_turns(connection, [FIND_OLDEST])).get(FIND_OLDEST)
+
+
+def _floors(turn: LastTurn | None, *, looks_back: bool = False) -> Mapping[Priority, datetime]:
+    return oldest_wait_floors(oldest_by_priority(turn), _time_of(turn, "looked_at"), looks_back=looks_back)
+
+
+def _time_of(turn: LastTurn | None, name: str) -> datetime | None:
+    text = turn.result.get(name) if turn and turn.result else None
+    return datetime.fromisoformat(text) if text else None
 
 
 def oldest_by_priority(turn: LastTurn | None) -> Mapping[Priority, datetime]:

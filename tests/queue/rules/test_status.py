@@ -10,7 +10,7 @@ from app.kernel.agents import AgentType
 from app.kernel.histograms import Durations
 from app.kernel.lanes import Lane, Priority
 from app.queue.rules.admission import CapacityPolicy
-from app.queue.rules.status import MinuteCount, Pause, QueueSnapshot, oldest_wait_floors, warnings
+from app.queue.rules.status import MinuteCount, Pause, QueueSnapshot, is_look_back_due, oldest_wait_floors, warnings
 
 _NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 _RANKING = Lane(agent_type=AgentType.RANKING, priority=Priority.LOW)
@@ -105,14 +105,23 @@ def test_the_first_look_begins_at_the_beginning() -> None:
     assert set(oldest_wait_floors({}, None).values()) == {datetime(1970, 1, 1, tzinfo=UTC)}
 
 
-def test_a_floor_is_below_all_that_may_come_from_lower_priorities() -> None:
+@pytest.mark.parametrize(
+    ("looks_back", "margin"), [(False, timedelta(seconds=1)), (True, timedelta(minutes=2))], ids=["usual", "back"]
+)
+def test_a_floor_is_below_all_that_may_come_from_lower_priorities(*, looks_back: bool, margin: timedelta) -> None:
     oldest = {Priority.LOW: _NOON - timedelta(hours=1), Priority.HIGH: _NOON - timedelta(hours=2)}
-    found = {priority: _NOON - floor for priority, floor in oldest_wait_floors(oldest, _NOON).items()}
-    margin = timedelta(minutes=2)
+    floors = oldest_wait_floors(oldest, _NOON, looks_back=looks_back)
+    found = {priority: _NOON - floor for priority, floor in floors.items()}
     assert found == {
         Priority.LOW: timedelta(hours=1) + margin,
         Priority.MEDIUM: timedelta(hours=1) + margin,
         Priority.HIGH: timedelta(hours=2) + margin,
         Priority.CRITICAL: timedelta(hours=2) + margin,
     }
-    assert set(oldest_wait_floors({}, _NOON).values()) == {_NOON - margin}
+    assert set(oldest_wait_floors({}, _NOON, looks_back=looks_back).values()) == {_NOON - margin}
+
+
+def test_a_look_goes_far_back_once_a_minute() -> None:
+    assert is_look_back_due(None, _NOON)
+    assert not is_look_back_due(_NOON - timedelta(seconds=59), _NOON)
+    assert is_look_back_due(_NOON - timedelta(seconds=60), _NOON)

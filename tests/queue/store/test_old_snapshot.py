@@ -17,10 +17,12 @@ from app.kernel.ids import WorkerId
 from app.queue.broker.broker import Broker
 from app.queue.broker.calls import LeaseCall
 from app.queue.rules.tasks import LeasePolicy
+from app.queue.service.counters import FIND_OLDEST, find_oldest, oldest_since
 from app.queue.service.leases import LeaseService
 from app.queue.store import attempts, claims, counters
 from tests.support.factories import GENERATION, completion, ready_worker, submitted
 from tests.support.sql import execute
+from tests.support.turns import take_turn
 
 _ROUNDS = 400
 
@@ -125,3 +127,20 @@ async def test_the_sweep_and_the_counters_cost_the_same_too(shop: _Shop) -> None
     after = await costs()
     assert after[0] <= before[0] + 20
     assert after[1] <= before[1] + 20
+
+
+@pytest.mark.slow
+async def test_the_oldest_task_is_found_at_the_same_cost_too(shop: _Shop) -> None:
+    """Ten tasks a second were leased: of those of the last minutes no look may walk over all."""
+    database, find = shop.database, counters._OLDEST.text.replace(":priorities", "$1").replace(":floors", "$2")
+    await execute(database, "UPDATE tasks SET waiting_since = now() - (2000 - seq) * interval '100 ms'")
+
+    async def cost_after(count: int) -> int:
+        await _work_off(shop.broker, shop.desk, shop.worker, count)
+        await take_turn(database, FIND_OLDEST, find_oldest)
+        async with database.transaction() as connection:
+            floors = await oldest_since(connection)
+        return await _pages(database, find, [priority.value for priority in floors], list(floors.values()))
+
+    before = await cost_after(10)
+    assert await cost_after(_ROUNDS) <= before + 20
