@@ -136,7 +136,7 @@ DUTIES: Sequence[Duty] = (
         due=lambda _: task_store.HAS_DUE,
     ),
     # The ledger grows by an entry a lease, and every claim reads its end.
-    Duty(name="trim the ledger", seconds=30, run=lambda _, db, turn: expiry.trim_ledger(db)),
+    Duty(name=expiry.TRIM_LEDGER, seconds=30, run=lambda _, db, turn: expiry.trim_ledger(db)),
     Duty(
         name=aging.AGE_TASKS,
         seconds=1,

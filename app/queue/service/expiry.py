@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.db import presence
+from app.db import duties, presence
 from app.db.database import now
 from app.db.duties import Turn
 from app.kernel.presence import PresencePolicy, absence_reason
@@ -18,6 +18,10 @@ from app.queue.store.attempts import Attempt, Ending
 
 _ENDED_WORKERS_SECONDS = 3600.0
 PROMOTE = "promote delayed tasks"
+TRIM_LEDGER = "trim the ledger"
+# How far back a turn looks, in lines of a worker: a few times as far as the last one found any, and every so many
+# turns, or after a pause, farther than any worker comes meanwhile.
+_REACH_FACTOR, _LEAST_REACH, _FAR_REACH, _FAR_EVERY, _LATE = 4, 200, 20_000, 20, timedelta(minutes=2)
 
 
 async def sweep(
@@ -82,5 +86,14 @@ def _error(code: str, message: str) -> str:
 
 
 async def trim_ledger(connection: AsyncConnection) -> dict[str, Any]:
-    """Delete all but the last entries of each worker from the ledger of leases; return the number deleted."""
-    return {"trimmed": await lease_ledger.trim(connection)}
+    """Delete all but the last entries of each worker from the ledger of leases; return the number deleted.
+
+    Further back are dead entries of those deleted before, walked over as long as somebody keeps an old snapshot.
+    """
+    last = (await duties.last_turns(connection, [TRIM_LEDGER])).get(TRIM_LEDGER)
+    result = last.result if last and last.ago < _LATE else {}
+    turns = int(result.get("turns_since_far", _FAR_EVERY)) + 1
+    is_far = turns > _FAR_EVERY
+    reach = _FAR_REACH if is_far else max(_LEAST_REACH, _REACH_FACTOR * int(result["most"]))
+    total, most = await lease_ledger.trim(connection, reach)
+    return {"trimmed": total, "most": most, "turns_since_far": 0 if is_far else turns}

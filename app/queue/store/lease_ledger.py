@@ -49,8 +49,13 @@ SELECT DISTINCT goal_id FROM (
 """)
 
 _TRIM = text(f"""
-DELETE FROM leases old USING workers w CROSS JOIN LATERAL {last_lease("w.id")} last
-WHERE old.worker_id = w.id AND old.n <= last.n - :keep AND old.n > last.n - :keep - :reach
+WITH deleted AS (
+    DELETE FROM leases old USING workers w CROSS JOIN LATERAL {last_lease("w.id")} last
+    WHERE old.worker_id = w.id AND old.n <= last.n - :keep AND old.n > last.n - :keep - :reach
+    RETURNING old.worker_id
+)
+SELECT coalesce(sum(lines), 0)::bigint AS total, coalesce(max(lines), 0) AS most
+FROM (SELECT count(*) AS lines FROM deleted GROUP BY worker_id) of_worker
 """)
 
 _PRUNE = deletion(
@@ -64,13 +69,13 @@ async def recent_goals(connection: AsyncConnection, worker_id: UUID, seconds: fl
     return frozenset((await connection.execute(_GOALS, values)).scalars())
 
 
-async def trim(connection: AsyncConnection, keep: int = 100, reach: int = 20_000) -> int:
-    """Delete all but the last `keep` lines of each worker; return the number deleted.
+async def trim(connection: AsyncConnection, reach: int, keep: int = 100) -> tuple[int, int]:
+    """Delete all but the last `keep` lines of each worker; return the number deleted, and the most of one worker.
 
-    It looks no further back than `reach` lines, more than a worker adds between two turns of the duty: further back are
-    only dead entries of lines that were deleted before.
+    It looks no further back than `reach` lines: there are only dead entries of lines that were deleted before.
     """
-    return (await connection.execute(_TRIM, {"keep": keep, "reach": reach})).rowcount
+    row = (await connection.execute(_TRIM, {"keep": keep, "reach": reach})).one()
+    return row.total, row.most
 
 
 async def prune(connection: AsyncConnection, limit: int = BATCH) -> int:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import duties
 from app.db.database import Database
@@ -13,12 +14,13 @@ from app.queue.broker.broker import Broker
 from app.queue.broker.calls import LeaseCall
 from app.queue.rules.tasks import LeasePolicy, RetryPolicy
 from app.queue.service import dead_letters, expiry
-from app.queue.store import attempts
+from app.queue.store import attempts, lease_ledger
 from app.queue.store import tasks as task_store
 from app.queue.store.claims import Lease
 from app.workers.service.workers import Heartbeats
 from tests.support.factories import beat, everything, holding, leased, ready_worker, submitted, turn
 from tests.support.sql import execute, fetch, value
+from tests.support.turns import take_turn
 
 _POLICY = LeasePolicy()
 
@@ -287,7 +289,27 @@ async def test_the_ledger_is_trimmed_but_never_forgets_a_live_lease(database: Da
         " FROM leases, generate_series(1, 150) AS former (n)",
     )
     async with database.transaction() as connection:
-        assert await expiry.trim_ledger(connection) == {"trimmed": 51}
+        assert (await expiry.trim_ledger(connection))["trimmed"] == 51
         held = await attempts.lock_of_worker(connection, worker)
     assert held is not None
     assert held.token == lease.token
+
+
+async def test_the_ledger_is_looked_through_as_far_as_lines_were_found_and_now_and_then_farther(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_back: list[int] = []
+    trim = lease_ledger.trim
+
+    async def noted(connection: AsyncConnection, reach: int) -> tuple[int, int]:
+        looked_back.append(reach)
+        await trim(connection, reach)
+        return 700, 70
+
+    monkeypatch.setattr(lease_ledger, "trim", noted)
+    for _ in range(23):
+        await take_turn(database, expiry.TRIM_LEDGER, expiry.trim_ledger)
+    assert looked_back == [20_000, *[280] * 20, 20_000, 280]
+    await execute(database, "UPDATE loop_ticks SET last_run_at = last_run_at - interval '3 min'")
+    await take_turn(database, expiry.TRIM_LEDGER, expiry.trim_ledger)
+    assert looked_back[-1] == 20_000
