@@ -20,7 +20,7 @@ _AGENTS = ("generation", "ranking", "reflection")
 _MEAN_SECONDS, _DEVIATION = 0.6, 0.6
 _LEARNING, _BURST = 60, 240
 # The tasks of one burst are all early or all late together: one alone tells little.
-_BURSTS = 5
+_BURSTS = 12
 # Asked at once, and of how many tasks the estimate is asked for again while the burst lasts.
 _ASKED_AT_ONCE = 8
 _ROUNDS = 2
