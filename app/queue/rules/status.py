@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import accumulate
 
 from app.kernel.agents import AgentType
 from app.kernel.events import TaskEvent
@@ -163,7 +164,7 @@ class QueueSnapshot:
 
 
 def is_look_back_due(looked_back_at: datetime | None, moment: datetime) -> bool:
-    """Whether the next look is to find also what a long transaction has made ready meanwhile."""
+    """Whether the next look is to find also what has brought an age along meanwhile."""
     return looked_back_at is None or moment - looked_back_at >= _LOOK_BACK_EVERY
 
 
@@ -172,18 +173,17 @@ def oldest_wait_floors(
 ) -> Mapping[Priority, datetime]:
     """Times before which no task of each priority became ready, given the oldest ones at the last look.
 
-    The next look starts there instead of walking over dead index entries, of which there may be as many as tasks were
-    leased in the time that it goes back. A task becomes ready now, or it rises from a lower priority and brings its age
-    along: hence the minimum over all lower priorities.
+    The next look starts there instead of walking over dead index entries, of which there may be as many as tasks of the
+    priority were leased since then. Usually a task becomes ready now. One that looks back also finds what rose from a
+    lower priority and brought its age along, and what a long transaction has made ready.
     """
     if looked_at is None:
         return dict.fromkeys(Priority, _BEGINNING)
-    margin = _LONGEST_TRANSACTION if looks_back else _USUAL_TRANSACTION
-    floors, floor = {}, looked_at
-    for priority in sorted(Priority):
-        floor = min(floor, oldest.get(priority, looked_at))
-        floors[priority] = floor - margin
-    return floors
+    floors = {priority: oldest.get(priority, looked_at) for priority in sorted(Priority)}
+    if not looks_back:
+        return {priority: floor - _USUAL_TRANSACTION for priority, floor in floors.items()}
+    lowest = accumulate(floors.values(), min)
+    return {priority: floor - _LONGEST_TRANSACTION for priority, floor in zip(floors, lowest, strict=True)}
 
 
 def warnings(queue: QueueSnapshot, policy: CapacityPolicy) -> list[str]:

@@ -44,20 +44,20 @@ async def fold_events(connection: AsyncConnection) -> dict[str, Any]:
 async def find_oldest(connection: AsyncConnection) -> dict[str, Any]:
     """Look for the longest-waiting task of each priority; `oldest_by_priority` reads the result.
 
-    What a long transaction has made ready, and dated from its beginning, is found within a minute.
+    What has risen from a lower priority, or was made ready by a long transaction, is found within a minute: by a look
+    that goes back to what the last one of its kind found, and so misses nothing of between.
     """
     # Taken before the search: what becomes ready during it belongs to the next one.
-    moment, turn = await now(connection), await _last_look(connection)
-    looked_back_at = _time_of(turn, "looked_back_at")
-    looks_back = is_look_back_due(looked_back_at, moment)
-    if looks_back:
-        looked_back_at = moment
-    oldest = await counters.oldest_waits(connection, _floors(turn, looks_back=looks_back))
-    return {
+    moment, last = await now(connection), await _last_look(connection)
+    looked_back = last.get("looked_back", {})
+    looks_back = is_look_back_due(_looked_at(looked_back), moment)
+    floors = _floors(looked_back or last, looks_back=True) if looks_back else _floors(last)
+    oldest = await counters.oldest_waits(connection, floors)
+    look = {
         "looked_at": moment.isoformat(),
-        "looked_back_at": looked_back_at and looked_back_at.isoformat(),
         "oldest": {priority.name: since.isoformat() for priority, since in oldest.items()},
     }
+    return {**look, "looked_back": look if looks_back else looked_back}
 
 
 async def oldest_since(connection: AsyncConnection) -> Mapping[Priority, datetime]:
@@ -65,23 +65,26 @@ async def oldest_since(connection: AsyncConnection) -> Mapping[Priority, datetim
     return _floors(await _last_look(connection))
 
 
-async def _last_look(connection: AsyncConnection) -> LastTurn | None:
-    return (await duties.last_turns(connection, [FIND_OLDEST])).get(FIND_OLDEST)
-
-
-def _floors(turn: LastTurn | None, *, looks_back: bool = False) -> Mapping[Priority, datetime]:
-    return oldest_wait_floors(oldest_by_priority(turn), _time_of(turn, "looked_at"), looks_back=looks_back)
-
-
-def _time_of(turn: LastTurn | None, name: str) -> datetime | None:
-    text = turn.result.get(name) if turn and turn.result else None
-    return datetime.fromisoformat(text) if text else None
-
-
 def oldest_by_priority(turn: LastTurn | None) -> Mapping[Priority, datetime]:
     """Start of the longest wait of each priority where any task waits, by the last turn of `find_oldest`."""
-    oldest = turn.result.get("oldest", {}) if turn else {}
-    return {Priority[name]: datetime.fromisoformat(since) for name, since in oldest.items()}
+    return _oldest(turn.result if turn else {})
+
+
+async def _last_look(connection: AsyncConnection) -> Mapping[str, Any]:
+    turn = (await duties.last_turns(connection, [FIND_OLDEST])).get(FIND_OLDEST)
+    return turn.result if turn else {}
+
+
+def _floors(look: Mapping[str, Any], *, looks_back: bool = False) -> Mapping[Priority, datetime]:
+    return oldest_wait_floors(_oldest(look), _looked_at(look), looks_back=looks_back)
+
+
+def _oldest(look: Mapping[str, Any]) -> Mapping[Priority, datetime]:
+    return {Priority[name]: datetime.fromisoformat(since) for name, since in look.get("oldest", {}).items()}
+
+
+def _looked_at(look: Mapping[str, Any]) -> datetime | None:
+    return datetime.fromisoformat(look["looked_at"]) if look else None
 
 
 async def check_counters(connection: AsyncConnection) -> dict[str, Any]:

@@ -19,9 +19,9 @@ from app.queue.store.attempts import Attempt, Ending
 _ENDED_WORKERS_SECONDS = 3600.0
 PROMOTE = "promote delayed tasks"
 TRIM_LEDGER = "trim the ledger"
-# How far back a turn looks, in lines of a worker: a few times as far as the last one found any, and every so many
+# How far back a turn looks, in lines of a worker: twice as far as the last one found any, and every so many
 # turns, or after a pause, farther than any worker comes meanwhile.
-_REACH_FACTOR, _LEAST_REACH, _FAR_REACH, _FAR_EVERY, _LATE = 4, 200, 20_000, 20, timedelta(minutes=2)
+_REACH_FACTOR, _LEAST_REACH, _FAR_REACH, _FAR_EVERY, _LATE = 2, 200, 20_000, 20, timedelta(minutes=2)
 
 
 async def sweep(

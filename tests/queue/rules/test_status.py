@@ -105,20 +105,28 @@ def test_the_first_look_begins_at_the_beginning() -> None:
     assert set(oldest_wait_floors({}, None).values()) == {datetime(1970, 1, 1, tzinfo=UTC)}
 
 
-@pytest.mark.parametrize(
-    ("looks_back", "margin"), [(False, timedelta(seconds=1)), (True, timedelta(minutes=2))], ids=["usual", "back"]
-)
-def test_a_floor_is_below_all_that_may_come_from_lower_priorities(*, looks_back: bool, margin: timedelta) -> None:
+def test_a_look_goes_on_from_the_oldest_of_its_priority() -> None:
     oldest = {Priority.LOW: _NOON - timedelta(hours=1), Priority.HIGH: _NOON - timedelta(hours=2)}
-    floors = oldest_wait_floors(oldest, _NOON, looks_back=looks_back)
-    found = {priority: _NOON - floor for priority, floor in floors.items()}
-    assert found == {
+    second = timedelta(seconds=1)
+    assert {priority: _NOON - floor for priority, floor in oldest_wait_floors(oldest, _NOON).items()} == {
+        Priority.LOW: timedelta(hours=1) + second,
+        Priority.MEDIUM: second,
+        Priority.HIGH: timedelta(hours=2) + second,
+        Priority.CRITICAL: second,
+    }
+
+
+def test_a_floor_is_below_all_that_may_come_from_lower_priorities_in_a_look_back() -> None:
+    oldest = {Priority.LOW: _NOON - timedelta(hours=1), Priority.HIGH: _NOON - timedelta(hours=2)}
+    floors = oldest_wait_floors(oldest, _NOON, looks_back=True)
+    margin = timedelta(minutes=2)
+    assert {priority: _NOON - floor for priority, floor in floors.items()} == {
         Priority.LOW: timedelta(hours=1) + margin,
         Priority.MEDIUM: timedelta(hours=1) + margin,
         Priority.HIGH: timedelta(hours=2) + margin,
         Priority.CRITICAL: timedelta(hours=2) + margin,
     }
-    assert set(oldest_wait_floors({}, _NOON, looks_back=looks_back).values()) == {_NOON - margin}
+    assert set(oldest_wait_floors({}, _NOON, looks_back=True).values()) == {_NOON - margin}
 
 
 def test_a_look_goes_far_back_once_a_minute() -> None:

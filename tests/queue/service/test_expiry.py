@@ -304,12 +304,12 @@ async def test_the_ledger_is_looked_through_as_far_as_lines_were_found_and_now_a
     async def noted(connection: AsyncConnection, reach: int) -> tuple[int, int]:
         looked_back.append(reach)
         await trim(connection, reach)
-        return 700, 70
+        return 700, 100
 
     monkeypatch.setattr(lease_ledger, "trim", noted)
     for _ in range(23):
         await take_turn(database, expiry.TRIM_LEDGER, expiry.trim_ledger)
-    assert looked_back == [20_000, *[280] * 20, 20_000, 280]
+    assert looked_back == [20_000, *[200] * 20, 20_000, 200]
     await execute(database, "UPDATE loop_ticks SET last_run_at = last_run_at - interval '3 min'")
     await take_turn(database, expiry.TRIM_LEDGER, expiry.trim_ledger)
     assert looked_back[-1] == 20_000

@@ -203,8 +203,13 @@ async def test_the_oldest_of_each_priority(database: Database) -> None:
     assert found[Priority.LOW] is found[Priority.HIGH] is None
     assert timedelta(minutes=19) < (found[Priority.MEDIUM] or timedelta(0)) < timedelta(minutes=22)
     assert (found[Priority.CRITICAL] or timedelta(hours=1)) < timedelta(minutes=1)
-    # One that has grown old comes with its age from below.
+    # One that has grown old comes with its age from below, and is found by the next look that goes back.
     await execute(database, "UPDATE tasks SET priority = 3 WHERE priority = 2")
+    assert (await _oldest(database))[Priority.HIGH] is None
+    minute_ago = "to_jsonb(now() - interval '1 min')"
+    await execute(
+        database, f"UPDATE loop_ticks SET result = jsonb_set(result, '{{looked_back,looked_at}}', {minute_ago})"
+    )
     found = await _oldest(database)
     assert found[Priority.MEDIUM] is None
     assert timedelta(minutes=19) < (found[Priority.HIGH] or timedelta(0))
