@@ -94,6 +94,6 @@ async def trim_ledger(connection: AsyncConnection) -> dict[str, Any]:
     result = last.result if last and last.ago < _LATE else {}
     turns = int(result.get("turns_since_far", _FAR_EVERY)) + 1
     is_far = turns > _FAR_EVERY
-    reach = _FAR_REACH if is_far else max(_LEAST_REACH, _REACH_FACTOR * int(result["most"]))
-    total, most = await lease_ledger.trim(connection, reach)
-    return {"trimmed": total, "most": most, "turns_since_far": 0 if is_far else turns}
+    reach = _FAR_REACH if is_far else max(_LEAST_REACH, _REACH_FACTOR * int(result["of_one_worker"]))
+    trimmed, trimmed_of_one = await lease_ledger.trim(connection, reach)
+    return {"trimmed": trimmed, "of_one_worker": trimmed_of_one, "turns_since_far": 0 if is_far else turns}
