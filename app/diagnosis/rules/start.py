@@ -26,14 +26,13 @@ _ENOUGH_TASKS = 5
 class StartPolicy:
     """Spread of the estimate: bounds of the squared variation of service times, and the uncertainty of the rate.
 
-    The rate is uncertain because tasks in line are unlike those that ended, and more so where the pool changes. Chosen
-    so that in simulations, of the traces with a pool that grows, about 90 % of tasks start before p90.
+    The rate is uncertain where the pool changes. Chosen so that in simulations, of the traces with a pool that grows
+    and of queues with one that does not, about 90 % of tasks start before p90.
     """
 
     usual_variation: float = 1.0
     least_variation: float = 0.3
     rate_uncertainty: float = 0.1
-    fixed_rate_uncertainty: float = 0.05
     # Of the mean service time, on top of p90: tasks that began together do not end at random.
     slack: float = 0.05
     # Of the normal distribution, at 90 %.
@@ -155,8 +154,7 @@ def _tasks_ahead(line: Line, seconds: float) -> tuple[float, float]:
 def _quantile(line: Line, openings: float, z: float, policy: StartPolicy) -> float:
     """Expected openings at the moment by which, at this quantile, so many have come."""
     variation = policy.usual_variation if line.variation is None else max(policy.least_variation, line.variation)
-    is_fixed = line.grows_after_seconds is None
-    uncertainty = policy.fixed_rate_uncertainty if is_fixed else policy.rate_uncertainty
+    uncertainty = 0.0 if line.grows_after_seconds is None else policy.rate_uncertainty
     spread = (variation + uncertainty**2 * openings) / (9 * openings)
     return float(openings * (1 - spread + z * math.sqrt(spread)) ** 3)
 
