@@ -114,7 +114,8 @@ def rivals(
     their weights until its turn. `served` are the agent types that the same workers run.
     """
     agent, chosen = lane.agent_type, [Rival(tasks=place.higher, seconds=seconds[lane.agent_type])]
-    own_share = (place.same + 1) * seconds[agent] / max(weights.get(agent, 0.0), _LEAST_WEIGHT)
+    # Of the round in which it has its turn, half goes before it.
+    own_share = (place.same + 0.5) * seconds[agent] / max(weights.get(agent, 0.0), _LEAST_WEIGHT)
     for other in sorted(lane for lane in waiting.keys() | arrivals.keys() if lane.agent_type in served):
         came, tasks = arrivals.get(other, 0.0), waiting.get(other, 0)
         rival = Rival(tasks=tasks, seconds=seconds[other.agent_type], arrivals_per_second=came)
