@@ -45,9 +45,8 @@ test-llm: $(LOCAL_MODEL)
 up: $(RUNNABLE)
 	@$(BIN)/convener up
 
-# Three processes for two processors, as tests wait a quarter of their time; each has a PostgreSQL of its own. For a single
-# file call pytest itself.
-IN_PARALLEL := --numprocesses=$(shell expr $$(getconf _NPROCESSORS_ONLN) '*' 3 / 2) --dist=worksteal
+# One process for each processor, each with a PostgreSQL of its own. For a single file call pytest itself.
+IN_PARALLEL := --numprocesses=logical --dist=worksteal
 
 test: $(READY)
 	@$(BIN)/pytest $(IN_PARALLEL)
