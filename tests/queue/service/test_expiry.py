@@ -313,3 +313,22 @@ async def test_the_ledger_is_looked_through_as_far_as_lines_were_found_and_now_a
     await execute(database, "UPDATE loop_ticks SET last_run_at = last_run_at - interval '3 min'")
     await take_turn(database, expiry.TRIM_LEDGER, expiry.trim_ledger)
     assert looked_back[-1] == 20_000
+
+
+async def test_after_a_turn_that_may_have_left_lines_the_next_looks_far(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_back: list[int] = []
+
+    async def full(_connection: AsyncConnection, reach: int) -> tuple[int, int]:
+        looked_back.append(reach)
+        return 200, 200
+
+    monkeypatch.setattr(lease_ledger, "trim", full)
+    for _ in range(4):
+        await take_turn(database, expiry.TRIM_LEDGER, expiry.trim_ledger)
+    assert looked_back == [20_000, 400, 400, 400]
+    monkeypatch.setattr(expiry, "_REACH_FACTOR", 1)
+    for _ in range(2):
+        await take_turn(database, expiry.TRIM_LEDGER, expiry.trim_ledger)
+    assert looked_back[4:] == [200, 20_000]
