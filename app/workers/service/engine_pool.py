@@ -8,7 +8,8 @@ leaves what the next turn, of any process, finds: members that are dismissed and
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -42,9 +43,13 @@ _ALONE_SECONDS = CALL_SECONDS + 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Turn:
-    """Outcome of a turn: None as `size` asks the engine for nothing; `needs_fresh`: an older state was not enough."""
+    """Outcome of a turn: None as `size` asks the engine for nothing; `needs_fresh`: an older state was not enough.
+
+    `scaling_until` tells when the engine was last asked, by any process.
+    """
 
     plan: EnginePlan
+    scaling_until: datetime | None
     size: int | None = None
     victims: Sequence[str] = ()
     needs_fresh: bool = False
@@ -61,9 +66,9 @@ async def keep(database: Database, engine: Engine, policy: EnginePolicy) -> dict
         serves=None if engine.serves is None else engine.serves.text(),
     )
     try:
-        state, turn = await _decide(database, engine, report, fresh=False)
+        state, turn = await _decide(database, engine, report)
         if turn.needs_fresh:
-            state, turn = await _decide(database, engine, report, fresh=True)
+            state, turn = await _decide(database, engine, report, turn)
     except (EngineUnavailable, TimeoutError) as error:
         reason = str(error) or f"no answer within {CALL_SECONDS:.0f} s"
         await _record_outage(database, report, reason)
@@ -78,15 +83,18 @@ async def keep(database: Database, engine: Engine, policy: EnginePolicy) -> dict
     return {**counts, **await _ask(database, engine, report, policy, state, turn)}
 
 
-async def _decide(database: Database, engine: Engine, report: PoolReport, *, fresh: bool) -> tuple[EngineState, _Turn]:
+async def _decide(
+    database: Database, engine: Engine, report: PoolReport, first: _Turn | None = None
+) -> tuple[EngineState, _Turn]:
+    """The state of the engine, and what to do about it: after the `first` look, by a fresh one."""
     async with asyncio.timeout(CALL_SECONDS):
-        state = await engine.state(fresh=fresh)
+        state = await engine.state(fresh=first is not None)
     async with database.transaction() as connection:
-        return state, await _plan(connection, engine, report, state, fresh=fresh)
+        return state, await _plan(connection, engine, report, state, first)
 
 
 async def _plan(
-    connection: AsyncConnection, engine: Engine, report: PoolReport, state: EngineState, *, fresh: bool
+    connection: AsyncConnection, engine: Engine, report: PoolReport, state: EngineState, first: _Turn | None
 ) -> _Turn:
     await hosts.lock_pool(connection)
     workers = await engines.workers(connection, report.provisioner, report.host)
@@ -99,13 +107,17 @@ async def _plan(
     ):
         if worker_ids:
             await directives.direct(connection, WorkerSelector(ids=worker_ids), Directive.DRAIN, reason)
-    # What another process is asking for must stay dismissed until it is done.
-    if pool.is_scaling:
-        return _Turn(plan=plan)
+    nothing = _Turn(plan=plan, scaling_until=pool.scaling_until)
+    # What another process is asking for must stay dismissed until it is done. And what it has asked for since the first
+    # look the state may not show, so that both would ask for the same.
+    if pool.is_scaling or (first is not None and first.scaling_until != pool.scaling_until):
+        return nothing
     going = {member.name for member in state.members if member.state is MemberState.LEAVING}
-    # Whoever goes is chosen from what is, not from what was last heard, and so is whoever may come back.
-    if not fresh and (plan.surplus or not going.issuperset(pool.dismissed)):
-        return _Turn(plan=plan, needs_fresh=True)
+    is_refused = state.is_resting and plan.target > state.requested
+    is_settled = not plan.surplus and (plan.target == state.requested or is_refused)
+    # Whoever goes or comes is chosen from what is, not from what was last heard, and so is whoever may come back.
+    if first is None and not (is_settled and going.issuperset(pool.dismissed)):
+        return replace(nothing, needs_fresh=True)
     victims = engine.choose(state, plan.removable, plan.surplus) if plan.surplus else ()
     victims = [*victims, *plan.over]
     awaited = {name: at for name, at in plan.awaited.items() if name not in victims}
@@ -116,11 +128,10 @@ async def _plan(
     # Members that the engine has not made yet go without anybody being chosen.
     chosen = len(victims) - len(plan.over)
     size = min(len(state.active) - chosen, state.requested) if plan.surplus else plan.target
-    is_refused = state.is_resting and size > state.requested
     if (size == state.requested or is_refused) and not victims:
-        return _Turn(plan=plan)
+        return nothing
     await engines.begin_scaling(connection, report, _ALONE_SECONDS)
-    return _Turn(plan=plan, size=size, victims=victims)
+    return replace(nothing, size=size, victims=victims)
 
 
 async def _ask(

@@ -32,10 +32,14 @@ class PoolReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolRecord:
-    """A pool as recorded: its size within its limit, the members that go, and whether its engine is being asked."""
+    """A pool as recorded: its size within its limit, the members that go, and whether its engine is being asked.
+
+    `scaling_until` changes whenever a process begins or ends to ask.
+    """
 
     size: int
     is_scaling: bool
+    scaling_until: datetime | None
     dismissed: Sequence[str]
 
 
@@ -67,7 +71,8 @@ ON CONFLICT (provisioner, host) DO UPDATE SET
     extra = CASE WHEN stored.seen_at < now() - interval '{FORGET_SECONDS:g} s' THEN 0 ELSE stored.extra END,
     usual_size = excluded.usual_size, max_size = excluded.max_size, block_size = excluded.block_size,
     serves = excluded.serves, seen_at = now()
-RETURNING least(size, max_size) AS size, coalesce(scaling_until > now(), false) AS is_scaling, dismissed
+RETURNING least(size, max_size) AS size, coalesce(scaling_until > now(), false) AS is_scaling, scaling_until,
+    dismissed
 """)
 
 _WAITS = text("""

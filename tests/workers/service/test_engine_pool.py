@@ -1,6 +1,7 @@
 """The pool of an engine: made as large as decided, its workers admitted, and only those removed that hold nothing."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -12,6 +13,7 @@ from app.kernel.modes import Mode
 from app.queue.rules.tasks import LeasePolicy
 from app.scaling.service import tick
 from app.workers.errors import PoolFull, StartRefused
+from app.workers.rules.engines import EngineMember, EngineState, MemberState
 from app.workers.rules.hosts import HostPolicy, host_limits
 from app.workers.service import engine_pool, manual_start, pool, workers
 from app.workers.service.engine_pool import EnginePolicy
@@ -144,6 +146,50 @@ async def test_what_a_crash_has_left_is_done_by_the_next_turn(database: Database
     engine.held.set()
     assert (await keep(database, engine))["removed"] == 1
     assert engine.removed == ["m-3"]
+
+
+class LateEngine(NumberEngine):
+    """One process's way to a scheduler, which is told how many more members there shall be; `late` holds back a look.
+
+    The looks that follow after so many are held back as well.
+    """
+
+    def __init__(self, jobs: list[EngineMember], late_from: int) -> None:
+        super().__init__()
+        self.members = jobs
+        self.late = asyncio.Event()
+        self._late_from = late_from
+        self.looks = 0
+
+    async def state(self, *, fresh: bool) -> EngineState:
+        seen = EngineState(requested=len(self.members), members=tuple(self.members))
+        self.looks += 1
+        if self.looks >= self._late_from:
+            await self.late.wait()
+        return seen
+
+    async def scale(self, state: EngineState, size: int, victims: Sequence[str]) -> None:
+        more = range(size - state.requested)
+        self.members += [EngineMember(name=f"m-{len(self.members) + n}", state=MemberState.PENDING) for n in more]
+
+
+@pytest.mark.parametrize("late_from", [1, 2])
+async def test_two_processes_ask_a_scheduler_once_however_late_one_hears_of_it(
+    database: Database, late_from: int
+) -> None:
+    jobs: list[EngineMember] = []
+    late, prompt = LateEngine(jobs, late_from), LateEngine(jobs, 99)
+    turn = asyncio.create_task(keep(database, late))
+
+    async def looks() -> bool:
+        return late.looks == late_from
+
+    await until(looks)
+    assert (await keep(database, prompt))["asked"] == 2
+    late.late.set()
+    assert "asked" not in await turn
+    assert "asked" not in await keep(database, late)
+    assert len(jobs) == 2
 
 
 async def test_a_worker_whose_member_goes_unplanned_gets_no_more_leases(database: Database) -> None:
