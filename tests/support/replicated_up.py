@@ -22,6 +22,7 @@ from app.secrecy import make_private, write_private
 from app.settings import Settings, take_settings
 from tests.support.ports import free_port
 from tests.support.proxies import Pooler, haproxy_command, haproxy_places, pooler_files
+from worker_agent.connections.clients import default_socket
 
 _NUMBERS = (1, 2)
 _STOP_SECONDS = 8.0
@@ -76,11 +77,19 @@ def _programs(settings: Settings, poolers: Sequence[Pooler]) -> list[Program]:
         )
         for number, pooler in zip(_NUMBERS, poolers, strict=True)
     ]
+    # Commands of this host use the socket of its own service.
+    socket = default_socket(settings.state_directory)
+    assert socket is not None
     apis = [
         Program(
             name=f"api-{number}",
             module="app.main",
-            environment=environment | {"CONVENER_PORT": str(port), "CONVENER_TRUSTED_PROXIES": "127.0.0.1"},
+            environment=environment
+            | {
+                "CONVENER_PORT": str(port),
+                "CONVENER_TRUSTED_PROXIES": "127.0.0.1",
+                **({"CONVENER_SOCKET": str(socket)} if number == 1 else {}),
+            },
             secrets=own,
             stop_seconds=_STOP_SECONDS,
         )
@@ -113,10 +122,11 @@ def _programs(settings: Settings, poolers: Sequence[Pooler]) -> list[Program]:
 
 
 def _pool(settings: Settings, number: int) -> dict[str, str]:
-    """A half of the workers; both hosts keep the one pool of an engine, whose files they share."""
+    """A half of the workers; both hosts keep the one pool of an engine, whose name and files they share."""
     if settings.provisioner == "local":
         return {"CONVENER_POOL_SIZE": str((settings.pool_size + 2 - number) // 2)}
-    return {"CONVENER_BLOCK_DIRECTORY": str(settings.block_directory or settings.state_directory / "blocks")}
+    blocks = settings.block_directory or settings.state_directory / "blocks"
+    return {"CONVENER_HOST_NAME": settings.host_name, "CONVENER_BLOCK_DIRECTORY": str(blocks)}
 
 
 def main() -> None:
