@@ -16,9 +16,9 @@ from app.postgres.accounts import Account, choose_account, server_environment
 from app.postgres.cluster import Cluster
 from app.postgres.configuration import socket_directory
 from app.postgres.errors import StartFailed
+from app.process_exit import until_exit
 
 READY_POLL_SECONDS = 0.01
-EXIT_POLL_SECONDS = 0.05
 STATUS_LINE = 7
 MESSAGE_CHARACTERS = 2_000
 KEPT_LOGS = 8
@@ -68,10 +68,13 @@ class Server:
 
     async def wait(self) -> int | None:
         """Wait until the server ends; return its exit code (-9 when killed), or None when it was never started."""
-        # By polling, because a child watcher would tie the server to one event loop.
-        while self.pid is not None:  # noqa: ASYNC110
-            await asyncio.sleep(EXIT_POLL_SECONDS)
-        return self._process.returncode if self._process is not None else None
+        process = self._process
+        if process is None:
+            return None
+        # Not by a child watcher, which would tie the server to one event loop.
+        while process.poll() is None:
+            await until_exit(process.pid, lambda: process.poll() is None)
+        return process.returncode
 
     async def stop(self, seconds: float = 30.0) -> None:
         """End all sessions and write a checkpoint; return when no process of the server is left. Safe to repeat.

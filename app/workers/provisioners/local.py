@@ -18,6 +18,7 @@ from uuid import UUID
 
 import psutil
 
+from app.process_exit import until_exit
 from app.secrecy import handed_over, make_private, open_log
 from app.workers.provisioners.base import Handle
 from app.workers.provisioners.last_error import last_error
@@ -210,23 +211,9 @@ def _is_reused(handle: Handle) -> bool:
 
 
 async def _exit(handle: Handle) -> None:
-    """Wait until the process has ended: at once by a process descriptor, by polling where the system has none."""
-    if _process(handle) is None:
-        return
-    try:
-        descriptor = os.pidfd_open(handle["pid"])
-    except (AttributeError, OSError):
-        while _process(handle) is not None:  # noqa: ASYNC110 - there is no event to wait for
-            await asyncio.sleep(0.25)
-        return
-    exit_event = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    loop.add_reader(descriptor, exit_event.set)
-    try:
-        await exit_event.wait()
-    finally:
-        loop.remove_reader(descriptor)
-        os.close(descriptor)
+    """Wait until the process has ended."""
+    if _process(handle) is not None:
+        await until_exit(handle["pid"], lambda: _process(handle) is not None)
 
 
 def _end_session(handle: Handle) -> None:
