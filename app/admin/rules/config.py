@@ -181,8 +181,8 @@ _CONDUCTS: Mapping[Mode, Conduct] = {
     Mode.DEVELOPMENT: Conduct(
         scales=False,
         # Somebody who kills a worker wants to see it replaced, and what happens.
-        heartbeat_interval_seconds=1.0,
-        lost_after_seconds=4.0,
+        heartbeat_interval_seconds=2.0,
+        lost_after_seconds=6.0,
         log_level="debug",
         bounds=(_POOLS[Mode.DEVELOPMENT].min_workers, _POOLS[Mode.DEVELOPMENT].max_workers),
     ),
