@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Hashable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from app.dashboard.access import Viewer
 from app.dashboard.api_calls import Refused
@@ -19,7 +19,6 @@ from app.queue.api.event_stream import EventReaders
 log = logging.getLogger(__name__)
 # From the beginning of a look to the next one where much happens.
 _SHORT_SECONDS = 0.2
-_MAX_PAUSE_SECONDS = 5.0
 # Between two checks of a viewer without news.
 _CHECK_SECONDS = 1.0
 # Looks of all feeds at once.
@@ -33,6 +32,7 @@ _AGE = re.compile(r'(<span class="age"[^>]*>)[^<]*')
 # Topics that were announced since the last look; all of them at the first, which is None.
 News = Collection[str] | None
 Look = Callable[[Viewer, News], Awaitable[dict[str, str]]]
+MAX_PAUSE_SECONDS = 5.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -42,26 +42,61 @@ class Budget:
     So a change is seen at once, and what changes all the time is looked at the more seldom the more it costs.
     """
 
-    share: float = 1 / 70
+    share: float = 1 / 100
     at_once_seconds: float = 0.3
     _debt: float = 0.0
     _at: float | None = None
+    _exempt: float = 0.0
+
+    def exempt(self, seconds: float) -> None:
+        """Leave so many seconds out of the cost of this look: another budget bounds them."""
+        self._exempt += seconds
 
     def pause(self, cost: float, now: float) -> float:
         """Seconds until the next look may begin, after one that has taken so many."""
         earned = 0.0 if self._at is None else (now - self._at) * self.share
+        cost, self._exempt = max(0.0, cost - self._exempt), 0.0
         self._debt, self._at = max(0.0, self._debt - earned) + cost, now
         return max(0.0, (self._debt - self.at_once_seconds) / self.share)
+
+
+@dataclass(slots=True)
+class Stopwatch:
+    """Time since it was made, in seconds: of the clock, and what our process and PostgreSQL have worked meanwhile."""
+
+    _began_at: float = field(default_factory=time.monotonic)
+    _used: float = field(default_factory=time.process_time)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds by the clock."""
+        return time.monotonic() - self._began_at
+
+    @property
+    def cost(self) -> float:
+        """Seconds of work at most: on a busy machine most of it is waiting, and PostgreSQL takes less than we do."""
+        return min(self.elapsed, 2 * (time.process_time() - self._used))
+
+
+# Makes the look of a feed, whose looks have this budget.
+NewLook = Callable[[Budget], Look]
 
 
 class Feed:
     """Regions as viewers with the same rights see them."""
 
     def __init__(
-        self, services: Services, look: Look, *, topics: Collection[str], idle_seconds: float, slots: asyncio.Semaphore
+        self,
+        services: Services,
+        new_look: NewLook,
+        *,
+        topics: Collection[str],
+        idle_seconds: float,
+        slots: asyncio.Semaphore,
     ) -> None:
         """It looks again once one of the topics is announced, and after so long without any."""
-        self._services, self._look, self._slots = services, look, slots
+        self._budget = Budget()
+        self._services, self._look, self._slots = services, new_look(self._budget), slots
         self._topics, self._idle_seconds = frozenset(topics), idle_seconds
         self._viewers: list[Viewer] = []
         self._regions: dict[str, tuple[int, str]] = {}
@@ -129,22 +164,21 @@ class Feed:
             self._wake.set()
 
     async def _keep_looking(self) -> None:
-        task, budget = self._looking, Budget()
+        task = self._looking
         while self._looking is task and not self._services.stopping:
             async with self._slots:
                 self._wake.clear()
                 news, self._news = self._news, set()
-                began_at, used = time.monotonic(), time.process_time()
+                watch = Stopwatch()
                 try:
                     await self._read(news)
                 except Refused:
                     pass  # of the viewer that it was read for, whose own stream finds that out
                 except Exception:
                     log.exception("the dashboard could not be looked at")
-                took = time.monotonic() - began_at
-            # On a busy machine most of it is waiting; PostgreSQL takes less than we do.
-            pause = budget.pause(min(took, 2 * (time.process_time() - used)), time.monotonic())
-            await asyncio.sleep(min(_MAX_PAUSE_SECONDS, max(_SHORT_SECONDS - took, pause)))
+                took = watch.elapsed
+            pause = self._budget.pause(watch.cost, time.monotonic())
+            await asyncio.sleep(min(MAX_PAUSE_SECONDS, max(_SHORT_SECONDS - took, pause)))
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), self._idle_seconds)
 
@@ -182,7 +216,7 @@ class Feeds:
         self,
         viewer: Viewer,
         page: Hashable,
-        new_look: Callable[[], Look],
+        new_look: NewLook,
         *,
         topics: Collection[str],
         idle_seconds: float,
@@ -195,7 +229,7 @@ class Feeds:
         key = (page, principal.role, principal.withheld, principal.namespace, principal.is_confined)
         if key not in self._feeds:
             services = viewer.request.app.state.services
-            self._feeds[key] = Feed(services, new_look(), topics=topics, idle_seconds=idle_seconds, slots=self._slots)
+            self._feeds[key] = Feed(services, new_look, topics=topics, idle_seconds=idle_seconds, slots=self._slots)
         return self._feeds[key]
 
 

@@ -1,6 +1,6 @@
 """Pages that are a list of the API each, kept up to date: workers, alerts and decisions."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 from starlette.responses import Response
 
 from app.dashboard.access import HOME, Viewer
-from app.dashboard.feed import CSRF_PLACE, Feeds, Look, News
+from app.dashboard.feed import CSRF_PLACE, Feeds, Look, NewLook, News
 from app.dashboard.rendering import page, present, render
 from app.db import notify
 from app.http.services import Services
@@ -55,7 +55,7 @@ class Listing:
         return follow(
             viewer,
             f"{self.feed_path}?{choice}",
-            lambda: self._look(choice),
+            lambda _: self._look(choice),
             scopes=(self.scope,),
             topics=self.topics,
             idle_seconds=self.idle_seconds,
@@ -89,7 +89,7 @@ class Listing:
 def follow(
     viewer: Viewer,
     name: str,
-    new_look: Callable[[], Look],
+    new_look: NewLook,
     *,
     scopes: Collection[Scope],
     topics: frozenset[str],

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from app.dashboard.access import HOME, Viewer
 from app.dashboard.api_calls import Refused
 from app.dashboard.attention import attention
-from app.dashboard.feed import CSRF_PLACE, Feed, Feeds, Look, News
+from app.dashboard.feed import CSRF_PLACE, Budget, Feed, Feeds, Look, News
 from app.dashboard.rendering import amount, page, percent, present, render
 from app.dashboard.sight import IDLE_SECONDS, TOPICS, Looker, Sight, read_report
 from app.dashboard.sparklines import Sparkline, sparkline
@@ -77,8 +77,8 @@ def feed_of(viewer: Viewer) -> Feed:
     """The feed of the page, which a viewer shares with others."""
     services: Services = viewer.request.app.state.services
 
-    def new_look() -> Look:
-        return _look_by(Looker(services.database))
+    def new_look(budget: Budget) -> Look:
+        return _look_by(Looker(services.database, budget))
 
     return services[Feeds].of(viewer, HOME, new_look, topics=TOPICS, idle_seconds=IDLE_SECONDS)
 

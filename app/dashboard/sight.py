@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.dashboard.access import Viewer
 from app.dashboard.api_calls import Api, Refused
-from app.dashboard.feed import News
+from app.dashboard.feed import MAX_PAUSE_SECONDS, Budget, News, Stopwatch
 from app.db import notify
 from app.db.database import Database
 from app.http.fields import priority_name
@@ -73,11 +73,11 @@ class Part:
 _PARTS: Mapping[str, Part] = {
     "queues": Part(topics=frozenset({notify.EVENTS, notify.STATUS}), least_seconds=2.0, idle_seconds=5.0),
     "fleet": Part(topics=frozenset({notify.FLEET, notify.LAUNCHES, notify.CONFIG}), idle_seconds=5.0),
-    "report": Part(topics=frozenset({notify.STATUS, notify.FLEET}), least_seconds=1.0, idle_seconds=3.0),
-    "alerts": Part(topics=frozenset({notify.STATUS}), idle_seconds=3.0),
-    "models": Part(topics=frozenset({notify.STATUS}), idle_seconds=3.0),
-    "decision": Part(topics=frozenset({notify.FLEET, notify.LAUNCHES}), least_seconds=1.0, idle_seconds=6.0),
-    "agents": Part(topics=frozenset({notify.WEIGHTS, notify.CONFIG}), idle_seconds=6.0),
+    "report": Part(topics=frozenset({notify.STATUS, notify.FLEET}), least_seconds=1.0, idle_seconds=5.0),
+    "alerts": Part(topics=frozenset({notify.STATUS}), idle_seconds=5.0),
+    "models": Part(topics=frozenset({notify.STATUS}), idle_seconds=10.0),
+    "decision": Part(topics=frozenset({notify.FLEET, notify.LAUNCHES}), least_seconds=1.0, idle_seconds=10.0),
+    "agents": Part(topics=frozenset({notify.WEIGHTS, notify.CONFIG}), idle_seconds=10.0),
     "last_letter": Part(topics=frozenset({notify.EVENTS}), least_seconds=3.0, idle_seconds=10.0),
     "oldest": Part(topics=frozenset({notify.EVENTS}), least_seconds=2.0, idle_seconds=5.0),
     "hour": Part(idle_seconds=60.0),
@@ -91,10 +91,15 @@ class Looker:
 
     With a database it reads there what the API answers only together with much else, or not at all: the numbers of
     tasks, the oldest of each agent type, and how many have waited.
+
+    The parts have a budget of their own, where looks have one: otherwise looks that come seldom, since each reads many
+    parts, would go on coming seldom because they do.
     """
 
-    def __init__(self, database: Database | None = None) -> None:
-        self._database = database
+    def __init__(self, database: Database | None = None, budget: Budget | None = None) -> None:
+        """`budget` is that of the looks."""
+        self._database, self._budget = database, budget
+        self._parts_budget, self._rests_until = Budget(), 0.0
         self._values: dict[str, Any] = {}
         self._read_at: dict[str, float] = {}
         self._heard: set[str] = set()
@@ -102,15 +107,19 @@ class Looker:
     async def look(self, viewer: Viewer, news: News = None) -> Sight:
         """Everything as it is. Raises Refused."""
         moment = time.monotonic()
+        watch = Stopwatch()
         if news is None:
             self._read_at.clear()
+            self._rests_until = 0.0
         else:
             self._heard |= {name for name, part in _PARTS.items() if not part.topics.isdisjoint(news)}
-        due = [name for name, part in _PARTS.items() if self._is_due(name, part, moment)]
+        rests = moment < self._rests_until
+        due = [] if rests else [name for name, part in _PARTS.items() if self._is_due(name, part, moment)]
         if self._database is None or "queues" in due:
             self._values["queues"] = await viewer.api.get("/queues")
         else:
             self._values["queues"] = await _updated(self._database, viewer, self._values["queues"])
+            watch = Stopwatch()
         reads = [name for name in due if name in _READS]
         values = await asyncio.gather(*(_READS[name](viewer, self._values["queues"]) for name in reads))
         self._values |= dict(zip(reads, values, strict=True))
@@ -118,6 +127,10 @@ class Looker:
             await self._look_into(self._database, due)
         self._read_at |= dict.fromkeys(due, moment)
         self._heard.difference_update(due)
+        if due and self._budget is not None:
+            cost, now = watch.cost, time.monotonic()
+            self._budget.exempt(cost)
+            self._rests_until = now + min(MAX_PAUSE_SECONDS, self._parts_budget.pause(cost, now))
         return Sight(**self._values)
 
     def _is_due(self, name: str, part: Part, moment: float) -> bool:

@@ -104,7 +104,7 @@ async def stream(viewer: Viewer) -> Response:
     answer = follow(
         viewer,
         address(chosen),
-        lambda: look,
+        lambda _: look,
         scopes=(Scope.READ, Scope.CONTENT),
         topics=frozenset({notices.EVENTS}),
         idle_seconds=_IDLE_SECONDS,

@@ -192,7 +192,9 @@ async def test_feeds_that_nobody_follows_are_not_kept_for_ever(service: Service)
     async with _stream(service, Role.OPERATOR, "/dashboard/feeds/workers") as batches:
         await anext(batches)
         services = service.app.state.services
-        feeds._feeds |= {n: Feed(services, _never, topics=(), idle_seconds=1, slots=feeds._slots) for n in range(100)}
+        feeds._feeds |= {
+            n: Feed(services, lambda _: _never, topics=(), idle_seconds=1, slots=feeds._slots) for n in range(100)
+        }
         async with _stream(service, Role.OPERATOR, "/dashboard/feeds/alerts"):
             assert [feed.is_followed for feed in feeds._feeds.values()] == [True, False]
 

@@ -13,8 +13,9 @@ from starlette.requests import Request
 from app.dashboard import now
 from app.dashboard.access import Viewer, viewer_of
 from app.dashboard.attention import attention
-from app.dashboard.feed import CSRF_PLACE, Budget, Feed, News
+from app.dashboard.feed import CSRF_PLACE, Budget, Feed, News, Stopwatch
 from app.dashboard.sight import Looker, Sight
+from app.db import notify
 from app.db.database import Database
 from app.kernel.access import Role
 from tests.dashboard.browsers import browser
@@ -157,16 +158,42 @@ async def test_a_stream_ends_with_its_session(service: Service) -> None:
             pass
 
 
-def test_looks_take_a_seventieth_of_the_time_and_a_change_after_quiet_waits_for_nothing() -> None:
+def test_looks_take_a_hundredth_of_the_time_and_a_change_after_quiet_waits_for_nothing() -> None:
     budget, now, taken = Budget(), 0.0, 0.0
     for _ in range(1000):
         now, taken = now + 0.1, taken + 0.1
         now += budget.pause(0.1, now)
-    assert taken / now <= 0.015
+    assert taken / now <= 0.011
     # It has looked for as long as it may; after a while without any news it may again.
     assert budget.pause(0.01, now + 20) == 0
     quiet = Budget()
-    assert [quiet.pause(0.04, 3.0 * number) for number in range(100)] == [0.0] * 100
+    assert [quiet.pause(0.03, 3.0 * number) for number in range(100)] == [0.0] * 100
+    # What counts elsewhere does not count here.
+    dear = Budget()
+    for number in range(100):
+        dear.exempt(1.0)
+        assert dear.pause(1.02, 3.0 * number) == 0.0
+
+
+async def test_numbers_of_tasks_are_told_while_what_is_dear_to_read_rests(
+    service: Service, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else looks that come seldom would each read everything, cost much, and so go on coming seldom."""
+    monkeypatch.setattr(Stopwatch, "cost", 10.0)
+    (viewer,) = await _viewers(service, 1)
+    budget = Budget()
+    looker = Looker(database, budget)
+    first = await looker.look(viewer)
+    assert budget.pause(10.0, 0.0) == 0.0
+    await service.submitted(agent_type="ranking")
+    second = await looker.look(viewer, {notify.EVENTS, notify.STATUS})
+    assert [sight.queues["depth"]["total"] for sight in (first, second)] == [0, 1]
+    assert first.report is second.report
+    # What was heard of is read once the rest is over.
+    looker._rests_until = 0.0
+    looker._read_at = dict.fromkeys(looker._read_at, 0.0)
+    third = await looker.look(viewer, ())
+    assert third.report is not first.report
 
 
 async def test_agents_have_the_age_of_their_oldest_task_and_their_last_hour(
