@@ -119,7 +119,7 @@ class Looker:
             self._values["queues"] = await viewer.api.get("/queues")
         else:
             self._values["queues"] = await _updated(self._database, viewer, self._values["queues"])
-            watch = Stopwatch()
+            watch = Stopwatch()  # the numbers are no part, and count for the look
         reads = [name for name in due if name in _READS]
         values = await asyncio.gather(*(_READS[name](viewer, self._values["queues"]) for name in reads))
         self._values |= dict(zip(reads, values, strict=True))
