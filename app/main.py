@@ -23,6 +23,7 @@ from app.admin.service.keyring import Keyring
 from app.agents.service.agents import AgentReports
 from app.agents.service.weights import follow_weights, refresh_weights
 from app.dashboard.feed import Feeds
+from app.dashboard.sight import LastHours
 from app.db import presence, schema
 from app.db.database import Database
 from app.db.rights import warn_of_excess_rights
@@ -141,6 +142,7 @@ def services_for(
         ),
         ExpectedSchema(revision=schema.head()),
         Feeds(),
+        LastHours(),
     )
     config.subscribe(lambda effective: _apply(effective, settings, services))
     return services

@@ -4,7 +4,7 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, quote
 
@@ -38,6 +38,12 @@ class Viewer:
     def csrf(self) -> str:
         """The word that forms of our own pages have with them; it tells nothing of the session."""
         return hashlib.sha256(b"form of " + self.session.encode()).hexdigest()[:32]
+
+    @property
+    def rights(self) -> Hashable:
+        """Equal for those who may see and do the same."""
+        principal = self.principal
+        return principal.role, principal.withheld, principal.namespace, principal.is_confined
 
     def may(self, *scopes: Scope) -> bool:
         """Whether the key of the session includes all of these scopes."""

@@ -225,8 +225,7 @@ class Feeds:
         # There are as many pages as people make up filters: those that nobody looks at any more are not kept for ever.
         if len(self._feeds) >= _MAX_KEPT:
             self._feeds = {key: feed for key, feed in self._feeds.items() if feed.is_followed}
-        principal = viewer.principal
-        key = (page, principal.role, principal.withheld, principal.namespace, principal.is_confined)
+        key = (page, viewer.rights)
         if key not in self._feeds:
             services = viewer.request.app.state.services
             self._feeds[key] = Feed(services, new_look, topics=topics, idle_seconds=idle_seconds, slots=self._slots)

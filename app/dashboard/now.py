@@ -12,9 +12,8 @@ from app.dashboard.api_calls import Refused
 from app.dashboard.attention import attention
 from app.dashboard.feed import CSRF_PLACE, Budget, Feed, Feeds, Look, News
 from app.dashboard.rendering import amount, page, percent, present, render
-from app.dashboard.sight import IDLE_SECONDS, TOPICS, Looker, Sight, read_report
+from app.dashboard.sight import IDLE_SECONDS, TOPICS, LastHours, Looker, Sight, read_report
 from app.dashboard.sparklines import Sparkline, sparkline
-from app.db.database import Database
 from app.http.services import Services
 from app.http.streaming import EventStream
 from app.kernel.agents import AgentType
@@ -59,7 +58,9 @@ async def show(viewer: Viewer) -> Response:
     if viewer.principal.is_confined:
         # Of one namespace: everything here is of the whole service.
         return Response(status_code=303, headers={"Location": f"{HOME}/tasks"})
-    values = await _values(viewer, Looker(_database(viewer)), None, viewer.csrf)
+    services: Services = viewer.request.app.state.services
+    looker = Looker(services.database, last_hour=services[LastHours].of(viewer.rights))
+    values = await _values(viewer, looker, None, viewer.csrf)
     return page(viewer, "now.html", values)
 
 
@@ -78,14 +79,9 @@ def feed_of(viewer: Viewer) -> Feed:
     services: Services = viewer.request.app.state.services
 
     def new_look(budget: Budget) -> Look:
-        return _look_by(Looker(services.database, budget))
+        return _look_by(Looker(services.database, budget, services[LastHours].of(viewer.rights)))
 
     return services[Feeds].of(viewer, HOME, new_look, topics=TOPICS, idle_seconds=IDLE_SECONDS)
-
-
-def _database(viewer: Viewer) -> Database:
-    services: Services = viewer.request.app.state.services
-    return services.database
 
 
 def _look_by(looker: Looker) -> Look:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -39,6 +39,29 @@ class Hour:
     processors: Sequence[float | None] = ()
     target: Sequence[float | None] = ()
     depth_by_agent: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+
+
+@dataclass(slots=True, kw_only=True)
+class LastHour:
+    """The last hour as it was read last, as that is dear and changes once a minute; `read_at` as time.monotonic()."""
+
+    hour: Hour = field(default_factory=Hour)
+    read_at: float = float("-inf")
+
+
+class LastHours:
+    """The last hour for each set of rights, for pages and streams alike."""
+
+    def __init__(self) -> None:
+        self._hours: dict[Hashable, LastHour] = {}
+
+    def of(self, rights: Hashable) -> LastHour:
+        """The one that those who have these rights share."""
+        if rights not in self._hours:
+            least = time.monotonic() - _PARTS["hour"].idle_seconds
+            # Namespaces come and go, and each may be part of the rights of a key.
+            self._hours = {key: hour for key, hour in self._hours.items() if hour.read_at > least}
+        return self._hours.setdefault(rights, LastHour())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,16 +119,18 @@ class Looker:
     parts, would go on coming seldom because they do.
     """
 
-    def __init__(self, database: Database | None = None, budget: Budget | None = None) -> None:
-        """`budget` is that of the looks."""
-        self._database, self._budget = database, budget
+    def __init__(
+        self, database: Database | None = None, budget: Budget | None = None, last_hour: LastHour | None = None
+    ) -> None:
+        """`budget` is that of the looks; `last_hour` is shared with others."""
+        self._database, self._budget, self._last_hour = database, budget, last_hour or LastHour()
         self._parts_budget, self._rests_until = Budget(), 0.0
         self._values: dict[str, Any] = {}
         self._read_at: dict[str, float] = {}
         self._heard: set[str] = set()
 
     async def look(self, viewer: Viewer, news: News = None) -> Sight:
-        """Everything as it is. Raises Refused."""
+        """Everything as it is, and the last hour as it was a minute ago at most. Raises Refused."""
         moment = time.monotonic()
         watch = Stopwatch()
         if news is None:
@@ -113,6 +138,7 @@ class Looker:
             self._rests_until = 0.0
         else:
             self._heard |= {name for name, part in _PARTS.items() if not part.topics.isdisjoint(news)}
+        self._values["hour"], self._read_at["hour"] = self._last_hour.hour, self._last_hour.read_at
         rests = moment < self._rests_until
         due = [] if rests else [name for name, part in _PARTS.items() if self._is_due(name, part, moment)]
         if self._database is None or "queues" in due:
@@ -126,6 +152,8 @@ class Looker:
         if self._database is not None:
             await self._look_into(self._database, due)
         self._read_at |= dict.fromkeys(due, moment)
+        if "hour" in due:
+            self._last_hour.hour, self._last_hour.read_at = self._values["hour"], moment
         self._heard.difference_update(due)
         if due and self._budget is not None:
             cost, now = watch.cost, time.monotonic()

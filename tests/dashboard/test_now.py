@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from starlette.requests import Request
 
-from app.dashboard import now
+from app.dashboard import now, sight
 from app.dashboard.access import Viewer, viewer_of
 from app.dashboard.attention import attention
 from app.dashboard.feed import CSRF_PLACE, Budget, Feed, News, Stopwatch
-from app.dashboard.sight import Looker, Sight
+from app.dashboard.sight import Hour, LastHours, Looker, Sight
 from app.db import notify
 from app.db.database import Database
 from app.kernel.access import Role
@@ -188,12 +188,39 @@ async def test_numbers_of_tasks_are_told_while_what_is_dear_to_read_rests(
     await service.submitted(agent_type="ranking")
     looker._read_at = dict.fromkeys(looker._read_at, float("-inf"))  # all of it would be due
     second = await looker.look(viewer, {notify.EVENTS, notify.STATUS})
-    assert [sight.queues["depth"]["total"] for sight in (first, second)] == [0, 1]
+    assert [look.queues["depth"]["total"] for look in (first, second)] == [0, 1]
     assert first.report is second.report
     # What was heard of is read once the rest is over.
     looker._rests_until = 0.0
     third = await looker.look(viewer, ())
     assert third.report is not first.report
+
+
+async def test_the_last_hour_is_read_once_a_minute_for_those_with_the_same_rights(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes half of what the whole page takes, and each load of the page begins a stream, too."""
+    readers: list[Role] = []
+    look_back = sight._look_back
+
+    async def counted(viewer: Viewer, queues: Any) -> Hour:
+        readers.append(viewer.principal.role)
+        return await look_back(viewer, queues)
+
+    monkeypatch.setattr(sight, "_READS", {**sight._READS, "hour": counted})
+    (operator,) = await _viewers(service, 1)
+    for viewer in (operator, operator):
+        assert (await now.show(viewer)).status_code == 200
+    stream = now.feed_of(operator).follow(operator)
+    await _until(stream, "figures", "")
+    await stream.aclose()
+    assert readers == [Role.OPERATOR]
+    async with browser(service, Role.READER) as reader:
+        await reader.page("/dashboard")
+    assert readers == [Role.OPERATOR, Role.READER]
+    service.app.state.services[LastHours].of(operator.rights).read_at -= 60
+    await now.show(operator)
+    assert readers == [Role.OPERATOR, Role.READER, Role.OPERATOR]
 
 
 async def test_agents_have_the_age_of_their_oldest_task_and_their_last_hour(
