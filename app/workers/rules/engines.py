@@ -102,7 +102,7 @@ def plan_engine(state: EngineState, workers: Sequence[MemberWorker], size: int, 
     allowed = admitted(size, block_size)
     staying = [worker for worker in workers if not worker.leaving]
     going = {member.name for member in state.members if member.state is MemberState.LEAVING}
-    drain = _workers_to_drain(state, staying, going, len(staying) - allowed)
+    drain = _workers_to_drain(state, staying, going, allowed)
     unplanned = [w.worker_id for w in staying if w.name in going and w.worker_id not in drain]
     active = state.active
     leaving = {worker.name for worker in workers if worker.leaving or worker.worker_id in drain}
@@ -122,7 +122,7 @@ def plan_engine(state: EngineState, workers: Sequence[MemberWorker], size: int, 
 
 
 def _workers_to_drain(
-    state: EngineState, staying: Sequence[MemberWorker], going: Collection[str], surplus: int
+    state: EngineState, staying: Sequence[MemberWorker], going: Collection[str], allowed: int
 ) -> list[WorkerId]:
     """The workers above the size: idle ones first, and of a block either all or none."""
     blocks = {member.name: member.block or member.name for member in state.members}
@@ -131,13 +131,34 @@ def _workers_to_drain(
         groups.setdefault(blocks.get(worker.name, worker.name), []).append(worker)
     drain: list[WorkerId] = []
     # Names, so that two turns choose the same.
-    for _, group in sorted(
+    for name, group in sorted(
         groups.items(),
         key=lambda item: (item[1][0].name not in going, sum(worker.busy for worker in item[1]), item[0]),
     ):
-        if len(drain) + len(group) <= surplus:
+        if len(drain) + len(group) <= len(staying) - allowed:
             drain += [worker.worker_id for worker in group]
+            del groups[name]
+    if len(staying) - len(drain) >= allowed:
+        drain += _workers_of_a_block_to_spare(state, groups, allowed)
     return drain
+
+
+def _workers_of_a_block_to_spare(
+    state: EngineState, groups: Mapping[str, Sequence[MemberWorker]], allowed: int
+) -> list[WorkerId]:
+    """The workers of the emptiest block, where fewer blocks would do and the `groups` that stay fill the pool.
+
+    While the pool is full, none of the missing workers may register: blocks that all miss some would stay for ever.
+    """
+    sizes = Counter(member.block for member in state.active if member.block in groups)
+    # Blocks that nobody is left in go before, and so do those above what the engine was asked for.
+    spare = min(sizes.total(), state.requested) - allowed
+    emptiest = min(
+        (name for name in sizes if sizes[name] <= spare),
+        key=lambda name: (len(groups[name]), sum(worker.busy for worker in groups[name]), name),
+        default=None,
+    )
+    return [] if emptiest is None else [worker.worker_id for worker in groups[emptiest]]
 
 
 def _over(state: EngineState, registered: Collection[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """What is asked of an engine that starts workers, and which of its members may go."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from uuid import UUID
@@ -83,6 +84,32 @@ def test_of_a_block_all_workers_are_drained_or_none_the_idlest_block_first() -> 
         ["t0", "t1"],
         ["t0", "t1", "a0", "a1"],
     ]
+
+
+def _drained(blocks: Sequence[EngineMember], names: str, size: int, block_size: int, **more: int) -> list[str]:
+    """Names of the workers that are drained where those of these names are there, in capitals at work."""
+    workers = [worker(name.lower(), busy=name.isupper()) for name in names.split()]
+    plan = plan_engine(state(*blocks, **more), workers, size, block_size)
+    ids = {each.worker_id: each.name for each in workers}
+    return [ids[worker_id] for worker_id in plan.drain]
+
+
+def test_blocks_that_miss_workers_which_a_full_pool_does_not_admit_make_room_for_whole_ones() -> None:
+    pairs = [replace(member(f"{block}{n}"), block=block) for block in "ajt" for n in range(2)]
+    assert _drained(pairs[:4], "a0 j0", 2, 2) == ["a0"]
+    assert _drained(pairs[:4], "A0 j1", 2, 2) == ["j1"]
+    assert _drained(pairs, "a0 a1 j0 t0", 4, 2) == ["j0"]
+    fours = [replace(member(f"{block}{n}"), block=block) for block in "aj" for n in range(4)]
+    assert _drained(fours, "a0 a1 a2 j0 j1 j2", 4, 4) == ["a0", "a1", "a2"]
+    # One block is all that is wanted, or none can be spared.
+    assert _drained(pairs[:2], "a0", 2, 2) == []
+    assert _drained(pairs, "a0 j0 t0", 6, 2) == []
+    # As long as others are missed, whoever has come is kept.
+    assert _drained(pairs, "a0 j0 t0", 4, 2) == []
+    # One that nobody has come from is given up instead.
+    assert _drained(pairs[:4], "a0 a1", 2, 2) == []
+    # One that is being replaced is above what the engine was asked for.
+    assert _drained(pairs[:4], "a0 j0", 2, 2, requested=2) == []
 
 
 def test_a_block_that_leaves_is_over_when_its_last_worker_has_gone() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -190,6 +191,45 @@ async def test_two_processes_ask_a_scheduler_once_however_late_one_hears_of_it(
     assert "asked" not in await turn
     assert "asked" not in await keep(database, late)
     assert len(jobs) == 2
+
+
+class PairEngine(NumberEngine):
+    """Its members come and go in blocks of two."""
+
+    admits_unseen = True
+
+    def __init__(self) -> None:
+        super().__init__(block_size=2)
+
+    def _fill(self) -> None:
+        super()._fill()
+        self.members = [replace(m, block=f"b-{(int(m.name.removeprefix('m-')) + 1) // 2}") for m in self.members]
+
+    def choose(self, state: EngineState, removable: frozenset[str], surplus: int) -> Sequence[str]:
+        blocks = {m.block: [other.name for other in state.members if other.block == m.block] for m in state.members}
+        whole = [names for names in blocks.values() if removable.issuperset(names)]
+        return [name for names in whole[: surplus // 2] for name in names]
+
+
+async def test_a_pool_that_became_smaller_while_its_blocks_started_is_left_with_whole_ones(database: Database) -> None:
+    engine = PairEngine()
+    await keep(database, engine)
+    await resize(database, 4)
+    await keep(database, engine)
+    first = await register_member(database, "m-1")
+    await register_member(database, "m-3")
+    await submitted(database)
+    await leased(database, first.worker_id)
+    await resize(database, 2)
+    # The pool is full, so that neither block could become whole.
+    with pytest.raises(PoolFull, match="is to have 2 workers"):
+        await register_member(database, "m-4")
+    await keep(database, engine)
+    assert await value(database, "SELECT array_agg(name) FROM workers WHERE directive = 'drain'") == ["m-3"]
+    await register_member(database, "m-2")
+    await keep(database, engine)
+    assert engine.removed == ["m-3", "m-4"]
+    assert await value(database, "SELECT count(*) FROM workers WHERE directive IS NOT NULL") == 1
 
 
 async def test_a_worker_whose_member_goes_unplanned_gets_no_more_leases(database: Database) -> None:
