@@ -1,14 +1,17 @@
 """An engine of numbers: members that exist as soon as they are asked for, and go when they are chosen."""
 
 import asyncio
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import groupby
 from typing import Any
 
 from app.db.database import Database
 from app.db.hot_path import run
 from app.workers.provisioners.engine import POOL_LABEL, EngineUnavailable, pool_label
+from app.workers.rules.blocks import BLOCK_LABEL
 from app.workers.rules.classes import WorkerClass
 from app.workers.rules.engines import EngineMember, EngineState, MemberState
 from app.workers.service import workers
@@ -96,11 +99,34 @@ class NumberEngine:
         pass
 
 
+class PairEngine(NumberEngine):
+    """Its members come and go in blocks of two: `m-1` and `m-2` in `b-1`, and so on."""
+
+    admits_unseen = True
+
+    def __init__(self) -> None:
+        super().__init__(block_size=2)
+
+    def _fill(self) -> None:
+        super()._fill()
+        self.members = [replace(member, block=block_of(member.name)) for member in self.members]
+
+    def choose(self, state: EngineState, removable: frozenset[str], surplus: int) -> Sequence[str]:
+        pairs = [list(names) for _, names in groupby((member.name for member in state.members), block_of)]
+        whole = [names for names in pairs if removable.issuperset(names)]
+        return [name for names in whole[: surplus // 2] for name in names]
+
+
+def block_of(member: str) -> str:
+    """The block of a member of a PairEngine."""
+    return f"b-{(int(member.rpartition('-')[2]) + 1) // 2}"
+
+
 async def register_member(
     database: Database, name: str, *, kind: str = "numbers", pool: str = "pool", **offer: Any
 ) -> WorkerIdentity:
     """A member's worker that has registered and passed its first health report."""
-    labels = f'{{"{POOL_LABEL}": "{pool_label(kind, pool)}"}}'
+    labels = json.dumps({POOL_LABEL: pool_label(kind, pool), BLOCK_LABEL: block_of(name)})
     async with database.transaction() as connection:
         identity = await workers.register(connection, registration(name, labels=labels, **offer), None)
     await run(database, lambda c: worker_store.record_heartbeats(c, [beat(identity.worker_id)], 15.0))

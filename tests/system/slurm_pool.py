@@ -1,6 +1,7 @@
 """A control plane whose pool are blocks of a Slurm of this machine."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -50,3 +51,13 @@ async def ready(up: Up, count: int, seconds: float = 90) -> Sequence[dict[str, A
             workers = (await ask(up, "/workers"))["items"]
             await asyncio.sleep(0.2)
     return workers
+
+
+async def back_at_one_block(cluster: SlurmCluster, up: Up) -> None:
+    """Return once one block with two workers is left. Idle workers stay the longer the longer their start took."""
+    try:
+        await until(lambda: len(jobs(cluster)) == 1, seconds=400)
+    except AssertionError:
+        facts = {path: await ask(up, path) for path in ("/fleet", "/workers", "/scaling/decisions")}
+        raise AssertionError(f"blocks {jobs(cluster)} stay: {json.dumps(facts)}") from None
+    await ready(up, 2)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.slurm import SlurmCluster
 from tests.system.conftest import Up, until
-from tests.system.slurm_pool import control_plane, jobs, ready
+from tests.system.slurm_pool import back_at_one_block, control_plane, jobs, ready
 from tests.system.supervising import all_completed, ask, completions, submit
 
 pytestmark = pytest.mark.slow
@@ -47,9 +47,7 @@ async def test_a_block_serves_and_is_found_again_and_replaced(cluster: SlurmClus
         ids += await submit(up, 12, 1.0, timeout_seconds=30)
         await until(lambda: len(jobs(cluster, "RUNNING")) == 2, what="a second block")
         await all_completed(up, ids)
-        # Idle workers stay for up to five minutes, the longer the longer their start took.
-        await until(lambda: len(jobs(cluster)) == 1, seconds=400, what="the minimum of the pool")
-        await ready(up, 2)
+        await back_at_one_block(cluster, up)
         assert await completions(up) == Counter(dict.fromkeys(ids, 1))
 
 

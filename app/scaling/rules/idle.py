@@ -63,6 +63,16 @@ def surplus(history: Sequence[IdleSample], idle: int, policy: IdlePolicy, *, bus
     return 0, 0.0
 
 
+def groups_within(sizes: Sequence[int], count: int) -> list[int]:
+    """Indexes of groups of these sizes that can be removed whole, one after another, within `count` workers."""
+    chosen = []
+    for index, size in enumerate(sizes):
+        if size <= count:
+            chosen.append(index)
+            count -= size
+    return chosen
+
+
 def extend_history(history: Sequence[IdleSample], latest: IdleSample, policy: IdlePolicy) -> tuple[IdleSample, ...]:
     """The history with one more sample, cut to what a decision can look back on."""
     lasts = max(policy.keep_at_most_seconds, policy.settle_seconds)

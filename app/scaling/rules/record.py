@@ -251,6 +251,8 @@ def _snapshot(snapshot: ScalingSnapshot) -> dict[str, Any]:
         "idle": snapshot.idle,
         "busy": snapshot.busy,
         "idle_elsewhere": snapshot.idle_elsewhere,
+        # Only where there are some: a thousand workers that come and go alone need no list.
+        **({} if snapshot.removable_groups is None else {"removable_groups": list(snapshot.removable_groups)}),
         "starting": list(snapshot.starting),
         "draining": snapshot.draining,
         "waiting": None if waiting is None else [[w.tasks, w.work_seconds, w.oldest_age_seconds] for w in waiting],
@@ -270,6 +272,7 @@ def _snapshot_of(record: Mapping[str, Any]) -> ScalingSnapshot:
         idle=record["idle"],
         busy=record["busy"],
         idle_elsewhere=record.get("idle_elsewhere", 0),
+        removable_groups=record.get("removable_groups"),
         starting=record["starting"],
         draining=record["draining"],
         waiting=None if waiting is None else groups,

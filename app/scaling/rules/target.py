@@ -14,7 +14,7 @@ from app.admin.rules.config import Document, conduct
 from app.kernel.modes import Mode
 from app.kernel.text import plural
 from app.scaling.rules.demand import WaitingGroup
-from app.scaling.rules.idle import IdlePolicy, IdleSample, idle_prices, surplus
+from app.scaling.rules.idle import IdlePolicy, IdleSample, groups_within, idle_prices, surplus
 from app.workers.rules.hosts import WorkerLimit
 
 # What the specification allows a start to take; a local one takes about one.
@@ -101,16 +101,18 @@ def scaling_policy(document: Document, mode: Mode) -> ScalingPolicy:
 class ScalingSnapshot:
     """The pool and its queue; None means not measured, which is not zero.
 
-    `idle_elsewhere` of the idle ones are not ours to remove, as hosts of ours have workers too; `starting` holds the
-    seconds until each starting worker is ready; `waiting` is in the order of dispatch; `idle_history` has the latest
-    last; `cpu` is a share of 1; `start_seconds` is a high percentile of measured starts; `limits` are those of hosts
-    and permits; `fixed_size` is the size of a pool that does not scale; `running_mean_seconds` is the estimated mean
-    run time, in all, of the tasks that run.
+    `idle_elsewhere` of the idle ones are not ours to remove, as hosts of ours have workers too; `removable_groups` are
+    sizes of groups that can only be removed whole, in the order in which they go, None where each worker goes alone;
+    `starting` holds the seconds until each starting worker is ready; `waiting` is in the order of dispatch;
+    `idle_history` has the latest last; `cpu` is a share of 1; `start_seconds` is a high percentile of measured starts;
+    `limits` are those of hosts and permits; `fixed_size` is the size of a pool that does not scale;
+    `running_mean_seconds` is the estimated mean run time, in all, of the tasks that run.
     """
 
     idle: int
     busy: int
     idle_elsewhere: int = 0
+    removable_groups: Sequence[int] | None = None
     starting: Sequence[float] = ()
     draining: int = 0
     waiting: Sequence[WaitingGroup] | None
@@ -148,8 +150,9 @@ class Clamp:
 class ScalingPlan:
     """Changes to the size of the pool, with reasons.
 
-    `remove_idle` workers leave now, `drain_busy` after their task, and no other may be removed. With
-    `required_workers` every waiting task starts in time; None where that was not computed.
+    `remove_idle` workers leave now, those at work in a block that goes after their task; `drain_busy` leave after
+    theirs; no other may be removed. With `required_workers` every waiting task starts in time; None where that was not
+    computed.
     """
 
     at: datetime
@@ -311,11 +314,14 @@ def _down(snapshot: ScalingSnapshot, policy: ScalingPolicy, now: datetime) -> Sc
     if not extra:
         return _plan(snapshot, policy, now, target, f"nothing waits; {snapshot.idle} of {ready} idle, not yet for long")
     reason = f"nothing waits, and {extra} of {ready} idled for {seconds:,.0f} s"
-    if target == unclamped_target:
-        return _plan(snapshot, policy, now, target, reason)
     limit = f"min_workers is {policy.min_workers}" + (f" besides {starting} that start" if starting else "")
-    clamp = Clamp(limit=limit, old_target=unclamped_target, new_target=target)
-    return _plan(snapshot, policy, now, target, reason, str(clamp), clamps=(clamp,))
+    clamps = [Clamp(limit=limit, old_target=unclamped_target, new_target=target)] if target > unclamped_target else []
+    if (sizes := snapshot.removable_groups) is not None:
+        whole = snapshot.workers - sum(sizes[index] for index in groups_within(sizes, snapshot.workers - target))
+        if whole > target:
+            clamps.append(Clamp(limit="the workers of a block go together", old_target=target, new_target=whole))
+            target = whole
+    return _plan(snapshot, policy, now, target, reason, *map(str, clamps), clamps=tuple(clamps))
 
 
 def _plan(

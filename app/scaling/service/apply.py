@@ -14,6 +14,7 @@ from app.db import notify
 from app.kernel.states import WorkerState
 from app.kernel.text import plural
 from app.scaling.rules.decision import Decision
+from app.scaling.rules.idle import groups_within
 from app.scaling.rules.target import ScalingPlan
 from app.workers.rules.assignment import Assignment
 from app.workers.rules.hosts import Host, HostPolicy, spread
@@ -120,23 +121,28 @@ def _new_assignments(decision: Decision, workers: Sequence[Worker]) -> dict[UUID
 
 def _class_leavers(decision: Decision, pool: Pool, host: Host) -> list[UUID]:
     plan = decision.class_plans.get(host.host)
-    return [] if plan is None else _leavers(plan, pool.part(host), 0)
+    return [] if plan is None else _leavers(plan, pool.part(host), host.max_size or 0)
 
 
 def _leavers(plan: ScalingPlan, pool: Pool, max_workers: int) -> list[UUID]:
-    """Ids of the workers to drain, those of the highest slots first.
+    """Ids of the workers to drain: whole blocks, the fewest at work first, and of others those of the highest slots.
 
     One that no provisioner of ours started goes only after all others, and only while there are more than allowed.
     """
     if not plan.remove_idle and not plan.drain_busy:
         return []
-    is_over = plan.current > max_workers
-    ready = [w for w in pool.workers if w.state == WorkerState.READY and (is_over or w.provisioner is not None)]
-    # The highest slots leave first, so that the slots in use stay dense.
-    ready.sort(key=lambda worker: (worker.provisioner is None, -(worker.slot or 0)))
-    idle = [worker.id for worker in ready if not worker.busy]
-    busy = [worker.id for worker in ready if worker.busy]
-    return [*idle[: plan.remove_idle], *busy[: plan.drain_busy]]
+    groups = pool.removable_groups
+    if plan.drain_busy or plan.current > max_workers:
+        ours_only = plan.current <= max_workers
+        groups = sorted(
+            (group for group in pool.groups if _may_leave(group, ours_only=ours_only)), key=roster_service.busy_workers
+        )
+    chosen = groups_within([len(group) for group in groups], plan.remove_idle + plan.drain_busy)
+    return [worker.id for index in chosen for worker in groups[index]]
+
+
+def _may_leave(group: Sequence[Worker], *, ours_only: bool) -> bool:
+    return all(w.state == WorkerState.READY and not (ours_only and w.provisioner is None) for w in group)
 
 
 async def _resize(

@@ -162,6 +162,7 @@ def pool_snapshot(
         busy=busy,
         # Without hosts of ours, others act on the target, so all may go.
         idle_elsewhere=sum(w.provisioner is None and not w.busy for w in ready) if pool.hosts else 0,
+        removable_groups=list(map(len, pool.removable_groups)) if pool.has_blocks else None,
         starting=[*starting, *([start_seconds] * due_starts)],
         draining=sum(w.state == DRAINING for w in unready),
         waiting=groups,

@@ -23,6 +23,7 @@ from app.workers.provisioners.block_scripts import UnusableTemplate, filled
 from app.workers.provisioners.engine import POOL_LABEL, EngineUnavailable, pool_label
 from app.workers.provisioners.scheduler import BatchScheduler, Job, JobRequest, JobState, SchedulerError
 from app.workers.rules.blocks import (
+    BLOCK_LABEL,
     Block,
     BlockPlan,
     BlockPolicy,
@@ -238,7 +239,7 @@ class BlockEngine:
         launch = self._launch
         words = [*launch.pilot, "--name", member_prefix(self.name, token), "--slots", str(self._policy.slots)]
         words += ["--secrets", str(self._secrets(token)), "--", *launch.worker_arguments]
-        words += ["--labels", f"{POOL_LABEL}={pool_label(self.kind, self.name)}", f"block={token}"]
+        words += ["--labels", f"{POOL_LABEL}={pool_label(self.kind, self.name)}", f"{BLOCK_LABEL}={token}"]
         return filled(
             launch.template,
             command=shlex.join(words),

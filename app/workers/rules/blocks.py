@@ -5,6 +5,8 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
+# Of the workers of a block, with its launch token.
+BLOCK_LABEL = "block"
 _NAME = re.compile(
     r"convener-(?P<pool>.+)-(?P<submitted>[0-9a-f]{8})(?P<token>[0-9a-f]{8})-(?P<nodes>\d+)x(?P<slots>\d+)"
 )

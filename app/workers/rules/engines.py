@@ -150,7 +150,7 @@ def _workers_of_a_block_to_spare(
 
     While the pool is full, none of the missing workers may register: blocks that all miss some would stay for ever.
     """
-    sizes = Counter(member.block for member in state.active if member.block in groups)
+    sizes = Counter(block for member in state.active if (block := member.block or member.name) in groups)
     # Blocks that nobody is left in go before, and so do those above what the engine was asked for.
     spare = min(sizes.total(), state.requested) - allowed
     emptiest = min(

@@ -60,6 +60,39 @@ class Pool:
         """The hosts that are classes of workers."""
         return [host for host in self.hosts if host.serves is not None]
 
+    @cached_property
+    def has_blocks(self) -> bool:
+        """Whether there are workers that can only be removed together."""
+        return any(host.block_size > 1 for host in self.hosts)
+
+    @cached_property
+    def groups(self) -> Sequence[Sequence[Worker]]:
+        """The staying workers by what is removed together: those of a block of an engine, or one alone.
+
+        In the order in which they leave: the highest slots first, so that those in use stay dense, and those that
+        nobody of ours has started last.
+        """
+        engines = {(host.provisioner, host.host) for host in self.hosts if host.block_size > 1}
+        groups: dict[object, list[Worker]] = defaultdict(list)
+        for worker in self.staying:
+            place = (worker.provisioner, worker.host)
+            groups[(*place, worker.block) if worker.block and place in engines else worker.id].append(worker)
+        return sorted(groups.values(), key=lambda group: (group[0].provisioner is None, -(group[0].slot or 0)))
+
+    @property
+    def removable_groups(self) -> Sequence[Sequence[Worker]]:
+        """The groups of ours that may leave where so many are idle, those first in which the fewest work.
+
+        Somebody at work alone stays. In a block there would otherwise always be one, and so no block would ever leave.
+        """
+        groups = [
+            group
+            for group in self.groups
+            if all(worker.state == WorkerState.READY and worker.provisioner is not None for worker in group)
+            and (len(group) > 1 or not group[0].busy)
+        ]
+        return sorted(groups, key=busy_workers)
+
     def part(self, host: Host) -> "Pool":
         """One of the hosts with its workers alone."""
         return Pool(workers=self.of(host), hosts=[host], by_host=self.by_host)
@@ -67,6 +100,11 @@ class Pool:
     def of(self, host: Host) -> Sequence[Worker]:
         """The workers that a host keeps running."""
         return self.by_host.get((host.provisioner, host.host), ())
+
+
+def busy_workers(group: Iterable[Worker]) -> int:
+    """Number of those that hold a task."""
+    return sum(worker.busy for worker in group)
 
 
 async def pool(

@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.kernel.ids import WorkerId
 from app.queue.store import lease_ledger
 from app.workers.rules.assignment import UNDECIDED, Assignment
+from app.workers.rules.blocks import BLOCK_LABEL
 from app.workers.store.tables import LIVE
 
 
@@ -23,7 +24,8 @@ class Worker(NamedTuple):
     """A live worker; `state` is starting, ready or draining. A tuple, since there may be many.
 
     Without a `provisioner` somebody else started it. `capabilities` are the agent types that it can run, separated by
-    commas, as most can run the same; None before it has registered. `age_seconds` is the time since a starting worker
+    commas, as most can run the same; None before it has registered. Those of a `block` can only be removed together.
+    `age_seconds` is the time since a starting worker
     was requested or launched; `took_seconds` that from the request to the first heartbeat of one that has sent it since
     the last decision; None for the others. A `restarting` worker leaves, and a successor takes its slot.
     """
@@ -45,6 +47,7 @@ class Worker(NamedTuple):
     age_seconds: float | None
     took_seconds: float | None
     restarting: bool
+    block: str | None
     busy: bool
 
 
@@ -65,7 +68,7 @@ SELECT w.id, CASE WHEN w.directive IS NOT NULL THEN 'draining' ELSE w.state END 
         AS age_seconds,
     CASE WHEN w.first_beat_at > $1 AND w.first_beat_at <= now()
         THEN extract(epoch FROM w.first_beat_at - w.requested_at)::float8 END AS took_seconds,
-    coalesce(w.directive = 'restart', false) AS restarting
+    coalesce(w.directive = 'restart', false) AS restarting, w.labels ->> '{BLOCK_LABEL}' AS block
 FROM workers w WHERE w.{LIVE} ORDER BY w.id
 """
 

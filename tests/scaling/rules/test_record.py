@@ -49,6 +49,7 @@ _snapshots = st.builds(
     ScalingSnapshot,
     idle=st.integers(0, 9),
     busy=st.integers(0, 9),
+    removable_groups=st.none() | st.lists(st.integers(1, 4), max_size=3),
     starting=st.lists(st.floats(0, 30), max_size=3),
     draining=st.integers(0, 3),
     waiting=st.none() | _groups,

@@ -209,6 +209,28 @@ def test_shrinking_stops_at_the_minimum() -> None:
     assert decided.clamps == (Clamp(limit="min_workers is 4", old_target=1, new_target=4),)
 
 
+@pytest.mark.parametrize(
+    ("groups", "target"),
+    [
+        (None, 3),
+        ([2, 2, 2, 2], 4),  # 7 may go, so three blocks
+        ([4, 4], 6),
+        ([8], 10),
+        ([4, 1, 2], 3),
+        ([], 10),  # others of their blocks have just registered
+    ],
+)
+def test_of_blocks_whole_ones_go_and_the_target_is_what_remains(groups: list[int] | None, target: int) -> None:
+    policy = replace(POLICY, min_workers=3)
+    decided = plan(idle=8, busy=2, idle_history=idle((60.0, 8)), removable_groups=groups, policy=policy)
+    assert (decided.target, decided.remove_idle, decided.drain_busy) == (target, 10 - target, 0)
+    is_limited = decided.clamps[-1:] == (
+        Clamp(limit="the workers of a block go together", old_target=3, new_target=target),
+    )
+    assert is_limited == (target != 3)
+    assert decided.decision_type is (DecisionType.MAINTAIN if target == 10 else DecisionType.SCALE_DOWN)
+
+
 @pytest.mark.parametrize("starting", [6, 2, 0])
 def test_workers_that_start_are_no_reason_to_end_those_of_the_minimum(starting: int) -> None:
     """As they may never be ready, such as those of others whose handlers do not load."""

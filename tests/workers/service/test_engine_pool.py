@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -19,7 +18,7 @@ from app.workers.rules.hosts import HostPolicy, host_limits
 from app.workers.service import engine_pool, manual_start, pool, workers
 from app.workers.service.engine_pool import EnginePolicy
 from app.workers.service.manual_start import StartOrder
-from tests.support.engine import NumberEngine, register_member
+from tests.support.engine import NumberEngine, PairEngine, register_member
 from tests.support.factories import leased, registration, submitted
 from tests.support.pools import bounds, decided, drain
 from tests.support.sql import execute, fetch, until, value
@@ -191,24 +190,6 @@ async def test_two_processes_ask_a_scheduler_once_however_late_one_hears_of_it(
     assert "asked" not in await turn
     assert "asked" not in await keep(database, late)
     assert len(jobs) == 2
-
-
-class PairEngine(NumberEngine):
-    """Its members come and go in blocks of two."""
-
-    admits_unseen = True
-
-    def __init__(self) -> None:
-        super().__init__(block_size=2)
-
-    def _fill(self) -> None:
-        super()._fill()
-        self.members = [replace(m, block=f"b-{(int(m.name.removeprefix('m-')) + 1) // 2}") for m in self.members]
-
-    def choose(self, state: EngineState, removable: frozenset[str], surplus: int) -> Sequence[str]:
-        blocks = {m.block: [other.name for other in state.members if other.block == m.block] for m in state.members}
-        whole = [names for names in blocks.values() if removable.issuperset(names)]
-        return [name for names in whole[: surplus // 2] for name in names]
 
 
 async def test_a_pool_that_became_smaller_while_its_blocks_started_is_left_with_whole_ones(database: Database) -> None:
