@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -74,7 +74,8 @@ class EnginePlan:
 
     `drain` are workers that must get no more leases: with a reason those above the size, and in `drain_unplanned` those
     whose members go although nobody chose them. `awaited` are the members that may still register, with the times of
-    their creation; `over` those of blocks that leave and that no worker is left in.
+    their creation; `emptied` those of blocks above the size in which nobody stays, and none may come back; `over` those
+    of blocks that leave and that no worker is left in.
     """
 
     target: int
@@ -83,6 +84,7 @@ class EnginePlan:
     drain: Sequence[WorkerId] = ()
     drain_unplanned: Sequence[WorkerId] = ()
     awaited: Mapping[str, datetime | None]
+    emptied: frozenset[str] = frozenset()
     over: Sequence[str] = ()
     waits: Sequence[MemberWait] = ()
 
@@ -116,6 +118,7 @@ def plan_engine(state: EngineState, workers: Sequence[MemberWorker], size: int, 
         drain=drain,
         drain_unplanned=unplanned,
         awaited={m.name: m.created_at for m in active if m.name not in by_name},
+        emptied=_emptied(state, workers, leaving, allowed),
         over=_over(state, by_name.keys()),
         waits=_refused(state, target, block_size) + member_waits(active, by_name.keys()),
     )
@@ -159,6 +162,22 @@ def _workers_of_a_block_to_spare(
         default=None,
     )
     return [] if emptiest is None else [worker.worker_id for worker in groups[emptiest]]
+
+
+def _emptied(state: EngineState, workers: Sequence[MemberWorker], leaving: Set[str], allowed: int) -> frozenset[str]:
+    blocks: dict[str, list[str]] = {}
+    for member in state.active:
+        if member.block is not None:
+            blocks.setdefault(member.block, []).append(member.name)
+    staying = {worker.name for worker in workers}.difference(leaving)
+    # As below, those that are being replaced are above what the engine was asked for.
+    spare = min(len(state.active), state.requested) - allowed
+    emptied: set[str] = set()
+    # Those whose workers were drained first: who never came may also be given up by the engine.
+    for _, names in sorted(blocks.items(), key=lambda block: (leaving.isdisjoint(block[1]), block[0])):
+        if staying.isdisjoint(names) and len(names) <= spare - len(emptied):
+            emptied.update(names)
+    return frozenset(emptied)
 
 
 def _over(state: EngineState, registered: Collection[str]) -> list[str]:

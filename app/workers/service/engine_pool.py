@@ -120,11 +120,12 @@ async def _plan(
         return replace(nothing, needs_fresh=True)
     victims = engine.choose(state, plan.removable, plan.surplus) if plan.surplus else ()
     victims = [*victims, *plan.over]
-    awaited = {name: at for name, at in plan.awaited.items() if name not in victims}
+    dismissed = going.union(victims, plan.emptied)
+    awaited = {name: at for name, at in plan.awaited.items() if name not in dismissed}
     if engine.admits_unseen:
         awaited[ANY_MEMBER] = None
     # Members on their way out register no more, be they started anew meanwhile.
-    await engines.record_members(connection, report, awaited, going.union(victims))
+    await engines.record_members(connection, report, awaited, dismissed)
     # Members that the engine has not made yet go without anybody being chosen.
     chosen = len(victims) - len(plan.over)
     size = min(len(state.active) - chosen, state.requested) if plan.surplus else plan.target
