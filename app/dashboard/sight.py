@@ -31,7 +31,7 @@ _DECISIONS = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hour:
-    """The last 60 minutes, oldest first; None where nothing was measured."""
+    """The last 60 minutes, oldest first; None where nothing was measured. Not complete where the API refused some."""
 
     finished: Sequence[float | None] = ()
     finished_by_agent: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
@@ -39,6 +39,7 @@ class Hour:
     processors: Sequence[float | None] = ()
     target: Sequence[float | None] = ()
     depth_by_agent: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    is_complete: bool = True
 
 
 @dataclass(slots=True, kw_only=True)
@@ -138,7 +139,8 @@ class Looker:
             self._rests_until = 0.0
         else:
             self._heard |= {name for name, part in _PARTS.items() if not part.topics.isdisjoint(news)}
-        self._values["hour"], self._read_at["hour"] = self._last_hour.hour, self._last_hour.read_at
+        if self._last_hour.read_at > self._read_at.get("hour", float("-inf")):
+            self._values["hour"], self._read_at["hour"] = self._last_hour.hour, self._last_hour.read_at
         rests = moment < self._rests_until
         due = [] if rests else [name for name, part in _PARTS.items() if self._is_due(name, part, moment)]
         if self._database is None or "queues" in due:
@@ -152,7 +154,7 @@ class Looker:
         if self._database is not None:
             await self._look_into(self._database, due)
         self._read_at |= dict.fromkeys(due, moment)
-        if "hour" in due:
+        if "hour" in due and self._values["hour"].is_complete:
             self._last_hour.hour, self._last_hour.read_at = self._values["hour"], moment
         self._heard.difference_update(due)
         if due and self._budget is not None:
@@ -265,13 +267,15 @@ async def _look_back(viewer: Viewer, queues: Any) -> Hour:
     )
     subjects = usage["subjects"] if usage else {}
     hosts = [name for name in subjects if name.startswith("host:")]
-    by_agent = await _finished(viewer, starts) if viewer.may(Scope.READ) else {}
+    trends = await _trends(viewer) if viewer.may(Scope.READ) else {}
+    by_agent = {str(agent): _by_minute(trend["trend"] if trend else (), starts) for agent, trend in trends.items()}
     return Hour(
         finished=[sum(values) for values in zip(*by_agent.values(), strict=True)],
         finished_by_agent=by_agent,
         busy=_means(subjects.get("pool", ()), "busy_percentage"),
         processors=_means(subjects[hosts[0]], "cpu_percentage") if hosts else (),
         target=_targets(decisions["items"] if decisions else (), starts),
+        is_complete=all(answer is not None for answer in (usage, decisions, *trends.values())),
     )
 
 
@@ -293,15 +297,12 @@ _READS: Mapping[str, Callable[[Viewer, Any], Awaitable[Any]]] = {
 }
 
 
-async def _finished(viewer: Viewer, starts: Sequence[datetime]) -> dict[str, list[float]]:
-    """Results of each agent in each minute."""
+async def _trends(viewer: Viewer) -> dict[AgentType, Any]:
+    """Answers of the API about each agent by the minute; None where it refuses."""
     trends = await asyncio.gather(
         *(_tolerated(viewer.api.get(f"/agents/{agent}", per="minute", spans=_MINUTES)) for agent in AgentType)
     )
-    return {
-        agent: _by_minute(trend["trend"] if trend else (), starts)
-        for agent, trend in zip(AgentType, trends, strict=True)
-    }
+    return dict(zip(AgentType, trends, strict=True))
 
 
 def _by_minute(spans: Sequence[Mapping[str, Any]], starts: Sequence[datetime]) -> list[float]:

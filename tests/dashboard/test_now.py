@@ -12,6 +12,7 @@ from starlette.requests import Request
 
 from app.dashboard import now, sight
 from app.dashboard.access import Viewer, viewer_of
+from app.dashboard.api_calls import Api, Refused
 from app.dashboard.attention import attention
 from app.dashboard.feed import CSRF_PLACE, Budget, Feed, News, Stopwatch
 from app.dashboard.sight import Hour, LastHours, Looker, Sight
@@ -221,6 +222,27 @@ async def test_the_last_hour_is_read_once_a_minute_for_those_with_the_same_right
     service.app.state.services[LastHours].of(operator.rights).read_at -= 60
     await now.show(operator)
     assert readers == [Role.OPERATOR, Role.READER, Role.OPERATOR]
+
+
+async def test_a_last_hour_of_which_a_part_was_refused_is_kept_for_nobody_else(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (operator,) = await _viewers(service, 1)
+    get = Api.get
+
+    async def refusing(self: Api, path: str, *query: Any, **options: Any) -> Any:
+        if path == "/metrics/utilisation":
+            raise Refused(429, {})
+        return await get(self, path, *query, **options)
+
+    last_hour = service.app.state.services[LastHours].of(operator.rights)
+    with monkeypatch.context() as patch:
+        patch.setattr(Api, "get", refusing)
+        assert (await now.show(operator)).status_code == 200
+    assert last_hour.read_at == float("-inf")
+    await now.show(operator)
+    assert last_hour.hour.is_complete
+    assert last_hour.read_at > 0
 
 
 async def test_agents_have_the_age_of_their_oldest_task_and_their_last_hour(

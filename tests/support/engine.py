@@ -100,7 +100,7 @@ class NumberEngine:
 
 
 class PairEngine(NumberEngine):
-    """Its members come and go in blocks of two: `m-1` and `m-2` in `b-1`, and so on."""
+    """Its members come and go in blocks of two: `pool-b1-0` and `pool-b1-1`, `pool-b2-0` and so on."""
 
     admits_unseen = True
 
@@ -108,25 +108,26 @@ class PairEngine(NumberEngine):
         super().__init__(block_size=2)
 
     def _fill(self) -> None:
-        super()._fill()
-        self.members = [replace(member, block=block_of(member.name)) for member in self.members]
+        while len(self.members) < self.requested:
+            self._made += 1
+            self.members += [
+                EngineMember(name=f"{self.name}-b{self._made}-{slot}", state=MemberState.READY, block=f"b{self._made}")
+                for slot in range(2)
+            ]
 
     def choose(self, state: EngineState, removable: frozenset[str], surplus: int) -> Sequence[str]:
-        pairs = [list(names) for _, names in groupby((member.name for member in state.members), block_of)]
+        blocks = groupby(state.members, lambda member: member.block)
+        pairs = [[member.name for member in members] for _, members in blocks]
         whole = [names for names in pairs if removable.issuperset(names)]
         return [name for names in whole[: surplus // 2] for name in names]
-
-
-def block_of(member: str) -> str:
-    """The block of a member of a PairEngine."""
-    return f"b-{(int(member.rpartition('-')[2]) + 1) // 2}"
 
 
 async def register_member(
     database: Database, name: str, *, kind: str = "numbers", pool: str = "pool", **offer: Any
 ) -> WorkerIdentity:
     """A member's worker that has registered and passed its first health report."""
-    labels = json.dumps({POOL_LABEL: pool_label(kind, pool), BLOCK_LABEL: block_of(name)})
+    block = name.removeprefix(f"{pool}-").rpartition("-")[0]
+    labels = json.dumps({POOL_LABEL: pool_label(kind, pool), BLOCK_LABEL: block})
     async with database.transaction() as connection:
         identity = await workers.register(connection, registration(name, labels=labels, **offer), None)
     await run(database, lambda c: worker_store.record_heartbeats(c, [beat(identity.worker_id)], 15.0))

@@ -21,7 +21,7 @@ from app.queue.rules.degradation import DegradationStep
 from app.scaling.rules.allocation import Load
 from app.scaling.rules.decision import ClassInputs, Decision, DecisionInputs, ExcludedTasks, Member, resolve
 from app.scaling.rules.demand import WaitingGroup
-from app.scaling.rules.idle import IdlePolicy, IdleSample
+from app.scaling.rules.idle import IdlePolicy, IdleSample, WorkerGroup
 from app.scaling.rules.target import ScalingPolicy, ScalingSnapshot
 from app.workers.rules.assignment import Assignment, assignment_to
 from app.workers.rules.hosts import Host, WorkerLimit
@@ -252,7 +252,7 @@ def _snapshot(snapshot: ScalingSnapshot) -> dict[str, Any]:
         "busy": snapshot.busy,
         "idle_elsewhere": snapshot.idle_elsewhere,
         # Only where there are some: a thousand workers that come and go alone need no list.
-        **({} if snapshot.removable_groups is None else {"removable_groups": list(snapshot.removable_groups)}),
+        **({} if snapshot.removable_groups is None else {"groups": _groups(snapshot)}),
         "starting": list(snapshot.starting),
         "draining": snapshot.draining,
         "waiting": None if waiting is None else [[w.tasks, w.work_seconds, w.oldest_age_seconds] for w in waiting],
@@ -272,7 +272,7 @@ def _snapshot_of(record: Mapping[str, Any]) -> ScalingSnapshot:
         idle=record["idle"],
         busy=record["busy"],
         idle_elsewhere=record.get("idle_elsewhere", 0),
-        removable_groups=record.get("removable_groups"),
+        **_groups_of(record.get("groups")),
         starting=record["starting"],
         draining=record["draining"],
         waiting=None if waiting is None else groups,
@@ -283,6 +283,17 @@ def _snapshot_of(record: Mapping[str, Any]) -> ScalingSnapshot:
         fixed_size=record["usual"],
         running_mean_seconds=record.get("running_mean_seconds"),
     )
+
+
+def _groups(snapshot: ScalingSnapshot) -> list[Any]:
+    return [snapshot.smallest_group, *([group.size, group.idle] for group in snapshot.removable_groups or ())]
+
+
+def _groups_of(record: Sequence[Any] | None) -> dict[str, Any]:
+    if record is None:
+        return {}
+    smallest, *groups = record
+    return {"smallest_group": smallest, "removable_groups": [WorkerGroup(size, idle) for size, idle in groups]}
 
 
 def _host(host: Host) -> list[Any]:

@@ -14,7 +14,7 @@ from app.admin.rules.config import Document, conduct
 from app.kernel.modes import Mode
 from app.kernel.text import plural
 from app.scaling.rules.demand import WaitingGroup
-from app.scaling.rules.idle import IdlePolicy, IdleSample, groups_within, idle_prices, surplus
+from app.scaling.rules.idle import IdlePolicy, IdleSample, WorkerGroup, groups_to_remove, idle_prices, surplus
 from app.workers.rules.hosts import WorkerLimit
 
 # What the specification allows a start to take; a local one takes about one.
@@ -102,7 +102,7 @@ class ScalingSnapshot:
     """The pool and its queue; None means not measured, which is not zero.
 
     `idle_elsewhere` of the idle ones are not ours to remove, as hosts of ours have workers too; `removable_groups` are
-    sizes of groups that can only be removed whole, in the order in which they go, None where each worker goes alone;
+    those that may leave, None where each worker goes alone, and `smallest_group` is the size of the smallest of all;
     `starting` holds the seconds until each starting worker is ready; `waiting` is in the order of dispatch;
     `idle_history` has the latest last; `cpu` is a share of 1; `start_seconds` is a high percentile of measured starts;
     `limits` are those of hosts and permits; `fixed_size` is the size of a pool that does not scale;
@@ -112,7 +112,8 @@ class ScalingSnapshot:
     idle: int
     busy: int
     idle_elsewhere: int = 0
-    removable_groups: Sequence[int] | None = None
+    removable_groups: Sequence[WorkerGroup] | None = None
+    smallest_group: int = 1
     starting: Sequence[float] = ()
     draining: int = 0
     waiting: Sequence[WaitingGroup] | None
@@ -151,8 +152,8 @@ class ScalingPlan:
     """Changes to the size of the pool, with reasons.
 
     `remove_idle` workers leave now, those at work in a block that goes after their task; `drain_busy` leave after
-    theirs; no other may be removed. With `required_workers` every waiting task starts in time; None where that was not
-    computed.
+    theirs; no other may be removed. `unsplit` more would leave, if not for others of their blocks. With
+    `required_workers` every waiting task starts in time; None where that was not computed.
     """
 
     at: datetime
@@ -162,6 +163,7 @@ class ScalingPlan:
     start: int = 0
     remove_idle: int = 0
     drain_busy: int = 0
+    unsplit: int = 0
     required_workers: int | None = None
     reasons: tuple[str, ...]
     clamps: tuple[Clamp, ...] = field(default=())
@@ -175,7 +177,8 @@ def decide(snapshot: ScalingSnapshot, policy: ScalingPolicy, now: datetime) -> S
     if workers < policy.min_workers:
         reason = f"{plural(workers, 'worker')}, and the minimum is {policy.min_workers}"
         return _plan(snapshot, policy, now, policy.min_workers, reason, hurry=bool(snapshot.waiting))
-    if workers > policy.max_workers:
+    # Pools of blocks are as large as whole blocks are, which may be a part of one too many.
+    if workers - policy.max_workers >= snapshot.smallest_group:
         reason = f"{plural(workers, 'worker')}, and the maximum is {policy.max_workers}"
         return _plan(snapshot, policy, now, policy.max_workers, reason)
     if policy.is_fixed:
@@ -230,7 +233,7 @@ def _hold_size(snapshot: ScalingSnapshot, policy: ScalingPolicy, now: datetime) 
     workers = snapshot.workers
     size = workers if snapshot.fixed_size is None else snapshot.fixed_size
     target = max(policy.min_workers, min(size, policy.max_workers))
-    if target == workers:
+    if 0 <= workers - target < snapshot.smallest_group:
         return _plan(snapshot, policy, now, workers, "the pool has a fixed size in this mode")
     reason = f"{plural(workers, 'worker')}, and the pool has a fixed size of {target} in this mode"
     return _plan(snapshot, policy, now, target, reason)
@@ -316,12 +319,13 @@ def _down(snapshot: ScalingSnapshot, policy: ScalingPolicy, now: datetime) -> Sc
     reason = f"nothing waits, and {extra} of {ready} idled for {seconds:,.0f} s"
     limit = f"min_workers is {policy.min_workers}" + (f" besides {starting} that start" if starting else "")
     clamps = [Clamp(limit=limit, old_target=unclamped_target, new_target=target)] if target > unclamped_target else []
-    if (sizes := snapshot.removable_groups) is not None:
-        whole = snapshot.workers - sum(sizes[index] for index in groups_within(sizes, snapshot.workers - target))
-        if whole > target:
-            clamps.append(Clamp(limit="the workers of a block go together", old_target=target, new_target=whole))
-            target = whole
-    return _plan(snapshot, policy, now, target, reason, *map(str, clamps), clamps=tuple(clamps))
+    least = target
+    if (groups := snapshot.removable_groups) is not None:
+        target = snapshot.workers - sum(groups[i].size for i in groups_to_remove(groups, snapshot.workers - least))
+        if target > least:
+            clamps.append(Clamp(limit="the workers of a block go together", old_target=least, new_target=target))
+    plan = _plan(snapshot, policy, now, target, reason, *map(str, clamps), clamps=tuple(clamps))
+    return replace(plan, unsplit=target - least)
 
 
 def _plan(

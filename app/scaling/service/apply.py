@@ -14,8 +14,9 @@ from app.db import notify
 from app.kernel.states import WorkerState
 from app.kernel.text import plural
 from app.scaling.rules.decision import Decision
-from app.scaling.rules.idle import groups_within
+from app.scaling.rules.idle import groups_to_remove
 from app.scaling.rules.target import ScalingPlan
+from app.scaling.service.snapshot import worker_groups
 from app.workers.rules.assignment import Assignment
 from app.workers.rules.hosts import Host, HostPolicy, spread
 from app.workers.rules.workers import Directive
@@ -91,7 +92,7 @@ async def apply_decision(
             drained_ids |= gone
             if gone:
                 drained_of_classes[host.host] = len(gone)
-    resized_hosts = await _resize(connection, pool, due_starts, starts, drained_ids)
+    resized_hosts = await _resize(connection, pool, due_starts, starts, drained_ids, _unsplit(decision, pool))
     if any(starts.values()) or drained_ids:
         notify.note(connection, notify.FLEET, notify.LAUNCHES)
     return AppliedChanges(
@@ -125,35 +126,61 @@ def _class_leavers(decision: Decision, pool: Pool, host: Host) -> list[UUID]:
 
 
 def _leavers(plan: ScalingPlan, pool: Pool, max_workers: int) -> list[UUID]:
-    """Ids of the workers to drain: whole blocks, the fewest at work first, and of others those of the highest slots.
+    """Ids of the workers to drain, those of the highest slots first, and those of a block together.
 
     One that no provisioner of ours started goes only after all others, and only while there are more than allowed.
     """
     if not plan.remove_idle and not plan.drain_busy:
         return []
-    groups = pool.removable_groups
-    if plan.drain_busy or plan.current > max_workers:
-        ours_only = plan.current <= max_workers
-        groups = sorted(
-            (group for group in pool.groups if _may_leave(group, ours_only=ours_only)), key=roster_service.busy_workers
-        )
-    chosen = groups_within([len(group) for group in groups], plan.remove_idle + plan.drain_busy)
-    return [worker.id for index in chosen for worker in groups[index]]
+    is_over = plan.current > max_workers
+    if pool.has_blocks:
+        return _leavers_by_group(plan, pool, is_over=is_over)
+    ready = [w for w in pool.workers if w.state == WorkerState.READY and (is_over or w.provisioner is not None)]
+    # The highest slots leave first, so that the slots in use stay dense.
+    ready.sort(key=lambda worker: (worker.provisioner is None, -(worker.slot or 0)))
+    idle = [worker.id for worker in ready if not worker.busy]
+    busy = [worker.id for worker in ready if worker.busy]
+    return [*idle[: plan.remove_idle], *busy[: plan.drain_busy]]
 
 
-def _may_leave(group: Sequence[Worker], *, ours_only: bool) -> bool:
-    return all(w.state == WorkerState.READY and not (ours_only and w.provisioner is None) for w in group)
+def _leavers_by_group(plan: ScalingPlan, pool: Pool, *, is_over: bool) -> list[UUID]:
+    candidates, count = pool.removable_groups, plan.remove_idle + plan.drain_busy
+    # Above a bound whoever is too many leaves, be it after a task.
+    is_bound = is_over or plan.drain_busy > 0
+    if is_bound:
+        candidates = [group for group in pool.groups if group[0].provisioner is not None]
+    chosen = groups_to_remove(worker_groups(candidates), count, whatever_they_do=is_bound)
+    leaving: list[UUID] = [worker.id for index in chosen for worker in candidates[index]]
+    if is_over:
+        others = [group[0] for group in pool.groups if group[0].provisioner is None]
+        elsewhere = [worker.id for worker in others if worker.state == WorkerState.READY]
+        leaving += elsewhere[: count - len(leaving)]
+    return leaving
+
+
+def _unsplit(decision: Decision, pool: Pool) -> dict[Host, int]:
+    """Workers above the size of a host that stay for others of their block: its replacement may be a smaller one."""
+    plans = {host: decision.class_plans.get(host.host) for host in pool.classes}
+    with_blocks = (host for host in pool.usual.hosts if any(worker.block for worker in pool.of(host)))
+    if (first := next(with_blocks, None)) is not None:
+        plans[first] = decision.plan
+    return {host: plan.unsplit for host, plan in plans.items() if plan is not None}
 
 
 async def _resize(
-    connection: AsyncConnection, pool: Pool, due_starts: DueStarts, starts: Mapping[Host, int], drained_ids: set[UUID]
+    connection: AsyncConnection,
+    pool: Pool,
+    due_starts: DueStarts,
+    starts: Mapping[Host, int],
+    drained_ids: set[UUID],
+    unsplit: Mapping[Host, int],
 ) -> int:
     """Let every host keep the workers that stay, are due and are new; return the number of hosts that changed."""
     resized_hosts = 0
     for host in pool.hosts:
         # A host must keep what it is about to start, or its own loop would drain it as surplus.
         staying = sum(w.state != WorkerState.DRAINING and w.id not in drained_ids for w in pool.of(host))
-        size = staying + due_starts[host] + starts.get(host, 0)
+        size = max(0, staying + due_starts[host] + starts.get(host, 0) - unsplit.get(host, 0))
         if size != host.size:
             await hosts.resize(connection, host, size)
             resized_hosts += 1

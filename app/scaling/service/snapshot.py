@@ -19,6 +19,7 @@ from app.queue.store.counters import EventTotal
 from app.scaling.rules import estimates
 from app.scaling.rules.demand import WaitingGroup, group_by_age, in_dispatch_order
 from app.scaling.rules.estimates import CounterReading, Estimates, TaskTotals
+from app.scaling.rules.idle import WorkerGroup
 from app.scaling.rules.target import USUAL_START_SECONDS, ScalingPolicy, ScalingSnapshot
 from app.scaling.service import needs
 from app.scaling.service.needs import Needs
@@ -162,7 +163,8 @@ def pool_snapshot(
         busy=busy,
         # Without hosts of ours, others act on the target, so all may go.
         idle_elsewhere=sum(w.provisioner is None and not w.busy for w in ready) if pool.hosts else 0,
-        removable_groups=list(map(len, pool.removable_groups)) if pool.has_blocks else None,
+        removable_groups=worker_groups(pool.removable_groups) if pool.has_blocks else None,
+        smallest_group=min(map(len, pool.groups)) if pool.has_blocks else 1,
         starting=[*starting, *([start_seconds] * due_starts)],
         draining=sum(w.state == DRAINING for w in unready),
         waiting=groups,
@@ -171,6 +173,11 @@ def pool_snapshot(
         start_seconds=start_seconds,
         fixed_size=_fixed_size(pool) if policy.is_fixed else None,
     )
+
+
+def worker_groups(workers: Sequence[Sequence[Worker]]) -> list[WorkerGroup]:
+    """These groups of workers as the rule takes them."""
+    return [WorkerGroup(len(group), sum(w.state == _READY and not w.busy for w in group)) for group in workers]
 
 
 def cpu(pool: Pool, ready: Sequence[Worker]) -> float | None:

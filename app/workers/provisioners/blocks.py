@@ -120,6 +120,7 @@ class BlockEngine:
         is_recent = time.monotonic() < self._rests_until + _RECENT_SECONDS
         return EngineState(
             requested=plan.capacity,
+            expiring=sum(block.size for block in plan.expiring),
             members=members,
             refusal=self._refusal if is_recent else None,
             is_resting=self._is_resting(),

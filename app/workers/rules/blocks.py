@@ -171,11 +171,10 @@ def blocks_to_give_up(queued: Iterable[Block], surplus: int) -> list[Block]:
 
 
 def blocks_to_remove(pool: str, plan: BlockPlan, removable: Collection[str], surplus: int) -> list[Block]:
-    """Whole blocks of members that may all go, `surplus` of all members at most: queued ones before those that run.
+    """Whole blocks of members that may all go, `surplus` at most: queued ones before those that run.
 
     Those that expire are no surplus: they go when their replacements are there.
     """
-    surplus -= sum(block.size for block in plan.expiring)
     removed = []
     for block in sorted(plan.staying, key=lambda block: (block.is_running, block.ends_at or math.inf, block.token)):
         if block.size <= surplus and all(name in removable for name in member_names(pool, block)):

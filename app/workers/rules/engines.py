@@ -44,10 +44,12 @@ class EngineState:
     """The size that an engine was asked for, and its members; `version` makes a change of an older state fail.
 
     `refusal` is why it did not start members when it was last asked for more; while `is_resting` it is not asked again.
+    `expiring` of the members are not among those asked for: others are to take their places.
     """
 
     requested: int
     members: Sequence[EngineMember]
+    expiring: int = 0
     version: str = ""
     refusal: str | None = None
     is_resting: bool = False
@@ -56,6 +58,11 @@ class EngineState:
     def active(self) -> Sequence[EngineMember]:
         """The members that are not on their way out."""
         return [member for member in self.members if member.state is not MemberState.LEAVING]
+
+    @property
+    def lasting(self) -> int:
+        """Number of members that are neither on their way out nor expire."""
+        return len(self.active) - self.expiring
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +120,7 @@ def plan_engine(state: EngineState, workers: Sequence[MemberWorker], size: int, 
     removable = frozenset(m.name for m in active if m.name not in by_name or _may_go(by_name[m.name], drain))
     return EnginePlan(
         target=target,
-        surplus=max(0, len(active) - target),
+        surplus=max(0, state.lasting - target),
         removable=removable,
         drain=drain,
         drain_unplanned=unplanned,
@@ -149,34 +156,34 @@ def _workers_to_drain(
 def _workers_of_a_block_to_spare(
     state: EngineState, groups: Mapping[str, Sequence[MemberWorker]], allowed: int
 ) -> list[WorkerId]:
-    """The workers of the emptiest block, where fewer blocks would do and the `groups` that stay fill the pool.
+    """The workers of the block that misses most, where fewer blocks would do and the `groups` that stay fill the pool.
 
     While the pool is full, none of the missing workers may register: blocks that all miss some would stay for ever.
     """
     sizes = Counter(block for member in state.active if (block := member.block or member.name) in groups)
-    # Blocks that nobody is left in go before, and so do those above what the engine was asked for.
-    spare = min(sizes.total(), state.requested) - allowed
+    # Blocks that nobody is left in go before.
+    spare = sizes.total() - state.expiring - allowed
+    missing = {name: size - len(groups[name]) for name, size in sizes.items() if size <= spare}
     emptiest = min(
-        (name for name in sizes if sizes[name] <= spare),
-        key=lambda name: (len(groups[name]), sum(worker.busy for worker in groups[name]), name),
+        (name for name, count in missing.items() if count),
+        key=lambda name: (-missing[name], sum(worker.busy for worker in groups[name]), name),
         default=None,
     )
     return [] if emptiest is None else [worker.worker_id for worker in groups[emptiest]]
 
 
 def _emptied(state: EngineState, workers: Sequence[MemberWorker], leaving: Set[str], allowed: int) -> frozenset[str]:
-    blocks: dict[str, list[str]] = {}
+    blocks: dict[str, list[EngineMember]] = {}
     for member in state.active:
         if member.block is not None:
-            blocks.setdefault(member.block, []).append(member.name)
+            blocks.setdefault(member.block, []).append(member)
     staying = {worker.name for worker in workers}.difference(leaving)
-    # As below, those that are being replaced are above what the engine was asked for.
-    spare = min(len(state.active), state.requested) - allowed
-    emptied: set[str] = set()
-    # Those whose workers were drained first: who never came may also be given up by the engine.
-    for _, names in sorted(blocks.items(), key=lambda block: (leaving.isdisjoint(block[1]), block[0])):
+    spare, emptied = state.lasting - allowed, set[str]()
+    # As the engine gives up queued ones first, whose places those that leave may need until then.
+    for block in sorted(blocks.values(), key=lambda block: (block[0].state is not MemberState.PENDING, block[0].name)):
+        names = {member.name for member in block}
         if staying.isdisjoint(names) and len(names) <= spare - len(emptied):
-            emptied.update(names)
+            emptied |= names
     return frozenset(emptied)
 
 

@@ -116,7 +116,7 @@ async def _plan(
     is_refused = state.is_resting and plan.target > state.requested
     is_settled = not plan.surplus and (plan.target == state.requested or is_refused)
     # Whoever goes or comes is chosen from what is, not from what was last heard, and so is whoever may come back.
-    if first is None and not (is_settled and going.issuperset(pool.dismissed)):
+    if first is None and not (is_settled and going.union(plan.emptied).issuperset(pool.dismissed)):
         return replace(nothing, needs_fresh=True)
     victims = engine.choose(state, plan.removable, plan.surplus) if plan.surplus else ()
     victims = [*victims, *plan.over]
@@ -128,7 +128,7 @@ async def _plan(
     await engines.record_members(connection, report, awaited, dismissed)
     # Members that the engine has not made yet go without anybody being chosen.
     chosen = len(victims) - len(plan.over)
-    size = min(len(state.active) - chosen, state.requested) if plan.surplus else plan.target
+    size = min(state.lasting - chosen, state.requested) if plan.surplus else plan.target
     if (size == state.requested or is_refused) and not victims:
         return nothing
     await engines.begin_scaling(connection, report, _ALONE_SECONDS)

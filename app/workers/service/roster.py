@@ -63,35 +63,36 @@ class Pool:
     @cached_property
     def has_blocks(self) -> bool:
         """Whether there are workers that can only be removed together."""
-        return any(host.block_size > 1 for host in self.hosts)
+        return any(worker.block is not None for worker in self.staying)
 
     @cached_property
     def groups(self) -> Sequence[Sequence[Worker]]:
-        """The staying workers by what is removed together: those of a block of an engine, or one alone.
+        """The staying workers by what is removed together: those of a block, or one alone.
 
-        In the order in which they leave: the highest slots first, so that those in use stay dense, and those that
-        nobody of ours has started last.
+        In the order in which they leave: those that nobody of ours has started last, the least work first, and the
+        highest slots, so that those in use stay dense.
         """
-        engines = {(host.provisioner, host.host) for host in self.hosts if host.block_size > 1}
         groups: dict[object, list[Worker]] = defaultdict(list)
         for worker in self.staying:
-            place = (worker.provisioner, worker.host)
-            groups[(*place, worker.block) if worker.block and place in engines else worker.id].append(worker)
-        return sorted(groups.values(), key=lambda group: (group[0].provisioner is None, -(group[0].slot or 0)))
+            groups[(worker.provisioner, worker.host, worker.block) if worker.block else worker.id].append(worker)
+        return sorted(
+            groups.values(),
+            key=lambda group: (group[0].provisioner is None, sum(w.busy for w in group), -(group[0].slot or 0)),
+        )
 
-    @property
+    @cached_property
     def removable_groups(self) -> Sequence[Sequence[Worker]]:
-        """The groups of ours that may leave where so many are idle, those first in which the fewest work.
+        """The groups of ours that may leave where so many are idle: no busy worker alone, as there each can go alone.
 
-        Somebody at work alone stays. In a block there would otherwise always be one, and so no block would ever leave.
+        In a block there would always be one at work, and so no block would ever leave.
         """
-        groups = [
+        return [
             group
             for group in self.groups
-            if all(worker.state == WorkerState.READY and worker.provisioner is not None for worker in group)
-            and (len(group) > 1 or not group[0].busy)
+            if group[0].provisioner is not None
+            and any(worker.state == WorkerState.READY for worker in group)
+            and (group[0].block is not None or not group[0].busy)
         ]
-        return sorted(groups, key=busy_workers)
 
     def part(self, host: Host) -> "Pool":
         """One of the hosts with its workers alone."""
@@ -100,11 +101,6 @@ class Pool:
     def of(self, host: Host) -> Sequence[Worker]:
         """The workers that a host keeps running."""
         return self.by_host.get((host.provisioner, host.host), ())
-
-
-def busy_workers(group: Iterable[Worker]) -> int:
-    """Number of those that hold a task."""
-    return sum(worker.busy for worker in group)
 
 
 async def pool(

@@ -58,7 +58,8 @@ _COLUMNS = tuple(f"assigned_{field}" for field in Assignment._fields)
 ASSIGNED = ", ".join(_COLUMNS)
 
 # A worker with a directive leaves, whatever its state, and counts as draining. now() is when the transaction began: a
-# first heartbeat that came later is counted by the next decision, once.
+# first heartbeat that came later is counted by the next decision, once. Anybody may have the label of a block, but not
+# the name.
 _READ = f"""
 SELECT w.id, CASE WHEN w.directive IS NOT NULL THEN 'draining' ELSE w.state END AS state, w.provisioner, w.host, w.slot,
     CASE WHEN w.registered_at IS NOT NULL THEN array_to_string(w.capabilities, ',') END AS capabilities,
@@ -68,7 +69,9 @@ SELECT w.id, CASE WHEN w.directive IS NOT NULL THEN 'draining' ELSE w.state END 
         AS age_seconds,
     CASE WHEN w.first_beat_at > $1 AND w.first_beat_at <= now()
         THEN extract(epoch FROM w.first_beat_at - w.requested_at)::float8 END AS took_seconds,
-    coalesce(w.directive = 'restart', false) AS restarting, w.labels ->> '{BLOCK_LABEL}' AS block
+    coalesce(w.directive = 'restart', false) AS restarting,
+    CASE WHEN starts_with(w.name, w.host || '-' || (w.labels ->> '{BLOCK_LABEL}') || '-')
+        THEN w.labels ->> '{BLOCK_LABEL}' END AS block
 FROM workers w WHERE w.{LIVE} ORDER BY w.id
 """
 

@@ -17,7 +17,7 @@ from app.scaling.rules.allocation import Load
 from app.scaling.rules.decision import ClassInputs, DecisionInputs, ExcludedTasks, Member, resolve
 from app.scaling.rules.demand import WaitingGroup
 from app.scaling.rules.explanation import explain
-from app.scaling.rules.idle import IdlePolicy, IdleSample
+from app.scaling.rules.idle import IdlePolicy, IdleSample, WorkerGroup
 from app.scaling.rules.target import ScalingPolicy, ScalingSnapshot, in_mode
 from app.workers.rules.hosts import WorkerLimit
 
@@ -49,7 +49,7 @@ _snapshots = st.builds(
     ScalingSnapshot,
     idle=st.integers(0, 9),
     busy=st.integers(0, 9),
-    removable_groups=st.none() | st.lists(st.integers(1, 4), max_size=3),
+    removable_groups=st.none() | st.lists(st.builds(WorkerGroup, st.integers(1, 4), st.integers(0, 4)), max_size=3),
     starting=st.lists(st.floats(0, 30), max_size=3),
     draining=st.integers(0, 3),
     waiting=st.none() | _groups,

@@ -9,7 +9,7 @@ import pytest
 
 from app.kernel.modes import Mode
 from app.scaling.rules.demand import WaitingGroup
-from app.scaling.rules.idle import IdlePolicy, IdleSample
+from app.scaling.rules.idle import IdlePolicy, IdleSample, WorkerGroup
 from app.scaling.rules.target import (
     Clamp,
     DecisionType,
@@ -209,26 +209,51 @@ def test_shrinking_stops_at_the_minimum() -> None:
     assert decided.clamps == (Clamp(limit="min_workers is 4", old_target=1, new_target=4),)
 
 
+def groups(*sizes: int | tuple[int, int]) -> list[WorkerGroup]:
+    """Groups of workers that are all idle, or not so many of them."""
+    return [WorkerGroup(*size) if isinstance(size, tuple) else WorkerGroup(size, size) for size in sizes]
+
+
 @pytest.mark.parametrize(
-    ("groups", "target"),
+    ("removable", "target"),
     [
         (None, 3),
-        ([2, 2, 2, 2], 4),  # 7 may go, so three blocks
-        ([4, 4], 6),
-        ([8], 10),
-        ([4, 1, 2], 3),
-        ([], 10),  # others of their blocks have just registered
+        (groups(2, 2, 2, 2), 4),  # 7 may go, so three blocks
+        (groups(4, 4), 6),
+        (groups(2, 6), 4),  # the larger one of both
+        (groups((6, 5), (2, 1), (2, 2)), 4),
+        (groups((4, 3), (4, 4)), 6),
+        (groups(8), 10),
+        (groups(4, 1, 2), 3),
+        (groups(), 10),  # others of their blocks have just registered
     ],
 )
-def test_of_blocks_whole_ones_go_and_the_target_is_what_remains(groups: list[int] | None, target: int) -> None:
+def test_of_blocks_whole_ones_go_and_the_target_is_what_remains(
+    removable: list[WorkerGroup] | None, target: int
+) -> None:
     policy = replace(POLICY, min_workers=3)
-    decided = plan(idle=8, busy=2, idle_history=idle((60.0, 8)), removable_groups=groups, policy=policy)
+    decided = plan(idle=8, busy=2, idle_history=idle((60.0, 8)), removable_groups=removable, policy=policy)
     assert (decided.target, decided.remove_idle, decided.drain_busy) == (target, 10 - target, 0)
-    is_limited = decided.clamps[-1:] == (
-        Clamp(limit="the workers of a block go together", old_target=3, new_target=target),
-    )
-    assert is_limited == (target != 3)
+    clamp = Clamp(limit="the workers of a block go together", old_target=3, new_target=target)
+    assert decided.clamps[1:] == (() if target == 3 else (clamp,))
+    assert decided.unsplit == target - 3
     assert decided.decision_type is (DecisionType.MAINTAIN if target == 10 else DecisionType.SCALE_DOWN)
+
+
+def test_a_part_of_a_block_above_a_bound_is_none_too_many() -> None:
+    """A pool of blocks of 4 that is to have 10 workers has 12."""
+    seen = {"removable_groups": groups(4, 4, (4, 0)), "smallest_group": 4}
+    at_most = replace(POLICY, max_workers=10)
+    busy_pool = plan(waiting(50), idle=8, busy=4, policy=at_most, **seen)
+    assert (busy_pool.target, busy_pool.remove_idle) == (12, 0)
+    calm = plan(idle=8, busy=4, idle_history=idle((60.0, 8)), policy=at_most, **seen)
+    assert (calm.target, calm.remove_idle) == (4, 8)
+    above = plan(idle=8, busy=4, policy=replace(POLICY, max_workers=8), **seen)
+    assert (above.target, above.remove_idle, above.drain_busy) == (8, 4, 0)
+    fixed = replace(POLICY, is_fixed=True)
+    assert plan(idle=8, busy=4, fixed_size=10, policy=fixed, **seen).decision_type is DecisionType.MAINTAIN
+    assert plan(idle=8, busy=4, fixed_size=8, policy=fixed, **seen).target == 8
+    assert plan(idle=8, busy=4, fixed_size=13, policy=fixed, **seen).start == 1
 
 
 @pytest.mark.parametrize("starting", [6, 2, 0])

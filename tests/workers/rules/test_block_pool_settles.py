@@ -10,7 +10,7 @@ import pytest
 from app.kernel.ids import WorkerId
 from app.workers.rules.engines import EngineMember, EngineState, MemberState, MemberWorker, admitted, plan_engine
 
-_STEPS, _QUIET_ROUNDS = 60, 40
+_STEPS, _QUIET_ROUNDS = 60, 80
 
 
 @dataclass(slots=True)
@@ -20,6 +20,7 @@ class _Place:
     name: str
     block: str
     worker: MemberWorker | None = None
+    is_queued: bool = True
     is_broken: bool = False
 
 
@@ -48,13 +49,15 @@ class _Pool:
         """As app.workers.service.membership admits it."""
         staying = sum(not worker.leaving for worker in self.workers)
         is_full = staying >= admitted(self.size, self.block_size)
-        if place.worker is None and not place.is_broken and not is_full and place.name not in self.dismissed:
+        is_able = place.worker is None and not place.is_broken and not place.is_queued
+        if is_able and not is_full and place.name not in self.dismissed:
             worker_id = WorkerId(uuid4())
             place.worker = MemberWorker(worker_id=worker_id, name=place.name, leaving=False, busy=False)
 
     def turn(self) -> bool:
         """A turn of app.workers.service.engine_pool; whether it changed anything."""
-        members = [EngineMember(name=p.name, state=MemberState.READY, block=p.block) for p in self.places]
+        states = {True: MemberState.PENDING, False: MemberState.READY}
+        members = [EngineMember(name=p.name, state=states[p.is_queued], block=p.block) for p in self.places]
         plan = plan_engine(
             EngineState(requested=len(members), members=members), self.workers, self.size, self.block_size
         )
@@ -62,7 +65,8 @@ class _Pool:
             if place.worker is not None and place.worker.worker_id in plan.drain:
                 self.set(place, leaving=True)
         victims: set[str] = set()
-        for block in dict.fromkeys(place.block for place in self.places):
+        queued_first = sorted(self.places, key=lambda place: not place.is_queued)
+        for block in dict.fromkeys(place.block for place in queued_first):
             names = {place.name for place in self.places if place.block == block}
             if len(victims) + len(names) <= plan.surplus and plan.removable >= names:
                 victims |= names
@@ -77,7 +81,7 @@ class _Pool:
     def step(self) -> None:
         """Something happens."""
         place = self.random.choice(self.places) if self.places else None
-        match self.random.randrange(7):
+        match self.random.randrange(8):
             case 0:
                 self.size = self.random.randrange(5 * self.block_size)
             case 1 | 2:
@@ -88,12 +92,23 @@ class _Pool:
                 self.set(place, busy=not place.worker.busy)
             case 6 if place:
                 place.worker = None
+            case 7 if place:
+                self.start(place.block)
+
+    def start(self, block: str) -> None:
+        """The job of a block begins."""
+        for place in self.places:
+            if place.block == block:
+                place.is_queued = False
 
     def quiet_round(self) -> bool:
-        """Workers that leave end their tasks and go, those that are not there try to register; a turn."""
+        """A block begins, workers that leave end their tasks and go, those that are missing try to register; a turn."""
+        if queued := [place.block for place in self.places if place.is_queued]:
+            self.start(self.random.choice(queued))
         for place in self.random.sample(self.places, len(self.places)):
             if place.worker is not None and place.worker.leaving:
-                place.worker = None
+                if not place.worker.busy or self.random.random() < 0.2:
+                    place.worker = None
             elif place.worker is not None and self.random.random() < 0.3:
                 self.set(place, busy=not place.worker.busy)
             elif self.random.random() < 0.7:

@@ -110,7 +110,8 @@ def test_only_whole_blocks_are_removed_and_expiring_ones_are_no_surplus() -> Non
     plan = plan_blocks([*blocks, queued("d")], POLICY, 12, NOW)
     names = {block.token: member_names("lab", block) for block in blocks}
     assert blocks_to_remove("lab", plan, {*names["a"], *names["b"][:3]}, 8) == [blocks[0]]
-    assert blocks_to_remove("lab", plan, {*names["a"], *names["b"]}, 7) == []
+    assert blocks_to_remove("lab", plan, {*names["a"], *names["b"], *names["c"]}, 12) == blocks[:2]
+    assert blocks_to_remove("lab", plan, {*names["a"], *names["b"]}, 3) == []
 
 
 def test_after_each_refusal_in_a_row_the_rest_is_longer_up_to_a_bound() -> None:

@@ -86,10 +86,10 @@ def test_of_a_block_all_workers_are_drained_or_none_the_idlest_block_first() -> 
     ]
 
 
-def _drained(blocks: Sequence[EngineMember], names: str, size: int, block_size: int, **more: int) -> list[str]:
+def _drained(blocks: Sequence[EngineMember], names: str, size: int, block_size: int, expiring: int = 0) -> list[str]:
     """Names of the workers that are drained where those of these names are there, in capitals at work."""
     workers = [worker(name.lower(), busy=name.isupper()) for name in names.split()]
-    plan = plan_engine(state(*blocks, **more), workers, size, block_size)
+    plan = plan_engine(replace(state(*blocks), expiring=expiring), workers, size, block_size)
     ids = {each.worker_id: each.name for each in workers}
     return [ids[worker_id] for worker_id in plan.drain]
 
@@ -109,7 +109,30 @@ def test_blocks_that_miss_workers_which_a_full_pool_does_not_admit_make_room_for
     # One that nobody has come from is given up instead.
     assert _drained(pairs[:4], "a0 a1", 2, 2) == []
     # One that is being replaced is above what the engine was asked for.
-    assert _drained(pairs[:4], "a0 j0", 2, 2, requested=2) == []
+    assert _drained(pairs[:4], "a0 j0", 2, 2, expiring=2) == []
+    # One that misses nobody gives way to none that misses many, as these may never come.
+    large = [replace(member(f"a{n}"), block="a") for n in range(8)]
+    assert _drained([*large, *pairs[2:4]], "a0 a1 J0 J1", 4, 2) == []
+
+
+def test_nobody_comes_back_to_a_block_that_gives_way_and_queued_ones_give_way_first() -> None:
+    pairs = [replace(member(f"{block}{n}"), block=block) for block in "aj" for n in range(2)]
+    queued = [replace(member(f"t{n}", MemberState.PENDING), block="t") for n in range(2)]
+    leaving = [worker("j0", leaving=True, busy=True), worker("j1", leaving=True)]
+    staying = [worker("a0"), worker("a1")]
+    assert plan_engine(state(*pairs), [*staying, *leaving], 2, 2).emptied == {"j0", "j1"}
+    assert plan_engine(state(*pairs, *queued), [*staying, *leaving], 4, 2).emptied == {"t0", "t1"}
+    assert plan_engine(state(*pairs), [*staying, *leaving], 4, 2).emptied == frozenset()
+    # Where somebody stays, others may come.
+    assert plan_engine(state(*pairs), [worker("a0"), worker("j0")], 4, 2).emptied == frozenset()
+
+
+def test_members_that_expire_are_no_surplus() -> None:
+    pairs = [replace(member(f"{block}{n}"), block=block) for block in "ajt" for n in range(2)]
+    expiring = replace(state(*pairs, requested=4), expiring=2)
+    workers = [worker(name) for name in ("a0", "a1", "j0", "j1")]
+    plans = [plan_engine(expiring, workers, size, 2) for size in (4, 2)]
+    assert [(plan.target, plan.surplus) for plan in plans] == [(4, 0), (2, 2)]
 
 
 def test_a_block_that_leaves_is_over_when_its_last_worker_has_gone() -> None:

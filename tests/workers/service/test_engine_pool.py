@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -197,24 +198,52 @@ async def test_a_pool_that_became_smaller_while_its_blocks_started_is_left_with_
     await keep(database, engine)
     await resize(database, 4)
     await keep(database, engine)
-    first = await register_member(database, "m-1")
-    await register_member(database, "m-3")
+    first = await register_member(database, "pool-b1-0")
+    await register_member(database, "pool-b2-0")
     await submitted(database)
     await leased(database, first.worker_id)
     await resize(database, 2)
     # The pool is full, so that neither block could become whole.
     with pytest.raises(PoolFull, match="is to have 2 workers"):
-        await register_member(database, "m-4")
+        await register_member(database, "pool-b2-1")
     await keep(database, engine)
-    assert await value(database, "SELECT array_agg(name) FROM workers WHERE directive = 'drain'") == ["m-3"]
+    assert await value(database, "SELECT array_agg(name) FROM workers WHERE directive = 'drain'") == ["pool-b2-0"]
     # Nobody comes back to the block that goes, or it would go on for ever.
-    for name in ("m-3", "m-4"):
+    for name in ("pool-b2-0", "pool-b2-1"):
         with pytest.raises(PoolFull, match=f"{name} is being removed"):
             await register_member(database, name)
-    await register_member(database, "m-2")
+    await register_member(database, "pool-b1-1")
     await keep(database, engine)
-    assert engine.removed == ["m-3", "m-4"]
+    assert engine.removed == ["pool-b2-0", "pool-b2-1"]
     assert await value(database, "SELECT count(*) FROM workers WHERE directive IS NOT NULL") == 1
+
+
+class ExpiringEngine(PairEngine):
+    """Its first block expires, and is not among those that it was asked for."""
+
+    async def state(self, *, fresh: bool) -> EngineState:
+        return replace(await super().state(fresh=fresh), requested=len(self.members) - 2, expiring=2)
+
+    def choose(self, state: EngineState, removable: frozenset[str], surplus: int) -> Sequence[str]:
+        return super().choose(replace(state, members=state.members[2:]), removable, surplus)
+
+
+async def test_what_replaces_a_block_that_is_needed_no_more_is_given_up_once(database: Database) -> None:
+    engine = ExpiringEngine()
+    engine.requested = 6
+    engine._fill()
+    await engine_pool.keep(database, engine, replace(POLICY, usual_size=4))
+    for name in ("pool-b1-0", "pool-b1-1", "pool-b2-0", "pool-b2-1"):
+        await register_member(database, name)
+    calls = engine.calls
+    await resize(database, 2)
+    for worker in ("pool-b1-0", "pool-b1-1"):
+        await execute(database, "UPDATE workers SET directive = 'drain' WHERE name = $1", worker)
+    await keep(database, engine)
+    assert (engine.requested, engine.removed, engine.calls) == (2, ["pool-b3-0", "pool-b3-1"], calls + 1)
+    for _ in range(3):
+        await keep(database, engine)
+    assert engine.calls == calls + 1
 
 
 async def test_a_worker_whose_member_goes_unplanned_gets_no_more_leases(database: Database) -> None:
