@@ -44,6 +44,7 @@ class NumberEngine:
         self.is_resting = False
         self.removed: list[str] = []
         self.calls = 0
+        self.fresh_looks = 0
         self.held = asyncio.Event()
         self.held.set()
         self._made = 0
@@ -71,6 +72,7 @@ class NumberEngine:
     async def state(self, *, fresh: bool) -> EngineState:
         if self.outage:
             raise EngineUnavailable(self.outage)
+        self.fresh_looks += fresh
         refusal = self.refusal if self.is_resting else None
         return EngineState(
             requested=self.requested, members=tuple(self.members), refusal=refusal, is_resting=self.is_resting

@@ -114,22 +114,23 @@ async def _plan(
         return nothing
     going = {member.name for member in state.members if member.state is MemberState.LEAVING}
     is_refused = state.is_resting and plan.target > state.requested
-    is_settled = not plan.surplus and (plan.target == state.requested or is_refused)
-    # Whoever goes or comes is chosen from what is, not from what was last heard, and so is whoever may come back.
-    if first is None and not (is_settled and going.union(plan.emptied).issuperset(pool.dismissed)):
-        return replace(nothing, needs_fresh=True)
     victims = engine.choose(state, plan.removable, plan.surplus) if plan.surplus else ()
     victims = [*victims, *plan.over]
+    # Members that the engine has not made yet go without anybody being chosen.
+    chosen = len(victims) - len(plan.over)
+    size = min(state.lasting - chosen, state.requested) if plan.surplus else plan.target
+    is_settled = (size == state.requested or is_refused) and not victims
+    # Whoever goes or comes is chosen from what is, not from what was last heard, and so is whoever may come back. Where
+    # nobody does, a batch scheduler, which many share, is left alone, be it for the hours of a block's last task.
+    if first is None and not (is_settled and going.union(plan.emptied).issuperset(pool.dismissed)):
+        return replace(nothing, needs_fresh=True)
     dismissed = going.union(victims, plan.emptied)
     awaited = {name: at for name, at in plan.awaited.items() if name not in dismissed}
     if engine.admits_unseen:
         awaited[ANY_MEMBER] = None
     # Members on their way out register no more, be they started anew meanwhile.
     await engines.record_members(connection, report, awaited, dismissed)
-    # Members that the engine has not made yet go without anybody being chosen.
-    chosen = len(victims) - len(plan.over)
-    size = min(state.lasting - chosen, state.requested) if plan.surplus else plan.target
-    if (size == state.requested or is_refused) and not victims:
+    if is_settled:
         return nothing
     await engines.begin_scaling(connection, report, _ALONE_SECONDS)
     return replace(nothing, size=size, victims=victims)

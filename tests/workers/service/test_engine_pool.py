@@ -218,6 +218,25 @@ async def test_a_pool_that_became_smaller_while_its_blocks_started_is_left_with_
     assert await value(database, "SELECT count(*) FROM workers WHERE directive IS NOT NULL") == 1
 
 
+async def test_a_scheduler_is_left_alone_while_a_block_waits_for_its_last_task(database: Database) -> None:
+    engine = PairEngine()
+    await engine_pool.keep(database, engine, replace(POLICY, usual_size=4))
+    ids = [(await register_member(database, f"pool-b{block}-{slot}")).worker_id for block in (1, 2) for slot in (0, 1)]
+    await submitted(database)
+    await leased(database, ids[2])
+    await drain(database, ids[2:])
+    await resize(database, 2)
+    await keep(database, engine)
+    looks = engine.fresh_looks
+    for _ in range(3):
+        await keep(database, engine)
+    assert engine.fresh_looks == looks
+    async with database.transaction() as connection:
+        await workers.say_goodbye(connection, ids[2], "drained")
+    await keep(database, engine)
+    assert engine.removed == ["pool-b2-0", "pool-b2-1"]
+
+
 class ExpiringEngine(PairEngine):
     """Its first block expires, and is not among those that it was asked for."""
 
