@@ -24,10 +24,10 @@ class Worker(NamedTuple):
     """A live worker; `state` is starting, ready or draining. A tuple, since there may be many.
 
     Without a `provisioner` somebody else started it. `capabilities` are the agent types that it can run, separated by
-    commas, as most can run the same; None before it has registered. Those of a `block` can only be removed together.
-    `age_seconds` is the time since a starting worker
+    commas, as most can run the same; None before it has registered. `age_seconds` is the time since a starting worker
     was requested or launched; `took_seconds` that from the request to the first heartbeat of one that has sent it since
-    the last decision; None for the others. A `restarting` worker leaves, and a successor takes its slot.
+    the last decision; None for the others. A `restarting` worker leaves, and a successor takes its slot. Those of a
+    `block` can only be removed together.
     """
 
     id: WorkerId

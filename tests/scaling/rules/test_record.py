@@ -194,6 +194,15 @@ def test_a_decision_is_made_again_at_the_price_of_then(price: float, target: int
     assert json.loads(records.replay(records.roster([]), text))["target_workers"] == target
 
 
+def test_a_decision_about_blocks_is_made_again_with_the_sizes_of_then() -> None:
+    groups = [WorkerGroup(4, 4), WorkerGroup(8, 1)]
+    snapshot = ScalingSnapshot(idle=5, busy=7, waiting=(), cpu=0.5, removable_groups=groups, smallest_group=4)
+    inputs = _plain(snapshot=snapshot, policy=ScalingPolicy(min_workers=1, max_workers=10))
+    read = records.inputs_of(records.roster([]), records.inputs_text(inputs))
+    assert (read.snapshot.removable_groups, read.snapshot.smallest_group) == (groups, 4)
+    assert records.replay(records.roster([]), records.inputs_text(inputs)) == _text(inputs)
+
+
 def test_what_is_not_known_any_more_is_passed_over() -> None:
     inputs = _plain()
     kept = json.loads(records.inputs_text(inputs))
