@@ -21,14 +21,6 @@ _BACK = "{0} = {0} - make_interval(secs => $1)"
 _TASK_MOMENTS = ("lease_expires_at", "deadline_at", "run_at", "deadline", "waiting_since", "leased_at")
 _WORKER_MOMENTS = ("requested_at", "launched_at", "last_seen_at")
 
-# Where the last turn of a duty stood.
-_STOOD_BACK = """
-UPDATE loop_ticks SET result = jsonb_set(result, '{stood}', (
-    SELECT jsonb_object_agg(key, CAST(value AS timestamptz) - make_interval(secs => $1))
-    FROM jsonb_each_text(result -> 'stood')))
-WHERE result -> 'stood' <> '{}'
-"""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassTime:
@@ -42,7 +34,6 @@ class PassTime:
         for table, moments in (("tasks", _TASK_MOMENTS), ("workers", _WORKER_MOMENTS), of_history):
             changes = ", ".join(_BACK.format(moment) for moment in moments)
             await service.beside.execute(f"UPDATE {table} SET {changes}", self.seconds)
-        await service.beside.execute(_STOOD_BACK, self.seconds)
         return None
 
     def judge(self, model: Model, observed: object) -> None:

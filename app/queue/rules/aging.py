@@ -24,6 +24,7 @@ STEPS: Sequence[AgingStep] = (
     AgingStep(priority=Priority.LOW, wait=timedelta(minutes=10)),
 )
 URGENT_WITHIN = timedelta(minutes=2)
+_SHORT_LOOK_SECONDS, _LOOKS_AT_ALL_EVERY = 0.1, 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,3 +45,12 @@ def aging_policy(config: AgingConfig) -> AgingPolicy:
 def is_urgent(deadline: datetime | None, now: datetime, within: timedelta = URGENT_WITHIN) -> bool:
     """Whether the deadline is near or past, so that the task becomes critical."""
     return deadline is not None and deadline - now < within
+
+
+def looks_at_all_deadlines(seconds: float, seconds_ago: float) -> bool:
+    """Whether the next look for near deadlines is at all of them, where the last such look took so many seconds.
+
+    It meets also what came back from a worker with a deadline that is near, as others do not. But it passes over every
+    task that was leased before its deadline, for as long as somebody keeps an old snapshot, and may take long then.
+    """
+    return seconds < _SHORT_LOOK_SECONDS or seconds_ago >= _LOOKS_AT_ALL_EVERY

@@ -1,44 +1,75 @@
 """Aging of waiting tasks: the duty that raises their priorities."""
 
+import time
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import duties
+from app.db.duties import LastTurn
 from app.kernel.lanes import Priority
-from app.queue.rules.aging import AgingPolicy
+from app.queue.rules.aging import AgingPolicy, looks_at_all_deadlines
+from app.queue.service import counters
 from app.queue.store import aging
 
 AGE_TASKS = "age tasks"
-# A task that was locked when its time had come was skipped; it is met again within this time.
-_OVERLAP = timedelta(seconds=60)
+# Those locked at one look are met at the next.
+_OVERLAP = timedelta(seconds=5)
 
 
 async def age_tasks(connection: AsyncConnection, policy: AgingPolicy) -> dict[str, Any]:
-    """Raise tasks whose time has come, from where the last turn stopped; return the counts and the new positions.
+    """Raise tasks whose time has come; return the counts, and what the next turn has to know.
 
-    The result is stored with the duty, so the next turn need not walk over tasks that were looked at already.
+    Each search leaves out what is behind it for good: index entries of tasks that are leased or have risen, which stay
+    for as long as somebody keeps an old snapshot.
     """
     last_turn = (await duties.last_turns(connection, (AGE_TASKS,))).get(AGE_TASKS)
-    positions: dict[str, str] = dict(last_turn.result.get("stood", {})) if last_turn else {}
-    raised_count = 0
+    raised_count, came = await _raise_old(connection, policy, _moments(last_turn))
+    urgent_count, deadlines = await _raise_urgent(connection, policy, last_turn)
+    return {"aged": raised_count, "urgent": urgent_count, "came": came, "deadlines": deadlines}
+
+
+async def _raise_old(
+    connection: AsyncConnection, policy: AgingPolicy, came_before: Mapping[Priority, datetime]
+) -> tuple[int, dict[str, str]]:
+    """Raise what has waited for long; return the number, and since when those that came to a priority have waited.
+
+    From the longest-waiting task of each priority on, as it was found last. What has risen brings its age along, so the
+    next turn begins there.
+    """
+    oldest = await counters.oldest_since(connection)
+    raised_count, came = 0, dict[str, str]()
     for step in policy.steps:
-        raised_tasks = await aging.age(connection, step.priority, step.wait, _start(positions, step.priority))
+        since = min(oldest[step.priority], came_before.get(step.priority, oldest[step.priority]))
+        raised_tasks = await aging.age(connection, step.priority, step.wait, since)
         raised_count += raised_tasks.tasks
-        if raised_tasks.since is not None and raised_tasks.until is not None:
-            positions[step.priority.name] = raised_tasks.until.isoformat()
-            # They bring their age along, so the next priority is searched again from there.
-            _move_back(positions, Priority(step.priority + 1), raised_tasks.since)
-    urgent_count = await aging.expedite(connection, policy.urgent_within)
-    return {"aged": raised_count, "urgent": urgent_count, "stood": positions}
+        if raised_tasks.since is not None:
+            came[Priority(step.priority + 1).name] = raised_tasks.since.isoformat()
+    return raised_count, came
 
 
-def _move_back(positions: dict[str, str], priority: Priority, since: datetime) -> None:
-    """Include tasks that came from below: they may have waited longer than those already looked at here."""
-    if priority.name in positions:
-        positions[priority.name] = min(datetime.fromisoformat(positions[priority.name]), since).isoformat()
+async def _raise_urgent(
+    connection: AsyncConnection, policy: AgingPolicy, last_turn: LastTurn | None
+) -> tuple[int, dict[str, Any]]:
+    """Make tasks critical whose deadline is near; return the number, and how the last look at all deadlines went.
+
+    Other looks meet the deadlines that have come near since the last turn.
+    """
+    look = last_turn.result.get("deadlines") if last_turn else None
+    span = None
+    if last_turn is not None and look is not None:
+        look = {**look, "seconds_ago": look["seconds_ago"] + last_turn.ago.total_seconds()}
+        if not look["is_cut"] and not looks_at_all_deadlines(look["seconds"], look["seconds_ago"]):
+            span = last_turn.ago + _OVERLAP
+    begun = time.monotonic()
+    count = await aging.expedite(connection, policy.urgent_within, span, aging.MAX_EXPEDITED)
+    if span is None:
+        look = {"seconds": round(time.monotonic() - begun, 3), "seconds_ago": 0.0}
+    return count, {**(look or {}), "is_cut": count >= aging.MAX_EXPEDITED}
 
 
-def _start(positions: dict[str, str], priority: Priority) -> datetime | None:
-    return datetime.fromisoformat(positions[priority.name]) - _OVERLAP if priority.name in positions else None
+def _moments(last_turn: LastTurn | None) -> dict[Priority, datetime]:
+    came = last_turn.result.get("came", {}) if last_turn else {}
+    return {Priority[name]: datetime.fromisoformat(since) for name, since in came.items()}

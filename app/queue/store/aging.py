@@ -12,6 +12,8 @@ from app.kernel.events import TaskEvent
 from app.kernel.lanes import SPAN, Priority
 from app.queue.store import lanes
 
+MAX_EXPEDITED = 1000
+
 
 def _priority_name(column: str) -> str:
     names = ", ".join(f"'{priority.name.lower()}'" for priority in sorted(Priority))
@@ -65,7 +67,7 @@ _MOVE = f"""
 SELECT * FROM raised
 """
 
-# From `since` on: before it are only index entries of tasks that have aged or were leased already.
+# From `since` on: before it are only index entries of tasks that have risen or were leased already.
 _AGE = text(f"""
 WITH due AS MATERIALIZED (
     SELECT id, agent_type, priority, goal_id, tag, seq FROM tasks
@@ -80,17 +82,17 @@ WITH due AS MATERIALIZED (
     SELECT id, agent_type, priority, goal_id, tag, seq FROM tasks
     WHERE deadline IS NOT NULL AND priority < 4 AND state IN ('blocked', 'pending')
       AND deadline < now() + CAST(:within AS interval)
+      AND deadline >= coalesce(now() + CAST(:within AS interval) - CAST(:span AS interval), '-infinity')
     ORDER BY deadline LIMIT :limit FOR UPDATE SKIP LOCKED
 ){_MOVE}""")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgingResult:
-    """Number of tasks that moved, and the earliest and latest time since when one of them had been waiting."""
+    """Number of tasks that moved, and the earliest time since when one of them had been waiting."""
 
     tasks: int
     since: datetime | None
-    until: datetime | None
 
 
 async def age(
@@ -101,9 +103,12 @@ async def age(
     return await _move(connection, _AGE, {**values, "reason": "waited"})
 
 
-async def expedite(connection: AsyncConnection, within: timedelta, limit: int = 1000) -> int:
-    """Make tasks critical whose deadline is past or comes within this time; return their number."""
-    values = {"to": Priority.CRITICAL.value, "within": within, "limit": limit, "reason": "deadline"}
+async def expedite(connection: AsyncConnection, within: timedelta, span: timedelta | None, limit: int) -> int:
+    """Make tasks critical, at most `limit`, whose deadline comes within this time or is past; return their number.
+
+    With a `span` only those whose deadline has come so near no longer ago than it.
+    """
+    values = {"to": Priority.CRITICAL.value, "within": within, "span": span, "limit": limit, "reason": "deadline"}
     return (await _move(connection, _EXPEDITE, values)).tasks
 
 
@@ -113,5 +118,4 @@ async def _move(connection: AsyncConnection, statement: TextClause, values: dict
         notify.note(connection, notify.EVENTS)
     ready = [row for row in rows if row["state"] == "pending" and row["run_at"] is None]
     notify.note_work(connection, lanes.lowest_tags(ready))
-    moments = [row["waiting_since"] for row in rows]
-    return AgingResult(tasks=len(rows), since=min(moments, default=None), until=max(moments, default=None))
+    return AgingResult(tasks=len(rows), since=min((row["waiting_since"] for row in rows), default=None))

@@ -11,8 +11,9 @@ from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
 from app.queue.broker.broker import Broker
 from app.queue.broker.calls import LeaseCall
-from app.queue.rules.aging import AgingPolicy
+from app.queue.rules.aging import AgingPolicy, looks_at_all_deadlines
 from app.queue.service import aging
+from app.queue.store import aging as store
 from app.queue.store.claims import Lease
 from tests.support.factories import ready_worker, submitted
 from tests.support.sql import execute, fetch, value
@@ -183,3 +184,36 @@ async def test_many_that_age_at_once_are_moved_by_and_by_and_go_on_where_it_stop
     assert [(await _tick(database))["aged"] for _ in range(4)] == [200, 200, 100, 0]
     tags = [row["tag"] for row in await fetch(database, "SELECT tag FROM tasks ORDER BY seq")]
     assert tags == sorted(set(tags))
+
+
+async def test_what_comes_back_with_a_near_deadline_hurries_within_a_minute(database: Database) -> None:
+    """Where a look at all deadlines takes long, others meet those alone that have come near since."""
+    (back, near) = await submitted(database, 2, priority=Priority.LOW)
+    await _tick(database)
+    dear = "UPDATE loop_ticks SET result = jsonb_set(result, '{deadlines}', $1)"
+    await execute(database, dear, '{"seconds": 1, "seconds_ago": 0, "is_cut": false}')
+    await execute(database, "UPDATE tasks SET deadline = now() + interval '1 min' WHERE id = $1", back)
+    await execute(database, "UPDATE tasks SET deadline = now() + interval '2 min' WHERE id = $1", near)
+    assert await _tick(database) == {"aged": 0, "urgent": 1}
+    assert (await _priorities(database)) == {back: Priority.LOW, near: Priority.CRITICAL}
+    await execute(database, "UPDATE loop_ticks SET last_run_at = now() - interval '1 min'")
+    await execute(database, "UPDATE tasks SET deadline = now() + interval '30 s' WHERE id = $1", back)
+    assert await _tick(database) == {"aged": 0, "urgent": 1}
+
+
+async def test_after_as_many_deadlines_as_fit_a_look_all_of_them_are_looked_at_again(database: Database) -> None:
+    await submitted(database, 3, priority=Priority.LOW)
+    await execute(database, "UPDATE tasks SET deadline = now()")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "MAX_EXPEDITED", 2)
+        assert await _tick(database) == {"aged": 0, "urgent": 2}
+    last = "UPDATE loop_ticks SET result = jsonb_set(result, '{deadlines,seconds}', '1')"
+    await execute(database, last)
+    await execute(database, "UPDATE tasks SET deadline = now() - interval '1 h'")
+    assert await _tick(database) == {"aged": 0, "urgent": 1}
+
+
+def test_all_deadlines_are_looked_at_as_often_as_that_is_cheap() -> None:
+    assert looks_at_all_deadlines(0.01, 1)
+    assert not looks_at_all_deadlines(0.5, 30)
+    assert looks_at_all_deadlines(0.5, 60)

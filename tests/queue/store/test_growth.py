@@ -172,7 +172,7 @@ async def test_what_happens_to_many_tasks_at_once(full: Database, log: PlanLog) 
             with costs.of("ageing", batch):
                 assert (await aging.age(connection, Priority.LOW, timedelta(0), None, batch)).tasks == batch
             with costs.of("near deadlines", batch):
-                assert await aging.expedite(connection, timedelta(hours=1), batch) == batch
+                assert await aging.expedite(connection, timedelta(hours=1), None, batch) == batch
             await holds.close(connection, "goal", Hold.PAUSED)
             hold = await holds.lock_next(connection)
             assert hold is not None

@@ -16,11 +16,14 @@ from app.kernel.agents import AgentType
 from app.kernel.ids import WorkerId
 from app.queue.broker.broker import Broker
 from app.queue.broker.calls import LeaseCall
+from app.queue.rules.aging import AgingPolicy
 from app.queue.rules.tasks import LeasePolicy
+from app.queue.service.aging import AGE_TASKS, age_tasks
 from app.queue.service.counters import FIND_OLDEST, find_oldest, oldest_since
 from app.queue.service.leases import LeaseService
 from app.queue.store import attempts, claims, counters
 from tests.support.factories import GENERATION, completion, ready_worker, submitted
+from tests.support.plans import explained, explaining
 from tests.support.sql import execute
 from tests.support.turns import take_turn
 
@@ -144,3 +147,39 @@ async def test_the_oldest_task_is_found_at_the_same_cost_too(shop: _Shop) -> Non
 
     before = await cost_after(10)
     assert await cost_after(_ROUNDS) <= before + 20
+
+
+@pytest.mark.slow
+async def test_aging_costs_the_same_too(shop: _Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tasks were leased that had waited for long, each before its deadline: no turn may walk over all of them."""
+    await explaining(shop.database, "auto")
+    # Connections are explained from their beginning on.
+    database = Database(shop.database.url)
+    change = "UPDATE loop_ticks SET result = jsonb_set(result, $2, $3) WHERE duty = $1"
+
+    async def turn_pages() -> int:
+        await take_turn(database, FIND_OLDEST, find_oldest)
+        log.take()
+        result = await take_turn(database, AGE_TASKS, lambda connection: age_tasks(connection, AgingPolicy()))
+        assert (result["aged"], result["urgent"]) == (0, 0)
+        return log.take().pages
+
+    with explained(monkeypatch) as log:
+        before = [await turn_pages() for _ in range(2)][-1]
+        await execute(
+            database,
+            "UPDATE tasks SET deadline = now() + interval '1 min', waiting_since = now() - interval '1 h' "
+            "WHERE seq IN (SELECT seq FROM tasks ORDER BY seq LIMIT $1)",
+            _ROUNDS,
+        )
+        await _work_off(shop.broker, shop.desk, shop.worker, _ROUNDS)
+        # A look at all deadlines was short until now.
+        all_deadlines = await turn_pages()
+        assert all_deadlines >= before + _ROUNDS // 40
+        await execute(database, change, AGE_TASKS, ["deadlines", "seconds"], "1")
+        # Those of the minute have come near since the last turn.
+        await execute(database, "UPDATE loop_ticks SET last_run_at = now() WHERE duty = $1", AGE_TASKS)
+        assert await turn_pages() <= before + 20
+        await execute(database, change, AGE_TASKS, ["deadlines", "seconds_ago"], "60")
+        assert await turn_pages() >= all_deadlines - 20
+    await database.close()
