@@ -49,6 +49,8 @@ async def find_oldest(connection: AsyncConnection) -> dict[str, Any]:
     """
     # Taken before the search: what becomes ready during it belongs to the next one.
     moment, last = await now(connection), await _last_look(connection)
+    if last and datetime.fromisoformat(last["looked_at"]) > moment:
+        last = {}  # the clock of the database was set back, so tasks may be older than what it found
     looked_back = last.get("looked_back", {})
     looks_back = is_look_back_due(_looked_at(looked_back), moment)
     floors = _floors(looked_back or last, looks_back=True) if looks_back else _floors(last)

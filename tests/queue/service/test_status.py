@@ -298,3 +298,14 @@ async def _plan(database: Database, statement: str, values: Any) -> str:
     async with database.engine.connect() as connection:
         rows = await connection.exec_driver_sql(f"EXPLAIN {statement}", tuple(values))
         return "\n".join(rows.scalars())
+
+
+async def test_the_oldest_task_is_found_after_the_clock_was_set_back(database: Database) -> None:
+    await take_turn(database, counters.FIND_OLDEST, counters.find_oldest)
+    ahead = "UPDATE loop_ticks SET result = jsonb_set(result, '{looked_at}', to_jsonb(now() + interval '1 h'))"
+    await execute(database, ahead)
+    await submitted(database, priority=Priority.LOW)
+    await execute(database, "UPDATE tasks SET waiting_since = now() - interval '5 s'")
+    wait = (await _oldest(database))[Priority.LOW]
+    assert wait is not None
+    assert wait >= timedelta(seconds=5)
