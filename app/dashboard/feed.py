@@ -32,7 +32,7 @@ _AGE = re.compile(r'(<span class="age"[^>]*>)[^<]*')
 # Topics that were announced since the last look; all of them at the first, which is None.
 News = Collection[str] | None
 Look = Callable[[Viewer, News], Awaitable[dict[str, str]]]
-MAX_PAUSE_SECONDS = 5.0
+_MAX_PAUSE_SECONDS = 5.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -178,7 +178,7 @@ class Feed:
                     log.exception("the dashboard could not be looked at")
                 took = watch.elapsed
             pause = self._budget.pause(watch.cost, time.monotonic())
-            await asyncio.sleep(min(MAX_PAUSE_SECONDS, max(_SHORT_SECONDS - took, pause)))
+            await asyncio.sleep(min(_MAX_PAUSE_SECONDS, max(_SHORT_SECONDS - took, pause)))
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), self._idle_seconds)
 

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.dashboard.access import Viewer
 from app.dashboard.api_calls import Api, Refused
-from app.dashboard.feed import MAX_PAUSE_SECONDS, Budget, News, Stopwatch
+from app.dashboard.feed import Budget, News, Stopwatch
 from app.db import notify
 from app.db.database import Database
 from app.http.fields import priority_name
@@ -27,6 +27,8 @@ from app.queue.store.counters import OldestTask
 _MINUTES = 60
 _MINUTE = timedelta(minutes=1)
 _DECISIONS = 200
+# Parts rest no longer than this, whatever they cost.
+_MAX_REST_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,15 +97,15 @@ class Part:
 
 # The numbers of waiting and running tasks are read at every look, the rest of the queue seldom.
 _PARTS: Mapping[str, Part] = {
-    "queues": Part(topics=frozenset({notify.EVENTS, notify.STATUS}), least_seconds=2.0, idle_seconds=5.0),
-    "fleet": Part(topics=frozenset({notify.FLEET, notify.LAUNCHES, notify.CONFIG}), idle_seconds=5.0),
-    "report": Part(topics=frozenset({notify.STATUS, notify.FLEET}), least_seconds=1.0, idle_seconds=5.0),
-    "alerts": Part(topics=frozenset({notify.STATUS}), idle_seconds=5.0),
+    "queues": Part(topics=frozenset({notify.EVENTS, notify.STATUS}), least_seconds=2.0, idle_seconds=10.0),
+    "fleet": Part(topics=frozenset({notify.FLEET, notify.LAUNCHES, notify.CONFIG}), idle_seconds=10.0),
+    "report": Part(topics=frozenset({notify.STATUS, notify.FLEET}), least_seconds=1.0, idle_seconds=10.0),
+    "alerts": Part(topics=frozenset({notify.STATUS}), idle_seconds=10.0),
     "models": Part(topics=frozenset({notify.STATUS}), idle_seconds=10.0),
     "decision": Part(topics=frozenset({notify.FLEET, notify.LAUNCHES}), least_seconds=1.0, idle_seconds=10.0),
     "agents": Part(topics=frozenset({notify.WEIGHTS, notify.CONFIG}), idle_seconds=10.0),
     "last_letter": Part(topics=frozenset({notify.EVENTS}), least_seconds=3.0, idle_seconds=10.0),
-    "oldest": Part(topics=frozenset({notify.EVENTS}), least_seconds=2.0, idle_seconds=5.0),
+    "oldest": Part(topics=frozenset({notify.EVENTS}), least_seconds=2.0, idle_seconds=10.0),
     "hour": Part(idle_seconds=60.0),
 }
 TOPICS = frozenset().union(*(part.topics for part in _PARTS.values()))
@@ -125,7 +127,7 @@ class Looker:
     ) -> None:
         """`budget` is that of the looks; `last_hour` is shared with others."""
         self._database, self._budget, self._last_hour = database, budget, last_hour or LastHour()
-        self._parts_budget, self._rests_until = Budget(), 0.0
+        self._parts_budget, self._rests_until = Budget(share=1 / 200, at_once_seconds=0.15), 0.0
         self._values: dict[str, Any] = {}
         self._read_at: dict[str, float] = {}
         self._heard: set[str] = set()
@@ -160,7 +162,7 @@ class Looker:
         if due and self._budget is not None:
             cost, now = watch.cost, time.monotonic()
             self._budget.exempt(cost)
-            self._rests_until = now + min(MAX_PAUSE_SECONDS, self._parts_budget.pause(cost, now))
+            self._rests_until = now + min(_MAX_REST_SECONDS, self._parts_budget.pause(cost, now))
         return Sight(**self._values)
 
     def _is_due(self, name: str, part: Part, moment: float) -> bool:
