@@ -7,11 +7,12 @@ from benchmarks.testbed import Testbed
 TASKS_PER_GOAL = 100
 _CHUNK = 100_000
 
-# All agent types, four priorities, many goals; ahead of every tag that the service has passed.
+# All agent types, four priorities, many goals; ids in order of time as the service makes them, and ahead of every tag
+# that it has passed.
 _FILL = """
 INSERT INTO tasks (id, state, agent_type, goal_id, priority, payload, labels, timeout_seconds, max_attempts,
                    retry_delays, request_hash, created_at, waiting_since, tag)
-SELECT gen_random_uuid(), 'pending',
+SELECT uuidv7(), 'pending',
        (ARRAY['evolution', 'generation', 'meta_review', 'proximity', 'ranking', 'reflection'])[1 + n % 6],
        'goal-' || (n / $3), 1 + (n / 6) % 4, '{"topic": "planetary motion"}', '{}', 600, 3, '{5,30,120}', '', now(),
        clock_timestamp(),
