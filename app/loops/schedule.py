@@ -27,6 +27,7 @@ from app.health.service.delivery import MessageSender
 from app.kernel.modes import Mode
 from app.llm.service import budgets, parking, permits
 from app.llm.store import budgets as budget_store
+from app.llm.store import permits as permit_store
 from app.loops import housekeeping
 from app.memory.rules.checkpoints import CheckpointPolicy
 from app.memory.service import checkpoints
@@ -169,7 +170,12 @@ DUTIES: Sequence[Duty] = (
     ),
     # Adjustments are made in steps with a pause between them; a longer interval would prolong each pause.
     Duty(name="weigh agents", seconds=5, run=lambda _, db, turn: weights.tick(db), wakes_on=notify.CONFIG),
-    Duty(name=counters.FIND_OLDEST, seconds=5, run=lambda _, db, turn: counters.find_oldest(db)),
+    Duty(
+        name=counters.FIND_OLDEST,
+        seconds=5,
+        run=lambda _, db, turn: counters.find_oldest(db),
+        due=lambda _: counter_store.HAS_TASKS,
+    ),
     Duty(name=counters.CHECK_COUNTERS, seconds=300, run=lambda _, db, turn: counters.check_counters(db)),
     Duty(name=degradation.WATCH, seconds=5, run=lambda _, db, turn: _watch_resources(db)),
     Duty(
@@ -177,7 +183,12 @@ DUTIES: Sequence[Duty] = (
         seconds=5,
         run=lambda c, db, turn: alerts.watch(db, c.capacity, with_webhooks=c.webhook_sender is not None),
     ),
-    Duty(name="sweep permits", seconds=5, run=lambda _, db, turn: permits.sweep(db)),
+    Duty(
+        name="sweep permits",
+        seconds=5,
+        run=lambda _, db, turn: permits.sweep(db),
+        due=lambda _: permit_store.HAS_RECENT,
+    ),
     # With the promotion of delayed tasks and the start of a handler within 5 s of when the model answers again.
     Duty(
         name="wake parked tasks",

@@ -116,7 +116,8 @@ class LocalProvisioner:
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError, ValueError):
                 # Only leaders of sessions are workers: between fork and exec a handler's process looks like its worker.
-                if process.status() == psutil.STATUS_ZOMBIE or os.getsid(process.pid) != process.pid:
+                # The status of each is a file to read, which few come to.
+                if os.getsid(process.pid) != process.pid or process.status() == psutil.STATUS_ZOMBIE:
                     continue
                 # A handler, which as root has another user, could have such a command line as well.
                 if process.uids().real != os.getuid():
