@@ -252,5 +252,8 @@ async def page(connection: AsyncConnection, *, after: str, limit: int) -> Page[d
 
 
 async def prune(connection: AsyncConnection, limit: int = BATCH) -> int:
-    """Delete keys of workers that ended more than an hour ago, at most `limit`; return the number deleted."""
+    """Delete keys of workers that ended an hour ago, and of so many uses that expired 30 days ago; return the number.
+
+    At most `limit` are deleted.
+    """
     return (await connection.execute(_PRUNE, {"limit": limit})).rowcount

@@ -31,7 +31,6 @@ from app.queue.service.degradation import CurrentStep
 log = logging.getLogger(__name__)
 # Named in place of a key where a step was not ordered.
 _AUTOMATIC = "convener"
-# A change is announced; one whose announcement was lost is read after this long.
 # Every change is announced; this is for those whose announcement was lost.
 _POLL_SECONDS = 5.0
 _TOPICS = frozenset({notify.WEIGHTS, notify.CONFIG})
