@@ -18,6 +18,10 @@ _LOOK_FOR_WORK_SECONDS = 0.5
 _MISSED_TURNS = 3.0
 _PATIENCE_SECONDS = 10.0
 _REPEAT_SECONDS = 60.0
+# What duties look through may grow: while somebody keeps an old snapshot it holds all that has gone since. So each
+# rests for so many times as long as its turn has taken, but no longer than sweeps may be away without sparing what they
+# meet.
+_REST_FACTOR, _LONGEST_REST_SECONDS = 4.0, 2.0
 
 
 class Runner:
@@ -56,19 +60,23 @@ class Runner:
             is_woken = wake.is_set()
             wake.clear()
             due.clear()
-            await self._run_once(item, is_woken=is_woken)
+            took = await self._run_once(item, is_woken=is_woken)
+            rest = _rest_seconds(took) if isinstance(item, Duty) else 0.0
             # A little jitter keeps replicas from trying in step.
             jitter = random.uniform(0.9, 1.0)  # noqa: S311
-            if not await _is_set_within(wake, item.seconds * jitter) and item.due is not None:
+            if not await _is_set_within(wake, max(item.seconds * jitter, rest)) and item.due is not None:
                 await _is_set_within(due, (item.longest_seconds - item.seconds) * jitter)
 
     async def _look_for_work(self) -> None:
         """Look twice a second, by one statement for all, which turns have something to do."""
+        rest = 0.0
         while True:
-            await asyncio.sleep(_LOOK_FOR_WORK_SECONDS * random.uniform(0.9, 1.0))  # noqa: S311
+            await asyncio.sleep(max(_LOOK_FOR_WORK_SECONDS * random.uniform(0.9, 1.0), rest))  # noqa: S311
+            begun_at, rest = asyncio.get_running_loop().time(), 0.0
             conditions = {item.name: item.due(self._context) for item in self._schedule if item.due is not None}
             try:
                 due = await hot_path.run(self._context.database, partial(duties.look, conditions=conditions))
+                rest = _rest_seconds(asyncio.get_running_loop().time() - begun_at)
             except (DatabaseUnavailable, Locked):
                 due = frozenset()
             except Exception as error:
@@ -78,19 +86,23 @@ class Runner:
             for name in due:
                 self._due_events[name].set()
 
-    async def _run_once(self, item: Duty | Job, *, is_woken: bool) -> None:
+    async def _run_once(self, item: Duty | Job, *, is_woken: bool) -> float:
+        """Take a turn; return the seconds that it took, 0 where it failed: trying again is not to be late."""
+        begun_at = asyncio.get_running_loop().time()
         try:
             if isinstance(item, Job):
                 await item.run(self._context)
             else:
                 await self._take_turn(item, is_woken=is_woken)
             self._ended_at[item.name] = asyncio.get_running_loop().time()
+            return self._ended_at[item.name] - begun_at
         except DatabaseUnavailable as error:
             # The connections tell of an outage, once for all duties.
             level = logging.DEBUG if self._context.database.outage.is_on else logging.WARNING
             log.log(level, "%s: %s Trying again", item.name, error.detail)
         except Exception as error:
             self._log_failure(item.name, error)
+        return 0.0
 
     def _log_failure(self, name: str, error: Exception) -> None:
         """Log an error with its traceback, and the same one again no sooner than a minute later."""
@@ -143,6 +155,11 @@ class Runner:
             await duties.record(connection, duty.name, result, held_back=held_back, every_seconds=every_seconds)
         if any(result.values()):
             log.debug("%s: %s", duty.name, result)
+
+
+def _rest_seconds(took: float) -> float:
+    """Seconds of rest after a turn that took so many."""
+    return min(_LONGEST_REST_SECONDS, _REST_FACTOR * took)
 
 
 async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:

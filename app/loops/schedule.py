@@ -27,7 +27,6 @@ from app.health.service.delivery import MessageSender
 from app.kernel.modes import Mode
 from app.llm.service import budgets, parking, permits
 from app.llm.store import budgets as budget_store
-from app.llm.store import permits as permit_store
 from app.loops import housekeeping
 from app.memory.rules.checkpoints import CheckpointPolicy
 from app.memory.service import checkpoints
@@ -183,12 +182,7 @@ DUTIES: Sequence[Duty] = (
         seconds=5,
         run=lambda c, db, turn: alerts.watch(db, c.capacity, with_webhooks=c.webhook_sender is not None),
     ),
-    Duty(
-        name="sweep permits",
-        seconds=5,
-        run=lambda _, db, turn: permits.sweep(db),
-        due=lambda _: permit_store.HAS_RECENT,
-    ),
+    Duty(name="sweep permits", seconds=5, run=lambda _, db, turn: permits.sweep(db)),
     # With the promotion of delayed tasks and the start of a handler within 5 s of when the model answers again.
     Duty(
         name="wake parked tasks",

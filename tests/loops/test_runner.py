@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,31 @@ async def test_a_ring_during_a_turn_is_not_lost(database: Database) -> None:
             return turns == 2
 
         await until(again)
+
+
+async def test_a_duty_that_takes_long_rests_for_four_times_as_long(database: Database) -> None:
+    """What it looks through may have grown, and the others have the database too."""
+    ended: list[float] = []
+
+    async def work(*_: object) -> Done:
+        await asyncio.sleep(0.3)
+        ended.append(asyncio.get_running_loop().time())
+        return {}
+
+    async def job(_: object) -> None:
+        await work()
+
+    async def has_three() -> bool:
+        return len(ended) >= 3
+
+    async with running(database, _duty(work)):
+        await until(has_three)
+    assert min(later - earlier for earlier, later in pairwise(ended)) >= 1.4
+    ended.clear()
+    # A job may wait for others, which costs the database nothing.
+    async with running(database, Job(name="test", seconds=0.05, run=job)):
+        await until(has_three)
+    assert min(later - earlier for earlier, later in pairwise(ended)) < 1.4
 
 
 async def test_a_turn_is_not_taken_before_its_time(database: Database, replica: Database) -> None:

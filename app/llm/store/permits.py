@@ -127,9 +127,6 @@ SELECT {_PERMIT} FROM llm_permits WHERE ended_at IS NULL AND expires_at > now() 
 ORDER BY id
 """
 
-# Condition under which permits may expire, or reservations and answers have been added; each by its index.
-HAS_RECENT = """(EXISTS (SELECT FROM llm_permits WHERE ended_at IS NULL)
-    OR EXISTS (SELECT FROM llm_permits WHERE ended_at > now() - interval '1 minute'))"""
 _PRUNE = deletion("llm_permits", "ended_at < now() - interval '1 hour'", "ended_at")
 
 
