@@ -28,6 +28,25 @@ _SHORT_LOOK_SECONDS, _LOOKS_AT_ALL_EVERY = 0.1, 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeadlineLook:
+    """The last look at all deadlines: seconds that it took, and since.
+
+    `is_cut` where more were near than a turn raises. Such a look meets also what came back from a worker with a near
+    deadline, as others do not. But it passes over every task that was leased before its deadline, for as long as
+    somebody keeps an old snapshot, and may take long.
+    """
+
+    seconds: float = 0.0
+    seconds_ago: float = 0.0
+    is_cut: bool = False
+
+    @property
+    def is_due(self) -> bool:
+        """Whether to look at all deadlines again."""
+        return self.is_cut or self.seconds < _SHORT_LOOK_SECONDS or self.seconds_ago >= _LOOKS_AT_ALL_EVERY
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AgingPolicy:
     """Steps, highest first, and the time before its deadline at which a task becomes critical."""
 
@@ -45,12 +64,3 @@ def aging_policy(config: AgingConfig) -> AgingPolicy:
 def is_urgent(deadline: datetime | None, now: datetime, within: timedelta = URGENT_WITHIN) -> bool:
     """Whether the deadline is near or past, so that the task becomes critical."""
     return deadline is not None and deadline - now < within
-
-
-def looks_at_all_deadlines(seconds: float, seconds_ago: float) -> bool:
-    """Whether the next look for near deadlines is at all of them, where the last such look took so many seconds.
-
-    It meets also what came back from a worker with a deadline that is near, as others do not. But it passes over every
-    task that was leased before its deadline, for as long as somebody keeps an old snapshot, and may take long then.
-    """
-    return seconds < _SHORT_LOOK_SECONDS or seconds_ago >= _LOOKS_AT_ALL_EVERY

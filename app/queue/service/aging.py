@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -10,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.db import duties
 from app.db.duties import LastTurn
 from app.kernel.lanes import Priority
-from app.queue.rules.aging import AgingPolicy, looks_at_all_deadlines
+from app.queue.rules.aging import AgingPolicy, DeadlineLook
 from app.queue.service import counters
 from app.queue.store import aging
 
@@ -27,8 +28,8 @@ async def age_tasks(connection: AsyncConnection, policy: AgingPolicy) -> dict[st
     """
     last_turn = (await duties.last_turns(connection, (AGE_TASKS,))).get(AGE_TASKS)
     raised_count, came = await _raise_old(connection, policy, _moments(last_turn))
-    urgent_count, deadlines = await _raise_urgent(connection, policy, last_turn)
-    return {"aged": raised_count, "urgent": urgent_count, "came": came, "deadlines": deadlines}
+    urgent_count, look = await _raise_urgent(connection, policy, last_turn)
+    return {"aged": raised_count, "urgent": urgent_count, "came": came, "deadlines": asdict(look)}
 
 
 async def _raise_old(
@@ -52,22 +53,21 @@ async def _raise_old(
 
 async def _raise_urgent(
     connection: AsyncConnection, policy: AgingPolicy, last_turn: LastTurn | None
-) -> tuple[int, dict[str, Any]]:
+) -> tuple[int, DeadlineLook]:
     """Make tasks critical whose deadline is near; return the number, and how the last look at all deadlines went.
 
     Other looks meet the deadlines that have come near since the last turn.
     """
-    look = last_turn.result.get("deadlines") if last_turn else None
-    span = None
-    if last_turn is not None and look is not None:
-        look = {**look, "seconds_ago": look["seconds_ago"] + last_turn.ago.total_seconds()}
-        if not look["is_cut"] and not looks_at_all_deadlines(look["seconds"], look["seconds_ago"]):
-            span = last_turn.ago + _OVERLAP
+    look, ago = DeadlineLook(), timedelta(0)
+    if last_turn is not None and "deadlines" in last_turn.result:
+        look, ago = DeadlineLook(**last_turn.result["deadlines"]), last_turn.ago
+    look = replace(look, seconds_ago=look.seconds_ago + ago.total_seconds())
+    span = None if look.is_due else ago + _OVERLAP
     begun = time.monotonic()
     count = await aging.expedite(connection, policy.urgent_within, span, aging.MAX_EXPEDITED)
     if span is None:
-        look = {"seconds": round(time.monotonic() - begun, 3), "seconds_ago": 0.0}
-    return count, {**(look or {}), "is_cut": count >= aging.MAX_EXPEDITED}
+        look = DeadlineLook(seconds=round(time.monotonic() - begun, 3))
+    return count, replace(look, is_cut=count >= aging.MAX_EXPEDITED)
 
 
 def _moments(last_turn: LastTurn | None) -> dict[Priority, datetime]:

@@ -11,7 +11,7 @@ from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
 from app.queue.broker.broker import Broker
 from app.queue.broker.calls import LeaseCall
-from app.queue.rules.aging import AgingPolicy, looks_at_all_deadlines
+from app.queue.rules.aging import AgingPolicy, DeadlineLook
 from app.queue.service import aging
 from app.queue.store import aging as store
 from app.queue.store.claims import Lease
@@ -214,6 +214,8 @@ async def test_after_as_many_deadlines_as_fit_a_look_all_of_them_are_looked_at_a
 
 
 def test_all_deadlines_are_looked_at_as_often_as_that_is_cheap() -> None:
-    assert looks_at_all_deadlines(0.01, 1)
-    assert not looks_at_all_deadlines(0.5, 30)
-    assert looks_at_all_deadlines(0.5, 60)
+    assert DeadlineLook().is_due
+    assert DeadlineLook(seconds=0.01, seconds_ago=1).is_due
+    assert not DeadlineLook(seconds=0.5, seconds_ago=30).is_due
+    assert DeadlineLook(seconds=0.5, seconds_ago=60).is_due
+    assert DeadlineLook(seconds=0.5, seconds_ago=1, is_cut=True).is_due
