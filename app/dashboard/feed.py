@@ -43,7 +43,7 @@ class Budget:
     """
 
     share: float = 1 / 100
-    at_once_seconds: float = 0.3
+    at_once_seconds: float = 0.2
     _debt: float = 0.0
     _at: float | None = None
     _exempt: float = 0.0

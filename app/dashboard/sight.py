@@ -28,7 +28,7 @@ _MINUTES = 60
 _MINUTE = timedelta(minutes=1)
 _DECISIONS = 200
 # Parts rest no longer than this, whatever they cost.
-_MAX_REST_SECONDS = 10.0
+_MAX_REST_SECONDS = 15.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,15 +97,15 @@ class Part:
 
 # The numbers of waiting and running tasks are read at every look, the rest of the queue seldom.
 _PARTS: Mapping[str, Part] = {
-    "queues": Part(topics=frozenset({notify.EVENTS, notify.STATUS}), least_seconds=2.0, idle_seconds=10.0),
-    "fleet": Part(topics=frozenset({notify.FLEET, notify.LAUNCHES, notify.CONFIG}), idle_seconds=10.0),
-    "report": Part(topics=frozenset({notify.STATUS, notify.FLEET}), least_seconds=1.0, idle_seconds=10.0),
-    "alerts": Part(topics=frozenset({notify.STATUS}), idle_seconds=10.0),
-    "models": Part(topics=frozenset({notify.STATUS}), idle_seconds=10.0),
-    "decision": Part(topics=frozenset({notify.FLEET, notify.LAUNCHES}), least_seconds=1.0, idle_seconds=10.0),
-    "agents": Part(topics=frozenset({notify.WEIGHTS, notify.CONFIG}), idle_seconds=10.0),
-    "last_letter": Part(topics=frozenset({notify.EVENTS}), least_seconds=3.0, idle_seconds=10.0),
-    "oldest": Part(topics=frozenset({notify.EVENTS}), least_seconds=2.0, idle_seconds=10.0),
+    "queues": Part(topics=frozenset({notify.EVENTS, notify.STATUS}), least_seconds=2.0, idle_seconds=15.0),
+    "fleet": Part(topics=frozenset({notify.FLEET, notify.LAUNCHES, notify.CONFIG}), idle_seconds=15.0),
+    "report": Part(topics=frozenset({notify.STATUS, notify.FLEET}), least_seconds=1.0, idle_seconds=15.0),
+    "alerts": Part(topics=frozenset({notify.STATUS}), idle_seconds=15.0),
+    "models": Part(topics=frozenset({notify.STATUS}), idle_seconds=30.0),
+    "decision": Part(topics=frozenset({notify.FLEET, notify.LAUNCHES}), least_seconds=1.0, idle_seconds=30.0),
+    "agents": Part(topics=frozenset({notify.WEIGHTS, notify.CONFIG}), idle_seconds=30.0),
+    "last_letter": Part(topics=frozenset({notify.EVENTS}), least_seconds=3.0, idle_seconds=30.0),
+    "oldest": Part(topics=frozenset({notify.EVENTS}), least_seconds=2.0, idle_seconds=15.0),
     "hour": Part(idle_seconds=60.0),
 }
 TOPICS = frozenset().union(*(part.topics for part in _PARTS.values()))
