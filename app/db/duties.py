@@ -13,7 +13,7 @@ from app.db.hot_path import HotConnection
 from app.db.retention import BATCH, deletion
 
 _TURNS = text("""
-SELECT duty, now() - last_run_at AS ago, CAST(result AS text) AS result FROM loop_ticks
+SELECT duty, greatest(now() - last_run_at, interval '0') AS ago, CAST(result AS text) AS result FROM loop_ticks
 WHERE duty = ANY (CAST(:duties AS text[])) AND last_run_at IS NOT NULL
 """)
 
@@ -33,11 +33,13 @@ class Turn:
 
 _ENSURE = text("INSERT INTO loop_ticks (duty) VALUES (:duty) ON CONFLICT DO NOTHING")
 
+# One that has run in the future: the clock was set back, and nobody waits until it is then again.
 _CLAIM = text("""
-SELECT duty, coalesce(extract(epoch FROM now() - last_run_at), 0) AS seconds_since_last, held_back,
+SELECT duty, greatest(coalesce(extract(epoch FROM now() - last_run_at), 0), 0) AS seconds_since_last, held_back,
        CASE WHEN held_back THEN extract(epoch FROM now() - (result ->> 'held_back_since')::timestamptz) END AS held_for
 FROM loop_ticks
-WHERE duty = :duty AND (last_run_at IS NULL OR last_run_at <= now() - make_interval(secs => :interval))
+WHERE duty = :duty AND (last_run_at IS NULL OR last_run_at <= now() - make_interval(secs => :interval)
+                        OR last_run_at > now() + interval '1 min')
 FOR UPDATE SKIP LOCKED
 """)
 

@@ -201,6 +201,21 @@ async def test_a_ring_during_a_turn_is_not_lost(database: Database) -> None:
         await until(again)
 
 
+async def test_turns_go_on_after_the_clock_was_set_back(database: Database) -> None:
+    async with running(database, _duty(_Counter().duty)):
+        await _until_runs(database, 1)
+    await execute(database, "UPDATE loop_ticks SET last_run_at = last_run_at + interval '1 h'")
+    spans: list[float] = []
+
+    async def note(_: Context, __: AsyncConnection, turn: Turn) -> Done:
+        spans.append(turn.seconds_since_last)
+        return {}
+
+    async with running(database, _duty(note)):
+        await _until_runs(database, 3)
+    assert spans[0] == 0
+
+
 async def test_a_duty_that_takes_long_rests_for_four_times_as_long(database: Database) -> None:
     """What it looks through may have grown, and the others have the database too."""
     ended: list[float] = []

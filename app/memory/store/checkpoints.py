@@ -186,6 +186,7 @@ DELETE FROM checkpoints WHERE id NOT IN (SELECT id FROM checkpoints ORDER BY id 
 _SET_SEQUENCE = text("SELECT setval(pg_get_serial_sequence('tasks', 'seq'), max(seq)) FROM tasks")
 # A JSON row has null both for an entry whose value is the JSON null and for one without a value.
 _RESTORE_NULLS = text("UPDATE context_entries SET value = CAST('null' AS jsonb) WHERE value IS NULL AND NOT deleted")
+_FORGET_TURNS = text("DELETE FROM loop_ticks")
 _APPEND_EVENTS = text(f"""
 INSERT INTO events (kind, task_id, agent_type, goal_id, token, priority, detail)
 SELECT CASE WHEN id = ANY (CAST(:released_ids AS uuid[])) THEN '{TaskEvent.RELEASED}' ELSE '{TaskEvent.SUBMITTED}' END,
@@ -321,9 +322,13 @@ async def insert_rows(connection: AsyncConnection, table: Table, rows: Sequence[
 
 
 async def finish_restore(connection: AsyncConnection, released_ids: Collection[str], reason: str) -> None:
-    """After the rows are in: continue the sequence of tasks, repair JSON nulls, and append an event for each task."""
+    """After the rows are in: continue the sequence of tasks, repair JSON nulls, and append an event for each task.
+
+    What turns of duties remember is forgotten, as they took place in a database without these tasks.
+    """
     await connection.execute(_SET_SEQUENCE)
     await connection.execute(_RESTORE_NULLS)
+    await connection.execute(_FORGET_TURNS)
     detail = json.dumps({"reason": reason})
     await connection.execute(_APPEND_EVENTS, {"released_ids": list(released_ids), "detail": detail})
 

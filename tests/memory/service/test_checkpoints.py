@@ -237,7 +237,13 @@ async def test_a_restore_brings_everything_back(own_database: Database, server_u
     await add_example_2_results(own_database)
     await tick(own_database)
     async with _empty(server_url, migrated=migrated) as database:
+        if migrated:
+            beside = await database.connect()
+            await beside.execute("INSERT INTO loop_ticks (duty, last_run_at) VALUES ('find the oldest', now())")
+            await beside.close()
         done = await _restore(database, own_database)
+        # A turn that took place without these tasks knows nothing of them.
+        assert await fetch(database, "SELECT duty FROM loop_ticks") == []
         assert (done.tasks, done.released, done.dependencies, done.context) == (3, 1, 2, 2)
         task = await everything(database, lease.task_id)
         assert (task["state"], task["worker_id"], task["token"]) == ("pending", None, 7)
