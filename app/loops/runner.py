@@ -19,8 +19,7 @@ _MISSED_TURNS = 3.0
 _PATIENCE_SECONDS = 10.0
 _REPEAT_SECONDS = 60.0
 # What duties look through may grow: while somebody keeps an old snapshot it holds all that has gone since. So each
-# rests for so many times as long as its turn has taken, but no longer than sweeps may be away without sparing what they
-# meet.
+# rests for so many times as long as its turn has taken; not for long, as others wait for what it does.
 _REST_FACTOR, _LONGEST_REST_SECONDS = 4.0, 2.0
 
 
@@ -61,7 +60,7 @@ class Runner:
             wake.clear()
             due.clear()
             took = await self._run_once(item, is_woken=is_woken)
-            rest = _rest_seconds(took) if isinstance(item, Duty) else 0.0
+            rest = _rest_seconds(took) if isinstance(item, Duty) and item.rests else 0.0
             # A little jitter keeps replicas from trying in step.
             jitter = random.uniform(0.9, 1.0)  # noqa: S311
             if not await _is_set_within(wake, max(item.seconds * jitter, rest)) and item.due is not None:
@@ -87,7 +86,7 @@ class Runner:
                 self._due_events[name].set()
 
     async def _run_once(self, item: Duty | Job, *, is_woken: bool) -> float:
-        """Take a turn; return the seconds that it took, 0 where it failed: trying again is not to be late."""
+        """Take a turn; return the seconds that it took, 0 where the database is away, as nobody rests from that."""
         begun_at = asyncio.get_running_loop().time()
         try:
             if isinstance(item, Job):
@@ -95,14 +94,14 @@ class Runner:
             else:
                 await self._take_turn(item, is_woken=is_woken)
             self._ended_at[item.name] = asyncio.get_running_loop().time()
-            return self._ended_at[item.name] - begun_at
         except DatabaseUnavailable as error:
             # The connections tell of an outage, once for all duties.
             level = logging.DEBUG if self._context.database.outage.is_on else logging.WARNING
             log.log(level, "%s: %s Trying again", item.name, error.detail)
+            return 0.0
         except Exception as error:
             self._log_failure(item.name, error)
-        return 0.0
+        return asyncio.get_running_loop().time() - begun_at
 
     def _log_failure(self, name: str, error: Exception) -> None:
         """Log an error with its traceback, and the same one again no sooner than a minute later."""

@@ -92,11 +92,13 @@ class _Item:
 class Duty(_Item):
     """Periodic work in one transaction, done by one replica at a time.
 
-    A duty of one host (`is_local`) ends with its host, so its interval is not stored: no one must miss it.
+    A duty of one host (`is_local`) ends with its host, so its interval is not stored: no one must miss it. One that
+    `rests` is not taken up again soon after a turn that took long.
     """
 
     run: Callable[[Context, AsyncConnection, Turn], Awaitable[dict[str, Any]]]
     is_local: bool = False
+    rests: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,9 +128,16 @@ DUTIES: Sequence[Duty] = (
         due=lambda _: counter_store.HAS_LEASES,
         # Well below the pause after which a sweep spares what it meets.
         idle_seconds=SweepPolicy().paused_after_seconds / 2,
+        rests=False,
     ),
     Duty(name="sweep stray leases", seconds=15, run=lambda c, db, turn: expiry.sweep_strays(db, c.leases)),
-    Duty(name=_SWEEP_WORKERS, seconds=0.5, run=lambda c, db, turn: workers.sweep(db, c.health, turn), due=_may_be_lost),
+    Duty(
+        name=_SWEEP_WORKERS,
+        seconds=0.5,
+        run=lambda c, db, turn: workers.sweep(db, c.health, turn),
+        due=_may_be_lost,
+        rests=False,
+    ),
     Duty(
         name=expiry.PROMOTE,
         seconds=0.5,
@@ -169,12 +178,7 @@ DUTIES: Sequence[Duty] = (
     ),
     # Adjustments are made in steps with a pause between them; a longer interval would prolong each pause.
     Duty(name="weigh agents", seconds=5, run=lambda _, db, turn: weights.tick(db), wakes_on=notify.CONFIG),
-    Duty(
-        name=counters.FIND_OLDEST,
-        seconds=5,
-        run=lambda _, db, turn: counters.find_oldest(db),
-        due=lambda _: counter_store.HAS_TASKS,
-    ),
+    Duty(name=counters.FIND_OLDEST, seconds=5, run=lambda _, db, turn: counters.find_oldest(db)),
     Duty(name=counters.CHECK_COUNTERS, seconds=300, run=lambda _, db, turn: counters.check_counters(db)),
     Duty(name=degradation.WATCH, seconds=5, run=lambda _, db, turn: _watch_resources(db)),
     Duty(
