@@ -24,15 +24,17 @@ STEPS: Sequence[AgingStep] = (
     AgingStep(priority=Priority.LOW, wait=timedelta(minutes=10)),
 )
 URGENT_WITHIN = timedelta(minutes=2)
-_SHORT_LOOK_SECONDS, _LOOKS_AT_ALL_EVERY = 0.1, 60.0
+# A look at all deadlines that took less is repeated at every turn, others after so many seconds.
+_SHORT_LOOK_SECONDS = 0.25
+_LOOKS_AT_ALL_EVERY_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadlineLook:
-    """The last look at all deadlines: seconds that it took, and since.
+    """The last look at all deadlines: the seconds that it took, and those since it.
 
-    `is_cut` where more were near than a turn raises. Such a look meets also what came back from a worker with a near
-    deadline, as others do not. But it passes over every task that was leased before its deadline, for as long as
+    `is_cut` where more were near than a turn raises. Such a look meets also what came back from a worker, or was given
+    a near deadline, as others do not. But it passes over every task that was leased before its deadline, for as long as
     somebody keeps an old snapshot, and may take long.
     """
 
@@ -43,7 +45,7 @@ class DeadlineLook:
     @property
     def is_due(self) -> bool:
         """Whether to look at all deadlines again."""
-        return self.is_cut or self.seconds < _SHORT_LOOK_SECONDS or self.seconds_ago >= _LOOKS_AT_ALL_EVERY
+        return self.is_cut or self.seconds < _SHORT_LOOK_SECONDS or self.seconds_ago >= _LOOKS_AT_ALL_EVERY_SECONDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -23,8 +23,8 @@ _OVERLAP = timedelta(seconds=5)
 async def age_tasks(connection: AsyncConnection, policy: AgingPolicy) -> dict[str, Any]:
     """Raise tasks whose time has come; return the counts, and what the next turn has to know.
 
-    Each search leaves out what is behind it for good: index entries of tasks that are leased or have risen, which stay
-    for as long as somebody keeps an old snapshot.
+    Each search leaves out what earlier ones have dealt with: index entries of tasks that are leased or have risen. They
+    stay for as long as somebody keeps an old snapshot.
     """
     last_turn = (await duties.last_turns(connection, (AGE_TASKS,))).get(AGE_TASKS)
     raised_count, came = await _raise_old(connection, policy, _moments(last_turn))
@@ -59,8 +59,11 @@ async def _raise_urgent(
     Other looks meet the deadlines that have come near since the last turn.
     """
     look, ago = DeadlineLook(), timedelta(0)
-    if last_turn is not None and "deadlines" in last_turn.result:
-        look, ago = DeadlineLook(**last_turn.result["deadlines"]), last_turn.ago
+    if last_turn is not None:
+        # Another version may know more of it.
+        stored = last_turn.result.get("deadlines", {})
+        names = {field.name for field in fields(DeadlineLook)} & stored.keys()
+        look, ago = DeadlineLook(**{name: stored[name] for name in names}), last_turn.ago
     look = replace(look, seconds_ago=look.seconds_ago + ago.total_seconds())
     span = None if look.is_due else ago + _OVERLAP
     begun = time.monotonic()

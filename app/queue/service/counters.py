@@ -63,7 +63,10 @@ async def find_oldest(connection: AsyncConnection) -> dict[str, Any]:
 
 
 async def oldest_since(connection: AsyncConnection) -> Mapping[Priority, datetime]:
-    """Times before which no task of each priority became ready, by the last turn of `find_oldest`."""
+    """Times before which no task of each priority became ready, by the last turn of `find_oldest`.
+
+    What has risen since the last look back may have waited for longer.
+    """
     return _floors(await _last_look(connection))
 
 

@@ -12,11 +12,12 @@ from app.kernel.lanes import Priority
 from app.queue.broker.broker import Broker
 from app.queue.broker.calls import LeaseCall
 from app.queue.rules.aging import AgingPolicy, DeadlineLook
-from app.queue.service import aging
+from app.queue.service import aging, counters
 from app.queue.store import aging as store
 from app.queue.store.claims import Lease
 from tests.support.factories import ready_worker, submitted
 from tests.support.sql import execute, fetch, value
+from tests.support.turns import take_turn
 
 _AGE = "UPDATE tasks SET waiting_since = now() - make_interval(mins => $1)"
 
@@ -219,3 +220,39 @@ def test_all_deadlines_are_looked_at_as_often_as_that_is_cheap() -> None:
     assert not DeadlineLook(seconds=0.5, seconds_ago=30).is_due
     assert DeadlineLook(seconds=0.5, seconds_ago=60).is_due
     assert DeadlineLook(seconds=0.5, seconds_ago=1, is_cut=True).is_due
+
+
+async def test_what_is_due_twice_rises_twice_while_the_oldest_is_looked_for(database: Database) -> None:
+    await take_turn(database, counters.FIND_OLDEST, counters.find_oldest)
+    tasks = await submitted(database, 300, priority=Priority.LOW)
+    await execute(database, _AGE, 25)
+    # As found by a look that has met them.
+    await execute(database, "UPDATE loop_ticks SET result = NULL")
+    for _ in range(3):
+        await take_turn(database, counters.FIND_OLDEST, counters.find_oldest)
+        await _tick(database)
+    priorities = await _priorities(database)
+    assert [priorities[task] for task in tasks] == [Priority.HIGH] * 300
+
+
+async def test_what_an_operator_has_raised_goes_on_rising_within_a_minute(database: Database) -> None:
+    (task,) = await submitted(database, priority=Priority.LOW)
+    await execute(database, _AGE, 25)
+    await take_turn(database, counters.FIND_OLDEST, counters.find_oldest)
+    await execute(database, "UPDATE tasks SET priority = $1", Priority.MEDIUM)
+    await _tick(database)
+    assert await _priorities(database) == {task: Priority.MEDIUM}
+    minute_ago = "jsonb_set(result, '{looked_back,looked_at}', to_jsonb(now() - interval '1 min'))"
+    await execute(database, f"UPDATE loop_ticks SET result = {minute_ago} WHERE duty = $1", counters.FIND_OLDEST)
+    await take_turn(database, counters.FIND_OLDEST, counters.find_oldest)
+    await _tick(database)
+    assert await _priorities(database) == {task: Priority.HIGH}
+
+
+async def test_what_another_version_has_stored_stops_no_turn(database: Database) -> None:
+    await submitted(database, priority=Priority.LOW)
+    await _tick(database)
+    newer = '{"seconds": 0, "more": 1}'
+    await execute(database, "UPDATE loop_ticks SET result = jsonb_set(result, '{deadlines}', $1)", newer)
+    await execute(database, _AGE, 11)
+    assert await _tick(database) == {"aged": 1, "urgent": 0}
