@@ -37,13 +37,14 @@ _MAX_PAUSE_SECONDS = 5.0
 
 @dataclass(slots=True, kw_only=True)
 class Budget:
-    """Time that looks may take: a share of all time in the long run, and some of it at once.
+    """Time that looks may take: a share of all time in the long run, and some of it at once; a pause has a longest.
 
     So a change is seen at once, and what changes all the time is looked at the more seldom the more it costs.
     """
 
     share: float = 1 / 100
     at_once_seconds: float = 0.2
+    longest_seconds: float = float("inf")
     _debt: float = 0.0
     _at: float | None = None
     _exempt: float = 0.0
@@ -56,7 +57,9 @@ class Budget:
         """Seconds until the next look may begin, after one that has taken so many."""
         earned = 0.0 if self._at is None else (now - self._at) * self.share
         cost, self._exempt = max(0.0, cost - self._exempt), 0.0
-        self._debt, self._at = max(0.0, self._debt - earned) + cost, now
+        # No more is owed than the longest pause makes good, or looks that were dear once would come seldom for long.
+        largest_debt = self.at_once_seconds + self.share * self.longest_seconds
+        self._debt, self._at = min(largest_debt, max(0.0, self._debt - earned) + cost), now
         return max(0.0, (self._debt - self.at_once_seconds) / self.share)
 
 
@@ -95,7 +98,7 @@ class Feed:
         slots: asyncio.Semaphore,
     ) -> None:
         """It looks again once one of the topics is announced, and after so long without any."""
-        self._budget = Budget()
+        self._budget = Budget(longest_seconds=_MAX_PAUSE_SECONDS)
         self._services, self._look, self._slots = services, new_look(self._budget), slots
         self._topics, self._idle_seconds = frozenset(topics), idle_seconds
         self._viewers: list[Viewer] = []
@@ -178,7 +181,7 @@ class Feed:
                     log.exception("the dashboard could not be looked at")
                 took = watch.elapsed
             pause = self._budget.pause(watch.cost, time.monotonic())
-            await asyncio.sleep(min(_MAX_PAUSE_SECONDS, max(_SHORT_SECONDS - took, pause)))
+            await asyncio.sleep(max(_SHORT_SECONDS - took, pause))
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), self._idle_seconds)
 

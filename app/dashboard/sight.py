@@ -109,7 +109,8 @@ _PARTS: Mapping[str, Part] = {
     "hour": Part(idle_seconds=60.0),
 }
 TOPICS = frozenset().union(*(part.topics for part in _PARTS.values()))
-IDLE_SECONDS = min(part.idle_seconds for part in _PARTS.values())
+# A look without a part that is due reads the numbers of tasks alone.
+IDLE_SECONDS = 5.0
 
 
 class Looker:
@@ -127,10 +128,12 @@ class Looker:
     ) -> None:
         """`budget` is that of the looks; `last_hour` is shared with others."""
         self._database, self._budget, self._last_hour = database, budget, last_hour or LastHour()
-        self._parts_budget, self._rests_until = Budget(share=1 / 200, at_once_seconds=0.15), 0.0
+        self._parts_budget = Budget(share=1 / 200, at_once_seconds=0.15, longest_seconds=_MAX_REST_SECONDS)
+        self._rests_until = 0.0
         self._values: dict[str, Any] = {}
         self._read_at: dict[str, float] = {}
         self._heard: set[str] = set()
+        self._pressing: set[str] = set()
 
     async def look(self, viewer: Viewer, news: News = None) -> Sight:
         """Everything as it is, and the last hour as it was a minute ago at most. Raises Refused."""
@@ -141,10 +144,17 @@ class Looker:
             self._rests_until = 0.0
         else:
             self._heard |= {name for name, part in _PARTS.items() if not part.topics.isdisjoint(news)}
+            # What people have ordered, and alerts, wait for no rest.
+            if notify.STATUS in news:
+                self._pressing |= {name for name, part in _PARTS.items() if notify.STATUS in part.topics}
         if self._last_hour.read_at > self._read_at.get("hour", float("-inf")):
             self._values["hour"], self._read_at["hour"] = self._last_hour.hour, self._last_hour.read_at
         rests = moment < self._rests_until
-        due = [] if rests else [name for name, part in _PARTS.items() if self._is_due(name, part, moment)]
+        due = [
+            name
+            for name, part in _PARTS.items()
+            if self._is_due(name, part, moment) and (not rests or name in self._pressing)
+        ]
         if self._database is None or "queues" in due:
             self._values["queues"] = await viewer.api.get("/queues")
         else:
@@ -159,10 +169,11 @@ class Looker:
         if "hour" in due and self._values["hour"].is_complete:
             self._last_hour.hour, self._last_hour.read_at = self._values["hour"], moment
         self._heard.difference_update(due)
+        self._pressing.difference_update(due)
         if due and self._budget is not None:
             cost, now = watch.cost, time.monotonic()
             self._budget.exempt(cost)
-            self._rests_until = now + min(_MAX_REST_SECONDS, self._parts_budget.pause(cost, now))
+            self._rests_until = now + self._parts_budget.pause(cost, now)
         return Sight(**self._values)
 
     def _is_due(self, name: str, part: Part, moment: float) -> bool:

@@ -169,6 +169,10 @@ def test_looks_take_a_hundredth_of_the_time_and_a_change_after_quiet_waits_for_n
     assert budget.pause(0.01, now + 20) == 0
     quiet = Budget()
     assert [quiet.pause(0.03, 3.0 * number) for number in range(100)] == [0.0] * 100
+    # Looks that were dear once do not come seldom for long.
+    bounded = Budget(longest_seconds=5)
+    assert bounded.pause(100.0, 0.0) == pytest.approx(5)
+    assert bounded.pause(0.0, 5.0) == pytest.approx(0)
     # What counts elsewhere does not count here.
     dear = Budget()
     for number in range(100):
@@ -188,13 +192,17 @@ async def test_numbers_of_tasks_are_told_while_what_is_dear_to_read_rests(
     assert budget.pause(10.0, 0.0) == 0.0
     await service.submitted(agent_type="ranking")
     looker._read_at = dict.fromkeys(looker._read_at, float("-inf"))  # all of it would be due
-    second = await looker.look(viewer, {notify.EVENTS, notify.STATUS})
+    second = await looker.look(viewer, {notify.EVENTS})
     assert [look.queues["depth"]["total"] for look in (first, second)] == [0, 1]
     assert first.report is second.report
+    # What somebody has ordered waits for no rest.
+    pressed = await looker.look(viewer, {notify.STATUS})
+    assert pressed.report is not first.report
+    assert pressed.fleet is first.fleet
     # What was heard of is read once the rest is over.
     looker._rests_until = 0.0
     third = await looker.look(viewer, ())
-    assert third.report is not first.report
+    assert third.fleet is not first.fleet
 
 
 async def test_the_last_hour_is_read_once_a_minute_for_those_with_the_same_rights(
