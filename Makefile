@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo local-llm demo-llm test-llm up test test-schema test-replicated quick check format lint imports types openapi reference docs lock bench bench-attacks bench-claim bench-dashboard bench-decisions bench-heartbeats bench-language-model bench-packing bench-permits bench-recovery bench-stopping sbom screenshots clean
+.PHONY: demo local-llm demo-llm test-llm up test quick check format lint imports types openapi reference docs lock bench bench-attacks bench-claim bench-stopping bench-decisions bench-heartbeats bench-language-model bench-packing bench-permits bench-recovery sbom test-schema screenshots clean
 
 # What runs the service is a quarter of what develops it, so a first `make up` fetches no more; where all is there, that is used.
 SERVICE_READY := .venv/.service-ready
@@ -56,7 +56,7 @@ test-schema: $(READY)
 	@CONVENER_SCHEMA_CASES=20000 $(BIN)/pytest $(IN_PARALLEL) tests/security/test_schema.py
 
 # The system suite with two of everything: two APIs behind haproxy, two loops, and a pgbouncer for one of each.
-.PHONY: demo local-llm demo-llm test-llm up test test-schema test-replicated quick check format lint imports types openapi reference docs lock bench bench-attacks bench-claim bench-dashboard bench-decisions bench-heartbeats bench-language-model bench-packing bench-permits bench-recovery bench-stopping sbom screenshots clean
+.PHONY: test-replicated
 test-replicated: $(READY)
 	@CONVENER_TEST_TOPOLOGY=replicated CONVENER_TEST_PROXIES=required $(BIN)/pytest $(IN_PARALLEL) tests/system
 
@@ -111,7 +111,7 @@ bench-packing: $(READY)
 bench-decisions: $(READY)
 	@$(BIN)/python -m benchmarks --only decisions
 
-.PHONY: demo local-llm demo-llm test-llm up test test-schema test-replicated quick check format lint imports types openapi reference docs lock bench bench-attacks bench-claim bench-dashboard bench-decisions bench-heartbeats bench-language-model bench-packing bench-permits bench-recovery bench-stopping sbom screenshots clean
+.PHONY: bench-dashboard
 bench-dashboard: $(READY)
 	@$(BIN)/python -m benchmarks --only dashboard
 

@@ -30,7 +30,7 @@ async def test_what_is_to_be_done_is_seen(database: Database) -> None:
     never_run = {"scaling", "sweep workers"}
     assert await _due(database) == never_run
     await submitted(database, goal_id=None)
-    submits = {"fold counts", "fold events", "fold performance", "fold goals", "age tasks", "find the oldest"}
+    submits = {"fold counts", "fold events", "fold performance", "fold goals", "age tasks"}
     assert await _due(database) == never_run | submits
     await holding(database)
     await submitted(database, run_at=datetime(2100, 1, 1, tzinfo=UTC), goal_id="@lab/kepler")
