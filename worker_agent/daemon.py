@@ -22,6 +22,7 @@ from worker_agent.handler_messages import MAX_POSTPONEMENT_SECONDS
 from worker_agent.handler_run import HandlerRun
 from worker_agent.handlers import Handler
 from worker_agent.heartbeat import DaemonStatus, HeartbeatSender
+from worker_agent.kernel_calls import PARENT_ENDED
 from worker_agent.lifetime import Lifetime
 from worker_agent.llm.proxy import ModelProxy, ProxyAccess
 from worker_agent.llm.settings import GatewaySettings
@@ -87,6 +88,7 @@ class Daemon:
         self._access: ProxyAccess | None = None
         self._exit: act.Exit | None = None
         self._status = DaemonStatus()
+        self._has_been_told = False
         errors = LocalErrors()
         outage = Outage(errors)
         self._lifetime = None if settings.seconds_left is None else Lifetime(settings.seconds_left)
@@ -135,12 +137,18 @@ class Daemon:
 
     def stop(self) -> None:
         """Stop as on SIGTERM; safe in a signal handler and from any thread."""
+        self._has_been_told = True
         self._events.put(ev.StopSignal())
+
+    def _stop_without_haste(self) -> None:
+        if not self._has_been_told:
+            self.stop()
 
     def _catch_signals(self) -> None:
         if current_thread() is main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: self.stop())
+            signal.signal(PARENT_ENDED, lambda *_: self._stop_without_haste())
 
     def _next_event(self) -> ev.Event:
         if self._alarm_at is None:

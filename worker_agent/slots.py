@@ -22,7 +22,7 @@ from pathlib import Path
 from worker_agent.actions import ExitCode
 from worker_agent.child_process import ResourceLimits
 from worker_agent.gpus import keep_gpus
-from worker_agent.kernel_calls import end_with_parent
+from worker_agent.kernel_calls import PARENT_ENDED, end_with_parent
 
 log = logging.getLogger(__name__)
 MAX_SLOTS = 1024
@@ -126,7 +126,7 @@ class _Slots:
             stdin=asyncio.subprocess.DEVNULL,
             # The signals of a terminal come by way of this process, once.
             start_new_session=True,
-            preexec_fn=partial(end_with_parent, os.getpid(), signal.SIGTERM),
+            preexec_fn=partial(end_with_parent, os.getpid(), PARENT_ENDED),
         )
         self._workers[slot.name] = worker
         if self._stop.is_set():

@@ -8,7 +8,7 @@ import pytest
 
 from tests.worker_agent.conftest import StartWorker, Worker
 from tests.worker_agent.fake_control_plane import POOL_KEY, FakeControlPlane
-from tests.worker_agent.processes import wait_until_dead
+from tests.worker_agent.processes import pids_in, wait_until_dead
 from tests.worker_agent.test_gpus import NVIDIA, program
 from tests.worker_agent.waiting import until
 from worker_agent.options import read_options, read_slots
@@ -124,6 +124,22 @@ def test_workers_end_in_order_where_their_parent_is_killed(
     parent.signal(signal.SIGKILL)
     wait_until_dead(*pids)
     until(lambda: len(plane.of("goodbye")) == 2)
+
+
+def test_a_task_ends_in_order_where_the_parent_of_its_worker_is_killed(
+    plane: FakeControlPlane, url: str, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    """The kernel tells a worker of the end of each thread of its parent, which is no order to make haste."""
+    files = [tmp_path / f"pids-{number}" for number in range(2)]
+    for file in files:
+        plane.submit({"do": "linger", "file": str(file), "seconds": 1.5})
+    parent = start_worker(url, "--slots", "2")
+    family = [pid for file in files for pid in pids_in(file)]
+    parent.signal(signal.SIGKILL)
+    wait_until_dead(*family)
+    until(lambda: len(plane.of("goodbye")) == 2)
+    assert len(plane.of("complete")) == 2
+    assert not plane.of("release")
 
 
 def test_what_no_start_would_change_ends_all_with_its_code(start_worker: StartWorker) -> None:
