@@ -133,7 +133,7 @@ class Looker:
         self._values: dict[str, Any] = {}
         self._read_at: dict[str, float] = {}
         self._heard: set[str] = set()
-        self._pressing: set[str] = set()
+        self._urgent_parts: set[str] = set()
 
     async def look(self, viewer: Viewer, news: News = None) -> Sight:
         """Everything as it is, and the last hour as it was a minute ago at most. Raises Refused."""
@@ -146,14 +146,14 @@ class Looker:
             self._heard |= {name for name, part in _PARTS.items() if not part.topics.isdisjoint(news)}
             # What people have ordered, and alerts, wait for no rest.
             if notify.STATUS in news:
-                self._pressing |= {name for name, part in _PARTS.items() if notify.STATUS in part.topics}
+                self._urgent_parts |= {name for name, part in _PARTS.items() if notify.STATUS in part.topics}
         if self._last_hour.read_at > self._read_at.get("hour", float("-inf")):
             self._values["hour"], self._read_at["hour"] = self._last_hour.hour, self._last_hour.read_at
         rests = moment < self._rests_until
         due = [
             name
             for name, part in _PARTS.items()
-            if self._is_due(name, part, moment) and (not rests or name in self._pressing)
+            if self._is_due(name, part, moment) and (not rests or name in self._urgent_parts)
         ]
         if self._database is None or "queues" in due:
             self._values["queues"] = await viewer.api.get("/queues")
@@ -169,7 +169,7 @@ class Looker:
         if "hour" in due and self._values["hour"].is_complete:
             self._last_hour.hour, self._last_hour.read_at = self._values["hour"], moment
         self._heard.difference_update(due)
-        self._pressing.difference_update(due)
+        self._urgent_parts.difference_update(due)
         if due and self._budget is not None:
             cost, now = watch.cost, time.monotonic()
             self._budget.exempt(cost)

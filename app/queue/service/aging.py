@@ -27,13 +27,13 @@ async def age_tasks(connection: AsyncConnection, policy: AgingPolicy) -> dict[st
     stay for as long as somebody keeps an old snapshot.
     """
     last_turn = (await duties.last_turns(connection, (AGE_TASKS,))).get(AGE_TASKS)
-    raised_count, came = await _raise_old(connection, policy, _moments(last_turn))
+    raised_count, arrivals = await _raise_old(connection, policy, _arrivals(last_turn))
     urgent_count, look = await _raise_urgent(connection, policy, last_turn)
-    return {"aged": raised_count, "urgent": urgent_count, "came": came, "deadlines": asdict(look)}
+    return {"aged": raised_count, "urgent": urgent_count, "arrivals": arrivals, "deadlines": asdict(look)}
 
 
 async def _raise_old(
-    connection: AsyncConnection, policy: AgingPolicy, came_before: Mapping[Priority, datetime]
+    connection: AsyncConnection, policy: AgingPolicy, earlier_arrivals: Mapping[Priority, datetime]
 ) -> tuple[int, dict[str, str]]:
     """Raise what has waited for long; return the number, and since when those that came to a priority have waited.
 
@@ -41,14 +41,14 @@ async def _raise_old(
     next turn begins there.
     """
     oldest = await counters.oldest_since(connection)
-    raised_count, came = 0, dict[str, str]()
+    raised_count, arrivals = 0, dict[str, str]()
     for step in policy.steps:
-        since = min(oldest[step.priority], came_before.get(step.priority, oldest[step.priority]))
+        since = min(oldest[step.priority], earlier_arrivals.get(step.priority, oldest[step.priority]))
         raised_tasks = await aging.age(connection, step.priority, step.wait, since)
         raised_count += raised_tasks.tasks
         if raised_tasks.since is not None:
-            came[Priority(step.priority + 1).name] = raised_tasks.since.isoformat()
-    return raised_count, came
+            arrivals[Priority(step.priority + 1).name] = raised_tasks.since.isoformat()
+    return raised_count, arrivals
 
 
 async def _raise_urgent(
@@ -73,6 +73,6 @@ async def _raise_urgent(
     return count, replace(look, is_cut=count >= aging.MAX_EXPEDITED)
 
 
-def _moments(last_turn: LastTurn | None) -> dict[Priority, datetime]:
-    came = last_turn.result.get("came", {}) if last_turn else {}
-    return {Priority[name]: datetime.fromisoformat(since) for name, since in came.items()}
+def _arrivals(last_turn: LastTurn | None) -> dict[Priority, datetime]:
+    arrivals = last_turn.result.get("arrivals", {}) if last_turn else {}
+    return {Priority[name]: datetime.fromisoformat(since) for name, since in arrivals.items()}
