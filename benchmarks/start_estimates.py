@@ -1,7 +1,6 @@
 """Estimates of starts in live bursts: the share of tasks that real workers begin before the stated p50 and p90."""
 
 import asyncio
-import json
 import random
 import sys
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 import httpx
 
+from benchmarks import configuration
 from benchmarks.figures import Figure
 from benchmarks.testbed import Testbed, run_process, start_testbed
 
@@ -49,7 +49,8 @@ async def measure(seed: int = 1) -> list[Figure]:
                 timeout=60,
             )
         )
-        await _fix_pool(client)
+        # As many workers as there are, so that nobody expects more.
+        await configuration.change(testbed, {"worker_pool": {"min_workers": _WORKERS, "max_workers": _WORKERS}})
         for _ in range(_WORKERS):
             await _start_worker(stack, testbed)
         await _until_idle(client, await _submit(client, rng, _LEARNING))
@@ -63,14 +64,6 @@ async def measure(seed: int = 1) -> list[Figure]:
             await _until_idle(client, ids)
             started |= {task_id: await _started_at(client, task_id) for task_id in ids}
     return _figures(estimates, started)
-
-
-async def _fix_pool(client: httpx.AsyncClient) -> None:
-    """As many workers as there are, so that nobody expects more."""
-    tag = (await client.get("/config")).headers["etag"]
-    headers = {"If-Match": tag, "content-type": "application/merge-patch+json"}
-    patch = {"worker_pool": {"min_workers": _WORKERS, "max_workers": _WORKERS}}
-    (await client.patch("/config", content=json.dumps(patch), headers=headers)).raise_for_status()
 
 
 async def _start_worker(stack: AsyncExitStack, testbed: Testbed) -> None:
