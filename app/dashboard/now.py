@@ -60,8 +60,8 @@ async def show(viewer: Viewer) -> Response:
         return Response(status_code=303, headers={"Location": f"{HOME}/tasks"})
     services: Services = viewer.request.app.state.services
     looker = Looker(services.database, last_hour=services[LastHours].of(viewer.rights))
-    values = await _values(viewer, looker, None, viewer.csrf)
-    return page(viewer, "now.html", values)
+    sight = await _look(viewer, looker, None)
+    return page(viewer, "now.html", await _values(viewer, sight, viewer.csrf))
 
 
 async def stream(viewer: Viewer) -> Response:
@@ -85,23 +85,38 @@ def feed_of(viewer: Viewer) -> Feed:
 
 
 def _look_by(looker: Looker) -> Look:
+    shown_sight: Sight | None = None
+    regions: dict[str, str] = {}
 
     async def look(viewer: Viewer, news: News) -> dict[str, str]:
-        values = await _values(viewer, looker, news, CSRF_PLACE)
-        return {name: render(f"now/{name}.html", values) for name in (REGIONS if "figures" in values else REGIONS[:1])}
+        nonlocal shown_sight, regions
+        sight = await _look(viewer, looker, news)
+        if isinstance(sight, Refused):
+            return {REGIONS[0]: render(f"now/{REGIONS[0]}.html", await _values(viewer, sight, CSRF_PLACE))}
+        if sight is not shown_sight:
+            values = await _values(viewer, sight, CSRF_PLACE)
+            shown_sight, regions = sight, {name: render(f"now/{name}.html", values) for name in REGIONS}
+        return regions
 
     return look
 
 
-async def _values(viewer: Viewer, looker: Looker, news: News, csrf: str) -> dict[str, Any]:
-    """The values of all regions; of the verdict alone while the database is away. Raises Refused."""
+async def _look(viewer: Viewer, looker: Looker, news: News) -> Sight | Refused:
+    """Look, or return why the database cannot be asked. Raises Refused for whatever else is refused."""
     try:
-        return view_of(viewer, await looker.look(viewer, news), csrf)
+        return await looker.look(viewer, news)
     except Refused as refusal:
         if refusal.status != _UNAVAILABLE:
             raise
+        return refusal
+
+
+async def _values(viewer: Viewer, sight: Sight | Refused, csrf: str) -> dict[str, Any]:
+    """The values of all regions; of the verdict alone while the database is away."""
+    if isinstance(sight, Refused):
         report = await read_report(viewer.api)
-        return {"report": report, "verdict": sentence_of(report) or f"Critical: {refusal.sentence}."}
+        return {"report": report, "verdict": sentence_of(report) or f"Critical: {sight.sentence}."}
+    return view_of(viewer, sight, csrf)
 
 
 def view_of(viewer: Viewer, sight: Sight, csrf: str) -> dict[str, Any]:

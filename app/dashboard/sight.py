@@ -87,19 +87,25 @@ class Sight:
 class Part:
     """A part of what is looked at: the topics after which it is read again, and seconds between two readings.
 
-    `least_seconds` after a topic, `idle_seconds` without any.
+    `least_seconds` after a topic, `idle_seconds` without any of these, `quiet_seconds` while nothing is announced at
+    all.
     """
 
     topics: frozenset[str] = frozenset()
     least_seconds: float = 0.0
     idle_seconds: float
+    quiet_seconds: float = 60.0
 
 
 # The numbers of waiting and running tasks are read at every look, the rest of the queue seldom.
 _PARTS: Mapping[str, Part] = {
-    "queues": Part(topics=frozenset({notify.EVENTS, notify.STATUS}), least_seconds=2.0, idle_seconds=15.0),
+    "queues": Part(
+        topics=frozenset({notify.EVENTS, notify.STATUS}), least_seconds=2.0, idle_seconds=15.0, quiet_seconds=30.0
+    ),
     "fleet": Part(topics=frozenset({notify.FLEET, notify.LAUNCHES, notify.CONFIG}), idle_seconds=15.0),
-    "report": Part(topics=frozenset({notify.STATUS, notify.FLEET}), least_seconds=1.0, idle_seconds=15.0),
+    "report": Part(
+        topics=frozenset({notify.STATUS, notify.FLEET}), least_seconds=1.0, idle_seconds=15.0, quiet_seconds=30.0
+    ),
     "alerts": Part(topics=frozenset({notify.STATUS}), idle_seconds=15.0),
     "models": Part(topics=frozenset({notify.STATUS}), idle_seconds=30.0),
     "decision": Part(topics=frozenset({notify.FLEET, notify.LAUNCHES}), least_seconds=1.0, idle_seconds=30.0),
@@ -134,27 +140,26 @@ class Looker:
         self._read_at: dict[str, float] = {}
         self._heard: set[str] = set()
         self._urgent_parts: set[str] = set()
+        # Parts since whose reading anything was announced.
+        self._outdated_parts: set[str] = set()
+        self._sight: Sight | None = None
 
     async def look(self, viewer: Viewer, news: News = None) -> Sight:
-        """Everything as it is, and the last hour as it was a minute ago at most. Raises Refused."""
+        """Everything as it is, and the last hour as it was a minute ago at most; the same object while nothing changes.
+
+        Raises Refused.
+        """
         moment = time.monotonic()
         watch = Stopwatch()
+        # Made anew after a look that ends in an error.
+        old_sight, self._sight = self._sight, None
+        old_values = dict(self._values)
         if news is None:
             self._read_at.clear()
             self._rests_until = 0.0
-        else:
-            self._heard |= {name for name, part in _PARTS.items() if not part.topics.isdisjoint(news)}
-            # What people have ordered, and alerts, wait for no rest.
-            if notify.STATUS in news:
-                self._urgent_parts |= {name for name, part in _PARTS.items() if notify.STATUS in part.topics}
         if self._last_hour.read_at > self._read_at.get("hour", float("-inf")):
             self._values["hour"], self._read_at["hour"] = self._last_hour.hour, self._last_hour.read_at
-        rests = moment < self._rests_until
-        due = [
-            name
-            for name, part in _PARTS.items()
-            if self._is_due(name, part, moment) and (not rests or name in self._urgent_parts)
-        ]
+        due = self._due_parts(news or (), moment)
         if self._database is None or "queues" in due:
             self._values["queues"] = await viewer.api.get("/queues")
         else:
@@ -170,15 +175,35 @@ class Looker:
             self._last_hour.hour, self._last_hour.read_at = self._values["hour"], moment
         self._heard.difference_update(due)
         self._urgent_parts.difference_update(due)
+        self._outdated_parts.difference_update(due)
         if due and self._budget is not None:
             cost, now = watch.cost, time.monotonic()
             self._budget.exempt(cost)
             self._rests_until = now + self._parts_budget.pause(cost, now)
-        return Sight(**self._values)
+        self._sight = old_sight if old_sight and self._values == old_values else Sight(**self._values)
+        return self._sight
+
+    def _due_parts(self, news: Collection[str], moment: float) -> list[str]:
+        """The parts to be read at this look, which has heard such news."""
+        self._heard |= {name for name, part in _PARTS.items() if not part.topics.isdisjoint(news)}
+        # What people have ordered, and alerts, wait for no rest.
+        if notify.STATUS in news:
+            self._urgent_parts |= {name for name, part in _PARTS.items() if notify.STATUS in part.topics}
+        rests = moment < self._rests_until
+        due = [
+            name
+            for name, part in _PARTS.items()
+            if self._is_due(name, part, moment) and (not rests or name in self._urgent_parts)
+        ]
+        if news:
+            # Whatever may have changed with it is read at the next look: this one shows what was announced.
+            self._outdated_parts = set(_PARTS)
+        return due
 
     def _is_due(self, name: str, part: Part, moment: float) -> bool:
         age = moment - self._read_at.get(name, float("-inf"))
-        return age >= part.idle_seconds or (name in self._heard and age >= part.least_seconds)
+        idle_seconds = part.idle_seconds if name in self._outdated_parts else part.quiet_seconds
+        return age >= idle_seconds or (name in self._heard and age >= part.least_seconds)
 
     async def _look_into(self, database: Database, due: Collection[str]) -> None:
         if "oldest" in due:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 from starlette.requests import Request
@@ -203,6 +204,40 @@ async def test_numbers_of_tasks_are_told_while_what_is_dear_to_read_rests(
     looker._rests_until = 0.0
     third = await looker.look(viewer, ())
     assert third.fleet is not first.fleet
+
+
+async def test_a_part_is_read_seldom_while_nothing_is_announced(service: Service, database: Database) -> None:
+    """What is announced is shown at once, and what is dear and may have changed with it at the next look."""
+    (viewer,) = await _viewers(service, 1)
+    looker = Looker(database)
+    first = await looker.look(viewer)
+    looker._read_at = {name: read_at - 20 for name, read_at in looker._read_at.items()}
+    assert await looker.look(viewer, ()) is first
+    await service.submitted(agent_type="ranking")
+    second = await looker.look(viewer, {notify.EVENTS})
+    assert second.queues["depth"]["total"] == 1
+    assert second.fleet is first.fleet
+    third = await looker.look(viewer, ())
+    assert third.fleet is not first.fleet
+    assert third.agents is first.agents
+    looker._read_at = {name: read_at - 60 for name, read_at in looker._read_at.items()}
+    fourth = await looker.look(viewer, ())
+    assert fourth.fleet is not third.fleet
+    assert fourth.agents is not third.agents
+
+
+async def test_what_was_seen_before_a_look_that_failed_is_not_taken_for_the_present(
+    service: Service, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (viewer,) = await _viewers(service, 1)
+    looker = Looker(database)
+    await looker.look(viewer)
+    await service.submitted(agent_type="ranking")
+    with monkeypatch.context() as patch:
+        patch.setattr(looker, "_look_into", AsyncMock(side_effect=Refused(503, {})))
+        with pytest.raises(Refused):
+            await looker.look(viewer, {notify.EVENTS})
+    assert (await looker.look(viewer, ())).queues["depth"]["total"] == 1
 
 
 async def test_the_last_hour_is_read_once_a_minute_for_those_with_the_same_rights(
