@@ -184,17 +184,22 @@ async def _submit(connection: Connection) -> None:
 async def _viewers(testbed: Testbed, session: str, seconds: float) -> list[Figure]:
     """Percent of a core of API and PostgreSQL that the first and each further viewer cost, in quiet and in a rush.
 
-    What the service does by itself varies by more than a viewer costs, so times with and without one take turns; and no
-    task rises in priority, as a million would in some of these times.
+    What the service does by itself varies by more than a viewer costs, so times with and without one take turns, and no
+    task rises in priority, as a million would in some of these times. The machine is faster and slower by a fifth from
+    one minute to the next: the loops, which do the same all the time and nothing for viewers, show by how much.
     """
     aging = dict.fromkeys((f"{priority}_after_seconds" for priority in ("low", "medium", "high")), _DAY_SECONDS)
     await configuration.change(testbed, {"queue": {"aging": aging}})
     figures = []
     for situation, pause in (("in quiet", None), ("4 changes a second", 0.25)):
-        costs: dict[int, list[float]] = {}
+        readings: list[tuple[int, CpuSeconds]] = []
         for count in (*_COUNTS, 1 + _VIEWERS):
             async with _following(testbed, session, count):
-                costs.setdefault(count, []).append(await _percent(testbed, seconds, pause))
+                readings.append((count, await _spend(testbed, seconds, pause)))
+        usual_loops = median(cpu.loops for _, cpu in readings)
+        costs: dict[int, list[float]] = {}
+        for count, cpu in readings:
+            costs.setdefault(count, []).append(100 * (cpu.api + cpu.postgres) / seconds * usual_loops / cpu.loops)
         first = [one - none for none, one in zip(costs[0], costs[1], strict=True)]
         further = (costs[1 + _VIEWERS][0] - median(costs[1])) / _VIEWERS
         costs_by_name = {"first viewer": first, f"each of {_VIEWERS} further ones": [further]}
@@ -234,7 +239,8 @@ async def _drain(reader: asyncio.StreamReader) -> None:
         pass
 
 
-async def _percent(testbed: Testbed, seconds: float, pause: float | None) -> float:
+async def _spend(testbed: Testbed, seconds: float, pause: float | None) -> CpuSeconds:
+    """What is readings in so many seconds, in which a task is submitted after each pause."""
     await asyncio.sleep(_WARM_UP_SECONDS)
     # Only now: the service hangs up on whoever says nothing for so long.
     connection = await connect(testbed.port, testbed.key)
@@ -243,6 +249,5 @@ async def _percent(testbed: Testbed, seconds: float, pause: float | None) -> flo
         if pause is not None:
             await _submit(connection)
         await asyncio.sleep(min(left, pause or left))
-    spent = CpuSeconds.read(testbed).since(before)
     connection.close()
-    return 100 * (spent.api + spent.postgres) / (time.perf_counter() - begun)
+    return CpuSeconds.read(testbed).since(before)
