@@ -240,7 +240,7 @@ async def _drain(reader: asyncio.StreamReader) -> None:
 
 
 async def _spend(testbed: Testbed, seconds: float, pause: float | None) -> CpuSeconds:
-    """What is readings in so many seconds, in which a task is submitted after each pause."""
+    """What the processes take in so many seconds, in which a task is submitted after each pause."""
     await asyncio.sleep(_WARM_UP_SECONDS)
     # Only now: the service hangs up on whoever says nothing for so long.
     connection = await connect(testbed.port, testbed.key)
