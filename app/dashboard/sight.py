@@ -28,7 +28,7 @@ _MINUTES = 60
 _MINUTE = timedelta(minutes=1)
 _DECISIONS = 200
 # Parts rest no longer than this, whatever they cost.
-_MAX_REST_SECONDS = 15.0
+_MAX_REST_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
