@@ -42,8 +42,8 @@ class Budget:
     So a change is seen at once, and what changes all the time is looked at the more seldom the more it costs.
     """
 
-    share: float = 1 / 100
-    at_once_seconds: float = 0.2
+    share: float = 1 / 150
+    at_once_seconds: float = 0.3
     longest_seconds: float = float("inf")
     _debt: float = 0.0
     _at: float | None = None
