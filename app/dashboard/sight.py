@@ -193,16 +193,19 @@ class Looker:
         due = [
             name
             for name, part in _PARTS.items()
-            if self._is_due(name, part, moment) and (not rests or name in self._urgent_parts)
+            if self._is_due(name, part, moment, bool(news)) and (not rests or name in self._urgent_parts)
         ]
         if news:
             # Whatever may have changed with it is read at the next look: this one shows what was announced.
             self._outdated_parts = set(_PARTS)
         return due
 
-    def _is_due(self, name: str, part: Part, moment: float) -> bool:
+    def _is_due(self, name: str, part: Part, moment: float, has_news: bool) -> bool:
         age = moment - self._read_at.get(name, float("-inf"))
         idle_seconds = part.idle_seconds if name in self._outdated_parts else part.quiet_seconds
+        if has_news:
+            # What was announced waits for this look, so it leaves the rest to the next ones for as long again.
+            idle_seconds *= 2
         return age >= idle_seconds or (name in self._heard and age >= part.least_seconds)
 
     async def _look_into(self, database: Database, due: Collection[str]) -> None:

@@ -217,6 +217,7 @@ async def test_a_part_is_read_seldom_while_nothing_is_announced(service: Service
     second = await looker.look(viewer, {notify.EVENTS})
     assert second.queues["depth"]["total"] == 1
     assert second.fleet is first.fleet
+    assert (await looker.look(viewer, {notify.EVENTS})).fleet is first.fleet
     third = await looker.look(viewer, ())
     assert third.fleet is not first.fleet
     assert third.agents is first.agents
