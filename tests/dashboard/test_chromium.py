@@ -87,6 +87,21 @@ async def test_the_first_page_changes_without_reload_and_acts(port: Port) -> Non
         assert entry["reason"] == "seen"
 
 
+async def test_times_of_a_list_are_in_the_readers_zone_before_it_is_painted(port: Port) -> None:
+    service = port.service
+    async with opened(f"http://127.0.0.1:{port.number}") as page:
+        await log_in(page, service.keys[Role.OPERATOR])
+        await page.goto("/dashboard/tasks")
+        # Added after the listener of the page, which it follows within the same turn of the browser.
+        await page.evaluate("""() => document.addEventListener("htmx:sseMessage", (event) => {
+            window.times = event.target.querySelectorAll("time[datetime]").length;
+            window.foreign = event.target.querySelectorAll("time[datetime]:not([title])").length;
+        })""")
+        await service.submitted(agent_type="evolution")
+        await page.wait_for_function("window.times > 0")
+        assert await page.evaluate("window.foreign") == 0
+
+
 async def test_nobody_is_told_of_changes_while_the_page_is_hidden(port: Port) -> None:
     async with opened(f"http://127.0.0.1:{port.number}") as page:
         await log_in(page, port.service.keys[Role.READER])

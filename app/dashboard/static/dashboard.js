@@ -35,6 +35,8 @@
   document.addEventListener("htmx:sseMessage", (event) => {
     const notes = event.target.querySelector("details.notes");
     if (notes && event.target.hasAttribute("data-notes")) notes.open = true;
+    // Before it is painted, which "htmx:load" may come after.
+    localize(event.target);
   });
 
   // Times in the reader's own zone; the server writes UTC.
