@@ -43,7 +43,7 @@ class Budget:
     """
 
     share: float = 1 / 150
-    at_once_seconds: float = 0.9
+    at_once_seconds: float = 1.1
     longest_seconds: float = float("inf")
     _debt: float = 0.0
     _at: float | None = None

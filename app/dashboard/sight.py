@@ -145,7 +145,7 @@ class Looker:
         self._sight: Sight | None = None
 
     async def look(self, viewer: Viewer, news: News = None) -> Sight:
-        """Everything as it is, and the last hour as it was a minute ago at most; the same object while nothing changes.
+        """Everything as it is, and the last hour as it was a minute ago; the same object while nothing changes.
 
         Raises Refused.
         """
@@ -164,6 +164,9 @@ class Looker:
             self._values["queues"] = await viewer.api.get("/queues")
         else:
             self._values["queues"] = await _updated(self._database, viewer, self._values["queues"])
+            if self._values["queues"] != old_values["queues"]:
+                # Announcements get lost with the connection that brings them.
+                self._outdated_parts = set(_PARTS)
             watch = Stopwatch()  # the numbers are no part, and count for the look
         reads = [name for name in due if name in _READS]
         values = await asyncio.gather(*(_READS[name](viewer, self._values["queues"]) for name in reads))
@@ -184,7 +187,7 @@ class Looker:
         return self._sight
 
     def _due_parts(self, news: Collection[str], moment: float) -> list[str]:
-        """The parts to be read at this look, which has heard such news."""
+        """Take note of the news, and return the parts to be read at this look."""
         self._heard |= {name for name, part in _PARTS.items() if not part.topics.isdisjoint(news)}
         # What people have ordered, and alerts, wait for no rest.
         if notify.STATUS in news:
@@ -204,8 +207,8 @@ class Looker:
         age = moment - self._read_at.get(name, float("-inf"))
         idle_seconds = part.idle_seconds if name in self._outdated_parts else part.quiet_seconds
         if has_news:
-            # What was announced waits for this look, so it leaves the rest to the next ones for as long again.
-            idle_seconds *= 2
+            # What was announced waits for this look, so it leaves the rest to the next ones, for a minute at most.
+            idle_seconds = min(2 * idle_seconds, _MINUTE.total_seconds())
         return age >= idle_seconds or (name in self._heard and age >= part.least_seconds)
 
     async def _look_into(self, database: Database, due: Collection[str]) -> None:

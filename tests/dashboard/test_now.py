@@ -169,7 +169,7 @@ def test_looks_take_a_hundred_and_fiftieth_of_the_time_and_a_change_after_quiet_
     # It has looked for as long as it may; after a while without any news it may again.
     assert budget.pause(0.01, now + 20) == 0
     quiet = Budget()
-    assert [quiet.pause(0.02, 3.0 * number) for number in range(100)] == [0.0] * 100
+    assert [quiet.pause(0.03, 3.0 * number) for number in range(100)] == [0.0] * 100
     # Looks that were dear once do not come seldom for long.
     bounded = Budget(longest_seconds=5)
     assert bounded.pause(100.0, 0.0) == pytest.approx(5)
@@ -221,10 +221,19 @@ async def test_a_part_is_read_seldom_while_nothing_is_announced(service: Service
     third = await looker.look(viewer, ())
     assert third.fleet is not first.fleet
     assert third.agents is first.agents
+    # Nothing is left to later looks for more than a minute.
     looker._read_at = {name: read_at - 60 for name, read_at in looker._read_at.items()}
-    fourth = await looker.look(viewer, ())
+    looker._last_hour.read_at -= 80
+    fourth = await looker.look(viewer, {notify.EVENTS})
     assert fourth.fleet is not third.fleet
     assert fourth.agents is not third.agents
+    assert fourth.hour is not third.hour
+    # As numbers change, something has happened, though its announcement was lost.
+    looker._read_at = {name: read_at - 20 for name, read_at in looker._read_at.items()}
+    await service.submitted(agent_type="ranking")
+    fifth = await looker.look(viewer, ())
+    assert fifth.fleet is fourth.fleet
+    assert (await looker.look(viewer, ())).fleet is not fifth.fleet
 
 
 async def test_what_was_seen_before_a_look_that_failed_is_not_taken_for_the_present(
