@@ -4,7 +4,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Hashable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Hashable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -31,7 +31,7 @@ CSRF_PLACE = "csrf-of-the-viewer"
 _AGE = re.compile(r'(<span class="age"[^>]*>)[^<]*')
 # Topics that were announced since the last look; all of them at the first, which is None.
 News = Collection[str] | None
-Look = Callable[[Viewer, News], Awaitable[dict[str, str]]]
+Look = Callable[[Viewer, News], Awaitable[Mapping[str, str]]]
 _MAX_PAUSE_SECONDS = 5.0
 
 

@@ -22,7 +22,15 @@ from app.kernel.text import plural
 from app.queue.api.event_stream import EventReaders
 
 _UNAVAILABLE = 503
-REGIONS = ("verdict", "figures", "attention", "agents", "models")
+# Of each region the values that it shows, besides those that are the same for all who share a feed.
+REGIONS: Mapping[str, Sequence[str]] = {
+    "verdict": ("report", "verdict"),
+    "figures": ("figures", "decision", "fleet"),
+    "attention": ("items",),
+    "agents": ("agents", "is_reader", "oldest_since"),
+    "models": ("models",),
+}
+_VERDICT = "verdict"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,19 +94,31 @@ def feed_of(viewer: Viewer) -> Feed:
 
 def _look_by(looker: Looker) -> Look:
     shown_sight: Sight | None = None
-    regions: dict[str, str] = {}
+    shown: Mapping[str, Any] = {}
+    regions: Mapping[str, str] = {}
 
-    async def look(viewer: Viewer, news: News) -> dict[str, str]:
-        nonlocal shown_sight, regions
+    async def look(viewer: Viewer, news: News) -> Mapping[str, str]:
+        nonlocal shown_sight, shown, regions
         sight = await _look(viewer, looker, news)
         if isinstance(sight, Refused):
-            return {REGIONS[0]: render(f"now/{REGIONS[0]}.html", await _values(viewer, sight, CSRF_PLACE))}
+            return {_VERDICT: _region(_VERDICT, await _values(viewer, sight, CSRF_PLACE))}
         if sight is not shown_sight:
             values = await _values(viewer, sight, CSRF_PLACE)
-            shown_sight, regions = sight, {name: render(f"now/{name}.html", values) for name in REGIONS}
+            changes = [name for name, parts in REGIONS.items() if _pick(values, parts) != _pick(shown, parts)]
+            regions = {**regions, **{name: _region(name, values) for name in changes}}
+            shown_sight, shown = sight, values
         return regions
 
     return look
+
+
+def _region(name: str, values: Mapping[str, Any]) -> str:
+    return render(f"now/{name}.html", values)
+
+
+def _pick(values: Mapping[str, Any], names: Iterable[str]) -> list[Any]:
+    """These values; None before there are any."""
+    return [values.get(name) for name in names]
 
 
 async def _look(viewer: Viewer, looker: Looker, news: News) -> Sight | Refused:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 WIDTH, HEIGHT = 120, 28
 _MARGIN = 2
@@ -18,6 +19,12 @@ class Sparkline:
 
 def sparkline(values: Sequence[float | None], unit: str, ceiling: float = 0.0) -> Sparkline | None:
     """The curve of values at equal distances, from 0 to the largest of them or `ceiling`; None without two of them."""
+    return _draw(tuple(values), unit, ceiling)
+
+
+# Curves change by the minute, and pages show them again several times a second.
+@lru_cache(maxsize=256)
+def _draw(values: tuple[float | None, ...], unit: str, ceiling: float) -> Sparkline | None:
     measured = [value for value in values if value is not None]
     if len(measured) < 2:
         return None

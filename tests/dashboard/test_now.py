@@ -2,20 +2,22 @@
 
 import asyncio
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest.mock import AsyncMock
 
 import pytest
+from jinja2 import meta
 from starlette.requests import Request
 
-from app.dashboard import now, sight
+from app.dashboard import now, rendering, sight
 from app.dashboard.access import Viewer, viewer_of
 from app.dashboard.api_calls import Api, Refused
 from app.dashboard.attention import attention
 from app.dashboard.feed import CSRF_PLACE, Budget, Feed, News, Stopwatch
+from app.dashboard.rendering import render
 from app.dashboard.sight import Hour, LastHours, Looker, Sight
 from app.db import notify
 from app.db.database import Database
@@ -147,6 +149,45 @@ async def _until(stream: Any, kind: str, text: str) -> str:
                 if message.kind == kind and text in message.data:
                     return str(message.data)
     raise AssertionError("the stream has ended")
+
+
+async def test_regions_are_drawn_again_where_what_they_show_has_changed(
+    service: Service, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+
+    def counted(template: str, values: Mapping[str, Any]) -> str:
+        drawn.append(template)
+        return render(template, values)
+
+    monkeypatch.setattr(now, "render", counted)
+    (viewer,) = await _viewers(service, 1)
+    looker = Looker(database)
+    look = now._look_by(looker)
+    first = await look(viewer, None)
+    assert drawn == [f"now/{name}.html" for name in first] == [f"now/{name}.html" for name in now.REGIONS]
+    drawn.clear()
+    await service.submitted(agent_type="ranking")
+    second = await look(viewer, {notify.EVENTS})
+    assert set(drawn) == {f"now/{name}.html" for name in first if second[name] != first[name]}
+    assert "now/agents.html" in drawn
+    assert "now/models.html" not in drawn
+    # The database was away meanwhile: what the stream showed then is not what there is.
+    monkeypatch.setattr(looker, "_look_into", AsyncMock(side_effect=Refused(503, {})))
+    away = await look(viewer, {notify.EVENTS})
+    assert list(away) == ["verdict"]
+    monkeypatch.undo()
+    assert (await look(viewer, {notify.EVENTS}))["verdict"] == second["verdict"]
+
+
+@pytest.mark.parametrize("name", now.REGIONS)
+def test_a_region_shows_what_it_is_drawn_again_for(name: str) -> None:
+    environment = rendering._environment()
+    assert environment.loader is not None
+    source, _, _ = environment.loader.get_source(environment, f"now/{name}.html")
+    shown = meta.find_undeclared_variables(environment.parse(source)) - set(environment.globals)
+    # The same for all viewers of a feed, or the time, from which ages go on by themselves.
+    assert shown - {"csrf", "here", "may", "at"} == set(now.REGIONS[name])
 
 
 async def test_a_stream_ends_with_its_session(service: Service) -> None:

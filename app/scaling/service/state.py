@@ -8,7 +8,6 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.db.database import now
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Lane, Priority
 from app.scaling.rules.demand import Arrivals
@@ -118,7 +117,4 @@ async def bottleneck(connection: AsyncConnection) -> str | None:
 
     None without a decision within the last minute, as an older one says nothing about the present.
     """
-    last = await read(connection)
-    if last is None or last.estimates.at < await now(connection) - _RECENT:
-        return None
-    return last.brief.get("bottleneck_agent") or ""
+    return await decisions.bottleneck(connection, within_seconds=_RECENT.total_seconds())

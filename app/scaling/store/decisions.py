@@ -83,6 +83,11 @@ _READ_STATE = text("""
 SELECT now() AS now, decided_at, CAST(content AS text) AS content FROM (SELECT 1) one LEFT JOIN scaling_state ON true
 """)
 
+_BOTTLENECK = text("""
+SELECT coalesce(content #>> '{brief,bottleneck_agent}', '') FROM scaling_state
+WHERE decided_at >= now() - make_interval(secs => :within)
+""")
+
 # The setting is local to the transaction, so that only this commit does not wait for the disk.
 _WRITE_STATE = text("""
 INSERT INTO scaling_state (decided_at, content) VALUES (:decided_at, CAST(:content AS jsonb))
@@ -163,6 +168,15 @@ async def read_state(connection: AsyncConnection) -> tuple[datetime, dict[str, A
     if row["decided_at"] is None:
         return row["now"], {}
     return row["now"], {**json.loads(row["content"]), "decided_at": row["decided_at"]}
+
+
+async def bottleneck(connection: AsyncConnection, *, within_seconds: float) -> str | None:
+    """Agent type with the most outstanding work per worker by the last decision, "" for none; None without a decision.
+
+    It leaves the rest of the state, which holds all arrivals of the last minutes, in the database.
+    """
+    agent: str | None = (await connection.execute(_BOTTLENECK, {"within": within_seconds})).scalar()
+    return agent
 
 
 async def write_state(

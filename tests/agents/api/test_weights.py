@@ -7,6 +7,7 @@ import pytest
 
 from app.db.database import Database
 from app.kernel.access import Role
+from tests.support import pools
 from tests.support.agent_results import (
     add_example_2_results,
     configure,
@@ -17,6 +18,7 @@ from tests.support.agent_results import (
 )
 from tests.support.problems import is_problem
 from tests.support.service import Service, Worker
+from tests.support.sql import execute
 
 _HALF = {"weights": {"reflection_agent": 0.5}, "reason": "reviews lag behind"}
 
@@ -175,3 +177,22 @@ async def test_the_configuration_moves_the_weights_in_steps(service: Service, da
 
 
 _NAMES = [f"{name}_agent" for name in ("generation", "reflection", "ranking", "evolution", "proximity", "meta_review")]
+
+
+async def test_the_bottleneck_is_that_of_a_decision_within_the_last_minute(
+    service: Service, database: Database
+) -> None:
+    async def of_ranking() -> tuple[bool | None, bool | None]:
+        agents = {agent["agent_type"]: agent["is_bottleneck"] for agent in (await service.get("/agents"))["items"]}
+        return agents["ranking"], agents["generation"]
+
+    assert await of_ranking() == (None, None)
+    await pools.keep_up(database)
+    await pools.decided(database)
+    assert await of_ranking() == (False, False)
+    await service.submitted(agent_type="ranking")
+    await pools.decided(database)
+    assert await of_ranking() == (True, False)
+    assert (await service.get("/agents/ranking"))["is_bottleneck"]
+    await execute(database, "UPDATE scaling_state SET decided_at = decided_at - interval '61 s'")
+    assert await of_ranking() == (None, None)
