@@ -172,10 +172,19 @@ async def _break(night: Night, loops: int, stack: AsyncExitStack) -> None:
     stack.push_async_callback(session.close)
     await session.execute("BEGIN")
     await session.execute("SELECT FROM tasks WHERE id = $1 FOR UPDATE", UUID(night.tasks["a transaction holds locks"]))
+    typist = asyncio.create_task(_type(session))
+    stack.callback(typist.cancel)
     (await client.post("/queues/meta_review/resume")).raise_for_status()
     await _until_state(night, "a host is dead", "executing")
     _kill(loops, worker["pid"])
     await _until_state(night, "a task kills its handler", "failed")
+
+
+async def _type(session: asyncpg.Connection) -> None:
+    """A statement now and then, since the server ends sessions that say nothing within a transaction for a minute."""
+    while True:
+        await session.execute("SELECT 1")
+        await asyncio.sleep(5)
 
 
 async def _worker_elsewhere(night: Night) -> dict[str, Any]:
