@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hashable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.dashboard.access import Viewer
 from app.dashboard.api_calls import Api, Refused
 from app.dashboard.feed import Budget, News, Stopwatch
-from app.db import notify
+from app.db import hot_path, notify
 from app.db.database import Database
 from app.http.fields import priority_name
 from app.kernel.access import Scope
@@ -225,8 +225,8 @@ class Looker:
 
 async def _updated(database: Database, viewer: Viewer, queues: Mapping[str, Any]) -> Mapping[str, Any]:
     """The queue with the numbers of tasks as they are now; all of it anew where a pause has begun or ended."""
-    async with _reading(database) as connection:
-        tasks, paused = await status.read_depths(connection)
+    with _refusing():
+        tasks, paused = await hot_path.run(database, status.read_depths)
     is_same = paused == {pause["agent_type"] for pause in queues["paused"]}
     updated: Mapping[str, Any] = _with_depths(queues, tasks) if is_same else await viewer.api.get("/queues")
     return updated
@@ -235,9 +235,16 @@ async def _updated(database: Database, viewer: Viewer, queues: Mapping[str, Any]
 @asynccontextmanager
 async def _reading(database: Database) -> AsyncIterator[AsyncConnection]:
     """A connection that reads. Raises Refused."""
-    try:
+    with _refusing():
         async with database.reading() as connection:
             yield connection
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Raise Refused where the database is away."""
+    try:
+        yield
     except DatabaseUnavailable as error:
         raise Refused(503, {"detail": error.detail, "code": error.code}) from error
 

@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.admin.service import audit
 from app.db import duties, notify
 from app.db.database import now
+from app.db.hot_path import HotConnection
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Lane, Priority
 from app.kernel.text import NO_REASON
@@ -42,10 +43,10 @@ async def read_snapshot(connection: AsyncConnection) -> QueueSnapshot:
     )
 
 
-async def read_depths(connection: AsyncConnection) -> tuple[Mapping[Lane, Mapping[str, int]], frozenset[AgentType]]:
+async def read_depths(connection: HotConnection) -> tuple[Mapping[Lane, Mapping[str, int]], frozenset[AgentType]]:
     """Read the live tasks of each lane by phase, and the paused agent types, by one statement; exact as a snapshot."""
-    overview = await counter_store.overview(connection, ())
-    return _by_lane(overview.counts), frozenset(overview.pause_reasons)
+    counts, paused = await counter_store.depths(connection)
+    return _by_lane(counts), paused
 
 
 async def oldest_of_types(connection: AsyncConnection) -> dict[AgentType, OldestTask]:

@@ -14,6 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import folds
+from app.db.hot_path import HotConnection
 from app.db.namespaces import within
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Lane, Priority
@@ -307,6 +308,25 @@ async def overview(connection: AsyncConnection, kinds: Collection[str]) -> Overv
         ],
         pause_reasons={AgentType(agent): reason for source, agent, _, reason, _, _ in rows if source == "pause"},
     )
+
+
+_DEPTHS = f"""
+SELECT agent_type, priority, {PHASE} AS phase, sum(tasks)::bigint AS tasks
+FROM ({COUNTS}) counts GROUP BY 1, 2, 3 HAVING sum(tasks) <> 0
+UNION ALL
+SELECT agent_type, NULL, NULL, NULL FROM pauses
+"""
+
+
+async def depths(connection: HotConnection) -> tuple[list[TaskCount], frozenset[AgentType]]:
+    """Read the counts and the paused agent types, by one statement without a transaction around it."""
+    rows = await connection.fetch(_DEPTHS)
+    counts = [
+        TaskCount(lane=_lane(agent, priority), phase=phase, tasks=tasks)
+        for agent, priority, phase, tasks in rows
+        if priority is not None
+    ]
+    return counts, frozenset(AgentType(agent) for agent, priority, _, _ in rows if priority is None)
 
 
 def _lane(agent: str, priority: int) -> Lane:
