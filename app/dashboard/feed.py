@@ -19,7 +19,7 @@ from app.queue.api.event_stream import EventReaders
 log = logging.getLogger(__name__)
 # From the beginning of a look to the next one where much happens.
 _SHORT_SECONDS = 0.2
-# Between two checks of a viewer without news.
+# Between two looks at whether a viewer is still there and may look on.
 _CHECK_SECONDS = 1.0
 # Looks of all feeds at once.
 _MAX_LOOKS = 2
@@ -122,7 +122,12 @@ class Feed:
             self._services[EventReaders].add(key_id)
             try:
                 self._join(viewer)
-                while await self._may_continue(viewer):
+                checked_at = float("-inf")
+                while not self._services.stopping:
+                    if time.monotonic() - checked_at >= _CHECK_SECONDS:
+                        if not await self._may_continue(viewer):
+                            break
+                        checked_at = time.monotonic()
                     messages = [
                         Message(id=str(number), kind=name, data=html.replace(CSRF_PLACE, viewer.csrf))
                         for name, (number, html) in sorted(self._regions.items(), key=lambda item: item[1][0])
@@ -136,7 +141,7 @@ class Feed:
                 self._services[EventReaders].remove(key_id)
 
     async def _may_continue(self, viewer: Viewer) -> bool:
-        if self._services.stopping or await viewer.request.is_disconnected():
+        if await viewer.request.is_disconnected():
             return False
         try:
             await self._services[Authenticator].recognise(viewer.session)

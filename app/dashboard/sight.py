@@ -100,7 +100,7 @@ class Part:
 # The numbers of waiting and running tasks are read at every look, the rest of the queue seldom.
 _PARTS: Mapping[str, Part] = {
     "queues": Part(
-        topics=frozenset({notify.EVENTS, notify.STATUS}), least_seconds=2.0, idle_seconds=15.0, quiet_seconds=30.0
+        topics=frozenset({notify.EVENTS, notify.STATUS}), least_seconds=5.0, idle_seconds=15.0, quiet_seconds=30.0
     ),
     "fleet": Part(topics=frozenset({notify.FLEET, notify.LAUNCHES, notify.CONFIG}), idle_seconds=15.0),
     "report": Part(
@@ -110,8 +110,8 @@ _PARTS: Mapping[str, Part] = {
     "models": Part(topics=frozenset({notify.STATUS}), idle_seconds=30.0),
     "decision": Part(topics=frozenset({notify.FLEET, notify.LAUNCHES}), least_seconds=1.0, idle_seconds=30.0),
     "agents": Part(topics=frozenset({notify.WEIGHTS, notify.CONFIG}), idle_seconds=30.0),
-    "last_letter": Part(topics=frozenset({notify.EVENTS}), least_seconds=3.0, idle_seconds=30.0),
-    "oldest": Part(topics=frozenset({notify.EVENTS}), least_seconds=2.0, idle_seconds=15.0),
+    "last_letter": Part(topics=frozenset({notify.EVENTS}), least_seconds=5.0, idle_seconds=30.0),
+    "oldest": Part(topics=frozenset({notify.EVENTS}), least_seconds=5.0, idle_seconds=15.0),
     "hour": Part(idle_seconds=60.0),
 }
 TOPICS = frozenset().union(*(part.topics for part in _PARTS.values()))
@@ -134,7 +134,7 @@ class Looker:
     ) -> None:
         """`budget` is that of the looks; `last_hour` is shared with others."""
         self._database, self._budget, self._last_hour = database, budget, last_hour or LastHour()
-        self._parts_budget = Budget(share=1 / 200, at_once_seconds=0.15, longest_seconds=_MAX_REST_SECONDS)
+        self._parts_budget = Budget(share=1 / 300, at_once_seconds=0.15, longest_seconds=_MAX_REST_SECONDS)
         self._rests_until = 0.0
         self._values: dict[str, Any] = {}
         self._read_at: dict[str, float] = {}
