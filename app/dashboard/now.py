@@ -195,7 +195,8 @@ def _figures(sight: Sight) -> list[Figure]:
         ),
         Figure(
             name="Busy",
-            value=_last(hour.busy),
+            # Of the present workers, as the figure beside it counts them; the curve is a minute old at most.
+            value=percent(100 * states["busy"] / fleet["total"] if fleet["total"] else None),
             note=f"processors {_last(hour.processors)} in use" if hour.processors else "of the pool",
             curve=sparkline(hour.busy, "% busy", ceiling=100),
         ),

@@ -50,6 +50,17 @@ async def test_figures_of_agents_are_those_of_the_api(service: Service) -> None:
     assert "Weight</th>" not in seen_by_monitor
 
 
+async def test_busy_are_the_workers_that_the_number_of_workers_tells_of(service: Service) -> None:
+    worker = await service.worker()
+    await service.worker()
+    await service.submitted(agent_type="ranking")
+    assert await worker.lease()
+    async with browser(service, Role.MONITOR) as monitor:
+        page = await monitor.page("/dashboard")
+    assert "1 busy, 1 idle" in page
+    assert '<p class="value">50 %</p>' in page
+
+
 async def test_what_needs_attention_has_the_button_that_mends_it(service: Service) -> None:
     await service.post("/queues/ranking/pause", {"reason": "a look"})
     await service.submitted(agent_type="ranking")
