@@ -105,9 +105,18 @@ class Cluster:
     async def close(self) -> None:
         if self._server is not None:
             await self.kill()
+        await self.stop_controllers()
+
+    async def stop_controllers(self) -> None:
+        """Nothing comes or goes from now on, but by `run_controllers`."""
         if self._controller is not None:
             self._controller.cancel()
             await asyncio.wait([self._controller])
+
+    def run_controllers(self) -> None:
+        """One turn of the controllers and the nodes."""
+        self._reconcile()
+        self._run_nodes()
 
     def break_connections(self) -> None:
         """Reset all connections, watches among them."""
@@ -153,8 +162,7 @@ class Cluster:
     async def _control(self) -> None:
         while True:
             if self._server is not None:
-                self._reconcile()
-                self._run_nodes()
+                self.run_controllers()
             await asyncio.sleep(0.005)
 
     def _reconcile(self) -> None:

@@ -76,11 +76,14 @@ class KubernetesDeployment:
 
         Raises EngineUnavailable, and EngineChanged where somebody else has set a size, or others would go.
         """
-        if victims or size < state.requested:
+        is_smaller = bool(victims) or size < state.requested
+        if is_smaller:
             await self._set_costs(state, victims)
-            await self._check_order(state, size, victims)
         version = state.version
         for _ in range(_VERSION_TRIES):
+            if is_smaller:
+                # At each try: pods that come between a look and the size are more that have to go.
+                version = await self._check_order(state, size, victims)
             try:
                 body = {"metadata": {"resourceVersion": version}, "spec": {"replicas": size}}
                 await self._api.patch(self._scale, body)
@@ -91,8 +94,7 @@ class KubernetesDeployment:
                 # A call that was carried out though its answer was lost.
                 if _replicas(current) == size:
                     return
-                if _replicas(current) != state.requested:
-                    raise EngineChanged(f"somebody has set {_replicas(current)} replicas meanwhile") from None
+                _check_size(state, _replicas(current))
                 version = str(current["metadata"]["resourceVersion"])
             else:
                 return
@@ -169,14 +171,25 @@ class KubernetesDeployment:
             if isinstance(problem, BaseException):
                 raise problem
 
-    async def _check_order(self, state: EngineState, size: int, victims: Sequence[str]) -> None:
-        """Raise EngineChanged where, by now, another than the victims and pods that nobody has seen yet would go."""
-        pods = _pods((await self.state(fresh=True)).active)
+    async def _check_order(self, state: EngineState, size: int, victims: Sequence[str]) -> str:
+        """The version of the Deployment by which victims, and pods that nobody has seen yet, go before any other.
+
+        Raises EngineChanged where, by now, another would go, or somebody else has set a size.
+        """
+        current = await self.state(fresh=True)
+        _check_size(state, current.requested)
+        pods = _pods(current.active)
         # No worker of a pod is admitted before a turn has seen it.
         expendable = frozenset(victims) | ({pod.name for pod in pods} - {member.name for member in state.members})
         surplus = min(len(pods), len(pods) - size)
         if surplus > 0 and len(removed_first(pods, expendable, surplus, costs_are_set=True)) < surplus:
             raise EngineChanged("a pod that stays would be removed, as it is not ready or others have come")
+        return current.version
+
+
+def _check_size(state: EngineState, replicas: int) -> None:
+    if replicas != state.requested:
+        raise EngineChanged(f"somebody has set {replicas} replicas meanwhile") from None
 
 
 def _pods(members: Sequence[EngineMember]) -> list[Pod]:

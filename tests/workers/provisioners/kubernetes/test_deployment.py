@@ -1,6 +1,7 @@
 """The contract with the API of Kubernetes, against a server that answers by its conventions."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -71,6 +72,31 @@ async def test_a_pod_that_is_not_ready_any_more_stops_the_removal(
     await settled(cluster)
     assert cluster.removed == [busy]
     assert [pod["metadata"]["annotations"] for pod in cluster.active()] == [{}, {}]
+
+
+async def test_pods_that_come_between_the_look_and_the_size_take_nobody_with_them(
+    cluster: Cluster, engine: KubernetesDeployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The size is then by two too small, and the one that is not ready goes before the new ones, busy or not."""
+    await grown(cluster, engine, 4)
+    await cluster.stop_controllers()
+    cluster.set_replicas(6)
+    busy = cluster.ready()[0]
+    cluster.set_ready(busy, is_ready=False)
+    state = await engine.state(fresh=True)
+    listed = cluster._list
+
+    def come_after_the_look(parameters: dict[str, str]) -> dict[str, Any]:
+        answer = listed(parameters)
+        cluster.run_controllers()
+        cluster.run_controllers()
+        return answer
+
+    monkeypatch.setattr(cluster, "_list", come_after_the_look)
+    with pytest.raises(EngineChanged, match="not ready"):
+        await engine.scale(state, 4, ())
+    cluster.run_controllers()
+    assert (len(cluster.ready()), cluster.removed, cluster.replicas) == (5, [], 6)
 
 
 async def test_a_version_that_only_the_status_has_changed_is_no_conflict(
