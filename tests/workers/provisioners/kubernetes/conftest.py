@@ -1,5 +1,6 @@
 """A cluster, and a Deployment in it as the pool knows it."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest_asyncio
@@ -22,6 +23,15 @@ async def engine(cluster: Cluster) -> AsyncIterator[KubernetesDeployment]:
     engine = deployment(cluster)
     yield engine
     await engine.close()
+
+
+@pytest_asyncio.fixture
+async def follower(engine: KubernetesDeployment) -> AsyncIterator[asyncio.Task[None]]:
+    """The task by which the engine follows its pods, until the end of the test."""
+    task = asyncio.create_task(engine.run())
+    yield task
+    task.cancel()
+    await asyncio.wait([task])
 
 
 def deployment(cluster: Cluster) -> KubernetesDeployment:

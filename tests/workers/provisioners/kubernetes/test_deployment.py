@@ -187,11 +187,10 @@ async def test_a_server_that_is_away_is_said(cluster: Cluster, engine: Kubernete
     assert (await engine.state(fresh=True)).requested == 0
 
 
+@pytest.mark.usefixtures("follower")
 async def test_a_watch_spares_lists_and_survives_all_that_may_happen_to_it(
     cluster: Cluster, engine: KubernetesDeployment
 ) -> None:
-    following = asyncio.create_task(engine.run())
-
     async def follows(size: int) -> None:
         async def is_known() -> bool:
             lists = cluster.calls.count(("GET", f"/api/v1/namespaces/{NAMESPACE}/pods"))
@@ -222,8 +221,6 @@ async def test_a_watch_spares_lists_and_survives_all_that_may_happen_to_it(
     await engine.scale(state, 5, victims)
     await follows(5)
     assert cluster.removed == victims
-    following.cancel()
-    await asyncio.wait([following])
 
 
 async def test_costs_that_somebody_raised_are_left_alone(cluster: Cluster, engine: KubernetesDeployment) -> None:

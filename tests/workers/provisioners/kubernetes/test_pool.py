@@ -151,11 +151,11 @@ async def shrink(database: Database, by: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("follower")
 async def test_no_busy_pod_goes_in_many_removals_under_load(
     database: Database, cluster: Cluster, engine: KubernetesDeployment, nodes: Nodes
 ) -> None:
     """Workers lease all the time, pods lose their readiness, versions change, and answers are lost."""
-    following = asyncio.create_task(engine.run())
     await resized(database, cluster, engine, 24)
     await submitted(database, 3000)
     nodes.works = True
@@ -181,19 +181,15 @@ async def test_no_busy_pod_goes_in_many_removals_under_load(
     assert nodes.finished > _REMOVALS
     lost = await value(database, "SELECT count(*) FROM events WHERE kind = 'task.rescued'")
     assert lost == 0
-    following.cancel()
-    await asyncio.wait([following])
 
 
+@pytest.mark.usefixtures("follower")
 async def test_from_none_to_250(
     database: Database, cluster: Cluster, engine: KubernetesDeployment, nodes: Nodes
 ) -> None:
-    following = asyncio.create_task(engine.run())
     await resized(database, cluster, engine, 250)
     assert len(cluster.ready()) == 250
     assert cluster.removed == []
-    following.cancel()
-    await asyncio.wait([following])
 
 
 async def test_a_control_plane_that_was_killed_finds_every_pod(
