@@ -1,5 +1,5 @@
 """Latency of a lease in a short and in a long queue, and after many tasks finished while another session kept an old
-snapshot open; and the speed at which they finished, beside that without it."""
+snapshot open; and the speed at which they finished, beside that of a second system without it."""
 
 import asyncio
 import time
@@ -21,6 +21,8 @@ _STATUS_SAMPLES = 100
 _SAMPLES, _WORKERS = 1_000, 64
 # After a checkpoint PostgreSQL writes each page whole when it first changes; in a long queue most have yet to.
 _WARM_UP = 5000
+# Tasks that one of two systems finishes while the other rests: some seconds.
+_TURN = 20_000
 # Brokers look through all that became ready in the last 15 s for what nobody announced. So many tasks a second as the
 # filling writes come in no other way, and the aim is what a long queue costs, not what it costs to make one.
 _SETTLE_SECONDS = 45.0
@@ -37,26 +39,52 @@ class Situation:
     sizes: Sequence[Size]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Churn:
+    """Seconds that the same numbers of tasks took while a snapshot was held, and without, turn by turn."""
+
+    counts: Sequence[int]
+    held_seconds: Sequence[float]
+    free_seconds: Sequence[float]
+
+
 async def measure(depths: Sequence[int], finished: int) -> list[Figure]:
     """Figures of queues of these lengths, ascending, and after so many tasks were finished under an old snapshot."""
     async with start_testbed(with_loops=True) as testbed, live_workers.start(testbed, _WORKERS) as workers:
         situations: list[Situation] = []
         for pending in sorted(depths):
             say(f"{pending:,} pending")
-            # Besides what the situations take, a quarter of the churn is done first without the snapshot.
-            spare = finished // 4 if pending == max(depths) else 0
-            await deep_queue.fill(testbed, pending + spare + _SAMPLES + _WARM_UP)
-            await asyncio.sleep(_SETTLE_SECONDS)
+            await _fill(testbed, pending)
             situations.append(await _situation(testbed, workers, f"{pending:,} pending"))
-        say(f"finishing {finished // 4:,} without a snapshot")
-        free_rate = await workers.finish(finished // 4, say)
-        async with _snapshot_held(testbed) as held_since:
-            say(f"finishing {finished:,} while a snapshot is open")
-            held_rate = await workers.finish(finished, say)
-            minutes = (time.monotonic() - held_since) / 60
-            name = f"{finished:,} finished, snapshot open for {minutes:.1f} min"
-            situations.append(await _situation(testbed, workers, name))
-        return _figures(situations, free_rate, held_rate)
+        async with start_testbed(with_loops=True) as other, live_workers.start(other, _WORKERS) as other_workers:
+            say(f"{max(depths):,} pending in a second system")
+            await _fill(other, max(depths))
+            await other_workers.lease_latencies(_WARM_UP + _SAMPLES)
+            async with _snapshot_held(testbed) as held_since:
+                churn = await _churn(workers, other_workers, finished)
+                minutes = (time.monotonic() - held_since) / 60
+                name = f"{finished:,} finished, snapshot open for {minutes:.1f} min"
+                situations.append(await _situation(testbed, workers, name))
+        return _figures(situations, churn)
+
+
+async def _fill(testbed: Testbed, pending: int) -> None:
+    """Fill the queue with as many and what a situation takes."""
+    await deep_queue.fill(testbed, pending + _SAMPLES + _WARM_UP)
+    await asyncio.sleep(_SETTLE_SECONDS)
+
+
+async def _churn(held: live_workers.LiveWorkers, free: live_workers.LiveWorkers, finished: int) -> Churn:
+    """Finish so many tasks in each of two systems that take turns, as the machine's speed changes by the minute."""
+    counts = [min(_TURN, finished - start) for start in range(0, finished, _TURN)]
+    held_seconds: list[float] = []
+    free_seconds: list[float] = []
+    for turn, count in enumerate(counts):
+        say(f"turn {turn + 1} of {len(counts)}: {count:,} while a snapshot is open, and as many in a system without")
+        sides = [(held, held_seconds), (free, free_seconds)]
+        for workers, seconds in sides if turn % 2 else reversed(sides):
+            seconds.append(await workers.finish(count))
+    return Churn(counts=counts, held_seconds=held_seconds, free_seconds=free_seconds)
 
 
 async def _situation(
@@ -90,7 +118,7 @@ async def _snapshot_held(testbed: Testbed) -> AsyncIterator[float]:
         await connection.close()
 
 
-def _figures(situations: Sequence[Situation], free_rate: float, held_rate: float) -> list[Figure]:
+def _figures(situations: Sequence[Situation], churn: Churn) -> list[Figure]:
     figures = []
     for s in situations:
         figures += [
@@ -106,7 +134,17 @@ def _figures(situations: Sequence[Situation], free_rate: float, held_rate: float
     return [
         *figures,
         Figure(name="largest median of a lease / smallest", value=worst, target=1.5, more_is_better=False),
-        Figure(name=f"cycles by {_WORKERS} workers without a snapshot", value=free_rate, unit="cycles/s"),
-        Figure(name="cycles while it is held", value=held_rate, unit="cycles/s"),
-        Figure(name="held / without", value=held_rate / free_rate, target=0.9),
+        Figure.of(f"cycles by {_WORKERS} workers without a snapshot", _rates(churn, churn.free_seconds), "cycles/s"),
+        Figure.of("cycles while it is held", _rates(churn, churn.held_seconds), "cycles/s"),
+        Figure(name="held / without", value=_ratio(churn), target=0.9),
+        Figure(name="held / without, last quarter", value=_ratio(churn, max(1, len(churn.counts) // 4))),
     ]
+
+
+def _rates(churn: Churn, seconds: Sequence[float]) -> list[float]:
+    return [count / took for count, took in zip(churn.counts, seconds, strict=True)]
+
+
+def _ratio(churn: Churn, turns: int = 0) -> float:
+    """Speed with a snapshot by that without, of the last turns; 0 means all."""
+    return sum(churn.free_seconds[-turns:]) / sum(churn.held_seconds[-turns:])
