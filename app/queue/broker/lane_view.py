@@ -124,6 +124,10 @@ class LaneView:
         every = LANES if not self._class_lanes else self.all_lanes()
         return {lane: self._floors.get(lane, self._positions.get(lane, lane.bottom)) for lane in every}
 
+    def unseen_below(self) -> Mapping[Lane, float]:
+        """For every lane the tag below which no task is known to wait: its floor, or its ceiling while it is closed."""
+        return {lane: self._floors.get(lane, lane.ceiling) for lane in self.all_lanes()}
+
     def all_lanes(self) -> Sequence[Lane]:
         """Every lane, those of the known resource classes included."""
         return LANES + tuple(itertools.chain.from_iterable(self._class_lanes.values()))
@@ -185,13 +189,13 @@ class LaneScanner:
         self._scanned_at: datetime | None = None
         self._scan_count = 0
 
-    async def scan(self, positions: Mapping[Lane, float], all_lanes: Collection[Lane] = LANES) -> dict[Lane, float]:
-        """Lane -> lowest tag of ready tasks below its position, among those that became ready since the last scan."""
+    async def scan(self, unseen_below: Mapping[Lane, float]) -> dict[Lane, float]:
+        """Lane -> lowest tag of ready tasks below these tags, among those that became ready since the last scan."""
         since, self._scanned_at = self._scanned_at, await hot_path.run(self._database, claims.current_time)
         self._scan_count += 1
         if since is None or self._scan_count % _FULL_SCAN_EVERY == 0:
-            return await hot_path.run(self._database, lambda c: claims.ready_lanes(c, all_lanes))
-        return await hot_path.run(self._database, lambda c: claims.ready_below(c, positions, since - _OVERLAP))
+            return await hot_path.run(self._database, lambda c: claims.ready_lanes(c, list(unseen_below)))
+        return await hot_path.run(self._database, lambda c: claims.ready_below(c, unseen_below, since - _OVERLAP))
 
 
 async def synchronize_lanes(database: Database, scan_lanes: Callable[[], Awaitable[None]]) -> None:

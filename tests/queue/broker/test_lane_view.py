@@ -1,10 +1,13 @@
 """View of the lanes in one broker."""
 
 from app.db import notify
+from app.db.database import Database
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Lane, Priority
-from app.queue.broker.lane_view import LaneView
+from app.queue.broker.lane_view import LaneScanner, LaneView
 from app.queue.store.claims import BOTTOM
+from tests.support.factories import submitted
+from tests.support.sql import execute
 
 LOW = Lane(agent_type=AgentType.RANKING, priority=Priority.LOW)
 HIGH = Lane(agent_type=AgentType.RANKING, priority=Priority.HIGH)
@@ -73,3 +76,16 @@ def test_the_types_with_the_most_urgent_work() -> None:
     assert view.most_urgent(both, view.best_lanes()) == {AgentType.EVOLUTION}
     assert view.most_urgent({AgentType.RANKING}, view.best_lanes()) == {AgentType.RANKING}
     assert view.most_urgent({AgentType.PROXIMITY}, view.best_lanes()) == set()
+
+
+async def test_a_scan_finds_work_that_was_not_announced_in_a_lane_that_is_closed(database: Database) -> None:
+    """Its tag is above the one at which the lane ran out; meanwhile less urgent work keeps all workers busy."""
+    view, scanner = LaneView(), LaneScanner(database)
+    await scanner.scan(view.unseen_below())
+    await submitted(database, 2, agent_type=AgentType.RANKING, priority=Priority.LOW)
+    view.mark_ready({LOW: BOTTOM, HIGH: BOTTOM})
+    view.begin_claim()
+    view.record_claim(HIGH, [0.5], is_exhausted=True)
+    assert await scanner.scan(view.unseen_below()) == {}
+    await execute(database, "UPDATE tasks SET priority = 3, tag = 2 WHERE seq = (SELECT max(seq) FROM tasks)")
+    assert await scanner.scan(view.unseen_below()) == {HIGH: 2.0}
