@@ -4,7 +4,7 @@ snapshot open; and the speed at which they finished, beside that of a second sys
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 import asyncpg
@@ -56,15 +56,16 @@ async def measure(depths: Sequence[int], finished: int) -> list[Figure]:
             say(f"{pending:,} pending")
             await _fill(testbed, pending)
             situations.append(await _situation(testbed, workers, f"{pending:,} pending"))
-        async with start_testbed(with_loops=True) as other, live_workers.start(other, _WORKERS) as other_workers:
-            say(f"{max(depths):,} pending in a second system")
-            await _fill(other, max(depths))
-            await other_workers.lease_latencies(_WARM_UP + _SAMPLES)
-            async with _snapshot_held(testbed) as held_since:
+        async with AsyncExitStack() as session:
+            async with start_testbed(with_loops=True) as other, live_workers.start(other, _WORKERS) as other_workers:
+                say(f"{max(depths):,} pending in a second system")
+                await _fill(other, max(depths))
+                await other_workers.lease_latencies(_WARM_UP + _SAMPLES)
+                held_since = await session.enter_async_context(_snapshot_held(testbed))
                 churn = await _churn(workers, other_workers, finished)
-                minutes = (time.monotonic() - held_since) / 60
-                name = f"{finished:,} finished, snapshot open for {minutes:.1f} min"
-                situations.append(await _situation(testbed, workers, name))
+            minutes = (time.monotonic() - held_since) / 60
+            name = f"{finished:,} finished, snapshot open for {minutes:.1f} min"
+            situations.append(await _situation(testbed, workers, name))
         return _figures(situations, churn)
 
 
