@@ -113,6 +113,12 @@ _BOUND = f"""CROSS JOIN LATERAL (
 _FITS = """AND tag <= coalesce(bound.last_tag, 'Infinity') AND (demand.ends_at IS NULL OR demand.ends_at >=
                   now() + make_interval(secs => coalesce(timeout_seconds, $10::float8) * demand.longest_stretch))"""
 
+# From the end, where the newest version of its row is: before it are entries of the same id that heartbeats have left
+# while somebody keeps an old snapshot, and an equation would meet all of them.
+_WORKER = """LEFT JOIN LATERAL (
+        SELECT * FROM workers newest WHERE newest.id <= r.worker_id ORDER BY newest.id DESC LIMIT 1
+    ) w ON w.id = r.worker_id"""
+
 # Each step keeps the claim safe or cheap. None joins two steps, whose sizes no planner can know: what belongs together
 # goes through them in arrays side by side, so that the work grows with the batch whatever the plan. Only the answer
 # needs a join: a full one is never a nested loop, and nothing is leased that was not requested.
@@ -151,7 +157,7 @@ WITH request AS MATERIALIZED (
            held.id IS NOT NULL AND last.request_id = r.request_id AS is_repeat
     FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::smallint[], $5::float8[], $6::boolean[]{column})
          WITH ORDINALITY AS r (worker_id, request_id, agent_type, priority, floor, acknowledge{columns}, turn)
-    LEFT JOIN workers w ON w.id = r.worker_id
+    {_WORKER}
     {lease_ledger.last_and_held("r.worker_id")}
 ), demand AS (
     SELECT agent_type, priority{group}{asked}, min(floor) AS floor, count(*) AS places,

@@ -22,6 +22,7 @@ from app.queue.service.aging import AGE_TASKS, age_tasks
 from app.queue.service.counters import FIND_OLDEST, find_oldest, oldest_since
 from app.queue.service.leases import LeaseService
 from app.queue.store import attempts, claims, counters
+from app.workers.store import workers
 from tests.support.factories import GENERATION, completion, ready_worker, submitted
 from tests.support.plans import explained, explaining
 from tests.support.sql import execute
@@ -107,6 +108,25 @@ async def test_a_claim_costs_the_same_after_many_were_finished_under_an_old_snap
     blind = await _claim_pages(database, worker, claims.BOTTOM)
     assert after <= before + 20
     assert blind >= after + _ROUNDS // 40, "without a floor it would have walked over every dead entry"
+
+
+@pytest.mark.slow
+async def test_a_claim_costs_the_same_after_many_heartbeats_under_an_old_snapshot(shop: _Shop) -> None:
+    """Each leaves a version of its worker's row behind, and in time an entry in the index."""
+    database = shop.database
+    members = [shop.worker, *[await ready_worker(database) for _ in range(7)]]
+    before = await _claim_pages(database, shop.worker, claims.BOTTOM)
+    connection = await database.connect()
+    for number in range(_ROUNDS // 4):
+        beats = [
+            workers.Heartbeat(
+                worker_id=member, draining=False, task_id=None, token=None, cpu_percent=number, memory_mb=1, errors=None
+            )
+            for member in members
+        ]
+        await workers.record_heartbeats(connection, beats, 15.0)
+    await connection.close()
+    assert await _claim_pages(database, shop.worker, claims.BOTTOM) <= before + 5
 
 
 @pytest.mark.slow

@@ -90,6 +90,7 @@ async def test_a_claim_reads_the_head_of_the_queue(full: Database) -> None:
         assert plan.count("tag >= (min(request_1.floor))") == 2
         assert plan.count("using leases_pkey on leases l") == 2
         assert plan.count("using tasks_pkey on tasks held") == 2
+        assert plan.count("Index Scan Backward using workers_pkey on workers newest") == 2
         assert not _walks(plan, "tasks")
         assert not _walks(plan, "leases")
 
