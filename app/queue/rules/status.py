@@ -46,8 +46,10 @@ _STALE = timedelta(seconds=30)
 # Tasks are dated from the beginning of the transaction that makes them ready: few last longer than the first, none
 # longer than the second.
 _USUAL_TRANSACTION, _LONGEST_TRANSACTION = timedelta(seconds=1), timedelta(minutes=2)
-# So often a look goes back by the second.
-_LOOK_BACK_EVERY = timedelta(minutes=1)
+# So often a look goes back by the second; more rarely where that takes over 1 % of the time, as it passes over what was
+# leased meanwhile for as long as somebody keeps an old snapshot.
+_LOOK_BACK_EVERY, _LOOK_BACK_AT_LEAST_EVERY = timedelta(minutes=1), timedelta(minutes=10)
+_LOOK_BACK_SHARE = 0.01
 _BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 _MINUTE = timedelta(minutes=1)
 
@@ -163,9 +165,10 @@ class QueueSnapshot:
         return max(timedelta(0), self.at - since) if since else None
 
 
-def is_look_back_due(looked_back_at: datetime | None, moment: datetime) -> bool:
-    """Whether the next look is to find also what has brought an age along meanwhile."""
-    return looked_back_at is None or moment - looked_back_at >= _LOOK_BACK_EVERY
+def is_look_back_due(looked_back_at: datetime | None, moment: datetime, took: timedelta = timedelta(0)) -> bool:
+    """Whether the next look is to find also what has brought an age along meanwhile; the last that did `took` that."""
+    every = min(_LOOK_BACK_AT_LEAST_EVERY, max(_LOOK_BACK_EVERY, took / _LOOK_BACK_SHARE))
+    return looked_back_at is None or moment - looked_back_at >= every
 
 
 def oldest_wait_floors(

@@ -1,8 +1,9 @@
 """Duties that maintain the figures of the queue: fold new entries, look for the oldest tasks, check the counters."""
 
 import logging
+import time
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -44,20 +45,22 @@ async def fold_events(connection: AsyncConnection) -> dict[str, Any]:
 async def find_oldest(connection: AsyncConnection) -> dict[str, Any]:
     """Look for the longest-waiting task of each priority; `oldest_by_priority` reads the result.
 
-    What has risen from a lower priority, or was made ready by a long transaction, is found within a minute: by a look
-    that goes back to what the last one of its kind found, and so misses nothing of between.
+    What has risen from a lower priority, or was made ready by a long transaction, is found within a minute (within ten
+    where that is dear): by a look that goes back to what the last one of its kind found, and so misses nothing between.
     """
     # Taken before the search: what becomes ready during it belongs to the next one.
     moment, last = await now(connection), await _last_look(connection)
     if last and datetime.fromisoformat(last["looked_at"]) > moment:
         last = {}  # the clock of the database was set back, so tasks may be older than what it found
     looked_back = last.get("looked_back", {})
-    looks_back = is_look_back_due(_looked_at(looked_back), moment)
+    looks_back = is_look_back_due(_looked_at(looked_back), moment, timedelta(seconds=looked_back.get("seconds", 0.0)))
     floors = _floors(looked_back or last, looks_back=True) if looks_back else _floors(last)
+    begun = time.monotonic()
     oldest = await counters.oldest_waits(connection, floors)
     look = {
         "looked_at": moment.isoformat(),
         "oldest": {priority.name: since.isoformat() for priority, since in oldest.items()},
+        "seconds": round(time.monotonic() - begun, 3),
     }
     return {**look, "looked_back": look if looks_back else looked_back}
 

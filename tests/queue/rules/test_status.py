@@ -133,3 +133,10 @@ def test_a_look_goes_far_back_once_a_minute() -> None:
     assert is_look_back_due(None, _NOON)
     assert not is_look_back_due(_NOON - timedelta(seconds=59), _NOON)
     assert is_look_back_due(_NOON - timedelta(seconds=60), _NOON)
+
+
+def test_a_look_goes_far_back_more_rarely_where_that_takes_long() -> None:
+    took = timedelta(seconds=2)
+    assert not is_look_back_due(_NOON - timedelta(seconds=199), _NOON, took)
+    assert is_look_back_due(_NOON - timedelta(seconds=200), _NOON, took)
+    assert is_look_back_due(_NOON - timedelta(minutes=10), _NOON, timedelta(minutes=1))
