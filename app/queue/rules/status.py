@@ -177,16 +177,15 @@ def oldest_wait_floors(
     """Times before which no task of each priority became ready, given the oldest ones at the last look.
 
     The next look starts there instead of walking over dead index entries, of which there may be as many as tasks of the
-    priority were leased since then. Usually a task becomes ready now. One that looks back also finds what rose from a
-    lower priority and brought its age along, and what a long transaction has made ready.
+    priority were leased since then. What that look did not see is dated from the beginning of a transaction that was
+    under way at most. One that looks back also finds what rose from a lower priority and brought its age along, and
+    what a long transaction has made ready.
     """
     if looked_at is None:
         return dict.fromkeys(Priority, _BEGINNING)
-    floors = {priority: oldest.get(priority, looked_at) for priority in sorted(Priority)}
-    if not looks_back:
-        return {priority: floor - _USUAL_TRANSACTION for priority, floor in floors.items()}
-    lowest = accumulate(floors.values(), min)
-    return {priority: floor - _LONGEST_TRANSACTION for priority, floor in zip(floors, lowest, strict=True)}
+    unseen_since = looked_at - (_LONGEST_TRANSACTION if looks_back else _USUAL_TRANSACTION)
+    floors = {priority: min(oldest.get(priority, unseen_since), unseen_since) for priority in sorted(Priority)}
+    return dict(zip(floors, accumulate(floors.values(), min), strict=True)) if looks_back else floors
 
 
 def warnings(queue: QueueSnapshot, policy: CapacityPolicy) -> list[str]:
