@@ -69,12 +69,19 @@ def open_log(path: Path) -> int:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read, also where it was open to others."""
+    """Write a file that only its owner can read, also where it was open to others; readers meanwhile see the former."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.unlink(missing_ok=True)
     # The mode is given at creation: a chmod afterwards would leave a moment in which others can read the key.
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, PRIVATE_FILE)
-    os.fchmod(descriptor, PRIVATE_FILE)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_FILE)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            os.fchmod(descriptor, PRIVATE_FILE)
+            file.write(text)
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def make_private(directory: Path) -> None:
@@ -82,5 +89,7 @@ def make_private(directory: Path) -> None:
     directory.mkdir(mode=PRIVATE_DIRECTORY, parents=True, exist_ok=True)
     directory.chmod(PRIVATE_DIRECTORY)
     for path in directory.iterdir():
-        if path.is_file() and not path.is_symlink():
-            path.chmod(PRIVATE_FILE)
+        # A draft may have taken its file's place meanwhile.
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_file() and not path.is_symlink():
+                path.chmod(PRIVATE_FILE)

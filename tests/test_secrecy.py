@@ -177,3 +177,17 @@ def test_logs_are_private_also_those_that_were_not(tmp_path: Path) -> None:
     assert old.read_text() == "before\nafter\n"
     assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
     assert tmp_path.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_private_file_is_written_at_once_or_not_at_all(tmp_path: Path) -> None:
+    """Who reads an address while it is written anew does not take it for missing, and a kill leaves no empty key."""
+    path = tmp_path / "url"
+    path.write_text("former")
+    path.chmod(0o644)
+    with path.open() as reader:
+        secrecy.write_private(path, "new")
+        assert reader.read() == "former"
+    assert (path.read_text(), path.stat().st_mode & 0o777) == ("new", 0o600)
+    with pytest.raises(UnicodeEncodeError):
+        secrecy.write_private(path, "\ud800")
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("url", "new")]

@@ -8,7 +8,6 @@ a file that only our user can read, and is exchanged by each worker for one of i
 import asyncio
 import json
 import logging
-import os
 import secrets
 import shlex
 import shutil
@@ -288,7 +287,4 @@ def _age(path: Path) -> float:
 
 def _write(path: Path, values: Mapping[str, str]) -> None:
     path.parent.mkdir(mode=PRIVATE_DIRECTORY, exist_ok=True)
-    # In one step, as it is read at any moment.
-    unfinished = path.with_name(f".{path.name}")
-    write_private(unfinished, json.dumps(dict(values)))
-    os.replace(unfinished, path)
+    write_private(path, json.dumps(dict(values)))
