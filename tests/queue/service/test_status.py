@@ -206,10 +206,12 @@ async def test_the_oldest_of_each_priority(database: Database) -> None:
     # One that has grown old comes with its age from below, and is found by the next look that goes back.
     await execute(database, "UPDATE tasks SET priority = 3 WHERE priority = 2")
     assert (await _oldest(database))[Priority.HIGH] is None
-    minute_ago = "to_jsonb(now() - interval '1 min')"
-    await execute(
-        database, f"UPDATE loop_ticks SET result = jsonb_set(result, '{{looked_back,looked_at}}', {minute_ago})"
-    )
+    # It comes after a minute, and later where the last one took longer than 1 % of that.
+    minute_ago = "jsonb_set(result, '{looked_back,looked_at}', to_jsonb(now() - interval '1 min'))"
+    change = "UPDATE loop_ticks SET result = jsonb_set({}, '{{looked_back,seconds}}', '{}')"
+    await execute(database, change.format(minute_ago, 2))
+    assert (await _oldest(database))[Priority.HIGH] is None
+    await execute(database, change.format("result", 0.5))
     found = await _oldest(database)
     assert found[Priority.MEDIUM] is None
     assert timedelta(minutes=19) < (found[Priority.HIGH] or timedelta(0))
