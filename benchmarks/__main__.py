@@ -6,7 +6,7 @@ from pathlib import Path
 
 import uvloop
 
-from benchmarks import chart, report, sections
+from benchmarks import chart, claim_cost, report, sections
 from benchmarks.machine import Machine
 from benchmarks.peer_runs import PEERS
 from benchmarks.progress import say
@@ -54,8 +54,8 @@ def _options() -> argparse.Namespace:
         options.depths, options.finished = [1_000, 100_000], 20_000
     if unknown := set(options.peers or ()) - PEERS.keys():
         parser.error(f"there is no peer {min(unknown)!r}; there are: {', '.join(PEERS)}")
-    if options.finished + 1_000 > max(options.depths):
-        parser.error("the longest of --depths must be longer than --finished")
+    if options.finished + claim_cost.LEASED > max(options.depths):
+        parser.error(f"the longest of --depths must be longer than --finished by {claim_cost.LEASED:,} at least")
     return options
 
 

@@ -21,6 +21,8 @@ _STATUS_SAMPLES = 100
 _SAMPLES, _WORKERS = 1_000, 64
 # After a checkpoint PostgreSQL writes each page whole when it first changes; in a long queue most have yet to.
 _WARM_UP = 5000
+# Tasks that each situation takes.
+LEASED = _WARM_UP + _SAMPLES
 # Tasks that one of two systems finishes while the other rests: some seconds.
 _TURN = 20_000
 # Brokers look through all that became ready in the last 15 s for what nobody announced. So many tasks a second as the
@@ -60,7 +62,7 @@ async def measure(depths: Sequence[int], finished: int) -> list[Figure]:
             async with start_testbed(with_loops=True) as other, live_workers.start(other, _WORKERS) as other_workers:
                 say(f"{max(depths):,} pending in a second system")
                 await _fill(other, max(depths))
-                await other_workers.lease_latencies(_WARM_UP + _SAMPLES)
+                await other_workers.lease_latencies(LEASED)
                 held_since = await session.enter_async_context(_snapshot_held(testbed))
                 churn = await _churn(workers, other_workers, finished)
             minutes = (time.monotonic() - held_since) / 60
@@ -70,8 +72,8 @@ async def measure(depths: Sequence[int], finished: int) -> list[Figure]:
 
 
 async def _fill(testbed: Testbed, pending: int) -> None:
-    """Fill the queue with as many and what a situation takes."""
-    await deep_queue.fill(testbed, pending + _SAMPLES + _WARM_UP)
+    """Let so many tasks wait, and those that a situation takes."""
+    await deep_queue.fill(testbed, pending + LEASED)
     await asyncio.sleep(_SETTLE_SECONDS)
 
 

@@ -166,7 +166,7 @@ class QueueSnapshot:
 
 
 def is_look_back_due(looked_back_at: datetime | None, moment: datetime, took: timedelta = timedelta(0)) -> bool:
-    """Whether the next look is to find also what has brought an age along meanwhile; the last that did `took` that."""
+    """Whether the next look is to find also what has brought an age along meanwhile; the last one `took` so long."""
     every = min(_LOOK_BACK_AT_LEAST_EVERY, max(_LOOK_BACK_EVERY, took / _LOOK_BACK_SHARE))
     return looked_back_at is None or moment - looked_back_at >= every
 
