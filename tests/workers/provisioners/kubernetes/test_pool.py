@@ -48,6 +48,8 @@ class Nodes:
         self.busy = BusyPods(cluster)
         self.finished = 0
         self.works = False
+        # A look that is cancelled would end with an error of the driver's pool instead.
+        self.is_over = False
         self._daemons: dict[str, asyncio.Task[None]] = {}
         self._leaving: set[WorkerId] = set()
         # Fewer than the connections that a database has for tests.
@@ -55,9 +57,9 @@ class Nodes:
         self._leases = LeaseService(database, LeasePolicy(), FairQueue())
 
     async def run(self) -> None:
-        """Start a daemon in each pod that is ready, and end those of pods that are gone, until cancelled."""
+        """Start a daemon in each pod that is ready, and end those of pods that are gone, until it is over."""
         try:
-            while True:
+            while not self.is_over:
                 for name in self.cluster.ready():
                     if name not in self._daemons:
                         self._daemons[name] = asyncio.create_task(self._daemon(name))
@@ -115,10 +117,8 @@ async def nodes(database: Database, cluster: Cluster) -> AsyncIterator[Nodes]:
     nodes = Nodes(database, cluster)
     running = asyncio.create_task(nodes.run())
     yield nodes
-    running.cancel()
-    await asyncio.wait([running])
-    if not running.cancelled():
-        running.result()
+    nodes.is_over = True
+    await running
 
 
 async def keep(database: Database, engine: KubernetesDeployment) -> dict[str, object]:
