@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message
 from uvicorn.config import STARTUP_FAILURE
 
 from app.http.bounds import BoundedHeads
+from app.http.quiet_server import QuietServer
 from app.http.services import Services
 from app.http.sockets import UnixSocket
 from app.queue.broker.broker import Broker
@@ -48,7 +49,7 @@ async def _build_routes(app: ASGIApp) -> None:
     await app({**head, **address}, receive, send)
 
 
-class Server(uvicorn.Server):
+class Server(QuietServer):
     """Serves the port, and a unix socket without TLS; answers long polls as soon as it is stopped.
 
     SIGTERM, as an orchestrator sends it, stops it only after `drain_seconds`, unless it comes twice.

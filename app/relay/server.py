@@ -13,6 +13,7 @@ from types import FrameType
 import uvicorn
 
 from app.http.bounds import BoundedHeads, raise_file_limit
+from app.http.quiet_server import QuietServer
 from app.http.sockets import SocketTaken, UnixSocket
 from app.relay.exchange import ExchangePolicy
 from app.relay.gateway import Gateway
@@ -97,7 +98,7 @@ def serve(url: str, trust: Trust, listen: Listen) -> None:
     log.info("stopped")
 
 
-class _Server(uvicorn.Server):
+class _Server(QuietServer):
     """Answers what is under way before it closes."""
 
     def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
