@@ -1,43 +1,34 @@
 """All of Convener on one machine: a database, keys, the API, the loops and a pool, brought up in order."""
 
 import asyncio
+import json
 import logging
 import os
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-import asyncpg
 import httpx
-from sqlalchemy.exc import SQLAlchemyError
 
-from app.admin.errors import ConfigRefused
-from app.admin.rules.keys import read_key
-from app.admin.service import audit
-from app.admin.service.access import issue_key
-from app.admin.service.keyring import Keyring
-from app.admin.store.config import Version
-from app.admin.store.keys import NewKey
-from app.cli.pool_options import PoolOptions, apply
+from app.cli.pool_options import PoolInForce, PoolOptions
 from app.cli.supervisor import Program, Supervisor, end_leftovers
-from app.db.database import Database
-from app.db.rights import REMEDY, excess_rights
 from app.http.tls import UnusableCertificate, served_certificate
 from app.kernel.access import Role
 from app.kernel.errors import ConvenerError
 from app.kernel.modes import Mode
-from app.postgres.accounts import CONFINEMENT_REMEDY
+from app.postgres.accounts import CONFINEMENT_REMEDY, bound_command
 from app.postgres.binaries import find_binaries
 from app.postgres.cluster import Cluster, lock_directory
 from app.postgres.errors import EmbeddedError
 from app.postgres.server import Server
-from app.secrecy import make_private, write_private
+from app.secrecy import SECRETS_FD, handed_over, make_private, write_private
 from app.settings import Settings, secret_variables
 from app.settings_sources import SECRETS, SettingsError
 from app.terminal import databases
-from app.terminal.databases import author
 from app.terminal.failures import ExitCode, Failure
 from app.workers.provisioners.environment import HandlersRefused, check_handlers
 from worker_agent.connections.clients import default_socket, open_async_client
@@ -46,6 +37,7 @@ from worker_agent.variables import unknown_variables
 
 log = logging.getLogger(__name__)
 _READY_SECONDS = 30.0
+_LONGEST_LINE = 1 << 20
 # Keys that are made for this machine, and the files that hold them.
 KEY_FILES: Mapping[Role, str] = {
     Role.OPERATOR: "operator.key",
@@ -64,7 +56,7 @@ class StackError(Exception):
 # To be expected at a start.
 START_ERRORS = (
     *(StackError, EmbeddedError, HandlersRefused, SettingsError, UnusableCertificate),
-    *(ConvenerError, SQLAlchemyError, asyncpg.PostgresError, OSError, TimeoutError),
+    *(ConvenerError, OSError, TimeoutError),
 )
 
 
@@ -78,17 +70,29 @@ def start_failure(error: Exception) -> Failure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Preparation:
+    """Result of preparing a database: keys, the roles of new ones, the pool, and a link that logs in once."""
+
+    keys: Mapping[Role, str] = field(repr=False)
+    new_keys: frozenset[Role]
+    pool: PoolInForce
+    link: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stack:
     """A running Convener; `own_address` is the one for programs of this machine, `url` the one for all others."""
 
     url: str
     own_address: str
     trust: Trust
-    database_url: str
-    keys: Mapping[Role, str]
-    new_keys: frozenset[Role]
-    config: Version
+    preparation: Preparation
     supervisor: Supervisor
+
+    @property
+    def keys(self) -> Mapping[Role, str]:
+        """A key of each role of KEY_FILES."""
+        return self.preparation.keys
 
     def restarts(self) -> dict[str, int]:
         """Number of restarts of each program that has died."""
@@ -103,8 +107,9 @@ async def running(
     log_files: bool,
     options: PoolOptions = _NO_OPTIONS,
     extra_programs: Sequence[Program] = (),
+    with_link: bool = False,
 ) -> AsyncIterator[Stack]:
-    """Bring everything up, and `extra_programs`, and down again in order.
+    """Bring everything up, and `extra_programs`, and down again in order; `with_link` for a link that logs in once.
 
     Raises StackError, EmbeddedError, HandlersRefused.
     """
@@ -122,8 +127,10 @@ async def running(
         port = free_port(settings.host, settings.port)  # before PostgreSQL, which takes much longer
         server = None if settings.database_url else await _start_server(settings, say, cleanup)
         url = server.url if server else str(settings.database_url)
-        session_url = settings.session_url or url
-        keys, fresh, config = await _prepare(session_url, settings, options, say)
+        # As it is with the bundled PostgreSQL, whose API is not there yet.
+        is_alone = settings.database_url is None
+        settings = settings.model_copy(update={"database_url": url})
+        preparation = await _prepare(settings, options, say, is_alone=is_alone, with_link=with_link)
         settings = settings.model_copy(update={"port": port, "socket": settings.socket or _own_socket(state, say)})
         make_private(state / "logs")
         secrets = _secrets(settings, url)
@@ -142,10 +149,7 @@ async def running(
             url=address,
             own_address=own_address,
             trust=trust,
-            database_url=session_url,
-            keys=keys,
-            new_keys=frozenset(fresh),
-            config=config,
+            preparation=preparation,
             supervisor=supervisor,
         )
 
@@ -166,57 +170,48 @@ async def _start_server(settings: Settings, say: Say, cleanup: AsyncExitStack) -
 
 
 async def _prepare(
-    url: str, settings: Settings, options: PoolOptions, say: Say
-) -> tuple[dict[Role, str], set[Role], Version]:
-    """Migrate, make missing keys, configure; return all keys, the roles of new ones, and the configuration."""
-    database = Database(url)
+    settings: Settings, options: PoolOptions, say: Say, *, is_alone: bool, with_link: bool = False
+) -> Preparation:
+    """Let another process migrate, make missing keys and configure. Raises Failure."""
+    command = [sys.executable, "-P", "-m", "app.cli.preparation", json.dumps(asdict(options))]
+    command += ["--alone"] if is_alone else []
+    command += ["--link"] if with_link else []
+    with handed_over(_secrets(settings, str(settings.database_url))) as descriptor:
+        process = await asyncio.create_subprocess_exec(
+            *bound_command(Path.cwd(), *command),
+            env={**_environment(settings), SECRETS_FD: str(descriptor)},
+            pass_fds=[descriptor],
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            limit=_LONGEST_LINE,
+            # Ctrl-C must reach this process alone, which then ends the other.
+            start_new_session=True,
+        )
+    assert process.stdout is not None
+    answer: dict[str, Any] | None = None
     try:
-        is_alone = settings.database_url is None  # as it is with the bundled PostgreSQL, whose API is not there yet
-        old_revision, new_revision = await audit.migrate(database, by=author("convener up"), is_alone=is_alone)
-        if old_revision != new_revision:
-            say(f"migrated the database from {old_revision or 'nothing'} to {new_revision}")
-        async with database.transaction() as connection:
-            if rights := await excess_rights(connection):
-                say(f"the role of the database has more rights than it needs ({', '.join(rights)}): {REMEDY}")
-        keys, fresh = await _ensure_keys(database, settings.state_directory)
-        return keys, fresh, await _configure(database, settings, options, keys[Role.OPERATOR])
+        async for text in process.stdout:
+            line = json.loads(text)
+            if "say" in line:
+                say(line["say"])
+            elif "failure" in line:
+                raise Failure(**{**line["failure"], "code": ExitCode(line["failure"]["code"])})
+            else:
+                answer = line["answer"]
+        await process.wait()
     finally:
-        await database.close()
-
-
-async def _configure(database: Database, settings: Settings, options: PoolOptions, key: str) -> Version:
-    by = (read_key(key) or ("convener up", ""))[0]
-    try:
-        return await apply(database, settings.mode or Mode.DEVELOPMENT, options, by)
-    except ConfigRefused as error:
-        remarks = "; ".join(f"{path.rpartition('.')[2]} {message}" for path, message in error.fields)
-        raise StackError(f"the pool cannot be so: {remarks}") from None
-
-
-async def _ensure_keys(database: Database, state: Path) -> tuple[dict[Role, str], set[Role]]:
-    keys: dict[Role, str] = {}
-    fresh: set[Role] = set()
-    keyring = Keyring(database)
-    for role, name in KEY_FILES.items():
-        file = state / name
-        text = file.read_text().strip() if file.exists() else ""
-        # A file may be of another database than this one; its key is then replaced.
-        if not text or not await _is_known(keyring, text):
-            async with database.transaction() as connection:
-                new_key = NewKey(role=role, label=f"{role} of this machine")
-                text = (await issue_key(connection, new_key, author("convener up"), "for this machine")).text
-            write_private(file, f"{text}\n")
-            fresh.add(role)
-        keys[role] = text
-    return keys, fresh
-
-
-async def _is_known(keyring: Keyring, text: str) -> bool:
-    try:
-        await keyring.recognise(text)
-    except Exception:
-        return False
-    return True
+        if process.returncode is None:
+            process.terminate()
+            await process.wait()
+    if answer is None:
+        raise StackError(f"the database could not be prepared: the process for it ended with {process.returncode}")
+    pool = answer["pool"]
+    return Preparation(
+        keys={role: (settings.state_directory / name).read_text().strip() for role, name in KEY_FILES.items()},
+        new_keys=frozenset(Role(role) for role in answer["new_keys"]),
+        pool=PoolInForce(**{**pool, "mode": Mode(pool["mode"])}),
+        link=answer["link"],
+    )
 
 
 def _secrets(settings: Settings, url: str) -> dict[str, str]:

@@ -10,12 +10,9 @@ import typer
 from rich.panel import Panel
 
 from app.admin.rules.config import conduct
-from app.admin.rules.keys import read_key
-from app.admin.service import sessions
 from app.cli.pool_options import PoolOptions
 from app.cli.stack import KEY_FILES, START_ERRORS, Stack, running, start_failure
 from app.cli.task_lines import show_tasks
-from app.db.database import Database
 from app.kernel.access import Role
 from app.kernel.modes import Mode
 from app.logs import start_logging
@@ -51,12 +48,14 @@ async def _run(settings: Settings, pool_options: PoolOptions) -> None:
 
 async def _run_until(stop: "StopSignals", settings: Settings, pool_options: PoolOptions) -> None:
     say = partial(console.print, style="dim")
-    async with running(settings, say, log_files=False, options=pool_options) as stack:
+    # As with keys: what is not shown to a person goes into journals, which let others read it.
+    with_link = console.file.isatty()
+    async with running(settings, say, log_files=False, options=pool_options, with_link=with_link) as stack:
         stop.on_first = lambda: None
         console.print(_welcome(stack, settings))
         # Below the frame and on one line, however narrow the terminal is: people click on it.
-        console.print(f"Dashboard: {await _dashboard(stack)}", soft_wrap=True, highlight=False)
-        is_development = stack.config.mode is Mode.DEVELOPMENT
+        console.print(f"Dashboard: {_dashboard(stack)}", soft_wrap=True, highlight=False)
+        is_development = stack.preparation.pool.mode is Mode.DEVELOPMENT
         showing = asyncio.create_task(show_tasks(stack, typer.echo)) if is_development else None
         number = await stop.wait()
         if showing is not None:
@@ -94,20 +93,10 @@ class StopSignals:
             self.on_first()
 
 
-async def _dashboard(stack: Stack) -> str:
+def _dashboard(stack: Stack) -> str:
     """The address of the dashboard, for a person with a word that logs in once."""
-    address = f"{stack.url}/dashboard"
-    # As with keys: what is not shown to a person goes into journals, which let others read it.
-    if not console.file.isatty():
-        return f"{address}  (log in with the operator's key)"
-    key_id, _ = read_key(stack.keys[Role.OPERATOR]) or ("", "")
-    database = Database(stack.database_url)
-    try:
-        async with database.transaction() as connection:
-            link = await sessions.create_link(connection, key_id)
-    finally:
-        await database.close()
-    return f"{address}/login?link={link}"
+    address, link = f"{stack.url}/dashboard", stack.preparation.link
+    return f"{address}/login?link={link}" if link else f"{address}  (log in with the operator's key)"
 
 
 def _welcome(stack: Stack, settings: Settings) -> Panel:
@@ -119,7 +108,7 @@ def _welcome(stack: Stack, settings: Settings) -> Panel:
         f"Agents    {agents}",
         f"State     {settings.state_directory}",
     ]
-    if Role.OPERATOR in stack.new_keys:
+    if Role.OPERATOR in stack.preparation.new_keys:
         file = settings.state_directory / KEY_FILES[Role.OPERATOR]
         # What is not shown to a person goes into journals, which keep it and let others read it.
         if console.file.isatty():
@@ -136,11 +125,11 @@ def _welcome(stack: Stack, settings: Settings) -> Panel:
 
 def _pool_plan(stack: Stack, settings: Settings) -> str:
     """The size of the pool in words: now, and between which bounds later."""
-    pool, mode = stack.config.document.worker_pool, stack.config.mode
+    pool = stack.preparation.pool
     size = max(pool.min_workers, min(settings.pool_size, pool.max_workers))
     if not settings.pool_size:
         return "none are started here; `convener decisions ls` recommends how many there should be"
-    if conduct(mode).scales:
-        return f"{size} now, then {pool.min_workers} to {pool.max_workers} as the queue needs ({mode.value})"
+    if conduct(pool.mode).scales:
+        return f"{size} now, then {pool.min_workers} to {pool.max_workers} as the queue needs ({pool.mode.value})"
     note = "" if size == settings.pool_size else f"; {settings.pool_size} were asked for"
-    return f"{size}, always ({mode.value} allows {pool.min_workers} to {pool.max_workers}{note})"
+    return f"{size}, always ({pool.mode.value} allows {pool.min_workers} to {pool.max_workers}{note})"

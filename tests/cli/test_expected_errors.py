@@ -14,7 +14,8 @@ import pytest
 from asyncpg import InvalidPasswordError
 from typer.main import get_command
 
-from app.cli.stack import START_ERRORS, StackError, start_failure
+from app.cli.preparation import PREPARATION_ERRORS
+from app.cli.stack import StackError, start_failure
 from app.db.database import Database
 from app.http.tls import UnusableCertificate
 from app.kernel.errors import DatabaseUnavailable
@@ -92,7 +93,7 @@ def test_a_port_that_is_taken(tmp_path: Path, database_url: str) -> None:
     ],
 )
 def test_every_error_of_a_start_has_its_code(error: Exception, code: int, words: str) -> None:
-    assert isinstance(error, START_ERRORS)
+    assert isinstance(error, PREPARATION_ERRORS)
     failure = start_failure(error)
     assert (failure.code, words in failure.message) == (code, True), failure.message
 

@@ -9,9 +9,10 @@ import pytest
 from rich.console import Console
 
 from app.admin.store.config import Version
-from app.cli import stack, up_run
-from app.cli.pool_options import PoolOptions, apply
-from app.cli.stack import Stack, StackError
+from app.cli import up_run
+from app.cli.pool_options import PoolInForce, PoolOptions
+from app.cli.preparation import apply, configure
+from app.cli.stack import Preparation, Stack, StackError
 from app.cli.supervisor import Supervisor
 from app.db.database import Database
 from app.kernel.access import Role
@@ -50,7 +51,7 @@ async def test_another_mode_is_switched_to(database: Database) -> None:
 
 async def test_bounds_that_cannot_be_are_refused_in_words(database: Database) -> None:
     with pytest.raises(StackError, match="min_workers must not be above max_workers, which is 5"):
-        await stack._configure(database, Settings(), PoolOptions(min_workers=9), "cvn_id_secret")
+        await configure(database, Mode.DEVELOPMENT, PoolOptions(min_workers=9), "cvn_id_secret")
 
 
 @pytest.mark.parametrize(
@@ -69,27 +70,29 @@ async def test_the_welcome_says_what_the_pool_will_do(
         url="",
         own_address="",
         trust=SYSTEM_TRUST,
-        database_url="",
-        keys={},
-        new_keys=frozenset(),
-        config=await _granted(database, wish),
+        preparation=Preparation(
+            keys={},
+            new_keys=frozenset(),
+            pool=await configure(database, Mode.DEVELOPMENT, wish, ""),
+        ),
         supervisor=Supervisor(None, [], tmp_path / "children.json"),
     )
     assert words in up_run._pool_plan(machine, Settings(pool_size=size))
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
-async def test_no_journal_gets_the_key_of_the_operator(
-    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_terminal: bool
+def test_no_journal_gets_the_key_of_the_operator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_terminal: bool
 ) -> None:
     machine = Stack(
         url="http://here",
         own_address="unix:/here",
         trust=SYSTEM_TRUST,
-        database_url=database.url,
-        keys={Role.OPERATOR: "cvn_a_secret"},
-        new_keys=frozenset({Role.OPERATOR}),
-        config=await _granted(database, PoolOptions()),
+        preparation=Preparation(
+            keys={Role.OPERATOR: "cvn_a_secret"},
+            new_keys=frozenset({Role.OPERATOR}),
+            pool=PoolInForce(mode=Mode.DEVELOPMENT, min_workers=2, max_workers=5),
+        ),
         supervisor=Supervisor(None, [], tmp_path / "children.json"),
     )
     stream = io.StringIO()
@@ -98,12 +101,11 @@ async def test_no_journal_gets_the_key_of_the_operator(
     monkeypatch.setattr(up_run, "console", Console(file=stream, force_terminal=True))
     welcome = str(up_run._welcome(machine, Settings(state_directory=tmp_path)).renderable)
     assert ("cvn_a_secret" in welcome) == is_terminal
-    assert ("login?link=cvs_" in await up_run._dashboard(machine)) == is_terminal
     assert str(tmp_path / "operator.key") in welcome
 
 
 def test_whoever_grants_permits_finishes_before_the_limits_change() -> None:
     """The lock is registered by the module that grants them, which a process of its own has to bring along."""
-    code = "import app.cli.pool_options; from app.admin.service import config; print(len(config._LOCKS))"
+    code = "import app.cli.preparation; from app.admin.service import config; print(len(config._LOCKS))"
     process = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     assert process.stdout.strip() == "1"

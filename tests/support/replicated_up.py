@@ -55,7 +55,8 @@ async def _run(settings: Settings, options: PoolOptions) -> None:
         server = await stack._start_server(settings, print, cleanup)
         # By TCP, as pgbouncer goes to another host.
         url = server.cluster.url
-        await stack._prepare(url, settings, options, print)
+        settings = settings.model_copy(update={"database_url": url})
+        await stack._prepare(settings, options, print, is_alone=True)
         poolers = [cleanup.enter_context(pooler_files(url)) for _ in _NUMBERS]
         settings = settings.model_copy(update={"database_direct_url": url})
         supervisor = Supervisor(server, _programs(settings, poolers), state / "children.json")

@@ -1,0 +1,96 @@
+"""The process that prepares the database of `convener up`."""
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app.admin.service import sessions
+from app.admin.service.keyring import Keyring
+from app.cli import stack
+from app.cli.pool_options import PoolOptions
+from app.cli.stack import KEY_FILES, Preparation
+from app.db.database import Database
+from app.kernel.access import Role
+from app.kernel.modes import Mode
+from app.settings import Settings
+from app.terminal.failures import ExitCode, Failure
+from tests.support.ports import free_port
+from tests.support.sql import until, value
+
+pytestmark = pytest.mark.slow
+
+
+async def _prepared(url: str, state: Path, *, with_link: bool = False, **options: object) -> Preparation:
+    settings = Settings(database_url=url, state_directory=state)
+    wish = PoolOptions(**options)  # type: ignore[arg-type]
+    return await stack._prepare(settings, wish, print, is_alone=False, with_link=with_link)
+
+
+async def test_keys_are_made_once_and_the_pool_is_configured(database: Database, tmp_path: Path) -> None:
+    first = await _prepared(database.url, tmp_path, mode=Mode.PRODUCTION, max_workers=12, reason="convener up")
+    assert first.new_keys == set(KEY_FILES)
+    assert (first.pool.mode, first.pool.max_workers, first.link) == (Mode.PRODUCTION, 12, None)
+    assert (await Keyring(database).recognise(first.keys[Role.ADMIN])).role is Role.ADMIN
+    again = await _prepared(database.url, tmp_path)
+    assert (again.new_keys, again.keys, again.pool) == (frozenset(), first.keys, first.pool)
+
+
+async def test_a_link_opens_one_session_of_the_operator(database: Database, tmp_path: Path) -> None:
+    prepared = await _prepared(database.url, tmp_path, with_link=True)
+    assert prepared.link is not None
+    assert prepared.link not in repr(prepared)
+    async with database.transaction() as connection:
+        assert await sessions.open_by_link(connection, prepared.link)
+
+
+async def test_what_cannot_be_is_refused_in_words(database: Database, tmp_path: Path) -> None:
+    with pytest.raises(Failure, match="min_workers must not be above max_workers, which is 5") as refused:
+        await _prepared(database.url, tmp_path, min_workers=9)
+    assert refused.value.code is ExitCode.REFUSED
+
+
+async def test_a_database_that_is_away_is_told_with_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(Failure, match="the database cannot be reached") as refused:
+        await _prepared(f"postgresql://a:secret-of-a@127.0.0.1:{free_port()}/x", tmp_path)
+    assert refused.value.code is ExitCode.UNREACHABLE
+    assert refused.value.hint
+    assert "secret-of-a" not in f"{refused.value.details}"
+
+
+async def test_whoever_is_stopped_meanwhile_leaves_nothing_at_work(database: Database, tmp_path: Path) -> None:
+    async with database.transaction() as connection:
+        await connection.exec_driver_sql("LOCK TABLE alembic_version IN ACCESS EXCLUSIVE MODE")
+        preparing = asyncio.create_task(_prepared(database.url, tmp_path))
+
+        async def waits() -> bool:
+            return bool(await _waiting(database))
+
+        await until(waits)
+        preparing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await preparing
+
+    async def is_gone() -> bool:
+        return not await _waiting(database)
+
+    await until(is_gone)
+    assert not list(tmp_path.glob("*.key"))
+
+
+async def _waiting(database: Database) -> int:
+    return int(
+        await value(
+            database,
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",
+        )
+    )
+
+
+def test_what_runs_on_needs_nothing_of_the_database() -> None:
+    """Its libraries would be half of the memory of a process that only looks after others."""
+    code = "import sys, app.cli.up_run; print({'sqlalchemy', 'asyncpg', 'alembic', 'fastapi'} & set(sys.modules))"
+    process = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "set()"
