@@ -48,14 +48,15 @@ async def observe(
     )
 
 
-async def measure_strain(connection: AsyncConnection) -> Strain:
+def strain(observed: Observations) -> Strain:
     """Use of resources, loss of capacity and the longest wait, by which degradation decides."""
-    queue = await status.read_snapshot(connection)
-    waits = [wait.total_seconds() for priority in Priority if (wait := queue.oldest_wait(priority)) is not None]
-    database = await store.database_condition(connection)
+    shares = {name: share for name, share in (observed.resources or {}).items() if name != "queue"}
+    waits = [
+        wait.total_seconds() for priority in Priority if (wait := observed.queue.oldest_wait(priority)) is not None
+    ]
     return Strain(
-        resources={**await _used_shares(connection, queue.at), "database_connections": database.connections},
-        capacity_lost=(await recovery(connection)).lost_share,
+        resources={**shares, "database_connections": observed.database.connections if observed.database else None},
+        capacity_lost=observed.recovery.lost_share if observed.recovery else 0.0,
         oldest_wait_seconds=max(waits, default=0.0),
     )
 

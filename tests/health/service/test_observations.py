@@ -1,7 +1,9 @@
 """Observations for alerts and degradation."""
 
+from sqlalchemy.ext.asyncio import AsyncConnection
+
 from app.db.database import Database
-from app.health.rules.snapshot import FOR_ALERTS
+from app.health.rules.snapshot import FOR_ALERTS, Observations
 from app.health.rules.utilisation import Measure, host_subject, single_sample
 from app.health.service import observations
 from app.health.store import utilisation
@@ -9,9 +11,13 @@ from app.queue.rules.admission import CapacityPolicy
 from tests.support.factories import submitted
 
 
+async def _observed(connection: AsyncConnection) -> Observations:
+    return await observations.observe(connection, CapacityPolicy(max_queue_size=10), FOR_ALERTS)
+
+
 async def test_what_is_not_measured_is_not_zero(database: Database) -> None:
     async with database.transaction() as connection:
-        strain = await observations.measure_strain(connection)
+        strain = observations.strain(await _observed(connection))
     assert (strain.resources["cpu"], strain.resources["memory"]) == (None, None)
     assert strain.resources["llm_permits"] == 0
 
@@ -24,8 +30,10 @@ async def test_the_fullest_host_counts(database: Database) -> None:
         await utilisation.add_samples(
             connection, [*samples, single_sample(host_subject("a"), Measure.MEMORY, 40.0)], apart_seconds=5
         )
-        strain = await observations.measure_strain(connection)
-        observed = await observations.observe(connection, CapacityPolicy(max_queue_size=10), FOR_ALERTS)
+        observed = await _observed(connection)
+    strain = observations.strain(observed)
+    # The room in the queue is not among them: less work is taken on where it is full.
+    assert set(strain.resources) == {"cpu", "memory", "llm_permits", "database_connections"}
     assert strain.resources["cpu"] == 0.91
     assert strain.resources["memory"] == 0.40
     assert observed.resources is not None
@@ -35,7 +43,7 @@ async def test_the_fullest_host_counts(database: Database) -> None:
 async def test_the_queue_is_a_resource(database: Database) -> None:
     await submitted(database, 9)
     async with database.transaction() as connection:
-        observed = await observations.observe(connection, CapacityPolicy(max_queue_size=10), FOR_ALERTS)
+        observed = await _observed(connection)
     assert observed.resources is not None
     assert observed.resources["queue"] == 0.9
     assert [depth.tasks for depth in observed.depths] == [9]
