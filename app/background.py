@@ -69,6 +69,9 @@ async def run(settings: Settings) -> None:
         settings.database_url,
         direct_url=settings.database_direct_url,
         hot_connections=2,
+        # A turn takes milliseconds, so that few are under way at once: all of them at the start.
+        connections=3,
+        spare_connections=7,
         statement_seconds=_STATEMENT_SECONDS,
     )
     is_local = settings.provisioner == "local"

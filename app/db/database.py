@@ -35,6 +35,7 @@ class Database:
     """Connections to one database, opened when first used, so that a service can start before its database.
 
     Where `url` leads to a connection pooler, as pgbouncer is, `direct_url` leads to the server itself.
+    Of `connections` all are kept, the spare ones only while they are in use.
     `statement_seconds` limits every statement, also when the network is silent, and with it how long one waits for a
     lock; None, for commands, leaves it at the server's limit. Reads have connections of their own: however many of them
     wait for something, the hot path and all that writes go on.
@@ -47,6 +48,7 @@ class Database:
         direct_url: str | None = None,
         hot_connections: int = 6,
         connections: int = 6,
+        spare_connections: int = 4,
         statement_seconds: float | None = None,
         outage: Outage | None = None,
     ) -> None:
@@ -61,7 +63,7 @@ class Database:
         self.outage = outage or Outage()
         self.announcer = Announcer(self.connect, on_silence=self._connections.cut, outage=self.outage)
         self.shared_objects: SharedObjects = {}
-        self.engine = self._engine(self._limits, connections, overflow=4, timeout=5)
+        self.engine = self._engine(self._limits, connections, overflow=spare_connections, timeout=5)
         read_limits = Limits(statement_seconds=statement_seconds, lock_seconds=_READ_LOCK_SECONDS)
         self._read_engine = self._engine(read_limits, 4, overflow=2, timeout=3)
         self._reads = 0
@@ -73,6 +75,8 @@ class Database:
             pool_size=size,
             max_overflow=overflow,
             pool_timeout=timeout,
+            # The one that was used last has its plans and caches at hand, and the others need none.
+            pool_use_lifo=True,
         )
         event.listen(engine.sync_engine, "checkout", _refuse_closed)
         event.listen(engine.sync_engine, "connect", lambda _, record: share(record.info, self.shared_objects))
