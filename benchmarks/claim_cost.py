@@ -83,7 +83,8 @@ async def _churn(held: live_workers.LiveWorkers, free: live_workers.LiveWorkers,
     held_seconds: list[float] = []
     free_seconds: list[float] = []
     for turn, count in enumerate(counts):
-        say(f"turn {turn + 1} of {len(counts)}: {count:,} while a snapshot is open, and as many in a system without")
+        last = f" (the last: {count / held_seconds[-1]:,.0f} and {count / free_seconds[-1]:,.0f}/s)" if turn else ""
+        say(f"turn {turn + 1} of {len(counts)}: {count:,} while a snapshot is open, and as many without{last}")
         sides = [(held, held_seconds), (free, free_seconds)]
         for workers, seconds in sides if turn % 2 else reversed(sides):
             seconds.append(await workers.finish(count))

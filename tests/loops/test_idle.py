@@ -59,17 +59,23 @@ async def test_the_oldest_is_looked_for_until_there_is_none(database: Database) 
 
 
 @pytest.mark.parametrize(
-    "left",
+    ("table", "columns", "values"),
     [
-        "INSERT INTO llm_claims (key_id, request_id, model, agent_type, priority, tokens, since, due, lapses)"
-        " VALUES ('k', gen_random_uuid(), 'm', 'ranking', 1, 1, now(), now(), now())",
-        "INSERT INTO llm_cache (key, model, answer, size_bytes, stored_at, expires_at)"
-        " VALUES ('k', 'm', '{}', 2, now(), now())",
+        (
+            "llm_claims",
+            "key_id, request_id, model, agent_type, priority, tokens, since, due, lapses",
+            "'k', gen_random_uuid(), 'm', 'ranking', 1, 1, now(), now(), now()",
+        ),
+        (
+            "llm_cache",
+            "key, written_by, model, answer, size_bytes, stored_at, expires_at",
+            "'k', 'w', 'm', '{}', 2, now(), now()",
+        ),
     ],
 )
-async def test_what_is_left_of_calls_is_swept(database: Database, left: str) -> None:
+async def test_what_is_left_of_calls_is_swept(database: Database, table: str, columns: str, values: str) -> None:
     assert "sweep permits" not in await _due(database)
-    await execute(database, left)
+    await execute(database, f"INSERT INTO {table} ({columns}) VALUES ({values})")
     assert "sweep permits" in await _due(database)
 
 

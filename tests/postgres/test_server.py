@@ -67,7 +67,7 @@ async def test_has_the_settings_it_should(server: Server) -> None:
     expected = {
         "listen_addresses": HOST,
         "synchronous_commit": "on",
-        "autovacuum_naptime": "5s",
+        "autovacuum_naptime": "20s",
         "idle_in_transaction_session_timeout": "1min",
         "max_connections": "100",
         "jit": "off",

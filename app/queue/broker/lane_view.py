@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -30,6 +31,8 @@ _MAX_WIDTH = 128
 _SCAN_EVERY = 3
 # Of the scans: from the bottom, to find even what the cheaper ones cannot see.
 _FULL_SCAN_EVERY = 60
+# At most, of the time: while somebody keeps an old snapshot, a full scan passes over all that was leased.
+_FULL_SCAN_SHARE = 0.01
 # Longer than a transaction usually takes from writing a row to its commit.
 _OVERLAP = timedelta(seconds=15)
 
@@ -188,13 +191,18 @@ class LaneScanner:
         self._database = database
         self._scanned_at: datetime | None = None
         self._scan_count = 0
+        self._next_full_scan = 0.0
 
     async def scan(self, unseen_below: Mapping[Lane, float]) -> dict[Lane, float]:
         """Lane -> lowest tag of ready tasks below these tags, among those that became ready since the last scan."""
         since, self._scanned_at = self._scanned_at, await hot_path.run(self._database, claims.current_time)
         self._scan_count += 1
-        if since is None or self._scan_count % _FULL_SCAN_EVERY == 0:
-            return await hot_path.run(self._database, lambda c: claims.ready_lanes(c, list(unseen_below)))
+        begun = time.monotonic()
+        if since is None or (self._scan_count % _FULL_SCAN_EVERY == 0 and begun >= self._next_full_scan):
+            try:
+                return await hot_path.run(self._database, lambda c: claims.ready_lanes(c, list(unseen_below)))
+            finally:
+                self._next_full_scan = begun + (time.monotonic() - begun) / _FULL_SCAN_SHARE
         return await hot_path.run(self._database, lambda c: claims.ready_below(c, unseen_below, since - _OVERLAP))
 
 

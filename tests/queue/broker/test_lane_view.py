@@ -1,10 +1,18 @@
 """View of the lanes in one broker."""
 
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
 from app.db import notify
 from app.db.database import Database
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Lane, Priority
+from app.queue.broker import lane_view
 from app.queue.broker.lane_view import LaneScanner, LaneView
+from app.queue.store import claims
 from app.queue.store.claims import BOTTOM
 from tests.support.factories import submitted
 from tests.support.sql import execute
@@ -89,3 +97,26 @@ async def test_a_scan_finds_work_that_was_not_announced_in_a_lane_that_is_closed
     assert await scanner.scan(view.unseen_below()) == {}
     await execute(database, "UPDATE tasks SET priority = 3, tag = 2 WHERE seq = (SELECT max(seq) FROM tasks)")
     assert await scanner.scan(view.unseen_below()) == {HIGH: 2.0}
+
+
+@pytest.mark.parametrize(("seconds", "full_scans"), [(0.0, 3), (0.2, 1)])
+async def test_a_full_scan_that_took_long_comes_seldom(
+    database: Database, monkeypatch: pytest.MonkeyPatch, seconds: float, full_scans: int
+) -> None:
+    """Where an old snapshot keeps what was leased, it passes over millions of entries."""
+    count = 0
+
+    async def ready_lanes(*_: Any) -> Mapping[Lane, float]:
+        nonlocal count
+        count += 1
+        await asyncio.sleep(seconds)
+        return {}
+
+    monkeypatch.setattr(claims, "ready_lanes", ready_lanes)
+    monkeypatch.setattr(lane_view, "_FULL_SCAN_EVERY", 1)
+    monkeypatch.setattr(lane_view, "_FULL_SCAN_SHARE", 0.01 if seconds else 1.0)
+    scanner = LaneScanner(database)
+    for _ in range(3):
+        await scanner.scan(LaneView().unseen_below())
+        await asyncio.sleep(0.01)
+    assert count == full_scans
