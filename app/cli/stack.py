@@ -204,7 +204,8 @@ async def _prepare(
             process.terminate()
             await process.wait()
     if answer is None:
-        raise StackError(f"the database could not be prepared: the process for it ended with {process.returncode}")
+        ending = f"the process for it ended with {process.returncode}"
+        raise StackError(f"the database could not be prepared: {ending}, after what it says above")
     pool = answer["pool"]
     return Preparation(
         keys={role: (settings.state_directory / name).read_text().strip() for role, name in KEY_FILES.items()},

@@ -18,6 +18,7 @@ from app.db import folds
 from app.db.retention import pruning
 from app.kernel.agents import AgentType
 from app.kernel.events import TaskEvent
+from app.queue.store import event_rows
 
 _NAME = "performance"
 HAS_EVENTS = folds.has_events(_NAME)
@@ -58,6 +59,10 @@ _HAS_WORK = (
     "EXISTS (SELECT FROM ahead) OR EXISTS (SELECT FROM judgements WHERE transaction >= (SELECT since FROM mark))"
 )
 
+# These tell of no result, and are most of all events.
+_NO_RESULTS = (TaskEvent.SUBMITTED, TaskEvent.ASSIGNED, TaskEvent.EXECUTING)
+_MAY_BE_RESULT = event_rows.of_kinds(event.value for event in TaskEvent if event not in _NO_RESULTS)
+
 # Sums for all events of the batch, but only the last results of each agent are returned: older ones are not kept. An
 # event other than a completion has a quality, which is 0, only where the agent itself was at fault.
 _FOLD = text(f"""
@@ -65,7 +70,7 @@ WITH {folds.batch(_NAME)}, taken AS MATERIALIZED (
     SELECT transaction, seq, at, agent_type, task_id, kind = '{TaskEvent.COMPLETED}' AS is_success,
            seconds::float8 AS seconds, quality
     FROM every_event WHERE transaction >= (SELECT since FROM mark) AND transaction < (SELECT until FROM batch)
-      AND (kind = '{TaskEvent.COMPLETED}' OR quality IS NOT NULL)
+      AND (kind = '{TaskEvent.COMPLETED}' OR quality IS NOT NULL) AND {_MAY_BE_RESULT}
 ), folded AS (
     INSERT INTO agent_minutes AS known (minute, agent_type, results, successes, judged, quality, seconds)
     SELECT date_trunc('minute', at), agent_type, count(*), count(*) FILTER (WHERE is_success),

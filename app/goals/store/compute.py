@@ -18,7 +18,7 @@ from app.goals.store import goals
 from app.kernel.agents import AgentType
 from app.kernel.events import TaskEvent
 from app.queue.rules.status import TOTALS
-from app.queue.store import lease_ledger
+from app.queue.store import event_rows, lease_ledger
 from app.workers.store.tables import LIVE
 
 _NAME = "goals"
@@ -80,6 +80,7 @@ _EVENT = f"""
            CASE WHEN {_IS_ATTEMPT} THEN seconds::float8 ELSE 0 END AS seconds,
            {", ".join(f"(kind = '{kind}')::int AS {name}" for name, kind in TOTALS.items())}
     FROM every_event WHERE goal_id IS NOT NULL AND (kind IN ({_COUNTED_KINDS}) OR {_IS_ATTEMPT})
+      AND {event_rows.of_kinds(sorted({*TOTALS.values(), *(event.value for event in _END_EVENTS)}))}
 """
 _SUMS = f"""sum(attempts)::bigint AS attempts, sum(seconds)::float8 AS seconds,
            {", ".join(f"sum({name})::bigint AS {name}" for name in TOTALS)}"""

@@ -1,5 +1,7 @@
 """Rows of events that hold those of many tasks: written by one statement, read like any others."""
 
+from collections.abc import Iterable
+
 from app.queue.store.event_tables import EVENTS_IN_A_ROW
 
 # A task may have two events in a row.
@@ -23,6 +25,16 @@ def entry(kind: str, source: str, place: str, *, next_kind: str = "NULL", **arra
                ({place}) / {_TASKS} AS part, {listed}
         FROM {source}
     ) event GROUP BY kind, next_kind, agent_type, goal_id, priority, part ORDER BY min(place)"""
+
+
+def of_kinds(kinds: Iterable[str]) -> str:
+    """Return the condition on `every_event` that an event may be of these kinds, by those of the row that it is in.
+
+    It goes with one on the kind itself: rows of other kinds are left out before they are unfolded, which costs more
+    than all that is done with an event.
+    """
+    listed = ", ".join(f"'{kind}'" for kind in kinds)
+    return f"(row_kind IN ({listed}) OR row_next_kind IN ({listed}))"
 
 
 def window(limit: str) -> str:

@@ -1,12 +1,16 @@
 """What one statement does to many tasks is one row of events, and still an event of its own for each task."""
 
+import json
+from typing import Any
 from uuid import uuid4
+
+import pytest
 
 from app.db import hot_path, retention
 from app.db.database import Database
 from app.kernel.lanes import Priority
 from app.queue.rules.tasks import LeasePolicy
-from app.queue.store import claims, completions, counters, events, throughput
+from app.queue.store import claims, completions, counters, event_rows, events, throughput
 from app.queue.store.claims import ClaimRequest
 from app.queue.store.event_tables import EVENTS_IN_A_ROW
 from app.queue.store.events import BEGINNING, Cursor, Event
@@ -61,6 +65,26 @@ async def test_a_statement_writes_one_row(own_database: Database) -> None:
     assert {row["kind"] for row in rest if not row["no_seconds"]} == {"task.assigned", "task.completed"}
     qualities = {row["task_id"]: row["quality"] for row in rest if row["kind"] == "task.completed"}
     assert qualities == {result.task_id: result.quality for result in results}
+
+
+@pytest.mark.parametrize("kind", ["task.submitted", "task.assigned", "task.executing", "task.completed"])
+async def test_rows_of_other_kinds_are_not_unfolded(own_database: Database, kind: str) -> None:
+    await submitted(own_database, 40)
+    results = await claimed(own_database, 40)
+    await hot_path.run(own_database, lambda c: completions.complete(c, results))
+    counts = f"SELECT count(*) FROM every_event WHERE kind = '{kind}' AND {event_rows.of_kinds([kind])}"
+    assert await value(own_database, counts) == 40
+    plan = await value(own_database, f"EXPLAIN (ANALYZE, FORMAT JSON) {counts}")
+    steps = 2 if kind in ("task.assigned", "task.executing") else 1
+    assert _unfolded(json.loads(plan)[0]["Plan"]) == 40 * steps
+
+
+def _unfolded(plan: dict[str, Any]) -> float:
+    """How many events the second step of a nested loop makes of the rows that the first has found."""
+    inner = [child for child in plan.get("Plans", ()) if child.get("Parent Relationship") == "Inner"]
+    if plan["Node Type"] == "Nested Loop" and inner and "events" not in json.dumps(inner[0]):
+        return float(inner[0]["Actual Rows"] * inner[0]["Actual Loops"])
+    return sum(map(_unfolded, plan.get("Plans", ())))
 
 
 async def test_tasks_of_different_goals_and_lanes_do_not_share_a_row(database: Database) -> None:
