@@ -7,7 +7,8 @@ that runs. It writes a JSON object a line to stdout: what to say meanwhile, and 
 import argparse
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+import signal
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from app.logs import start_logging
 from app.secrecy import write_private
 from app.settings import Settings, take_settings
 from app.terminal.databases import author
-from app.terminal.failures import Failure
+from app.terminal.failures import ExitCode, Failure
 
 # To be expected.
 PREPARATION_ERRORS = (*START_ERRORS, SQLAlchemyError, asyncpg.PostgresError)
@@ -138,6 +139,13 @@ def _mode(name: str | None) -> Mode | None:
     return None if name is None else Mode(name)
 
 
+async def _stoppable(work: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+    """The result of the work, which SIGTERM cancels: between a new key and the file that holds it nothing may end."""
+    task = asyncio.ensure_future(work)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await task
+
+
 def _tell(line: Mapping[str, Any]) -> None:
     print(json.dumps(line), flush=True)
 
@@ -156,7 +164,9 @@ def main() -> None:
         work = prepare(
             settings, options, lambda text: _tell({"say": text}), is_alone=arguments.alone, with_link=arguments.link
         )
-        _tell({"answer": asyncio.run(work)})
+        _tell({"answer": asyncio.run(_stoppable(work))})
+    except asyncio.CancelledError:
+        raise SystemExit(ExitCode.INTERRUPTED) from None
     except (*PREPARATION_ERRORS, Failure) as error:
         failure = error if isinstance(error, Failure) else start_failure(error)
         fields = {name: getattr(failure, name) for name in ("message", "code", "details", "hint")}

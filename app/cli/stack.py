@@ -191,13 +191,12 @@ async def _prepare(
     answer: dict[str, Any] | None = None
     try:
         async for text in process.stdout:
-            line = json.loads(text)
+            line = _line(text)
             if "say" in line:
                 say(line["say"])
-            elif "failure" in line:
+            if "failure" in line:
                 raise Failure(**{**line["failure"], "code": ExitCode(line["failure"]["code"])})
-            else:
-                answer = line["answer"]
+            answer = line.get("answer", answer)
         await process.wait()
     finally:
         if process.returncode is None:
@@ -213,6 +212,15 @@ async def _prepare(
         pool=PoolInForce(**{**pool, "mode": Mode(pool["mode"])}),
         link=answer["link"],
     )
+
+
+def _line(text: bytes) -> dict[str, Any]:
+    """A line of the other process; an empty one for what it has not written in whole, or is none of its own."""
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return {}
+    return line if isinstance(line, dict) else {}
 
 
 def _secrets(settings: Settings, url: str) -> dict[str, str]:

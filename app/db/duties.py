@@ -54,17 +54,9 @@ _RESTORE = text("""
 UPDATE loop_ticks SET last_run_at = last_run_at - make_interval(secs => :since) WHERE duty = :duty
 """)
 
-# Of former versions: while they are replaced one by one, they may still leave a row, which nobody runs afterwards.
-_RETIRED = ["watch resources"]
-IS_RETIRED = f"duty = ANY (ARRAY{_RETIRED})"
+_PRUNE = deletion("loop_ticks", "every_seconds IS NULL AND last_run_at < now() - make_interval(days => :days)", "duty")
 
-_PRUNE = deletion(
-    "loop_ticks",
-    f"(every_seconds IS NULL OR {IS_RETIRED}) AND last_run_at < now() - make_interval(days => :days)",
-    "duty",
-)
-
-_ALL = text(f"SELECT duty, last_run_at, runs, result FROM loop_ticks WHERE NOT {IS_RETIRED} ORDER BY duty")
+_ALL = text("SELECT duty, last_run_at, runs, result FROM loop_ticks ORDER BY duty")
 
 
 async def ensure(connection: AsyncConnection, duty: str) -> bool:
@@ -128,7 +120,7 @@ async def conclude(connection: AsyncConnection, turn: Turn, result: dict[str, An
 
 
 async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
-    """Delete duties that nobody has to run and that last ran more than `days` ago, at most `limit`; return the number.
+    """Delete duties without an interval that last ran more than `days` ago, at most `limit`; return the number deleted.
 
     Every host has a duty of its own, by its name, and hosts come and go. One that is due again gets a new row.
     """

@@ -1,17 +1,22 @@
 """The process that prepares the database of `convener up`."""
 
 import asyncio
+import io
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
+from rich.console import Console
 
 from app.admin.service import sessions
 from app.admin.service.keyring import Keyring
-from app.cli import stack
-from app.cli.pool_options import PoolOptions
-from app.cli.stack import KEY_FILES, Preparation
+from app.cli import stack, up_run
+from app.cli.pool_options import PoolInForce, PoolOptions
+from app.cli.stack import KEY_FILES, Preparation, Stack, StackError
+from app.cli.supervisor import Supervisor
 from app.db.database import Database
 from app.kernel.access import Role
 from app.kernel.modes import Mode
@@ -19,6 +24,7 @@ from app.settings import Settings
 from app.terminal.failures import ExitCode, Failure
 from tests.support.ports import free_port
 from tests.support.sql import until, value
+from worker_agent.connections.trust import SYSTEM_TRUST
 
 pytestmark = pytest.mark.slow
 
@@ -61,23 +67,69 @@ async def test_a_database_that_is_away_is_told_with_what_to_do(tmp_path: Path) -
 
 
 async def test_whoever_is_stopped_meanwhile_leaves_nothing_at_work(database: Database, tmp_path: Path) -> None:
-    async with database.transaction() as connection:
-        await connection.exec_driver_sql("LOCK TABLE alembic_version IN ACCESS EXCLUSIVE MODE")
-        preparing = asyncio.create_task(_prepared(database.url, tmp_path))
-
-        async def waits() -> bool:
-            return bool(await _waiting(database))
-
-        await until(waits)
-        preparing.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await preparing
+    async def waits() -> bool:
+        return bool(await _waiting(database))
 
     async def is_gone() -> bool:
         return not await _waiting(database)
 
-    await until(is_gone)
-    assert not list(tmp_path.glob("*.key"))
+    async with database.transaction() as connection:
+        await connection.exec_driver_sql("LOCK TABLE alembic_version IN ACCESS EXCLUSIVE MODE")
+        preparing = asyncio.create_task(_prepared(database.url, tmp_path))
+        await until(waits)
+        (child,) = (found for found in psutil.Process().children() if "app.cli.preparation" in found.cmdline())
+        preparing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await preparing
+        assert not child.is_running()
+        # While the lock is still held.
+        await until(is_gone)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("line", ["no JSON", '{"answer": {"new', "[]", "{}"])
+async def test_what_is_no_answer_is_told(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    """A process that is killed may leave half a line."""
+    other = [sys.executable, "-c", f"print({line!r})"]
+    monkeypatch.setattr(stack, "bound_command", lambda *_: other)
+    with pytest.raises(StackError, match="could not be prepared"):
+        await _prepared(database.url, tmp_path)
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+async def test_only_a_terminal_gets_a_link(monkeypatch: pytest.MonkeyPatch, is_terminal: bool) -> None:
+    """What is not shown to a person goes into journals, which let others read it."""
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: is_terminal)
+    monkeypatch.setattr(up_run, "console", Console(file=stream, force_terminal=True))
+    asked: list[bool] = []
+
+    def running(*_: Any, with_link: bool, **__: Any) -> None:
+        asked.append(with_link)
+        raise StackError("enough")
+
+    monkeypatch.setattr(up_run, "running", running)
+    with pytest.raises(StackError):
+        await up_run._run_until(up_run.StopSignals(), Settings(), PoolOptions())
+    assert asked == [is_terminal]
+
+
+@pytest.mark.parametrize(
+    ("link", "words"), [(None, "/dashboard  (log in with"), ("cvs_a", "/dashboard/login?link=cvs_a")]
+)
+def test_the_address_of_the_dashboard(link: str | None, words: str) -> None:
+    pool = PoolInForce(mode=Mode.DEVELOPMENT, min_workers=2, max_workers=5)
+    preparation = Preparation(keys={}, new_keys=frozenset(), pool=pool, link=link)
+    machine = Stack(
+        url="http://here",
+        own_address="unix:/here",
+        trust=SYSTEM_TRUST,
+        preparation=preparation,
+        supervisor=Supervisor(None, [], Path("children.json")),
+    )
+    assert up_run._dashboard(machine).startswith(f"http://here{words}")
 
 
 async def _waiting(database: Database) -> int:

@@ -22,14 +22,13 @@ from app.health.rules.alerts import (
     plan_alerts,
 )
 from app.health.rules.checks import alert_symptoms
-from app.health.rules.snapshot import FOR_ALERTS, WATCH, Depth, Observations
+from app.health.rules.snapshot import FOR_ALERTS, WATCH, Depth
 from app.health.service import observations, webhooks
 from app.health.store import alerts
 from app.health.store.alerts import Alert
 from app.kernel.errors import DatabaseUnavailable
 from app.kernel.events import AlertKind
 from app.queue.rules.admission import CapacityPolicy
-from app.queue.service import degradation
 from app.queue.store import events
 
 log = logging.getLogger(__name__)
@@ -47,19 +46,6 @@ async def watch(
 
     With `with_webhooks` a message for each change is put in the outbox in the same transaction.
     """
-    result, _ = await _watch(connection, capacity, policy, with_webhooks=with_webhooks)
-    return result
-
-
-async def watch_all(connection: AsyncConnection, capacity: CapacityPolicy, *, with_webhooks: bool) -> dict[str, Any]:
-    """As `watch`, and move the ladder of degradation by what was observed."""
-    result, observed = await _watch(connection, capacity, _POLICY, with_webhooks=with_webhooks)
-    return {**result, "degradation": await degradation.watch(connection, observations.strain(observed))}
-
-
-async def _watch(
-    connection: AsyncConnection, capacity: CapacityPolicy, policy: AlertPolicy, *, with_webhooks: bool
-) -> tuple[dict[str, Any], Observations]:
     memory = await _memory(connection)
     depths = [Depth(at=datetime.fromisoformat(d["at"]), tasks=d["tasks"]) for d in memory.get("depths", ())]
     current = await observations.observe(connection, capacity, FOR_ALERTS, depths)
@@ -75,14 +61,13 @@ async def _watch(
     plan = plan_alerts(snapshot, policy, current.queue.at)
     # The database keeps only the alerts: what has to last from turn to turn is the result of the duty, written in the
     # same transaction, so a crash forgets both the turn and what it saw.
-    result = {
+    return {
         **await _apply(connection, plan, with_webhooks=with_webhooks),
         "looked_at": current.queue.at.isoformat(),
         "spells": pending_to_json(plan.pending),
         "depths": [{"at": depth.at.isoformat(), "tasks": depth.tasks} for depth in current.depths],
         "unknown": sorted(unknown_rules),
     }
-    return result, current
 
 
 async def stand_in(database: Database, capacity: Callable[[], CapacityPolicy], *, with_webhooks: bool) -> None:

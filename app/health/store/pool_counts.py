@@ -6,7 +6,6 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.db import duties
 from app.health.rules.runtime import PoolCounts
 from app.health.rules.snapshot import DutyTurn
 from app.kernel.agents import AgentType
@@ -40,9 +39,9 @@ FROM workers w CROSS JOIN LATERAL unnest(w.capabilities) AS capability (agent_ty
 WHERE w.state IN ('starting', 'ready') AND w.not_ready_reason IS NULL GROUP BY 1
 """)
 
-_TURNS = text(f"""
+_TURNS = text("""
 SELECT duty, extract(epoch FROM now() - last_run_at)::float8 AS seconds_ago, every_seconds FROM loop_ticks
-WHERE last_run_at IS NOT NULL AND NOT {duties.IS_RETIRED}
+WHERE last_run_at IS NOT NULL
 """)
 
 

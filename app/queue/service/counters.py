@@ -20,8 +20,6 @@ log = logging.getLogger(__name__)
 FOLD_EVENTS = "fold events"
 FIND_OLDEST = "find the oldest"
 CHECK_COUNTERS = "check counters"
-# The condition that the last look has found any.
-HAS_OLDEST = f"EXISTS (SELECT FROM loop_ticks WHERE duty = '{FIND_OLDEST}' AND result -> 'oldest' <> '{{}}')"
 _MAX_BATCHES = 5
 # Counting reads the whole table: half a second for this size, and longer than a statement may take for twenty times as
 # much. The limit is on the size of the table, because wrong counters must not decide whether they are checked.

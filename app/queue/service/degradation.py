@@ -14,6 +14,7 @@ from app.queue.store import degradation as store
 from app.queue.store.degradation import LadderState
 
 log = logging.getLogger(__name__)
+WATCH = "watch resources"
 _POLICY = LadderPolicy()
 
 

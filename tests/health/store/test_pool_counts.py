@@ -66,11 +66,10 @@ async def test_turns_are_told_with_their_pace(database: Database) -> None:
     await execute(
         database,
         "INSERT INTO loop_ticks (duty, last_run_at, every_seconds) VALUES ('a', now() - interval '40 s', 2),"
-        " ('never', NULL, 2), ('of a host', now(), NULL), ('watch resources', now() - interval '1 h', 5)",
+        " ('never', NULL, 2), ('of a host', now(), NULL)",
     )
     async with database.transaction() as connection:
         result = {turn.duty: turn for turn in await pool_counts.duty_turns(connection)}
-    # A version before this one ran the last, and nobody does any more.
     assert set(result) == {"a", "of a host"}
     assert (int(result["a"].seconds_ago), result["a"].every_seconds) == (40, 2.0)
     assert result["of a host"].every_seconds is None
