@@ -22,7 +22,7 @@ from app.goals.store import compute
 from app.goals.store import goals as goal_store
 from app.health.rules.snapshot import WATCH
 from app.health.rules.utilisation import UtilisationPolicy
-from app.health.service import alerts, utilisation, webhooks
+from app.health.service import alerts, observations, utilisation, webhooks
 from app.health.service.delivery import MessageSender
 from app.kernel.modes import Mode
 from app.llm.service import budgets, parking, permits
@@ -33,7 +33,7 @@ from app.memory.service import checkpoints
 from app.queue.rules.admission import CapacityPolicy
 from app.queue.rules.aging import AgingPolicy
 from app.queue.rules.tasks import LeasePolicy, SweepPolicy
-from app.queue.service import aging, counters, expiry, sharing
+from app.queue.service import aging, counters, degradation, expiry, sharing
 from app.queue.store import counters as counter_store
 from app.queue.store import holds, throughput
 from app.queue.store import parking as parking_store
@@ -178,18 +178,15 @@ DUTIES: Sequence[Duty] = (
     ),
     # Adjustments are made in steps with a pause between them; a longer interval would prolong each pause.
     Duty(name="weigh agents", seconds=5, run=lambda _, db, turn: weights.tick(db), wakes_on=notify.CONFIG),
-    Duty(
-        name=counters.FIND_OLDEST,
-        seconds=5,
-        run=lambda _, db, turn: counters.find_oldest(db),
-        due=lambda _: f"{counter_store.HAS_TASKS} OR {counters.HAS_OLDEST}",
-    ),
+    # Also while nothing waits: by the last look others tell how old a task may be.
+    Duty(name=counters.FIND_OLDEST, seconds=5, run=lambda _, db, turn: counters.find_oldest(db)),
     Duty(name=counters.CHECK_COUNTERS, seconds=300, run=lambda _, db, turn: counters.check_counters(db)),
     Duty(
         name=WATCH,
         seconds=5,
-        run=lambda c, db, turn: alerts.watch_all(db, c.capacity, with_webhooks=c.webhook_sender is not None),
+        run=lambda c, db, turn: alerts.watch(db, c.capacity, with_webhooks=c.webhook_sender is not None),
     ),
+    Duty(name=degradation.WATCH, seconds=5, run=lambda c, db, turn: _watch_resources(c, db)),
     Duty(
         name="sweep permits",
         seconds=5,
@@ -340,3 +337,8 @@ def engine_jobs(engine: Engine) -> Sequence[Job]:
             wakes_on=notify.FLEET,
         ),
     )
+
+
+async def _watch_resources(context: Context, connection: AsyncConnection) -> dict[str, Any]:
+    strain = await observations.latest_strain(connection, context.capacity)
+    return await degradation.watch(connection, strain)

@@ -30,7 +30,7 @@ async def test_what_is_to_be_done_is_seen(database: Database) -> None:
     never_run = {"scaling", "sweep workers"}
     assert await _due(database) == never_run
     await submitted(database, goal_id=None)
-    submits = {"fold counts", "fold events", "fold performance", "fold goals", "age tasks", "find the oldest"}
+    submits = {"fold counts", "fold events", "fold performance", "fold goals", "age tasks"}
     assert await _due(database) == never_run | submits
     await holding(database)
     await submitted(database, run_at=datetime(2100, 1, 1, tzinfo=UTC), goal_id="@lab/kepler")
@@ -44,18 +44,6 @@ async def test_what_is_to_be_done_is_seen(database: Database) -> None:
     others = {"promote delayed tasks", "wake parked tasks", "hold tasks back", "look for strays of held goals"}
     others |= {"sweep permits"}
     assert await _due(database) >= others | {"tell of low budgets"}
-
-
-async def test_the_oldest_is_looked_for_until_there_is_none(database: Database) -> None:
-    """As the last look is what people see."""
-    await execute(
-        database,
-        "INSERT INTO loop_ticks (duty, last_run_at, result) VALUES ('find the oldest', now(), $1::jsonb)",
-        '{"oldest": {"LOW": "2026-01-01T00:00:00+00:00"}}',
-    )
-    assert "find the oldest" in await _due(database)
-    await execute(database, "UPDATE loop_ticks SET result = $1::jsonb", '{"oldest": {}}')
-    assert "find the oldest" not in await _due(database)
 
 
 @pytest.mark.parametrize(

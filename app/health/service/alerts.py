@@ -42,7 +42,9 @@ _POLICY = AlertPolicy()
 async def watch(
     connection: AsyncConnection, capacity: CapacityPolicy, policy: AlertPolicy = _POLICY, *, with_webhooks: bool = False
 ) -> dict[str, Any]:
-    """Observe the system, and open, update and resolve alerts; the result is what the next turn remembers.
+    """Observe the system, and open, update and resolve alerts.
+
+    The result is what the next turn remembers, and the strain, by which degradation decides.
 
     With `with_webhooks` a message for each change is put in the outbox in the same transaction.
     """
@@ -67,6 +69,7 @@ async def watch(
         "spells": pending_to_json(plan.pending),
         "depths": [{"at": depth.at.isoformat(), "tasks": depth.tasks} for depth in current.depths],
         "unknown": sorted(unknown_rules),
+        "strain": observations.strain_to_json(observations.strain(current)),
     }
 
 

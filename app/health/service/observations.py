@@ -1,13 +1,15 @@
 """Observations for alerts and degradation, at a cost that does not grow with the number of tasks."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.store import config
+from app.db import duties
 from app.goals.store import goals
-from app.health.rules.snapshot import MINUTE, CheckPolicy, Depth, Observations, with_depth
+from app.health.rules.snapshot import FOR_ALERTS, MINUTE, WATCH, CheckPolicy, Depth, Observations, with_depth
 from app.health.rules.utilisation import Measure, UtilisationPolicy, fullest_host_percent
 from app.health.store import observations as store
 from app.health.store import pool_counts, refusals, utilisation
@@ -18,6 +20,9 @@ from app.queue.rules.admission import CapacityPolicy
 from app.queue.rules.degradation import Strain
 from app.queue.service import degradation, status
 from app.workers.service.pool import recovery
+
+# Both duties have a turn every five seconds.
+_LATELY = timedelta(seconds=6)
 
 
 async def observe(
@@ -59,6 +64,19 @@ def strain(observed: Observations) -> Strain:
         capacity_lost=observed.recovery.lost_share if observed.recovery else 0.0,
         oldest_wait_seconds=max(waits, default=0.0),
     )
+
+
+def strain_to_json(strain: Strain) -> dict[str, Any]:
+    """The strain as the result of a duty keeps it."""
+    return {name: getattr(strain, name) for name in ("resources", "capacity_lost", "oldest_wait_seconds")}
+
+
+async def latest_strain(connection: AsyncConnection, capacity: CapacityPolicy) -> Strain:
+    """The strain as the watch for alerts has just seen it, in place of another look; where it has not, by a look."""
+    turn = (await duties.last_turns(connection, [WATCH])).get(WATCH)
+    if turn is not None and turn.ago < _LATELY and "strain" in turn.result:
+        return Strain(**turn.result["strain"])
+    return strain(await observe(connection, capacity, FOR_ALERTS))
 
 
 async def _used_shares(connection: AsyncConnection, moment: datetime) -> Mapping[str, float | None]:

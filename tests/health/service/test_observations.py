@@ -8,7 +8,10 @@ from app.health.rules.utilisation import Measure, host_subject, single_sample
 from app.health.service import observations
 from app.health.store import utilisation
 from app.queue.rules.admission import CapacityPolicy
+from app.queue.rules.degradation import Strain
 from tests.support.factories import submitted
+from tests.support.sql import execute
+from tests.support.watching import neglect_task, observe
 
 
 async def _observed(connection: AsyncConnection) -> Observations:
@@ -38,6 +41,30 @@ async def test_the_fullest_host_counts(database: Database) -> None:
     assert strain.resources["memory"] == 0.40
     assert observed.resources is not None
     assert set(observed.resources) == {"queue", "cpu", "memory", "llm_permits"}
+
+
+async def test_degradation_goes_by_what_the_watch_for_alerts_has_just_seen(database: Database) -> None:
+    """And looks by itself where that does not watch: its turns may fail, or be the former version's."""
+    await observe(database)
+
+    async def latest() -> Strain:
+        async with database.transaction() as connection:
+            return await observations.latest_strain(connection, CapacityPolicy())
+
+    seen = await latest()
+    assert set(seen.resources) == {"cpu", "memory", "llm_permits", "database_connections"}
+    await submitted(database, 3)
+    await neglect_task(database, minutes=7)
+    assert await latest() == seen
+    for late in (
+        "UPDATE loop_ticks SET last_run_at = now() - interval '8 s' WHERE duty = 'watch for alerts'",
+        "UPDATE loop_ticks SET last_run_at = now(), result = result - 'strain' WHERE duty = 'watch for alerts'",
+        "DELETE FROM loop_ticks WHERE duty = 'watch for alerts'",
+    ):
+        await execute(database, late)
+        assert (await latest()).oldest_wait_seconds > 400
+    await observe(database)
+    assert (await latest()).oldest_wait_seconds > 400
 
 
 async def test_the_queue_is_a_resource(database: Database) -> None:

@@ -12,8 +12,7 @@ from app.admin.service.config import CurrentConfig
 from app.agents.service import weights
 from app.agents.service.weights import refresh_weights
 from app.db.database import Database
-from app.health.rules.snapshot import FOR_ALERTS
-from app.health.service import alerts, observations
+from app.health.service import observations
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
 from app.kernel.modes import Mode
@@ -34,8 +33,8 @@ EVERYTHING = frozenset(AgentType)
 
 async def watch(database: Database, policy: LadderPolicy = TIGHT) -> object:
     async with database.transaction() as connection:
-        observed = await observations.observe(connection, CapacityPolicy(), FOR_ALERTS)
-        return await degradation.watch(connection, observations.strain(observed), policy)
+        strain = await observations.latest_strain(connection, CapacityPolicy())
+        return await degradation.watch(connection, strain, policy)
 
 
 async def held(database: Database, step: DegradationStep, minutes: float = 10) -> None:
@@ -56,13 +55,6 @@ async def moves(database: Database) -> list[tuple[LadderMove, int, int, str | No
 
 async def test_before_the_first_observation_there_is_no_step(database: Database) -> None:
     assert (await standing(database)).ladder.step is DegradationStep.NONE
-
-
-async def test_whoever_watches_for_alerts_moves_the_ladder(database: Database) -> None:
-    async with database.transaction() as connection:
-        result = await alerts.watch_all(connection, CapacityPolicy(), with_webhooks=False)
-    assert result["degradation"] == {"step": 0}
-    assert "llm_permits" in (await standing(database)).strain["resources"]
 
 
 async def test_the_duty_climbs_a_step_at_a_time_and_tells_each(database: Database) -> None:
