@@ -187,12 +187,7 @@ DUTIES: Sequence[Duty] = (
         run=lambda c, db, turn: alerts.watch(db, c.capacity, with_webhooks=c.webhook_sender is not None),
     ),
     Duty(name=degradation.WATCH, seconds=5, run=lambda c, db, turn: _watch_resources(c, db)),
-    Duty(
-        name="sweep permits",
-        seconds=5,
-        run=lambda _, db, turn: permits.sweep(db),
-        due=lambda _: permits.HAS_SWEEPABLE,
-    ),
+    Duty(name="sweep permits", seconds=5, run=lambda _, db, turn: permits.sweep(db)),
     # With the promotion of delayed tasks and the start of a handler within 5 s of when the model answers again.
     Duty(
         name="wake parked tasks",

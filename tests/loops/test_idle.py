@@ -42,29 +42,7 @@ async def test_what_is_to_be_done_is_seen(database: Database) -> None:
         database, "INSERT INTO llm_budgets (scope, name, money_budget, period) VALUES ('agent', 'ranking', 1, 'day')"
     )
     others = {"promote delayed tasks", "wake parked tasks", "hold tasks back", "look for strays of held goals"}
-    others |= {"sweep permits"}
     assert await _due(database) >= others | {"tell of low budgets"}
-
-
-@pytest.mark.parametrize(
-    ("table", "columns", "values"),
-    [
-        (
-            "llm_claims",
-            "key_id, request_id, model, agent_type, priority, tokens, since, due, lapses",
-            "'k', gen_random_uuid(), 'm', 'ranking', 1, 1, now(), now(), now()",
-        ),
-        (
-            "llm_cache",
-            "key, written_by, model, answer, size_bytes, stored_at, expires_at",
-            "'k', 'w', 'm', '{}', 2, now(), now()",
-        ),
-    ],
-)
-async def test_what_is_left_of_calls_is_swept(database: Database, table: str, columns: str, values: str) -> None:
-    assert "sweep permits" not in await _due(database)
-    await execute(database, f"INSERT INTO {table} ({columns}) VALUES ({values})")
-    assert "sweep permits" in await _due(database)
 
 
 async def test_a_decision_is_due_by_its_time_and_after_a_change_of_the_configuration(database: Database) -> None:

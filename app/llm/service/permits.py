@@ -24,9 +24,6 @@ from app.llm.store.cache import CachedAnswer
 from app.queue.rules.fair_queueing import FairQueue
 from app.queue.store import parking
 
-# The condition that a sweep may find anything.
-HAS_SWEEPABLE = " OR ".join((permits.HAS_PERMITS, gate.HAS_RESERVATIONS, cache.HAS_ANSWERS, parking.HAS_PARKED))
-
 
 class PermitService:
     """Acquires and settles permits, in batches."""

@@ -47,7 +47,6 @@ ON CONFLICT (key) DO UPDATE SET written_by = excluded.written_by, model = exclud
     WHERE old.expires_at <= now()
 """)
 
-HAS_ANSWERS = "EXISTS (SELECT FROM llm_cache)"
 # Skips rows that a settlement is overwriting: it must not wait, and the new answer must not be deleted.
 _DELETE_EXPIRED = text("""
 DELETE FROM llm_cache WHERE key IN (SELECT key FROM llm_cache WHERE expires_at <= now() FOR UPDATE SKIP LOCKED)

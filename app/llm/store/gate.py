@@ -154,7 +154,6 @@ ON CONFLICT (key_id, request_id) DO UPDATE SET model = excluded.model, agent_typ
 
 _TIMES = ("since", "due", "lapses")
 
-HAS_RESERVATIONS = "EXISTS (SELECT FROM llm_claims)"
 _PRUNE = text("DELETE FROM llm_claims WHERE lapses < now()")
 
 

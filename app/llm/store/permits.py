@@ -55,7 +55,6 @@ _REQUEST = "key_id, request_id, model, agent_type, priority, goal_id, task_id, w
 _PERMIT = f"id, token, {_REQUEST}, cache_key, principal, is_probe, granted_at, expires_at, ended_at, ending, digest"
 
 # Locked in the order of ids, so that two transactions that end the same permits cannot deadlock.
-HAS_PERMITS = "EXISTS (SELECT FROM llm_permits)"
 EXPIRE = f"""
 WITH over AS MATERIALIZED (
     SELECT id FROM llm_permits WHERE ended_at IS NULL AND expires_at <= clock_timestamp() ORDER BY id FOR UPDATE
