@@ -140,7 +140,7 @@ def _mode(name: str | None) -> Mode | None:
 
 
 async def _stoppable(work: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
-    """The result of the work, which SIGTERM cancels: between a new key and the file that holds it nothing may end."""
+    """The result of the work, which SIGTERM cancels, so that what is under way ends in order."""
     task = asyncio.ensure_future(work)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     return await task

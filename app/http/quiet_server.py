@@ -13,7 +13,7 @@ _TICK_OF_DATE = 0
 class QuietServer(uvicorn.Server):
     """Wakes once a second and when it is stopped, where uvicorn looks ten times a second whether it is.
 
-    Each look wakes a processor that has nothing else to do, and is most of what an idle server costs.
+    Each look wakes a processor that has nothing else to do.
     """
 
     def __init__(self, config: uvicorn.Config) -> None:

@@ -23,6 +23,7 @@ from app.workers.service.pool import recovery
 
 # Both duties have a turn every five seconds.
 _LATELY = timedelta(seconds=6)
+_STRAIN = frozenset({"resources", "capacity_lost", "oldest_wait_seconds"})
 
 
 async def observe(
@@ -66,16 +67,19 @@ def strain(observed: Observations) -> Strain:
     )
 
 
-def strain_to_json(strain: Strain) -> dict[str, Any]:
+def strain_to_json(current: Strain) -> dict[str, Any]:
     """The strain as the result of a duty keeps it."""
-    return {name: getattr(strain, name) for name in ("resources", "capacity_lost", "oldest_wait_seconds")}
+    return {name: getattr(current, name) for name in _STRAIN}
 
 
 async def latest_strain(connection: AsyncConnection, capacity: CapacityPolicy) -> Strain:
     """The strain as the watch for alerts has just seen it, in place of another look; where it has not, by a look."""
     turn = (await duties.last_turns(connection, [WATCH])).get(WATCH)
-    if turn is not None and turn.ago < _LATELY and "strain" in turn.result:
-        return Strain(**turn.result["strain"])
+    if turn is not None and turn.ago < _LATELY:
+        # Another version may know less of it, or more.
+        stored = turn.result.get("strain", {})
+        if stored.keys() >= _STRAIN:
+            return Strain(**{name: stored[name] for name in _STRAIN})
     return strain(await observe(connection, capacity, FOR_ALERTS))
 
 
