@@ -14,7 +14,7 @@ from app.kernel.agents import AgentType
 from app.kernel.events import TaskEvent
 from app.kernel.lanes import Lane, Priority
 from app.queue.errors import TaskFinished, TaskNotFound, TaskRunning
-from app.queue.service.tasks import reserve_tags
+from app.queue.service.tags import reserve_tags
 from app.queue.store import events, tasks
 
 

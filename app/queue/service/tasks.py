@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, fields
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -12,26 +11,26 @@ from uuid import UUID, uuid5
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.service import audit
+from app.db import notify
 from app.db.database import now, shared_by
-from app.db.turns import turn
+from app.db.turns import Turns, turn
 from app.db.uuids import time_ordered_uuid
 from app.kernel.agents import AgentType
 from app.kernel.errors import ConvenerError
 from app.kernel.events import TaskEvent
-from app.kernel.lanes import Lane, Priority
+from app.kernel.lanes import Priority
 from app.kernel.namespaces import DEFAULT, shown_name
 from app.kernel.states import TaskState
 from app.kernel.text import NO_REASON
 from app.queue.errors import GoalStopped, IdempotencyMismatch, SubmitInFlight, TaskConflict, TaskFinished, TaskNotFound
 from app.queue.rules.aging import is_urgent
-from app.queue.rules.fair_queueing import TagRun
 from app.queue.rules.task_ids import private_id
 from app.queue.rules.tasks import next_state
 from app.queue.service import dependencies, resource_classes
 from app.queue.service.admission import Admission, Ticket
-from app.queue.store import attempts, duplicates, events, holds, lanes, tasks
+from app.queue.service.tags import by_flow, give_tags, reserve_tags
+from app.queue.store import attempts, duplicates, events, holds, tasks
 from app.queue.store.attempts import Ending
-from app.queue.store.lanes import Flow, TagIssuer
 from app.queue.store.tasks import NewTask, StoredTask, TaskFields
 
 _KEY_NAMESPACE = UUID("6f1a4c1e-5d0b-4c53-9a0e-2b8f2f3d7c11")
@@ -69,12 +68,13 @@ class Submitted(NamedTuple):
 class Intake:
     """Terms on which tasks are accepted: without an admission there is always room, without a window no duplicate.
 
-    `on_submitted` is called with the types of the tasks that may run at once, before the commit.
+    `on_submitted` is called with the types of the tasks that may run at once, before the commit, and returns topics to
+    announce after it.
     """
 
     admission: Admission | None = None
     duplicate_window_seconds: float = 0.0
-    on_submitted: Callable[[AsyncConnection, Sequence[AgentType]], None] | None = None
+    on_submitted: Callable[[Sequence[AgentType]], Collection[str]] | None = None
 
     @property
     def displaces(self) -> bool:
@@ -98,7 +98,7 @@ async def submit(
     while another request with the same key is in progress; DependencyMissing, DependencyCycle; QueueFull and
     GoalStopped, which apply to new tasks only, so that a repeated call gets its answer.
     """
-    await _take_turn(connection, submissions)
+    await take_turn(shared_by(connection, Turns), submissions)
     keys = [str(identity(submission)) for submission in submissions if submission.idempotency_key is not None]
     # Of two requests with one key the second is refused at once, rather than wait with its connection for the first.
     if keys and not await tasks.reserve_keys(connection, keys):
@@ -106,7 +106,7 @@ async def submit(
     goal_ids = {submission.goal_id for submission in submissions if submission.goal_id is not None}
     # Keeps holds as they are until the commit, so that no task slips past a pause or stop of its goal.
     gate = await holds.lock_gate(connection, goal_ids) if goal_ids else holds.Gate()
-    distinct = _distinct_tasks([_new_task(submission) for submission in submissions])
+    distinct = _distinct_tasks([new_task(submission) for submission in submissions])
     duplicates_of = await find_duplicates(connection, distinct.values(), intake.duplicate_window_seconds)
     new = (
         {task_id: task for task_id, task in distinct.items() if task_id not in duplicates_of}
@@ -119,14 +119,12 @@ async def submit(
     ticket = await _enter_admission(connection, candidates, intake)
     await _classify(connection, candidates)
     dependency_states = await dependencies.lock_dependencies(connection, new)
-    await _take_turn(connection, submissions)
+    await take_turn(shared_by(connection, Turns), submissions)
     for task in candidates:
         task.blockers, task.is_held = dependency_states.blockers(task), task.goal_id in gate.held_goals
-    flows = _by_flow(candidates)
+    flows = by_flow(candidates)
     async with reserve_tags(connection, {flow: len(tasks) for flow, tasks in flows.items()}) as tags:
-        for flow, tasks_of_flow in flows.items():
-            for place, task in enumerate(tasks_of_flow):
-                task.tag = tags[flow][place]
+        give_tags(flows, tags)
         created_tasks = await _insert(connection, candidates, intake, ticket)
         new_tasks = [task for task in candidates if task.id in created_tasks]
         _refuse_stopped(new_tasks, gate)
@@ -134,18 +132,19 @@ async def submit(
         if await dependency_states.record(connection, new_tasks, look_again=intake.displaces):
             created_tasks = await tasks.find(connection, list(created_tasks))
         if intake.on_submitted is not None:
-            intake.on_submitted(connection, _runnable_agents(new_tasks))
+            notify.note(connection, *intake.on_submitted(runnable_agents(new_tasks)))
         existing_ids = list(new.keys() - created_tasks.keys()) + list(duplicates_of.values())
         existing = await tasks.find(connection, existing_ids) if existing_ids else {}
         return [_submit_result(task, created_tasks, existing, duplicates_of) for task in distinct.values()]
 
 
-async def _take_turn(connection: AsyncConnection, submissions: Sequence[Submission]) -> None:
+async def take_turn(turns: Turns, submissions: Sequence[Submission]) -> None:
+    """Wait for a turn in the event loop for work with many tasks."""
     if len(submissions) > _MANY:
-        await turn(connection)
+        await turns.wait()
 
 
-def _runnable_agents(new_tasks: Sequence[NewTask]) -> list[AgentType]:
+def runnable_agents(new_tasks: Sequence[NewTask]) -> list[AgentType]:
     """Agent types of the tasks that may run at once."""
     return [task.agent_type for task in new_tasks if not (task.blockers or task.is_held or task.run_at)]
 
@@ -289,7 +288,8 @@ def identity(submission: Submission) -> UUID | None:
     return private_id(uuid5(uuid5(_KEY_NAMESPACE, submission.namespace), submission.idempotency_key))
 
 
-def _new_task(submission: Submission) -> NewTask:
+def new_task(submission: Submission) -> NewTask:
+    """The task of a submission, with the id that follows from it or a new one."""
     chosen_id = identity(submission)
     task = NewTask(
         **dict(zip(_FIELDS, _values_of(submission), strict=True)),
@@ -362,32 +362,3 @@ def _digest(task: NewTask) -> bytes:
     content = [task.agent_type, json.loads(task.payload)]
     content += [] if task.namespace == DEFAULT else [task.namespace]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
-
-
-@asynccontextmanager
-async def reserve_tags(connection: AsyncConnection, counts: Mapping[Flow, int]) -> AsyncIterator[Mapping[Flow, TagRun]]:
-    """The tags of so many next tasks of each flow, for the body of the `with` statement.
-
-    An error in it gives the tags back: a goal whose submits are refused must not fall behind the others for it.
-    """
-    tag_issuer = shared_by(connection, TagIssuer)
-    stale_flows = tag_issuer.stale_flows(counts)
-    if stale_flows:
-        tag_issuer.merge_states(await lanes.read_flows(connection, stale_flows))
-    tag_runs = {flow: tag_issuer.issue(flow, count) for flow, count in counts.items()}
-    try:
-        yield tag_runs
-    except BaseException:
-        for flow, tag_run in tag_runs.items():
-            tag_issuer.take_back(flow, tag_run)
-        raise
-
-
-def _by_flow(new: Iterable[NewTask]) -> dict[Flow, list[NewTask]]:
-    flows: dict[tuple[AgentType, Priority, int, str | None], list[NewTask]] = {}
-    for task in new:
-        flows.setdefault((task.agent_type, task.priority, task.resource_class or 0, task.goal_id), []).append(task)
-    return {
-        (Lane(agent_type=agent, priority=priority, resource_class=resource_class), goal): tasks
-        for (agent, priority, resource_class, goal), tasks in flows.items()
-    }

@@ -95,11 +95,12 @@ class TagIssuer:
         last.tag = run.last
         return run
 
-    def take_back(self, flow: Flow, run: TagRun) -> None:
-        """Undo the issue of tags for a submit that failed, unless the flow has got others since."""
-        last = self._issued_tags.get(flow)
-        if last is not None and last.tag == run.last:
-            last.tag = run.first - run.step
+    def take_back(self, runs: Mapping[Flow, TagRun]) -> None:
+        """Undo the issue of tags for a submit that failed, unless a flow has got others since."""
+        for flow, run in runs.items():
+            last = self._issued_tags.get(flow)
+            if last is not None and last.tag == run.last:
+                last.tag = run.first - run.step
 
 
 # Tasks of a flow above the lane's virtual time still wait, so the probe meets no dead entries of finished ones.

@@ -7,11 +7,9 @@ whether this is a burst. Work that many processes take in little by little waits
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.service.config import CurrentConfig
 from app.db import notify
@@ -53,21 +51,22 @@ class Bursts:
         self._announced_at = self._read_at = float("-inf")
         self._reading: asyncio.Task[None] | None = None
 
-    def count_new_tasks(self, connection: AsyncConnection, agents: Iterable[AgentType]) -> None:
-        """Count new tasks; a burst is announced when the connection's transaction commits."""
+    def count_new_tasks(self, agents: Iterable[AgentType]) -> Collection[str]:
+        """Count new tasks; return the topics to announce when they are committed, of which a burst is one."""
         moment, outlook = time.monotonic(), self._outlook
         if moment - self._read_at > _TRUST_SECONDS and (self._reading is None or self._reading.done()):
             self._read_at = moment
             # Beside the submission, which must not wait for a connection.
             self._reading = asyncio.create_task(self._refresh(), name="outlook of the pool")
         if outlook is None or outlook.policy.is_fixed:
-            return
+            return ()
         self._new_seconds += sum(outlook.costs[agent] for agent in agents)
         # Since the last announcement too, or every submission of a burst would make another.
         since = moment - max(outlook.decided_clock, self._announced_at)
-        if is_burst(outlook.queued_seconds + self._new_seconds, outlook.workers, since, outlook.policy):
-            self._announced_at = moment
-            notify.note(connection, notify.BURST)
+        if not is_burst(outlook.queued_seconds + self._new_seconds, outlook.workers, since, outlook.policy):
+            return ()
+        self._announced_at = moment
+        return (notify.BURST,)
 
     async def stop(self) -> None:
         """Stop reading the outlook."""

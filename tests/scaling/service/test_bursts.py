@@ -52,7 +52,7 @@ async def _submit(database: Database, bursts: Bursts, count: int, **changes: obj
     async with database.transaction() as connection:
         wanted = [submission(**changes) for _ in range(count)]
         await tasks.submit(connection, wanted, Intake(on_submitted=bursts.count_new_tasks))
-        bursts.count_new_tasks(connection, [])
+        bursts.count_new_tasks([])
 
 
 async def test_a_burst_is_announced_once_with_the_commit(database: Database, bursts: Bursts) -> None:
@@ -71,7 +71,7 @@ async def test_what_is_taken_back_is_not_announced(database: Database, bursts: B
 
     async def give_up() -> None:
         async with database.transaction() as connection:
-            bursts.count_new_tasks(connection, [AgentType.GENERATION] * 100)
+            notify.note(connection, *bursts.count_new_tasks([AgentType.GENERATION] * 100))
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
