@@ -26,8 +26,9 @@ EVENTS_OF_A_TASK = 4
 # A heartbeat, as 64 idle workers sent 60 each at once, on a machine that carried much else: API, and PostgreSQL.
 BEAT_API_MS, BEAT_POSTGRES_MS = 0.37, 0.076
 BEAT_SECONDS = 5.0
-# `app/db/database.py::Database`: the hot path, what writes and what reads with what they may have besides, and LISTEN.
-CONNECTIONS_OF_A_PROCESS = 6 + (6 + 4) + (4 + 2) + 1
+# `app/db/database.py::Database`: the hot path, submits, what writes and what reads with what they may have besides, and
+# LISTEN.
+CONNECTIONS_OF_A_PROCESS = 6 + 3 + (6 + 4) + (4 + 2) + 1
 # Two processes of the loops, and people with commands and backups.
 OTHER_CONNECTIONS = 2 * CONNECTIONS_OF_A_PROCESS + 10
 

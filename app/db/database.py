@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolExhausted
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from app.db.connections import Connections, LimitedConnection, Limits
+from app.db.connections import Connections, Limits, StatementPool
 from app.db.notify import Announcer, pop_news
 from app.db.outage import Outage
 from app.kernel.errors import DatabaseUnavailable, Locked, Unstorable
@@ -37,8 +37,8 @@ class Database:
     Where `url` leads to a connection pooler, as pgbouncer is, `direct_url` leads to the server itself.
     Of `connections` all are kept, the spare ones only while they are in use.
     `statement_seconds` limits every statement, also when the network is silent, and with it how long one waits for a
-    lock; None, for commands, leaves it at the server's limit. Reads have connections of their own: however many of them
-    wait for something, the hot path and all that writes go on.
+    lock; None, for commands, leaves it at the server's limit. Reads have connections of their own, and submits of one
+    statement: however many of them wait for something, the hot path and all that writes go on.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class Database:
         *,
         direct_url: str | None = None,
         hot_connections: int = 6,
+        submit_connections: int = 3,
         connections: int = 6,
         spare_connections: int = 4,
         statement_seconds: float | None = None,
@@ -57,9 +58,8 @@ class Database:
         self._connections = Connections(self.url, self.direct_url)
         is_limited = statement_seconds is not None
         self._limits = Limits(statement_seconds=statement_seconds, lock_seconds=_LOCK_SECONDS if is_limited else None)
-        self._hot_connections = hot_connections
-        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
-        self._opening = asyncio.Lock()
+        self.hot = StatementPool(self.url, lambda: self._connections.open(HOT), hot_connections)
+        self.submits = StatementPool(self.url, lambda: self._connections.open(self._limits), submit_connections)
         self.outage = outage or Outage()
         self.announcer = Announcer(self.connect, on_silence=self._connections.cut, outage=self.outage)
         self.shared_objects: SharedObjects = {}
@@ -96,18 +96,7 @@ class Database:
 
     async def pool(self) -> "asyncpg.Pool[asyncpg.Record]":
         """The pool of the hot path."""
-        async with self._opening:
-            if self._pool is None:
-                self._pool = await asyncpg.create_pool(
-                    self.url,
-                    min_size=0,
-                    max_size=self._hot_connections,
-                    connect=lambda *_, **__: self._connections.open(HOT),
-                    connection_class=LimitedConnection,
-                    # Hot statements leave no session state behind, so a round trip to reset it would be wasted.
-                    reset=_keep_session,
-                )
-        return self._pool
+        return await self.hot.open()
 
     def transaction(self) -> AbstractAsyncContextManager[AsyncConnection]:
         """A transaction that commits at the end of the `with` body; nothing else commits.
@@ -153,8 +142,8 @@ class Database:
         """Close all connections, without waiting for any answer."""
         await self.announcer.stop()
         self.give_up()
-        if self._pool is not None:
-            self._pool.terminate()
+        self.hot.terminate()
+        self.submits.terminate()
         await self.engine.dispose()
         await self._read_engine.dispose()
 
@@ -189,10 +178,6 @@ def _refuse_closed(connection: Any, *_: object) -> None:
     # The driver knows when the server has hung up, without a round trip. The error makes the pool reconnect.
     if connection.driver_connection.is_closed():
         raise DisconnectionError
-
-
-async def _keep_session(_connection: object) -> None:
-    return None
 
 
 _SHORT_LOCK_TIMEOUT = text("SET LOCAL lock_timeout = '200ms'")

@@ -6,6 +6,7 @@ from typing import TypeAlias, TypeVar
 import asyncpg
 from sqlalchemy.exc import TimeoutError as PoolExhausted
 
+from app.db.connections import StatementPool
 from app.db.database import Database, cancellation_or, is_gone
 
 T = TypeVar("T")
@@ -26,15 +27,16 @@ async def run(
     *,
     tries: int = 4,
     on_undone: Callable[[], None] = _ignore,
+    connections: StatementPool | None = None,
 ) -> T:
     """Return the answer of `statement`, which is one implicit transaction; call `on_undone` for every try that lost.
 
-    Raises DatabaseUnavailable.
+    It has one of `connections`, else one of the hot path. Raises DatabaseUnavailable.
     """
     for remaining in reversed(range(tries)):
         pool = None  # while it waits for a connection of this pool
         try:
-            pool = await database.pool()
+            pool = await (connections or database.hot).open()
             async with pool.acquire(timeout=_ACQUIRE_SECONDS) as connection:
                 pool = None
                 answer = await statement(connection)  # type: ignore[arg-type]  # a proxy of the connection

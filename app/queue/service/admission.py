@@ -7,7 +7,8 @@ has it alone, so it sees every task that was admitted before.
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -104,6 +105,25 @@ class Admission:
                 await self._check_exactly(connection, ticket, ticket.tasks, written_tasks=Counter())
                 ticket.is_settled = True
         return ticket
+
+    @contextmanager
+    def entering_unread(self, priorities: Iterable[Priority], *, namespace: str = DEFAULT) -> Iterator[int | None]:
+        """Admit a submit by the estimate as it is; the body may write its tasks if the gate still has the epoch given.
+
+        None where the depth has to be read first, as `enter` does.
+        """
+        ticket = Ticket(namespace=namespace, tasks=Counter(priorities))
+        if not self._reserve(ticket, within=_SAFE_SHARE):
+            yield None
+            return
+        if self._is_stale():
+            self._tickets.remove(ticket)
+            yield None
+            return
+        try:
+            yield self._epoch
+        finally:
+            ticket.end()
 
     async def settle(self, connection: AsyncConnection, ticket: Ticket, priorities: Iterable[Priority]) -> None:
         """Check the limits after the tasks were written; `priorities` are those of the new ones. Raises QueueFull."""

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 
 from app.db.batching import Coalescer
 from app.db.database import Database
-from app.queue.service import tasks
+from app.queue.service import direct_submits, tasks
 from app.queue.service.task_traces import TaskTraces
 from app.queue.service.tasks import Intake, Submission, Submitted
 
@@ -53,6 +53,9 @@ class SubmitService:
         return results
 
     async def _submit(self, submissions: Sequence[Submission]) -> Sequence[Submitted]:
+        submitted = await direct_submits.submit(self._database, submissions, self._intake)
+        if submitted is not None:
+            return submitted
         async with self._database.transaction() as connection:
             return await tasks.submit(connection, submissions, self._intake)
 

@@ -160,10 +160,13 @@ _SIZE = text("SELECT pg_relation_size('tasks')")
 # One near the limit passes alone and counts exactly, so that nobody else takes the room that it has counted.
 _GATE = "7241, 8"
 # OFFSET 0 and the row of the outer query make PostgreSQL read the epoch only after it has granted the lock.
-_ENTER_SHARED = text(f"""
+ENTER_SHARED = f"""
 SELECT epoch FROM (SELECT CAST(pg_advisory_xact_lock_shared({_GATE}) AS text) AS granted OFFSET 0) gate
-CROSS JOIN LATERAL (SELECT last_value + length(gate.granted) AS epoch FROM admission_epoch OFFSET 0) sequence
-""")
+CROSS JOIN LATERAL (
+    SELECT last_value + is_called::integer + length(gate.granted) AS epoch FROM admission_epoch OFFSET 0
+) sequence
+"""
+_ENTER_SHARED = text(ENTER_SHARED)
 _ENTER_ALONE = text(f"SELECT pg_advisory_xact_lock({_GATE}), nextval('admission_epoch')")
 
 
@@ -179,6 +182,13 @@ def entry(source: str, left_state: str, entered_state: str | None = None) -> str
         SELECT agent_type, priority, goal_id, submitted_priority, state, count(*)::integer AS tasks FROM {source}
         GROUP BY agent_type, priority, goal_id, submitted_priority, state
     ) moved CROSS JOIN LATERAL (VALUES {", ".join(steps)}) AS step (state, change)
+    GROUP BY 1, 2, 3"""
+
+
+def entry_of_new(source: str) -> str:
+    """Return the INSERT of the lines for new tasks; `source` has the columns of tasks."""
+    return f"""INSERT INTO queue_changes (agent_type, priority, phase, tasks)
+    SELECT agent_type, priority, convener_counted(goal_id, state, run_at, submitted_priority), count(*) FROM {source}
     GROUP BY 1, 2, 3"""
 
 

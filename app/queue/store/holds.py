@@ -93,6 +93,13 @@ SELECT goal.id, goal.id IN (SELECT goal_id FROM held) AS is_held, coalesce(g.sta
 FROM unnest(CAST(:goal_ids AS text[])) AS goal (id) LEFT JOIN goals g ON g.id = goal.id
 """)
 
+
+def takes_tasks(goal_ids: str) -> str:
+    """Return the condition that new tasks of these goals, an SQL array, need not be set aside or refused."""
+    return f"""NOT EXISTS (SELECT FROM holds WHERE goal_id = ANY (CAST({goal_ids} AS text[])))
+    AND NOT EXISTS (SELECT FROM goals WHERE id = ANY (CAST({goal_ids} AS text[])) AND state = 'stopped')"""
+
+
 # No SKIP LOCKED: a goal to which clients submit all the time, with FOR SHARE on its hold, would never get its turn. The
 # condition is repeated, because of two that wait for the lock the second may find nothing left to do.
 _IS_PENDING = "(NOT (is_closed OR is_metered) OR NOT is_swept)"

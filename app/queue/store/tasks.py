@@ -1,7 +1,7 @@
 """Tasks: insert, read and lock them, and move them into history when they end without a result."""
 
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from operator import attrgetter
@@ -13,6 +13,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import notify
+from app.db.hot_path import HotConnection
 from app.db.namespaces import WITHIN
 from app.kernel.agents import AgentType
 from app.kernel.events import TaskEvent
@@ -21,7 +22,7 @@ from app.kernel.namespaces import split_name
 from app.kernel.states import TaskState
 from app.queue.rules.payloads import kept_text
 from app.queue.rules.tasks import RetryPolicy
-from app.queue.store import dependencies, event_rows, history, lanes, tables
+from app.queue.store import counters, dependencies, event_rows, history, holds, lanes, tables
 from app.queue.store.listing import COLUMNS, HISTORY_COLUMNS, LIVE_COLUMNS
 from app.queue.store.worker_names import worker_name
 
@@ -118,19 +119,32 @@ _VALUES = {
     "created_at": "now()",
 }
 _PARAMETERS = {**{name: "text" if name in _AS_TEXT else kind for name, kind in _INSERTED.items()}, "is_held": "boolean"}
-_EACH_OR_ALL = (f"coalesce(each.{name}, CAST(:all_{name} AS {kind})) AS {name}" for name, kind in _PARAMETERS.items())
+_NAMES = (*_PARAMETERS, *(f"all_{name}" for name in _PARAMETERS))
 _parameters_of = attrgetter(*_PARAMETERS)
-# A column that is the same for all tasks comes as one value, `all_...`, with an empty array.
-_INSERT = f"""
+
+
+def _insertion(parameter: Callable[[str], str], condition: str = "true") -> str:
+    """The INSERT of tasks if a condition holds; `parameter` writes a parameter of this name.
+
+    A column that is the same for all tasks comes as one value, `all_...`, with an empty array.
+    """
+    each_or_all = (
+        f"coalesce(each.{name}, CAST({parameter(f'all_{name}')} AS {kind})) AS {name}"
+        for name, kind in _PARAMETERS.items()
+    )
+    arrays = (f"CAST({parameter(name)} AS {kind}[])" for name, kind in _PARAMETERS.items())
+    return f"""
 INSERT INTO tasks ({", ".join(_VALUES)})
 SELECT {", ".join(_VALUES.values())}
 FROM (
-    SELECT place, {", ".join(_EACH_OR_ALL)}
-    FROM unnest({", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in _PARAMETERS.items())})
-        WITH ORDINALITY AS each ({", ".join(_PARAMETERS)}, place)
+    SELECT place, {", ".join(each_or_all)}
+    FROM unnest({", ".join(arrays)}) WITH ORDINALITY AS each ({", ".join(_PARAMETERS)}, place)
 ) new
-ORDER BY place
+WHERE {condition} ORDER BY place
 """
+
+
+_INSERT = _insertion(":{}".format)
 _RETURNED = "RETURNING id, seq, agent_type, goal_id, priority"
 
 _INSERT_ONLY = text(f"{_INSERT} ON CONFLICT (id) DO NOTHING {_RETURNED}")
@@ -146,6 +160,24 @@ WITH fresh AS ({_INSERT} {_RETURNED}), logged AS (
 )
 SELECT id FROM fresh
 """)
+
+# As the driver takes them, by their places.
+_PLACES = {name: f"${place}" for place, name in enumerate(("epoch", "goal_ids", *_NAMES), start=1)}
+# The gates of goals and of admission, and the insert behind them. What the statement sees is as old as it is, however
+# long it waits for the gate: whoever passed alone meanwhile, and may have changed much, has changed the epoch.
+_IS_OPEN = f"(SELECT epoch FROM gate) = $1 AND {holds.takes_tasks('$2')} AND {counters.COUNTS_ITSELF}"
+_INSERT_AT_GATE = f"""
+WITH gate AS MATERIALIZED (
+    {counters.ENTER_SHARED}
+), fresh AS (
+    {_insertion(_PLACES.__getitem__, _IS_OPEN)} {_RETURNED}, state, run_at, submitted_priority
+), logged AS (
+    {_log_submitted("fresh")}
+), counted AS (
+    {counters.entry_of_new("fresh")}
+)
+SELECT count(*) FROM fresh
+"""
 
 _DELETE_FINISHED = text("""
 DELETE FROM tasks WHERE id = ANY (:ids) AND EXISTS (SELECT FROM task_history h WHERE h.id = tasks.id) RETURNING id
@@ -237,6 +269,21 @@ async def insert(connection: AsyncConnection, tasks: Sequence[NewTask]) -> list[
     ready = [task for task in fresh if not task.blockers and not task.is_held]
     notify.note_work(connection, lanes.lowest_tags(_lane_and_tag(task) for task in ready))
     return [StoredTask(id=task.id, state=task.state, request_hash=task.request_hash) for task in fresh]
+
+
+async def insert_at_gate(connection: HotConnection, tasks: Sequence[NewTask], epoch: int) -> dict[str, float] | None:
+    """Insert tasks with new ids, none of them blocked or held, and return the news of it, for after the commit.
+
+    None, and nothing is inserted, where one of their goals is held or has stopped, or the gate of admission has another
+    epoch.
+    """
+    goal_ids = {task.goal_id for task in tasks if task.goal_id is not None}
+    parameters = _parameters(tasks)
+    values = [sorted(goal_ids), *(parameters[name] for name in _NAMES)]
+    if not await connection.fetchval(_INSERT_AT_GATE, epoch, *values):
+        return None
+    ready = lanes.lowest_tags(map(_lane_and_tag, tasks))
+    return {notify.EVENTS: 0.0, **{notify.work(lane): tag for lane, tag in ready.items()}}
 
 
 def _parameters(tasks: Sequence[NewTask]) -> dict[str, object]:

@@ -296,7 +296,7 @@ async def test_without_a_database_calls_without_a_wait_fail_at_once(
     patient = asyncio.create_task(broker.lease(_call(await ready_worker(database)), 30))
     assert await patient is not None
     pool = database.pool
-    monkeypatch.setattr(database, "pool", _refuse)
+    monkeypatch.setattr(database.hot, "open", _refuse)
     with pytest.raises(DatabaseUnavailable):
         await broker.lease(_call(worker_id))
     patient = asyncio.create_task(broker.lease(_call(worker_id), 30))

@@ -12,8 +12,13 @@ from app.db.database import Database
 from app.kernel.agents import AgentType
 from app.kernel.ids import WorkerId
 from app.kernel.lanes import Lane, Priority
+from app.queue.rules.admission import CapacityPolicy
 from app.queue.rules.holds import Hold
 from app.queue.rules.tasks import LeasePolicy
+from app.queue.service import direct_submits
+from app.queue.service.admission import Admission
+from app.queue.service.submits import SubmitService
+from app.queue.service.tasks import Intake
 from app.queue.store import (
     aging,
     cancel,
@@ -33,7 +38,7 @@ from app.queue.store.dependencies import Edge
 from app.queue.store.listing import Selection
 from app.workers.store import workers as worker_store
 from tests.conftest import PROCESS, named, run_on
-from tests.support.factories import GENERATION, beat, completion, submitted
+from tests.support.factories import GENERATION, beat, completion, submission, submitted
 from tests.support.plans import Costs, PlanLog, explained, explaining
 from tests.support.sql import execute, fetch
 
@@ -119,12 +124,20 @@ async def hot(full: Database, log: PlanLog) -> AsyncIterator[Connection]:
     await connection.close()
 
 
-async def test_a_cycle(full: Database, hot: Connection, log: PlanLog) -> None:
+async def test_a_cycle(full: Database, hot: Connection, log: PlanLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.queue.service.admission._FRESH_DEPTH_SECONDS", 60.0)
+    monkeypatch.setattr("app.queue.store.lanes._FRESH_SECONDS", 60.0)
     costs, policy = Costs(log), LeasePolicy()
+    capacity = CapacityPolicy(max_queue_size=1_000_000, quotas=dict.fromkeys(Priority, 1.0))
+    intake = Intake(admission=Admission(capacity))
     workers = [WorkerId(row["id"]) for row in await fetch(full, "SELECT id FROM workers")]
     for batch in (min(_BATCHES), *_BATCHES):
         with costs.of("submit", batch):
             await submitted(full, batch, goal_id=None)
+        wanted = [submission() for _ in range(batch)]
+        await SubmitService(full, intake).submit(wanted[0])  # after which the others need no look
+        with costs.of("direct submit", batch):
+            assert await direct_submits.submit(full, wanted, intake)
         asks = [ClaimRequest(worker_id=w, request_id=uuid4(), lane=GENERATION, acknowledge=True) for w in workers]
         with costs.of("claim", batch):
             outcomes = await claims.claim(hot, asks[:batch], policy)

@@ -1,0 +1,268 @@
+"""Submits by one statement: they leave what others leave, and hand over wherever something has to be looked at."""
+
+import asyncio
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from app.db import hot_path, notify
+from app.db.database import Database
+from app.kernel.agents import AgentType
+from app.kernel.errors import DatabaseUnavailable
+from app.kernel.lanes import Lane, Priority
+from app.queue.errors import QueueFull
+from app.queue.rules.admission import CapacityPolicy
+from app.queue.service import direct_submits, tasks
+from app.queue.service.admission import Admission
+from app.queue.service.submits import SubmitService
+from app.queue.service.tasks import Intake, Submitted
+from app.queue.store import counters
+from app.queue.store.lanes import TagIssuer
+from tests.goals.service.budgeted_goals import create_goal, pause, phases, stop
+from tests.support.factories import GENERATION, submission, submitted
+from tests.support.plans import explained, explaining
+from tests.support.sql import execute, fetch, until_blocked, value
+
+_ALL = dict.fromkeys(Priority, 1.0)
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is known stays so for longer than a slow machine takes for a test."""
+    monkeypatch.setattr("app.queue.service.admission._FRESH_DEPTH_SECONDS", 60.0)
+    monkeypatch.setattr("app.queue.store.lanes._FRESH_SECONDS", 60.0)
+
+
+def _intake(most: int = 1000, **terms: Any) -> Intake:
+    return Intake(admission=Admission(CapacityPolicy(max_queue_size=most, quotas=_ALL)), **terms)
+
+
+async def _directly(database: Database, intake: Intake, count: int = 1, **changes: Any) -> list[Submitted] | None:
+    return await direct_submits.submit(database, [submission(**changes) for _ in range(count)], intake)
+
+
+# A row of `tasks` waits for a lock after its statement has passed the gates.
+_SLOW_INSERT = """
+CREATE FUNCTION wait_for_the_test() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(1);
+    RETURN NEW;
+END $$;
+CREATE TRIGGER slow BEFORE INSERT ON tasks FOR EACH ROW EXECUTE FUNCTION wait_for_the_test();
+"""
+
+
+async def _known(database: Database, intake: Intake, **changes: Any) -> None:
+    """Submit a task in the usual way, after which this process knows the queue and the flow for a second."""
+    async with database.transaction() as connection:
+        await tasks.submit(connection, [submission(**changes)], intake)
+
+
+async def test_it_leaves_what_the_usual_way_leaves(database: Database) -> None:
+    intake, later = _intake(), datetime.now(UTC) + timedelta(hours=1)
+    bodies: list[dict[str, Any]] = [
+        {"payload": '{"b": 1, "a": 2}', "labels": '{"kind": "x"}'},
+        {"priority": Priority.HIGH, "timeout_seconds": None, "trace_context": "00-1-2-01"},
+        {"agent_type": AgentType.RANKING, "goal_id": None, "run_at": later},
+        {"agent_type": AgentType.RANKING, "goal_id": None, "payload": '{"n": 1e400}'},
+    ]
+    wanted = [submission(**body) for body in bodies]
+    async with database.transaction() as connection:
+        await tasks.submit(connection, wanted, intake)
+    done = await direct_submits.submit(database, wanted, intake)
+    assert done is not None
+    assert [(task.state, task.created) for task in done] == [("pending", True)] * 4
+    rows = [dict(row) for row in await fetch(database, "SELECT * FROM tasks ORDER BY seq")]
+    assert [row["id"] for row in rows[4:]] == [task.id for task in done]
+    for usual, direct in zip(rows[:4], rows[4:], strict=True):
+        assert direct.pop("tag") > usual.pop("tag")
+        own = {"id", "seq", "created_at", "waiting_since"}
+        assert {k: v for k, v in direct.items() if k not in own} == {k: v for k, v in usual.items() if k not in own}
+    events = "SELECT kind, agent_type, goal_id, priority, task_id FROM every_event ORDER BY transaction, seq"
+    logged = [tuple(row) for row in await fetch(database, events)]
+    assert [row[:4] for row in logged[4:]] == [row[:4] for row in logged[:4]]
+    assert [row[4] for row in logged] == [row["id"] for row in rows]
+    async with database.transaction() as connection:
+        assert sum(count.tasks for count in await counters.read(connection)) == 8
+        assert await counters.differences(connection) == []
+
+
+async def test_it_is_one_statement_whatever_the_batch(own_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted by itself, and no trigger has to: its function would be statements of its own."""
+    await explaining(own_database, "auto")
+    intake = _intake(100_000)
+    with explained(monkeypatch) as log:
+        for count in (1, 8, 64, 256):
+            await _known(own_database, intake)
+            await _directly(own_database, intake)  # a new connection looks at types
+            log.take()
+            assert len(await _directly(own_database, intake, count) or ()) == count
+            # The other one is that of the number under which its events are read.
+            assert log.take().statements <= 2
+
+
+async def test_others_hear_of_its_tasks_after_the_commit(database: Database) -> None:
+    heard: list[dict[str, float]] = []
+
+    def hear(news: Mapping[str, float]) -> None:
+        heard.append(dict(news))
+
+    intake = _intake(on_submitted=lambda agents: [notify.BURST] if len(agents) == 2 else [])
+    await _known(database, intake)
+    database.announcer.subscribe(hear)
+    done = await _directly(database, intake, 2)
+    assert done is not None
+    tag = await value(database, "SELECT tag FROM tasks WHERE id = $1", done[0].id)
+    assert heard == [{notify.EVENTS: 0.0, notify.work(GENERATION): tag, notify.BURST: 0.0}]
+
+
+_OTHERWISE: list[dict[str, Any]] = [
+    {"id": uuid4()},
+    {"idempotency_key": "mine"},
+    {"depends_on": (uuid4(),)},
+    {"deadline": datetime.now(UTC) + timedelta(hours=1)},
+    {"resources": '{"cpu": 2}'},
+    {"goal_id": "another"},
+    {"agent_type": AgentType.RANKING},
+]
+
+
+@pytest.mark.parametrize("changes", _OTHERWISE, ids=lambda changes: next(iter(changes)))
+async def test_what_needs_a_look_goes_the_usual_way(database: Database, changes: dict[str, Any]) -> None:
+    intake = _intake()
+    await _known(database, intake)
+    assert await _directly(database, intake, **changes) is None
+    assert await value(database, "SELECT count(*) FROM tasks") == 1
+
+
+async def test_so_does_everything_where_duplicates_are_looked_for(database: Database) -> None:
+    intake = _intake(duplicate_window_seconds=60)
+    await _known(database, intake)
+    assert await _directly(database, intake) is None
+
+
+async def test_what_is_known_for_longer_than_a_second_is_looked_at_again(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    intake = _intake()
+    assert await _directly(database, intake) is None, "nothing is known at first"
+    await _known(database, intake)
+    for name in ("app.queue.service.admission._FRESH_DEPTH_SECONDS", "app.queue.store.lanes._FRESH_SECONDS"):
+        monkeypatch.setattr(name, 0.0)
+        assert await _directly(database, intake) is None
+        monkeypatch.setattr(name, 60.0)
+        assert await _directly(database, intake)
+
+
+async def test_near_full_tasks_are_counted_exactly(database: Database) -> None:
+    """Of room for 100, half is given by the estimate, and a tenth between two looks at the depth."""
+    intake = _intake(100)
+    await _known(database, intake)
+    assert await _directly(database, intake, 9)
+    assert await _directly(database, intake, 2) is None
+    await submitted(database, 45)
+    intake = _intake(100)
+    await _known(database, intake)
+    assert await _directly(database, intake) is None
+
+
+async def test_a_goal_that_is_held_or_has_stopped_is_asked_for(database: Database) -> None:
+    intake = _intake()
+    await create_goal(database)
+    await _known(database, intake)
+    await _known(database, intake, goal_id="other")
+    await pause(database)
+    assert await _directly(database, intake) is None
+    assert await _directly(database, intake, goal_id="other"), "others are free to go"
+    await stop(database)
+    assert await _directly(database, intake) is None
+    await execute(database, "DELETE FROM holds")
+    assert await _directly(database, intake) is None
+    assert await value(database, "SELECT count(*) FROM tasks WHERE state = 'pending' AND goal_id = 'other'") == 2
+
+
+async def test_nothing_is_left_where_somebody_has_passed_the_gate_alone(database: Database, replica: Database) -> None:
+    intake = _intake()
+    await _known(database, intake)
+    async with replica.transaction() as connection:
+        await counters.enter_alone(connection)
+    before = await value(database, "SELECT count(*) FROM events")
+    assert await _directly(database, intake) is None
+    assert await value(database, "SELECT count(*) FROM tasks") == 1
+    assert await value(database, "SELECT count(*) FROM events") == before
+    assert await phases(database) == {"pending": 1}
+    assert (await SubmitService(database, intake).submit(submission())).created, "it goes the usual way by itself"
+    assert await _directly(database, intake), "and knows the queue anew"
+    tags = [row["tag"] for row in await fetch(database, "SELECT tag FROM tasks ORDER BY seq")]
+    assert tags[1] - tags[0] == tags[2] - tags[1], "the tags of the one in vain were given to the next"
+
+
+async def test_it_waits_for_who_is_alone_at_the_gate_and_does_not_go_by_what_was_before(
+    database: Database, replica: Database
+) -> None:
+    """Room for 20 tasks: another process fills it while the submit waits, which by its estimate had room."""
+    intake = _intake(20)
+    await _known(database, intake)
+    async with replica.transaction() as connection:
+        await counters.enter_alone(connection)
+        waiting = asyncio.create_task(_directly(database, intake))
+        await until_blocked(database)
+        # As many as there is room for, in the transaction that is alone.
+        await tasks.submit(connection, [submission() for _ in range(19)])
+    assert await waiting is None
+    assert await value(database, "SELECT count(*) FROM tasks") == 20
+
+
+async def test_who_counts_exactly_waits_for_it(own_database: Database) -> None:
+    """What it inserts is not committed yet, and has to be counted."""
+    intake, other = _intake(20), Database(own_database.url)
+    await _known(own_database, intake)
+    await execute(own_database, _SLOW_INSERT)
+    async with other.transaction() as blocker:
+        await blocker.exec_driver_sql("SELECT pg_advisory_xact_lock(1)")
+        inserting = asyncio.create_task(_directly(own_database, intake, goal_id="goal"))
+        await until_blocked(own_database)
+        exact = asyncio.create_task(SubmitService(other, _intake(20)).submit_batch([submission()] * 19))
+        await until_blocked(own_database, 2)
+    assert await inserting
+    with pytest.raises(QueueFull):
+        await exact
+    assert await value(own_database, "SELECT count(*) FROM tasks") == 2
+    await other.close()
+
+
+async def test_tags_and_room_are_given_back_where_the_database_is_away(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    intake = _intake()
+    await _known(database, intake)
+
+    async def away(*_: object, **__: object) -> None:
+        raise DatabaseUnavailable
+
+    monkeypatch.setattr(hot_path, "run", away)
+    issuer = database.shared(TagIssuer)
+    flow = (Lane(agent_type=AgentType.GENERATION, priority=Priority.MEDIUM), "goal")
+    next_tag = issuer.issue(flow, 1)
+    issuer.take_back({flow: next_tag})
+    for _ in range(2):
+        with pytest.raises(DatabaseUnavailable):
+            await _directly(database, intake, 40)
+    assert issuer.issue(flow, 1) == next_tag
+    assert all(ticket.ended_at is not None for ticket in intake.admission._tickets)  # type: ignore[union-attr]
+
+
+async def test_where_its_connections_are_in_use_those_of_transactions_serve(database: Database) -> None:
+    intake = _intake()
+    await _known(database, intake)
+    pool = await database.submits.open()
+    held = [await pool.acquire() for _ in range(database.submits.size)]
+    assert await _directly(database, intake) is None
+    assert (await SubmitService(database, intake).submit(submission())).created
+    await pool.release(held.pop())
+    assert await _directly(database, intake)
+    for connection in held:
+        await pool.release(connection)
