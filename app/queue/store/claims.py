@@ -232,19 +232,24 @@ WHERE NOT EXISTS (SELECT FROM pauses p WHERE p.agent_type = lane.agent_type)
 """
 
 # By the time since when tasks wait, because going through a lane from its bottom would walk over the dead entries of
-# everything leased before. OFFSET 0 keeps the planner from turning this into such a walk.
+# everything leased before. The first OFFSET 0 keeps the planner from turning this into such a walk, the second from
+# comparing each task with each lane.
 _READY_BELOW = f"""
-SELECT t.agent_type, t.priority, min(t.tag) AS tag
-FROM (SELECT DISTINCT priority FROM unnest($2::smallint[]) AS all_of (priority)) lane_priority
-CROSS JOIN LATERAL (
-    SELECT agent_type, priority, tag FROM tasks
-    WHERE tasks.priority = lane_priority.priority AND tasks.priority <= 4
-      AND state = 'pending' AND blockers = 0 AND run_at IS NULL AND waiting_since >= $4 OFFSET 0
-) t
+SELECT lowest.agent_type, lowest.priority, lowest.tag
+FROM (
+    SELECT t.agent_type, t.priority, min(t.tag) AS tag
+    FROM (SELECT DISTINCT priority FROM unnest($2::smallint[]) AS all_of (priority)) lane_priority
+    CROSS JOIN LATERAL (
+        SELECT agent_type, priority, tag FROM tasks
+        WHERE tasks.priority = lane_priority.priority AND tasks.priority <= 4
+          AND state = 'pending' AND blockers = 0 AND run_at IS NULL AND waiting_since >= $4 OFFSET 0
+    ) t
+    GROUP BY t.agent_type, t.priority, ({lanes.sql_class_of("t.tag")}) OFFSET 0
+) lowest
 JOIN unnest($1::text[], $2::smallint[], $3::float8[], $5::float8[]) AS lane (agent_type, priority, floor, bottom)
-    ON lane.agent_type = t.agent_type AND lane.priority = t.priority AND t.tag < lane.floor AND t.tag >= lane.bottom
-WHERE NOT EXISTS (SELECT FROM pauses p WHERE p.agent_type = t.agent_type)
-GROUP BY t.agent_type, t.priority, ({lanes.sql_class_of("t.tag")})
+    ON lane.agent_type = lowest.agent_type AND lane.priority = lowest.priority
+       AND lowest.tag < lane.floor AND lowest.tag >= lane.bottom
+WHERE NOT EXISTS (SELECT FROM pauses p WHERE p.agent_type = lowest.agent_type)
 """
 
 

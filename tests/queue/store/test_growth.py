@@ -1,7 +1,7 @@
 """A row of a large batch costs a statement no more than one of a small batch, whatever the planner knows."""
 
 from collections.abc import AsyncIterator, Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TypeAlias
 from uuid import uuid4
 
@@ -12,6 +12,7 @@ from app.db.database import Database
 from app.kernel.agents import AgentType
 from app.kernel.ids import WorkerId
 from app.kernel.lanes import Lane, Priority
+from app.queue.broker.lane_view import LANES
 from app.queue.rules.admission import CapacityPolicy
 from app.queue.rules.holds import Hold
 from app.queue.rules.tasks import LeasePolicy
@@ -175,6 +176,16 @@ async def test_tasks_at_work_cost_a_claim_nothing(full: Database, hot: Connectio
     assert rows[2] <= 1.2 * rows[0]
     await execute(full, "DELETE FROM tasks WHERE worker_id IS NOT NULL")
     await execute(full, "DELETE FROM leases")
+
+
+async def test_what_became_ready_is_not_compared_with_each_lane(full: Database, hot: Connection, log: PlanLog) -> None:
+    """A minute of submits may be many tasks, and there are as many lanes as types and priorities."""
+    count = (await fetch(full, "SELECT count(*) AS n FROM tasks"))[0]["n"]
+    for floors in ({lane: lane.ceiling for lane in LANES}, {lane: lane.bottom for lane in LANES}):
+        await claims.ready_below(hot, floors, datetime(2026, 1, 1, tzinfo=UTC))
+        log.take()
+        await claims.ready_below(hot, floors, datetime(2026, 1, 1, tzinfo=UTC))
+        assert log.take().rows <= 5 * count
 
 
 async def test_what_happens_to_many_tasks_at_once(full: Database, log: PlanLog) -> None:
