@@ -116,8 +116,9 @@ _FITS = """AND tag <= coalesce(bound.last_tag, 'Infinity') AND (demand.ends_at I
 # From the end, where the newest version of its row is: before it are entries of the same id that heartbeats have left
 # while somebody keeps an old snapshot, and an equation would meet all of them.
 _WORKER = """LEFT JOIN LATERAL (
-        SELECT * FROM workers newest WHERE newest.id <= r.worker_id ORDER BY newest.id DESC LIMIT 1
-    ) w ON w.id = r.worker_id"""
+        SELECT * FROM workers newest WHERE newest.id <= r.worker_id AND newest.id >= r.worker_id
+        ORDER BY newest.id DESC LIMIT 1
+    ) w ON true"""
 
 # Each step keeps the claim safe or cheap. None joins two steps, whose sizes no planner can know: what belongs together
 # goes through them in arrays side by side, so that the work grows with the batch whatever the plan. Only the answer
