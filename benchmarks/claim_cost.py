@@ -12,6 +12,7 @@ import asyncpg
 from benchmarks import deep_queue, live_workers, sizes
 from benchmarks.figures import Figure
 from benchmarks.percentiles import percentile
+from benchmarks.processes import rss_mb
 from benchmarks.progress import say
 from benchmarks.sizes import Size
 from benchmarks.testbed import Testbed, start_testbed
@@ -43,11 +44,16 @@ class Situation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Churn:
-    """Seconds that the same numbers of tasks took while a snapshot was held, and without, turn by turn."""
+    """Seconds that the same numbers of tasks took while a snapshot was held, and without, turn by turn.
+
+    After each turn the memory in MiB of API and loops of the system without.
+    """
 
     counts: Sequence[int]
     held_seconds: Sequence[float]
     free_seconds: Sequence[float]
+    api_mib: Sequence[float]
+    loops_mib: Sequence[float]
 
 
 async def measure(depths: Sequence[int], finished: int) -> list[Figure]:
@@ -64,7 +70,7 @@ async def measure(depths: Sequence[int], finished: int) -> list[Figure]:
                 await _fill(other, max(depths))
                 await other_workers.lease_latencies(LEASED)
                 held_since = await session.enter_async_context(_snapshot_held(testbed))
-                churn = await _churn(workers, other_workers, finished)
+                churn = await _churn(workers, other_workers, finished, other)
             minutes = (time.monotonic() - held_since) / 60
             name = f"{finished:,} finished, snapshot open for {minutes:.1f} min"
             situations.append(await _situation(testbed, workers, name))
@@ -77,18 +83,31 @@ async def _fill(testbed: Testbed, pending: int) -> None:
     await asyncio.sleep(_SETTLE_SECONDS)
 
 
-async def _churn(held: live_workers.LiveWorkers, free: live_workers.LiveWorkers, finished: int) -> Churn:
+async def _churn(
+    held: live_workers.LiveWorkers, free: live_workers.LiveWorkers, finished: int, free_testbed: Testbed
+) -> Churn:
     """Finish so many tasks in each of two systems that take turns, as the machine's speed changes by the minute."""
+    assert free_testbed.loops is not None
     counts = [min(_TURN, finished - start) for start in range(0, finished, _TURN)]
     held_seconds: list[float] = []
     free_seconds: list[float] = []
+    api_mib: list[float] = []
+    loops_mib: list[float] = []
     for turn, count in enumerate(counts):
         last = f" (the last: {count / held_seconds[-1]:,.0f} and {count / free_seconds[-1]:,.0f}/s)" if turn else ""
         say(f"turn {turn + 1} of {len(counts)}: {count:,} while a snapshot is open, and as many without{last}")
         sides = [(held, held_seconds), (free, free_seconds)]
         for workers, seconds in sides if turn % 2 else reversed(sides):
             seconds.append(await workers.finish(count))
-    return Churn(counts=counts, held_seconds=held_seconds, free_seconds=free_seconds)
+        api_mib.append(rss_mb(free_testbed.api))
+        loops_mib.append(rss_mb(free_testbed.loops))
+    return Churn(
+        counts=counts,
+        held_seconds=held_seconds,
+        free_seconds=free_seconds,
+        api_mib=api_mib,
+        loops_mib=loops_mib,
+    )
 
 
 async def _situation(
@@ -142,6 +161,18 @@ def _figures(situations: Sequence[Situation], churn: Churn) -> list[Figure]:
         Figure.of("cycles while it is held", _rates(churn, churn.held_seconds), "cycles/s"),
         Figure(name="held / without", value=_ratio(churn), target=0.9),
         Figure(name="held / without, last quarter", value=_ratio(churn, max(1, len(churn.counts) // 4))),
+        *_memory("API", churn.counts, churn.api_mib),
+        *_memory("loops", churn.counts, churn.loops_mib),
+    ]
+
+
+def _memory(process: str, counts: Sequence[int], memory: Sequence[float]) -> list[Figure]:
+    """Memory without a snapshot after the first tenth of the tasks, and after all."""
+    first = len(memory) // 10
+    done = [sum(counts[: first + 1]), sum(counts)]
+    return [
+        Figure(name=f"memory of the {process}, {count:,} finished", value=value, unit="MiB")
+        for count, value in zip(done, (memory[first], memory[-1]), strict=True)
     ]
 
 
