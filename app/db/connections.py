@@ -87,7 +87,10 @@ class LimitedConnection(_Base):
 
 
 class StatementPool:
-    """Connections on which each statement is a transaction of its own, at most `size`; opened when first used."""
+    """The driver's pool of at most `size` connections, most of whose statements are transactions of their own.
+
+    It is opened when first used.
+    """
 
     def __init__(self, url: str, connect: Callable[[], Coroutine[Any, Any, LimitedConnection]], size: int) -> None:
         self.size = size

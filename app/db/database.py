@@ -94,6 +94,11 @@ class Database:
         """Open a connection as those of the hot path are; the caller has to close it."""
         return await self._connections.open(HOT)
 
+    @property
+    def is_pooled(self) -> bool:
+        """Whether a connection pooler is in between: there limits hold for transactions alone."""
+        return self.direct_url is not None
+
     async def pool(self) -> "asyncpg.Pool[asyncpg.Record]":
         """The pool of the hot path."""
         return await self.hot.open()

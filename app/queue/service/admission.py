@@ -56,6 +56,9 @@ class Ticket:
     tasks: Counter[Priority]
     is_exact: bool = False
     is_settled: bool = False
+    # Where the gate has to have this epoch; void if it had another, and no task was written.
+    epoch: int | None = None
+    is_void: bool = False
     ended_at: float | None = None
 
     def end(self) -> None:
@@ -107,8 +110,8 @@ class Admission:
         return ticket
 
     @contextmanager
-    def entering_unread(self, priorities: Iterable[Priority], *, namespace: str = DEFAULT) -> Iterator[int | None]:
-        """Admit a submit by the estimate as it is; the body may write its tasks if the gate still has the epoch given.
+    def entering_unread(self, priorities: Iterable[Priority], *, namespace: str = DEFAULT) -> Iterator[Ticket | None]:
+        """Admit a submit by the estimate as it is; the body may write its tasks if the gate has the ticket's epoch.
 
         None where the depth has to be read first, as `enter` does.
         """
@@ -120,10 +123,13 @@ class Admission:
             self._tickets.remove(ticket)
             yield None
             return
+        ticket.epoch = self._epoch
         try:
-            yield self._epoch
+            yield ticket
         finally:
             ticket.end()
+            if ticket.is_void and ticket in self._tickets:
+                self._tickets.remove(ticket)
 
     async def settle(self, connection: AsyncConnection, ticket: Ticket, priorities: Iterable[Priority]) -> None:
         """Check the limits after the tasks were written; `priorities` are those of the new ones. Raises QueueFull."""

@@ -68,8 +68,8 @@ class Submitted(NamedTuple):
 class Intake:
     """Terms on which tasks are accepted: without an admission there is always room, without a window no duplicate.
 
-    `on_submitted` is called with the types of the tasks that may run at once, before the commit, and returns topics to
-    announce after it.
+    `on_submitted` is called with the types of the written tasks that may run at once, and returns topics to announce
+    when they are committed.
     """
 
     admission: Admission | None = None

@@ -295,13 +295,13 @@ async def test_without_a_database_calls_without_a_wait_fail_at_once(
     await submitted(database)
     patient = asyncio.create_task(broker.lease(_call(await ready_worker(database)), 30))
     assert await patient is not None
-    pool = database.pool
+    open_pool = database.hot.open
     monkeypatch.setattr(database.hot, "open", _refuse)
     with pytest.raises(DatabaseUnavailable):
         await broker.lease(_call(worker_id))
     patient = asyncio.create_task(broker.lease(_call(worker_id), 30))
     await asyncio.sleep(0)
-    monkeypatch.setattr(database, "pool", pool)
+    monkeypatch.setattr(database.hot, "open", open_pool)
     await submitted(database)
     assert await patient is not None
 

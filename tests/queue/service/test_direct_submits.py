@@ -157,6 +157,14 @@ async def test_what_is_known_for_longer_than_a_second_is_looked_at_again(
         assert await _directly(database, intake)
 
 
+async def test_behind_a_pooler_a_transaction_has_the_limits(database: Database) -> None:
+    intake, pooled = _intake(), Database(database.url, direct_url=database.url)
+    await _known(pooled, intake)
+    assert await _directly(pooled, intake) is None
+    assert (await SubmitService(pooled, intake).submit(submission())).created
+    await pooled.close()
+
+
 async def test_near_full_tasks_are_counted_exactly(database: Database) -> None:
     """Of room for 100, half is given by the estimate, and a tenth between two looks at the depth."""
     intake = _intake(100)
@@ -194,6 +202,7 @@ async def test_nothing_is_left_where_somebody_has_passed_the_gate_alone(database
     assert await value(database, "SELECT count(*) FROM tasks") == 1
     assert await value(database, "SELECT count(*) FROM events") == before
     assert await phases(database) == {"pending": 1}
+    assert len(intake.admission._tickets) == 1, "the one before"  # type: ignore[union-attr]
     assert (await SubmitService(database, intake).submit(submission())).created, "it goes the usual way by itself"
     assert await _directly(database, intake), "and knows the queue anew"
     tags = [row["tag"] for row in await fetch(database, "SELECT tag FROM tasks ORDER BY seq")]
