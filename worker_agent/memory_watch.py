@@ -3,7 +3,7 @@
 import contextlib
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
 import psutil
@@ -104,10 +104,14 @@ def used(pids: Iterable[int], limit_bytes: int, seconds: float = _LOOK_SECONDS) 
     least_bytes = mapped_bytes - shared_bytes + max(file_bytes, shared_bytes)
     if least_bytes > limit_bytes or not file_bytes or not shared_bytes:
         return least_bytes
+    unnamed_bytes = 0
     for pid in pids:
-        if not _take_off_mapped(pid, files, end):
+        # By one reading of each process: between two it may end, and what it had mapped would count twice.
+        unnamed = _mapped_beside(pid, files, end)
+        if unnamed is None:
             return least_bytes
-    return mapped_bytes + sum(max(0, size) for size in files.values())
+        unnamed_bytes += unnamed
+    return unnamed_bytes + file_bytes
 
 
 def _resident(pid: int) -> int:
@@ -142,18 +146,23 @@ def _proportional(pid: int) -> tuple[int, int]:
     return _resident(pid), 0
 
 
-def _take_off_mapped(pid: int, files: dict[tuple[int, int], int], end: float) -> bool:
-    """Take what the process has mapped of `files` off their sizes, by each mapping; False if time runs out."""
-    file = None
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/smaps", encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            name, *words = line.split()
-            if name == "Pss:":
-                if file in files:
-                    files[file] -= int(words[0]) * 1024
-            elif not name.endswith(":"):
-                if time.monotonic() > end:
-                    return False
-                major, minor = (int(part, 16) for part in words[2].split(":"))
-                file = (os.makedev(major, minor), int(words[3]))
-    return True
+def _mapped_beside(pid: int, files: Container[tuple[int, int]], end: float) -> int | None:
+    """The process's share of what it has mapped but for `files`, by each mapping; None if time runs out.
+
+    Where it may not be looked at, all of what it has mapped.
+    """
+    total_bytes, is_counted = 0, True
+    try:
+        with open(f"/proc/{pid}/smaps", encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                name, *words = line.split()
+                if name == "Pss:":
+                    total_bytes += int(words[0]) * 1024 if is_counted else 0
+                elif not name.endswith(":"):
+                    if time.monotonic() > end:
+                        return None
+                    major, minor = (int(part, 16) for part in words[2].split(":"))
+                    is_counted = (os.makedev(major, minor), int(words[3])) not in files
+    except OSError:
+        return _resident(pid)
+    return total_bytes

@@ -1,12 +1,16 @@
 """The memory of several processes: shared memory counts once, and a look ends in time whatever they have mapped."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
+from worker_agent import memory_watch
 from worker_agent.memory_watch import used
 
 MIB = 2**20
@@ -60,6 +64,21 @@ def test_what_two_processes_share_counts_once(kind: str) -> None:
 def test_files_without_a_mapping_count_beside_shared_memory_without_a_name() -> None:
     with holding("open=64", "shared=64") as pids:
         assert 128 <= used(pids, limit_bytes=120 * MIB, seconds=60) / MIB < 170
+
+
+def test_processes_that_end_during_a_look_do_not_count_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    share_of = memory_watch._proportional
+
+    def last_look(pid: int) -> tuple[int, int]:
+        share = share_of(pid)
+        os.kill(pid, signal.SIGKILL)
+        while memory_watch._resident(pid):
+            time.sleep(0.01)
+        return share
+
+    with holding("mapped=64") as pids:
+        monkeypatch.setattr(memory_watch, "_proportional", last_look)
+        assert used(pids, limit_bytes=120 * MIB, seconds=60) / MIB < 100
 
 
 def test_a_look_that_may_not_take_long_tells_what_they_take_at_the_least() -> None:
