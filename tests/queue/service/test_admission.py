@@ -192,3 +192,15 @@ async def test_work_of_the_same_priority_is_not_displaced(database: Database) ->
 async def _lease_all(database: Database) -> None:
     for _ in range(await _waiting(database)):
         await leased(database, await ready_worker(database))
+
+
+async def test_the_first_that_ever_passes_the_gate_alone_is_noticed(own_database: Database) -> None:
+    """A sequence shows the same last value before its first step and after it."""
+    async with own_database.transaction() as connection:
+        epochs = [await counters.enter_shared(connection)]
+    for _ in range(2):
+        async with own_database.transaction() as connection:
+            await counters.enter_alone(connection)
+        async with own_database.transaction() as connection:
+            epochs.append(await counters.enter_shared(connection))
+    assert len(set(epochs)) == 3
