@@ -15,7 +15,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app.http import problems
-from app.http.answers import JoinedAnswer
+from app.http.answers import JSON_BODY, JoinedAnswer
 from app.http.security import secured
 
 # Four times the longest address that a list of tasks needs; node.js and nginx stop at 16 and 32 KiB.
@@ -29,6 +29,7 @@ _PIECE_BYTES = 8 << 10
 # A client reads a refusal only when it has sent its body, as far as that is a body that anybody takes.
 _MAX_DISCARDED_BYTES = 16 << 20
 _MAX_CONNECTIONS = 20_000
+_EXTENSIONS: dict[str, dict[object, object]] = {JSON_BODY: {}}
 _FILES_FOR_OTHERS = 128
 
 
@@ -245,6 +246,7 @@ class BoundedHeads(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Note that the head is complete."""
         self._pending, self._in_head = 0, False
+        self.scope["extensions"] = _EXTENSIONS
         super().on_headers_complete()
         if self.cycle is not None:
             self.cycle.__class__ = JoinedAnswer  # uvicorn asks nobody of which class to make it

@@ -22,8 +22,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.db.driver_uuids import parse_uuid
 from app.http import problems
+from app.http.answers import JSON_BODY
 from app.http.bodies import Uploads, declared_limit, uploader, validate, validate_plain
 from app.http.guard import admit, admit_to_route, declared_scopes
+from app.http.json import JsonAnswer
 from app.http.namespaces import into, within
 from app.http.routing import GuardedRoute, Handler
 from app.http.security import names_one_host, secured
@@ -56,7 +58,10 @@ class LeanRoute(APIRoute):
         except ClientDisconnect:
             # It hung up in the middle of its body: nobody is left to answer, and nothing went wrong here.
             return
-        await secured(response)(scope, receive, send)
+        if isinstance(response, JsonAnswer) and response.is_usual and JSON_BODY in scope.get("extensions", ()):
+            await send({"type": JSON_BODY, "body": response.body})
+        else:
+            await secured(response)(scope, receive, send)
 
     async def _answer(self, request: Request) -> Response:
         services: Services = request.app.state.services

@@ -51,9 +51,30 @@ def join(fields: dict[str, Any], texts: dict[str, str | None]) -> str:
     return f"{head[:-1]}{tail}}}"
 
 
-def answer(body: bytes | str, status: int = 200) -> Response:
+class JsonAnswer(Response):
+    """A response of JSON, whose headers are made when somebody asks for them: of most nobody does."""
+
+    media_type = "application/json"
+
+    def __init__(self, body: bytes | str, status: int = 200) -> None:
+        self.status_code, self.background = status, None
+        self.body = body if isinstance(body, bytes) else body.encode()
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "raw_headers":
+            raise AttributeError(name)
+        self.init_headers()
+        return self.raw_headers
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether it is a success like all others, with no header of its own."""
+        return self.status_code == 200 and "raw_headers" not in self.__dict__
+
+
+def answer(body: bytes | str, status: int = 200) -> JsonAnswer:
     """A response of JSON."""
-    return Response(body, status_code=status, media_type="application/json")
+    return JsonAnswer(body, status)
 
 
 def _has_nul(values: Iterable[Any]) -> bool:

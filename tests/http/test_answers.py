@@ -7,8 +7,14 @@ from typing import Any
 import pytest
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from app.http.answers import JoinedAnswer
+from app.db.database import Database
+from app.http.answers import JSON_BODY, JoinedAnswer
+from app.http.json import answer
+from app.http.security import secured
+from app.kernel.access import Role
+from tests.support.streams import on_a_port
 
+_DATE = (b"date", b"Mon, 30 Nov 2026 12:00:00 GMT")
 _JSON = [(b"content-length", b"2"), (b"content-type", b"application/json"), (b"x-content-type-options", b"nosniff")]
 
 
@@ -80,7 +86,7 @@ _CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
     "nothing": ([_start([], 204), _body(b"")], {}),
     "head": ([_start(_JSON), _body(b"")], {"method": "HEAD"}),
     "slow client": ([_start(_JSON), _body(b"{}")], {"write_paused": True}),
-    "with a header of the server": ([_start(_JSON), _body(b"{}")], {"default_headers": [(b"server", b"x")]}),
+    "with the date": ([_start(_JSON), _body(b"{}")], {"default_headers": [_DATE]}),
     "split header": ([_start([*_JSON, (b"x", b"a\r\nb: c")]), _body(b"{}")], {}),
     "too short": ([_start(_JSON), _body(b"{")], {}),
     "too long": ([_start(_JSON), _body(b"{}}")], {}),
@@ -105,9 +111,53 @@ async def test_the_same_bytes_are_sent(name: str) -> None:
     assert joined_cycle.message_event.is_set() == plain_cycle.message_event.is_set()
 
 
+@pytest.mark.parametrize("options", [{}, {"keep_alive": False}, {"write_paused": True}], ids=str)
+async def test_a_body_of_json_is_sent_as_the_answer_that_it_stands_for(options: dict[str, Any]) -> None:
+    response = secured(answer(b"{}"))
+    messages = [_start(list(response.raw_headers)), _body(bytes(response.body))]
+    plain, plain_cycle, plain_completions = await _sent(
+        RequestResponseCycle, messages, default_headers=[_DATE], **options
+    )
+    json, json_cycle, json_completions = await _sent(
+        JoinedAnswer, [{"type": JSON_BODY, "body": b"{}"}], default_headers=[_DATE], **options
+    )
+    assert json.writes == [b"".join(plain.writes)]
+    assert (json.is_closed, json_completions) == (plain.is_closed, plain_completions)
+    assert json_cycle.response_complete == plain_cycle.response_complete
+    assert json_cycle.message_event.is_set() == plain_cycle.message_event.is_set()
+
+
+async def test_nothing_is_sent_to_who_has_hung_up() -> None:
+    client, cycle, _ = await _sent(JoinedAnswer, [])
+    client.writes.clear()
+    cycle.disconnected, cycle.response_complete = True, False
+    message: Any = {"type": JSON_BODY, "body": b"{}"}
+    await cycle.send(message)
+    assert client.writes == []
+
+
 async def test_a_whole_answer_is_one_write() -> None:
-    client, _, _ = await _sent(JoinedAnswer, [_start(_JSON), _body(b"{}")])
+    client, _, _ = await _sent(JoinedAnswer, [_start(_JSON), _body(b"{}")], default_headers=[_DATE])
     assert len(client.writes) == 1
+
+
+async def test_the_service_answers_in_one_write(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with the date that its server adds, by which uvicorn's own way would be taken, with its two writes."""
+
+    async def in_two_writes(*_: object) -> None:
+        raise AssertionError("uvicorn's own way was taken")
+
+    async with on_a_port(database) as port:
+        monkeypatch.setattr(RequestResponseCycle, "send", in_two_writes)
+        worker = await port.service.worker()
+        task_id = await port.service.submitted()
+        lease = await worker.lease()
+        assert lease["task_id"] == task_id
+        completed = await worker.on_lease(lease, "complete", result={})
+        refused = await worker.on_lease(lease, "complete", result={"another": 1})
+        shown = await port.service.ask("GET", f"/tasks/{task_id}", key=Role.READER)
+        assert [r.status_code for r in (completed, refused, shown)] == [200, 409, 200]
+        assert all("date" in r.headers for r in (completed, refused, shown))
 
 
 async def test_the_head_of_a_stream_does_not_wait() -> None:
