@@ -5,7 +5,7 @@ from contextlib import AbstractAsyncContextManager
 
 from fastapi import FastAPI
 from starlette.routing import BaseRoute
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.admin.api import audit, config, keys, whoami
 from app.agents.api import agents, performance, weights
@@ -90,9 +90,21 @@ _TAGS = [
 ]
 
 
+class Application(FastAPI):
+    """FastAPI, but that requests go by its middleware at once, as nothing that it looks at before is used here."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] == "http" and self.middleware_stack is not None:
+            scope["app"] = self
+            await self.middleware_stack(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+
 def build(lifespan: Lifespan | None = None, *, uploads: Uploads | None = None, metrics_open: bool = False) -> FastAPI:
     """The application; its lifespan must set `app.state.services`."""
-    app = FastAPI(
+    app = Application(
         title="Convener",
         version="0.1.0",
         description=_DESCRIPTION,

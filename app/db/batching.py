@@ -42,7 +42,19 @@ class Coalescer(Generic[Call, Answer]):
 
     async def __call__(self, call: Call) -> Answer:
         """Return the answer to a call. Raises ShuttingDown, and whatever `run_batch` raised for it."""
-        return await self.enqueue([call])[0]
+        return await self.enqueue_one(call)
+
+    def enqueue_one(self, call: Call) -> "asyncio.Future[Answer]":
+        """Let a call be answered together with others; return the future of its answer."""
+        # For itself, as most calls come alone, and lists of one would cost half as much again.
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        if self._is_closed:
+            future.set_exception(ShuttingDown())
+            return future
+        self._waiting.append((call, future))
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+        return future
 
     def enqueue(self, calls: Sequence[Call]) -> "list[asyncio.Future[Answer]]":
         """Let calls be answered together; return the futures of their answers, which raise as for a single call."""

@@ -141,11 +141,9 @@ def too_long(limit: int) -> HTTPException:
 
 
 def _announced_bytes(headers: Iterable[tuple[bytes, bytes]]) -> int:
-    """The length of the body; 0 where it comes in chunks."""
-    for name, value in headers:
-        if name == b"content-length":
-            return int(value) if value.isdigit() else 0
-    return 0
+    """The length of the body, which the parser takes once only; 0 where it comes in chunks."""
+    length = dict(headers).get(b"content-length", b"")
+    return int(length) if length.isdigit() else 0
 
 
 def uploader(request: Request, principal: Principal | None) -> Hashable:

@@ -7,7 +7,7 @@ answers with the bytes that its endpoint returns. A plain route leaves FastAPI w
 
 import inspect
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, TypeAlias, get_type_hints
 from uuid import UUID
 
@@ -24,7 +24,7 @@ from app.db.driver_uuids import parse_uuid
 from app.http import problems
 from app.http.answers import JSON_BODY
 from app.http.bodies import Uploads, declared_limit, uploader, validate, validate_plain
-from app.http.guard import admit, admit_to_route, declared_scopes
+from app.http.guard import admit, admit_remembered, admit_to_route, declared_scopes
 from app.http.json import JsonAnswer
 from app.http.namespaces import into, within
 from app.http.routing import GuardedRoute, Handler
@@ -35,7 +35,7 @@ from app.kernel.errors import ShuttingDown
 
 
 class LeanRoute(APIRoute):
-    """A route whose endpoint takes any of `call` (the body), `principal`, `services`, `request`, and path UUIDs."""
+    """A route whose endpoint takes `call` (the body), `services`, path UUIDs, and maybe `principal` and `request`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -45,7 +45,8 @@ class LeanRoute(APIRoute):
             raise TypeError(f"{self.path} does not declare what it needs")
         self.max_bytes = declared_limit(self.openapi_extra)
         self.model: type[BaseModel] = hints["call"]
-        self._parameters = frozenset(inspect.signature(self.endpoint).parameters)
+        parameters = inspect.signature(self.endpoint).parameters
+        self._takes = [name for name in ("principal", "request") if name in parameters]
         self.from_path = tuple(name for name, hint in hints.items() if name in self.param_convertors and hint)
         # The router calls `app` for a matched request; replacing it skips FastAPI's resolution of dependencies.
         self.app = self._serve
@@ -54,28 +55,34 @@ class LeanRoute(APIRoute):
         scope["route"] = self  # as the router does, which these requests do not pass
         request = Request(scope, receive, send)
         try:
-            response = await _answer_or_problem(self._answer, request)
+            response = await self._answer(request)
         except ClientDisconnect:
             # It hung up in the middle of its body: nobody is left to answer, and nothing went wrong here.
             return
+        except Exception as error:
+            response = problems.from_raised(error, request)
         if isinstance(response, JsonAnswer) and response.is_usual and JSON_BODY in scope.get("extensions", ()):
             await send({"type": JSON_BODY, "body": response.body})
         else:
             await secured(response)(scope, receive, send)
 
     async def _answer(self, request: Request) -> Response:
-        services: Services = request.app.state.services
+        scope, state = request.scope, request.scope["app"].state
+        services: Services = state.services
         # The key comes first, so that a stranger's body is not even read.
-        principal = await admit(services, _authorization(request.scope), *self._needs)
-        request.scope.setdefault("state", {})["principal"] = principal  # tells that the connection is used with a key
-        uploads: Uploads = request.app.state.uploads
+        authorization = _authorization(scope)
+        principal = admit_remembered(services, authorization, *self._needs) if authorization else None
+        if principal is None or services.stopping:
+            principal = await admit(services, authorization, *self._needs)
+        scope.setdefault("state", {})["principal"] = principal  # tells that the connection is used with a key
+        uploads: Uploads = state.uploads
         with uploads.of(uploader(request, principal)) as upload:
             body = await upload.read(request, self.max_bytes) or b"{}"
             call = await self.read(body)
             if services.stopping:  # reading the body may have taken until after the shutdown began
                 raise ShuttingDown
-            path = {name: uuid_of(request.path_params[name], name) for name in self.from_path}
-            return await self._call(path, call=call, principal=principal, services=services, request=request)
+            path = {name: uuid_of(scope["path_params"][name], name) for name in self.from_path}
+            return await self._call(services, principal, call, path, request)
 
     async def read(self, body: bytes) -> BaseModel:
         """The body as a call. Raises RequestValidationError, BodyTooComplex."""
@@ -86,14 +93,25 @@ class LeanRoute(APIRoute):
     ) -> Response:
         """The response to a call that came in another request, which has admitted its caller and read its body."""
         try:
-            return await self._call(path, call=call, principal=principal, services=services)
+            return await self._call(services, principal, call, path)
         except Exception as error:
             return problems.from_raised(error)
 
-    async def _call(self, path: Mapping[str, UUID], **available: object) -> Response:
-        arguments = {name: value for name, value in available.items() if name in self._parameters}
-        response: Response = await self.endpoint(**arguments, **path)
-        return response
+    def _call(
+        self,
+        services: Services,
+        principal: Principal,
+        call: BaseModel,
+        path: Mapping[str, UUID],
+        request: Request | None = None,
+    ) -> Awaitable[Response]:
+        more: dict[str, object] = {}
+        if "principal" in self._takes:
+            more["principal"] = principal
+        if "request" in self._takes:
+            more["request"] = request
+        answer: Awaitable[Response] = self.endpoint(services=services, call=call, **path, **more)
+        return answer
 
 
 class PlainRoute(GuardedRoute):
@@ -164,32 +182,34 @@ class FastLane:
     def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute]) -> None:
         self._app = app
         routes = list(routes)
-        self._routes = [(route.path_regex.match, route.app) for route in routes if isinstance(route, LeanRoute)]
+        lean_routes = [route for route in routes if isinstance(route, LeanRoute)]
+        self._lean = {route.path.rpartition("/")[2]: route for route in lean_routes}
+        if len(self._lean) < len(lean_routes):
+            raise ValueError("two lean routes have the last part of their addresses in common")
         self._plain = {route.path: route for route in routes if isinstance(route, PlainRoute)}
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """ASGI."""
         if scope["type"] == "http" and not names_one_host(scope):
             refusal = problems.from_status(400, "A request has one Host header", {"Connection": "close"})
-            await secured(refusal)(scope, receive, send)
-            return
+            return secured(refusal)(scope, receive, send)
         if scope["type"] == "http" and scope["method"] == "POST":
-            plain = self._plain.get(scope["path"])
+            path: str = scope["path"]
+            plain = self._plain.get(path)
             if plain is not None and plain.is_plain(scope):
-                await plain.serve_plain(scope, receive, send)
-                return
+                return plain.serve_plain(scope, receive, send)
             # Nothing of the middleware is missed: lean routes answer their own errors and are not instrumented.
-            for match, serve in self._routes:
-                match_result = match(scope["path"])
-                if match_result is not None:
-                    scope["path_params"] = match_result.groupdict()
-                    await serve(scope, receive, send)
-                    return
-        await self._app(scope, receive, send)
+            lean = self._lean.get(path.rpartition("/")[2])
+            if lean is not None and (match := lean.path_regex.match(path)) is not None:
+                scope["path_params"] = match.groupdict()
+                return lean.app(scope, receive, send)
+        return self._app(scope, receive, send)
 
 
 def _authorization(scope: Scope) -> str | None:
-    return next((value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"), None)
+    # Of several the first counts.
+    authorization: bytes | None = dict(reversed(scope["headers"])).get(b"authorization")
+    return None if authorization is None else authorization.decode("latin-1")
 
 
 def uuid_of(text: str, name: str) -> UUID:

@@ -8,6 +8,7 @@ import logging
 import re
 import time
 from collections import Counter
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
@@ -52,10 +53,13 @@ class Refusals:
         self._forgiven_at: dict[str, float] = {}
         self._second, self._lines, self._unlogged = 0, 0, 0
 
+    @property
+    def has_failures(self) -> bool:
+        """Whether any address has failed, and is not forgotten."""
+        return bool(self._forgiven_at)
+
     def retry_after(self, address: str) -> float:
         """Seconds until a failure of this address is answered as such again; 0 where one is now."""
-        if not self._forgiven_at:
-            return 0.0
         debt = self._forgiven_at.get(address, 0.0) - time.monotonic()
         return max(0.0, debt - (self.policy.failures - 1) * self.policy.seconds)
 
@@ -107,16 +111,20 @@ class RefusalWatch:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """ASGI."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+            return self._app(scope, receive, send)
         services: Services = scope["app"].state.services
         refusals = services[Refusals]
-        if refusals.retry_after(_network(client_host(scope))):
-            await services[Authenticator].gather(_authorization(scope), refusals.policy.gather_seconds)
-        await self._app(scope, receive, _Answer(scope, send, refusals).send)
+        watched_send = _Answer(scope, send, refusals).send
+        if refusals.has_failures and refusals.retry_after(_network(client_host(scope))):
+            return self._serve_gathered(services, scope, receive, watched_send)
+        return self._app(scope, receive, watched_send)
+
+    async def _serve_gathered(self, services: Services, scope: Scope, receive: Receive, send: Send) -> None:
+        await services[Authenticator].gather(_authorization(scope), services[Refusals].policy.gather_seconds)
+        await self._app(scope, receive, send)
 
 
 class _Answer:

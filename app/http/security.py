@@ -64,10 +64,7 @@ def secured(response: Response) -> Response:
 
 def names_one_host(scope: Scope) -> bool:
     """Whether a request of HTTP/1.1 names its host once (RFC 9112, 3.2); a proxy might take the other one of two."""
-    hosts = 0
-    for name, _ in scope["headers"]:
-        if name == b"host":
-            hosts += 1
+    hosts = [name for name, _ in scope["headers"]].count(b"host")
     return hosts == 1 or scope["http_version"] != "1.1"
 
 

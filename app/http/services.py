@@ -1,7 +1,7 @@
 """Registry of the objects that routes work with, found by their type; the entry point fills it once."""
 
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 
@@ -29,7 +29,9 @@ class Services:
         # Not ready any more, and serving as ever.
         self.is_draining = False
         # By type instead of by name, so that mypy knows what each look-up returns.
-        self._parts = {kind: part for part in parts for kind in type(part).__mro__ if kind is not object}
+        self._parts: dict[type, Any] = {
+            kind: part for part in parts for kind in type(part).__mro__ if kind is not object
+        }
 
     def put(self, part: object) -> None:
         """Keep this object in place of the one of the same type."""
@@ -37,8 +39,7 @@ class Services:
 
     def __getitem__(self, kind: type[Part]) -> Part:
         """The object of this type. Raises KeyError when there is none."""
-        part = self._parts[kind]
-        assert isinstance(part, kind)
+        part: Part = self._parts[kind]
         return part
 
 

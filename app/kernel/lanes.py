@@ -1,6 +1,6 @@
 """Priorities of tasks, and lanes: a queue for each agent type, priority and resource class."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from math import inf
 
@@ -30,6 +30,14 @@ class Lane:
     agent_type: AgentType
     priority: Priority
     resource_class: int = 0
+    # A claim looks lanes up eight times for each of its workers.
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash((self.agent_type, self.priority, self.resource_class)))
+
+    def __hash__(self) -> int:
+        return self._hash
 
     @property
     def bottom(self) -> float:

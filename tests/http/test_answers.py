@@ -36,12 +36,16 @@ class _Client:
     async def drain(self) -> None:
         self.write_paused = False
 
+    def resume_reading(self) -> None:
+        pass
 
-async def _sent(
-    kind: type[RequestResponseCycle], messages: list[dict[str, Any]], *, method: str = "POST", **options: Any
-) -> tuple[_Client, RequestResponseCycle, int]:
-    client: Any = _Client(write_paused=options.pop("write_paused", False))
-    completions = []
+
+def _request(
+    kind: type[RequestResponseCycle], *, method: str = "POST", write_paused: bool = False, **options: Any
+) -> tuple[_Client, RequestResponseCycle, list[bool]]:
+    """A client, its request, and what is noted when it has been answered."""
+    client: Any = _Client(write_paused=write_paused)
+    completions: list[bool] = []
     fields: dict[str, Any] = {
         "scope": {"type": "http", "method": method, "http_version": "1.1", "headers": []},
         "transport": client,
@@ -55,7 +59,13 @@ async def _sent(
         "keep_alive": True,
         "on_response": lambda: completions.append(True),
     }
-    cycle = kind(**(fields | options))
+    return client, kind(**(fields | options)), completions
+
+
+async def _sent(
+    kind: type[RequestResponseCycle], messages: list[dict[str, Any]], **options: Any
+) -> tuple[_Client, RequestResponseCycle, int]:
+    client, cycle, completions = _request(kind, **options)
 
     async def app(_scope: Any, _receive: Any, send: Any) -> None:
         for message in messages:
@@ -128,9 +138,8 @@ async def test_a_body_of_json_is_sent_as_the_answer_that_it_stands_for(options: 
 
 
 async def test_nothing_is_sent_to_who_has_hung_up() -> None:
-    client, cycle, _ = await _sent(JoinedAnswer, [])
-    client.writes.clear()
-    cycle.disconnected, cycle.response_complete = True, False
+    client, cycle, _ = _request(JoinedAnswer)
+    cycle.disconnected = True
     message: Any = {"type": JSON_BODY, "body": b"{}"}
     await cycle.send(message)
     assert client.writes == []
@@ -158,6 +167,24 @@ async def test_the_service_answers_in_one_write(database: Database, monkeypatch:
         shown = await port.service.ask("GET", f"/tasks/{task_id}", key=Role.READER)
         assert [r.status_code for r in (completed, refused, shown)] == [200, 409, 200]
         assert all("date" in r.headers for r in (completed, refused, shown))
+
+
+@pytest.mark.parametrize("kind", [RequestResponseCycle, JoinedAnswer])
+async def test_a_body_is_received_once_and_then_the_end_of_the_connection(kind: type[RequestResponseCycle]) -> None:
+    _, cycle, _ = _request(kind)
+    cycle.body += b"{"
+    cycle.message_event.set()
+    assert await cycle.receive() == {"type": "http.request", "body": b"{", "more_body": True}
+    cycle.body += b"}"
+    cycle.more_body = False
+    cycle.message_event.set()
+    assert await cycle.receive() == {"type": "http.request", "body": b"}", "more_body": False}
+    waiting = asyncio.create_task(cycle.receive())
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+    cycle.disconnected = True
+    cycle.message_event.set()
+    assert await waiting == {"type": "http.disconnect"}
 
 
 async def test_the_head_of_a_stream_does_not_wait() -> None:

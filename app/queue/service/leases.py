@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TypeVar
@@ -97,6 +98,11 @@ class LeaseService:
 
         Raises LeaseExpired, LeaseSuperseded, LeaseEnded, TaskCancelled, LeaseNotFound, Locked.
         """
+        # The common statement skips tasks that others wait for, as well as those that are refused.
+        with suppress(Locked):
+            if await self._completions.enqueue_one(completion) is not None:
+                return
+        fence = Fence(task_id=completion.task_id, token=completion.token, worker_id=completion.worker_id)
 
         async def is_repetition(connection: AsyncConnection) -> bool:
             task = await attempts.task_status(connection, fence.task_id)
@@ -104,8 +110,7 @@ class LeaseService:
             hashed = (task and task["result_hash"]) or b""
             return bool(task and _matches_fence(task, fence) and hashed.startswith(completion.result_hash))
 
-        fence = Fence(task_id=completion.task_id, token=completion.token, worker_id=completion.worker_id)
-        await self._until_unlocked(fence, lambda: self._try_to_complete(completion), is_repetition)
+        await self._until_unlocked(fence, lambda: self._last_tries(completion), is_repetition)
 
     def begin_completions(self, calls: Sequence[Completion]) -> "list[asyncio.Future[ServiceTime | None]]":
         """Try once to accept results, many in one statement; those that end with None or Locked are for `complete`."""
@@ -150,10 +155,6 @@ class LeaseService:
                 raise error
             await asyncio.sleep(pause)
         raise AssertionError("unreachable")
-
-    async def _try_to_complete(self, completion: Completion) -> ServiceTime | None:
-        # The common statement skips tasks that others wait for, as well as those that are refused.
-        return await self._completions(completion) or await self._last_tries(completion)
 
     async def _complete(self, calls: Sequence[Completion]) -> list[ServiceTime | None]:
         services = await hot_path.run(self._database, lambda c: completions.complete(c, calls))

@@ -5,7 +5,6 @@ index entries, which vacuum cannot remove while somebody keeps an old snapshot. 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from operator import itemgetter
 from typing import NamedTuple
@@ -23,8 +22,8 @@ from app.queue.store import counters, event_rows, holds, lanes, lease_ledger
 BOTTOM = 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClaimRequest:
+# Tuples, as a claim makes hundreds of them and an object of the same fields costs several times as much.
+class ClaimRequest(NamedTuple):
     """One waiting worker, and the lane to lease it a task from at `floor` or above; None only asks for its state.
 
     Of a worker that ends at `ends_at` only a task whose timeout is over by then; all of one lane must have the same.
@@ -40,7 +39,6 @@ class ClaimRequest:
     resources: str | None = None
 
 
-# Tuples, as a claim makes hundreds of them and an object of the same fields costs several times as much.
 class Lease(NamedTuple):
     """One task, leased to one worker until `expires_at`. JSON values stay text, because nobody here reads them.
 
@@ -80,6 +78,9 @@ class ClaimOutcome(NamedTuple):
 
 
 _LEASE_FIELDS = itemgetter(*Lease._fields)
+# Places of these fields in an answer to a claim, behind those of the request.
+_LEASE_BEGINS = 5
+_LEASE_ENDS = _LEASE_BEGINS + len(Lease._fields)
 _LEASE_COLUMNS = """t.id AS task_id, t.token, t.failures + 1 AS attempt, t.agent_type, t.goal_id, t.priority,
     coalesce(t.payload_text, t.payload::text) AS payload, t.labels, t.created_at,
     date_part('epoch', t.deadline_at - t.leased_at) AS timeout_seconds,
@@ -299,17 +300,7 @@ async def _claim(
         policy.task_timeout_seconds,
         *more,
     )
-    return [
-        ClaimOutcome(
-            worker_state=row["worker_state"],
-            not_ready_reason=row["not_ready_reason"],
-            holds_another=row["holds_another"],
-            is_repeat=bool(row["is_repeat"]),
-            assigned_agent=AgentType(row["assigned_agent"]) if row["assigned_agent"] else None,
-            lease=_lease(row) if row["task_id"] else None,
-        )
-        for row in rows
-    ]
+    return [_outcome(row) for row in rows]
 
 
 async def lease_of_request(
@@ -345,6 +336,14 @@ async def current_time(connection: "asyncpg.Connection[asyncpg.Record]") -> date
 
 def _floor_columns(floors: Mapping[Lane, float]) -> tuple[list[object], ...]:
     return [lane.agent_type for lane in floors], [lane.priority for lane in floors], list(floors.values())
+
+
+def _outcome(row: asyncpg.Record) -> ClaimOutcome:
+    # By their places, as two dozen look-ups by name cost as much as to send the answer.
+    worker_state, not_ready_reason, holds_another, is_repeat, agent = row[:_LEASE_BEGINS]
+    lease = Lease._make(row[_LEASE_BEGINS:_LEASE_ENDS]) if row[_LEASE_BEGINS] else None
+    assigned_agent = AgentType(agent) if agent else None
+    return ClaimOutcome(worker_state, not_ready_reason, holds_another, bool(is_repeat), assigned_agent, lease)
 
 
 def _lease(row: asyncpg.Record) -> Lease:

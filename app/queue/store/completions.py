@@ -9,6 +9,7 @@ another transaction is finishing.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
 import asyncpg
@@ -22,8 +23,7 @@ from app.queue.rules.tasks import LeasePolicy
 from app.queue.store import counters, dependencies, event_rows, history
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Completion:
+class Completion(NamedTuple):
     """A result, fenced by task, token and worker. `result` and `usage` are JSON text; the quality is 0 to 1."""
 
     task_id: TaskId

@@ -38,7 +38,7 @@ def _sign(worker: WorkerId, lease: Lease, **changes: Any) -> Renewal:
 
 async def test_a_result_is_accepted_and_kept(database: Database, desk: LeaseService) -> None:
     worker, lease = await holding(database)
-    await desk.complete(replace(completion(worker, lease, '{"best":1}'), usage='{"cpu_seconds":2.5}'))
+    await desk.complete(completion(worker, lease, '{"best":1}')._replace(usage='{"cpu_seconds":2.5}'))
     task = await everything(database, lease.task_id)
     assert (task["state"], task["result"], task["usage"]) == ("completed", {"best": 1}, {"cpu_seconds": 2.5})
     assert (task["worker_id"], task["token"], task["payload"]) == (worker, 1, {"n": 1})

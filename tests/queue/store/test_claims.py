@@ -14,7 +14,7 @@ from app.kernel.lanes import Lane, Priority
 from app.queue.broker.lane_view import LANES
 from app.queue.rules.tasks import LeasePolicy
 from app.queue.store import claims as store
-from app.queue.store.claims import ClaimOutcome, ClaimRequest
+from app.queue.store.claims import ClaimOutcome, ClaimRequest, Lease
 from tests.support.factories import GENERATION, ready_worker, submitted
 from tests.support.sql import execute
 
@@ -46,6 +46,15 @@ async def _claim(hot: Connection, asks: Sequence[ClaimRequest]) -> list[ClaimOut
 
 def _tasks(claims: Sequence[ClaimOutcome]) -> list[UUID | None]:
     return [claim.lease.task_id if claim.lease else None for claim in claims]
+
+
+@pytest.mark.parametrize(
+    "statement", [store._CLAIM, store._CLAIM_OF_ENDS, store._CLAIM_OF_CLASSES, store._CLAIM_OF_CLASSES_AND_ENDS]
+)
+async def test_fields_stand_where_they_are_read(hot: Connection, statement: str) -> None:
+    names = [attribute.name for attribute in (await hot.prepare(statement)).get_attributes()]
+    of_request = ["worker_state", "not_ready_reason", "holds_another", "is_repeat", "assigned_agent"]
+    assert names[: store._LEASE_ENDS] == [*of_request, *Lease._fields]
 
 
 async def test_the_answers_are_in_the_order_of_the_asks(database: Database, hot: Connection) -> None:
