@@ -77,10 +77,10 @@ class ClaimOutcome(NamedTuple):
     lease: Lease | None
 
 
+_LEASED_COLUMNS = ", ".join(f"leased.{name}" for name in Lease._fields)
 _LEASE_FIELDS = itemgetter(*Lease._fields)
-# Places of these fields in an answer to a claim, behind those of the request.
+# The place of the first of these fields in an answer to a claim, behind those of the request.
 _LEASE_BEGINS = 5
-_LEASE_ENDS = _LEASE_BEGINS + len(Lease._fields)
 _LEASE_COLUMNS = """t.id AS task_id, t.token, t.failures + 1 AS attempt, t.agent_type, t.goal_id, t.priority,
     coalesce(t.payload_text, t.payload::text) AS payload, t.labels, t.created_at,
     date_part('epoch', t.deadline_at - t.leased_at) AS timeout_seconds,
@@ -117,7 +117,9 @@ _FITS = """AND tag <= coalesce(bound.last_tag, 'Infinity') AND (demand.ends_at I
 # From the end, where the newest version of its row is: before it are entries of the same id that heartbeats have left
 # while somebody keeps an old snapshot, and an equation would meet all of them.
 _WORKER = """LEFT JOIN LATERAL (
-        SELECT * FROM workers newest WHERE newest.id <= r.worker_id AND newest.id >= r.worker_id
+        SELECT newest.state, newest.ended_reason, newest.not_ready_reason, newest.assigned_agent,
+               newest.assigned_compute_seconds
+        FROM workers newest WHERE newest.id <= r.worker_id AND newest.id >= r.worker_id
         ORDER BY newest.id DESC LIMIT 1
     ) w ON true"""
 
@@ -160,7 +162,7 @@ WITH request AS MATERIALIZED (
     FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::smallint[], $5::float8[], $6::boolean[]{column})
          WITH ORDINALITY AS r (worker_id, request_id, agent_type, priority, floor, acknowledge{columns}, turn)
     {_WORKER}
-    {lease_ledger.last_and_held("r.worker_id")}
+    {lease_ledger.last_and_held("r.worker_id", "held.id")}
 ), demand AS (
     SELECT agent_type, priority{group}{asked}, min(floor) AS floor, count(*) AS places,
            array_agg(turn ORDER BY turn) AS turns, array_agg(worker_id ORDER BY turn) AS workers,
@@ -203,10 +205,10 @@ WITH request AS MATERIALIZED (
 ), logged AS (
     {_LOG}
 ), counted AS (
-    {counters.entry("leased", "'pending'", "moved.state")}
+    {counters.entry("leased", "'pending'", "state")}
 )
 SELECT request.worker_state, request.not_ready_reason, request.holds_another, request.is_repeat, request.assigned_agent,
-       leased.*
+       {_LEASED_COLUMNS}
 FROM request FULL JOIN leased USING (turn) ORDER BY request.turn
 """
 
@@ -341,7 +343,7 @@ def _floor_columns(floors: Mapping[Lane, float]) -> tuple[list[object], ...]:
 def _outcome(row: asyncpg.Record) -> ClaimOutcome:
     # By their places, as two dozen look-ups by name cost as much as to send the answer.
     worker_state, not_ready_reason, holds_another, is_repeat, agent = row[:_LEASE_BEGINS]
-    lease = Lease._make(row[_LEASE_BEGINS:_LEASE_ENDS]) if row[_LEASE_BEGINS] else None
+    lease = Lease._make(row[_LEASE_BEGINS:]) if row[_LEASE_BEGINS] else None
     assigned_agent = AgentType(agent) if agent else None
     return ClaimOutcome(worker_state, not_ready_reason, holds_another, bool(is_repeat), assigned_agent, lease)
 

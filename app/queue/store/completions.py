@@ -21,6 +21,7 @@ from app.kernel.ids import TaskId, WorkerId
 from app.kernel.lanes import Lane
 from app.queue.rules.tasks import LeasePolicy
 from app.queue.store import counters, dependencies, event_rows, history
+from app.queue.store.tables import KEPT_COLUMNS
 
 
 class Completion(NamedTuple):
@@ -86,6 +87,10 @@ _LOG_COMPLETED = event_rows.entry(
 )
 
 
+# Not all, as each column is looked up in every step that passes it on, whenever the statement starts.
+_DELETED_COLUMNS = ", ".join(f"t.{name}" for name in (*KEPT_COLUMNS, "state"))
+
+
 # A row is locked where it is found, so that nothing carries the results through a sort, and deleted by its place in the
 # table instead of by another look for its id. One that has changed since the statement began is left alone, like one
 # that is locked.
@@ -99,13 +104,13 @@ WITH call AS MATERIALIZED (
     ) locked
 ), deleted AS (
     DELETE FROM tasks t USING held WHERE t.ctid = held.ctid AND {counters.COUNTS_ITSELF}
-    RETURNING t.*, held.quality, held.place
+    RETURNING {_DELETED_COLUMNS}, held.quality, held.place
 ), finished AS (
     {_FINISH}
 ), logged AS (
     {_LOG_COMPLETED}
 ), counted AS (
-    {counters.entry("deleted", "moved.state")}
+    {counters.entry("deleted", "state")}
 )
 SELECT id, agent_type, date_part('epoch', now() - leased_at) AS seconds FROM deleted
 """
@@ -142,7 +147,7 @@ WITH call AS MATERIALIZED (
 ), logged AS (
     {_LOG_EXECUTING}
 ), counted AS (
-    {counters.entry("(SELECT * FROM renewed WHERE state_before = 'assigned') started", "'assigned'", "moved.state")}
+    {counters.entry("(SELECT * FROM renewed WHERE state_before = 'assigned') started", "'assigned'", "state")}
 )
 SELECT id, lease_expires_at FROM renewed
 """

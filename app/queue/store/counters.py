@@ -175,14 +175,17 @@ def entry(source: str, left_state: str, entered_state: str | None = None) -> str
 
     `source` has the columns of tasks that may run; the states are SQL expressions.
     """
-    steps = [f"({left_state}, -tasks)"] + ([f"({entered_state}, tasks)"] if entered_state else [])
+    # The phase of a task that may run ends in its state. Grouped once, as another step costs more to start than to do.
+    tasks_of_phase = f"""SELECT agent_type, priority, convener_counted(goal_id, '', NULL, submitted_priority) AS prefix,
+               state, count(*)::integer AS tasks
+        FROM {source} GROUP BY 1, 2, 3, 4"""
+    steps = f" CROSS JOIN LATERAL (VALUES ({left_state}, -tasks), ({entered_state}, tasks)) AS step (state, change)"
+    state, change = ("step.state", "step.change") if entered_state else (left_state, "-tasks")
     return f"""INSERT INTO queue_changes (agent_type, priority, phase, tasks)
-    SELECT agent_type, priority, convener_counted(goal_id, step.state, NULL, submitted_priority), sum(change)
+    SELECT agent_type, priority, prefix || {state}, {change}
     FROM (
-        SELECT agent_type, priority, goal_id, submitted_priority, state, count(*)::integer AS tasks FROM {source}
-        GROUP BY agent_type, priority, goal_id, submitted_priority, state
-    ) moved CROSS JOIN LATERAL (VALUES {", ".join(steps)}) AS step (state, change)
-    GROUP BY 1, 2, 3"""
+        {tasks_of_phase}
+    ) moved{steps if entered_state else ""}"""
 
 
 def entry_of_new(source: str) -> str:

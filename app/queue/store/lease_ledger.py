@@ -21,20 +21,24 @@ def last_lease(worker: str) -> str:
     )
 
 
-def held_task(worker: str) -> str:
+def held_task(worker: str, columns: str = "*") -> str:
     """Return a subquery, lateral to `last`: the live task that the worker holds by that line, or no row."""
     # OFFSET 0 keeps it one look by the task's id. Otherwise the planner may join all live tasks, and walk over all that
     # is dead among them, as soon as it takes them for few or the workers for many.
     return (
-        "(SELECT * FROM tasks held WHERE held.id = last.task_id AND held.token = last.token "
+        f"(SELECT {columns} FROM tasks held WHERE held.id = last.task_id AND held.token = last.token "
         f"AND held.worker_id IS NOT DISTINCT FROM {worker} OFFSET 0)"
     )
 
 
-def last_and_held(worker: str) -> str:
-    """Return joins of `last`, the worker's last line, and `held`, the live task that it holds; both may be null."""
+def last_and_held(worker: str, columns: str = "*") -> str:
+    """Return joins of `last`, the worker's last line, and `held`, the live task that it holds; both may be null.
+
+    `columns` are those of the task: a statement that runs thousands of times a second names what it needs, as each
+    column is looked up whenever it starts.
+    """
     return f"""LEFT JOIN LATERAL {last_lease(worker)} last ON true
-    LEFT JOIN LATERAL {held_task(worker)} held ON true"""
+    LEFT JOIN LATERAL {held_task(worker, columns)} held ON true"""
 
 
 # A goal's tasks may have ended since, and the ledger keeps the last lines of each worker alone.
