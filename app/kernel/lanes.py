@@ -21,6 +21,7 @@ class Priority(IntEnum):
 # lane, and tasks without a request cost what they would if there were no others. A double tells tags of the lowest
 # range apart by 0.001, and a range has room for 10^9 tasks of the least weight.
 SPAN = 2.0**36
+_NUMBERS = {agent: number for number, agent in enumerate(AgentType)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -30,11 +31,11 @@ class Lane:
     agent_type: AgentType
     priority: Priority
     resource_class: int = 0
-    # A claim looks lanes up eight times for each of its workers.
+    # Kept, as a claim looks lanes up eight times for each worker; of numbers, so that it is the same in all processes.
     _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_hash", hash((self.agent_type, self.priority, self.resource_class)))
+        object.__setattr__(self, "_hash", hash((_NUMBERS[self.agent_type], self.priority, self.resource_class)))
 
     def __hash__(self) -> int:
         return self._hash
