@@ -56,6 +56,32 @@ async def test_every_statement_is_counted(database: Database) -> None:
     assert _sum(found, "delayed") == sum(count.tasks for count in found) == 2
 
 
+async def test_a_batch_of_several_kinds_is_counted(database: Database) -> None:
+    """Of goals of two namespaces, some acknowledged at once and some not, and raised tasks among them."""
+    desk = LeaseService(database, LeasePolicy(), FairQueue())
+    for goal in ("goal", "@lab/goal", "@lab/other", "@home/goal"):
+        await submitted(database, 2, goal_id=goal)
+    await execute(database, "UPDATE tasks SET submitted_priority = 1 WHERE goal_id = '@lab/other'")
+    workers = [await ready_worker(database) for _ in range(8)]
+    asks = [
+        ClaimRequest(worker_id=worker, request_id=uuid4(), lane=GENERATION, acknowledge=number % 3 > 0)
+        for number, worker in enumerate(workers)
+    ]
+    outcomes = await hot_path.run(database, lambda connection: claims.claim(connection, asks, LeasePolicy()))
+    held = [(worker, outcome.lease) for worker, outcome in zip(workers, outcomes, strict=True) if outcome.lease]
+    assert len(held) == 8
+    for counted in range(2):
+        async with database.transaction() as connection:
+            assert await counters.differences(connection) == []
+            found = await counters.read_by_namespace(connection)
+        tasks_of = {name: sum(count.tasks for count in counts) for name, counts in found.items()}
+        assert sum(tasks_of.values()) == (4 if counted else 8)
+        assert not any(count.phase == "pending" and count.tasks for counts in found.values() for count in counts)
+        if not counted:
+            await asyncio.gather(*(desk.complete(completion(*one)) for one in held[::2]))
+    await desk.stop()
+
+
 async def test_folding_changes_nothing_and_leaves_nothing_behind(database: Database) -> None:
     await submitted(database, 5)
     before = (await _both(database))[0]
