@@ -11,7 +11,7 @@ from app.queue.errors import DependencyCycle, DependencyMissing
 from app.queue.rules.dependencies import find_cycle
 from app.queue.store import dependencies, history
 from app.queue.store.dependencies import Edge
-from app.queue.store.tasks import NewTask
+from app.queue.store.new_tasks import NewTask
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from app.queue.service.admission import Ticket
 from app.queue.service.tags import by_flow, give_tags, plain_flows
 from app.queue.service.tasks import Intake, Submission, Submitted
 from app.queue.store.lanes import TagIssuer
-from app.queue.store.tasks import NewTask, insert_at_gate
+from app.queue.store.new_tasks import NewTask, insert_at_gate
 
 
 async def submit(database: Database, submissions: Sequence[Submission], intake: Intake) -> list[Submitted] | None:

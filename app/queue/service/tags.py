@@ -11,7 +11,7 @@ from app.kernel.lanes import Lane, Priority
 from app.queue.rules.fair_queueing import TagRun
 from app.queue.store import lanes
 from app.queue.store.lanes import Flow, TagIssuer
-from app.queue.store.tasks import NewTask, TaskFields
+from app.queue.store.new_tasks import NewTask, TaskFields
 
 
 def plain_flows(tasks: Iterable[TaskFields]) -> set[Flow]:

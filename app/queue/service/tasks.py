@@ -31,7 +31,8 @@ from app.queue.service.admission import Admission, Ticket
 from app.queue.service.tags import by_flow, give_tags, reserve_tags
 from app.queue.store import attempts, duplicates, events, holds, tasks
 from app.queue.store.attempts import Ending
-from app.queue.store.tasks import NewTask, StoredTask, TaskFields
+from app.queue.store.new_tasks import NewTask, TaskFields, insert
+from app.queue.store.tasks import StoredTask
 
 _KEY_NAMESPACE = UUID("6f1a4c1e-5d0b-4c53-9a0e-2b8f2f3d7c11")
 _FIELDS = tuple(field.name for field in fields(TaskFields))
@@ -168,7 +169,7 @@ async def _insert(
     connection: AsyncConnection, waiting: Sequence[NewTask], intake: Intake, ticket: Ticket | None
 ) -> dict[UUID, StoredTask]:
     """Insert the tasks whose id is new and check the limits: only the insert shows which chosen ids are new."""
-    created_tasks = {task.id: task for task in await tasks.insert(connection, waiting)}
+    created_tasks = {task.id: task for task in await insert(connection, waiting)}
     if intake.admission is not None and ticket is not None:
         priorities = [task.submitted_priority or task.priority for task in waiting if task.id in created_tasks]
         await intake.admission.settle(connection, ticket, priorities)

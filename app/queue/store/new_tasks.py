@@ -1,0 +1,227 @@
+"""New tasks: what the submitter says of them, and their insertion with events and counts."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from operator import attrgetter
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.db import notify
+from app.db.hot_path import HotConnection
+from app.kernel.agents import AgentType
+from app.kernel.events import TaskEvent
+from app.kernel.lanes import Priority
+from app.kernel.namespaces import split_name
+from app.kernel.states import TaskState
+from app.queue.rules.payloads import kept_text
+from app.queue.rules.tasks import RetryPolicy
+from app.queue.store import counters, event_rows, holds, lanes, tables
+from app.queue.store.tasks import StoredTask
+
+
+# Not frozen: to make one of a thousand tasks so would take twice as long as all else that is done with it.
+@dataclass(slots=True, kw_only=True)
+class TaskFields:
+    """Fields that the submitter of a task chooses; JSON values are text.
+
+    Those that are named like a column of `tasks` are inserted and read without further mention. The goal is given by
+    its stored name, which tells the namespace.
+    """
+
+    agent_type: AgentType
+    goal_id: str | None
+    priority: Priority
+    payload: str
+    labels: str
+    timeout_seconds: float | None
+    deadline: datetime | None
+    run_at: datetime | None
+    retry: RetryPolicy
+    trace_context: str | None
+    idempotency_key: str | None = None
+    depends_on: Sequence[UUID] = ()
+    # Canonical, as `Resources.text` writes it.
+    resources: str | None = None
+
+    @property
+    def namespace(self) -> str:
+        """The namespace of the task."""
+        return split_name(self.goal_id)[0]
+
+    @property
+    def max_attempts(self) -> int:
+        """Attempts until the task fails for good."""
+        return self.retry.max_attempts
+
+    @property
+    def retry_delays(self) -> Sequence[float]:
+        """Seconds, upper bounds of the random wait before each retry."""
+        return self.retry.delays_seconds
+
+
+@dataclass(slots=True, kw_only=True)
+class NewTask(TaskFields):
+    """A task to insert; the submit fills in what follows from the state of the queue."""
+
+    id: UUID
+    id_is_chosen: bool
+    request_hash: bytes
+    submitted_priority: Priority | None = None
+    blockers: int = 0
+    tag: float = 0.0
+    is_held: bool = False
+    resource_class: int | None = None
+
+    @property
+    def payload_text(self) -> str | None:
+        """The payload as it was written, where it has to be kept so."""
+        return kept_text(self.payload)
+
+    @property
+    def state(self) -> TaskState:
+        """State in which the task begins."""
+        return TaskState.BLOCKED if self.blockers else TaskState.PENDING
+
+
+# The state follows from the blockers, in the statement.
+_INSERTED = {
+    column.name: column.type.compile(dialect=postgresql.dialect())  # type: ignore[no-untyped-call]
+    for column in tables.tasks.c
+    if column.name != "state" and hasattr(NewTask, column.name)
+}
+# Arrays of arrays would have to be rectangular, so each goes as PostgreSQL writes it.
+_ARRAYS = frozenset(name for name, sql_type in _INSERTED.items() if sql_type.endswith("[]"))
+# JSON too: the driver passes on texts by itself, where it would call a function for each value of another type.
+_AS_TEXT = {name: kind for name, kind in _INSERTED.items() if name in _ARRAYS or kind == "JSONB"}
+_VALUES = {
+    **{name: f"CAST({name} AS {_AS_TEXT[name]})" if name in _AS_TEXT else name for name in _INSERTED},
+    "depends_on": "nullif(CAST(depends_on AS uuid[]), '{}')",
+    "state": "CASE WHEN blockers > 0 THEN 'blocked' ELSE 'pending' END",
+    "run_at": "CASE WHEN is_held THEN 'infinity' WHEN run_at > now() THEN run_at END",
+    "due_at": "CASE WHEN is_held AND run_at > now() THEN run_at END",
+    "created_at": "now()",
+}
+_PARAMETERS = {**{name: "text" if name in _AS_TEXT else kind for name, kind in _INSERTED.items()}, "is_held": "boolean"}
+_NAMES = (*_PARAMETERS, *(f"all_{name}" for name in _PARAMETERS))
+_parameters_of = attrgetter(*_PARAMETERS)
+
+
+def _insertion(parameter: Callable[[str], str], condition: str = "true") -> str:
+    """The INSERT of tasks if a condition holds; `parameter` writes a parameter of this name.
+
+    A column that is the same for all tasks comes as one value, `all_...`, with an empty array.
+    """
+    each_or_all = (
+        f"coalesce(each.{name}, CAST({parameter(f'all_{name}')} AS {kind})) AS {name}"
+        for name, kind in _PARAMETERS.items()
+    )
+    arrays = (f"CAST({parameter(name)} AS {kind}[])" for name, kind in _PARAMETERS.items())
+    return f"""
+INSERT INTO tasks ({", ".join(_VALUES)})
+SELECT {", ".join(_VALUES.values())}
+FROM (
+    SELECT place, {", ".join(each_or_all)}
+    FROM unnest({", ".join(arrays)}) WITH ORDINALITY AS each ({", ".join(_PARAMETERS)}, place)
+) new
+WHERE {condition} ORDER BY place
+"""
+
+
+_INSERT = _insertion(":{}".format)
+_RETURNED = "RETURNING id, seq, agent_type, goal_id, priority"
+
+_INSERT_ONLY = text(f"{_INSERT} ON CONFLICT (id) DO NOTHING {_RETURNED}")
+
+
+def _log_submitted(source: str) -> str:
+    return event_rows.entry(f"'{TaskEvent.SUBMITTED}'", source, "seq")
+
+
+_INSERT_AND_LOG = text(f"""
+WITH fresh AS ({_INSERT} {_RETURNED}), logged AS (
+    {_log_submitted("fresh")}
+)
+SELECT id FROM fresh
+""")
+
+# As the driver takes them, by their places.
+_PLACES = {name: f"${place}" for place, name in enumerate(("epoch", "goal_ids", *_NAMES), start=1)}
+# The gates of goals and of admission, and the insert behind them. What the statement sees is as old as it is, however
+# long it waits for the gate: whoever passed alone meanwhile, and may have changed much, has changed the epoch.
+_IS_OPEN = f"(SELECT epoch FROM gate) = $1 AND {holds.takes_tasks('$2')} AND {counters.COUNTS_ITSELF}"
+_INSERT_AT_GATE = f"""
+WITH gate AS MATERIALIZED (
+    {counters.ENTER_SHARED}
+), fresh AS (
+    {_insertion(_PLACES.__getitem__, _IS_OPEN)} {_RETURNED}, state, run_at, submitted_priority
+), logged AS (
+    {_log_submitted("fresh")}
+), counted AS (
+    {counters.entry_of_new("fresh")}
+)
+SELECT count(*) FROM fresh
+"""
+
+_DELETE_FINISHED = text("""
+DELETE FROM tasks WHERE id = ANY (:ids) AND EXISTS (SELECT FROM task_history h WHERE h.id = tasks.id) RETURNING id
+""")
+
+_LOG_SUBMITTED = text(_log_submitted("(SELECT * FROM tasks WHERE id = ANY (:ids) ORDER BY seq) fresh"))
+
+
+async def insert(connection: AsyncConnection, tasks: Sequence[NewTask]) -> list[StoredTask]:
+    """Insert the tasks whose ids are new; return only those, as the others exist already."""
+    if not tasks:
+        return []
+    chosen_ids = [task.id for task in tasks if task.id_is_chosen]
+    statement = _INSERT_ONLY if chosen_ids else _INSERT_AND_LOG
+    new_ids = set((await connection.execute(statement, _parameters(tasks))).scalars())
+    if chosen_ids:
+        # An id that the client chose may belong to a task that finished between our snapshot and our insert. The insert
+        # succeeds only when that task's row is gone for good, so a later statement is certain to see it in history.
+        new_ids -= set((await connection.execute(_DELETE_FINISHED, {"ids": chosen_ids})).scalars())
+        await connection.execute(_LOG_SUBMITTED, {"ids": list(new_ids)})
+    fresh = [task for task in tasks if task.id in new_ids]
+    notify.note(connection, notify.EVENTS)
+    ready = [task for task in fresh if not task.blockers and not task.is_held]
+    notify.note_work(connection, lanes.lowest_tags(_lane_and_tag(task) for task in ready))
+    return [StoredTask(id=task.id, state=task.state, request_hash=task.request_hash) for task in fresh]
+
+
+async def insert_at_gate(connection: HotConnection, tasks: Sequence[NewTask], epoch: int) -> dict[str, float] | None:
+    """Insert tasks with new ids, none of them blocked or held, and return the news of it, for after the commit.
+
+    None, and nothing is inserted, where one of their goals is held or has stopped, or the gate of admission has another
+    epoch.
+    """
+    goal_ids = {task.goal_id for task in tasks if task.goal_id is not None}
+    parameters = _parameters(tasks)
+    values = [sorted(goal_ids), *(parameters[name] for name in _NAMES)]
+    if not await connection.fetchval(_INSERT_AT_GATE, epoch, *values):
+        return None
+    ready = lanes.lowest_tags(map(_lane_and_tag, tasks))
+    return {notify.EVENTS: 0.0, **{notify.work(lane): tag for lane, tag in ready.items()}}
+
+
+def _parameters(tasks: Sequence[NewTask]) -> dict[str, object]:
+    parameters: dict[str, object] = {}
+    for name, values in zip(_PARAMETERS, zip(*map(_parameters_of, tasks), strict=True), strict=True):
+        # Never the ids, which the rows go by.
+        is_same = name != "id" and values.count(values[0]) == len(values)
+        rows: Sequence[object] = values[:1] if is_same else values
+        if name in _ARRAYS:
+            rows = [_array(row) for row in rows]  # type: ignore[arg-type]  # sequences
+        parameters[name], parameters[f"all_{name}"] = ([], rows[0]) if is_same else (rows, None)
+    return parameters
+
+
+def _lane_and_tag(task: NewTask) -> dict[str, object]:
+    return {"agent_type": task.agent_type, "priority": task.priority, "tag": task.tag}
+
+
+def _array(values: Iterable[object]) -> str:
+    return "{" + ",".join(map(str, values)) + "}"
