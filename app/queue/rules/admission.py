@@ -21,6 +21,9 @@ QUOTAS: Mapping[Priority, float] = {
 }
 
 
+_ASCENDING = tuple(sorted(Priority))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CapacityPolicy:
     """Size of the queue, the quota of each priority and those below it, and the fullness at which people are warned."""
@@ -31,9 +34,17 @@ class CapacityPolicy:
     critical: float = 0.95
     # Displacement makes room for more urgent work by moving the least urgent to the dead letters.
     displaces: bool = False
+    # Numbers of tasks, kept because every submit asks for all of them.
+    _limits: Mapping[Priority, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_limits", {priority: self._limit(priority) for priority in Priority})
 
     def quota(self, priority: Priority) -> int:
         """The number of tasks of this priority and of lower ones that may wait together."""
+        return self._limits[priority]
+
+    def _limit(self, priority: Priority) -> int:
         quota = self.quotas.get(priority, 1.0)
         # As it was written: the nearest binary number to 0.29 is less than 0.29, and would make 28 of 100.
         tasks = quota if quota > 1 else Fraction(str(quota)) * self.max_queue_size
@@ -79,13 +90,18 @@ def name_with_lower(priority: Priority) -> str:
 
 def cumulative(depth: Depth) -> dict[Priority, int]:
     """For each priority the number of tasks that are of it or of a lower one."""
-    return {priority: sum(count for p, count in depth.items() if p <= priority) for priority in Priority}
+    tasks = 0
+    sums: dict[Priority, int] = {}
+    for priority in _ASCENDING:
+        tasks += depth.get(priority, 0)
+        sums[priority] = tasks
+    return sums
 
 
 def _quotas(policy: CapacityPolicy, incoming: Depth) -> Iterator[Priority]:
     """The quotas that the incoming tasks count against, without those that are the limit of the queue itself."""
     lowest = min((priority for priority, count in incoming.items() if count), default=max(Priority))
-    return (p for p in sorted(Priority) if p >= lowest and policy.quota(p) < policy.max_queue_size)
+    return (p for p in _ASCENDING if p >= lowest and policy.quota(p) < policy.max_queue_size)
 
 
 def find_overflow(policy: CapacityPolicy, depth: Depth, incoming: Depth) -> Overflow | None:

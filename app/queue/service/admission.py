@@ -61,9 +61,60 @@ class Ticket:
     is_void: bool = False
     ended_at: float | None = None
 
-    def end(self) -> None:
-        """Note that the transaction of the submit has ended."""
-        self.ended_at = time.monotonic()
+
+class Tickets:
+    """The tickets that the last read of the depth may not have seen, and what their tasks add up to.
+
+    The sums are kept: under load there are thousands of tickets, and every submit looks at all of them.
+    """
+
+    def __init__(self) -> None:
+        self._tickets: dict[Ticket, None] = {}
+        self.tasks: Counter[Priority] = Counter()
+        self.by_namespace: Counter[str] = Counter()
+        self.total = self.uncommitted = 0
+
+    def __contains__(self, ticket: Ticket) -> bool:
+        return ticket in self._tickets
+
+    def __iter__(self) -> Iterator[Ticket]:
+        return iter(self._tickets)
+
+    def __len__(self) -> int:
+        return len(self._tickets)
+
+    def add(self, ticket: Ticket) -> None:
+        """Add a ticket whose submit is under way."""
+        self._tickets[ticket] = None
+        self._sum_up(ticket, 1)
+
+    def end(self, ticket: Ticket) -> None:
+        """Note that the transaction of a submit has ended."""
+        if ticket in self._tickets and ticket.ended_at is None:
+            self.uncommitted -= ticket.tasks.total()
+        ticket.ended_at = time.monotonic()
+
+    def remove(self, ticket: Ticket) -> None:
+        """Remove a ticket, unless that was done before."""
+        if ticket in self._tickets:
+            del self._tickets[ticket]
+            self._sum_up(ticket, -1)
+
+    def remove_seen(self, moment: float) -> None:
+        """Remove the tickets of submits that had ended at this moment of the monotonic clock."""
+        for ticket in [t for t in self._tickets if t.ended_at is not None and t.ended_at < moment]:
+            self.remove(ticket)
+
+    def _sum_up(self, ticket: Ticket, sign: int) -> None:
+        for priority, tasks in ticket.tasks.items():
+            self.tasks[priority] += sign * tasks
+        change = sign * ticket.tasks.total()
+        self.by_namespace[ticket.namespace] += change
+        if not self.by_namespace[ticket.namespace]:
+            del self.by_namespace[ticket.namespace]
+        self.total += change
+        if ticket.ended_at is None:
+            self.uncommitted += change
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +134,7 @@ class Admission:
         self._load = Load()
         self._read_at = -1.0
         self._epoch = 0
-        self._tickets: list[Ticket] = []
+        self._tickets = Tickets()
 
     def namespace_limit(self, namespaces: Namespaces, namespace: str) -> int | None:
         """The number of tasks of a namespace that may wait; None without a limit but that of the queue."""
@@ -99,10 +150,10 @@ class Admission:
         Raises QueueFull with the depth and the time to wait.
         """
         ticket = Ticket(namespace=namespace, tasks=Counter(priorities))
-        database.when_ended(connection, ticket.end)
+        database.when_ended(connection, lambda: self._tickets.end(ticket))
         if not await self._admit_by_estimate(connection, ticket):
             ticket.is_exact = True
-            self._tickets.append(ticket)
+            self._tickets.add(ticket)
             await counters.enter_alone(connection)
             if all_new:
                 await self._check_exactly(connection, ticket, ticket.tasks, written_tasks=Counter())
@@ -119,7 +170,7 @@ class Admission:
         if not self._reserve(ticket, within=_SAFE_SHARE):
             yield None
             return
-        if self._is_stale():
+        if self.is_stale:
             self._tickets.remove(ticket)
             yield None
             return
@@ -127,9 +178,19 @@ class Admission:
         try:
             yield ticket
         finally:
-            ticket.end()
-            if ticket.is_void and ticket in self._tickets:
+            self._tickets.end(ticket)
+            if ticket.is_void:
                 self._tickets.remove(ticket)
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether the depth has to be read before the next submit is admitted by the estimate."""
+        too_many = self._tickets.total > _UNSEEN_SHARE * self.policy.max_queue_size
+        return too_many or time.monotonic() - self._read_at > _FRESH_DEPTH_SECONDS
+
+    async def refresh(self, connection: AsyncConnection) -> None:
+        """Read the depth if what is known of it is old."""
+        await self._share_gate(connection)
 
     async def settle(self, connection: AsyncConnection, ticket: Ticket, priorities: Iterable[Priority]) -> None:
         """Check the limits after the tasks were written; `priorities` are those of the new ones. Raises QueueFull."""
@@ -156,7 +217,7 @@ class Admission:
 
     def _reserve(self, ticket: Ticket, *, within: float) -> bool:
         """Reserve room, if the queue stays within this share of its limits and not too many tasks are uncommitted."""
-        uncommitted_tasks = sum(t.tasks.total() for t in self._tickets if t.ended_at is None) + ticket.tasks.total()
+        uncommitted_tasks = self._tickets.uncommitted + ticket.tasks.total()
         if uncommitted_tasks > _UNSEEN_SHARE * self.policy.max_queue_size or self._read_at < 0:
             return False
         load = self._estimate()
@@ -165,33 +226,29 @@ class Admission:
         limit = self.namespace_limit(load.namespaces, ticket.namespace)
         if limit is not None and load.namespace_depth[ticket.namespace] + ticket.tasks.total() > within * limit:
             return False
-        self._tickets.append(ticket)
+        self._tickets.add(ticket)
         return True
 
     async def _share_gate(self, connection: AsyncConnection) -> bool:
         """Enter the gate together with others, and return whether the depth had to be read again."""
         # Another epoch: a submit has had the gate alone, and may have filled the queue.
         epoch = await counters.enter_shared(connection)
-        if epoch == self._epoch and not self._is_stale():
+        if epoch == self._epoch and not self.is_stale:
             return False
         await self._read_depth(connection, epoch)
         return True
 
-    def _is_stale(self) -> bool:
-        unseen = sum(ticket.tasks.total() for ticket in self._tickets)
-        too_many = unseen > _UNSEEN_SHARE * self.policy.max_queue_size
-        return too_many or time.monotonic() - self._read_at > _FRESH_DEPTH_SECONDS
-
     def _estimate(self, without: Ticket | None = None) -> Load:
         """The load with all submits of this process since it was read, but for one."""
-        tickets = [ticket for ticket in self._tickets if ticket is not without]
-        depth = sum((ticket.tasks for ticket in tickets), start=self._load.depth.copy())
-        if not self._load.namespaces.is_divided:
-            return Load(depth=depth)
-        own = sum(
-            (Counter({ticket.namespace: ticket.tasks.total()}) for ticket in tickets), self._load.namespace_depth.copy()
+        load = Load(
+            depth=self._load.depth + self._tickets.tasks,
+            namespace_depth=self._load.namespace_depth + self._tickets.by_namespace,
+            namespaces=self._load.namespaces,
         )
-        return Load(depth=depth, namespace_depth=own, namespaces=self._load.namespaces)
+        if without is not None and without in self._tickets:
+            load.depth.subtract(without.tasks)
+            load.namespace_depth[without.namespace] -= without.tasks.total()
+        return load
 
     async def _read_depth(self, connection: AsyncConnection, epoch: int) -> None:
         """Read the depth, which includes all submits that have ended. Of concurrent reads the one begun last counts."""
@@ -199,9 +256,7 @@ class Admission:
         load = await _read_load(connection)
         if began_at >= self._read_at:
             self._load, self._read_at, self._epoch = load, began_at, epoch
-            self._tickets = [
-                ticket for ticket in self._tickets if ticket.ended_at is None or ticket.ended_at >= began_at
-            ]
+            self._tickets.remove_seen(began_at)
 
     async def _check_exactly(
         self,
