@@ -100,6 +100,8 @@ class StatementPool:
 
     async def open(self) -> "asyncpg.Pool[asyncpg.Record]":
         """The driver's pool."""
+        if self._pool is not None:
+            return self._pool
         async with self._opening:
             if self._pool is None:
                 self._pool = await asyncpg.create_pool(

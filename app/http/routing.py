@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Coroutine
 from email.message import Message
+from functools import lru_cache
 from typing import Any
 
 from fastapi import APIRouter
@@ -100,6 +101,8 @@ class Router(APIRouter):
         super().__init__(**{"route_class": GuardedRoute, **options})
 
 
+# Clients send the same few.
+@lru_cache(maxsize=64)
 def _is_json(content_type: str) -> bool:
     message = Message()
     message["content-type"] = content_type

@@ -1,9 +1,10 @@
-"""Single submits, coalesced: those of a goal that arrive together share one transaction, as if they were a batch.
+"""Single submits, coalesced: those that arrive together share a statement or a transaction, as if they were a batch.
 
 Calls that know nothing of each other do not fail together: when one is refused, each is tried by itself.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from typing import Generic, TypeVar
 
 from app.db.batching import Coalescer
 from app.db.database import Database
@@ -11,8 +12,36 @@ from app.queue.service import direct_submits, tasks
 from app.queue.service.task_traces import TaskTraces
 from app.queue.service.tasks import Intake, Submission, Submitted
 
-# More goals than these at once are rare; those whose submits are over are forgotten then.
-_MAX_GOALS = 256
+# More goals or namespaces than these at once are rare; those whose submits are over are forgotten then.
+_MAX_COALESCERS = 256
+_MAX_TOGETHER = 64
+T = TypeVar("T")
+
+
+class _Coalescers(Generic[T]):
+    """Coalescers of submits by goal or namespace, of which none keeps another waiting."""
+
+    def __init__(
+        self,
+        submit: Callable[[Sequence[Submission]], Awaitable[Sequence[T]]],
+        key: Callable[[Submission], Hashable] | None = None,
+    ) -> None:
+        self._submit = submit
+        self._key = key
+        self._coalescers: dict[str | None, Coalescer[Submission, T]] = {}
+
+    def of(self, name: str | None) -> Coalescer[Submission, T]:
+        """The coalescer of this goal or namespace."""
+        if name not in self._coalescers:
+            if len(self._coalescers) >= _MAX_COALESCERS:
+                self._coalescers = {n: coalescer for n, coalescer in self._coalescers.items() if coalescer.is_busy}
+            self._coalescers[name] = Coalescer(self._submit, self._key, limit=_MAX_TOGETHER)
+        return self._coalescers[name]
+
+    async def close(self) -> None:
+        """Finish the calls that have arrived."""
+        for coalescer in list(self._coalescers.values()):
+            await coalescer.close()
 
 
 class SubmitService:
@@ -22,24 +51,18 @@ class SubmitService:
         self._database = database
         self._intake = intake
         self._traces = traces
-        self._by_goal: dict[str | None, Coalescer[Submission, Submitted]] = {}
+        self._direct = _Coalescers(self._submit_directly)
+        self._by_goal = _Coalescers(self._submit_in_transaction, _key)
 
     async def stop(self) -> None:
         """Finish the calls that have arrived."""
-        for coalescer in list(self._by_goal.values()):
-            await coalescer.close()
+        await self._direct.close()
+        await self._by_goal.close()
 
     async def submit(self, submission: Submission) -> Submitted:
         """Create a task, durably. Raises as `tasks.submit` does."""
         spans = None if self._traces is None else self._traces.begin_submits([submission])
-        if submission.depends_on:
-            # It locks what it depends on, for which others should not have to wait.
-            (submitted,) = await self._submit([submission])
-        else:
-            if submission.goal_id not in self._by_goal and len(self._by_goal) >= _MAX_GOALS:
-                self._by_goal = {goal: coalescer for goal, coalescer in self._by_goal.items() if coalescer.is_busy}
-            coalescer = self._by_goal.setdefault(submission.goal_id, Coalescer(self._submit, _key, limit=64))
-            submitted = await coalescer(submission)
+        submitted = await self._submit_one(submission)
         if self._traces is not None and spans is not None:
             self._traces.end_submits(spans, [submission], [submitted])
         return submitted
@@ -47,15 +70,32 @@ class SubmitService:
     async def submit_batch(self, submissions: Sequence[Submission]) -> Sequence[Submitted]:
         """Create all of the tasks or none, durably. Raises as `tasks.submit` does."""
         spans = None if self._traces is None else self._traces.begin_submits(submissions)
-        results = await self._submit(submissions)
+        results = await self._submit_all(submissions)
         if self._traces is not None and spans is not None:
             self._traces.end_submits(spans, submissions, results)
         return results
 
-    async def _submit(self, submissions: Sequence[Submission]) -> Sequence[Submitted]:
+    async def _submit_one(self, submission: Submission) -> Submitted:
+        if direct_submits.is_direct(submission, self._database, self._intake):
+            submitted = await self._direct.of(submission.namespace)(submission)
+            if submitted is not None:
+                return submitted
+        if submission.depends_on:
+            # It locks what it depends on, for which others should not have to wait.
+            (submitted,) = await self._submit_in_transaction([submission])
+            return submitted
+        return await self._by_goal.of(submission.goal_id)(submission)
+
+    async def _submit_all(self, submissions: Sequence[Submission]) -> Sequence[Submitted]:
         submitted = await direct_submits.submit(self._database, submissions, self._intake)
         if submitted is not None:
             return submitted
+        return await self._submit_in_transaction(submissions)
+
+    async def _submit_directly(self, submissions: Sequence[Submission]) -> Sequence[Submitted | None]:
+        return await direct_submits.submit_each(self._database, submissions, self._intake)
+
+    async def _submit_in_transaction(self, submissions: Sequence[Submission]) -> Sequence[Submitted]:
         async with self._database.transaction() as connection:
             return await tasks.submit(connection, submissions, self._intake)
 

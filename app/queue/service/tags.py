@@ -11,13 +11,7 @@ from app.kernel.lanes import Lane, Priority
 from app.queue.rules.fair_queueing import TagRun
 from app.queue.store import lanes
 from app.queue.store.lanes import Flow, TagIssuer
-from app.queue.store.new_tasks import NewTask, TaskFields
-
-
-def plain_flows(tasks: Iterable[TaskFields]) -> set[Flow]:
-    """The flows of tasks that ask for no resources."""
-    names = {(task.agent_type, task.priority, task.goal_id) for task in tasks}
-    return {(Lane(agent_type=agent, priority=priority), goal_id) for agent, priority, goal_id in names}
+from app.queue.store.new_tasks import NewTask
 
 
 def by_flow(new: Iterable[NewTask]) -> dict[Flow, list[NewTask]]:

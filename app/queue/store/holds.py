@@ -94,10 +94,10 @@ FROM unnest(CAST(:goal_ids AS text[])) AS goal (id) LEFT JOIN goals g ON g.id = 
 """)
 
 
-def takes_tasks(goal_ids: str) -> str:
-    """Return the condition that new tasks of these goals, an SQL array, need not be set aside or refused."""
-    return f"""NOT EXISTS (SELECT FROM holds WHERE goal_id = ANY (CAST({goal_ids} AS text[])))
-    AND NOT EXISTS (SELECT FROM goals WHERE id = ANY (CAST({goal_ids} AS text[])) AND state = 'stopped')"""
+def gated(goal_ids: str) -> str:
+    """Return SQL for those of these goals, an array, whose new tasks need to be set aside or refused."""
+    return f"""ARRAY(SELECT goal_id FROM holds WHERE goal_id = ANY (CAST({goal_ids} AS text[]))
+        UNION ALL SELECT id FROM goals WHERE id = ANY (CAST({goal_ids} AS text[])) AND state = 'stopped')"""
 
 
 # No SKIP LOCKED: a goal to which clients submit all the time, with FOR SHARE on its hold, would never get its turn. The

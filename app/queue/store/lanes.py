@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import asyncpg
 from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.db.hot_path import HotConnection
 from app.kernel.agents import AgentType
 from app.kernel.lanes import SPAN, Lane, Priority, class_of
 from app.queue.rules.fair_queueing import TagRun, assign_tags
@@ -103,11 +103,13 @@ class TagIssuer:
                 last.tag = run.first - run.step
 
 
-# Tasks of a flow above the lane's virtual time still wait, so the probe meets no dead entries of finished ones.
-_READ_FLOWS = text("""
+def _reading_flows(agents: str, priorities: str, goals: str) -> str:
+    """The statement that reads the states of flows; the parameters are SQL."""
+    # Tasks of a flow above the lane's virtual time still wait, so the probe meets no dead entries of finished ones.
+    return f"""
 SELECT flow.agent_type, flow.priority, flow.goal_id, coalesce(goals.weight, 1) AS weight,
        greatest(coalesce(lanes.virtual_time, 0), coalesce(last.tag, 0)) AS tag
-FROM unnest(CAST(:agents AS text[]), CAST(:priorities AS smallint[]), CAST(:goals AS text[]))
+FROM unnest(CAST({agents} AS text[]), CAST({priorities} AS smallint[]), CAST({goals} AS text[]))
      AS flow (agent_type, priority, goal_id)
 LEFT JOIN lanes ON lanes.agent_type = flow.agent_type AND lanes.priority = flow.priority
 LEFT JOIN goals ON goals.id = flow.goal_id
@@ -119,7 +121,11 @@ LEFT JOIN LATERAL (
       AND t.tag > coalesce(lanes.virtual_time, 0)
     ORDER BY tag DESC LIMIT 1
 ) last ON true
-""")
+"""
+
+
+_READ_FLOWS = text(_reading_flows(":agents", ":priorities", ":goals"))
+_READ_PLAIN_FLOWS = _reading_flows("$1", "$2", "$3")
 
 # As above, within the range of tags that belongs to the class.
 _READ_CLASS_FLOWS = text("""
@@ -205,9 +211,14 @@ async def _read_flows(
     return {(_lane(row), row["goal_id"]): FlowState(tag=row["tag"], weight=row["weight"]) for row in rows}
 
 
-async def exchange_times(
-    connection: "asyncpg.Connection[asyncpg.Record]", times: Mapping[Lane, float]
-) -> dict[Lane, float]:
+async def read_plain_flows(connection: HotConnection, flows: Sequence[Flow]) -> dict[Flow, FlowState]:
+    """The same for flows that ask for no resources, without a transaction around it."""
+    agents, priorities = [lane.agent_type for lane, _ in flows], [lane.priority for lane, _ in flows]
+    rows = await connection.fetch(_READ_PLAIN_FLOWS, agents, priorities, [goal_id for _, goal_id in flows])
+    return {(_lane(row), row["goal_id"]): FlowState(tag=row["tag"], weight=row["weight"]) for row in rows}
+
+
+async def exchange_times(connection: HotConnection, times: Mapping[Lane, float]) -> dict[Lane, float]:
     """Store the virtual times of this process where they are ahead; return the stored times of all lanes."""
     plain = [lane for lane in times if not lane.resource_class]
     if plain:

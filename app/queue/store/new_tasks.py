@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from uuid import UUID
 
 from sqlalchemy import text
@@ -108,6 +108,8 @@ _VALUES = {
 _PARAMETERS = {**{name: "text" if name in _AS_TEXT else kind for name, kind in _INSERTED.items()}, "is_held": "boolean"}
 _NAMES = (*_PARAMETERS, *(f"all_{name}" for name in _PARAMETERS))
 _parameters_of = attrgetter(*_PARAMETERS)
+_values_of = itemgetter(*_NAMES)
+_SPELLINGS = tuple((name, f"all_{name}", name in _ARRAYS) for name in _PARAMETERS)
 
 
 def _insertion(parameter: Callable[[str], str], condition: str = "true") -> str:
@@ -149,13 +151,17 @@ SELECT id FROM fresh
 """)
 
 # As the driver takes them, by their places.
-_PLACES = {name: f"${place}" for place, name in enumerate(("epoch", "goal_ids", *_NAMES), start=1)}
+_PLACES = {name: f"${place}" for place, name in enumerate(("epoch", "all_or_none", "goal_ids", *_NAMES), start=1)}
 # The gates of goals and of admission, and the insert behind them. What the statement sees is as old as it is, however
 # long it waits for the gate: whoever passed alone meanwhile, and may have changed much, has changed the epoch.
-_IS_OPEN = f"(SELECT epoch FROM gate) = $1 AND {holds.takes_tasks('$2')} AND {counters.COUNTS_ITSELF}"
+_IS_OPEN = f"""(SELECT epoch FROM gate) = $1 AND {counters.COUNTS_ITSELF}
+    AND NOT ($2 AND (SELECT goal_ids FROM gated) <> '{{}}')
+    AND coalesce(goal_id, '') <> ALL ((SELECT goal_ids FROM gated)::text[])"""
 _INSERT_AT_GATE = f"""
 WITH gate AS MATERIALIZED (
     {counters.ENTER_SHARED}
+), gated AS MATERIALIZED (
+    SELECT {holds.gated("$3")} AS goal_ids
 ), fresh AS (
     {_insertion(_PLACES.__getitem__, _IS_OPEN)} {_RETURNED}, state, run_at, submitted_priority
 ), logged AS (
@@ -163,7 +169,7 @@ WITH gate AS MATERIALIZED (
 ), counted AS (
     {counters.entry_of_new("fresh")}
 )
-SELECT count(*) FROM fresh
+SELECT count(*), (SELECT goal_ids FROM gated) FROM fresh
 """
 
 _DELETE_FINISHED = text("""
@@ -192,30 +198,31 @@ async def insert(connection: AsyncConnection, tasks: Sequence[NewTask]) -> list[
     return [StoredTask(id=task.id, state=task.state, request_hash=task.request_hash) for task in fresh]
 
 
-async def insert_at_gate(connection: HotConnection, tasks: Sequence[NewTask], epoch: int) -> dict[str, float] | None:
-    """Insert tasks with new ids, none of them blocked or held, and return the news of it, for after the commit.
+async def insert_at_gate(
+    connection: HotConnection, tasks: Sequence[NewTask], epoch: int, *, all_or_none: bool
+) -> frozenset[str | None] | None:
+    """Insert tasks with new ids, none of them blocked or held; return the goals of which none was inserted.
 
-    None, and nothing is inserted, where one of their goals is held or has stopped, or the gate of admission has another
-    epoch.
+    Those are held or have stopped. None, and nothing is inserted, where the gate of admission has another epoch, and
+    for `all_or_none` where there is such a goal.
     """
     goal_ids = {task.goal_id for task in tasks if task.goal_id is not None}
-    parameters = _parameters(tasks)
-    values = [sorted(goal_ids), *(parameters[name] for name in _NAMES)]
-    if not await connection.fetchval(_INSERT_AT_GATE, epoch, *values):
-        return None
-    ready = lanes.lowest_tags(map(_lane_and_tag, tasks))
-    return {notify.EVENTS: 0.0, **{notify.work(lane): tag for lane, tag in ready.items()}}
+    values = _values_of(_parameters(tasks))
+    ((count, gated),) = await connection.fetch(_INSERT_AT_GATE, epoch, all_or_none, sorted(goal_ids), *values)
+    return frozenset(gated) if count else None
 
 
 def _parameters(tasks: Sequence[NewTask]) -> dict[str, object]:
     parameters: dict[str, object] = {}
-    for name, values in zip(_PARAMETERS, zip(*map(_parameters_of, tasks), strict=True), strict=True):
+    for (name, name_of_all, is_array), values in zip(
+        _SPELLINGS, zip(*map(_parameters_of, tasks), strict=True), strict=True
+    ):
+        head = values[0]
         # Never the ids, which the rows go by.
-        is_same = name != "id" and values.count(values[0]) == len(values)
-        rows: Sequence[object] = values[:1] if is_same else values
-        if name in _ARRAYS:
-            rows = [_array(row) for row in rows]  # type: ignore[arg-type]  # sequences
-        parameters[name], parameters[f"all_{name}"] = ([], rows[0]) if is_same else (rows, None)
+        if name != "id" and values.count(head) == len(values):
+            parameters[name], parameters[name_of_all] = [], _array(head) if is_array else head
+        else:
+            parameters[name], parameters[name_of_all] = list(map(_array, values)) if is_array else values, None
     return parameters
 
 

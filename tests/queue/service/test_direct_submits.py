@@ -1,7 +1,7 @@
 """Submits by one statement: they leave what others leave, and hand over wherever something has to be looked at."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -13,7 +13,7 @@ from app.db.database import Database
 from app.kernel.agents import AgentType
 from app.kernel.errors import DatabaseUnavailable
 from app.kernel.lanes import Lane, Priority
-from app.queue.errors import QueueFull
+from app.queue.errors import GoalStopped, QueueFull
 from app.queue.rules.admission import CapacityPolicy
 from app.queue.service import direct_submits, tasks
 from app.queue.service.admission import Admission
@@ -21,6 +21,7 @@ from app.queue.service.submits import SubmitService
 from app.queue.service.tasks import Intake, Submitted
 from app.queue.store import counters
 from app.queue.store.lanes import TagIssuer
+from app.queue.store.new_tasks import NewTask, insert_at_gate
 from tests.goals.service.budgeted_goals import create_goal, pause, phases, stop
 from tests.support.factories import GENERATION, submission, submitted
 from tests.support.plans import explained, explaining
@@ -125,8 +126,6 @@ _OTHERWISE: list[dict[str, Any]] = [
     {"depends_on": (uuid4(),)},
     {"deadline": datetime.now(UTC) + timedelta(hours=1)},
     {"resources": '{"cpu": 2}'},
-    {"goal_id": "another"},
-    {"agent_type": AgentType.RANKING},
 ]
 
 
@@ -144,17 +143,105 @@ async def test_so_does_everything_where_duplicates_are_looked_for(database: Data
     assert await _directly(database, intake) is None
 
 
-async def test_what_is_known_for_longer_than_a_second_is_looked_at_again(
+async def _last_tag(database: Database) -> float:
+    tag: float = await value(database, "SELECT tag FROM tasks ORDER BY seq DESC LIMIT 1")
+    return tag
+
+
+async def test_a_flow_that_is_not_known_is_read_first(database: Database, replica: Database) -> None:
+    for changes in ({}, {"goal_id": "another"}, {"agent_type": AgentType.RANKING}, {"goal_id": None}):
+        assert await _directly(replica, _intake(), 3, **changes)
+        last_tag = await _last_tag(database)
+        assert await _directly(database, _intake(), **changes)
+        assert await _last_tag(database) == last_tag + 1, "behind those that another process has submitted"
+
+
+async def test_what_is_known_for_longer_than_a_second_is_read_again(
+    database: Database, replica: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    intake = _intake(100)
+    assert await _directly(database, intake)
+    assert await _directly(replica, _intake(100), 9)
+    last_tag = await _last_tag(database)
+    assert await _directly(database, intake)
+    assert await _last_tag(database) < last_tag, "not known yet"
+    monkeypatch.setattr("app.queue.store.lanes._FRESH_SECONDS", 0.0)
+    assert await _directly(database, intake)
+    assert await _last_tag(database) == last_tag + 1
+    await submitted(replica, 45)
+    assert await _directly(database, intake), "not known yet"
+    monkeypatch.setattr("app.queue.service.admission._FRESH_DEPTH_SECONDS", 0.0)
+    assert await _directly(database, intake) is None, "more than half full"
+
+
+async def test_of_calls_that_come_together_only_those_of_a_held_goal_are_left_out(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     intake = _intake()
-    assert await _directly(database, intake) is None, "nothing is known at first"
-    await _known(database, intake)
-    for name in ("app.queue.service.admission._FRESH_DEPTH_SECONDS", "app.queue.store.lanes._FRESH_SECONDS"):
-        monkeypatch.setattr(name, 0.0)
-        assert await _directly(database, intake) is None
-        monkeypatch.setattr(name, 60.0)
-        assert await _directly(database, intake)
+    await create_goal(database)
+    await pause(database)
+    await execute(database, "INSERT INTO goals (id, state) VALUES ('stopped', 'stopped')")
+    heard: list[dict[str, float]] = []
+    database.announcer.subscribe(lambda news: heard.append(dict(news)))
+    calls = [
+        submission(goal_id="goal"),
+        submission(goal_id="free"),
+        submission(goal_id="stopped"),
+        submission(goal_id=None),
+        submission(goal_id="goal", agent_type=AgentType.RANKING),
+        submission(goal_id="free"),
+    ]
+    first, second, third, fourth, fifth, sixth = await direct_submits.submit_each(database, calls, intake)
+    assert first is third is fifth is None
+    assert second is not None
+    assert fourth is not None
+    assert sixth is not None
+    rows = await fetch(database, "SELECT id, goal_id, tag FROM tasks ORDER BY seq")
+    assert [row["id"] for row in rows] == [second.id, fourth.id, sixth.id]
+    assert heard == [{notify.EVENTS: 0.0, notify.work(GENERATION): min(row["tag"] for row in rows)}]
+    lane = Lane(agent_type=AgentType.GENERATION, priority=Priority.MEDIUM)
+    issuer = database.shared(TagIssuer)
+    assert issuer.issue((lane, "goal"), 1).first == 1.0, "its tag was given back"
+    assert issuer.issue((lane, "free"), 1).first == 3.0
+    async with database.transaction() as connection:
+        assert await counters.differences(connection) == []
+
+
+async def test_calls_of_many_goals_share_a_statement_and_each_has_its_own_answer(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    intake = _intake()
+    await create_goal(database)
+    await pause(database)
+    await execute(database, "INSERT INTO goals (id, state) VALUES ('stopped', 'stopped')")
+    service, sizes = SubmitService(database, intake), []
+
+    async def counted(connection: Any, new_tasks: Sequence[NewTask], *rest: Any, **terms: Any) -> Any:
+        sizes.append(len(new_tasks))
+        return await insert_at_gate(connection, new_tasks, *rest, **terms)
+
+    monkeypatch.setattr(direct_submits, "insert_at_gate", counted)
+    goals = ["goal", "stopped", *(f"goal-{number}" for number in range(60))]
+    answers = await asyncio.gather(
+        *(service.submit(submission(goal_id=goal)) for goal in goals), return_exceptions=True
+    )
+    assert isinstance(answers[1], GoalStopped)
+    assert all(isinstance(answer, Submitted) for place, answer in enumerate(answers) if place != 1)
+    assert await phases(database) == {"held": 1, "pending": 60}
+    assert sizes == [62]
+
+
+async def test_a_goal_whose_hold_is_being_changed_keeps_no_other_waiting(database: Database, replica: Database) -> None:
+    service = SubmitService(database, _intake())
+    await create_goal(database)
+    await pause(database)
+    async with replica.transaction() as connection:
+        await connection.exec_driver_sql("SELECT FROM holds WHERE goal_id = 'goal' FOR UPDATE")
+        waiting = asyncio.create_task(service.submit(submission(goal_id="goal")))
+        await until_blocked(database)
+        assert (await service.submit(submission(goal_id="other"))).created
+        assert not waiting.done()
+    assert (await waiting).created
 
 
 async def test_behind_a_pooler_a_transaction_has_the_limits(database: Database) -> None:
