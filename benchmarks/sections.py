@@ -104,7 +104,14 @@ async def _submit(run: Run) -> None:
     count = run.options.tasks // 3
     rates = [await submit.tasks_per_second(run.testbed, count) for _ in range(run.options.rounds)]
     name = f"batches of {submit.BATCH}, {submit.CLIENTS} clients"
-    run.add("submit over HTTP", [Figure.of(name, rates, "tasks/s", target=30_000)])
+    figures = [Figure.of(name, rates, "tasks/s", target=30_000)]
+    for clients in submit.SINGLE_CLIENTS:
+        rates = [
+            await submit.single_tasks_per_second(run.testbed, clients, run.options.seconds)
+            for _ in range(run.options.rounds)
+        ]
+        figures.append(Figure.of(f"one by one, {clients} clients, a goal each", rates, "tasks/s"))
+    run.add("submit over HTTP", figures)
 
 
 async def _cycles(run: Run) -> None:

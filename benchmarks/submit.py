@@ -1,4 +1,4 @@
-"""Throughput of submitting tasks over HTTP, in batches."""
+"""Throughput of submitting tasks over HTTP, in batches and one by one."""
 
 import asyncio
 import time
@@ -9,6 +9,9 @@ from benchmarks.testbed import Testbed
 
 BATCH = 500
 CLIENTS = 4
+# Of single tasks, each with a goal of its own.
+SINGLE_CLIENTS = (1, 16, 64)
+_WARM_UP_SECONDS = 1.0
 _TASKS = [
     {
         "agent_type": agent.value,
@@ -30,6 +33,27 @@ async def tasks_per_second(testbed: Testbed, count: int) -> float:
     for connection in connections:
         connection.close()
     return count / seconds
+
+
+async def single_tasks_per_second(testbed: Testbed, clients: int, seconds: float) -> float:
+    """Submit tasks one by one for so long, each client to another goal."""
+    connections = [await connect(testbed.port, testbed.key) for _ in range(clients)]
+    start_time = time.perf_counter() + _WARM_UP_SECONDS
+    counts = await asyncio.gather(
+        *(_submit_singly(connection, f"goal-{n}", start_time, seconds) for n, connection in enumerate(connections))
+    )
+    for connection in connections:
+        connection.close()
+    return sum(counts) / seconds
+
+
+async def _submit_singly(connection: Connection, goal_id: str, start_time: float, seconds: float) -> int:
+    """Submit until the time is over; return how many were answered within it."""
+    count = 0
+    while (moment := time.perf_counter()) < start_time + seconds:
+        (await connection.post("/tasks", {**_TASKS[0], "goal_id": goal_id})).json()
+        count += moment >= start_time
+    return count
 
 
 async def _submit(connection: Connection, batches: list[int]) -> None:
