@@ -1,12 +1,12 @@
-"""Submits by one statement: of new tasks about which nothing has to be looked up before, as most are."""
+"""Submits by one statement: of tasks about which nothing has to be looked up before, as most are."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from uuid import UUID
 
 from app.db import hot_path, notify
 from app.db.database import Database
 from app.db.turns import Turns
 from app.kernel.lanes import Lane
-from app.queue.rules.fair_queueing import TagRun
 from app.queue.service import tasks
 from app.queue.service.admission import Ticket
 from app.queue.service.tags import by_flow, give_tags
@@ -17,15 +17,13 @@ from app.queue.store.new_tasks import NewTask, insert_at_gate
 
 
 def is_direct(submission: Submission, database: Database, intake: Intake) -> bool:
-    """Whether nothing has to be looked up: it is certainly new, and has no dependency, request or deadline.
+    """Whether nothing has to be looked up: it has no dependency, request or deadline.
 
     Behind a connection pooler no submit is direct: a statement without a transaction has the short limits of the hot
     path there.
     """
     return (
-        submission.id is None
-        and submission.idempotency_key is None
-        and not submission.depends_on
+        not submission.depends_on
         and submission.resources is None
         and submission.deadline is None
         and intake.admission is not None
@@ -34,20 +32,25 @@ def is_direct(submission: Submission, database: Database, intake: Intake) -> boo
     )
 
 
+def is_new(submission: Submission) -> bool:
+    """Whether no task can have its id yet, as neither that nor an idempotency key was chosen."""
+    return submission.id is None and submission.idempotency_key is None
+
+
 async def submit(database: Database, submissions: Sequence[Submission], intake: Intake) -> list[Submitted] | None:
     """Create all of the tasks; None, and none is created, where `tasks.submit` has to look at something first.
 
-    This is so where one of them is not direct or its goal is held or has stopped, where the queue is not far from full,
-    and where all connections for this are in use.
+    This is so where one of them is not direct, may exist already, or has a goal that is held or has stopped; where the
+    queue is not far from full; and where all connections for this are in use.
     """
-    if not all(is_direct(submission, database, intake) for submission in submissions):
+    if not all(is_direct(submission, database, intake) and is_new(submission) for submission in submissions):
         return None
     results = await _submit(database, submissions, intake, all_or_none=True)
     return [result for result in results if result is not None] or None
 
 
 async def submit_each(database: Database, submissions: Sequence[Submission], intake: Intake) -> list[Submitted | None]:
-    """Create direct tasks of one namespace; None for each that is not created, and is for `tasks.submit`."""
+    """Create direct tasks of one namespace, all of which are new or none; None for each that is for `tasks.submit`."""
     return await _submit(database, submissions, intake, all_or_none=False)
 
 
@@ -72,27 +75,29 @@ async def _submit(
         await _read_flows(database, tag_issuer, flows)
         tags = {flow: tag_issuer.issue(flow, len(tasks_of_flow)) for flow, tasks_of_flow in flows.items()}
         give_tags(flows, tags)
-        gated = None
+        created_ids = frozenset[UUID]()
         try:
             await tasks.take_turn(turns, submissions)
-            gated = await _insert(database, new_tasks, ticket, all_or_none=all_or_none)
+            created_ids = await _insert(database, new_tasks, ticket, all_or_none=all_or_none)
         finally:
-            tag_issuer.take_back({flow: run for flow, run in tags.items() if gated is None or flow[1] in gated})
-    if gated is None:
+            created = {flow: [task for task in own if task.id in created_ids] for flow, own in flows.items()}
+            tag_issuer.take_back({flow: tags[flow] for flow, own in created.items() if not own})
+    if not created_ids:
         return refused
-    created = [task for task in new_tasks if task.goal_id not in gated]
-    news = _news({flow: run for flow, run in tags.items() if flow[1] not in gated})
+    news = _news(created)
     if intake.on_submitted is not None:
-        news |= dict.fromkeys(intake.on_submitted(tasks.runnable_agents(created)), 0.0)
+        runnable = tasks.runnable_agents([task for task in new_tasks if task.id in created_ids])
+        news |= dict.fromkeys(intake.on_submitted(runnable), 0.0)
     database.announcer.announce(news)
-    return [None if task.goal_id in gated else Submitted(task.id, task.state, True) for task in new_tasks]
+    return [Submitted(task.id, task.state, True) if task.id in created_ids else None for task in new_tasks]
 
 
-def _news(tags: Mapping[Flow, TagRun]) -> dict[str, float]:
+def _news(created: Mapping[Flow, Sequence[NewTask]]) -> dict[str, float]:
     """The announcement of new tasks: the lowest tag of each lane."""
     lowest: dict[Lane, float] = {}
-    for (lane, _), run in tags.items():
-        lowest[lane] = min(run.first, lowest.get(lane, run.first))
+    for (lane, _), own in created.items():
+        for task in own:
+            lowest[lane] = min(task.tag, lowest.get(lane, task.tag))
     return {notify.EVENTS: 0.0, **{notify.work(lane): tag for lane, tag in lowest.items()}}
 
 
@@ -108,14 +113,14 @@ async def _read_flows(database: Database, tag_issuer: TagIssuer, flows: Iterable
 
 async def _insert(
     database: Database, new_tasks: Sequence[NewTask], ticket: Ticket, *, all_or_none: bool
-) -> frozenset[str | None] | None:
-    """Insert the tasks and return the goals of which none was inserted; None, and the ticket is void, where none is."""
-    epoch, gated = ticket.epoch, None
+) -> frozenset[UUID]:
+    """Insert the tasks and return the ids of those that were; the ticket is void where none was."""
+    epoch, created_ids = ticket.epoch, frozenset[UUID]()
     if epoch is not None:
-        gated = await hot_path.run(
+        created_ids = await hot_path.run(
             database,
             lambda c: insert_at_gate(c, new_tasks, epoch, all_or_none=all_or_none),
             connections=database.submits,
         )
-    ticket.is_void = gated is None
-    return gated
+    ticket.is_void = not created_ids
+    return created_ids

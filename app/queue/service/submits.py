@@ -19,19 +19,19 @@ T = TypeVar("T")
 
 
 class _Coalescers(Generic[T]):
-    """Coalescers of submits by goal or namespace, of which none keeps another waiting."""
+    """Coalescers of submits by their goal or kind, of which none keeps another waiting."""
 
     def __init__(
         self,
         submit: Callable[[Sequence[Submission]], Awaitable[Sequence[T]]],
-        key: Callable[[Submission], Hashable] | None = None,
+        key: Callable[[Submission], Hashable],
     ) -> None:
         self._submit = submit
         self._key = key
-        self._coalescers: dict[str | None, Coalescer[Submission, T]] = {}
+        self._coalescers: dict[Hashable, Coalescer[Submission, T]] = {}
 
-    def of(self, name: str | None) -> Coalescer[Submission, T]:
-        """The coalescer of this goal or namespace."""
+    def of(self, name: Hashable) -> Coalescer[Submission, T]:
+        """The coalescer of this name."""
         if name not in self._coalescers:
             if len(self._coalescers) >= _MAX_COALESCERS:
                 self._coalescers = {n: coalescer for n, coalescer in self._coalescers.items() if coalescer.is_busy}
@@ -51,7 +51,7 @@ class SubmitService:
         self._database = database
         self._intake = intake
         self._traces = traces
-        self._direct = _Coalescers(self._submit_directly)
+        self._direct = _Coalescers(self._submit_directly, _key)
         self._by_goal = _Coalescers(self._submit_in_transaction, _key)
 
     async def stop(self) -> None:
@@ -77,7 +77,9 @@ class SubmitService:
 
     async def _submit_one(self, submission: Submission) -> Submitted:
         if direct_submits.is_direct(submission, self._database, self._intake):
-            submitted = await self._direct.of(submission.namespace)(submission)
+            # Those that may exist already have a statement of their own.
+            kind = submission.namespace, direct_submits.is_new(submission)
+            submitted = await self._direct.of(kind)(submission)
             if submitted is not None:
                 return submitted
         if submission.depends_on:

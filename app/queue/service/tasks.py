@@ -31,7 +31,7 @@ from app.queue.service.admission import Admission, Ticket
 from app.queue.service.tags import by_flow, give_tags, reserve_tags
 from app.queue.store import attempts, duplicates, events, holds, tasks
 from app.queue.store.attempts import Ending
-from app.queue.store.new_tasks import NewTask, TaskFields, insert
+from app.queue.store.new_tasks import NewTask, TaskFields, insert, reserve_keys
 from app.queue.store.tasks import StoredTask
 
 _KEY_NAMESPACE = UUID("6f1a4c1e-5d0b-4c53-9a0e-2b8f2f3d7c11")
@@ -102,7 +102,7 @@ async def submit(
     await take_turn(shared_by(connection, Turns), submissions)
     keys = [str(identity(submission)) for submission in submissions if submission.idempotency_key is not None]
     # Of two requests with one key the second is refused at once, rather than wait with its connection for the first.
-    if keys and not await tasks.reserve_keys(connection, keys):
+    if keys and not await reserve_keys(connection, keys):
         raise SubmitInFlight
     goal_ids = {submission.goal_id for submission in submissions if submission.goal_id is not None}
     # Keeps holds as they are until the commit, so that no task slips past a pause or stop of its goal.

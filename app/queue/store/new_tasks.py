@@ -1,11 +1,12 @@
 """New tasks: what the submitter says of them, and their insertion with events and counts."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from operator import attrgetter, itemgetter
 from uuid import UUID
 
+import asyncpg
 from sqlalchemy import text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -136,6 +137,14 @@ WHERE {condition} ORDER BY place
 _INSERT = _insertion(":{}".format)
 _RETURNED = "RETURNING id, seq, agent_type, goal_id, priority"
 
+
+def _reservation(key: str) -> str:
+    """The number of the advisory lock on the id of a task, an SQL expression."""
+    return f"hashtextextended({key}, 7241)"
+
+
+_RESERVE = text(f"SELECT pg_try_advisory_xact_lock({_reservation('key')}) FROM unnest(CAST(:keys AS text[])) AS key")
+
 _INSERT_ONLY = text(f"{_INSERT} ON CONFLICT (id) DO NOTHING {_RETURNED}")
 
 
@@ -157,20 +166,31 @@ _PLACES = {name: f"${place}" for place, name in enumerate(("epoch", "all_or_none
 _IS_OPEN = f"""(SELECT epoch FROM gate) = $1 AND {counters.COUNTS_ITSELF}
     AND NOT ($2 AND (SELECT goal_ids FROM gated) <> '{{}}')
     AND coalesce(goal_id, '') <> ALL ((SELECT goal_ids FROM gated)::text[])"""
-_INSERT_AT_GATE = f"""
+# Nor of ids that another submit is about, for which nobody waits here, or that a finished task has.
+_IS_UNKNOWN = f"""pg_try_advisory_xact_lock({_reservation("new.id::text")})
+    AND (SELECT h.id FROM task_history h WHERE h.id = new.id LIMIT 1) IS NULL"""
+
+
+def _insertion_at_gate(condition: str, conflict: str = "") -> str:
+    return f"""
 WITH gate AS MATERIALIZED (
     {counters.ENTER_SHARED}
 ), gated AS MATERIALIZED (
     SELECT {holds.gated("$3")} AS goal_ids
 ), fresh AS (
-    {_insertion(_PLACES.__getitem__, _IS_OPEN)} {_RETURNED}, state, run_at, submitted_priority
+    {_insertion(_PLACES.__getitem__, condition)} {conflict} {_RETURNED}, state, run_at, submitted_priority
 ), logged AS (
     {_log_submitted("fresh")}
 ), counted AS (
     {counters.entry_of_new("fresh")}
 )
-SELECT count(*), (SELECT goal_ids FROM gated) FROM fresh
+SELECT array_agg(id) FROM fresh
 """
+
+
+_INSERT_AT_GATE = _insertion_at_gate(_IS_OPEN)
+_INSERT_CHOSEN_AT_GATE = _insertion_at_gate(f"{_IS_OPEN} AND {_IS_UNKNOWN}", "ON CONFLICT (id) DO NOTHING")
+_IS_ANY_FINISHED = "SELECT EXISTS (SELECT FROM task_history WHERE id = ANY ($1::uuid[]))"
 
 _DELETE_FINISHED = text("""
 DELETE FROM tasks WHERE id = ANY (:ids) AND EXISTS (SELECT FROM task_history h WHERE h.id = tasks.id) RETURNING id
@@ -200,16 +220,23 @@ async def insert(connection: AsyncConnection, tasks: Sequence[NewTask]) -> list[
 
 async def insert_at_gate(
     connection: HotConnection, tasks: Sequence[NewTask], epoch: int, *, all_or_none: bool
-) -> frozenset[str | None] | None:
-    """Insert tasks with new ids, none of them blocked or held; return the goals of which none was inserted.
+) -> frozenset[UUID]:
+    """Insert tasks that depend on nothing, of which all or none have chosen ids; return the ids of those inserted.
 
-    Those are held or have stopped. None, and nothing is inserted, where the gate of admission has another epoch, and
-    for `all_or_none` where there is such a goal.
+    The others are of goals that are held or have stopped, for `all_or_none` the whole batch with them, or have ids that
+    are not new; and none is inserted where the gate of admission has another epoch. Raises asyncpg.SerializationError
+    where a task of such an id has finished meanwhile.
     """
     goal_ids = {task.goal_id for task in tasks if task.goal_id is not None}
-    values = _values_of(_parameters(tasks))
-    ((count, gated),) = await connection.fetch(_INSERT_AT_GATE, epoch, all_or_none, sorted(goal_ids), *values)
-    return frozenset(gated) if count else None
+    values = [epoch, all_or_none, sorted(goal_ids), *_values_of(_parameters(tasks))]
+    if not tasks[0].id_is_chosen:
+        return frozenset(await connection.fetchval(_INSERT_AT_GATE, *values) or ())
+    async with connection.transaction():
+        ids = frozenset(await connection.fetchval(_INSERT_CHOSEN_AT_GATE, *values) or ())
+        # Between the snapshot and the insert, as in `insert`: only a later statement is certain to see it.
+        if ids and await connection.fetchval(_IS_ANY_FINISHED, ids):
+            raise asyncpg.SerializationError("a task of this id has finished meanwhile")
+    return ids
 
 
 def _parameters(tasks: Sequence[NewTask]) -> dict[str, object]:
@@ -224,6 +251,12 @@ def _parameters(tasks: Sequence[NewTask]) -> dict[str, object]:
         else:
             parameters[name], parameters[name_of_all] = list(map(_array, values)) if is_array else values, None
     return parameters
+
+
+async def reserve_keys(connection: AsyncConnection, keys: Collection[str]) -> bool:
+    """Reserve idempotency keys until the transaction ends; False when another transaction has one of them."""
+    rows = await connection.execute(_RESERVE, {"keys": sorted(set(keys))})
+    return all(rows.scalars())
 
 
 def _lane_and_tag(task: NewTask) -> dict[str, object]:

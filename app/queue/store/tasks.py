@@ -28,10 +28,6 @@ class StoredTask:
     request_hash: bytes
 
 
-_RESERVE = text("""
-SELECT pg_try_advisory_xact_lock(hashtextextended(key, 7241)) FROM unnest(CAST(:keys AS text[])) AS key
-""")
-
 _FIND = text("""
 SELECT id, state, request_hash FROM tasks WHERE id = ANY (:ids)
 UNION ALL SELECT id, state, request_hash FROM task_history WHERE id = ANY (:ids)
@@ -93,12 +89,6 @@ UPDATE tasks t SET run_at = NULL, waiting_since = now(),
     tag = {lanes.TAG_ON_RETURN}
 FROM due WHERE t.id = due.id RETURNING agent_type, priority, tag, state
 """)
-
-
-async def reserve_keys(connection: AsyncConnection, keys: Collection[str]) -> bool:
-    """Reserve idempotency keys until the transaction ends; False when another transaction has one of them."""
-    rows = await connection.execute(_RESERVE, {"keys": sorted(set(keys))})
-    return all(rows.scalars())
 
 
 async def find(connection: AsyncConnection, ids: Collection[UUID]) -> dict[UUID, StoredTask]:

@@ -12,18 +12,20 @@ from app.db import hot_path, notify
 from app.db.database import Database
 from app.kernel.agents import AgentType
 from app.kernel.errors import DatabaseUnavailable
+from app.kernel.ids import WorkerId
 from app.kernel.lanes import Lane, Priority
-from app.queue.errors import GoalStopped, QueueFull
+from app.queue.errors import GoalStopped, IdempotencyMismatch, QueueFull, SubmitInFlight
 from app.queue.rules.admission import CapacityPolicy
 from app.queue.service import direct_submits, tasks
 from app.queue.service.admission import Admission
 from app.queue.service.submits import SubmitService
 from app.queue.service.tasks import Intake, Submitted
-from app.queue.store import counters
+from app.queue.store import completions, counters
+from app.queue.store.claims import Lease
 from app.queue.store.lanes import TagIssuer
-from app.queue.store.new_tasks import NewTask, insert_at_gate
+from app.queue.store.new_tasks import NewTask, insert_at_gate, reserve_keys
 from tests.goals.service.budgeted_goals import create_goal, pause, phases, stop
-from tests.support.factories import GENERATION, submission, submitted
+from tests.support.factories import GENERATION, completion, leased, ready_worker, submission, submitted
 from tests.support.plans import explained, explaining
 from tests.support.sql import execute, fetch, until_blocked, value
 
@@ -89,6 +91,90 @@ async def test_it_leaves_what_the_usual_way_leaves(database: Database) -> None:
     async with database.transaction() as connection:
         assert sum(count.tasks for count in await counters.read(connection)) == 8
         assert await counters.differences(connection) == []
+
+
+async def _complete(database: Database, worker_id: WorkerId, held: Lease) -> bool:
+    call = completion(worker_id, held)
+    return bool(await hot_path.run(database, lambda connection: completions.complete(connection, [call])))
+
+
+async def test_so_does_one_with_an_id_or_a_key(database: Database) -> None:
+    intake = _intake()
+    for names in (("a", "b"), (None, None)):
+        first, second = (
+            submission(idempotency_key=name, id=None if name else uuid4(), payload='{"b": 1}') for name in names
+        )
+        async with database.transaction() as connection:
+            await tasks.submit(connection, [first], intake)
+        assert all(await direct_submits.submit_each(database, [second], intake))
+    rows = [dict(row) for row in await fetch(database, "SELECT * FROM tasks ORDER BY seq")]
+    own = {"id", "seq", "created_at", "waiting_since", "tag", "idempotency_key"}
+    for usual, direct in ((rows[0], rows[1]), (rows[2], rows[3])):
+        assert {k: v for k, v in direct.items() if k not in own} == {k: v for k, v in usual.items() if k not in own}
+        assert direct["request_hash"]
+    assert [row["idempotency_key"] for row in rows] == ["a", "b", None, None]
+    assert rows[1]["id"] == tasks.identity(submission(idempotency_key="b"))
+    async with database.transaction() as connection:
+        assert await counters.differences(connection) == []
+    assert await value(database, "SELECT count(*) FROM every_event WHERE kind = 'task.submitted'") == 4
+
+
+async def test_ids_that_are_not_new_are_left_out_wherever_their_tasks_are(database: Database) -> None:
+    intake = _intake()
+    worker_id = await ready_worker(database)
+    (done,) = await direct_submits.submit_each(database, [submission(idempotency_key="done")], intake)
+    held = await leased(database, worker_id)
+    assert done is not None
+    assert held.task_id == done.id
+    assert await _complete(database, worker_id, held)
+    calls = [submission(idempotency_key=key) for key in ("done", "waiting", "new")]
+    assert await direct_submits.submit_each(database, calls[1:2], intake) != [None]
+    first, second, third = await direct_submits.submit_each(database, calls, intake)
+    assert first is second is None
+    assert third is not None
+    service = SubmitService(database, intake)
+    answers = await asyncio.gather(*map(service.submit, calls))
+    assert [answer.created for answer in answers] == [False, False, False]
+    assert [answer.state for answer in answers] == ["completed", "pending", "pending"]
+    with pytest.raises(IdempotencyMismatch):
+        await service.submit(submission(idempotency_key="new", payload='{"other": 1}'))
+    assert await value(database, "SELECT count(*) FROM tasks") == 2
+
+
+async def test_a_key_that_another_submit_is_about_keeps_no_other_waiting(database: Database, replica: Database) -> None:
+    intake = _intake()
+    mine, other = submission(idempotency_key="mine"), submission(idempotency_key="other")
+    async with replica.transaction() as connection:
+        assert await reserve_keys(connection, [str(tasks.identity(mine))])
+        first, second = await direct_submits.submit_each(database, [mine, other], intake)
+        assert first is None
+        assert second is not None
+        with pytest.raises(SubmitInFlight):
+            await SubmitService(database, intake).submit(mine)
+    assert (await SubmitService(database, intake).submit(mine)).created
+
+
+async def test_a_task_that_finishes_after_the_statement_has_begun_is_not_made_again(own_database: Database) -> None:
+    """The statement does not see its row in history yet, and meets nothing in the way any more."""
+    intake, other = _intake(), Database(own_database.url)
+    worker_id = await ready_worker(own_database)
+    call = submission(idempotency_key="mine")
+    assert all(await direct_submits.submit_each(own_database, [call], intake))
+    held = await leased(own_database, worker_id)
+    await execute(own_database, _SLOW_INSERT)
+    async with other.transaction() as blocker:
+        await blocker.exec_driver_sql("SELECT pg_advisory_xact_lock(1)")
+        again = asyncio.create_task(SubmitService(own_database, intake).submit(call))
+        await until_blocked(own_database)
+        assert await _complete(other, worker_id, held)
+    answer = await again
+    assert (answer.id, answer.state, answer.created) == (held.task_id, "completed", False)
+    assert await value(own_database, "SELECT count(*) FROM tasks") == 0
+    assert await value(own_database, "SELECT count(*) FROM task_history") == 1
+    assert await value(own_database, "SELECT count(*) FROM every_event WHERE kind = 'task.submitted'") == 1
+    async with own_database.transaction() as connection:
+        assert await counters.differences(connection) == []
+    await other.close()
 
 
 async def test_it_is_one_statement_whatever_the_batch(own_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,6 +139,9 @@ async def test_a_cycle(full: Database, hot: Connection, log: PlanLog, monkeypatc
         await SubmitService(full, intake).submit(wanted[0])  # after which the others need no look
         with costs.of("direct submit", batch):
             assert await direct_submits.submit(full, wanted, intake)
+        keyed = [submission(idempotency_key=str(uuid4())) for _ in range(batch)]
+        with costs.of("direct submit of keys", batch):
+            assert all(await direct_submits.submit_each(full, keyed, intake))
         asks = [ClaimRequest(worker_id=w, request_id=uuid4(), lane=GENERATION, acknowledge=True) for w in workers]
         with costs.of("claim", batch):
             outcomes = await claims.claim(hot, asks[:batch], policy)
