@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Generic, TypeVar
@@ -38,7 +39,8 @@ class Coalescer(Generic[Call, Answer]):
         self._task: asyncio.Task[None] | None = None
         self._is_closed = False
         self._unanswered_since: float | None = None
-        self._ended_at = 0.0
+        # Of the last run; while one goes on it has no end yet.
+        self._ended_at = -math.inf
 
     async def __call__(self, call: Call) -> Answer:
         """Return the answer to a call. Raises ShuttingDown, and whatever `run_batch` raised for it."""
@@ -78,7 +80,7 @@ class Coalescer(Generic[Call, Answer]):
     def stalled_seconds(self) -> float:
         """For how long the database has answered no call; 0 while there is none."""
         moment = time.monotonic()
-        if self._unanswered_since is None or (self._task is None and moment - self._ended_at > _REPEAT_SECONDS):
+        if self._unanswered_since is None or moment - self._ended_at > _REPEAT_SECONDS:
             return 0.0
         return moment - self._unanswered_since
 
@@ -89,6 +91,10 @@ class Coalescer(Generic[Call, Answer]):
             await self._task
 
     async def _run(self) -> None:
+        if self._unanswered_since is not None and self.stalled_seconds == 0.0:
+            # Nobody has called for a while: that time is no part of a stall.
+            self._unanswered_since = None
+        self._ended_at = math.inf
         try:
             while self._waiting:
                 batch = self._next_batch()
@@ -112,24 +118,28 @@ class Coalescer(Generic[Call, Answer]):
         self._waiting = rest
         return list(batch.values())
 
-    async def _answer(self, batch: list[tuple[Call, asyncio.Future[Answer]]]) -> None:
-        if self._unanswered_since is None or self.stalled_seconds == 0.0:
+    async def _answer(self, batch: list[tuple[Call, asyncio.Future[Answer]]]) -> Exception | None:
+        """Answer the calls of a batch; return the error of the statement for all of them, if there was one."""
+        if self._unanswered_since is None:
             self._unanswered_since = time.monotonic()
         try:
             answers = await self._run_batch([call for call, _ in batch])
         except Locked as error:
             self._unanswered_since = None
             await self._answer_one_by_one(batch, error)
+            return error
         except DatabaseUnavailable as error:
             _fail(batch, error)
+            return error
         except Exception as error:
             self._unanswered_since = None
             await self._answer_one_by_one(batch, error)
-        else:
-            self._unanswered_since = None
-            for (_, future), answer in zip(batch, answers, strict=True):
-                if not future.done():
-                    future.set_result(answer)
+            return error
+        self._unanswered_since = None
+        for (_, future), answer in zip(batch, answers, strict=True):
+            if not future.done():
+                future.set_result(answer)
+        return None
 
     async def _answer_one_by_one(self, batch: list[tuple[Call, asyncio.Future[Answer]]], error: Exception) -> None:
         # One call that the database refuses must not make the others fail.
@@ -140,13 +150,13 @@ class Coalescer(Generic[Call, Answer]):
         if not isinstance(error, ConvenerError):
             log.warning("a batch of %d failed (%s); trying each by itself", len(batch), error)
         locked_in_row = 0
-        for place, (call, future) in enumerate(batch):
-            await self._answer([(call, future)])
-            is_locked = future.done() and not future.cancelled() and isinstance(future.exception(), Locked)
-            locked_in_row = locked_in_row + 1 if is_locked else 0
-            if locked_in_row == _LOCKED_IN_ROW:
-                # They seem to want the same lock, and each would wait as long for it, with all newer calls behind.
-                _fail(batch[place + 1 :], error)
+        for place, item in enumerate(batch):
+            failure = await self._answer([item])
+            locked_in_row = locked_in_row + 1 if isinstance(failure, Locked) else 0
+            # Either the database is away, or they seem to want the same lock: each of the others would wait as long for
+            # nothing, with all newer calls behind.
+            if isinstance(failure, DatabaseUnavailable) and locked_in_row in (0, _LOCKED_IN_ROW):
+                _fail(batch[place + 1 :], failure)
                 return
 
 

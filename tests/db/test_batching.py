@@ -2,9 +2,11 @@
 
 import asyncio
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import pytest
 
+from app.db import batching
 from app.db.batching import Coalescer
 from app.kernel.errors import DatabaseUnavailable, Locked, ShuttingDown
 
@@ -161,3 +163,48 @@ async def test_it_tells_for_how_long_nothing_was_answered() -> None:
     with pytest.raises(ValueError, match="negative"):
         await coalescer(-1)
     assert coalescer.stalled_seconds == 0
+
+
+async def test_time_without_calls_is_no_part_of_a_stall(monkeypatch: pytest.MonkeyPatch) -> None:
+    moment = 1000.0
+    monkeypatch.setattr(batching, "time", SimpleNamespace(monotonic=lambda: moment))
+    flush = _Flush()
+    coalescer = _coalescer(flush)
+    flush.outage = True
+    with pytest.raises(DatabaseUnavailable):
+        await coalescer(1)
+    moment += 1
+    # Whoever got no answer is about to call again.
+    assert coalescer.stalled_seconds == 1
+    moment += 3600
+    assert coalescer.stalled_seconds == 0
+    flush.gate.clear()
+    call = coalescer.enqueue_one(2)
+    assert coalescer.stalled_seconds == 0
+    while len(flush.batches) < 2:
+        await asyncio.sleep(0)
+    moment += 5
+    assert coalescer.stalled_seconds == 5
+    flush.gate.set()
+    with pytest.raises(DatabaseUnavailable):
+        await call
+
+
+async def test_an_outage_among_calls_that_are_tried_one_by_one_fails_the_others() -> None:
+    """Each would wait for a connection for as long, with all newer calls behind."""
+    batches: list[list[int]] = []
+
+    async def flush(calls: Sequence[int]) -> list[int]:
+        batches.append(list(calls))
+        if len(calls) > 1:
+            raise ValueError
+        if calls == [2]:
+            raise DatabaseUnavailable
+        return list(calls)
+
+    coalescer = Coalescer(flush)
+    answers = await asyncio.gather(*coalescer.enqueue(range(1, 6)), return_exceptions=True)
+    assert answers[0] == 1
+    assert [type(answer) for answer in answers[1:]] == [DatabaseUnavailable] * 4
+    assert batches == [[1, 2, 3, 4, 5], [1], [2]]
+    assert await coalescer(7) == 7
