@@ -102,9 +102,7 @@ def _read(index: int, value: Any, admitted: Mapping[str, Admission]) -> Item:
     body = value.get("body", {})
     if not isinstance(body, dict):
         raise _refused(("body",), "Input should be an object")
-    if operation == "heartbeat":
-        _check_heartbeat(body)
-    return Item(
+    item = Item(
         index=index,
         operation=operation,
         principal=principal,
@@ -112,6 +110,10 @@ def _read(index: int, value: Any, admitted: Mapping[str, Admission]) -> Item:
         call=validate_value(route.model, body),
         path={name: _identifier(value, name) for name in route.from_path},
     )
+    if operation == "heartbeat":
+        # Only a valid one can be written as JSON: half of a surrogate pair cannot.
+        _check_heartbeat(body)
+    return item
 
 
 def _check_heartbeat(body: Mapping[str, Any]) -> None:

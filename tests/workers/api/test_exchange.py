@@ -115,6 +115,20 @@ async def test_an_item_that_is_none_is_refused_alone(
         assert [error["path"] for error in answers[0]["body"]["errors"]] == [field]
 
 
+async def test_a_heartbeat_with_half_of_a_character_is_refused_alone(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker, other = await service.worker(), await service.worker()
+    await service.submitted()
+    body = {"state": "ready", "errors": [{"at": "2026-11-24T12:00:00Z", "message": "\ud800"}]}
+    content = json.dumps({"items": [item(worker, "heartbeat") | {"body": body}, ask(other)]})
+    answer = await service.ask("POST", PATH, key=worker.key, content=content)
+    answers = {one["index"]: one for line in answer.text.splitlines() for one in json.loads(line)["answers"]}
+    assert {index: one["status"] for index, one in answers.items()} == {0: 422, 1: 200}
+    assert [error["path"] for error in answers[0]["body"]["errors"]] == ["errors.0.message"]
+    assert "unexpected" not in caplog.text
+
+
 async def test_an_item_that_is_no_object_is_refused_alone(service: Service) -> None:
     worker = await service.worker()
     answers = await exchanged(service, ask(worker), 7, None, [])
