@@ -10,12 +10,14 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.service import audit
+from app.db import notify
 from app.kernel.agents import AgentType
 from app.kernel.events import TaskEvent
 from app.kernel.lanes import Lane, Priority
 from app.queue.errors import TaskFinished, TaskNotFound, TaskRunning
 from app.queue.service.tags import reserve_tags
 from app.queue.store import events, tasks
+from app.queue.store.tasks import LiveTask
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +52,7 @@ async def change(
     former, new = Priority(task.priority), order.priority or Priority(task.priority)
     deadline = order.deadline if "deadline" in order.fields else task.deadline
     if (new, deadline) == (former, task.deadline):
+        _announce(connection, task)
         return
     lane = Lane(agent_type=AgentType(task.agent_type), priority=new, resource_class=task.resource_class or 0)
     flow = lane, task.goal_id
@@ -69,6 +72,17 @@ async def change(
     if by is not None:
         states = {"old_state": old_state, "new_state": {"task_id": str(task.id), **new_state}}
         await audit.record(connection, "task.change", by=by, **states, reason=reason)
+
+
+def _announce(connection: AsyncConnection, task: LiveTask) -> None:
+    """Announce a task that stays as it is: claims of this moment have passed over it, as its row was locked."""
+    if task.ready_tag is not None:
+        lane = Lane(
+            agent_type=AgentType(task.agent_type),
+            priority=Priority(task.priority),
+            resource_class=task.resource_class or 0,
+        )
+        notify.note_work(connection, {lane: task.ready_tag})
 
 
 def _queue_place(priority: Priority, deadline: datetime | None) -> dict[str, Any]:

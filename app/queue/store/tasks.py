@@ -66,7 +66,7 @@ _FINISH = text(
 
 _LOCK = text(f"""
 SELECT id, state, agent_type, priority, goal_id, failures, rescues, token, worker_id, leased_at, has_dependents,
-       deadline, resource_class
+       deadline, resource_class, CASE WHEN state = 'pending' AND run_at IS NULL THEN tag END AS ready_tag
 FROM tasks WHERE id = :id AND {WITHIN} FOR UPDATE
 """)
 
@@ -98,10 +98,7 @@ async def find(connection: AsyncConnection, ids: Collection[UUID]) -> dict[UUID,
 
 
 async def read(connection: AsyncConnection, task_id: UUID, namespace: str | None = None) -> dict[str, Any] | None:
-    """Return everything about one task, with the attempts that did not complete it; None when there is no such task.
-
-    With a namespace there are no tasks but its own.
-    """
+    """Return everything about a task, of this namespace if one is given, and its attempts that failed; else None."""
     row = (await connection.execute(_READ, {"id": task_id, "namespace": namespace})).mappings().first()
     if row is None:
         return None
@@ -127,6 +124,7 @@ class LiveTask:
     has_dependents: bool
     deadline: datetime | None
     resource_class: int | None
+    ready_tag: float | None
 
 
 async def lock(connection: AsyncConnection, task_id: UUID, namespace: str | None = None) -> LiveTask | None:

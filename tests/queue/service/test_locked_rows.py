@@ -8,15 +8,18 @@ from uuid import UUID
 
 import pytest
 
+from app.db import notify
 from app.db.database import Database
 from app.kernel.errors import Locked
-from app.queue.service import leases
+from app.kernel.lanes import Priority
+from app.queue.service import changes, leases
+from app.queue.service.changes import TaskChange
 from app.queue.service.leases import LeaseService
 from app.queue.store import attempts
 from app.queue.store.completions import Renewal
 from app.workers.service import workers
 from app.workers.service.workers import Heartbeats
-from tests.support.factories import beat, completion, holding, submitted
+from tests.support.factories import GENERATION, beat, completion, holding, submitted
 from tests.support.sql import value
 
 _COUNT = 8
@@ -124,3 +127,20 @@ async def test_a_result_is_a_repetition_also_of_one_that_is_accepted_while_it_is
     await desk.complete(completion(*held))
     assert looks > 1
     await elsewhere.stop()
+
+
+async def test_a_change_that_changes_nothing_announces_the_task_that_claims_pass_over_meanwhile(
+    database: Database,
+) -> None:
+    ready, later = await submitted(database, 2)
+    tag = await value(database, "UPDATE tasks SET tag = 7 WHERE id = $1 RETURNING tag", ready)
+    await value(database, "UPDATE tasks SET run_at = 'infinity' WHERE id = $1", later)
+    news: list[notify.News] = []
+    database.announcer.subscribe(news.append)
+    for task_id in (later, ready):
+        async with database.transaction() as connection:
+            order = TaskChange(fields={"priority"}, priority=Priority.MEDIUM)
+            await changes.change(connection, task_id, order, "once more")
+            assert news == []
+    database.announcer.unsubscribe(news.append)
+    assert news == [{notify.work(GENERATION): tag}]
