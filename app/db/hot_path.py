@@ -18,7 +18,7 @@ _RETRYABLE = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError, asyncpg
 
 
 def _ignore() -> None:
-    """Ignore that a try was undone."""
+    """Ignore that a try may be undone."""
 
 
 async def run(
@@ -29,16 +29,17 @@ async def run(
     on_undone: Callable[[], None] = _ignore,
     connections: StatementPool | None = None,
 ) -> T:
-    """Return the answer of `statement`, which is one implicit transaction; call `on_undone` for every try that lost.
+    """Return the answer of `statement`, which is one implicit transaction.
 
-    It has one of `connections`, else one of the hot path. Raises DatabaseUnavailable.
+    It has one of `connections`, else one of the hot path. `on_undone` is called for every try that failed once it had
+    a connection: rows that it had locked are free again, and others have passed over them. Raises DatabaseUnavailable.
     """
     for remaining in reversed(range(tries)):
-        pool = None  # while it waits for a connection of this pool
+        pool, has_begun = None, False  # the pool while it waits for a connection of it
         try:
             pool = await (connections or database.hot).open()
             async with pool.acquire(timeout=_ACQUIRE_SECONDS) as connection:
-                pool = None
+                pool, has_begun = None, True
                 answer = await statement(connection)  # type: ignore[arg-type]  # a proxy of the connection
             database.outage.note_answer()
             return answer
@@ -47,6 +48,8 @@ async def run(
             if not remaining:
                 raise
         except Exception as error:
+            if has_begun:
+                on_undone()
             failure = error
             if isinstance(error, TimeoutError) and pool is not None and pool.get_size() == pool.get_max_size():
                 failure = PoolExhausted()  # all are in use: the database is busy, and not away

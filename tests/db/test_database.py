@@ -188,6 +188,27 @@ async def test_a_hot_statement_that_lost_a_race_is_tried_again(database: Databas
     assert await hot_path.run(database, unlucky) == 3
 
 
+@pytest.mark.parametrize("error", [asyncpg.DeadlockDetectedError, asyncpg.ConnectionDoesNotExistError, ValueError])
+async def test_whoever_runs_a_hot_statement_learns_that_its_locks_are_free_again(
+    database: Database, error: type[Exception]
+) -> None:
+    undone: list[str] = []
+
+    async def fail(_: object) -> None:
+        raise error
+
+    with pytest.raises((error, DatabaseUnavailable)):
+        await hot_path.run(database, fail, tries=2, on_undone=lambda: undone.append("try"))
+    assert len(undone) == (2 if error is asyncpg.DeadlockDetectedError else 1)
+
+
+async def test_nothing_is_undone_where_there_was_no_connection(nowhere: Database) -> None:
+    undone: list[str] = []
+    with pytest.raises(DatabaseUnavailable):
+        await hot_path.run(nowhere, _look, on_undone=lambda: undone.append("try"))
+    assert undone == []
+
+
 async def test_a_failed_commit_commits_nothing(own_database: Database) -> None:
     await execute(
         own_database,
