@@ -62,6 +62,7 @@ class LaneView:
             for lane in self._class_lanes[gone]:
                 self._close(lane)
                 self._positions.pop(lane, None)
+                self._widths.pop(lane, None)
         self._class_lanes = {
             number: tuple(replace(lane, resource_class=number) for lane in LANES) for number in sorted(ids)
         }

@@ -65,6 +65,9 @@ class TagIssuer:
 
     def merge_stored_times(self, times: Mapping[Lane, float]) -> None:
         """Take over the virtual times in the database, which come from all processes."""
+        # Of resource classes that have gone: to store theirs again would give them to the next class of the number.
+        for gone in self._stored_times.keys() - times.keys():
+            self._virtual_times.pop(gone, None)
         self._stored_times = dict(times)
         for lane, tag in times.items():
             self.advance(lane, tag)

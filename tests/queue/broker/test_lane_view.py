@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -75,6 +76,20 @@ def test_many_workers_claim_at_once_only_where_many_tasks_were_leased() -> None:
     assert view.width(LOW) == 128
     view.record_claim(LOW, [], is_exhausted=True)
     assert view.width(LOW) == 4
+
+
+def test_nothing_is_kept_of_lanes_whose_resource_class_has_gone() -> None:
+    view = LaneView()
+    view.know_classes([1])
+    lane = replace(LOW, resource_class=1)
+    view.mark_ready({lane: lane.bottom})
+    view.begin_claim()
+    view.record_claim(lane, [lane.bottom + 5] * 4, is_exhausted=False)
+    assert (view.width(lane), view.floor(lane)) == (8, lane.bottom + 5)
+    view.know_classes([])
+    view.know_classes([1])
+    assert (view.width(lane), view.floor(lane), view.positions()[lane]) == (4, lane.bottom, lane.bottom)
+    assert not view.open_classes
 
 
 def test_the_types_with_the_most_urgent_work() -> None:

@@ -1,6 +1,7 @@
 """Tasks that ask for resources go to workers that offer them, and those that ask for nothing to anybody."""
 
 import asyncio
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
@@ -8,13 +9,15 @@ from uuid import uuid4
 import pytest
 
 from app.db.database import Database
-from app.kernel.lanes import Priority, class_of
+from app.kernel.agents import AgentType
+from app.kernel.lanes import Lane, Priority, class_of
 from app.kernel.resources import MAX_CLASSES
 from app.queue.broker.broker import Broker
 from app.queue.errors import TooManyResourceClasses
 from app.queue.rules.tasks import LeasePolicy
 from app.queue.service import resource_classes
 from app.queue.store import aging
+from app.queue.store.lanes import TagIssuer
 from tests.support.factories import submitted
 from tests.support.service import Service, Worker
 from tests.support.sql import execute, fetch, value
@@ -149,6 +152,21 @@ async def test_beyond_the_limit_unused_classes_give_way_and_used_ones_do_not(dat
         await submitted(database, resources='{"gpus": 3}')
     await submitted(database, resources='{"cores": 1}')
     assert await value(database, "SELECT count(*) FROM tasks WHERE resource_class IS NULL") == 0
+
+
+def test_times_of_a_class_that_has_gone_are_not_stored_again() -> None:
+    """Else the next class of that number would begin with them."""
+    issuer = TagIssuer()
+    lane = Lane(agent_type=AgentType.RANKING, priority=Priority.LOW, resource_class=1)
+    other = replace(lane, resource_class=2)
+    issuer.advance(lane, lane.bottom + 7)
+    issuer.advance(other, other.bottom + 1)
+    assert issuer.unstored_times() == {lane: lane.bottom + 7, other: other.bottom + 1}
+    issuer.merge_stored_times(issuer.unstored_times())
+    issuer.merge_stored_times({other: other.bottom + 2})
+    assert issuer.unstored_times() == {}
+    issuer.advance(lane, lane.bottom + 3)
+    assert issuer.unstored_times() == {lane: lane.bottom + 3}
 
 
 async def test_goals_share_a_lane_of_a_class_as_they_share_any(service: Service, database: Database) -> None:
