@@ -162,7 +162,7 @@ class Broker:
         # Without calls since the last scan there is nobody to serve, and idle replicas should not load the database.
         if self._waiters or self._had_calls:
             self._had_calls = False
-            self._mark_ready(await self._scanner.scan(self._lanes.unseen_below()))
+            self._mark_ready(await self._scanner.scan(self._lanes))
             self._wake.set()
 
     async def _run(self) -> None:

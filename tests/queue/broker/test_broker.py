@@ -17,6 +17,7 @@ from app.kernel.errors import DatabaseUnavailable, ShuttingDown, WorkerGone
 from app.kernel.ids import WorkerId
 from app.kernel.lanes import Priority
 from app.kernel.states import WorkerState
+from app.queue.broker import lane_view
 from app.queue.broker.broker import Broker
 from app.queue.broker.calls import LeaseCall
 from app.queue.broker.dispatch import IdleTimes
@@ -84,6 +85,31 @@ async def test_a_waiting_worker_gets_unannounced_work(database: Database, broker
     await _waiting(broker)
     await execute(database, "UPDATE tasks SET run_at = NULL")
     assert await waiting is not None
+
+
+async def test_a_waiting_worker_gets_a_task_that_was_locked_while_a_claim_went_by(
+    database: Database, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever had locked it announces nothing, as after a rollback; nor is it new."""
+    monkeypatch.setattr(lane_view, "_SCAN_EVERY", 1)
+    worker, idle = await ready_worker(database), await ready_worker(database)
+    assert await broker.lease(_call(idle)) is None
+
+    async def scanned() -> bool:
+        return broker._scanner._scan_count > 0
+
+    # The first scan sees everything.
+    await until(scanned)
+    passed_id, next_id = await submitted(database, 2)
+    await execute(database, "UPDATE tasks SET waiting_since = now() - interval '1 min'")
+    async with database.transaction() as connection:
+        await connection.exec_driver_sql("SELECT FROM tasks WHERE id = $1 FOR UPDATE", (passed_id,))
+        lease = await broker.lease(_call(worker), 30)
+        assert lease is not None
+        assert lease.task_id == next_id
+    lease = await broker.lease(_call(idle), 30)
+    assert lease is not None
+    assert lease.task_id == passed_id
 
 
 async def test_only_the_types_that_were_asked_for(database: Database, broker: Broker) -> None:

@@ -104,14 +104,63 @@ def test_the_types_with_the_most_urgent_work() -> None:
 async def test_a_scan_finds_work_that_was_not_announced_in_a_lane_that_is_closed(database: Database) -> None:
     """Its tag is above the one at which the lane ran out; meanwhile less urgent work keeps all workers busy."""
     view, scanner = LaneView(), LaneScanner(database)
-    await scanner.scan(view.unseen_below())
+    await scanner.scan(view)
     await submitted(database, 2, agent_type=AgentType.RANKING, priority=Priority.LOW)
     view.mark_ready({LOW: BOTTOM, HIGH: BOTTOM})
     view.begin_claim()
     view.record_claim(HIGH, [0.5], is_exhausted=True)
-    assert await scanner.scan(view.unseen_below()) == {}
+    assert await scanner.scan(view) == {}
     await execute(database, "UPDATE tasks SET priority = 3, tag = 2 WHERE seq = (SELECT max(seq) FROM tasks)")
-    assert await scanner.scan(view.unseen_below()) == {HIGH: 2.0}
+    assert await scanner.scan(view) == {HIGH: 2.0}
+
+
+def _claim(view: LaneView, *tags: float) -> None:
+    view.begin_claim()
+    view.record_claim(LOW, tags, is_exhausted=True)
+
+
+async def _missing(database: Database, *, tag: float) -> tuple[LaneView, LaneScanner]:
+    """A view whose claims went from tag 1 to 9 past a task of this tag, which is not new, and a scanner of it."""
+    view, scanner = LaneView(), LaneScanner(database)
+    await scanner.scan(view)
+    await submitted(database, agent_type=AgentType.RANKING, priority=Priority.LOW)
+    await execute(database, "UPDATE tasks SET tag = $1, waiting_since = now() - interval '1 min'", tag)
+    view.mark_ready({LOW: 1.0})
+    _claim(view, 9.0)
+    return view, scanner
+
+
+async def test_scans_look_twice_for_tasks_that_claims_have_missed(database: Database) -> None:
+    """The second time when whoever had locked such a task has let it go for sure."""
+    view, scanner = await _missing(database, tag=5.0)
+    later = lane_view._LAST_LOOK_AFTER
+    assert [await scanner.scan(view) for _ in range(2 * later)] == [
+        {LOW: 5.0} if number in (0, later) else {} for number in range(2 * later)
+    ]
+
+
+@pytest.mark.parametrize("tag", [0.5, 9.5])
+async def test_only_tags_that_claims_went_through_are_looked_at(database: Database, tag: float) -> None:
+    view, scanner = await _missing(database, tag=tag)
+    assert await scanner.scan(view) == {}
+
+
+async def test_a_task_that_stays_locked_does_not_lead_claims_back_to_it_for_ever(database: Database) -> None:
+    """They would go through more and more dead entries."""
+    view, scanner = await _missing(database, tag=5.0)
+    count = 0
+    for number in range(10, 30):
+        missed_tags = await scanner.scan(view)
+        count += len(missed_tags)
+        view.mark_ready(missed_tags or {LOW: number - 1.0})
+        _claim(view, float(number))
+    assert count == 2
+
+
+async def test_what_no_claim_would_lease_is_not_missed(database: Database) -> None:
+    view, scanner = await _missing(database, tag=5.0)
+    await execute(database, "INSERT INTO holds (goal_id, reason) VALUES ('goal', 'paused')")
+    assert await scanner.scan(view) == {}
 
 
 @pytest.mark.parametrize(("seconds", "full_scans"), [(0.0, 3), (0.2, 1)])
@@ -132,6 +181,6 @@ async def test_a_full_scan_that_took_long_comes_seldom(
     monkeypatch.setattr(lane_view, "_FULL_SCAN_SHARE", 0.01 if seconds else 1.0)
     scanner = LaneScanner(database)
     for _ in range(3):
-        await scanner.scan(LaneView().unseen_below())
+        await scanner.scan(LaneView())
         await asyncio.sleep(0.01)
     assert count == full_scans

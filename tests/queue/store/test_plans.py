@@ -13,7 +13,7 @@ import pytest
 
 from app.db.database import Database
 from app.goals.store import compute
-from app.queue.store import attempts, claims, completions, holds, lanes
+from app.queue.store import attempts, claims, completions, holds, lanes, missed_tasks
 from app.workers.store import workers
 from tests.conftest import PROCESS, named, run_on
 from tests.support.factories import GENERATION, ready_worker, submitted
@@ -129,9 +129,11 @@ async def test_completions_signs_and_heartbeats_find_their_rows_by_key(full: Dat
 
 @pytest.mark.slow
 async def test_looking_for_work_is_one_probe_a_lane(full: Database) -> None:
-    plan = await _plans(full, claims._READY_LANES, ["generation", "proximity"], [1, 2], [0.0, 5.0], [inf] * 2)
-    assert "using tasks_claim on tasks" in plan
-    assert not _walks(plan, "tasks")
+    for statement in (claims._READY_LANES, missed_tasks._LOWEST):
+        plan = await _plans(full, statement, ["generation", "proximity"], [1, 2], [0.0, 5.0], [inf] * 2)
+        assert plan.count("Index Scan using tasks_claim on tasks") == 2
+        assert re.search(r"\(tag >= \w+\.\w+\) AND \(tag < \w+\.\w+\)", plan)
+        assert not _walks(plan, "tasks")
 
 
 @pytest.mark.slow
