@@ -14,8 +14,8 @@ from app.diagnosis.api import why
 from app.goals.api import goals
 from app.health.api import alerts, degradation, probes, prometheus, report, runtime, series, utilisation
 from app.http import openapi, problems, swagger
+from app.http.addresses import AddressCheck
 from app.http.bodies import Uploads
-from app.http.bounds import AddressCheck
 from app.http.fast_routes import FastLane, LeanRoute
 from app.http.refusals import RefusalWatch
 from app.http.security import SecureAnswers
