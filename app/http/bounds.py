@@ -240,6 +240,9 @@ class BoundedHeads(HttpToolsProtocol):
         self._pending, self._in_head = 0, False
         self.scope["extensions"] = _EXTENSIONS
         super().on_headers_complete()
+        # Trailers come from here on, which are no headers, and which nobody asks for (RFC 9110, 6.5.1): a key or an
+        # address among them has passed no proxy's check.
+        self.headers = []
         if self.cycle is not None:
             self.cycle.__class__ = JoinedAnswer  # uvicorn asks nobody of which class to make it
         # A request behind one that has closed the connection, as every one does while the service stops.

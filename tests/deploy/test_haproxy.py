@@ -151,6 +151,22 @@ async def test_no_caller_may_say_itself_where_it_comes_from(place: Place, throug
         assert await _refused(neighbour, 2) == [401] * 2
 
 
+async def test_nor_behind_the_body_of_its_request(place: Place) -> None:
+    """haproxy passes trailers on, and overwrites the header only."""
+    port, statuses = int(place.url.rpartition(":")[2]), []
+    for number in range(40):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=("127.0.0.6", 0))
+        lines = ["POST /lease HTTP/1.1", "Host: x", f"Authorization: {_NO_KEY['Authorization']}", "Connection: close"]
+        lines += ["Transfer-Encoding: chunked", "", "2", "{}", "0", f"X-Forwarded-For: 10.1.0.{number}", "X: y", "", ""]
+        writer.write("\r\n".join(lines).encode())
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            statuses.append(int((await reader.read()).split()[1]))
+        writer.close()
+    # Each API allows ten, and forgives one in six seconds.
+    assert statuses.count(401) < 30, statuses
+    assert statuses[-1] == 429
+
+
 async def test_answers_of_an_exchange_come_one_by_one(place: Place) -> None:
     """Those that wait hold back none of those that are there, and none is lost on the way."""
     async with _client(place.url) as client:
