@@ -5,6 +5,7 @@ import resource
 from http import HTTPStatus
 from typing import ClassVar, NamedTuple
 
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -217,7 +218,7 @@ class BoundedHeads(HttpToolsProtocol):
         """Pass bytes to the parser, and refuse a head that it only accumulates."""
         # The parser keeps an unfinished head in memory; the callbacks below reset the count when a part is complete.
         self._pending += len(data)
-        super().data_received(data)
+        self._feed(data)
         if self._pending > MAX_HEAD_BYTES:
             self.logger.warning("the head of a request is larger than %s bytes", MAX_HEAD_BYTES)
             self.send_400_response("The head of the request is too large.")
@@ -228,6 +229,39 @@ class BoundedHeads(HttpToolsProtocol):
             self._watch_body()
         elif self._giving_up is None:
             self._wait()
+
+    def _feed(self, data: bytes) -> None:
+        """Do as uvicorn's `data_received`, but with a request that offers to go on in another protocol."""
+        self._unset_keepalive_if_required()
+        while data:
+            try:
+                self.parser.feed_data(data)
+                return
+            except HttpParserError:
+                self.logger.warning("Invalid HTTP request received.")
+                self.send_400_response("Invalid HTTP request received.")
+                return
+            except HttpParserUpgrade as upgrade:
+                data = self._without_upgrade(data[upgrade.args[0] :])
+
+    def _should_upgrade(self) -> bool:
+        """Let uvicorn make nothing of a head with such an offer, as it comes a second time without."""
+        return True
+
+    def _without_upgrade(self, following: bytes) -> bytes:
+        """The head that has just come without its offer, which a server may ignore (RFC 9110, 7.8), and what follows.
+
+        A parser that has seen the offer takes the body for the next request, so there is a new one for them.
+        """
+        method, version, headers = self.scope["method"], self.scope["http_version"], self.scope["headers"]
+        if method == "CONNECT":
+            self.send_400_response("This is no proxy, which CONNECT is for.")
+            return b""
+        self.parser = HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        lines = [b"%b %b HTTP/%b" % (method.encode(), self.url, version.encode())]
+        lines += [b"%b: %b" % header for header in headers if header[0] != b"upgrade"]
+        return b"\r\n".join([*lines, b"", following])
 
     def on_message_begin(self) -> None:
         """Note that a request has begun."""
