@@ -29,8 +29,15 @@ class JoinedAnswer(RequestResponseCycle):
 
     async def send(self, message: Message) -> None:  # type: ignore[override]  # the same, by its older name
         """ASGI."""
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
+        # Of several requests in a row uvicorn tells only the last that the client is gone, and uvloop lets nobody write
+        # to it any more. From here to the write nothing waits, so this is true of the write too.
+        if self.disconnected or self.transport.is_closing():
+            self.disconnected = True
+            return
         if message["type"] == JSON_BODY:
-            await self._send_json(message["body"])
+            self._send_json(message["body"])
             return
         head, self._head = self._head, None
         if message["type"] == "http.response.start":
@@ -42,6 +49,8 @@ class JoinedAnswer(RequestResponseCycle):
             if self._write_whole(head, message):
                 return
             await super().send(head)  # type: ignore[arg-type]
+            await self.send(message)  # the client may not have taken the head yet
+            return
         await super().send(message)  # type: ignore[arg-type]
 
     async def receive(self) -> Message:  # type: ignore[override]  # the same, by its older name
@@ -54,22 +63,17 @@ class JoinedAnswer(RequestResponseCycle):
         body, self.body = bytes(self.body), bytearray()
         return {"type": "http.request", "body": body, "more_body": False}
 
-    async def _send_json(self, body: bytes) -> None:
-        if self.flow.write_paused and not self.disconnected:
-            await self.flow.drain()
-        if not self.disconnected:
-            lines = _usual_head(tuple(self.default_headers)), b"%d\r\n" % len(body), _USUAL_HEADERS
-            self._write(*lines, *self._last_lines(), body)
+    def _send_json(self, body: bytes) -> None:
+        lines = _usual_head(tuple(self.default_headers)), b"%d\r\n" % len(body), _USUAL_HEADERS
+        self._write(*lines, *self._last_lines(), body)
 
     def _write_whole(self, head: Message, message: Message) -> bool:
-        """Write the answer if it is whole and the client takes it; return whether that was done."""
+        """Write the answer if it is whole; return whether that was done."""
         body: bytes = message.get("body", b"")
         headers: list[tuple[bytes, bytes]] = head["headers"]
         if (
             message["type"] != "http.response.body"
             or message.get("more_body", False)
-            or self.flow.write_paused
-            or self.disconnected
             or self.access_log
             or self.scope["method"] == "HEAD"
             or not _are_plain(headers, len(body))

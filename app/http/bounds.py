@@ -139,7 +139,7 @@ class BoundedHeads(HttpToolsProtocol):
         while BoundedHeads._unread_bytes > self.max_unread_bytes and len(self._unread) > 1:
             slowest = next(iter(self._unread))
             slowest._forget_unread()
-            slowest._cut_off()
+            slowest.transport.abort()
 
     def resume_writing(self) -> None:
         """Count an answer no longer, and what follows anew."""
@@ -176,15 +176,9 @@ class BoundedHeads(HttpToolsProtocol):
         self._untaken = size
         due = (now - self._answered_at - pace.free_seconds) * pace.bytes_per_second
         if now - self._taken_at > pace.gap_seconds or self._taken < due:
-            self._cut_off()
+            self.transport.abort()
         else:
             self._watching = self.loop.call_later(1.0, self._check_taking)
-
-    def _cut_off(self) -> None:
-        """End the connection at once; what is still answered is dropped, as uvloop lets nobody write to it any more."""
-        if self.cycle is not None:
-            self.cycle.disconnected = True
-        self.transport.abort()
 
     def _forget_unread(self) -> None:
         BoundedHeads._unread_bytes -= self._unread.pop(self, 0)
@@ -362,7 +356,7 @@ class BoundedHeads(HttpToolsProtocol):
         # Many at once, so that a flood of connections does not sort all of them again for each one.
         count = max(1, self.max_connections // 16)
         for connection in sorted(closable, key=lambda c: (c._is_admitted(), c._began_at))[:count]:
-            connection._cut_off()
+            connection.transport.abort()
         BoundedHeads._room = min(count, len(closable))
 
     def _is_admitted(self) -> bool:

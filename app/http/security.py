@@ -46,12 +46,7 @@ class SecureAnswers:
                 _secure(page["headers"], (_NOTHING[0], _PAGE.format(scripts=scripts).encode()))
                 await send(dict(page))
                 page.clear()
-            try:
-                await send(message)
-            except RuntimeError as error:
-                # uvloop lets nobody write to a connection that was closed a moment ago, where asyncio drops what comes.
-                if "handler is closed" not in str(error):
-                    raise
+            await send(message)
 
         await self._app(scope, receive, send_securely)
 

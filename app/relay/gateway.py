@@ -38,10 +38,6 @@ class Gateway:
         except AnswerBroken as error:
             # The server hangs up on an answer without an end.
             log.warning("an answer broke off: %s", error)
-        except RuntimeError as error:
-            # uvloop lets nobody write to a connection that was closed a moment ago, where asyncio drops what comes.
-            if "handler is closed" not in str(error):
-                raise
 
     async def stop(self, seconds: float) -> None:
         """Refuse new requests, answer leases that wait, and give other calls some seconds to end."""

@@ -33,6 +33,9 @@ class _Client:
     def close(self) -> None:
         self.is_closed = True
 
+    def is_closing(self) -> bool:
+        return self.is_closed
+
     async def drain(self) -> None:
         self.write_paused = False
 

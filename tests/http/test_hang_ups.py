@@ -1,0 +1,69 @@
+"""A client that hangs up on the answers to several requests in a row is no error of ours, as uvloop would have it."""
+
+import asyncio
+import socket
+import struct
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.kernel.access import Role
+from tests.support.service import registration
+from tests.system.conftest import Api, api_process
+
+_LARGE = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
+_TIMES = 5
+
+
+@pytest.fixture
+async def process(database_url: str, tmp_path: Path) -> AsyncIterator[Api]:
+    async with api_process(database_url, tmp_path) as process:
+        yield process
+
+
+def _reset_unread(process: Api, requests: bytes) -> socket.socket:
+    """A client with room for few bytes, which sends all of these and takes no answer."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.connect(("127.0.0.1", process.port))
+    client.sendall(requests)
+    return client
+
+
+def _post(path: str, body: bytes, *lines: str) -> bytes:
+    own = ["Content-Type: application/json", f"Content-Length: {len(body)}"]
+    return "\r\n".join([f"POST {path} HTTP/1.1", "Host: x", *own, *lines, "", ""]).encode() + body
+
+
+async def _heartbeat(process: Api) -> bytes:
+    """A lean call that is answered with 200."""
+    async with httpx.AsyncClient(base_url=process.url, trust_env=False) as client:
+        answer = await client.post("/workers", json=registration(), headers=process.bearer(Role.POOL))
+    worker = answer.json()
+    return _post(
+        f"/workers/{worker['worker_id']}/heartbeat", b'{"state": "ready"}', f"Authorization: Bearer {worker['key']}"
+    )
+
+
+@pytest.mark.parametrize("lane", ["lean", "lean with a key", "plain", "general", "page"])
+async def test_answers_that_nobody_takes_any_more_are_dropped(process: Api, tmp_path: Path, lane: str) -> None:
+    requests = {
+        "lean": _post("/lease", b"{}"),
+        "plain": _post("/tasks", b"{}"),
+        "general": b"GET /tasks HTTP/1.1\r\nHost: x\r\n\r\n",
+        "page": b"GET /docs HTTP/1.1\r\nHost: x\r\n\r\n",
+    }
+    request = await _heartbeat(process) if lane == "lean with a key" else requests[lane]
+    for _ in range(_TIMES):
+        client = _reset_unread(process, (_LARGE + request) * 30)
+        await asyncio.sleep(0.5)
+        client.close()
+    await asyncio.sleep(0.5)
+    async with httpx.AsyncClient(base_url=process.url, trust_env=False) as other:
+        assert (await other.get("/livez")).status_code == 200
+    log = (tmp_path / "api.log").read_text()
+    assert "Traceback" not in log, log[:2000]
+    assert "returned without" not in log, log[:2000]
