@@ -131,7 +131,8 @@ class PlainRoute(GuardedRoute):
         """Whether the request is one of those."""
         if scope["query_string"] or scope["method"] not in (self.methods or ()):
             return False
-        head = dict(scope["headers"])
+        # Of several the first counts, as it does for the framework.
+        head = dict(reversed(scope["headers"]))
         return head.get(b"content-type") == b"application/json" and head.get(b"content-length", b"0") != b"0"
 
     async def serve_plain(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -71,6 +71,23 @@ async def test_a_body_is_required(service: Service, length: str) -> None:
     assert (answer.status_code, answer.json()["errors"]) == (422, [{"path": "body", "message": "Field required"}])
 
 
+_TYPES = [("application/json", "text/plain"), ("text/plain", "application/json")]
+# Short, but dear to parse.
+_HEAVY = b'{"agent_type": "generation", "payload": {"a": [' + b",".join([b"[]"] * 400_000) + b"]}}"
+_BODIES = {"valid": b'{"agent_type": "generation"}', "broken": b"{", "heavy": _HEAVY}
+
+
+@pytest.mark.parametrize("types", _TYPES, ids=lambda types: str(types[0]))
+@pytest.mark.parametrize("body", _BODIES)
+async def test_of_several_types_the_first_counts(service: Service, types: tuple[str, str], body: str) -> None:
+    """For both ways, so that no body goes unweighed to the parser."""
+    lines = [("Authorization", f"Bearer {service.keys[Role.SUPERVISOR]}"), *[("Content-Type", kind) for kind in types]]
+    answer = await service.client.post("/tasks", content=_BODIES[body], headers=lines)
+    as_json = {"valid": (201, None), "broken": (400, "malformed_request"), "heavy": (413, "body_too_complex")}
+    expected = as_json[body] if types[0] == "application/json" else (422, "invalid_request")
+    assert (answer.status_code, answer.json().get("code")) == expected
+
+
 async def test_what_is_not_json_goes_the_general_way(service: Service) -> None:
     answer = await service.ask("POST", "/tasks", _TASK, headers={"Content-Type": "text/plain"})
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
