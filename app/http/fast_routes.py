@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.db.driver_uuids import parse_uuid
 from app.http import problems
+from app.http.addresses import is_readable
 from app.http.answers import JSON_BODY
 from app.http.bodies import Uploads, declared_limit, uploader, validate, validate_plain
 from app.http.guard import admit, admit_remembered, admit_to_route, declared_scopes
@@ -199,9 +200,14 @@ class FastLane:
             plain = self._plain.get(path)
             if plain is not None and plain.is_plain(scope):
                 return plain.serve_plain(scope, receive, send)
-            # Nothing of the middleware is missed: lean routes answer their own errors and are not instrumented.
+            # Of the middleware only the check of addresses is missed, so one that is not UTF-8 is left to it: lean
+            # routes answer their own errors, take no query and are not instrumented.
             lean = self._lean.get(path.rpartition("/")[2])
-            if lean is not None and (match := lean.path_regex.match(path)) is not None:
+            if (
+                lean is not None
+                and (match := lean.path_regex.match(path)) is not None
+                and ("\ufffd" not in path or is_readable(scope))
+            ):
                 scope["path_params"] = match.groupdict()
                 return lean.app(scope, receive, send)
         return self._app(scope, receive, send)

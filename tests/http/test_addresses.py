@@ -6,6 +6,7 @@ from uuid import uuid4
 import pytest
 
 from app import application
+from app.kernel.access import Role
 from tests.support.problems import is_problem
 from tests.support.routes import routes
 from tests.support.service import Service
@@ -42,6 +43,49 @@ async def test_an_address_that_is_not_utf_8_is_refused(service: Service) -> None
     for goal in ("%EF%BF%BD", "%C3%A4"):
         assert (await service.get(f"/goals/{goal}/weight"))["weight"] == 1
         assert (await service.ask("PUT", f"/goals/{goal}/weight", {"weight": 5})).status_code == 200
+
+
+async def test_nor_is_one_of_a_hot_call(service: Service) -> None:
+    worker = await service.worker()
+    for path in ("/leases/%ff/start", "/leases/a%C3/complete", "/workers/%ff/heartbeat"):
+        is_problem(await worker.ask(path, {}), 400, "malformed_request")
+    # The answer to any other id that is none.
+    is_problem(await worker.ask("/leases/%EF%BF%BD/start", {"token": 1}), 422, "invalid_request")
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/lease"),
+        ("POST", "/workers/{worker}/heartbeat"),
+        ("POST", "/tasks"),
+        ("GET", "/tasks"),
+        ("GET", "/goals/{worker}/weight"),
+        ("GET", "/llm/models/x"),
+        ("GET", "/livez"),
+        ("GET", "/docs"),
+        ("GET", "/metrics"),
+        ("GET", "/dashboard"),
+    ],
+)
+async def test_an_address_ends_where_it_ends(service: Service, method: str, path: str) -> None:
+    """One more line end makes it another address, which there is not: nothing is leased or submitted there."""
+    worker = await service.worker()
+    await service.submitted()
+    key = worker.key if method == "POST" and path != "/tasks" else Role.ADMIN
+    for ending in ("%0A", "%0D%0A", "%0A%0A"):
+        answer = await service.ask(method, path.format(worker=worker.id) + ending, {"agent_type": "ranking"}, key=key)
+        is_problem(answer, 404, "not_found")
+        assert len(answer.headers.get_list("x-content-type-options")) == 1
+    assert len((await service.get("/tasks"))["items"]) == 1
+    assert (await worker.lease())["token"]
+
+
+async def test_an_id_may_end_in_a_line_end(service: Service) -> None:
+    await service.post("/goals", {"id": "a\n", "objective": "what moves the planets?"})
+    assert (await service.get("/goals/a%0A"))["id"] == "a\n"
+    assert (await service.get("/goals/a%0A/weight"))["weight"] == 1
+    is_problem(await service.ask("GET", "/goals/a"), 404, "goal_not_found")
 
 
 async def test_an_address_with_very_many_parameters_is_refused_before_they_are_read(service: Service) -> None:
