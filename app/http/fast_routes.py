@@ -72,8 +72,10 @@ class LeanRoute(APIRoute):
         services: Services = state.services
         # The key comes first, so that a stranger's body is not even read.
         authorization = _authorization(scope)
-        principal = admit_remembered(services, authorization, *self._needs) if authorization else None
-        if principal is None or services.stopping:
+        principal = None
+        if authorization and not services.stopping:
+            principal = admit_remembered(services, authorization, *self._needs)
+        if principal is None:
             principal = await admit(services, authorization, *self._needs)
         scope.setdefault("state", {})["principal"] = principal  # tells that the connection is used with a key
         uploads: Uploads = state.uploads

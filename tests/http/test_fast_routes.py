@@ -9,6 +9,7 @@ from app import application
 from app.admin.service.keyring import Keyring
 from app.http.fast_routes import LeanRoute
 from app.http.guard import requires
+from app.http.refusals import Refusals
 from app.kernel.access import Role, Scope
 from app.workers.service.workers import Heartbeats
 from tests.support import exchanges
@@ -137,3 +138,16 @@ async def test_access_is_checked_before_the_body_is_read(service: Service) -> No
     answer = await service.ask("POST", "/lease", key=None, content="{")
     assert answer.status_code == 401
     assert (await service.ask("POST", "/lease", key=Role.READER, content="{")).status_code == 403
+
+
+@pytest.mark.parametrize("role", [Role.READER, Role.SUPERVISOR])
+async def test_a_service_that_stops_says_so_to_all_and_counts_nobody(service: Service, role: Role) -> None:
+    """Also to a key that it remembers, whatever that may do."""
+    assert (await service.ask("POST", "/lease", {}, key=role)).status_code == 403
+    refusals = service.app.state.services[Refusals]
+    before = dict(refusals.totals)
+    service.app.state.services.stopping = True
+    for path in ("/lease", "/tasks"):
+        answer = await service.ask("POST", path, {}, key=role)
+        assert (answer.status_code, answer.json()["code"]) == (503, "shutting_down")
+    assert dict(refusals.totals) == before
