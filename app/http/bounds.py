@@ -73,7 +73,11 @@ class _Flow(FlowControl):
         self._protocol = protocol
 
     def resume_reading(self) -> None:
-        """Read on, first what is held; not while requests wait for the answers to those before."""
+        """Read on, first what is held; not while requests wait for the answers to those before.
+
+        Until then nobody sees the client hang up: a call that waits for a task, with other requests behind it on its
+        connection, waits its time out. Clients send none behind a call that waits, and a lease without a holder ends.
+        """
         if not self.read_paused or self._protocol.pipeline:
             return
         if self._protocol.holds_bytes:
