@@ -71,14 +71,13 @@ class Waits(Generic[Key]):
         return False
 
     def add(self, key: Key, call: LeaseCall, wait_seconds: float) -> None:
-        """Let a call wait. Raises ShuttingDown."""
+        """Let a call wait, unless nobody wants answers any more. Raises ShuttingDown."""
+        if self._is_closed:
+            # Not even for a moment: it would end a newer call of the same worker.
+            return
         answer = SharedAnswer(self, key)
         waiter = self._broker.join(call, answer, may_wait=wait_seconds > 0, on_try=self._wake)
         answer.waiter = waiter
-        if self._is_closed:
-            answer.cancel()
-            self._leave(answer)
-            return
         self._open[answer] = None
         self._untried.append(waiter)
         if wait_seconds:

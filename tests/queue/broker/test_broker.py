@@ -21,6 +21,7 @@ from app.queue.broker import lane_view
 from app.queue.broker.broker import Broker
 from app.queue.broker.calls import LeaseCall
 from app.queue.broker.dispatch import IdleTimes
+from app.queue.broker.waits import Waits
 from app.queue.errors import WorkerBusy, WorkerNotFound, WorkerNotReady
 from app.queue.rules.fair_queueing import FairQueue
 from app.queue.rules.tasks import LeasePolicy
@@ -426,6 +427,17 @@ async def test_a_lease_of_a_caller_that_hung_up_is_released_at_once(
     assert lease is not None
     assert (lease.task_id, lease.token, lease.attempt) == (task_id, 2, 1)
     assert await value(database, "SELECT rescues FROM tasks") == 0
+
+
+async def test_withdrawn_calls_end_no_newer_call_of_their_worker(database: Database, broker: Broker) -> None:
+    worker_id = await ready_worker(database)
+    waits = Waits[str](broker, lambda *_: None, lambda: None)
+    waits.close()
+    newer = asyncio.create_task(broker.lease(_call(worker_id), 30))
+    await _waiting(broker)
+    waits.add("late", _call(worker_id), 30)
+    await submitted(database)
+    assert await newer is not None
 
 
 async def test_a_worker_whose_time_is_limited_gets_what_ends_in_it(database: Database, broker: Broker) -> None:
