@@ -1,4 +1,6 @@
-"""Claims: lease one task to each of many waiting workers, by one statement that waits for nobody.
+"""Claims: lease one task to each of many waiting workers, by one statement that waits for no task of anybody else.
+
+It waits, no longer than anything on the hot path waits for a lock, for a replica that is serving one of its workers.
 
 A claim reads a lane from its floor on, the lowest tag at which a task may wait: below are only tasks at work, and dead
 index entries, which vacuum cannot remove while somebody keeps an old snapshot. No claim should walk over either.
@@ -132,7 +134,7 @@ _WORKER = """LEFT JOIN LATERAL (
 # - `is_shifted` are the lanes in which a worker would get the task that its attempt has just failed at: there everybody
 #   gets the task of the one before. A lone worker gets that task only when it has waited for `avoid_seconds`.
 # - `recorded` is the fence between replicas: two that lease to one worker at once write the same key (worker_id, n), so
-#   the second fails as a whole.
+#   the second waits for the first, and fails as a whole.
 #
 # Of lanes with a resource class a claim reads only their own range of tags. And only tasks that ask for just what this
 # process knows of the class: it may have gone meanwhile, and its number to another.
@@ -262,7 +264,8 @@ async def claim(
 ) -> list[ClaimOutcome]:
     """Lease one task to each request for which there is one; return an outcome for each, in their order.
 
-    Raises asyncpg.UniqueViolationError when another replica has just served one of the workers.
+    Raises asyncpg.UniqueViolationError when another replica has just served one of the workers, and
+    asyncpg.LockNotAvailableError when it takes long to.
     """
     of_classes = [request for request in requests if request.resources]
     if not of_classes:

@@ -11,7 +11,7 @@ import pytest
 
 from app.db.database import Database
 from app.kernel.agents import AgentType
-from app.kernel.errors import ConvenerError
+from app.kernel.errors import ConvenerError, Locked
 from app.kernel.ids import WorkerId
 from app.kernel.lanes import Lane
 from app.queue.broker.broker import Broker
@@ -158,9 +158,12 @@ async def test_a_task_submitted_at_one_replica_wakes_a_worker_that_waits_at_the_
     assert lease.task_id == task_id
 
 
+@pytest.mark.parametrize("is_slow", [False, True])
 async def test_tasks_that_a_failed_claim_had_locked_are_announced_to_brokers_that_skipped_them(
-    database: Database, replica: Database, monkeypatch: pytest.MonkeyPatch
+    database: Database, replica: Database, monkeypatch: pytest.MonkeyPatch, is_slow: bool
 ) -> None:
+    """It fails as soon as the other replica has served the same worker, or when that takes too long."""
+
     async def not_now(*_: object) -> None:
         """Nothing looks through the lanes."""
 
@@ -181,13 +184,16 @@ async def test_tasks_that_a_failed_claim_had_locked_are_announced_to_brokers_tha
     await until_blocked(database)
     assert (await other.lease(_call(passing, agents=GENERATING))) is not None
 
-    await transaction.commit()
+    if not is_slow:
+        await transaction.commit()
 
-    with pytest.raises(WorkerBusy):
+    with pytest.raises(Locked if is_slow else WorkerBusy):
         await failing
     found = await other.lease(_call(later, agents=GENERATING), 20)
     assert found is not None
     assert found.task_id == lower
+    if is_slow:
+        await transaction.rollback()
     await one.stop()
     await other.stop()
     await connection.close()
