@@ -14,6 +14,7 @@ from operator import attrgetter
 from app.db import hot_path
 from app.db.database import Database
 from app.db.notify import RESOURCES, News, work
+from app.kernel.agents import AgentType
 from app.kernel.errors import ConvenerError, DatabaseUnavailable, ShuttingDown
 from app.kernel.ids import WorkerId
 from app.kernel.lanes import Lane
@@ -219,20 +220,22 @@ class Broker:
                 await self._refresh_lanes()
             batch = self._next_batch()
             if not batch:
-                self._answer_expired(None)
                 return
             await self._claim(batch)
 
     def _next_batch(self) -> list[Waiter]:
         """The waiters to serve now, longest idle first, each with a lane.
 
-        A new one without a lane is included: the claim tells whether its worker may be served at all.
+        A new one without a lane is included: the claim tells whether its worker may be served at all. One for which
+        there is nothing is answered, where it may not wait, as others may keep the broker busy for long.
         """
         batch: list[Waiter] = []
         batch_lanes = BatchLanes()
         ends: dict[Lane, datetime | None] = {}
+        plain_agents = self._lanes.agents()
         for waiter in sorted(self._waiters.values(), key=_IDLE_SINCE):
-            if waiter.in_flight or waiter.is_draining:
+            if waiter.is_draining:
+                self._end_try(waiter)
                 continue
             # The lane is charged at once, so that the next worker of the batch goes by it; a refund follows where the
             # claim finds no task.
@@ -245,6 +248,10 @@ class Broker:
             if waiter.lane is not None:
                 waiter.charge = self.fairness.charge(waiter.lane.agent_type)
             elif not waiter.is_new:
+                # Where its lanes are only full, its turn is in a later claim, too.
+                is_waiting = waiter.may_wait and waiter.is_tried
+                if not is_waiting and fitting.isdisjoint(plain_agents):
+                    self._end_try(waiter, fitting)
                 continue
             batch.append(waiter)
             if len(batch) == _MAX_BATCH:
@@ -282,7 +289,7 @@ class Broker:
                 waiter.in_flight = False
                 # One without a lane, though there is work for it, has its turn when claims have grown wider.
                 if waiter.lane is not None or waiter.call.agent_types.isdisjoint(self._lanes.agents()):
-                    _note_try(waiter)
+                    waiter.note_try()
 
     def _announce_lanes(self, requests: list[ClaimRequest]) -> None:
         """Announce the lanes of a claim that failed: other brokers have skipped the tasks that it had locked."""
@@ -337,13 +344,22 @@ class Broker:
                 return lease
         raise WorkerBusy
 
-    def _answer_expired(self, error: Exception | None) -> None:
-        """Answer the calls that may not wait any longer, with the error if there is one."""
+    def _answer_expired(self, error: Exception) -> None:
+        """Answer the calls that may not wait any longer with an error."""
         for waiter in list(self._waiters.values()):
-            if not waiter.may_wait and not (waiter.is_new and error is None):
+            if waiter.may_wait:
+                waiter.note_try()
+            else:
                 self._settle(waiter, error)
-            elif error is not None or not waiter.is_new:
-                _note_try(waiter)
+
+    def _end_try(self, waiter: Waiter, agents: frozenset[AgentType] = frozenset()) -> None:
+        """Note that there is no work of these agent types for a call, if so: where it may not wait, it is answered."""
+        if self._dispatcher.is_open_to(agents, waiter.call.offer):
+            return
+        if waiter.may_wait:
+            waiter.note_try()
+        else:
+            self._settle(waiter, None)
 
     def _settle(self, waiter: Waiter, outcome: Lease | Exception | None) -> None:
         if self._waiters.get(waiter.call.worker_id) is waiter:
@@ -354,10 +370,3 @@ class Broker:
             waiter.answer.set_exception(outcome)
         else:
             waiter.answer.set_result(outcome)
-
-
-def _note_try(waiter: Waiter) -> None:
-    if not waiter.is_tried:
-        waiter.is_tried = True
-        if waiter.on_try is not None:
-            waiter.on_try()

@@ -64,6 +64,13 @@ class Waiter:
     # Agent types of which all tasks at hand take longer than its worker lives.
     unfit_agents: set[AgentType] = field(default_factory=set)
 
+    def note_try(self) -> None:
+        """Note that it was tried to serve the call."""
+        if not self.is_tried:
+            self.is_tried = True
+            if self.on_try is not None:
+                self.on_try()
+
 
 def reconsider(waiters: Iterable[Waiter]) -> None:
     """Let workers whose time is limited try again where nothing fitted before."""

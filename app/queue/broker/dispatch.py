@@ -110,6 +110,12 @@ class Dispatcher:
                 batch.candidates.clear()
         return lane
 
+    def is_open_to(self, can_run: frozenset[AgentType], offer: Resources | None) -> bool:
+        """Whether a worker could be served from any lane, also where that has enough workers in this claim."""
+        open_classes = self._lanes.open_classes
+        served = self.classes.served_by(offer, open_classes) if open_classes else ()
+        return not can_run.isdisjoint(self._lanes.best_lanes(served))
+
     def _candidates(self, able: Able, counts: Mapping[Lane, int]) -> _Candidates:
         """The agents with lanes that are not full yet, the most urgent of them without deferred ones, and the lanes."""
         can_run, classes = able if isinstance(able, tuple) else (able, ())

@@ -12,6 +12,7 @@ import pytest
 
 from app.db.database import Database
 from app.db.hot_path import HotConnection
+from app.kernel import resources
 from app.kernel.agents import AgentType
 from app.kernel.errors import DatabaseUnavailable, ShuttingDown, WorkerGone
 from app.kernel.ids import WorkerId
@@ -440,6 +441,88 @@ async def test_withdrawn_calls_end_no_newer_call_of_their_worker(database: Datab
     assert await newer is not None
 
 
+_CROWD = 20
+_GPU = '{"gpus": 1}'
+
+
+class _Crowd:
+    """Workers of which another one calls during each claim, so that the broker has some to serve all the time."""
+
+    def __init__(self, broker: Broker, monkeypatch: pytest.MonkeyPatch, calls: Sequence[LeaseCall]) -> None:
+        self.claims = 0
+        self.answers: list[asyncio.Future[store.Lease | None]] = []
+        self._broker, self._claim, self._calls = broker, store.claim, iter(calls)
+        monkeypatch.setattr(store, "claim", self._join_and_claim)
+
+    def join(self) -> None:
+        call = next(self._calls, None)
+        if call is not None:
+            self.answers.append(asyncio.get_running_loop().create_future())
+            self._broker.join(call, self.answers[-1], may_wait=True)
+
+    async def _join_and_claim(self, *given: Any) -> Any:
+        self.claims += 1
+        self.join()
+        return await self._claim(*given)
+
+
+@pytest.fixture(params=[None, _GPU], ids=["plain", "with resources"])
+async def crowd(
+    request: pytest.FixtureRequest, database: Database, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> _Crowd:
+    offer = resources.parse(request.param) if request.param else None
+    calls = [
+        replace(_call(await ready_worker(database), AgentType.GENERATION), offer=offer, acknowledge=True)
+        for _ in range(_CROWD)
+    ]
+    await submitted(database, _CROWD, resources=request.param)
+    return _Crowd(broker, monkeypatch, calls)
+
+
+@pytest.mark.parametrize("is_draining", [False, True])
+async def test_a_call_without_a_wait_is_answered_while_others_keep_coming(
+    database: Database, broker: Broker, crowd: _Crowd, is_draining: bool
+) -> None:
+    worker_id = await ready_worker(database)
+    if is_draining:
+        async with database.transaction() as connection:
+            await directives.direct(connection, worker_id, order(Directive.DRAIN, "enough"))
+    crowd.join()
+    assert await broker.lease(_call(worker_id, AgentType.RANKING)) is None
+    assert crowd.claims < _CROWD // 2
+    assert all(await asyncio.gather(*crowd.answers))
+
+
+async def test_a_wait_that_ends_during_its_claim_is_answered_while_others_keep_coming(
+    database: Database, broker: Broker, crowd: _Crowd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = store.claim
+    answer: asyncio.Future[store.Lease | None] = asyncio.get_running_loop().create_future()
+    waiter = broker.join(_call(await ready_worker(database), AgentType.RANKING), answer, may_wait=True)
+
+    async def slow(*given: Any) -> Any:
+        outcomes = await claim(*given)
+        if waiter.may_wait:
+            assert waiter.in_flight
+            broker.end_wait(waiter)
+        return outcomes
+
+    monkeypatch.setattr(store, "claim", slow)
+    crowd.join()
+    assert await answer is None
+    assert crowd.claims < _CROWD // 2
+    assert all(await asyncio.gather(*crowd.answers))
+
+
+async def test_calls_without_a_wait_have_their_turn_where_a_claim_has_no_place_for_all(
+    database: Database, broker: Broker
+) -> None:
+    ids = {*await submitted(database, 12)}
+    calls = [_call(await ready_worker(database), AgentType.GENERATION) for _ in range(12)]
+    leases = await asyncio.gather(*(broker.lease(call) for call in calls))
+    assert {lease.task_id for lease in leases if lease} == ids
+
+
 async def test_a_worker_whose_time_is_limited_gets_what_ends_in_it(database: Database, broker: Broker) -> None:
     worker_id = await ready_worker(database)
     (long,) = await submitted(database, timeout_seconds=300)
@@ -479,8 +562,9 @@ async def test_a_worker_for_which_nothing_fits_waits_for_news_and_holds_up_nobod
     assert lease.task_id == short
 
 
+@pytest.mark.parametrize("wait_seconds", [0, 5])
 async def test_workers_that_end_at_different_times_get_tasks_of_one_lane_each_once(
-    database: Database, broker: Broker
+    database: Database, broker: Broker, wait_seconds: float
 ) -> None:
     ids = {*await submitted(database, 6, timeout_seconds=5)}
     calls = [
@@ -490,5 +574,5 @@ async def test_workers_that_end_at_different_times_get_tasks_of_one_lane_each_on
         )
         for n in range(6)
     ]
-    leases = await asyncio.gather(*(broker.lease(call, 5) for call in calls))
+    leases = await asyncio.gather(*(broker.lease(call, wait_seconds) for call in calls))
     assert {lease.task_id for lease in leases if lease} == ids
