@@ -23,6 +23,7 @@ from app.queue.broker.calls import Answer, LeaseCall, Waiter, pass_over, reconsi
 from app.queue.broker.dispatch import BatchLanes, Dispatcher, IdleTimes, LeaseHistory, OnFirstLeases, WorkerPreferences
 from app.queue.broker.lane_view import LaneScanner, LaneView, synchronize_lanes
 from app.queue.broker.refusals import refusal
+from app.queue.broker.retries import Retries
 from app.queue.errors import WorkerBusy
 from app.queue.rules.fair_queueing import FairQueue
 from app.queue.rules.tasks import LeasePolicy
@@ -61,7 +62,8 @@ class Broker:
         self._classes = self._dispatcher.classes
         self._known_classes = {0}
         self._wake = asyncio.Event()
-        self._history = LeaseHistory(database, on_first_leases)
+        self._retries = Retries()
+        self._history = LeaseHistory(database, self._retries, on_first_leases)
         self._idle = IdleTimes()
         self._traces = traces
         self._tasks: list[asyncio.Task[None]] = []
@@ -99,7 +101,7 @@ class Broker:
             await serving
             synchronizing.cancel()
             await asyncio.gather(synchronizing, return_exceptions=True)
-            await self._history.finish()
+            await self._retries.finish()
 
     async def lease(self, call: LeaseCall, wait_seconds: float = 0.0) -> Lease | None:
         """Lease a task to this worker; None when there is none within the wait.

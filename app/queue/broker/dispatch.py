@@ -1,22 +1,21 @@
 """Dispatch of lanes to waiting workers, and the records of workers that it goes by."""
 
-import asyncio
-import logging
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from app.db import hot_path
 from app.db.database import Database
 from app.db.hot_path import HotConnection
 from app.kernel.agents import AgentType
-from app.kernel.errors import DatabaseUnavailable
 from app.kernel.ids import WorkerId
 from app.kernel.lanes import Lane
 from app.kernel.resources import Resources
 from app.kernel.states import WorkerState
 from app.queue.broker.class_view import ClassView
 from app.queue.broker.lane_view import LaneView
+from app.queue.broker.retries import Retries
 from app.queue.rules.degradation import deferred_lanes
 from app.queue.rules.fair_queueing import FairQueue
 from app.queue.service.degradation import CurrentStep
@@ -26,12 +25,6 @@ from app.queue.store.lanes import TagIssuer
 # Of more workers the oldest records are forgotten, which costs no more than a little fairness among them.
 _MAX_WORKERS = 20_000
 _LONGEST_BREAK_SECONDS = 5.0
-
-# Seconds until another try to record first leases; longer than a restart of the database takes.
-_PAUSES = (0.1, 0.3, 1, 3, 10, 30, 60)
-_FINISH_SECONDS = 1.0
-
-log = logging.getLogger(__name__)
 
 # Called with workers that get the first lease that this process knows of, on a connection of the hot path.
 OnFirstLeases = Callable[[HotConnection, Sequence[WorkerId]], Awaitable[None]]
@@ -205,11 +198,11 @@ class IdleTimes:
 class LeaseHistory:
     """Workers that have had leases of this process, to tell first ones."""
 
-    def __init__(self, database: Database, on_first: OnFirstLeases | None = None) -> None:
+    def __init__(self, database: Database, retries: Retries, on_first: OnFirstLeases | None = None) -> None:
         self._database = database
+        self._retries = retries
         self._on_first = on_first
         self._served: dict[WorkerId, None] = {}
-        self._calls: set[asyncio.Task[None]] = set()
 
     def record(self, worker_ids: Collection[WorkerId]) -> None:
         """Note that these workers get a lease now, and call `on_first` with those for whom no earlier one is known."""
@@ -218,27 +211,9 @@ class LeaseHistory:
         while len(self._served) > _MAX_WORKERS:
             del self._served[next(iter(self._served))]
         if first_timers and self._on_first is not None:
-            # Beside the claims, which must not wait for it, nor fail with it.
-            task = asyncio.create_task(self._call_on_first(self._on_first, first_timers))
-            self._calls.add(task)
-            task.add_done_callback(self._calls.discard)
+            attempt = partial(self._call_on_first, self._on_first, first_timers)
+            self._retries.start(attempt, "record the first leases", first_timers)
 
-    async def finish(self) -> None:
-        """Wait a moment for the calls of `on_first` that are under way."""
-        if self._calls:
-            _, unfinished = await asyncio.wait(self._calls, timeout=_FINISH_SECONDS)
-            for task in unfinished:
-                task.cancel()
-
-    async def _call_on_first(self, on_first: OnFirstLeases, worker_ids: Sequence[WorkerId]) -> None:
-        for pause in _PAUSES:
-            try:
-                await hot_path.run(self._database, lambda connection: on_first(connection, worker_ids))
-            except DatabaseUnavailable:
-                await asyncio.sleep(pause)
-            except Exception:
-                log.exception("could not record first leases, trying again")
-                await asyncio.sleep(pause)
-            else:
-                return
-        log.warning("gave up to record the first leases of %s", ", ".join(map(str, worker_ids)))
+    async def _call_on_first(self, on_first: OnFirstLeases, worker_ids: Sequence[WorkerId]) -> bool:
+        await hot_path.run(self._database, lambda connection: on_first(connection, worker_ids))
+        return True
