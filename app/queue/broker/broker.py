@@ -263,7 +263,7 @@ class Broker:
     async def _claim(self, batch: list[Waiter]) -> None:
         for waiter in batch:
             waiter.in_flight, waiter.is_new = True, False
-        requests = [self._request(waiter) for waiter in batch]
+        requests = [self._dispatcher.request(waiter.call, waiter.lane) for waiter in batch]
         self._lanes.begin_claim()
         try:
             outcomes = await hot_path.run(
@@ -296,18 +296,6 @@ class Broker:
     def _announce_lanes(self, requests: list[ClaimRequest]) -> None:
         """Announce the lanes of a claim that failed: other brokers have skipped the tasks that it had locked."""
         self._database.announcer.announce({work(r.lane): r.floor for r in requests if r.lane is not None})
-
-    def _request(self, waiter: Waiter) -> ClaimRequest:
-        call, lane = waiter.call, waiter.lane
-        return ClaimRequest(
-            worker_id=call.worker_id,
-            request_id=call.request_id,
-            lane=lane,
-            acknowledge=call.acknowledge,
-            floor=self._lanes.floor(lane) if lane else claims.BOTTOM,
-            ends_at=call.ends_at,
-            resources=self._classes.texts[lane.resource_class] if lane and lane.resource_class else None,
-        )
 
     async def _answer(self, waiter: Waiter, outcome: ClaimOutcome) -> None:
         if outcome.lease is not None:

@@ -13,13 +13,14 @@ from app.kernel.ids import WorkerId
 from app.kernel.lanes import Lane
 from app.kernel.resources import Resources
 from app.kernel.states import WorkerState
+from app.queue.broker.calls import LeaseCall
 from app.queue.broker.class_view import ClassView
 from app.queue.broker.lane_view import LaneView
 from app.queue.broker.retries import Retries
 from app.queue.rules.degradation import deferred_lanes
 from app.queue.rules.fair_queueing import FairQueue
 from app.queue.service.degradation import CurrentStep
-from app.queue.store.claims import ClaimOutcome, ClaimRequest
+from app.queue.store.claims import BOTTOM, ClaimOutcome, ClaimRequest
 from app.queue.store.lanes import TagIssuer
 
 # Of more workers the oldest records are forgotten, which costs no more than a little fairness among them.
@@ -108,6 +109,18 @@ class Dispatcher:
         open_classes = self._lanes.open_classes
         served = self.classes.served_by(offer, open_classes) if open_classes else ()
         return not can_run.isdisjoint(self._lanes.best_lanes(served))
+
+    def request(self, call: LeaseCall, lane: Lane | None) -> ClaimRequest:
+        """The request to claim a task from this lane for a call."""
+        return ClaimRequest(
+            worker_id=call.worker_id,
+            request_id=call.request_id,
+            lane=lane,
+            acknowledge=call.acknowledge,
+            floor=self._lanes.floor(lane) if lane else BOTTOM,
+            ends_at=call.ends_at,
+            resources=self.classes.texts[lane.resource_class] if lane and lane.resource_class else None,
+        )
 
     def _candidates(self, able: Able, counts: Mapping[Lane, int]) -> _Candidates:
         """The agents with lanes that are not full yet, the most urgent of them without deferred ones, and the lanes."""
