@@ -68,7 +68,7 @@ async def test_what_is_sent_twice_is_done_once(balanced: Service) -> None:
     request = str(uuid4())
     leases = [await worker.lease(request_id=request) for _ in range(2)]
     assert leases[0] is not None
-    assert leases[0] == leases[1]
+    assert leases[0] | {"expires_at": leases[1]["expires_at"]} == leases[1]
     answers = [await worker.on_lease(leases[0], "complete", result={"by": "one"}) for _ in range(4)]
     assert {answer.status_code for answer in answers} == {200}
     assert (await worker.on_lease(leases[0], "complete", result={"by": "two"})).status_code == 409

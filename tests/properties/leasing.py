@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from app.kernel.agents import AgentType
-from app.kernel.errors import WorkerGone
+from app.kernel.errors import Locked, WorkerGone
 from app.kernel.ids import WorkerId
 from app.kernel.states import WorkerState
 from app.queue.broker.calls import LeaseCall
@@ -63,6 +63,7 @@ class Ask:
             assert isinstance(observed, Answer), f"should get its lease again, not {observed}"
             assert observed.lease is not None, "should get its lease again, not nothing"
             self.compare(expected, observed.lease)
+            model.repeat(expected)
         elif expected is not None:
             assert observed is expected, f"should be refused with {expected}, not {observed}"
         else:
@@ -126,16 +127,20 @@ class AskTogether:
             if ask.worker_id not in given:
                 assert model.workers[ask.worker_id].is_ready
                 ask.take(model, lease, eligible[ask])
-            assert given.setdefault(ask.worker_id, lease) == lease, "two leases for one worker"
+            former = given.setdefault(ask.worker_id, lease)
+            assert (former.task_id, former.token) == (lease.task_id, lease.token), "two leases for one worker"
         for ask, answered in zip(self.asks, observed, strict=True):
             self._refused(model, ask, standing[ask], answered, is_busy=ask.worker_id in given)
 
     @staticmethod
     def _refused(model: Model, ask: Ask, standing: object, answered: object, *, is_busy: bool) -> None:
         if isinstance(standing, Task):
-            assert isinstance(answered, Lease)
-            ask.compare(standing, answered)
+            # Where it asks both, one of them may find the lease locked by the other for long.
+            assert isinstance(answered, Lease) or answered is Locked
+            if isinstance(answered, Lease):
+                ask.compare(standing, answered)
+                model.repeat(standing)
         elif standing is not None:
             assert answered is standing, f"should be refused with {standing}, not {answered}"
         elif not isinstance(answered, Lease):
-            assert answered is None or (is_busy and answered is WorkerBusy), f"refused with {answered}"
+            assert answered is None or (is_busy and answered in (WorkerBusy, Locked)), f"refused with {answered}"

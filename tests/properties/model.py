@@ -161,6 +161,12 @@ class Model:
             task.apply(TaskEvent.EXECUTING)
         task.expires = self.now + policies.LEASES.lease_seconds
 
+    def repeat(self, task: Task) -> None:
+        """Give a lease once more, with all the time to begin or to go on."""
+        is_begun = task.state is TaskState.EXECUTING
+        seconds = policies.LEASES.lease_seconds if is_begun else policies.LEASES.acknowledge_within_seconds
+        task.expires = max(task.expires, self.now + seconds)
+
     def open(self, fence: Fence) -> Task | None:
         """The task under this lease, as long as that has not expired."""
         task = self.tasks.get(fence.task_id)

@@ -7,7 +7,7 @@ process or a notification from another; a jittered poll covers lost ones.
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from operator import attrgetter
 
@@ -15,7 +15,7 @@ from app.db import hot_path
 from app.db.database import Database
 from app.db.notify import RESOURCES, News, work
 from app.kernel.agents import AgentType
-from app.kernel.errors import ConvenerError, DatabaseUnavailable, ShuttingDown
+from app.kernel.errors import DatabaseUnavailable, Locked, ShuttingDown
 from app.kernel.ids import WorkerId
 from app.kernel.lanes import Lane
 from app.kernel.states import WorkerState
@@ -23,11 +23,11 @@ from app.queue.broker.calls import Answer, LeaseCall, Waiter, pass_over, reconsi
 from app.queue.broker.dispatch import BatchLanes, Dispatcher, IdleTimes, LeaseHistory, OnFirstLeases, WorkerPreferences
 from app.queue.broker.lane_view import LaneScanner, LaneView, synchronize_lanes
 from app.queue.broker.refusals import refusal
+from app.queue.broker.releases import Releases
 from app.queue.broker.retries import Retries
 from app.queue.errors import WorkerBusy
 from app.queue.rules.fair_queueing import FairQueue
 from app.queue.rules.tasks import LeasePolicy
-from app.queue.service.leases import Fence, release
 from app.queue.service.task_traces import TaskTraces
 from app.queue.store import claims, resource_classes
 from app.queue.store.claims import ClaimOutcome, ClaimRequest, Lease
@@ -36,6 +36,9 @@ from app.queue.store.lanes import TagIssuer
 log = logging.getLogger(__name__)
 # Workers served by one claim; more of them would make each wait for a longer statement.
 _MAX_BATCH = 128
+# Seconds between tries to repeat a lease that is locked, as by another replica that repeats or releases it. All other
+# workers wait for them.
+_UNLOCKED_PAUSES = (0.01, 0.03)
 _IDLE_SINCE = attrgetter("idle_since")
 
 
@@ -64,6 +67,7 @@ class Broker:
         self._wake = asyncio.Event()
         self._retries = Retries()
         self._history = LeaseHistory(database, self._retries, on_first_leases)
+        self._releases = Releases(database, self._retries)
         self._idle = IdleTimes()
         self._traces = traces
         self._tasks: list[asyncio.Task[None]] = []
@@ -271,20 +275,16 @@ class Broker:
                 lambda c: claims.claim(c, requests, self.policy),
                 on_undone=lambda: self._announce_lanes(requests),
             )
+            # First of all, and at once: nothing that goes wrong with another call keeps a worker from its lease.
+            self._deliver(batch, outcomes)
             ready_from = await pass_over(self._database, batch, requests, outcomes)
             self._dispatcher.record_claims(requests, outcomes, ready_from)
-            served = [r.worker_id for r, o in zip(requests, outcomes, strict=True) if o.lease]
-            self._idle.end_idling(served)
-            self._history.record(served)
-            if self._traces is not None:
-                self._traces.record_leases(
-                    [(r.worker_id, o.lease) for r, o in zip(requests, outcomes, strict=True) if o.lease]
-                )
             for waiter, outcome in zip(batch, outcomes, strict=True):
-                if outcome.lease is not None and not waiter.answer.done():
-                    self._settle(waiter, outcome.lease)
-                else:
-                    await self._answer(waiter, outcome)
+                if outcome.lease is not None:
+                    continue
+                if waiter.lane is not None:
+                    self.fairness.refund(waiter.lane.agent_type, waiter.charge)
+                await self._answer(waiter, outcome)
         finally:
             # Not before the last is answered: a wait that ended meanwhile would throw away the lease it was given.
             for waiter in batch:
@@ -297,42 +297,68 @@ class Broker:
         """Announce the lanes of a claim that failed: other brokers have skipped the tasks that it had locked."""
         self._database.announcer.announce({work(r.lane): r.floor for r in requests if r.lane is not None})
 
+    def _deliver(self, batch: Sequence[Waiter], outcomes: Sequence[ClaimOutcome]) -> None:
+        """Answer the calls for which there is a lease; one that no call takes any more is released."""
+        leases: dict[WorkerId, Lease] = {}
+        untaken: dict[WorkerId, Lease] = {}
+        for waiter, outcome in zip(batch, outcomes, strict=True):
+            lease = outcome.lease
+            if lease is None:
+                continue
+            worker_id = waiter.call.worker_id
+            leases[worker_id] = lease
+            # The worker has hung up or called again, where this one is answered already.
+            taker = self._repetition(waiter) if waiter.answer.done() else waiter
+            self._settle(taker or waiter, lease)
+            if taker is None:
+                untaken[worker_id] = lease
+        if untaken:
+            self._releases.start(untaken)
+        self._idle.end_idling(leases)
+        self._history.record(leases)
+        if self._traces is not None:
+            self._traces.record_leases(list(leases.items()))
+
+    def _repetition(self, waiter: Waiter) -> Waiter | None:
+        """The newer call of the same worker with the same request, if it waits for an answer."""
+        newer = self._waiters.get(waiter.call.worker_id)
+        if newer is None or newer.answer.done() or newer.call.request_id != waiter.call.request_id:
+            return None
+        return newer
+
     async def _answer(self, waiter: Waiter, outcome: ClaimOutcome) -> None:
-        if outcome.lease is not None:
-            await self._deliver(waiter, outcome.lease)
-            return
-        if waiter.lane is not None:
-            self.fairness.refund(waiter.lane.agent_type, waiter.charge)
+        """Answer a call for which there is no new lease, unless it may wait for one."""
         try:
-            if outcome.holds_another:
-                self._settle(waiter, await self._repeat_lease(waiter.call, outcome))
+            if waiter.answer.done():
+                # To repeat a lease of which nobody wants to hear would keep it from being released.
+                self._settle(waiter, None)
+            elif outcome.is_repeat:
+                lease = await self._repeat_lease(waiter.call)
+                # Where it has ended meanwhile, the next claim may bring another.
+                if lease is not None:
+                    self._settle(waiter, lease)
+            elif outcome.holds_another:
+                raise WorkerBusy
             # No task, but no error either: the wait of a draining worker ends as if there were no work.
             elif outcome.worker_state == WorkerState.DRAINING:
                 waiter.is_draining = True
             elif outcome.worker_state != WorkerState.READY:
                 raise refusal(outcome.worker_state, outcome.not_ready_reason)
-        except ConvenerError as error:
+        except Exception as error:
             self._settle(waiter, error)
 
-    async def _deliver(self, waiter: Waiter, lease: Lease) -> None:
-        """Deliver a lease, or release it when the worker hung up while the claim ran and has not called again."""
-        worker_id = waiter.call.worker_id
-        # If it has called again, the statement for that call finds this lease and repeats or refuses it.
-        if waiter.answer.cancelled() and worker_id not in self._waiters:
-            fence = Fence(task_id=lease.task_id, token=lease.token, worker_id=worker_id)
-            async with self._database.transaction() as connection:
-                await release(connection, fence, "its worker had hung up")
-        self._settle(waiter, lease)
-
-    async def _repeat_lease(self, call: LeaseCall, outcome: ClaimOutcome) -> Lease:
-        """The lease of a repeated request, whose first answer was lost. Raises WorkerBusy for any other request."""
-        if outcome.is_repeat:
-            lease = await hot_path.run(
-                self._database, lambda c: claims.lease_of_request(c, call.worker_id, call.request_id)
-            )
-            if lease is not None:
-                return lease
-        raise WorkerBusy
+    async def _repeat_lease(self, call: LeaseCall) -> Lease | None:
+        """The lease of a repeated request, whose first answer was lost; None where it has ended. Raises Locked."""
+        for pause in (*_UNLOCKED_PAUSES, None):
+            try:
+                return await hot_path.run(
+                    self._database, lambda c: claims.lease_of_request(c, call.worker_id, call.request_id, self.policy)
+                )
+            except Locked:
+                if pause is None:
+                    raise
+                await asyncio.sleep(pause)
+        raise AssertionError("unreachable")
 
     def _answer_expired(self, error: Exception) -> None:
         """Answer the calls that may not wait any longer with an error."""

@@ -15,6 +15,7 @@ from uuid import UUID
 import asyncpg
 
 from app.kernel.agents import AgentType
+from app.kernel.errors import Locked
 from app.kernel.events import TaskEvent
 from app.kernel.ids import TaskId, WorkerId
 from app.kernel.lanes import Lane
@@ -219,10 +220,25 @@ _CLAIM, _CLAIM_OF_ENDS = _statement(), _statement(of_ends=True)
 _CLAIM_OF_CLASSES = _statement(of_classes=True)
 _CLAIM_OF_CLASSES_AND_ENDS = _statement(of_classes=True, of_ends=True)
 
+# Renewed: the worker has all the time to begin, and no replica releases it as a lease that nobody has heard of. By more
+# than nothing, whatever the clock and the policy of the claim were.
 _LEASE_OF_REQUEST = f"""
-SELECT {_LEASE_COLUMNS} FROM {lease_ledger.last_lease("$1")} last
-JOIN tasks t ON t.id = last.task_id AND t.token = last.token AND t.worker_id IS NOT DISTINCT FROM $1
-WHERE last.request_id = $2
+WITH held AS MATERIALIZED (
+    SELECT t.id, t.token FROM {lease_ledger.last_lease("$1")} last
+    JOIN tasks t ON t.id = last.task_id AND t.token = last.token AND t.worker_id IS NOT DISTINCT FROM $1
+    WHERE last.request_id = $2
+), locked AS MATERIALIZED (
+    SELECT t.id FROM tasks t JOIN held ON t.id = held.id AND t.token = held.token
+    WHERE t.worker_id IS NOT DISTINCT FROM $1 FOR UPDATE OF t SKIP LOCKED
+), renewed AS (
+    UPDATE tasks t
+    SET lease_expires_at = greatest(
+        t.lease_expires_at + interval '1 microsecond',
+        now() + make_interval(secs => CASE t.state WHEN 'executing' THEN $3::float8 ELSE $4::float8 END))
+    FROM locked WHERE t.id = locked.id AND {counters.COUNTS_ITSELF}
+    RETURNING {_LEASE_COLUMNS}
+)
+SELECT renewed.* FROM held LEFT JOIN renewed ON renewed.task_id = held.id
 """
 
 _READY_LANES = """
@@ -309,11 +325,20 @@ async def _claim(
 
 
 async def lease_of_request(
-    connection: "asyncpg.Connection[asyncpg.Record]", worker_id: WorkerId, request_id: UUID
+    connection: "asyncpg.Connection[asyncpg.Record]", worker_id: WorkerId, request_id: UUID, policy: LeasePolicy
 ) -> Lease | None:
-    """Return the lease that an earlier call with this request id received, so that a lost answer can be repeated."""
-    row = await connection.fetchrow(_LEASE_OF_REQUEST, worker_id, request_id)
-    return _lease(row) if row else None
+    """Renew and return the lease that an earlier call with this request id received, whose answer may have been lost.
+
+    None where that is over. Raises Locked.
+    """
+    row = await connection.fetchrow(
+        _LEASE_OF_REQUEST, worker_id, request_id, policy.lease_seconds, policy.acknowledge_within_seconds
+    )
+    if row is None:
+        return None
+    if row["task_id"] is None:
+        raise Locked
+    return _lease(row)
 
 
 async def ready_lanes(

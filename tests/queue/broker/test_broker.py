@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -10,6 +11,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from app.db import hot_path
 from app.db.database import Database
 from app.db.hot_path import HotConnection
 from app.kernel import resources
@@ -26,8 +28,10 @@ from app.queue.broker.waits import Waits
 from app.queue.errors import WorkerBusy, WorkerNotFound, WorkerNotReady
 from app.queue.rules.fair_queueing import FairQueue
 from app.queue.rules.tasks import LeasePolicy
+from app.queue.service import tasks
 from app.queue.service.leases import LeaseService
 from app.queue.store import claims as store
+from app.queue.store import releases
 from app.workers.rules.workers import Directive
 from app.workers.service import directives, workers
 from tests.support.factories import completion, leased, order, ready_worker, registration, submitted
@@ -127,8 +131,30 @@ async def test_the_same_request_again_gets_the_same_lease(database: Database, br
     call = _call(worker_id)
     first = await broker.lease(call)
     assert first is not None
-    assert await broker.lease(call, 5) == first
+    again = await broker.lease(call, 5)
+    assert again is not None
+    assert again._replace(expires_at=first.expires_at) == first
+    assert again.expires_at > first.expires_at, "it has as long to begin as if this were its first answer"
     assert await value(database, "SELECT count(*) FROM tasks WHERE state = 'assigned'") == 1
+
+
+async def test_a_request_whose_lease_ends_while_it_is_repeated_gets_another(
+    database: Database, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker_id = await ready_worker(database)
+    await submitted(database)
+    call, lease_of_request = _call(worker_id), store.lease_of_request
+    first = await broker.lease(call)
+    assert first is not None
+
+    async def late(*given: Any) -> Any:
+        await hot_path.run(database, lambda c: releases.release(c, {worker_id: first}, "test"))
+        return await lease_of_request(*given)
+
+    monkeypatch.setattr(store, "lease_of_request", late)
+    again = await broker.lease(call, 10)
+    assert again is not None
+    assert (again.task_id, again.token) == (first.task_id, 2)
 
 
 async def test_another_request_of_a_busy_worker_is_refused(database: Database, broker: Broker) -> None:
@@ -428,6 +454,181 @@ async def test_a_lease_of_a_caller_that_hung_up_is_released_at_once(
     assert lease is not None
     assert (lease.task_id, lease.token, lease.attempt) == (task_id, 2, 1)
     assert await value(database, "SELECT rescues FROM tasks") == 0
+
+
+class _Gate:
+    """Where the first claim waits, once it is committed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.is_reached, self._opening = asyncio.Event(), asyncio.Event()
+        self._claim = store.claim
+        monkeypatch.setattr(store, "claim", self._pass)
+
+    def open(self) -> None:
+        self._opening.set()
+
+    async def _pass(self, *given: Any) -> Any:
+        outcomes = await self._claim(*given)
+        self.is_reached.set()
+        await self._opening.wait()
+        return outcomes
+
+
+async def _until_released(database: Database) -> None:
+    async def is_released() -> bool:
+        return bool(await value(database, "SELECT count(*) FROM every_event WHERE kind = 'task.released'"))
+
+    await until(is_released)
+
+
+async def _gone(caller: "asyncio.Task[Any]") -> None:
+    caller.cancel()
+    await asyncio.wait([caller])
+
+
+@pytest.mark.parametrize("acknowledge", [False, True])
+@pytest.mark.parametrize("is_same", [False, True])
+async def test_a_lease_of_a_worker_that_called_twice_and_hung_up_is_released(
+    database: Database, broker: Broker, monkeypatch: pytest.MonkeyPatch, acknowledge: bool, is_same: bool
+) -> None:
+    worker_id, gate = await ready_worker(database), _Gate(monkeypatch)
+    await submitted(database)
+    calls = [replace(_call(worker_id), acknowledge=acknowledge) for _ in range(2)]
+    older = asyncio.create_task(broker.lease(calls[0], 30))
+    await gate.is_reached.wait()
+    newer = asyncio.create_task(broker.lease(calls[not is_same], 30))
+    assert await older is None
+    await _gone(newer)
+    gate.open()
+    lease = await broker.lease(_call(await ready_worker(database)), 10)
+    assert lease is not None
+    assert lease.token == 2
+
+
+async def test_a_lease_of_a_worker_that_makes_another_request_is_released(
+    database: Database, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It knows nothing of the lease, so this must not keep it busy until that expires."""
+    worker_id, gate = await ready_worker(database), _Gate(monkeypatch)
+    await submitted(database)
+    older = asyncio.create_task(broker.lease(_call(worker_id), 30))
+    await gate.is_reached.wait()
+    newer = asyncio.create_task(broker.lease(_call(worker_id), 30))
+    assert await older is None
+    gate.open()
+    await _until_released(database)
+    # It is refused where its claim was sooner than the release.
+    await asyncio.wait([newer])
+
+
+async def test_a_lease_goes_to_the_repetition_that_came_during_its_claim(
+    database: Database, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker_id, gate = await ready_worker(database), _Gate(monkeypatch)
+    await submitted(database)
+    call = _call(worker_id)
+    older = asyncio.create_task(broker.lease(call, 30))
+    await gate.is_reached.wait()
+    newer = asyncio.create_task(broker.lease(call, 30))
+    assert await older is None
+    gate.open()
+    lease = await newer
+    assert lease is not None
+    assert lease.token == 1
+    assert broker.waiting_count == 0
+
+
+async def test_a_lease_is_released_where_the_call_is_cancelled_at_its_very_end(
+    database: Database, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker may have its lease before the caller had a turn to leave."""
+    gate = _Gate(monkeypatch)
+    await submitted(database)
+    answer: asyncio.Future[store.Lease | None] = asyncio.get_running_loop().create_future()
+    broker.join(_call(await ready_worker(database)), answer, may_wait=True)
+    await gate.is_reached.wait()
+    answer.cancel()
+    gate.open()
+    await _until_released(database)
+    assert broker.waiting_count == 0
+
+
+async def test_a_release_needs_none_of_the_connections_that_others_use(
+    database: Database, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With all of these in use, workers are served as ever, and leases of callers that hung up are released."""
+    gone, other = await ready_worker(database), await ready_worker(database)
+    gate = _Gate(monkeypatch)
+    await submitted(database)
+    caller = asyncio.create_task(broker.lease(_call(gone), 30))
+    await gate.is_reached.wait()
+    await _gone(caller)
+    async with AsyncExitStack() as stack:
+        for _ in range(10):
+            await stack.enter_async_context(database.transaction())
+        gate.open()
+        lease = await broker.lease(_call(other), 10)
+    assert lease is not None
+    assert lease.token == 2
+
+
+async def test_a_release_that_fails_is_nothing_to_others_and_is_tried_again(
+    database: Database, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release, tries = releases.release, 0
+
+    async def fail_once(*given: Any) -> Any:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise ValueError("as if the database had refused it")
+        return await release(*given)
+
+    monkeypatch.setattr(releases, "release", fail_once)
+    gone, other = await ready_worker(database), await ready_worker(database)
+    gate = _Gate(monkeypatch)
+    await submitted(database, 2)
+    callers = [asyncio.create_task(broker.lease(_call(worker), 30)) for worker in (gone, other)]
+    await gate.is_reached.wait()
+    await _gone(callers[0])
+    gate.open()
+    assert await callers[1] is not None
+    await _until_released(database)
+    assert tries == 2
+
+
+async def test_what_becomes_of_a_hung_up_callers_task_is_nothing_to_others_of_its_claim(
+    database: Database, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone, other = await ready_worker(database), await ready_worker(database)
+    gate = _Gate(monkeypatch)
+    await submitted(database, 2)
+    caller, patient = [
+        asyncio.create_task(broker.lease(_call(gone), 30)),
+        asyncio.create_task(broker.lease(_call(other))),
+    ]
+    await gate.is_reached.wait()
+    await _gone(caller)
+    task_id = await value(database, "SELECT id FROM tasks WHERE worker_id = $1", gone)
+    async with database.transaction() as connection:
+        await tasks.cancel(connection, task_id, "not needed")
+    gate.open()
+    assert await patient is not None
+
+
+async def test_leases_are_released_before_the_broker_has_stopped(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker, gate = Broker(database, LeasePolicy()), _Gate(monkeypatch)
+    broker.start()
+    await submitted(database)
+    caller = asyncio.create_task(broker.lease(_call(await ready_worker(database)), 30))
+    await gate.is_reached.wait()
+    await _gone(caller)
+    stopping = asyncio.create_task(broker.stop())
+    gate.open()
+    await stopping
+    assert await value(database, "SELECT state FROM tasks") == "pending"
 
 
 async def test_withdrawn_calls_end_no_newer_call_of_their_worker(database: Database, broker: Broker) -> None:

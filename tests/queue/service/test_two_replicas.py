@@ -4,6 +4,8 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -121,7 +123,52 @@ async def test_a_request_repeated_at_the_other_replica_gets_the_same_lease(
     await submitted(database, 3)
     first, second = [await broker.lease(call, 5) for broker in brokers]
     assert first is not None
-    assert first == second
+    assert second is not None
+    assert second._replace(expires_at=first.expires_at) == first
+
+
+async def test_a_request_repeated_at_both_replicas_at_once_gets_the_same_lease_from_each(
+    database: Database, brokers: list[Broker]
+) -> None:
+    call = _call(await ready_worker(database))
+    await submitted(database)
+    first = await brokers[0].lease(call)
+    assert first is not None
+    again = await asyncio.gather(*(broker.lease(call) for broker in brokers))
+    assert {(lease.task_id, lease.token) for lease in again if lease} == {(first.task_id, first.token)}
+
+
+@pytest.mark.parametrize("acknowledge", [False, True])
+async def test_a_lease_is_not_released_by_one_replica_once_the_other_has_repeated_it(
+    database: Database,
+    desk: LeaseService,
+    brokers: list[Broker],
+    monkeypatch: pytest.MonkeyPatch,
+    acknowledge: bool,
+) -> None:
+    worker_id, claim = await ready_worker(database), claims.claim
+    is_claimed, may_go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(*given: Any) -> Any:
+        outcomes = await claim(*given)
+        if not is_claimed.is_set():
+            is_claimed.set()
+            await may_go_on.wait()
+        return outcomes
+
+    monkeypatch.setattr(claims, "claim", slow)
+    await submitted(database)
+    call = replace(_call(worker_id), acknowledge=acknowledge)
+    caller = asyncio.create_task(brokers[0].lease(call, 30))
+    await is_claimed.wait()
+    caller.cancel()
+    await asyncio.wait([caller])
+    lease = await brokers[1].lease(call, 30)
+    assert lease is not None
+    may_go_on.set()
+    await brokers[0].stop()  # which finishes releases
+    await desk.complete(completion(worker_id, lease))
+    assert await value(database, "SELECT count(*) FROM task_history WHERE state = 'completed'") == 1
 
 
 async def test_another_request_at_the_other_replica_is_refused(database: Database, brokers: list[Broker]) -> None:

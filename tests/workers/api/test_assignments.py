@@ -78,7 +78,8 @@ async def test_a_task_of_the_assigned_agent_gets_more_time_and_never_less_than_i
     stood = "SELECT extract(epoch FROM deadline_at - leased_at)::float8 FROM tasks"
     assert await value(database, stood) == timeout
     await _assign(database, worker, assigned, 1, 1, 3600)
-    assert await worker.lease(request_id=request) == lease, "a lease is what it was when it was given"
+    again = await worker.lease(request_id=request)
+    assert again | {"expires_at": lease["expires_at"]} == lease, "a lease is what it was when it was given"
     assert (await service.get(f"/tasks/{lease['task_id']}"))["timeout_seconds"] == 60
 
 

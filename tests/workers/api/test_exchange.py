@@ -199,7 +199,7 @@ async def test_repeated_calls_are_answered_as_before(service: Service) -> None:
     call = ask(worker)
     (first,) = await exchanged(service, call)
     (again,) = await exchanged(service, call)
-    assert first == again
+    assert again["body"] | {"expires_at": first["body"]["expires_at"]} == first["body"]
     for items in ([hand_in(worker, first["body"])], [ask(other), hand_in(worker, first["body"])]):
         assert (await exchanged(service, *items))[-1]["status"] == 200
     assert await value(service.app.state.services.database, "SELECT count(*) FROM task_history") == 1
