@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -31,6 +32,8 @@ _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 30.0
 # For a worker to give back its task after its grace, and for the relay to pass that on.
 _KILL_SECONDS = 5.0
 _RELAY_SECONDS = 6.0
+# The last: Python has a thread to watch each child, and there may be no more of them.
+_START_FAILURES = (OSError, subprocess.SubprocessError, RuntimeError)
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
 
@@ -92,10 +95,14 @@ class _Pilot:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
         relay = asyncio.create_task(self._keep_relay(), name="relay")
-        workers = [asyncio.create_task(self._keep_worker(slot)) for slot in range(self._settings.slots)]
+        names = [f"worker {slot}" for slot in range(self._settings.slots)]
+        workers = [asyncio.create_task(self._keep_worker(slot), name=name) for slot, name in enumerate(names)]
+        for task in (relay, *workers):
+            task.add_done_callback(_tell_failure)
         try:
-            # A worker's own end before that of the job is no reason to end the others.
-            await asyncio.gather(*workers)
+            # A worker's own end before that of the job is no reason to end the others, nor is a failure of its keeper.
+            # The relay goes last: by it they report what they have done.
+            await asyncio.gather(*workers, return_exceptions=True)
         finally:
             relay.cancel()
             await asyncio.gather(relay, return_exceptions=True)
@@ -106,21 +113,27 @@ class _Pilot:
         words = ["-m", "app.cli", "relay", "--url", self._settings.url, "--listen", listen]
         words += self._settings.relay_arguments
         while True:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *words,
-                stdin=asyncio.subprocess.DEVNULL,
-                start_new_session=True,
-                preexec_fn=_end_with_the_pilot,
-            )
             try:
-                code = await process.wait()
-                log.warning("the relay has ended with %d, starting another", code)
-            finally:
-                await _end(process, _RELAY_SECONDS)
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+                await self._run_relay(words)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+            except _START_FAILURES as error:
+                log.warning("the relay cannot be started: %s", error)
             await asyncio.sleep(_FIRST_PAUSE_SECONDS)
+
+    async def _run_relay(self, words: Sequence[str]) -> None:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *words,
+            stdin=asyncio.subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=_end_with_the_pilot,
+        )
+        try:
+            code = await process.wait()
+            log.warning("the relay has ended with %d, starting another", code)
+        finally:
+            await _end(process, _RELAY_SECONDS)
 
     async def _keep_worker(self, slot: int) -> None:
         pause = _FIRST_PAUSE_SECONDS
@@ -129,13 +142,16 @@ class _Pilot:
             if secrets is None:
                 return
             began_at = time.monotonic()
-            code = await self._run_worker(slot, secrets)
+            try:
+                end = f"has ended with {await self._run_worker(slot, secrets)}"
+            except _START_FAILURES as error:
+                end = f"cannot be started: {error}"
             if self._is_over():
                 return
             # One that has lived for long starts anew at once; one that dies again and again does so at intervals.
             pause = _FIRST_PAUSE_SECONDS if time.monotonic() - began_at > _LONGEST_PAUSE_SECONDS else pause * 2
             pause = min(pause, _LONGEST_PAUSE_SECONDS)
-            log.info("worker %d has ended with %d, starting it again in %.0f s", slot, code, pause)
+            log.info("worker %d %s; starting it again in %.0f s", slot, end, pause)
             await self._wait(pause)
 
     async def _secrets(self) -> Mapping[str, str] | None:
@@ -194,6 +210,11 @@ class _Pilot:
     async def _wait(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stop.wait(), seconds)
+
+
+def _tell_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("the keeper of the %s has failed", task.get_name(), exc_info=error)
 
 
 def _end_with_the_pilot() -> None:

@@ -1,16 +1,20 @@
 """The pilot of a node: which file of keys it trusts, and that it restarts its workers with the key of the moment."""
 
+import asyncio
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from app.cli.pilot import _node, _seconds
-from app.relay.pilot import read_secrets
+from app.relay import pilot
+from app.relay.pilot import PilotSettings, read_secrets
 from app.secrecy import write_private
 from tests.worker_agent.fake_control_plane import POOL_KEY, FakeControlPlane, served
 from tests.worker_agent.waiting import until
@@ -38,6 +42,77 @@ def test_links_and_other_values_are_refused(tmp_path: Path) -> None:
 def test_schedulers_tell_the_node_and_the_end() -> None:
     assert [_node({"SLURM_NODEID": "3"}), _node({"PBS_NODENUM": "2"}), _node({})] == [3, 2, 0]
     assert [_seconds({"SLURM_JOB_END_TIME": "1060"}, 1000.0), _seconds({}, 1000.0)] == [60.0, None]
+
+
+class _Process:
+    """A process that runs until it is told to end, unless it `dies` at once."""
+
+    def __init__(self, name: str, ends: list[str], *, dies: bool) -> None:
+        self.returncode: int | None = None
+        self._name, self._ends = name, ends
+        self._over = asyncio.Event()
+        if dies:
+            self.terminate()
+
+    def terminate(self) -> None:
+        self.returncode = 1
+        self._ends.append(self._name)
+        self._over.set()
+
+    async def wait(self) -> int | None:
+        await self._over.wait()
+        return self.returncode
+
+
+@pytest.mark.parametrize("failing", ["relay", "b-0-1"])
+@pytest.mark.parametrize(
+    "failure", [BlockingIOError(errno.EAGAIN, "no process"), subprocess.SubprocessError("x"), RuntimeError("no thread")]
+)
+async def test_a_start_that_fails_is_repeated_and_ends_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, failure: Exception
+) -> None:
+    starts: list[str] = []
+    ends: list[str] = []
+
+    async def start(*words: str, **_: Any) -> _Process:
+        name = words[words.index("--name") + 1] if "--name" in words else "relay"
+        starts.append(name)
+        if name == failing and starts.count(name) == 2:
+            raise failure
+        if name == "relay":
+            (tmp_path / "relay.sock").touch()
+        return _Process(name, ends, dies=name == failing and starts.count(name) == 1)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
+    monkeypatch.setattr(pilot, "_FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(pilot, "_LOOK_SECONDS", 0.005)
+    write_private(tmp_path / "secrets", json.dumps({"CONVENER_KEY": "k"}))
+    settings = PilotSettings(
+        url="http://127.0.0.1:1",
+        name="b",
+        node=0,
+        slots=2,
+        secrets=tmp_path / "secrets",
+        seconds=None,
+        grace_seconds=1.0,
+        worker_arguments=[],
+    )
+    node = pilot._Pilot(settings, tmp_path)
+    running = asyncio.create_task(node.run())
+    try:
+        async with asyncio.timeout(10):
+            while (starts.count(failing) < 3 or len(set(starts)) < 3) and not running.done():
+                await asyncio.sleep(0.005)
+        assert not running.done()
+        assert ends == [failing], "of all only the one that died has ended"
+        assert sorted(starts) == sorted(["b-0-0", "b-0-1", "relay", failing, failing])
+    finally:
+        node._stop.set()
+        await asyncio.wait_for(asyncio.gather(running, return_exceptions=True), 10)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().remove_signal_handler(number)
+    assert sorted(ends[1:]) == ["b-0-0", "b-0-1", "relay"]
+    assert ends[-1] == "relay", "workers report by the relay until they have ended"
 
 
 @pytest.fixture
