@@ -12,6 +12,7 @@ import math
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,8 @@ MAX_SLOTS = 1024
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 30.0
 # For a worker to give back its task after its grace.
 _LEAVE_SECONDS = 10.0
+# The last: Python has a thread to watch each child, and there may be no more of them.
+_START_FAILURES = (OSError, subprocess.SubprocessError, RuntimeError)
 # What another start would not change.
 _FINAL_CODES = tuple(ExitCode(code) for code in ExitCode if code is not ExitCode.CRASHED)
 
@@ -119,15 +122,21 @@ class _Slots:
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
     async def _run(self, slot: Slot) -> int:
-        worker = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-m", "worker_agent", *self._arguments, *slot.arguments),
-            env={**os.environ, **slot.variables},
-            stdin=asyncio.subprocess.DEVNULL,
-            # The signals of a terminal come by way of this process, once.
-            start_new_session=True,
-            preexec_fn=partial(end_with_parent, os.getpid(), PARENT_ENDED),
-        )
+        """The exit code of a worker, from its start to its end; one that cannot be started has crashed."""
+        try:
+            worker = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-m", "worker_agent", *self._arguments, *slot.arguments),
+                env={**os.environ, **slot.variables},
+                stdin=asyncio.subprocess.DEVNULL,
+                # The signals of a terminal come by way of this process, once.
+                start_new_session=True,
+                preexec_fn=partial(end_with_parent, os.getpid(), PARENT_ENDED),
+            )
+        except _START_FAILURES as error:
+            fields = {"slot": slot.name, "error": str(error)}
+            log.warning("the worker of a slot cannot be started", extra={"fields": fields})
+            return ExitCode.CRASHED
         self._workers[slot.name] = worker
         if self._stop.is_set():
             # The signal came while it was being started.

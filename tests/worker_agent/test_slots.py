@@ -1,7 +1,10 @@
 """A host that is divided into slots: equal shares, a worker for each, and one process by which all are ended."""
 
+import asyncio
+import errno
 import signal
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -11,6 +14,7 @@ from tests.worker_agent.fake_control_plane import POOL_KEY, FakeControlPlane
 from tests.worker_agent.processes import pids_in, wait_until_dead
 from tests.worker_agent.test_gpus import NVIDIA, program
 from tests.worker_agent.waiting import until
+from worker_agent import slots as supervisor
 from worker_agent.options import read_options, read_slots
 from worker_agent.slots import Slot
 
@@ -146,3 +150,60 @@ def test_what_no_start_would_change_ends_all_with_its_code(start_worker: StartWo
     parent = start_worker("http://127.0.0.1:1", "--slots", "2", CONVENER_KEY="")
     assert parent.exit_code() == 2
     assert parent.log.read_text().count("no usable pool key") == 2
+
+
+class _Process:
+    """A worker that runs until it gets a signal, unless it `dies` at once."""
+
+    def __init__(self, *, dies: bool) -> None:
+        self.signals: list[int] = []
+        self._dies = dies
+        self._over = asyncio.Event()
+
+    def send_signal(self, number: int) -> None:
+        self.signals.append(number)
+        self._over.set()
+
+    async def wait(self) -> int:
+        if self._dies:
+            return 1
+        await self._over.wait()
+        return 0
+
+
+@pytest.mark.parametrize("failure", [BlockingIOError(errno.EAGAIN, "no process"), RuntimeError("no thread")])
+async def test_a_start_that_fails_is_repeated_and_ends_no_other(
+    monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    started: dict[str, list[_Process | None]] = {"a": [], "b": []}
+
+    async def start(*words: str, **_: Any) -> _Process:
+        processes = started[words[-1]]
+        if words[-1] == "b" and len(processes) == 1:
+            processes.append(None)
+            raise failure
+        process = _Process(dies=words[-1] == "b" and not processes)
+        processes.append(process)
+        return process
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
+    monkeypatch.setattr(supervisor, "_FIRST_PAUSE_SECONDS", 0.01)
+    host = supervisor._Slots([Slot(name=name, arguments=["--name", name]) for name in started], [], 1.0)
+    running = asyncio.create_task(host.run())
+    try:
+        async with asyncio.timeout(10):
+            while len(started["b"]) < 3 and not running.done():
+                await asyncio.sleep(0.005)
+        assert not running.done()
+        (undisturbed,), (_, _, last) = started["a"], started["b"]
+        assert undisturbed is not None
+        assert last is not None
+        assert undisturbed.signals == []
+        host._pass_on(signal.SIGTERM)
+        assert await asyncio.wait_for(running, 10) == 0
+        assert undisturbed.signals == last.signals == [signal.SIGTERM]
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().remove_signal_handler(number)
