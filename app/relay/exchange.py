@@ -29,6 +29,8 @@ from app.relay.calls import (
 from app.relay.upstream import Away, Crowded
 
 log = logging.getLogger(__name__)
+# Of the key that a request shows.
+_KEY_REFUSALS = frozenset({401, 403, 429})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -327,7 +329,7 @@ class Exchange:
         if answer.status in (404, 405):
             self._do_without()
             settle_all([*items, *self._queued()], None)
-        elif answer.status in (401, 403, 429):
+        elif answer.status in _KEY_REFUSALS:
             # The one whose key was shown hears so from its own route; the others go again, with another's key.
             self._admitted.pop(request.key, None)
             for item in items:
@@ -335,6 +337,8 @@ class Exchange:
                 if item.authorization == request.key:
                     settle(item, None)
             self._queues[request.waits].extendleft(item for item in reversed(items) if item.is_open)
+            # One of leases that wait counts no longer as under way by now, so that its end starts no other.
+            self._schedule()
         else:
             # What is wrong with one of them, only its own route can tell.
             settle_all(items, answer if answer.status >= 500 else None)

@@ -34,9 +34,10 @@ class Request:
 
 @dataclass(slots=True)
 class FakeUpstream:
-    """Refuses whole requests with the answers in `refusals` first."""
+    """Refuses whole requests with the answers in `refusals` first, each after some seconds."""
 
     refusals: list[Answer | Exception] = field(default_factory=list)
+    refusal_seconds: float = 0.0
     requests: list[Request] = field(default_factory=list)
 
     @asynccontextmanager
@@ -46,6 +47,8 @@ class FakeUpstream:
         self.requests.append(request)
         if self.refusals:
             refusal = self.refusals.pop(0)
+            if self.refusal_seconds:
+                await asyncio.sleep(self.refusal_seconds)
             raise Refused(refusal) if isinstance(refusal, Answer) else refusal
         try:
             yield _lines(request)

@@ -273,9 +273,15 @@ async def test_no_answer_in_time_is_none(exchange: Exchange, upstream: FakeUpstr
     assert upstream.requests[0].is_hung_up
 
 
-async def test_a_key_that_is_refused_keeps_nobody_else_out(exchange: Exchange, upstream: FakeUpstream) -> None:
-    upstream.refusals = [Answer(401, b"{}"), Answer(429, b"{}", "6")]
-    items = [call(worker=name) for name in ("bad", "worse", "good", "good")]
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("status", [401, 403])
+async def test_a_key_that_is_refused_keeps_nobody_else_out(
+    exchange: Exchange, upstream: FakeUpstream, waits: bool, status: int
+) -> None:
+    # Later than leases that wait are taken to have been taken.
+    upstream.refusals, upstream.refusal_seconds = [Answer(status, b"{}"), Answer(429, b"{}", "6")], 0.01
+    make = lease_call if waits else lambda name: call(worker=name)
+    items = [make(name) for name in ("bad", "worse", "good", "good")]
     submit(exchange, *items)
     await until_sent(upstream, 3)
     await settled()
@@ -286,7 +292,7 @@ async def test_a_key_that_is_refused_keeps_nobody_else_out(exchange: Exchange, u
     ]
     upstream.requests[2].answer_all()
     assert await answers(*items) == [None, None, Answer(200, b"{}"), Answer(200, b"{}")]
-    submit(exchange, *[call(worker=name) for name in ("bad", "good")])
+    submit(exchange, *[make(name) for name in ("bad", "good")])
     await settled()
     assert upstream.requests[3].key == b"Bearer cvn_good", "the one that was let in before"
 
