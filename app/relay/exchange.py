@@ -29,8 +29,8 @@ from app.relay.calls import (
 from app.relay.upstream import Away, Crowded
 
 log = logging.getLogger(__name__)
-# Of the key that a request shows.
-_KEY_REFUSALS = frozenset({401, 403, 429})
+# Of the key that a request shows; 409 for that of a worker that has ended.
+_KEY_REFUSALS = frozenset({401, 403, 409, 429})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -274,7 +274,7 @@ async def test_no_answer_in_time_is_none(exchange: Exchange, upstream: FakeUpstr
 
 
 @pytest.mark.parametrize("waits", [False, True])
-@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("status", [401, 403, 409])
 async def test_a_key_that_is_refused_keeps_nobody_else_out(
     exchange: Exchange, upstream: FakeUpstream, waits: bool, status: int
 ) -> None:
@@ -295,6 +295,23 @@ async def test_a_key_that_is_refused_keeps_nobody_else_out(
     submit(exchange, *[make(name) for name in ("bad", "good")])
     await settled()
     assert upstream.requests[3].key == b"Bearer cvn_good", "the one that was let in before"
+
+
+async def test_the_key_of_a_worker_that_has_ended_since_it_let_a_request_in_keeps_nobody_else_out(
+    exchange: Exchange, upstream: FakeUpstream
+) -> None:
+    submit(exchange, call(worker="lost"))
+    await settled()
+    upstream.requests[0].answer_all()
+    await settled()
+    upstream.refusals = [Answer(409, b'{"code":"worker_gone"}')]
+    items = [call(worker=name) for name in ("good", "lost")]
+    submit(exchange, *items)
+    newest = await until_sent(upstream, 3)
+    newest.answer_all()
+    assert await answers(*items) == [Answer(200, b"{}"), None]
+    assert [request.key for request in upstream.requests[1:]] == [b"Bearer cvn_lost", b"Bearer cvn_good"]
+    assert list(exchange._admitted) == [b"Bearer cvn_good"]
 
 
 @pytest.mark.parametrize(("status", "is_passed"), [(400, True), (413, True), (422, True), (500, False), (503, False)])
