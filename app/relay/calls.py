@@ -61,6 +61,8 @@ class Item:
     ends_at: float = 0.0
     # The request that carries it now; an earlier one has nothing more to say unless it brings a lease.
     carrier: object = None
+    # How many requests with it were refused for the key that they showed.
+    refusals: int = 0
     # Nobody waits for the answer any more.
     is_abandoned: bool = False
     # Bytes of the body as it came.

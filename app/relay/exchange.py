@@ -58,6 +58,8 @@ class ExchangePolicy:
     answer_seconds: float = 15.0
     # Leases whose workers have hung up are withdrawn together after this.
     withdraw_seconds: float = 0.1
+    # A call goes by the plain route once so many requests with it were refused for the key of another worker.
+    max_refusals: int = 3
     # Until a control plane that has no exchange is asked again.
     retry_seconds: float = 60.0
 
@@ -334,7 +336,8 @@ class Exchange:
             self._admitted.pop(request.key, None)
             for item in items:
                 item.carrier = None
-                if item.authorization == request.key:
+                item.refusals += 1
+                if item.authorization == request.key or item.refusals >= self.policy.max_refusals:
                     settle(item, None)
             self._queues[request.waits].extendleft(item for item in reversed(items) if item.is_open)
             # One of leases that wait counts no longer as under way by now, so that its end starts no other.

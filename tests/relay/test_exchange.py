@@ -314,6 +314,14 @@ async def test_the_key_of_a_worker_that_has_ended_since_it_let_a_request_in_keep
     assert list(exchange._admitted) == [b"Bearer cvn_good"]
 
 
+async def test_keys_that_are_all_refused_cost_few_requests(exchange: Exchange, upstream: FakeUpstream) -> None:
+    upstream.refusals = [Answer(401, b"{}")] * 300
+    items = [call(worker=f"w{number}") for number in range(300)]
+    submit(exchange, *items)
+    assert await answers(*items) == [None] * 300
+    assert [len(request.items) for request in upstream.requests] == [300, 299, 298]
+
+
 @pytest.mark.parametrize(("status", "is_passed"), [(400, True), (413, True), (422, True), (500, False), (503, False)])
 async def test_a_request_that_is_refused_as_a_whole(
     exchange: Exchange, upstream: FakeUpstream, status: int, is_passed: bool
