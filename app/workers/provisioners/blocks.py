@@ -213,8 +213,10 @@ class BlockEngine:
         for nodes in sizes:
             try:
                 await self._submit(nodes)
-            except (SchedulerError, OSError, UnusableTemplate) as error:
-                self._refusal, self._refusals = str(error), self._refusals + 1
+            # A turn whose commands together take too long is cancelled in the middle of one.
+            except (SchedulerError, OSError, UnusableTemplate, asyncio.CancelledError) as error:
+                self._refusal = str(error) or f"{self.kind} has not taken a job in time"
+                self._refusals += 1
                 self._rests_until = time.monotonic() + rest_seconds(self._refusals, self._policy)
                 raise
             self._refusal, self._refusals = None, 0

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-_COMMAND_SECONDS = 30.0
+from app.workers.provisioners.engine import CALL_SECONDS
+
+# With the kill less than the turn that waits for it, which would cut off a slow command before that is told of.
+_COMMAND_SECONDS = CALL_SECONDS - 5.0
 _MAX_OUTPUT_BYTES = 64 << 20
 _MAX_REASON_LENGTH = 300
 # A killed program that still does not end, in the middle of a system call for one, is left to the system.

@@ -202,6 +202,28 @@ async def test_after_a_refusal_nothing_is_submitted_for_a_while(tmp_path: Path) 
     assert (state.refusal, state.is_resting, state.requested) == (None, False, 4)
 
 
+async def test_after_a_turn_that_ends_in_the_middle_of_a_submit_nothing_is_submitted_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = Jobs()
+    blocks = engine(jobs, tmp_path)
+
+    async def hang(request: JobRequest) -> str:
+        await asyncio.Event().wait()
+        return ""
+
+    monkeypatch.setattr(jobs, "submit", hang)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await blocks.scale(await blocks.state(fresh=True), 2, [])
+    monkeypatch.undo()
+    state = await blocks.state(fresh=True)
+    assert (state.refusal, state.is_resting) == ("slurm has not taken a job in time", True)
+    with pytest.raises(EngineUnavailable, match="not taken a job in time"):
+        await blocks.scale(state, 2, [])
+    assert jobs.tries == 0
+
+
 async def test_one_with_other_settings_tries_at_once(tmp_path: Path) -> None:
     jobs = Jobs()
     jobs.refusal = "sbatch: invalid partition"

@@ -4,6 +4,8 @@ import os
 
 import pytest
 
+from app.workers.provisioners import scheduler
+from app.workers.provisioners.engine import CALL_SECONDS
 from app.workers.provisioners.scheduler import SchedulerError, run_command
 
 
@@ -26,6 +28,11 @@ async def test_a_command_that_does_not_answer_is_ended() -> None:
     with pytest.raises(SchedulerError, match="has not answered") as silence:
         await run_command("sleep", "60", environment=os.environ, seconds=0.2)
     assert not silence.value.is_refusal
+
+
+def test_a_slow_command_is_told_of_before_its_turn_is_over() -> None:
+    """A turn that cuts it off has no reason to tell, nor to rest."""
+    assert scheduler._COMMAND_SECONDS + scheduler._KILL_SECONDS < CALL_SECONDS
 
 
 async def test_a_command_that_is_missing_is_a_refusal() -> None:
