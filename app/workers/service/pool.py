@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import psutil
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.service import config
@@ -112,7 +113,7 @@ async def provision(database: Database, provisioner: Provisioner) -> int:
     for launch, key in zip(launches, keys, strict=True):
         try:
             handle = await provisioner.start(launch.worker_id, launch.name, key)
-        except OSError as error:
+        except (OSError, psutil.Error) as error:
             # At once, so that the slot gets another without waiting for the start deadline.
             await report_exit(database, launch.worker_id, f"could not be started: {error}", WorkerState.FAILED)
             continue

@@ -1,5 +1,8 @@
 """The managed pool: requested, started, found again after a crash, replaced, drained, and left alone."""
 
+from uuid import UUID
+
+import psutil
 import pytest
 
 from app.admin.service.access import use_to_register
@@ -7,6 +10,7 @@ from app.db.database import Database
 from app.kernel.errors import Unauthenticated
 from app.kernel.ids import WorkerId
 from app.kernel.states import WorkerState
+from app.workers.provisioners.base import Handle
 from app.workers.rules.workers import Directive
 from app.workers.service import directives, pool, workers
 from app.workers.store import pool as store
@@ -87,6 +91,23 @@ async def test_a_start_that_is_refused_fails_the_worker_and_no_other(database: D
     row = (await fetch(database, "SELECT state, ended_reason FROM workers"))[0]
     assert (row["state"], row["ended_reason"]) == ("failed", "could not be started: no more processes")
     assert (await tick(database, 1))["started"] == 1
+
+
+async def test_a_process_that_cannot_be_looked_at_keeps_no_other_from_its_start(
+    database: Database, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = host.start
+
+    async def start_or_lose(worker_id: UUID, name: str, key: str) -> Handle:
+        if name == "here-1":
+            raise psutil.NoSuchProcess(4711)
+        return await start(worker_id, name, key)
+
+    monkeypatch.setattr(host, "start", start_or_lose)
+    await tick(database, 3)
+    assert await pool.provision(database, host) == 3
+    rows = await fetch(database, "SELECT state, handle IS NOT NULL AS started FROM workers ORDER BY slot")
+    assert [tuple(row) for row in rows] == [("failed", False), ("starting", True), ("starting", True)]
 
 
 async def test_a_slot_whose_workers_die_young_rests(database: Database, host: Host) -> None:
