@@ -7,12 +7,14 @@ from collections.abc import Awaitable, Callable
 import httpx
 import pytest
 
+from app.admin.store import keys
 from app.db.database import Database
 from app.health.service.refusals import write_counts
 from app.health.store import refusals as store
 from app.http.refusals import RefusalPolicy, Refusals
 from app.kernel.access import RefusalReason, Role
-from tests.support.service import Service
+from tests.support.service import Service, registration
+from tests.support.sql import execute
 
 _WRONG = "cvn_0123456789ab_a-wrong-secret"
 Get = Callable[..., Awaitable[httpx.Response]]
@@ -53,6 +55,22 @@ async def test_a_valid_key_is_served_whatever_others_do_at_its_address(service: 
         assert (await _get(service, service.keys[role])).status_code == 200
     assert (await _get(service, None, path="/livez")).status_code == 200
     assert (await _get(service, service.keys[Role.MONITOR])).status_code == 403, "a valid key that may not do this"
+
+
+async def test_workers_that_come_back_after_days_are_not_slowed_down(
+    service: Service, refusals: Refusals, database: Database
+) -> None:
+    """However many have one address: each is told that it is over, which is no failure of the address."""
+    key = service.keys[Role.POOL]
+    workers = [await service.post("/workers", registration(), key=key) for _ in range(refusals.policy.failures + 5)]
+    await execute(database, "UPDATE workers SET state = 'lost', ended_at = now() - interval '3 days'")
+    async with database.transaction() as connection:
+        await keys.prune(connection)
+    for worker in workers:
+        path = f"/workers/{worker['worker_id']}/heartbeat"
+        gone = await service.ask("POST", path, {"state": "ready"}, key=worker["key"])
+        assert (gone.status_code, gone.json()["code"], gone.json()["reason"]) == (409, "worker_gone", "lost")
+    assert not refusals.has_failures
 
 
 @pytest.mark.parametrize(

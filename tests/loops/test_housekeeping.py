@@ -7,6 +7,7 @@ from app.db import retention
 from app.db.database import Database
 from app.db.retention import BATCH
 from app.loops import housekeeping
+from app.workers.store import workers
 from tests.support.sql import execute, fetch, value
 
 _EVENT = (
@@ -39,6 +40,7 @@ async def _old_partition(database: Database, days: int = 9) -> str:
 
 
 async def test_what_ended_long_ago_is_forgotten(own_database: Database) -> None:
+    """The key of a worker with its worker, that of a launch as soon as it is over."""
     await execute(
         own_database,
         """INSERT INTO workers (id, name, incarnation, state, capabilities, labels, ended_at)
@@ -47,13 +49,31 @@ async def test_what_ended_long_ago_is_forgotten(own_database: Database) -> None:
     )
     await execute(
         own_database,
-        """INSERT INTO keys (id, role, label, secret_hash, worker_id)
-        SELECT incarnation::text, 'worker', '', ''::bytea, id FROM workers
-        UNION ALL VALUES ('kept', 'admin', '', ''::bytea, NULL::uuid)""",
+        """INSERT INTO keys (id, role, label, secret_hash, worker_id, launches)
+        SELECT 'worker ' || incarnation, 'worker', '', ''::bytea, id, NULL::uuid FROM workers
+        UNION ALL SELECT 'launch ' || incarnation, 'pool', '', ''::bytea, NULL::uuid, id FROM workers
+        UNION ALL VALUES ('person', 'admin', '', ''::bytea, NULL::uuid, NULL::uuid)""",
     )
     done = await _round(own_database)
     assert (done["workers"], done["keys"], done["failed"]) == (1, 2, [])
-    assert [row["id"] for row in await fetch(own_database, "SELECT id FROM keys")] == ["kept"]
+    assert [row["id"] for row in await fetch(own_database, "SELECT id FROM keys ORDER BY id")] == ["person", "worker 1"]
+
+
+async def test_workers_are_forgotten_in_batches_with_their_keys(own_database: Database) -> None:
+    await execute(
+        own_database,
+        """INSERT INTO workers (id, name, incarnation, state, capabilities, labels, ended_at)
+        SELECT gen_random_uuid(), 'old', n, 'stopped', '{}', '{}', now() - make_interval(days => 40 + n)
+        FROM generate_series(1, 3) AS n""",
+    )
+    await execute(
+        own_database,
+        """INSERT INTO keys (id, role, label, secret_hash, worker_id)
+        SELECT incarnation::text, 'worker', '', ''::bytea, id FROM workers""",
+    )
+    async with own_database.transaction() as connection:
+        assert await workers.prune(connection, days=31, limit=2) == 2
+    assert [row["id"] for row in await fetch(own_database, "SELECT id FROM keys")] == ["1"]
 
 
 async def test_partitions_are_made_and_dropped(own_database: Database) -> None:

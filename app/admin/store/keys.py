@@ -135,10 +135,12 @@ WHERE id = :id AND worker_id IS NULL AND launches IS NULL AND uses_left IS NULL 
 RETURNING id, role, label, namespace, withheld, uses_left, expires_at
 """)
 _REVOKE_OF_WORKER = text("UPDATE keys SET revoked_at = now() WHERE worker_id = :id AND revoked_at IS NULL RETURNING id")
+# By `worker_id IS NULL` an index leads past the keys of workers, which are many, and go with the rows of their workers.
 _PRUNE = deletion(
     "keys",
-    "EXISTS (SELECT FROM workers w WHERE w.id = coalesce(keys.worker_id, keys.launches) "
-    "AND w.ended_at < now() - interval '1 hour') OR uses_left IS NOT NULL AND expires_at < now() - interval '30 days'",
+    "worker_id IS NULL AND (launches IS NOT NULL AND NOT EXISTS (SELECT FROM workers w WHERE w.id = keys.launches "
+    "AND (w.ended_at IS NULL OR w.ended_at >= now() - interval '1 hour')) "
+    "OR uses_left IS NOT NULL AND expires_at < now() - interval '30 days')",
     "id",
 )
 # Of two registrations at once the second waits here, and finds the row gone.
@@ -252,7 +254,7 @@ async def page(connection: AsyncConnection, *, after: str, limit: int) -> Page[d
 
 
 async def prune(connection: AsyncConnection, limit: int = BATCH) -> int:
-    """Delete keys of workers that ended an hour ago, and of so many uses that expired 30 days ago; return the number.
+    """Delete keys of launches that ended an hour ago, and of so many uses that expired 30 days ago; return the number.
 
     At most `limit` are deleted.
     """

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.db import pages
 from app.db.hot_path import columns
 from app.db.pages import Page
-from app.db.retention import pruning
+from app.db.retention import BATCH
 from app.kernel.agents import AgentType
 from app.kernel.ids import WorkerId
 from app.kernel.states import WorkerState
@@ -233,8 +233,19 @@ SELECT id FROM workers WHERE registered_by = :key_id AND {LIVE} ORDER BY id LIMI
 
 _NAMES = text("SELECT id, name FROM workers WHERE id = ANY (CAST(:ids AS uuid[])) ORDER BY host, slot")
 
-# They hold nothing: their leases went back when they ended.
-prune = pruning("workers", "ended_at")
+# They hold nothing: their leases went back when they ended. Their keys go with them and not before: by its key a worker
+# that comes back is told that it is over, and registers anew, where a refused key counts against its whole address.
+_PRUNE = text("""
+WITH gone AS (
+    DELETE FROM workers WHERE ctid = ANY (ARRAY(
+        SELECT ctid FROM workers WHERE ended_at < now() - make_interval(days => :days)
+        ORDER BY ended_at LIMIT :limit FOR UPDATE SKIP LOCKED
+    )) RETURNING id
+), keyless AS (
+    DELETE FROM keys WHERE worker_id = ANY (ARRAY(SELECT id FROM gone))
+)
+SELECT count(*) FROM gone
+""")
 
 
 async def live_by_name(connection: AsyncConnection, names: Sequence[str]) -> list[NameHolder]:
@@ -382,3 +393,8 @@ def _assignment(row: asyncpg.Record) -> Assignment:
 async def workers_by_state(connection: AsyncConnection) -> dict[str, int]:
     """Numbers of live workers by state, `busy` being those that hold a task; reads one lease for each worker."""
     return {row["state"]: row["workers"] for row in (await connection.execute(_WORKERS)).mappings()}
+
+
+async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
+    """Delete workers that ended more than `days` ago, at most `limit`, with their keys; return their number."""
+    return int((await connection.execute(_PRUNE, {"days": days, "limit": limit})).scalar_one())
