@@ -27,6 +27,13 @@ class Provisioner(Protocol):
         """Whether the process still runs."""
         ...
 
+    def is_foreign(self, handle: Handle, silent_seconds: float) -> bool:
+        """Whether the process may be one of another machine, which is not to be judged or ended here.
+
+        Its worker has been silent for so long, if for longer than it may, else 0.
+        """
+        ...
+
     async def find(self) -> dict[UUID, Handle]:
         """The running workers that carry our mark, whoever started them."""
         ...

@@ -22,6 +22,7 @@ from app.process_exit import until_exit
 from app.secrecy import handed_over, make_private, open_log
 from app.workers.provisioners.base import Handle
 from app.workers.provisioners.last_error import last_error
+from app.workers.provisioners.process_tables import Origin, own_table, seconds_since_start
 
 log = logging.getLogger(__name__)
 OWNER_VARIABLE = "CONVENER_OWNER"
@@ -76,7 +77,7 @@ class LocalProvisioner:
     def stop(self, worker_id: UUID, handle: Handle, grace_seconds: float) -> None:
         """SIGTERM now, which drains; again when the grace is over, and soon SIGKILL to its whole session."""
         # Once: a repetition must not begin the grace anew.
-        if worker_id not in self._stopping:
+        if worker_id not in self._stopping and own_table().origin(handle) is Origin.HERE:
             task = asyncio.create_task(self._end(handle, grace_seconds), name=f"stop {worker_id}")
             self._stopping[worker_id] = task
             task.add_done_callback(lambda _: self._stopping.pop(worker_id, None))
@@ -101,13 +102,23 @@ class LocalProvisioner:
         """Whether the process of the handle, not another with its pid, still runs."""
         return _process(handle) is not None
 
+    def is_foreign(self, handle: Handle, silent_seconds: float) -> bool:
+        """Whether the process is in the table of another machine, or of a twin of this one that may be alive."""
+        match own_table().origin(handle):
+            case Origin.HERE:
+                return False
+            case Origin.RESTARTED:
+                return silent_seconds <= seconds_since_start()
+            case Origin.ELSEWHERE:
+                return True
+
     async def find(self) -> dict[UUID, Handle]:
         """Search the processes of this machine for those that carry our mark."""
         return await asyncio.to_thread(self._find)
 
     def adopt(self, worker_id: UUID, handle: Handle) -> None:
         """Watch the process until it exits."""
-        if worker_id not in self._watchers:
+        if worker_id not in self._watchers and own_table().origin(handle) is Origin.HERE:
             task = asyncio.create_task(self._watch(worker_id, handle), name=f"watch {worker_id}")
             self._watchers[worker_id] = task
 
@@ -192,7 +203,7 @@ class LocalProvisioner:
 
 def _handle(process: psutil.Process, log_file: str | None = None) -> Handle:
     # A pid may belong to another process by now; together with the time of its start it is unique.
-    return {"pid": process.pid, "created": round(process.create_time(), 2), "log": log_file}
+    return {"pid": process.pid, "created": round(process.create_time(), 2), "log": log_file, **own_table().marks()}
 
 
 def _process(handle: Handle) -> psutil.Process | None:

@@ -140,16 +140,19 @@ async def report_exit(
 async def reconcile(database: Database, provisioner: Provisioner, stop_grace_seconds: float) -> dict[str, int]:
     """Make the processes on this host and the rows in the database agree; either may be ahead after a crash.
 
-    Running workers of an earlier run are adopted, dead ones reported, and processes without a live row ended.
+    Running workers of an earlier run are adopted, dead ones reported, and processes without a live row ended. Those of
+    another machine that keeps the pool of the same name are left to it, and to their heartbeats.
     """
     # Rows are written before processes start, so reading the processes first never takes a new one for an orphan.
     running = await provisioner.find()
     async with database.transaction() as connection:
         managed_workers = await pool.managed_workers(connection, provisioner.kind, provisioner.host)
-    counts = {"adopted": 0, "gone": 0, "ended": 0}
+    counts = {"adopted": 0, "gone": 0, "ended": 0, "foreign": 0}
     for worker in managed_workers:
         process = running.pop(worker.worker_id, None)
-        if worker.handle is not None and not provisioner.is_running(worker.handle):
+        if worker.handle is not None and provisioner.is_foreign(worker.handle, worker.silent_seconds):
+            counts["foreign"] += 1
+        elif worker.handle is not None and not provisioner.is_running(worker.handle):
             counts["gone"] += 1
             log_file = worker.handle.get("log")
             error = await asyncio.to_thread(last_error, Path(log_file)) if log_file else None

@@ -74,11 +74,15 @@ class Launch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ManagedWorker:
-    """A live worker of a provisioner on one host; without a `handle` no process was recorded yet."""
+    """A live worker of a provisioner on one host; without a `handle` no process was recorded yet.
+
+    It is silent for `silent_seconds`, if for longer than it may, else 0.
+    """
 
     worker_id: UUID
     handle: dict[str, Any] | None
     directive: str | None
+    silent_seconds: float
 
 
 _MEMBERS = text(f"""
@@ -114,7 +118,11 @@ UPDATE workers SET launched_at = now() WHERE id IN (
 _STARTED = text("UPDATE workers SET handle = CAST(:handle AS jsonb), started_at = now() WHERE id = :id")
 
 _MANAGED = text(f"""
-SELECT w.id AS worker_id, w.handle, w.directive FROM workers w
+SELECT w.id AS worker_id, w.handle, w.directive,
+       CASE WHEN silence.seconds > w.lost_after_seconds THEN silence.seconds ELSE 0 END AS silent_seconds
+FROM workers w CROSS JOIN LATERAL (
+    SELECT extract(epoch FROM now() - coalesce(w.last_seen_at, w.registered_at))::float8 AS seconds
+) silence
 WHERE w.{LIVE} AND w.provisioner = :provisioner AND w.host = :host ORDER BY w.slot
 """)
 

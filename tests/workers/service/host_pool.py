@@ -23,7 +23,8 @@ class Host:
     kind = "local"
     host = "here"
 
-    def __init__(self) -> None:
+    def __init__(self, table: str = "ours") -> None:
+        self.table = table
         self.running: dict[UUID, Handle] = {}
         self.watched: set[UUID] = set()
         self.stopped: dict[UUID, float] = {}
@@ -33,7 +34,7 @@ class Host:
     async def start(self, worker_id: UUID, name: str, key: str) -> Handle:
         if self.broken:
             raise OSError("no more processes")
-        handle = self.running.setdefault(worker_id, {"pid": len(self.running) + 1, "name": name})
+        handle = self.running.setdefault(worker_id, {"pid": len(self.running) + 1, "name": name, "table": self.table})
         self.keys[worker_id] = key
         self.adopt(worker_id, handle)
         return handle
@@ -43,6 +44,9 @@ class Host:
 
     def is_running(self, handle: Handle) -> bool:
         return handle in self.running.values()
+
+    def is_foreign(self, handle: Handle, silent_seconds: float) -> bool:
+        return bool(handle["table"] != self.table)
 
     async def find(self) -> dict[UUID, Handle]:
         return dict(self.running)

@@ -234,7 +234,7 @@ async def test_a_worker_that_died_while_it_was_to_drain_is_lost(database: Databa
 async def test_what_runs_already_is_adopted_after_a_restart(database: Database, host: Host) -> None:
     pool = await start_pool(database, host, 2)
     host.watched.clear()
-    assert await _reconcile(database, host) == {"adopted": 0, "gone": 0, "ended": 0}
+    assert await _reconcile(database, host) == {"adopted": 0, "gone": 0, "ended": 0, "foreign": 0}
     assert host.watched == set(pool)
 
 
@@ -244,7 +244,7 @@ async def test_a_start_that_was_not_recorded_is_found(database: Database, host: 
     async with database.transaction() as connection:
         (launch,) = await store.claim_launches(connection, "local", "here")
     handle = await host.start(launch.worker_id, launch.name, "a key")
-    assert await _reconcile(database, host) == {"adopted": 1, "gone": 0, "ended": 0}
+    assert await _reconcile(database, host) == {"adopted": 1, "gone": 0, "ended": 0, "foreign": 0}
     (managed,) = await _managed(database)
     assert managed.handle == handle
 
@@ -260,6 +260,34 @@ async def test_a_process_that_ended_while_nobody_looked_is_lost(database: Databa
     assert (await _reconcile(database, host))["gone"] == 1
     assert await value(database, "SELECT state FROM workers WHERE id = $1", worker) == "lost"
     assert len(await replacements(database)) == 1
+
+
+async def test_two_machines_of_one_name_leave_the_workers_of_each_other_alone(database: Database, host: Host) -> None:
+    """Neither sees the processes of the other, so it can tell nothing of them."""
+    twin = Host("theirs")
+    pool_of_host = await start_pool(database, host, 3)
+    async with database.transaction() as connection:
+        await directives.direct(connection, pool_of_host[0], order(Directive.STOP))
+    for _ in range(2):
+        assert await _reconcile(database, twin) == {"adopted": 0, "gone": 0, "ended": 0, "foreign": 3}
+        assert await _reconcile(database, host) == {"adopted": 0, "gone": 0, "ended": 0, "foreign": 0}
+    assert await value(database, "SELECT count(*) FROM workers WHERE ended_at IS NULL") == 3
+    assert (set(host.stopped), twin.stopped, twin.watched) == ({pool_of_host[0]}, {}, set())
+
+
+async def test_silence_counts_once_it_is_longer_than_it_may_be(database: Database, host: Host) -> None:
+    (worker,) = await start_pool(database, host, 1)
+    silences = []
+    for seconds in (10, 3600):
+        await execute(
+            database,
+            "UPDATE workers SET lost_after_seconds = 15, last_seen_at = now() - make_interval(secs => $1)",
+            float(seconds),
+        )
+        silences.append((await _managed(database))[0].silent_seconds)
+    assert silences == [0, pytest.approx(3600, abs=60)]
+    await execute(database, "UPDATE workers SET lost_after_seconds = NULL WHERE id = $1", worker)
+    assert (await _managed(database))[0].silent_seconds == 0
 
 
 async def test_a_process_that_nobody_wants_any_more_is_ended(database: Database, host: Host) -> None:
