@@ -220,9 +220,12 @@ def _advice_on_replacements(recovery: Recovery) -> Iterator[str]:
             f"start the loops of {', '.join(recovery.silent_hosts)} again (`convener loops` there), or look why they "
             "do not reach the database; a host that is gone for good is told of for an hour"
         )
+    if recovery.shared_hosts:
+        yield "set CONVENER_HOST_NAME on each of these machines to a name of its own, and start its loops again"
     if recovery.missing_members:
         yield "the engine that starts the workers says why it cannot: look at its options, quotas and nodes"
-    if recovery.failing or recovery.overdue or not (recovery.silent_hosts or recovery.missing_members):
+    is_explained = recovery.silent_hosts or recovery.shared_hosts or recovery.missing_members
+    if recovery.failing or recovery.overdue or not is_explained:
         yield "look at the logs of the workers: do the handlers load, is there memory, is the API reached?"
 
 

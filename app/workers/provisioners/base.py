@@ -34,6 +34,10 @@ class Provisioner(Protocol):
         """
         ...
 
+    def tell_of_twin(self, handle: Handle, heard_seconds_ago: float | None) -> None:
+        """Warn, once, where a foreign process is heard of: another machine keeps the pool of this host's name."""
+        ...
+
     async def find(self) -> dict[UUID, Handle]:
         """The running workers that carry our mark, whoever started them."""
         ...

@@ -65,6 +65,7 @@ class LocalProvisioner:
         self._stopping: dict[UUID, asyncio.Task[None]] = {}
         self._children: dict[int, subprocess.Popen[bytes]] = {}
         self._log_begins: dict[int, int] = {}
+        self._has_told_of_twin = False
 
     async def start(self, worker_id: UUID, name: str, key: str) -> Handle:
         """Start the worker unless it runs already."""
@@ -111,6 +112,13 @@ class LocalProvisioner:
                 return silent_seconds <= seconds_since_start()
             case Origin.ELSEWHERE:
                 return True
+
+    def tell_of_twin(self, handle: Handle, heard_seconds_ago: float | None) -> None:
+        """Warn, once, where a foreign process has been heard of since the process table here began."""
+        is_alive = heard_seconds_ago is not None and heard_seconds_ago < seconds_since_start()
+        if is_alive and not self._has_told_of_twin:
+            self._has_told_of_twin = True
+            log.warning("another machine keeps the pool of host %s: set CONVENER_HOST_NAME on one of them", self.host)
 
     async def find(self) -> dict[UUID, Handle]:
         """Search the processes of this machine for those that carry our mark."""

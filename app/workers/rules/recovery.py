@@ -58,17 +58,21 @@ class EnginePool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecoverySnapshot:
-    """Slots where a worker lives or died within the window, overdue replacements, silent hosts, pools of engines."""
+    """Slots where a worker lives or died within the window, overdue replacements, silent hosts, pools of engines.
+
+    `shared_hosts` are names under which several machines keep workers.
+    """
 
     slots: Sequence[SlotRecord] = ()
     overdue: int = 0
     silent_hosts: Sequence[SilentHost] = ()
+    shared_hosts: Sequence[str] = ()
     engine_pools: Sequence[EnginePool] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recovery:
-    """Slots whose workers keep dying (as `host/slot`), overdue replacements, hosts that are silent, by name.
+    """Slots whose workers keep dying (as `host/slot`), overdue replacements, hosts that are silent or shared, by name.
 
     `missing_members` are those of engines that do not come. `lost_share` is the share of the pool that all these cost.
     The reason is empty when all is well.
@@ -77,6 +81,7 @@ class Recovery:
     failing: Sequence[str] = ()
     overdue: int = 0
     silent_hosts: Sequence[str] = ()
+    shared_hosts: Sequence[str] = ()
     missing_members: int = 0
     lost_share: float = 0.0
     reason: str = ""
@@ -84,7 +89,7 @@ class Recovery:
     @property
     def is_reduced(self) -> bool:
         """Whether the pool works at reduced capacity."""
-        return bool(self.failing or self.overdue or self.silent_hosts or self.missing_members)
+        return bool(self.failing or self.overdue or self.silent_hosts or self.shared_hosts or self.missing_members)
 
 
 def assess(snapshot: RecoverySnapshot, policy: RecoveryPolicy) -> Recovery:
@@ -95,7 +100,7 @@ def assess(snapshot: RecoverySnapshot, policy: RecoveryPolicy) -> Recovery:
     failing = [record for record in slots if record.young_deaths >= policy.deaths and not record.is_steady]
     engine_pools = [pool for pool in snapshot.engine_pools if pool.name not in gone]
     missing = sum(wait.members for pool in engine_pools for wait in pool.failures)
-    if not failing and not snapshot.overdue and not gone and not missing:
+    if not failing and not snapshot.overdue and not gone and not missing and not snapshot.shared_hosts:
         return Recovery()
     # A failing slot often has an overdue replacement too, so the larger number counts, not the sum.
     lost_with_hosts = sum(host.size for host in snapshot.silent_hosts)
@@ -105,8 +110,9 @@ def assess(snapshot: RecoverySnapshot, policy: RecoveryPolicy) -> Recovery:
         failing=[f"{record.host}/{record.slot}" for record in failing],
         overdue=snapshot.overdue,
         silent_hosts=sorted(gone),
+        shared_hosts=snapshot.shared_hosts,
         missing_members=missing,
-        lost_share=min(1.0, lost_slots / max(lost_slots, pool_slots)),
+        lost_share=min(1.0, lost_slots / max(lost_slots, pool_slots, 1)),
         reason=_reason(failing, snapshot, engine_pools, policy),
     )
 
@@ -121,6 +127,7 @@ def _reason(
     for host in snapshot.silent_hosts:
         workers = plural(host.size, "worker")
         parts.append(f"{host.host} has not reported for {host.silent_seconds:.0f} s, and was to keep {workers}")
+    parts += [f"several machines keep the pool of host {host} as if they were one" for host in snapshot.shared_hosts]
     if failing:
         deaths = sum(record.young_deaths for record in failing)
         parts.append(

@@ -152,6 +152,7 @@ async def reconcile(database: Database, provisioner: Provisioner, stop_grace_sec
         process = running.pop(worker.worker_id, None)
         if worker.handle is not None and provisioner.is_foreign(worker.handle, worker.silent_seconds):
             counts["foreign"] += 1
+            provisioner.tell_of_twin(worker.handle, worker.heard_seconds_ago)
         elif worker.handle is not None and not provisioner.is_running(worker.handle):
             counts["gone"] += 1
             log_file = worker.handle.get("log")

@@ -64,6 +64,17 @@ WHERE r.id > (SELECT coalesce(max(id), 0) - 1000 FROM replacements)
 """)
 
 
+# Of a machine that has restarted the former workers are not heard of after the new ones have come.
+_SHARED_HOSTS = text(f"""
+SELECT host FROM (
+    SELECT provisioner, host, max(last_seen_at) AS heard_at, min(registered_at) AS began_at
+    FROM workers WHERE {LIVE} AND handle ->> 'table' IS NOT NULL GROUP BY provisioner, host, handle ->> 'table'
+) machines
+GROUP BY provisioner, host
+HAVING count(*) > 1 AND min(heard_at) > max(began_at) + interval '{hosts.FRESH_SECONDS:g} s' ORDER BY host
+""")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
     """A worker that a provisioner is to start now."""
@@ -76,12 +87,14 @@ class Launch:
 class ManagedWorker:
     """A live worker of a provisioner on one host; without a `handle` no process was recorded yet.
 
-    It is silent for `silent_seconds`, if for longer than it may, else 0.
+    It was heard of `heard_seconds_ago`, None before it registers; it is silent for `silent_seconds`, if for longer than
+    it may, else 0.
     """
 
     worker_id: UUID
     handle: dict[str, Any] | None
     directive: str | None
+    heard_seconds_ago: float | None
     silent_seconds: float
 
 
@@ -118,7 +131,7 @@ UPDATE workers SET launched_at = now() WHERE id IN (
 _STARTED = text("UPDATE workers SET handle = CAST(:handle AS jsonb), started_at = now() WHERE id = :id")
 
 _MANAGED = text(f"""
-SELECT w.id AS worker_id, w.handle, w.directive,
+SELECT w.id AS worker_id, w.handle, w.directive, silence.seconds AS heard_seconds_ago,
        CASE WHEN silence.seconds > w.lost_after_seconds THEN silence.seconds ELSE 0 END AS silent_seconds
 FROM workers w CROSS JOIN LATERAL (
     SELECT extract(epoch FROM now() - coalesce(w.last_seen_at, w.registered_at))::float8 AS seconds
@@ -320,11 +333,16 @@ async def recovery_snapshot(connection: AsyncConnection, policy: RecoveryPolicy)
     slots = [SlotRecord(**row) for row in rows]
     overdue = await connection.execute(_OVERDUE, {**times, "within": policy.replace_within_seconds})
     silent_hosts = await hosts.silent(connection)
+    shared_hosts = tuple((await connection.execute(_SHARED_HOSTS)).scalars())
     engine_pools = tuple(
         EnginePool(name=host.host, size=host.size, failures=[wait for wait in host.member_waits if wait.is_failure])
         for host in await hosts.live(connection)
         if host.is_scaled
     )
     return RecoverySnapshot(
-        slots=slots, overdue=overdue.scalar_one(), silent_hosts=silent_hosts, engine_pools=engine_pools
+        slots=slots,
+        overdue=overdue.scalar_one(),
+        silent_hosts=silent_hosts,
+        shared_hosts=shared_hosts,
+        engine_pools=engine_pools,
     )

@@ -185,6 +185,9 @@ def test_breakers_and_replacements() -> None:
     gone = Recovery(silent_hosts=["there"], lost_share=0.4, reason="there has not reported for 90 s")
     advice = only_symptom(recovery=gone).advice
     assert (advice.startswith("start the loops of there again"), "do the handlers load" in advice) == (True, False)
+    shared = Recovery(shared_hosts=["here"], reason="several machines keep the pool of host here as if they were one")
+    advice = only_symptom(recovery=shared).advice
+    assert (advice.startswith("set CONVENER_HOST_NAME"), "do the handlers load" in advice) == (True, False)
 
 
 @pytest.mark.parametrize(

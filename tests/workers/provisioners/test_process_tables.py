@@ -87,6 +87,18 @@ def test_a_handle_of_the_former_boot_is_ours_once_its_worker_is_silent_for_longe
     assert not plane.is_foreign({**former, "table": "table"}, 0)
 
 
+def test_a_twin_that_lives_is_told_of_once(
+    plane: LocalProvisioner, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(local, "seconds_since_start", lambda: 100.0)
+    for seconds in (None, 101.0):
+        plane.tell_of_twin({"pid": 1}, seconds)
+    assert caplog.messages == []
+    for _ in range(2):
+        plane.tell_of_twin({"pid": 1}, 3.0)
+    assert caplog.messages == ["another machine keeps the pool of host here: set CONVENER_HOST_NAME on one of them"]
+
+
 async def test_a_handle_of_another_machine_is_neither_watched_nor_ended(plane: LocalProvisioner) -> None:
     """Also where its pid and time of creation are those of a process of ours."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True) as child:

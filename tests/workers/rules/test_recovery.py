@@ -41,5 +41,12 @@ def test_a_replacement_that_does_not_come_reduces_too() -> None:
     assert reduced.reason == "1 lost worker has not been replaced within 30 s"
 
 
+def test_a_name_that_several_machines_have_is_told_of() -> None:
+    reduced = found(slot(1), shared_hosts=["here"])
+    assert (reduced.is_reduced, reduced.lost_share, reduced.shared_hosts) == (True, 0.0, ["here"])
+    assert reduced.reason == "several machines keep the pool of host here as if they were one"
+    assert found(shared_hosts=["here"]).lost_share == 0.0
+
+
 def test_an_empty_pool_is_not_reduced() -> None:
     assert not found().is_reduced

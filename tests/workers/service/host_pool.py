@@ -29,6 +29,7 @@ class Host:
         self.watched: set[UUID] = set()
         self.stopped: dict[UUID, float] = {}
         self.broken = False
+        self.heard_seconds_ago: list[float | None] = []
         self.keys: dict[UUID, str] = {}
 
     async def start(self, worker_id: UUID, name: str, key: str) -> Handle:
@@ -47,6 +48,9 @@ class Host:
 
     def is_foreign(self, handle: Handle, silent_seconds: float) -> bool:
         return bool(handle["table"] != self.table)
+
+    def tell_of_twin(self, handle: Handle, heard_seconds_ago: float | None) -> None:
+        self.heard_seconds_ago.append(heard_seconds_ago)
 
     async def find(self) -> dict[UUID, Handle]:
         return dict(self.running)

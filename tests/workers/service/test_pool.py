@@ -1,5 +1,6 @@
 """The managed pool: requested, started, found again after a crash, replaced, drained, and left alone."""
 
+import json
 from uuid import UUID
 
 import psutil
@@ -273,6 +274,28 @@ async def test_two_machines_of_one_name_leave_the_workers_of_each_other_alone(da
         assert await _reconcile(database, host) == {"adopted": 0, "gone": 0, "ended": 0, "foreign": 0}
     assert await value(database, "SELECT count(*) FROM workers WHERE ended_at IS NULL") == 3
     assert (set(host.stopped), twin.stopped, twin.watched) == ({pool_of_host[0]}, {}, set())
+    assert (len(twin.heard_seconds_ago), host.heard_seconds_ago) == (6, [])
+    assert all(seconds is not None and seconds < 60 for seconds in twin.heard_seconds_ago)
+
+
+async def test_several_machines_of_one_name_are_told_of(database: Database, host: Host) -> None:
+    """Once their workers have been there beside each other; those of before a restart have not."""
+    await start_pool(database, host, 1)
+    await start_pool(database, host, 2)
+    former, new = "ours", "theirs"
+    for slot, table in ((1, former), (2, new)):
+        await execute(
+            database, "UPDATE workers SET handle = handle || $1 WHERE slot = $2", json.dumps({"table": table}), slot
+        )
+    await execute(database, "UPDATE workers SET registered_at = now() - interval '1 min' * (3 - slot)")
+    told = []
+    for minutes in (2, 1, 0):
+        await execute(
+            database, "UPDATE workers SET last_seen_at = now() - make_interval(mins => $1) WHERE slot = 1", minutes
+        )
+        async with database.transaction() as connection:
+            told.append((await pool.recovery(connection)).reason)
+    assert told == ["", "", "several machines keep the pool of host here as if they were one"]
 
 
 async def test_silence_counts_once_it_is_longer_than_it_may_be(database: Database, host: Host) -> None:
