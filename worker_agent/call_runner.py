@@ -121,6 +121,10 @@ class CallRunner:
         try:
             answer = self._make_call(pending.call)
         except ApiUnavailable as unavailable:
+            if self._client is None and unavailable.is_foreign_refusal:
+                # Until the first registration a wrong address is likelier than a trouble that passes.
+                self._note_error(pending, unavailable)
+                return ev.RegistrationRefused(False, str(unavailable))
             self._is_unanswered = True
             if not pending.answered_event.is_set():  # else an abort cut it off
                 self._outage.note_failure(_CALLS, unavailable)

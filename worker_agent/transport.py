@@ -15,15 +15,27 @@ from worker_agent.wire import JsonObject
 _CONNECT_SECONDS = 5.0
 _MAX_RETRY_AFTER_SECONDS = 60.0
 _RETRYABLE_STATUSES = frozenset({408, 425, 429})
+_PROBLEM_TYPE = "application/problem+json"
+# Whatever refuses a body for its size would refuse it again.
+_TOO_LARGE = 413
 
 
 class ApiUnavailable(Exception):
-    """The control plane gave no answer, an unreadable one, or one that says "later"; then `asks_to_wait` is set."""
+    """The control plane gave no answer, an unreadable one, or one that says "later"; `status` is that of an answer."""
 
-    def __init__(self, message: str, retry_after: float = 0.0, *, asks_to_wait: bool = False) -> None:
+    def __init__(self, message: str, retry_after: float = 0.0, *, status: int | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
-        self.asks_to_wait = asks_to_wait
+        self.status = status
+
+    @property
+    def asks_to_wait(self) -> bool:
+        return self.status == 429
+
+    @property
+    def is_foreign_refusal(self) -> bool:
+        """Whether something on the way to the control plane, or in its place, has refused the call."""
+        return self.status is not None and 400 <= self.status < 500 and self.status not in _RETRYABLE_STATUSES
 
 
 class Problem(Exception):
@@ -82,22 +94,31 @@ class Transport:
 
 
 def _read_answer(response: httpx.Response) -> JsonObject | None:
-    if response.status_code == 204:
+    status = response.status_code
+    if status == 204:
         return None
     try:
         body = response.json()
     except ValueError:
         body = None
-    if response.status_code >= 500 or response.status_code in _RETRYABLE_STATUSES:
-        text = f"answered {response.status_code}"
-        if isinstance(body, dict):
-            text = str(_read_problem(response.status_code, body))
-        raise ApiUnavailable(text, _retry_after(response), asks_to_wait=response.status_code == 429)
+    if status >= 500 or status in _RETRYABLE_STATUSES:
+        text = str(_read_problem(status, body)) if isinstance(body, dict) else f"answered {status}"
+        raise ApiUnavailable(text, _retry_after(response), status=status)
     if response.is_success and isinstance(body, dict):
         return body
+    if status == _TOO_LARGE or (response.is_client_error and is_problem(response, body)):
+        raise _read_problem(status, body if isinstance(body, dict) else {})
+    kind = "no JSON object"
     if response.is_client_error:
-        raise _read_problem(response.status_code, body if isinstance(body, dict) else {})
-    raise ApiUnavailable(f"answered {response.status_code} with something that is no JSON object")
+        # An ingress that reloads, a firewall or a portal: its word says nothing of our key, lease or worker.
+        kind = "no problem of a control plane"
+    raise ApiUnavailable(f"answered {status} with something that is {kind}", _retry_after(response), status=status)
+
+
+def is_problem(response: httpx.Response, body: object) -> bool:
+    """Whether the control plane itself, and nothing else on the way, answered with this error."""
+    media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return media_type == _PROBLEM_TYPE and isinstance(body, dict) and isinstance(body.get("code"), str)
 
 
 def _read_problem(status: int, body: JsonObject) -> Problem:

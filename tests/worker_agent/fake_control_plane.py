@@ -42,7 +42,13 @@ LOST = Answer(lost=True)
 
 
 def problem(status: int, code: str, **more: Any) -> Answer:
-    return Answer(status=status, body={"code": code, "title": code, "status": status, **more})
+    body = {"code": code, "title": code, "status": status, **more}
+    return Answer(status=status, body=body, headers=(("content-type", "application/problem+json"),))
+
+
+def foreign(status: int) -> Answer:
+    """A refusal by something on the way to the control plane."""
+    return Answer(status=status, body={"message": "no such host"}, headers=(("content-type", "application/json"),))
 
 
 class FakeControlPlane:

@@ -6,7 +6,7 @@ from queue import Empty, SimpleQueue
 
 import pytest
 
-from tests.worker_agent.fake_control_plane import POOL_KEY, Answer, FakeControlPlane, problem, served
+from tests.worker_agent.fake_control_plane import POOL_KEY, Answer, FakeControlPlane, foreign, problem, served
 from tests.worker_agent.machines import USAGE, lease
 from tests.worker_agent.waiting import PATIENCE
 from worker_agent import actions as act
@@ -77,6 +77,11 @@ def test_calls_and_answers_match(plane: FakeControlPlane, subject: Subject) -> N
         (REPORT, problem(404, "lease_not_found"), ev.ReportFenced("lease_not_found")),
         (REPORT, problem(413, "too_large"), ev.CallRefused("too_large", "413 too_large: too_large")),
         (REPORT, Answer(status=429, headers=(("retry-after", "2"),)), ev.RetryLater(2.0)),
+        (REPORT, foreign(403), ev.RetryLater()),
+        (REPORT, foreign(404), ev.RetryLater()),
+        (act.RequestLease(request_id="r"), foreign(401), ev.RetryLater()),
+        # After the first registration the address is known to be right.
+        (act.Register(), foreign(404), ev.RetryLater()),
         (act.Register(), problem(409, "worker_gone", reason="lost"), ev.CallerGone("superseded")),
         (act.Register(), problem(409, "name_taken"), ev.CallerGone("superseded")),
     ],

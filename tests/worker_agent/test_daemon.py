@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.worker_agent.conftest import StartWorker
-from tests.worker_agent.fake_control_plane import LOST, POOL_KEY, Answer, FakeControlPlane, problem, served
+from tests.worker_agent.fake_control_plane import LOST, POOL_KEY, Answer, FakeControlPlane, foreign, problem, served
 from tests.worker_agent.processes import pids_in, wait_until_dead
 from tests.worker_agent.waiting import until
 
@@ -176,6 +176,8 @@ def test_a_control_plane_that_comes_late_is_waited_for(plane: FakeControlPlane, 
         (problem(403, "forbidden"), 3, "CONVENER_KEY"),
         (problem(422, "invalid", errors=[{"path": "name", "message": "too long"}]), 2, "too long"),
         (problem(404, "not_found"), 2, "--url"),
+        (foreign(404), 2, "--url"),
+        (foreign(401), 2, "--url"),
         (problem(409, "worker_gone", reason="superseded"), 4, "replacement"),
     ],
 )
@@ -187,6 +189,20 @@ def test_a_refused_registration_says_what_to_do(
     assert worker.exit_code() == code
     assert advice in worker.log.read_text()
     assert "verysecret" not in worker.log.read_text()
+
+
+def test_what_a_stranger_refuses_costs_neither_task_nor_result_nor_worker(
+    plane: FakeControlPlane, url: str, start_worker: StartWorker
+) -> None:
+    plane.submit({"do": "talk", "seconds": 1.5})
+    plane.script["complete"] += [foreign(403), foreign(404)]
+    start_worker(url)
+    plane.wait_for("logs")
+    plane.script["heartbeat"] += [foreign(404), foreign(401)]
+    reports = plane.wait_for("complete", 3)
+    assert not plane.script["heartbeat"]
+    assert len({str(call.body) for call in reports}) == 1
+    assert (len(plane.of("register")), plane.of("fail")) == (1, [])
 
 
 def test_a_result_that_is_refused_is_reported_as_a_failure(

@@ -58,7 +58,7 @@ def test_a_long_one_has_a_line_a_minute_and_one_at_its_end(subject: Subject) -> 
 
 
 def test_one_that_asks_to_wait_is_not_away(subject: Subject) -> None:
-    full = ApiUnavailable("429 pool_full: the configuration allows 6 workers", 10.0, asks_to_wait=True)
+    full = ApiUnavailable("429 pool_full: the configuration allows 6 workers", 10.0, status=429)
     subject.fail(6, error=full)
     assert subject.lines() == ["the control plane has asked to wait for 5 s, trying again"]
     assert subject.errors.take()[0]["message"].endswith("429 pool_full: the configuration allows 6 workers")

@@ -2,10 +2,11 @@
 
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
-from tests.worker_agent.fake_control_plane import LOST, POOL_KEY, Answer, FakeControlPlane, problem, served
+from tests.worker_agent.fake_control_plane import LOST, POOL_KEY, Answer, FakeControlPlane, foreign, problem, served
 from tests.worker_agent.machines import registration
 from worker_agent.client import Client, register
 from worker_agent.transport import ApiUnavailable, Problem, Transport
@@ -75,9 +76,26 @@ def test_a_refusal_is_a_problem(plane: FakeControlPlane, transport: Transport) -
     transport.close()
 
 
-def test_a_refusal_by_somebody_else_is_a_problem_too(plane: FakeControlPlane, transport: Transport) -> None:
-    plane.script["start"].append(Answer(status=404))
-    with pytest.raises(Problem, match="404 unknown"):
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 409, 422])
+def test_a_refusal_by_somebody_else_is_no_word_of_the_control_plane(
+    plane: FakeControlPlane, transport: Transport, status: int
+) -> None:
+    """An ingress that reloads, a firewall or a captive portal refuses calls of which it knows nothing."""
+    without_code = replace(problem(status, "x"), body={"title": "no"})
+    of_another_type = replace(problem(status, "not_found"), headers=(("content-type", "application/json"),))
+    for answer in (Answer(status=status), foreign(status), without_code, of_another_type):
+        plane.script["start"].append(answer)
+        with pytest.raises(ApiUnavailable, match=f"{status} .* no problem of a control plane") as caught:
+            call(transport)
+        assert caught.value.is_foreign_refusal
+    transport.close()
+
+
+def test_a_body_that_is_too_large_for_a_proxy_is_refused_for_good(
+    plane: FakeControlPlane, transport: Transport
+) -> None:
+    plane.script["start"].append(Answer(status=413))
+    with pytest.raises(Problem, match="413 unknown"):
         call(transport)
     transport.close()
 
