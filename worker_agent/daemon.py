@@ -89,7 +89,7 @@ class Daemon:
         self._exit: act.Exit | None = None
         self._status = DaemonStatus()
         self._has_been_told = False
-        errors = LocalErrors()
+        self._errors = errors = LocalErrors()
         outage = Outage(errors)
         self._lifetime = None if settings.seconds_left is None else Lifetime(settings.seconds_left)
         self._calls = CallRunner(
@@ -222,14 +222,20 @@ class Daemon:
         handler = self._settings.handlers.get(lease.agent_type)
         try:
             if handler is None:
-                raise OSError(f"this worker has no handler for {lease.agent_type}")
+                raise ValueError(f"this worker has no handler for {lease.agent_type}")
             limits = self._settings.limits.within(self._machine.assignment, lease)
             asked = int((lease.resources or {}).get("gpus", 0))
             variables = {**self._open_access(lease), **self._settings.gpus.environment(asked)}
             child = start_child(lease, handler, limits, self._settings.confinement, variables)
-        except (OSError, ValueError) as error:
+        except ValueError as error:
             failure = TaskError(code="handler_unavailable", message=str(error), retryable=True)
             self._events.put(ev.HandlerFailed(failure))
+            return
+        except OSError as error:
+            reason = f"no handler can be started here: {error}"
+            log.warning(reason, extra={"fields": {"task": lease.task_id}})
+            self._errors.add(reason)
+            self._events.put(ev.HandlerNotStarted(reason))
             return
         on_measurement = partial(self._add_measurement, lease)
         self._handler_run = HandlerRun(

@@ -95,6 +95,14 @@ class CallerGone:
 
 
 @dataclass(frozen=True, slots=True)
+class HandlerNotStarted:
+    """This machine had no process, pipe or file for the handler, which is no fault of the task."""
+
+    reason: str
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class HandlerFinished:
     result: JsonObject
     usage: Usage
@@ -190,7 +198,9 @@ Answer: TypeAlias = (
     | CallAborted
     | CallerGone
 )
-HandlerEnd: TypeAlias = HandlerFinished | HandlerFailed | HandlerPostponed | HandlerTimedOut | HandlerKilled
+HandlerEnd: TypeAlias = (
+    HandlerNotStarted | HandlerFinished | HandlerFailed | HandlerPostponed | HandlerTimedOut | HandlerKilled
+)
 Event: TypeAlias = (
     Answer | HandlerEnd | Begin | HeartbeatAnswered | WorkerGone | LeaseLost | ProgressMade | StopSignal | GraceExpired
 )

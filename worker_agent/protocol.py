@@ -18,6 +18,8 @@ from worker_agent.wire import Assignment, Directive, Lease, Registration, TaskEr
 
 _GOODBYE_ATTEMPTS = 3
 _QUICK_ANSWERS = 3
+# After a handler that could not be started, and doubled after each further one, before the next task is taken.
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 30.0
 _REFUSED = "report_refused"
 # Of a lease that was not renewed; as long as nobody has taken the task, a heartbeat renews it.
 _EXPIRED = "lease_expired"
@@ -46,6 +48,8 @@ class StateMachine:
         self._has_renewed = False
         self._unconfirmed_registrations = 0
         self._quick_answers = 0
+        self._pause_seconds = 0.0
+        self._must_pause = False
 
     @property
     def wire_state(self) -> WorkerState:
@@ -87,7 +91,9 @@ class StateMachine:
         if self.registration is not None:
             if self.shutdown.is_requested:
                 return self._make_call(State.LEAVING, act.Goodbye(reason=self.shutdown.reason))
-            return self._make_call(State.LEASING, act.RequestLease(request_id=self._new_id(), attempt=attempt))
+            pause, self._must_pause = self._pause_seconds if self._must_pause else 0.0, False
+            lease_call = act.RequestLease(request_id=self._new_id(), attempt=attempt, wait_seconds=pause)
+            return self._make_call(State.LEASING, lease_call)
         if self.shutdown.is_final:
             return self._exit(self.shutdown.exit_code)
         self.shutdown.gone_reason = None
@@ -143,7 +149,14 @@ class StateMachine:
             return []
         return [act.ReportProgress(self.lease, event.progress)]
 
+    def _note_start(self, event: ev.HandlerEnd) -> None:
+        """Pause before the next lease where nothing can be started, as this worker would drain the queue in vain."""
+        self._must_pause = isinstance(event, ev.HandlerNotStarted)
+        doubled = min(_LONGEST_PAUSE_SECONDS, max(_FIRST_PAUSE_SECONDS, 2 * self._pause_seconds))
+        self._pause_seconds = doubled if self._must_pause else 0.0
+
     def _on_handler_end(self, event: ev.HandlerEnd) -> list[Action]:
+        self._note_start(event)
         # Another worker may have the task by now; any report under the old token would be refused.
         if self._is_fenced or self.shutdown.gone_reason is not None:
             return self._next_step()
@@ -300,6 +313,8 @@ def _report_of(end: ev.HandlerEnd, lease: Lease, *, next_request_id: str, reason
             )
         case ev.HandlerFailed(error, usage):
             return act.ReportFail(lease=lease, error=error, usage=usage)
+        case ev.HandlerNotStarted(why):
+            return act.Release(lease=lease, reason=why)
         case ev.HandlerPostponed(postponement):
             return act.Release(
                 lease=lease,
@@ -333,7 +348,14 @@ _Reaction: TypeAlias = Callable[[StateMachine, Any], list[Action]]
 
 _CALLING = (State.UNREGISTERED, State.LEASING, State.REPORTING, State.LEAVING)
 _HANDLING = (State.RUNNING, State.KILLING)
-_HANDLER_ENDS = (ev.HandlerFinished, ev.HandlerFailed, ev.HandlerPostponed, ev.HandlerTimedOut, ev.HandlerKilled)
+_HANDLER_ENDS = (
+    ev.HandlerNotStarted,
+    ev.HandlerFinished,
+    ev.HandlerFailed,
+    ev.HandlerPostponed,
+    ev.HandlerTimedOut,
+    ev.HandlerKilled,
+)
 
 REACTIONS: Mapping[tuple[State, type], _Reaction] = {
     (State.UNREGISTERED, ev.Begin): StateMachine._continue,

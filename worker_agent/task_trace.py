@@ -58,6 +58,8 @@ class TaskTrace:
 
 def _outcome(end: ev.HandlerEnd) -> str:
     match end:
+        case ev.HandlerNotStarted():
+            return "not_started"
         case ev.HandlerFinished():
             return "completed"
         case ev.HandlerFailed():
@@ -72,6 +74,8 @@ def _outcome(end: ev.HandlerEnd) -> str:
 
 def _error(end: ev.HandlerEnd) -> str | None:
     match end:
+        case ev.HandlerNotStarted():
+            return "not_started"
         case ev.HandlerFailed(error):
             return storable_code(error.code)[:_CODE_CHARACTERS]
         case ev.HandlerTimedOut():

@@ -14,6 +14,7 @@ USAGE = Usage(wall_seconds=1.0, cpu_seconds=0.5, max_memory_mb=20.0)
 FINISHED = ev.HandlerFinished({"answer": 42}, USAGE)
 FAILED = ev.HandlerFailed(TaskError(code="bug", message="a bug", retryable=True), USAGE)
 KILLED = ev.HandlerKilled(USAGE)
+NOT_STARTED = ev.HandlerNotStarted("no space left on device")
 POSTPONED = ev.HandlerPostponed(Postponement(seconds=7.5, reason="the model has no room"), USAGE)
 
 

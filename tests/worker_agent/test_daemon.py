@@ -1,6 +1,7 @@
 """The daemon as a real process against a control plane over real HTTP."""
 
 import re
+import shutil
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -269,6 +270,27 @@ def test_a_task_without_a_handler_goes_to_another_worker(
     start_worker(url, "--capabilities", "generation")
     (failure,) = plane.wait_for("fail")
     assert (failure.body["error"]["code"], failure.body["error"]["retryable"]) == ("handler_unavailable", True)
+
+
+def test_a_worker_that_has_no_room_for_a_handler_hands_its_task_back_and_says_so(
+    plane: FakeControlPlane, url: str, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    directory = tmp_path / "temporary"
+    directory.mkdir()
+    directory.chmod(0o777)
+    start_worker(url, TMPDIR=str(directory))
+    plane.wait_for("lease")
+    shutil.rmtree(directory)
+    plane.submit({"do": "echo"})
+    (release,) = plane.wait_for("release")
+    assert "no handler can be started here" in release.body["reason"]
+    until(lambda: "can be started here" in str([call.body["errors"] for call in plane.of("heartbeat")]))
+    directory.mkdir()
+    directory.chmod(0o777)
+    plane.submit({"do": "echo"})
+    plane.wait_for("complete")
+    assert plane.of("lease")[-1].at - release.at >= 1.0
+    assert plane.of("fail") == []
 
 
 def _confinement(plane: FakeControlPlane, count: int) -> Any:

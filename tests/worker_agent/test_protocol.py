@@ -9,6 +9,7 @@ from tests.worker_agent.machines import (
     FINISHED,
     KILLED,
     LEASE_SECONDS,
+    NOT_STARTED,
     POSTPONED,
     USAGE,
     assignment,
@@ -141,7 +142,7 @@ def test_progress_after_the_expiry_leaves_it_to_a_heartbeat_whether_the_task_goe
 @pytest.mark.parametrize(
     "loss", [beat(cancel(lease())), ev.LeaseLost(lease().ref, "task_cancelled"), ev.WorkerGone(1, "lost")]
 )
-@pytest.mark.parametrize("end", [FINISHED, FAILED, KILLED, POSTPONED, ev.HandlerTimedOut(1.0, USAGE)])
+@pytest.mark.parametrize("end", [FINISHED, FAILED, KILLED, POSTPONED, NOT_STARTED, ev.HandlerTimedOut(1.0, USAGE)])
 def test_a_lost_task_is_killed_and_never_reported(loss: ev.Event, end: ev.Event) -> None:
     subject = brought_to(State.RUNNING)
     assert feed(subject, loss) == [act.KillHandler()]
@@ -248,6 +249,22 @@ def test_a_task_that_was_postponed_is_handed_back_with_the_wait() -> None:
     report = only(feed(brought_to(State.RUNNING), POSTPONED))
     assert isinstance(report, act.Release)
     assert (report.delay_seconds, report.reason) == (7.5, "the model has no room")
+
+
+def test_a_worker_that_can_start_nothing_hands_its_tasks_back_and_takes_the_next_one_later() -> None:
+    """One with a full disk took and failed 56 attempts in 5 s."""
+    subject = brought_to(State.RUNNING)
+    pauses = []
+    for _ in range(7):
+        assert only(feed(subject, NOT_STARTED)) == act.Release(lease=lease(), reason="no space left on device")
+        pauses.append(only(feed(subject, ev.ReportAccepted())).wait_seconds)
+        assert only(feed(subject, ev.NoTask())).wait_seconds == 0.0
+        feed(subject, ev.LeaseGranted(lease()))
+    assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
+    feed(subject, FINISHED)
+    assert only(feed(subject, ev.ReportAccepted())).wait_seconds == 0.0
+    feed(subject, ev.LeaseGranted(lease()), NOT_STARTED)
+    assert only(feed(subject, ev.ReportAccepted())).wait_seconds == 1.0
 
 
 def test_every_event_is_in_one_table() -> None:

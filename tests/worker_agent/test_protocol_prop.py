@@ -11,6 +11,7 @@ from tests.worker_agent.machines import (
     GRACE,
     KILLED,
     LEASE_SECONDS,
+    NOT_STARTED,
     POSTPONED,
     USAGE,
     cancel,
@@ -276,6 +277,10 @@ class World(Shell):
         if self.running is not None:
             self.end_handler_with(POSTPONED)
 
+    def start_in_vain(self) -> None:
+        if self.running is not None:
+            self.end_handler_with(NOT_STARTED)
+
     def run_out(self) -> None:
         if self.running is not None:
             self.end_handler_with(ev.HandlerTimedOut(1.0, USAGE))
@@ -313,7 +318,7 @@ class World(Shell):
 
 _ANSWERS = ["grant"] * 8 + ["grant_no_lease", "be_away", "fence", "expire", "refuse"]
 _BEATS = ["beat"] * 4 + ["beat_late", "cancel", "cancel_another"]
-_ENDS = ["finish"] * 3 + ["fail", "postpone", "run_out", "lose_lease", "expire_lease", "progress"]
+_ENDS = ["finish"] * 3 + ["fail", "postpone", "start_in_vain", "run_out", "lose_lease", "expire_lease", "progress"]
 _TURNS = ["dawdle", "dawdle", "pass_time"]
 # What ends the worker must be rare, or it never lives long enough to do anything wrong.
 _BLOWS = [

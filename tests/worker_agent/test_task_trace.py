@@ -38,6 +38,7 @@ def _tracing(spans: list[Span]) -> Tracing:
         (ev.HandlerFinished({"a": "secret"}, _USAGE), "completed", None),
         (ev.HandlerFailed(_ERROR), "failed", "odd?\ufffd" + "x" * 95),
         (ev.HandlerPostponed(Postponement(seconds=1, reason="secret"), _USAGE), "postponed", None),
+        (ev.HandlerNotStarted("secret"), "not_started", "not_started"),
         (ev.HandlerTimedOut(1.0, _USAGE), "timed_out", "timeout"),
         (ev.HandlerKilled(_USAGE), "killed", "killed"),
     ],
