@@ -199,7 +199,7 @@ def _refusal(call: act.Call, problem: Problem) -> ev.Answer:
         return _registration_refusal(problem)
     if problem.code == "worker_gone":
         return ev.CallerGone(read_gone_reason(problem.reason))
-    if problem.status == 401:
+    if problem.is_of_key:
         return ev.CallerGone("lost")
     if isinstance(call, act.Report) and problem.status in (404, 409):
         return ev.ReportFenced(problem.code)
@@ -210,4 +210,4 @@ def _registration_refusal(problem: Problem) -> ev.Answer:
     """Event for a refused registration; a worker that is gone, or whose name another has, must not register again."""
     if problem.code in ("worker_gone", "name_taken"):
         return ev.CallerGone("stopped" if problem.reason == "stopped" else "superseded")
-    return ev.RegistrationRefused(problem.status in (401, 403), str(problem))
+    return ev.RegistrationRefused(problem.is_of_key or problem.status == 403, str(problem))

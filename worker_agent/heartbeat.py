@@ -143,4 +143,4 @@ class HeartbeatSender:
 
 def _means_worker_gone(problem: Problem) -> bool:
     """Whether the worker must register again; an unknown key or worker is treated like a lost one."""
-    return problem.code == "worker_gone" or problem.status in (401, 404)
+    return problem.code == "worker_gone" or problem.is_of_key or problem.status == 404

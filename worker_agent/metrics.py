@@ -16,7 +16,6 @@ _BUFFER_LIMIT = 5 * _BATCH
 _INTERVAL_SECONDS = 5.0
 _ANSWER_SECONDS = 5.0
 _STOP_SECONDS = 1.0
-_UNAUTHENTICATED = 401
 log = logging.getLogger(__name__)
 
 
@@ -92,7 +91,7 @@ class MetricsPusher:
             log.debug("metrics wait", extra={"fields": {"why": str(unavailable)}})
             return False
         except Problem as problem:
-            if problem.status == _UNAUTHENTICATED or problem.code == "worker_gone":
+            if problem.is_of_key or problem.code == "worker_gone":
                 # The worker registers anew, and the batch goes with its next key.
                 self._refused_key = key
                 return False

@@ -16,6 +16,8 @@ _CONNECT_SECONDS = 5.0
 _MAX_RETRY_AFTER_SECONDS = 60.0
 _RETRYABLE_STATUSES = frozenset({408, 425, 429})
 _PROBLEM_TYPE = "application/problem+json"
+# Instead of 401 to an address from which too many bad keys have come; whoever has a good one never gets it.
+_KEY_REFUSED_TOO_OFTEN = "too_many_failures"
 # Whatever refuses a body for its size would refuse it again.
 _TOO_LARGE = 413
 
@@ -46,6 +48,11 @@ class Problem(Exception):
         self.status = status
         self.code = code
         self.reason = reason
+
+    @property
+    def is_of_key(self) -> bool:
+        """Whether the key is unknown, as it is to a control plane that has forgotten its worker."""
+        return self.status == 401 or self.code == _KEY_REFUSED_TOO_OFTEN
 
 
 class Transport:
@@ -101,12 +108,15 @@ def _read_answer(response: httpx.Response) -> JsonObject | None:
         body = response.json()
     except ValueError:
         body = None
+    is_ours = response.is_client_error and is_problem(response, body)
+    if is_ours and body["code"] == _KEY_REFUSED_TOO_OFTEN:
+        raise _read_problem(status, body)
     if status >= 500 or status in _RETRYABLE_STATUSES:
         text = str(_read_problem(status, body)) if isinstance(body, dict) else f"answered {status}"
         raise ApiUnavailable(text, _retry_after(response), status=status)
     if response.is_success and isinstance(body, dict):
         return body
-    if status == _TOO_LARGE or (response.is_client_error and is_problem(response, body)):
+    if status == _TOO_LARGE or is_ours:
         raise _read_problem(status, body if isinstance(body, dict) else {})
     kind = "no JSON object"
     if response.is_client_error:

@@ -73,6 +73,7 @@ def test_calls_and_answers_match(plane: FakeControlPlane, subject: Subject) -> N
         (act.RequestLease(request_id="r"), problem(409, "worker_gone", reason="stopped"), ev.CallerGone("stopped")),
         (act.RequestLease(request_id="r"), problem(409, "worker_gone", reason="weird"), ev.CallerGone("lost")),
         (act.RequestLease(request_id="r"), problem(401, "unauthorized"), ev.CallerGone("lost")),
+        (act.RequestLease(request_id="r"), problem(429, "too_many_failures"), ev.CallerGone("lost")),
         (REPORT, problem(409, "task_cancelled"), ev.ReportFenced("task_cancelled")),
         (REPORT, problem(404, "lease_not_found"), ev.ReportFenced("lease_not_found")),
         (REPORT, problem(413, "too_large"), ev.CallRefused("too_large", "413 too_large: too_large")),
@@ -83,6 +84,11 @@ def test_calls_and_answers_match(plane: FakeControlPlane, subject: Subject) -> N
         # After the first registration the address is known to be right.
         (act.Register(), foreign(404), ev.RetryLater()),
         (act.Register(), problem(409, "worker_gone", reason="lost"), ev.CallerGone("superseded")),
+        (
+            act.Register(),
+            problem(429, "too_many_failures"),
+            ev.RegistrationRefused(True, "429 too_many_failures: too_many_failures"),
+        ),
         (act.Register(), problem(409, "name_taken"), ev.CallerGone("superseded")),
     ],
 )

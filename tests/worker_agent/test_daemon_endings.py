@@ -7,7 +7,7 @@ import psutil
 import pytest
 
 from tests.worker_agent.conftest import StartWorker
-from tests.worker_agent.fake_control_plane import FakeControlPlane, problem, served
+from tests.worker_agent.fake_control_plane import Answer, FakeControlPlane, problem, served
 from tests.worker_agent.processes import is_dead, pids_in, wait_until_dead
 from tests.worker_agent.waiting import until
 
@@ -119,10 +119,13 @@ def test_a_lost_worker_kills_its_task_and_registers_again(
     assert not [call for call in plane.calls if task in call.path]
 
 
+@pytest.mark.parametrize("kind", ["lease", "heartbeat"])
+@pytest.mark.parametrize("refusal", [problem(401, "unauthenticated"), problem(429, "too_many_failures")])
 def test_an_unknown_key_is_met_by_registering_again(
-    plane: FakeControlPlane, url: str, start_worker: StartWorker
+    plane: FakeControlPlane, url: str, start_worker: StartWorker, kind: str, refusal: Answer
 ) -> None:
-    plane.script["lease"].append(problem(401, "unauthorized"))
+    """An address from which many unknown keys have come gets 429 in place of 401."""
+    plane.script[kind].append(refusal)
     start_worker(url)
     plane.wait_for("register", 2)
     plane.wait_for("lease", 2)
