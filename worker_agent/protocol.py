@@ -21,6 +21,8 @@ _QUICK_ANSWERS = 3
 # After a handler that could not be started, and doubled after each further one, before the next task is taken.
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 30.0
 _REFUSED = "report_refused"
+# In place of a detail that was refused.
+_LEFT_OUT, _WHY_CHARACTERS = "left_out", 500
 # Of a lease that was not renewed; as long as nobody has taken the task, a heartbeat renews it.
 _EXPIRED = "lease_expired"
 
@@ -333,11 +335,14 @@ def _report_of_refusal(refused_call: act.Call | None, refusal: ev.CallRefused) -
     """Failure to report in place of a report that was refused for good; None when that was refused as well."""
     if not isinstance(refused_call, act.ReportComplete | act.ReportFail):
         return None
-    if isinstance(refused_call, act.ReportFail) and refused_call.error.code == _REFUSED:
-        return None
     why = f"{refusal.code}: {refusal.message}"
     if isinstance(refused_call, act.ReportComplete):
         error = TaskError(code="invalid_result", message=f"the service refused the result: {why}", retryable=False)
+    elif refused_call.error.code == _REFUSED:
+        return None
+    elif refused_call.error.detail.keys() - {_LEFT_OUT}:
+        # Its detail is the only part that a handler shapes freely: a passing failure must not end its task for that.
+        error = replace(refused_call.error, detail={_LEFT_OUT: why[:_WHY_CHARACTERS]})
     else:
         error = TaskError(code=_REFUSED, message=why, retryable=False)
     return act.ReportFail(lease=refused_call.lease, error=error, usage=refused_call.usage)

@@ -1,5 +1,6 @@
 """The worker's state machine, one rule at a time."""
 
+from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
@@ -26,7 +27,7 @@ from worker_agent import actions as act
 from worker_agent import events as ev
 from worker_agent.protocol import ANYTIME_REACTIONS, REACTIONS, UnexpectedEvent
 from worker_agent.states import MOVES, State
-from worker_agent.wire import Directive, LeaseRef, Progress
+from worker_agent.wire import Directive, LeaseRef, Progress, TaskError
 
 
 def test_it_registers_first() -> None:
@@ -109,6 +110,19 @@ def test_a_result_that_is_refused_becomes_a_failure_and_then_nothing() -> None:
     report = only(feed(subject, ev.CallRefused("invalid", "too deep")))
     assert (report.error.code, report.error.retryable, report.usage) == ("invalid_result", False, USAGE)
     assert "too deep" in report.error.message
+    report = only(feed(subject, ev.CallRefused("invalid", "no")))
+    assert (report.error.code, report.error.retryable) == ("report_refused", False)
+    assert isinstance(only(feed(subject, ev.CallRefused("invalid", "no"))), act.RequestLease)
+
+
+def test_a_failure_that_is_refused_loses_its_detail_first() -> None:
+    """One that may pass must not end its task for a detail that nests too deep or is too large."""
+    subject = brought_to(State.RUNNING)
+    odd = TaskError(code="gateway_busy", message="later", retryable=True, detail={"wide": [1, 2, 3]})
+    feed(subject, ev.HandlerFailed(odd, USAGE))
+    report = only(feed(subject, ev.CallRefused("body_too_large", "413")))
+    assert report.error == replace(odd, detail={"left_out": "body_too_large: 413"})
+    assert report.usage == USAGE
     report = only(feed(subject, ev.CallRefused("invalid", "no")))
     assert (report.error.code, report.error.retryable) == ("report_refused", False)
     assert isinstance(only(feed(subject, ev.CallRefused("invalid", "no"))), act.RequestLease)
