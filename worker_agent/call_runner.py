@@ -17,7 +17,7 @@ from worker_agent.transport import ApiUnavailable, Problem, Transport
 from worker_agent.wire import JsonObject, Lease, LeaseRef, LogStream, Progress, read_gone_reason
 
 _QUICK_SECONDS = 1.0
-# Between tries while nobody answers, at most; as for heartbeats.
+# Between tries while nobody answers, at most: whoever answers, be it to say "later", is not to be pressed.
 _OUTAGE_SECONDS = 1.0
 _CALLS = "calls"
 log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ class CallRunner:
         call = pending.call
         cap = _OUTAGE_SECONDS if self._is_unanswered else CAP_SECONDS
         # An abort sets the event, which ends the backoff without making the call.
-        if not pending.answered_event.wait(max(call.wait_seconds, full_jitter(call.attempt, cap=cap))):
+        if not pending.answered_event.wait(call.wait_seconds + full_jitter(call.attempt, cap=cap)):
             self._post_answer(pending, self._answer_to(pending))
 
     def _post_answer(self, pending: _PendingCall, answer: ev.Answer) -> bool:
@@ -125,7 +125,7 @@ class CallRunner:
                 # Until the first registration a wrong address is likelier than a trouble that passes.
                 self._note_error(pending, unavailable)
                 return ev.RegistrationRefused(False, str(unavailable))
-            self._is_unanswered = True
+            self._is_unanswered = unavailable.status is None
             if not pending.answered_event.is_set():  # else an abort cut it off
                 self._outage.note_failure(_CALLS, unavailable)
             return ev.RetryLater(unavailable.retry_after)

@@ -108,8 +108,7 @@ class HeartbeatSender:
                 exc_info=not is_refusal,
             )
             self._errors.add(f"heartbeat: {error}")
-        # A refusal will repeat itself until something changes; an outage may end at any moment.
-        return interval if isinstance(error, Problem) else full_jitter(self._failures, cap=_MAX_RETRY_SECONDS)
+        return _pause_after(error, self._failures, interval)
 
     def _send(self, status: DaemonStatus, registration: Registration, sampler: UsageSampler) -> None:
         cpu_percent, memory_mb = sampler.sample(status.handler_pid)
@@ -139,6 +138,16 @@ class HeartbeatSender:
             self._post(ev.WorkerGone(status.registration_number, read_gone_reason(problem.reason)))
         else:
             self._post(ev.HeartbeatAnswered(status.registration_number, sent_at, directives, assignment))
+
+
+def _pause_after(error: Exception, failures: int, interval: float) -> float:
+    """Seconds until the next heartbeat: an outage may end at any moment, but whoever names a time means it."""
+    if isinstance(error, Problem):
+        return interval  # it will repeat itself until something changes
+    if not isinstance(error, ApiUnavailable):
+        return full_jitter(failures, cap=_MAX_RETRY_SECONDS)
+    cap = interval if error.is_foreign_refusal else _MAX_RETRY_SECONDS
+    return max(min(error.retry_after, interval), full_jitter(failures, cap=cap))
 
 
 def _means_worker_gone(problem: Problem) -> bool:

@@ -1,12 +1,13 @@
 """Each call has exactly one answer, whatever becomes of it."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from queue import Empty, SimpleQueue
 
 import pytest
 
-from tests.worker_agent.fake_control_plane import POOL_KEY, Answer, FakeControlPlane, foreign, problem, served
+from tests.worker_agent.fake_control_plane import LOST, POOL_KEY, Answer, FakeControlPlane, foreign, problem, served
 from tests.worker_agent.machines import USAGE, lease
 from tests.worker_agent.waiting import PATIENCE
 from worker_agent import actions as act
@@ -171,7 +172,17 @@ def test_a_control_plane_that_is_back_is_asked_soon_however_long_it_was_away(
         return 0.0
 
     monkeypatch.setattr(call_runner, "full_jitter", jitter)
-    plane.script["lease"].append(Answer(status=503))
-    for attempt in (0, 20, 20):
+    plane.script["lease"] += [LOST, Answer(status=503)]
+    for attempt in (0, 20, 20, 20):
         subject.answer_to(act.RequestLease(request_id="r", attempt=attempt))
-    assert caps == [10.0, 1.0, 10.0]
+    # Whoever answers 503 is there, and not to be asked once a second by everybody.
+    assert caps == [10.0, 1.0, 10.0, 10.0]
+
+
+def test_workers_that_are_to_wait_the_same_time_do_not_come_back_together(
+    plane: FakeControlPlane, subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(call_runner, "full_jitter", lambda attempt, *, cap: 0.2)
+    started_at = time.monotonic()
+    subject.answer_to(act.Goodbye(reason="r", attempt=1, wait_seconds=0.3))
+    assert plane.of("goodbye")[0].at - started_at >= 0.5
