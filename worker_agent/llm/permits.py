@@ -180,8 +180,9 @@ class PermitClient:
                 backoff_seconds = min(2 * backoff_seconds, _MAX_BACKOFF_SECONDS)
                 continue
             if status in _UNFIT_STATUSES and len(body) > 2:
-                # Not every model's answer can be stored; the permit must be freed all the same.
-                body = {name: body[name] for name in ("token", "outcome")}
+                # Not every model's answer can be stored; its tokens count, and the permit must be freed, all the same.
+                has_answer = body.pop("cache", None) is not None
+                body = body if has_answer else {name: body[name] for name in ("token", "outcome")}
                 continue
             if status >= 400:
                 fields = {"status": status, "why": str(answer.get("detail") or "")}

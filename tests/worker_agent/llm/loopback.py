@@ -37,6 +37,11 @@ class ResponseWriter:
         self._handler.end_headers()
         self._handler.wfile.write(content)
 
+    def deny(self, status: int, code: str, headers: dict[str, str] | None = None, **members: object) -> None:
+        """A problem of the control plane."""
+        kind = {"content-type": "application/problem+json"}
+        self.answer(status, {"code": code, "title": code, **members}, {**kind, **(headers or {})})
+
     def begin(self, headers: dict[str, str]) -> None:
         """A body whose end is the end of the connection."""
         self._handler.close_connection = True

@@ -83,11 +83,16 @@ def test_odd_answers_arrive(start: Start, answer: Any, stream: bool) -> None:
     assert bench.permits.settlements[0].get("completion_tokens", 3) == 3
 
 
-def test_a_settlement_that_the_control_plane_cannot_take_is_made_without_its_details(start: Start) -> None:
+@pytest.mark.parametrize("refused", ["cache", "prompt_tokens"])
+def test_a_settlement_that_the_control_plane_cannot_take_is_made_without_its_answer_and_then_its_details(
+    start: Start, refused: str
+) -> None:
+    """A lone surrogate in an answer must not keep its tokens from the budgets."""
+
     class Strict(Permits):
         def respond(self, request: ReceivedRequest, writer: ResponseWriter) -> None:
-            if "cache" in request.body:
-                writer.answer(422, {"code": "invalid_request"})
+            if refused in request.body:
+                writer.deny(422, "invalid_request")
             else:
                 Permits.respond(self, request, writer)
 
@@ -96,13 +101,17 @@ def test_a_settlement_that_the_control_plane_cannot_take_is_made_without_its_det
     assert bench.model().ask("Why?").text == "It is a law."
 
     wait_until_settled(bench, 1)
-    assert bench.permits.settlements == [{"token": "t", "outcome": "success"}]
+    (settlement,) = bench.permits.settlements
+    assert "cache" not in settlement
+    tokens = {name: count for name, count in settlement.items() if name.endswith("_tokens")}
+    assert tokens == ({"prompt_tokens": 7, "completion_tokens": 3} if refused == "cache" else {})
+    assert (settlement["token"], settlement["outcome"]) == ("t", "success")
 
 
 def test_a_wish_that_can_never_be_granted_is_refused_at_once(start: Start) -> None:
     class Strict(Permits):
         def respond(self, request: ReceivedRequest, writer: ResponseWriter) -> None:
-            writer.answer(422, {"code": "invalid_request", "detail": "model: too long"})
+            writer.deny(422, "invalid_request", detail="model: too long")
 
     bench = start(Provider.of(), Strict())
 
