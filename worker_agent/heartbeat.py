@@ -17,6 +17,8 @@ from worker_agent.wire import LeaseRef, Registration, WorkerState, read_gone_rea
 
 _MAX_RETRY_SECONDS = 1.0
 _MAX_ANSWER_SECONDS = 5.0
+# For a control plane that needs longer, as one that is never waited for has no use of this worker.
+_MAX_LATE_ANSWER_SECONDS = 10.0
 _STOP_SECONDS = 1.0
 _HEARTBEAT = "heartbeat"
 log = logging.getLogger(__name__)
@@ -55,6 +57,7 @@ class HeartbeatSender:
         self._wake = Event()
         self._stop_requested = Event()
         self._failures = 0
+        self._late_seconds = 0.0  # to wait for an answer, as the last ones came late
         self._gone_registration = 0
         self._thread = Thread(target=self._run, name="heartbeat", daemon=True)
 
@@ -113,6 +116,7 @@ class HeartbeatSender:
     def _send(self, status: DaemonStatus, registration: Registration, sampler: UsageSampler) -> None:
         cpu_percent, memory_mb = sampler.sample(status.handler_pid)
         errors = self._errors.take()
+        seconds = max(1.0, min(registration.heartbeat_interval_seconds, _MAX_ANSWER_SECONDS), self._late_seconds)
         # Before the call, as the control plane renews the lease at some moment during it.
         sent_at = time.monotonic()
         try:
@@ -124,9 +128,11 @@ class HeartbeatSender:
                 errors=errors,
                 not_ready_reason=status.not_ready_reason,
                 assignment=status.assignment,
-                timeout=max(1.0, min(registration.heartbeat_interval_seconds, _MAX_ANSWER_SECONDS)),
+                timeout=seconds,
             )
-        except ApiUnavailable:
+        except ApiUnavailable as unavailable:
+            if unavailable.is_late:
+                self._late_seconds = min(2 * seconds, _MAX_LATE_ANSWER_SECONDS)
             # Not after a refusal, as these errors may be its reason.
             self._errors.put_back(errors)
             raise
@@ -137,6 +143,8 @@ class HeartbeatSender:
             self._gone_registration = status.registration_number
             self._post(ev.WorkerGone(status.registration_number, read_gone_reason(problem.reason)))
         else:
+            # Twice what this one took, so that the limit comes down again with the trouble.
+            self._late_seconds = min(self._late_seconds, 2 * (time.monotonic() - sent_at))
             self._post(ev.HeartbeatAnswered(status.registration_number, sent_at, directives, assignment))
 
 

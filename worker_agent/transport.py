@@ -25,10 +25,14 @@ _TOO_LARGE = 413
 class ApiUnavailable(Exception):
     """The control plane gave no answer, an unreadable one, or one that says "later"; `status` is that of an answer."""
 
-    def __init__(self, message: str, retry_after: float = 0.0, *, status: int | None = None) -> None:
+    def __init__(
+        self, message: str, retry_after: float = 0.0, *, status: int | None = None, is_late: bool = False
+    ) -> None:
+        """`is_late`: the call was sent, and its answer did not come in time."""
         super().__init__(message)
         self.retry_after = retry_after
         self.status = status
+        self.is_late = is_late
 
     @property
     def asks_to_wait(self) -> bool:
@@ -79,7 +83,8 @@ class Transport:
                 extensions={"trace": self._remember_stream},
             )
         except httpx.HTTPError as error:
-            raise ApiUnavailable(advice(error, self._url) or f"{type(error).__name__}: {error}") from error
+            text = advice(error, self._url) or f"{type(error).__name__}: {error}"
+            raise ApiUnavailable(text, is_late=isinstance(error, httpx.ReadTimeout)) from error
         return _read_answer(response)
 
     def abort(self) -> None:
