@@ -17,6 +17,7 @@ from worker_agent.llm.cancellation import cancel_at_most_once
 from worker_agent.llm.outcomes import Outcome, TokenUsage, parse_json_object
 from worker_agent.llm.rate_limit_hints import RateLimitHints
 from worker_agent.llm.task_keys import TaskKey
+from worker_agent.transport import is_problem
 from worker_agent.wire import JsonObject
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,8 @@ _MAX_CACHED_BYTES = 200 << 10
 # The request id belongs to a permit that is over, so the next try needs a new one.
 PERMIT_OVER = "over"
 # Statuses that the same body would get however often it is sent.
-_UNFIT_STATUSES = frozenset({400, 413, 422})
+_TOO_LARGE = 413
+_UNFIT_STATUSES = frozenset({400, _TOO_LARGE, 422})
 _MAX_SECONDS = 86_400.0
 
 
@@ -208,9 +210,13 @@ class PermitClient:
             response = await cancel_at_most_once(self._http.request(method, path, content=content, headers=headers))
         except httpx.HTTPError as error:
             raise PermitsUnavailable(f"{type(error).__name__}: {error}") from error
-        if response.status_code >= 500 or response.status_code in (401, 408):
-            raise PermitsUnavailable(f"the control plane answered {response.status_code}")
-        return response.status_code, parse_json_object(response.content) or {}
+        status, answer = response.status_code, parse_json_object(response.content) or {}
+        if status >= 500 or status in (401, 408):
+            raise PermitsUnavailable(f"the control plane answered {status}")
+        if response.is_client_error and status != _TOO_LARGE and not is_problem(response, answer):
+            # The word of a proxy or a firewall ends neither a permit nor a call.
+            raise PermitsUnavailable(f"something on the way to the control plane answered {status}")
+        return status, answer
 
 
 def _clock() -> float:

@@ -58,6 +58,11 @@ def refuses(status: int, headers: dict[str, str] | None = None, body: object = N
     return lambda request, writer: writer.answer(status, shown, headers)
 
 
+def denies(status: int, code: str) -> Act:
+    """A problem of the control plane."""
+    return lambda request, writer: writer.deny(status, code)
+
+
 def hangs(seconds: float) -> Act:
     """Silence."""
     return lambda request, writer: time.sleep(seconds)
@@ -138,10 +143,13 @@ class Permits:
 
     def respond(self, request: ReceivedRequest, writer: ResponseWriter) -> None:
         if request.headers.get("authorization") != "Bearer the-worker":
-            writer.answer(401, {"code": "unauthorized"})
+            writer.deny(401, "unauthorized")
         elif request.path.startswith("/llm/cache/"):
             answer = self.cache.get(request.path.partition("?")[0].rpartition("/")[2])
-            writer.answer(200 if answer else 404, answer or {"code": "answer_not_cached"})
+            if answer:
+                writer.answer(200, answer)
+            else:
+                writer.deny(404, "answer_not_cached")
         elif request.path == "/llm/permits":
             self._acquire(writer)
         elif request.path.endswith("/renew"):
@@ -157,7 +165,7 @@ class Permits:
     def _acquire(self, writer: ResponseWriter) -> None:
         if self.refusals:
             refusal = {"retry_after": 0.01, "reason": "concurrency", "fallback_models": [], "cached": None}
-            writer.answer(429, {"code": "permit_refused", **refusal, **self.refusals.popleft()}, {"retry-after": "1"})
+            writer.deny(429, "permit_refused", {"retry-after": "1"}, **{**refusal, **self.refusals.popleft()})
             return
         permit = str(uuid4())
         self.live.add(permit)

@@ -37,7 +37,7 @@ def test_a_model_that_the_control_plane_does_not_allow_leaves_its_turn_to_the_ne
     class Strict(Permits):
         def respond(self, request: ReceivedRequest, writer: ResponseWriter) -> None:
             if request.body.get("model") == "gpt-4.1":
-                writer.answer(404, {"code": "model_not_allowed", "detail": "not listed"})
+                writer.deny(404, "model_not_allowed", detail="not listed")
             else:
                 Permits.respond(self, request, writer)
 

@@ -14,15 +14,16 @@ import pytest
 
 from tests.worker_agent.llm.conftest import Bench, Start, wait_until_settled
 from tests.worker_agent.llm.loopback import ReceivedRequest, ResponseWriter
-from tests.worker_agent.llm.provider import MESSAGES, Act, Permits, Provider, hangs, piece, refuses, renews
+from tests.worker_agent.llm.provider import MESSAGES, Act, Permits, Provider, denies, hangs, piece, refuses, renews
 from worker_agent.failures import Postponed
-from worker_agent.llm.permits import Permit, PermitClient, PermitRequest
+from worker_agent.llm.outcomes import Outcome
+from worker_agent.llm.permits import Permit, PermitClient, PermitRequest, Settlement
 from worker_agent.llm.task_keys import TaskKey
 from worker_agent.wire import Lease
 
 _LONG = 30.0
 _TTL = 4.0
-_LOSSES = {"refused": refuses(409), "away": refuses(503), "silent": hangs(_LONG)}
+_LOSSES = {"refused": denies(409, "permit_over"), "away": refuses(503), "silent": hangs(_LONG)}
 losses = pytest.mark.parametrize("loss", _LOSSES.values(), ids=_LOSSES)
 
 
@@ -98,7 +99,7 @@ def test_a_stream_whose_permit_is_lost_is_ended_and_says_so(start: Start, loss: 
 
 def test_a_stream_that_nobody_reads_is_ended_too(start: Start) -> None:
     endless = Endless(goes_on=True)
-    bench = start(Provider.of(endless.act), Permits(ttl_seconds=_TTL, on_renewal=refuses(409)))
+    bench = start(Provider.of(endless.act), Permits(ttl_seconds=_TTL, on_renewal=denies(409, "permit_over")))
     connection = _asking(bench, stream=True)
 
     assert endless.hung_up.wait(_LONG)
@@ -108,7 +109,7 @@ def test_a_stream_that_nobody_reads_is_ended_too(start: Start) -> None:
 
 
 def test_a_task_without_time_for_another_permit_comes_back_later(start: Start) -> None:
-    permits = Permits(ttl_seconds=_TTL, on_renewal=refuses(409))
+    permits = Permits(ttl_seconds=_TTL, on_renewal=denies(409, "permit_over"))
 
     def last(request: ReceivedRequest, writer: ResponseWriter) -> None:
         permits.refuse([{"retry_after": 3600.0}])
@@ -197,6 +198,28 @@ async def test_a_permit_that_nobody_renews_is_lost_at_its_end_though_the_answer_
             await PermitClient(http, lambda: "key").keep_alive(permit)
     assert renewal_requested.is_set()
     assert loop.time() >= permit.ends_at
+
+
+@pytest.mark.parametrize("status", [403, 404, 409])
+async def test_what_a_stranger_answers_ends_no_permit_and_loses_no_settlement(status: int) -> None:
+    answers: dict[str, list[httpx.Response]] = {
+        path: [httpx.Response(status, text="<h1>no such backend</h1>")] for path in ("renew", "settle")
+    }
+    calls: list[str] = []
+
+    async def plane(request: httpx.Request) -> httpx.Response:
+        path = request.url.path.rpartition("/")[2]
+        calls.append(path)
+        return answers[path].pop() if answers[path] else httpx.Response(200, json={"ttl_seconds": 60.0})
+
+    async with _plane(plane) as http:
+        client = PermitClient(http, lambda: "key")
+        permit = Permit(permit_id="p", token="t", ttl_seconds=1.2, requested_at=asyncio.get_running_loop().time())
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1.5):
+                await client.keep_alive(permit)
+        await client.settle(permit, Settlement(outcome=Outcome.SUCCESS))
+    assert calls == ["renew", "renew", "settle", "settle"]
 
 
 def _plane(respond: Any) -> httpx.AsyncClient:
