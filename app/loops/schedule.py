@@ -232,7 +232,7 @@ DUTIES: Sequence[Duty] = (
         name=budget_enforcement.RECAPTURE_DUTY,
         seconds=5,
         run=lambda _, db, turn: budget_enforcement.recapture_tasks(db),
-        due=lambda _: holds.HAS_HOLDS,
+        due=lambda _: holds.HAS_HELD,
     ),
 )
 

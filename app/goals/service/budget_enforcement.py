@@ -109,16 +109,30 @@ async def process_batch(database: Database) -> bool:
 async def recapture_tasks(connection: AsyncConnection) -> dict[str, Any]:
     """Set aside ready tasks of held goals, which came back from a worker or were submitted while the hold began.
 
-    Claims skip such tasks, so they do no harm but cost each claim a little.
+    Claims skip such tasks, so they do no harm but cost each claim a little. Without any, this looks for the opposite.
     """
     turn = (await duties.last_turns(connection, [RECAPTURE_DUTY])).get(RECAPTURE_DUTY)
     # A task may have become ready before the last turn, in a transaction that committed only after it.
     since = await now(connection) - (turn.ago if turn else timedelta(days=1)) - _COMMIT_DELAY
+    after, lost = turn.result.get("looked_at", "") if turn else "", 0
     tasks = await holds.ready_in_closed_goals(connection, since)
-    for goal_id in {task.goal_id for task in tasks if task.reason == Hold.STOPPED}:
-        await holds.restart_sweep(connection, goal_id)
-    await holds.set_aside(connection, [task.id for task in tasks if task.reason != Hold.STOPPED])
-    return {"strays": len(tasks), "forgotten": await holds.prune(connection)}
+    if tasks:
+        await _set_strays_aside(connection, tasks)
+    else:
+        # Not in the turns that lock holds: it adds some, and others that wait for both would be deadlocked.
+        lost, after = await holds.reopen_lost(connection, after)
+    forgotten = await holds.prune(connection)
+    return {"strays": len(tasks), "forgotten": forgotten, "lost": lost, "looked_at": after}
+
+
+async def _set_strays_aside(connection: AsyncConnection, tasks: Sequence[Any]) -> None:
+    # A goal may have been resumed, and all its tasks brought back, since these were found.
+    reasons = await holds.lock_closed(connection, {task.goal_id for task in tasks})
+    for goal_id, reason in reasons.items():
+        if reason is Hold.STOPPED:
+            await holds.restart_sweep(connection, goal_id)
+    held_ids = {goal_id for goal_id, reason in reasons.items() if reason is not Hold.STOPPED}
+    await holds.set_aside(connection, [task.id for task in tasks if task.goal_id in held_ids])
 
 
 async def _tell_of_low_budget(connection: AsyncConnection, goal: Goal, notices: list[str]) -> None:

@@ -109,7 +109,41 @@ WHERE goal_id = (SELECT goal_id FROM holds WHERE {_IS_PENDING} ORDER BY since LI
 FOR UPDATE
 """)
 HAS_PENDING = f"EXISTS (SELECT FROM holds WHERE {_IS_PENDING})"
-HAS_HOLDS = "EXISTS (SELECT FROM holds)"
+_ANY = "''"
+_FIRST_HELD = """SELECT goal_id FROM tasks WHERE run_at = 'infinity' AND goal_id > {after}
+    ORDER BY goal_id, agent_type, priority, tag, seq LIMIT 1"""
+HAS_HELD = f"(EXISTS (SELECT FROM holds) OR EXISTS ({_FIRST_HELD.format(after=_ANY)}))"
+
+# Changing a share lock into one for an update might wait for somebody who waits for this.
+_LOCK_CLOSED = text("""
+SELECT goal_id, reason FROM holds WHERE goal_id = ANY (CAST(:goal_ids AS text[])) AND is_closed
+ORDER BY goal_id FOR UPDATE
+""")
+
+# One probe of the index for each goal, in the whole order of it: or the planner might walk over tasks that wait.
+_LOST = text(f"""
+WITH RECURSIVE held AS (
+    SELECT goal_id, 1 AS number FROM ({_FIRST_HELD.format(after="CAST(:after AS text)")}) first
+    UNION ALL
+    SELECT following.goal_id, number + 1 FROM held
+    CROSS JOIN LATERAL ({_FIRST_HELD.format(after="held.goal_id")}) following
+    WHERE number < :limit
+)
+SELECT coalesce(array_agg(goal_id ORDER BY goal_id) FILTER (
+           WHERE NOT EXISTS (SELECT FROM holds h WHERE h.goal_id = held.goal_id)
+       ), '{{}}') AS lost,
+       CASE WHEN count(*) = :limit THEN max(goal_id) ELSE '' END AS last
+FROM held
+""")
+
+# As of a goal that was resumed: what is there comes back, and then the row goes.
+_OPEN_LOST = text("""
+INSERT INTO holds (goal_id, reason, is_closed, is_swept)
+SELECT lost.id, CASE WHEN g.state = 'stopped' THEN 'stopped' ELSE 'paused' END, coalesce(g.state = 'stopped', false),
+       g.state IS DISTINCT FROM 'stopped'
+FROM unnest(CAST(:goal_ids AS text[])) AS lost (id) LEFT JOIN goals g ON g.id = lost.id ORDER BY lost.id
+ON CONFLICT DO NOTHING
+""")
 
 _AHEAD = text("SELECT id, seq FROM tasks WHERE goal_id = :goal_id AND seq > :after ORDER BY seq LIMIT :limit")
 
@@ -241,8 +275,17 @@ async def sweep(connection: AsyncConnection, hold: LockedHold, limit: int) -> in
     return count
 
 
+async def lock_closed(connection: AsyncConnection, goal_ids: Collection[str]) -> dict[str, Hold]:
+    """Lock the holds of those of these goals that are closed now, before any of their tasks; return the reasons."""
+    rows = (await connection.execute(_LOCK_CLOSED, {"goal_ids": sorted(goal_ids)})).all()
+    return {row.goal_id: Hold(row.reason) for row in rows}
+
+
 async def set_aside(connection: AsyncConnection, ids: Sequence[UUID]) -> int:
-    """Set aside those of these tasks that are not leased; return their number. Waits for claims under way."""
+    """Set aside those of these tasks that are not leased; return their number. Waits for claims under way.
+
+    The caller has locked the holds of their goals: a task that is set aside without one would never come back.
+    """
     return (await connection.execute(_SET_ASIDE, {"ids": list(ids)})).rowcount if ids else 0
 
 
@@ -252,6 +295,18 @@ async def ready_in_closed_goals(connection: AsyncConnection, since: datetime, li
     They came back from a worker, or were submitted while their goal was being closed.
     """
     return list((await connection.execute(_READY_IN_CLOSED, {"since": since, "limit": limit})).all())
+
+
+async def reopen_lost(connection: AsyncConnection, after: str, limit: int = 1000) -> tuple[int, str]:
+    """Let tasks come back that are set aside though their goals are not held, which nothing else would look at.
+
+    Looks at `limit` goals after this one; returns the number of goals found, and after which goal to go on.
+    """
+    row = (await connection.execute(_LOST, {"after": after, "limit": limit})).one()
+    if row.lost:
+        await connection.execute(_OPEN_LOST, {"goal_ids": row.lost})
+        notify.note(connection, notify.GOALS)
+    return len(row.lost), row.last
 
 
 async def bring_back(connection: AsyncConnection, hold: LockedHold, limit: int) -> int:

@@ -175,5 +175,7 @@ async def test_the_tasks_of_a_held_goal_are_found_by_their_goal(full: Database) 
     assert shift.count("using tasks_held on tasks") == 2
     first = await _plans(full, _plain(compute._FIRST_TYPES.text, "goal_ids"), ["goal", "none"])
     assert first.count("using tasks_goal on tasks") == 2
-    for plan in (ahead, back, strays, shift, first):
+    lost = await _plans(full, _plain(holds._LOST.text, "after", "limit"), "", 1000)
+    assert lost.count("using tasks_held on tasks") == 4
+    for plan in (ahead, back, strays, shift, first, lost):
         assert not _walks(plan, "tasks")
