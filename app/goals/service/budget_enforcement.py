@@ -1,6 +1,6 @@
 """Duties that keep goals within their limits between reports, and set their tasks aside while a hold lasts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -59,7 +59,8 @@ async def enforce_budgets(connection: AsyncConnection) -> dict[str, Any]:
     budgeted_ids = [goal.id for goal in limited_goals if goal.constraints.compute_budget_seconds]
     untried_ids = [goal_id for goal_id in budgeted_ids if not computes[goal_id].total.attempts]
     prior_seconds = await priors.expected_seconds(connection, untried_ids)
-    stopped_ids, held_ids, let_through = [], [], 0
+    stopped_ids, held_ids = [], []
+    counts: dict[str, int] = {}
     excess: list[RunningAttempt] = []
     for goal in limited_goals:
         usage, meter = service.usage_at(goal, computes[goal.id], moment), meters.get(goal.id)
@@ -75,11 +76,11 @@ async def enforce_budgets(connection: AsyncConnection) -> dict[str, Any]:
             if due.excess_attempts and await goals.lock(connection, goal.id) is not None:
                 excess += computes[goal.id].running[-due.excess_attempts :]
         elif due.action is EnforcementAction.METER:
-            let_through += await _meter(connection, goal, meter, due.remaining_attempts, usage.compute)
+            counts[goal.id] = await _meter(connection, goal, meter, due.remaining_attempts, usage.compute)
         elif meter is not None or goal.hold is Hold.BUDGET:
             await _allow(connection, goal.id)
     # Goals are locked before tasks: whoever submits to one goal may hold it and wait for a task of another.
-    taken_back = await _take_back(connection, excess)
+    let_through, taken_back = await _change_tasks(connection, counts, excess)
     return {"stopped": stopped_ids, "held": held_ids, "let_through": let_through, "taken_back": taken_back}
 
 
@@ -142,20 +143,38 @@ async def _tell_of_low_budget(connection: AsyncConnection, goal: Goal, notices: 
 
 
 async def _meter(connection: AsyncConnection, goal: Goal, meter: Meter | None, room: int, total: Compute) -> int:
-    """Let as many tasks through as there is room for beyond those let through before; return the number.
+    """Return how many tasks there is room for beyond those let through before; then the goal and its hold are locked.
 
     Tasks that were let through and have not begun yet are the surplus of allowed over begun attempts. They still take
     their room, though the compute of the goal does not show them.
     """
-    if goal.state is not GoalState.RUNNING or await goals.lock(connection, goal.id) is None:
-        return 0
     attempts = total.attempts + total.running
+    if goal.state is not GoalState.RUNNING or (meter is not None and _free_room(meter, room, attempts) <= 0):
+        return 0
+    if await goals.lock(connection, goal.id) is None:
+        return 0
     if meter is None:
         await holds.meter(connection, goal.id, attempts)
         return 0
+    locked_meter = await holds.lock_meter(connection, goal.id)
+    return _free_room(locked_meter, room, attempts) if locked_meter else 0
+
+
+def _free_room(meter: Meter, room: int, attempts: int) -> int:
     # `is_ready`: its tasks are set aside. Before that they cannot be let through one by one.
-    count = room - max(0, meter.allowed_attempts - attempts)
-    return await holds.let_through(connection, goal.id, count) if meter.is_ready and count > 0 else 0
+    return room - max(0, meter.allowed_attempts - attempts) if meter.is_ready else 0
+
+
+async def _change_tasks(
+    connection: AsyncConnection, counts: Mapping[str, int], excess: Sequence[RunningAttempt]
+) -> tuple[int, int]:
+    """Let so many tasks of each goal through, and take those attempts back; return how many of both there were."""
+    chosen = {goal_id: await holds.choose(connection, goal_id, count) for goal_id, count in counts.items() if count > 0}
+    # All at once, as others lock tasks of several goals in the order of their ids, too.
+    ids = [task_id for ids in chosen.values() for task_id in ids]
+    await holds.lock_tasks(connection, [*ids, *(lease.task_id for lease in excess)])
+    let_through = sum([await holds.let_through(connection, goal_id, ids) for goal_id, ids in chosen.items() if ids])
+    return let_through, await _take_back(connection, excess)
 
 
 async def _allow(connection: AsyncConnection, goal_id: str) -> None:

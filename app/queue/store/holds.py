@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import notify
@@ -82,6 +82,8 @@ WHERE stored.reason = 'budget'
 _METERS = text("""
 SELECT goal_id, is_closed, released, base FROM holds WHERE is_metered AND goal_id = ANY (CAST(:goal_ids AS text[]))
 """)
+
+_LOCK = text("SELECT FROM holds WHERE goal_id = :goal_id FOR UPDATE")
 
 _COUNT_RELEASED = text("UPDATE holds SET released = released + :count WHERE goal_id = :goal_id")
 
@@ -195,10 +197,9 @@ UPDATE holds SET shifts = coalesce((
 """)
 
 # OFFSET 0 keeps the look at each task one by its id: the index of held tasks would be walked through for every one.
-_BRING_BACK = text(f"""
+_BRING_BACK = f"""
 WITH head AS MATERIALIZED (
-    SELECT id FROM tasks WHERE goal_id = :goal_id AND run_at = 'infinity'
-    ORDER BY agent_type, priority, tag, seq LIMIT :limit
+    {{head}}
 ), locked AS MATERIALIZED (
     SELECT free.id FROM (SELECT id FROM head ORDER BY id) head
     CROSS JOIN LATERAL (SELECT id, run_at FROM tasks WHERE tasks.id = head.id OFFSET 0 FOR UPDATE) free
@@ -215,8 +216,14 @@ WITH head AS MATERIALIZED (
     SELECT agent_type, priority, min(tag) AS tag FROM back
     WHERE is_ready GROUP BY agent_type, priority, {lanes.sql_class_of("tag")}
 )
-SELECT (SELECT count(*) FROM head) AS tasks, ready.* FROM (SELECT) one LEFT JOIN ready ON true
-""")
+SELECT (SELECT count(*) FROM {{counted}}) AS tasks, ready.* FROM (SELECT) one LEFT JOIN ready ON true
+"""
+_HEAD = """SELECT id FROM tasks WHERE goal_id = :goal_id AND run_at = 'infinity'
+    ORDER BY agent_type, priority, tag, seq LIMIT :limit"""
+_BRING_BACK_HEAD = text(_BRING_BACK.format(head=_HEAD, counted="head"))
+_BRING_BACK_CHOSEN = text(_BRING_BACK.format(head="SELECT unnest(CAST(:ids AS uuid[])) AS id", counted="back"))
+_CHOOSE = text(_HEAD)
+_LOCK_TASKS = text("SELECT FROM tasks WHERE id = ANY (CAST(:ids AS uuid[])) ORDER BY id FOR UPDATE")
 
 _END = text("DELETE FROM holds WHERE goal_id = :goal_id")
 
@@ -313,7 +320,7 @@ async def bring_back(connection: AsyncConnection, hold: LockedHold, limit: int) 
     """Bring back the next `limit` tasks of a reopened goal, and end its hold with the last; return their number."""
     if not hold.has_shifts:
         await connection.execute(_SHIFT, {"goal_id": hold.goal_id})
-    count = await _bring_back(connection, hold.goal_id, limit)
+    count = await _bring_back(connection, _BRING_BACK_HEAD, {"goal_id": hold.goal_id, "limit": limit})
     if count < limit:
         await connection.execute(_END, {"goal_id": hold.goal_id})
     return count
@@ -334,16 +341,33 @@ async def read_meters(connection: AsyncConnection, goal_ids: Collection[str]) ->
     }
 
 
-async def let_through(connection: AsyncConnection, goal_id: str, count: int) -> int:
-    """Bring back the first `count` tasks of a metered goal; return the number that there were."""
+async def lock_meter(connection: AsyncConnection, goal_id: str) -> Meter | None:
+    """Lock the hold of a locked goal, and return its meter; None where it is not metered any more."""
+    await connection.execute(_LOCK, {"goal_id": goal_id})
+    return (await read_meters(connection, [goal_id])).get(goal_id)
+
+
+async def choose(connection: AsyncConnection, goal_id: str, count: int) -> list[UUID]:
+    """Return the first `count` tasks of a metered goal that may be let through."""
+    return list((await connection.execute(_CHOOSE, {"goal_id": goal_id, "limit": count})).scalars())
+
+
+async def lock_tasks(connection: AsyncConnection, ids: Collection[UUID]) -> None:
+    """Lock tasks of several goals, of which each is changed by itself later, in the order of all locks of tasks."""
+    if ids:
+        await connection.execute(_LOCK_TASKS, {"ids": list(ids)})
+
+
+async def let_through(connection: AsyncConnection, goal_id: str, ids: Sequence[UUID]) -> int:
+    """Bring back these tasks of a metered goal whose hold is locked; return the number that were still set aside."""
     await connection.execute(_SHIFT, {"goal_id": goal_id})
-    released_count = await _bring_back(connection, goal_id, count)
+    released_count = await _bring_back(connection, _BRING_BACK_CHOSEN, {"goal_id": goal_id, "ids": list(ids)})
     await connection.execute(_COUNT_RELEASED, {"goal_id": goal_id, "count": released_count})
     return released_count
 
 
-async def _bring_back(connection: AsyncConnection, goal_id: str, limit: int) -> int:
-    rows = (await connection.execute(_BRING_BACK, {"goal_id": goal_id, "limit": limit})).mappings().all()
+async def _bring_back(connection: AsyncConnection, statement: TextClause, values: dict[str, Any]) -> int:
+    rows = (await connection.execute(statement, values)).mappings().all()
     notify.note_work(connection, lanes.lowest_tags(row for row in rows if row["agent_type"]))
     return int(rows[0]["tasks"])
 

@@ -167,7 +167,7 @@ async def test_the_tasks_of_a_held_goal_are_found_by_their_goal(full: Database) 
     """Taking them away goes on from where it was, and bringing them back begins at the first."""
     ahead = await _plans(full, _plain(holds._AHEAD.text, "goal_id", "after", "limit"), "goal", 0, 1000)
     assert ahead.count("using tasks_goal on tasks") == 2
-    back = await _plans(full, _plain(holds._BRING_BACK.text, "goal_id", "limit"), "goal", 1000)
+    back = await _plans(full, _plain(holds._BRING_BACK_HEAD.text, "goal_id", "limit"), "goal", 1000)
     assert back.count("using tasks_held on tasks") >= 2
     strays = await _plans(full, _plain(holds._READY_IN_CLOSED.text, "since", "limit"), datetime.now(UTC), 1000)
     assert strays.count("using tasks_waiting on tasks") == 2
