@@ -1,6 +1,7 @@
 """Duties that keep goals within their limits between reports, and set their tasks aside while a hold lasts."""
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -32,6 +33,8 @@ BATCH = 1000
 # Longer than a transaction usually takes from writing a row to its commit.
 _COMMIT_DELAY = timedelta(seconds=20)
 _MAX_FOLDS = 5
+# So many goals are judged in some 10 ms of the event loop; then others have a turn.
+_SHARE = 200
 
 
 async def fold_compute(connection: AsyncConnection) -> dict[str, Any]:
@@ -62,7 +65,7 @@ async def enforce_budgets(connection: AsyncConnection) -> dict[str, Any]:
     stopped_ids, held_ids = [], []
     counts: dict[str, int] = {}
     excess: list[RunningAttempt] = []
-    for goal in limited_goals:
+    async for goal in _with_pauses(limited_goals):
         usage, meter = service.usage_at(goal, computes[goal.id], moment), meters.get(goal.id)
         usage = replace(usage, compute=replace(usage.compute, prior_seconds=prior_seconds.get(goal.id, 0.0)))
         # The bounds on iterations, which the configuration may set, are enforced when an iteration is reported.
@@ -82,6 +85,13 @@ async def enforce_budgets(connection: AsyncConnection) -> dict[str, Any]:
     # Goals are locked before tasks: whoever submits to one goal may hold it and wait for a task of another.
     let_through, taken_back = await _change_tasks(connection, counts, excess)
     return {"stopped": stopped_ids, "held": held_ids, "let_through": let_through, "taken_back": taken_back}
+
+
+async def _with_pauses(limited_goals: Sequence[Goal]) -> AsyncIterator[Goal]:
+    for number, goal in enumerate(limited_goals, 1):
+        if number % _SHARE == 0:
+            await asyncio.sleep(0)
+        yield goal
 
 
 async def process_holds(database: Database) -> int:

@@ -1,6 +1,9 @@
 """Budget enforcement and holds: tasks of a held goal are never leased, are set aside, and come back in order."""
 
 import asyncio
+import sys
+from types import FrameType
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -334,3 +337,43 @@ async def test_a_resumed_goal_with_room_goes_on_after_a_look(database: Database)
     assert await enforce_budgets(database) == {}
     assert await phases(database) == {"pending": 3}
     assert await value(database, "SELECT count(*) FROM holds") == 0
+
+
+async def _count_lines(database: Database, number: int) -> int:
+    """Lines of Python of goals that a turn runs for so many goals, each with compute of three types of agents."""
+    await execute(database, "TRUNCATE goals, goal_compute")
+    await execute(
+        database,
+        """INSERT INTO goals (id, weight, state, objective, created_by, request_hash, started_at,
+                              compute_budget_seconds)
+           SELECT 'goal-' || n, 1, 'running', '', '', '', now(), 1e9 FROM generate_series(1, $1::int) n""",
+        number,
+    )
+    await execute(
+        database,
+        """INSERT INTO goal_compute (goal_id, agent_type, attempts, seconds)
+           SELECT 'goal-' || n, agent, 10, 10 FROM generate_series(1, $1::int) n,
+                  unnest(ARRAY['generation', 'reflection', 'ranking']) agent""",
+        number,
+    )
+    lines, former = 0, sys.gettrace()
+
+    def count(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal lines
+        lines += event == "line"
+        return count if "/app/goals/" in frame.f_code.co_filename else None
+
+    async with database.transaction() as connection:
+        sys.settrace(count)
+        try:
+            await budget_enforcement.enforce_budgets(connection)
+        finally:
+            sys.settrace(former)
+    return lines
+
+
+async def test_the_work_of_a_turn_grows_with_the_number_of_goals_and_no_faster(database: Database) -> None:
+    """A walk over the rows of all goals for each of 4000 kept the loop of events waiting for 3.7 s of every second."""
+    few, many = await _count_lines(database, 50), await _count_lines(database, 400)
+    assert few > 50 * 20
+    assert many < 8.5 * few
