@@ -23,9 +23,10 @@ from app.goals.store.goals import Goal
 from app.kernel.events import GoalEvent
 from app.queue.rules.holds import Hold
 from app.queue.service.leases import give_back
-from app.queue.store import attempts, cancel, holds
-from app.queue.store.holds import LockedHold, Meter
+from app.queue.store import attempts, cancel, holds, meters
+from app.queue.store.holds import LockedHold
 from app.queue.store.listing import Selection
+from app.queue.store.meters import Meter
 
 RECAPTURE_DUTY = "look for strays of held goals"
 # So many rows are changed in some 50 ms: readers of events wait for the oldest open transaction that has written.
@@ -58,7 +59,7 @@ async def enforce_budgets(connection: AsyncConnection) -> dict[str, Any]:
     if not limited_goals:
         return {"stopped": [], "held": [], "let_through": 0, "taken_back": 0}
     ids, capacity = [goal.id for goal in limited_goals], await priors.lease_capacity(connection)
-    computes, meters = await compute.read_many(connection, ids), await holds.read_meters(connection, ids)
+    computes, present_meters = await compute.read_many(connection, ids), await meters.read(connection, ids)
     budgeted_ids = [goal.id for goal in limited_goals if goal.constraints.compute_budget_seconds]
     untried_ids = [goal_id for goal_id in budgeted_ids if not computes[goal_id].total.attempts]
     prior_seconds = await priors.expected_seconds(connection, untried_ids)
@@ -66,7 +67,7 @@ async def enforce_budgets(connection: AsyncConnection) -> dict[str, Any]:
     counts: dict[str, int] = {}
     excess: list[RunningAttempt] = []
     async for goal in _with_pauses(limited_goals):
-        usage, meter = service.usage_at(goal, computes[goal.id], moment), meters.get(goal.id)
+        usage, meter = service.usage_at(goal, computes[goal.id], moment), present_meters.get(goal.id)
         usage = replace(usage, compute=replace(usage.compute, prior_seconds=prior_seconds.get(goal.id, 0.0)))
         # The bounds on iterations, which the configuration may set, are enforced when an iteration is reported.
         limits = rules.goal_policy(goal.constraints, IterationConfig()).limits
@@ -155,35 +156,45 @@ async def _tell_of_low_budget(connection: AsyncConnection, goal: Goal, notices: 
 async def _meter(connection: AsyncConnection, goal: Goal, meter: Meter | None, room: int, total: Compute) -> int:
     """Return how many tasks there is room for beyond those let through before; then the goal and its hold are locked.
 
-    Tasks that were let through and have not begun yet are the surplus of allowed over begun attempts. They still take
-    their room, though the compute of the goal does not show them.
+    Tasks that were let through and wait still take their room, though the compute of the goal does not show them.
     """
     attempts = total.attempts + total.running
-    if goal.state is not GoalState.RUNNING or (meter is not None and _free_room(meter, room, attempts) <= 0):
+    if goal.state is not GoalState.RUNNING or (meter is not None and not _is_due(meter, room, attempts)):
         return 0
     if await goals.lock(connection, goal.id) is None:
         return 0
     if meter is None:
-        await holds.meter(connection, goal.id, attempts)
+        await meters.create(connection, goal.id, attempts)
         return 0
-    locked_meter = await holds.lock_meter(connection, goal.id)
-    return _free_room(locked_meter, room, attempts) if locked_meter else 0
+    locked_meter = await meters.lock(connection, goal.id)
+    if locked_meter is None or not _is_due(locked_meter, room, attempts):
+        return 0
+    await meters.settle(connection, goal.id, locked_meter, attempts)
+    return _free_room(locked_meter, room, attempts)
+
+
+def _is_due(meter: Meter, room: int, attempts: int) -> bool:
+    # `is_ready`: its tasks are set aside. Before that they cannot be let through one by one.
+    has_changed = meter.allowed_attempts - attempts != meter.waiting_tasks
+    return meter.is_ready and (has_changed or _free_room(meter, room, attempts) > 0)
 
 
 def _free_room(meter: Meter, room: int, attempts: int) -> int:
-    # `is_ready`: its tasks are set aside. Before that they cannot be let through one by one.
-    return room - max(0, meter.allowed_attempts - attempts) if meter.is_ready else 0
+    # Allowed attempts that have not begun, and more than wait, are of tasks that were cancelled or delayed, or of one
+    # that was leased just now, after the attempts were counted. By the next check that is clear, and they are settled.
+    return room - max(meter.waiting_tasks, meter.allowed_attempts - attempts)
 
 
 async def _change_tasks(
     connection: AsyncConnection, counts: Mapping[str, int], excess: Sequence[RunningAttempt]
 ) -> tuple[int, int]:
     """Let so many tasks of each goal through, and take those attempts back; return how many of both there were."""
-    chosen = {goal_id: await holds.choose(connection, goal_id, count) for goal_id, count in counts.items() if count > 0}
+    some = [(goal_id, count) for goal_id, count in counts.items() if count > 0]
+    chosen = {goal_id: await meters.choose(connection, goal_id, count) for goal_id, count in some}
     # All at once, as others lock tasks of several goals in the order of their ids, too.
     ids = [task_id for ids in chosen.values() for task_id in ids]
-    await holds.lock_tasks(connection, [*ids, *(lease.task_id for lease in excess)])
-    let_through = sum([await holds.let_through(connection, goal_id, ids) for goal_id, ids in chosen.items() if ids])
+    await meters.lock_tasks(connection, [*ids, *(lease.task_id for lease in excess)])
+    let_through = sum([await meters.let_through(connection, goal_id, ids) for goal_id, ids in chosen.items() if ids])
     return let_through, await _take_back(connection, excess)
 
 

@@ -11,7 +11,7 @@ from app.goals.rules.budgets import Usage
 from app.goals.rules.goals import EnforcementAction, LeaseCapacity
 from app.goals.store import compute
 from app.goals.store.goals import Goal
-from app.queue.store import holds
+from app.queue.store import meters
 from app.scaling.service import state
 from app.workers.store import workers
 
@@ -55,4 +55,4 @@ async def meter_new_goal(connection: AsyncConnection, goal: Goal) -> None:
     capacity = replace(present, workers=present.workers + _NEWCOMERS)
     due = rules.enforce(usage, limits, capacity, ages=goal_compute.ages)
     if due.action is not EnforcementAction.ALLOW:
-        await holds.meter(connection, goal.id, total.attempts + total.running)
+        await meters.create(connection, goal.id, total.attempts + total.running)

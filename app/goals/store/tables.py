@@ -15,7 +15,7 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
 
 from app.db.columns import metadata, moment, one_of
 from app.goals.rules.goals import GoalState
@@ -110,6 +110,13 @@ holds = Table(
     ),
     Column("released", BigInteger, nullable=False, server_default="0", comment="tasks let through since it is metered"),
     Column("base", BigInteger, nullable=False, server_default="0", comment="attempts that there were before"),
+    Column(
+        "released_ids",
+        ARRAY(UUID),
+        nullable=False,
+        server_default="{}",
+        comment="tasks let through, of which those that still live and wait take room",
+    ),
     moment("since", nullable=False, server_default=func.now()),
     one_of("reason", Hold),
 )

@@ -3,7 +3,7 @@
 From the commit of a hold on, claims skip the tasks of its goal. Skipping many would make every claim slower, so they
 are then set aside in batches: `run_at` infinity takes them out of the index that claims read. When the goal goes on
 they are brought back in batches, in their old order and at their old distances. Submits to a held goal set their tasks
-aside at once. Near the end of its budget a goal is metered: its tasks are set aside, and let through one by one.
+aside at once. Near the end of its budget a goal is metered: see `meters`.
 
 Lock order: goals, holds, tasks by id.
 """
@@ -43,14 +43,6 @@ class Gate:
     stopped_goals: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Meter:
-    """Number of attempts allowed to a metered goal in all; ready once its tasks have been set aside."""
-
-    is_ready: bool
-    allowed_attempts: int
-
-
 # For the claim: the goals whose tasks it skips. PostgreSQL runs this once for each statement.
 CLOSED = "SELECT h.goal_id FROM holds h WHERE h.is_closed"
 
@@ -70,22 +62,6 @@ UPDATE holds SET is_closed = false, is_metered = false, shifts = NULL WHERE goal
 _CHANGE_REASON = text("""
 UPDATE holds SET reason = :to, since = now() WHERE goal_id = :goal_id AND reason = :reason AND is_closed
 """)
-
-# Closed until its tasks have been set aside: while claims could still see them, they could exceed the meter.
-_METER = text("""
-INSERT INTO holds AS stored (goal_id, reason, is_metered, base) VALUES (:goal_id, 'budget', true, :base)
-ON CONFLICT (goal_id) DO UPDATE
-SET is_metered = true, is_closed = NOT stored.is_swept, released = 0, base = excluded.base
-WHERE stored.reason = 'budget'
-""")
-
-_METERS = text("""
-SELECT goal_id, is_closed, released, base FROM holds WHERE is_metered AND goal_id = ANY (CAST(:goal_ids AS text[]))
-""")
-
-_LOCK = text("SELECT FROM holds WHERE goal_id = :goal_id FOR UPDATE")
-
-_COUNT_RELEASED = text("UPDATE holds SET released = released + :count WHERE goal_id = :goal_id")
 
 _GATE = text("""
 WITH held AS MATERIALIZED (
@@ -179,7 +155,7 @@ LIMIT :limit
 # where a new one would, and the others keep their distances: the goal neither goes ahead of others nor falls behind.
 _CLASS_SUFFIX = "CASE WHEN {number} = 0 THEN '' ELSE '/' || {number} END"
 _SHIFT_SUFFIX = _CLASS_SUFFIX.format(number=f"({lanes.sql_class_of('t.tag')})")
-_SHIFT = text(f"""
+SHIFT = text(f"""
 UPDATE holds SET shifts = coalesce((
     SELECT jsonb_object_agg(lane.agent_type || '/' || lane.priority || {_CLASS_SUFFIX.format(number="class")},
                             greatest(0, lane.virtual_time - head.tag))
@@ -197,7 +173,7 @@ UPDATE holds SET shifts = coalesce((
 """)
 
 # OFFSET 0 keeps the look at each task one by its id: the index of held tasks would be walked through for every one.
-_BRING_BACK = f"""
+BRING_BACK = f"""
 WITH head AS MATERIALIZED (
     {{head}}
 ), locked AS MATERIALIZED (
@@ -220,11 +196,7 @@ SELECT (SELECT count(*) FROM {{counted}}) AS tasks, ready.* FROM (SELECT) one LE
 """
 _HEAD = """SELECT id FROM tasks WHERE goal_id = :goal_id AND run_at = 'infinity'
     ORDER BY agent_type, priority, tag, seq LIMIT :limit"""
-_BRING_BACK_HEAD = text(_BRING_BACK.format(head=_HEAD, counted="head"))
-_BRING_BACK_CHOSEN = text(_BRING_BACK.format(head="SELECT unnest(CAST(:ids AS uuid[])) AS id", counted="back"))
-_CHOOSE = text(_HEAD)
-_LOCK_TASKS = text("SELECT FROM tasks WHERE id = ANY (CAST(:ids AS uuid[])) ORDER BY id FOR UPDATE")
-
+_BRING_BACK_HEAD = text(BRING_BACK.format(head=_HEAD, counted="head"))
 _END = text("DELETE FROM holds WHERE goal_id = :goal_id")
 
 _LIVE = text("SELECT id FROM tasks WHERE goal_id = :goal_id ORDER BY seq LIMIT :limit")
@@ -319,54 +291,15 @@ async def reopen_lost(connection: AsyncConnection, after: str, limit: int = 1000
 async def bring_back(connection: AsyncConnection, hold: LockedHold, limit: int) -> int:
     """Bring back the next `limit` tasks of a reopened goal, and end its hold with the last; return their number."""
     if not hold.has_shifts:
-        await connection.execute(_SHIFT, {"goal_id": hold.goal_id})
-    count = await _bring_back(connection, _BRING_BACK_HEAD, {"goal_id": hold.goal_id, "limit": limit})
+        await connection.execute(SHIFT, {"goal_id": hold.goal_id})
+    count = await run(connection, _BRING_BACK_HEAD, {"goal_id": hold.goal_id, "limit": limit})
     if count < limit:
         await connection.execute(_END, {"goal_id": hold.goal_id})
     return count
 
 
-async def meter(connection: AsyncConnection, goal_id: str, attempts: int) -> None:
-    """Meter a locked goal from now on, after so many attempts; a paused or stopped goal stays as it is."""
-    await connection.execute(_METER, {"goal_id": goal_id, "base": attempts})
-    notify.note(connection, notify.GOALS)
-
-
-async def read_meters(connection: AsyncConnection, goal_ids: Collection[str]) -> dict[str, Meter]:
-    """Return the meters of those of the goals that are metered."""
-    rows = (await connection.execute(_METERS, {"goal_ids": list(goal_ids)})).mappings()
-    return {
-        row["goal_id"]: Meter(is_ready=not row["is_closed"], allowed_attempts=row["released"] + row["base"])
-        for row in rows
-    }
-
-
-async def lock_meter(connection: AsyncConnection, goal_id: str) -> Meter | None:
-    """Lock the hold of a locked goal, and return its meter; None where it is not metered any more."""
-    await connection.execute(_LOCK, {"goal_id": goal_id})
-    return (await read_meters(connection, [goal_id])).get(goal_id)
-
-
-async def choose(connection: AsyncConnection, goal_id: str, count: int) -> list[UUID]:
-    """Return the first `count` tasks of a metered goal that may be let through."""
-    return list((await connection.execute(_CHOOSE, {"goal_id": goal_id, "limit": count})).scalars())
-
-
-async def lock_tasks(connection: AsyncConnection, ids: Collection[UUID]) -> None:
-    """Lock tasks of several goals, of which each is changed by itself later, in the order of all locks of tasks."""
-    if ids:
-        await connection.execute(_LOCK_TASKS, {"ids": list(ids)})
-
-
-async def let_through(connection: AsyncConnection, goal_id: str, ids: Sequence[UUID]) -> int:
-    """Bring back these tasks of a metered goal whose hold is locked; return the number that were still set aside."""
-    await connection.execute(_SHIFT, {"goal_id": goal_id})
-    released_count = await _bring_back(connection, _BRING_BACK_CHOSEN, {"goal_id": goal_id, "ids": list(ids)})
-    await connection.execute(_COUNT_RELEASED, {"goal_id": goal_id, "count": released_count})
-    return released_count
-
-
-async def _bring_back(connection: AsyncConnection, statement: TextClause, values: dict[str, Any]) -> int:
+async def run(connection: AsyncConnection, statement: TextClause, values: dict[str, Any]) -> int:
+    """Run a statement made of BRING_BACK, and tell of what became ready; return the number of tasks it counted."""
     rows = (await connection.execute(statement, values)).mappings().all()
     notify.note_work(connection, lanes.lowest_tags(row for row in rows if row["agent_type"]))
     return int(rows[0]["tasks"])

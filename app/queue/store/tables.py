@@ -254,6 +254,15 @@ Index(
     tasks.c.seq,
     postgresql_where=text("run_at = 'infinity'"),
 )
+# The order in which tasks of a metered goal are let through. A claim changes none of these columns, as everywhere here.
+Index(
+    "tasks_held_free",
+    tasks.c.goal_id,
+    tasks.c.priority.desc(),
+    tasks.c.tag,
+    tasks.c.seq,
+    postgresql_where=text("run_at = 'infinity' AND blockers = 0"),
+)
 Index("tasks_delayed", tasks.c.run_at, postgresql_where=text("run_at IS NOT NULL"))
 Index(
     "tasks_deadline",

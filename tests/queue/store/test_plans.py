@@ -13,7 +13,7 @@ import pytest
 
 from app.db.database import Database
 from app.goals.store import compute
-from app.queue.store import attempts, claims, completions, holds, lanes, missed_tasks
+from app.queue.store import attempts, claims, completions, holds, lanes, meters, missed_tasks
 from app.workers.store import workers
 from tests.conftest import PROCESS, named, run_on
 from tests.support.factories import GENERATION, ready_worker, submitted
@@ -171,11 +171,14 @@ async def test_the_tasks_of_a_held_goal_are_found_by_their_goal(full: Database) 
     assert back.count("using tasks_held on tasks") >= 2
     strays = await _plans(full, _plain(holds._READY_IN_CLOSED.text, "since", "limit"), datetime.now(UTC), 1000)
     assert strays.count("using tasks_waiting on tasks") == 2
-    shift = await _plans(full, _plain(holds._SHIFT.text, "goal_id"), "goal")
+    shift = await _plans(full, _plain(holds.SHIFT.text, "goal_id"), "goal")
     assert shift.count("using tasks_held on tasks") == 2
     first = await _plans(full, _plain(compute._FIRST_TYPES.text, "goal_ids"), ["goal", "none"])
     assert first.count("using tasks_goal on tasks") == 2
     lost = await _plans(full, _plain(holds._LOST.text, "after", "limit"), "", 1000)
     assert lost.count("using tasks_held on tasks") == 4
-    for plan in (ahead, back, strays, shift, first, lost):
+    chosen = await _plans(full, _plain(meters._CHOOSE.text, "goal_id", "limit"), "goal", 10)
+    assert chosen.count("using tasks_held_free on tasks") == 2
+    assert "Sort" not in chosen
+    for plan in (ahead, back, strays, shift, first, lost, chosen):
         assert not _walks(plan, "tasks")

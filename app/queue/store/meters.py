@@ -1,0 +1,119 @@
+"""Meters: near the end of its budget the tasks of a goal are set aside, and let through one by one.
+
+A meter is part of a hold, and is locked with it. Lock order: goals, holds, tasks by id.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.db import notify
+from app.queue.store import holds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meter:
+    """Number of attempts allowed to a metered goal in all; ready once its tasks have been set aside.
+
+    Of the tasks that were let through `live_ids` have not ended, and `waiting_tasks` could be leased now.
+    """
+
+    is_ready: bool
+    allowed_attempts: int
+    live_ids: Sequence[UUID] = ()
+    waiting_tasks: int = 0
+
+
+# Closed until its tasks have been set aside: while claims could still see them, they could exceed the meter.
+_CREATE = text("""
+INSERT INTO holds AS stored (goal_id, reason, is_metered, base) VALUES (:goal_id, 'budget', true, :base)
+ON CONFLICT (goal_id) DO UPDATE
+SET is_metered = true, is_closed = NOT stored.is_swept, released = 0, base = excluded.base, released_ids = '{}'
+WHERE stored.reason = 'budget'
+""")
+
+_READ = text("""
+SELECT h.goal_id, h.is_closed, h.released + h.base AS allowed_attempts, live.ids AS live_ids, live.waiting_tasks
+FROM holds h CROSS JOIN LATERAL (
+    SELECT coalesce(array_agg(released.id), '{}') AS ids,
+           count(*) FILTER (WHERE task.state = 'pending' AND task.run_at IS NULL) AS waiting_tasks
+    FROM (SELECT DISTINCT unnest(h.released_ids)) AS released (id)
+    CROSS JOIN LATERAL (SELECT state, run_at FROM tasks WHERE tasks.id = released.id OFFSET 0) task
+) live
+WHERE h.is_metered AND h.goal_id = ANY (CAST(:goal_ids AS text[]))
+""")
+
+_LOCK = text("SELECT FROM holds WHERE goal_id = :goal_id FOR UPDATE")
+
+_COUNT_RELEASED = text("""
+UPDATE holds SET released = released + :count, released_ids = released_ids || CAST(:ids AS uuid[])
+WHERE goal_id = :goal_id
+""")
+
+_SETTLE = text("""
+UPDATE holds SET base = :allowed - released, released_ids = CAST(:ids AS uuid[]) WHERE goal_id = :goal_id
+""")
+
+# Those only that could run at once: any other would keep the room of one that could. Blocked ones are not in the index.
+_CHOOSE = text("""
+SELECT id FROM tasks
+WHERE goal_id = :goal_id AND run_at = 'infinity' AND blockers = 0 AND state = 'pending'
+  AND (due_at IS NULL OR due_at <= now())
+ORDER BY priority DESC, tag, seq LIMIT :limit
+""")
+_BRING_BACK = text(holds.BRING_BACK.format(head="SELECT unnest(CAST(:ids AS uuid[])) AS id", counted="back"))
+_LOCK_TASKS = text("SELECT FROM tasks WHERE id = ANY (CAST(:ids AS uuid[])) ORDER BY id FOR UPDATE")
+
+
+async def create(connection: AsyncConnection, goal_id: str, attempts: int) -> None:
+    """Meter a locked goal from now on, after so many attempts; a paused or stopped goal stays as it is."""
+    await connection.execute(_CREATE, {"goal_id": goal_id, "base": attempts})
+    notify.note(connection, notify.GOALS)
+
+
+async def read(connection: AsyncConnection, goal_ids: Collection[str]) -> dict[str, Meter]:
+    """Return the meters of those of the goals that are metered."""
+    rows = (await connection.execute(_READ, {"goal_ids": list(goal_ids)})).mappings()
+    return {
+        row["goal_id"]: Meter(
+            is_ready=not row["is_closed"],
+            allowed_attempts=row["allowed_attempts"],
+            live_ids=row["live_ids"],
+            waiting_tasks=row["waiting_tasks"],
+        )
+        for row in rows
+    }
+
+
+async def lock(connection: AsyncConnection, goal_id: str) -> Meter | None:
+    """Lock the hold of a locked goal, and return its meter; None where it is not metered any more."""
+    await connection.execute(_LOCK, {"goal_id": goal_id})
+    return (await read(connection, [goal_id])).get(goal_id)
+
+
+async def settle(connection: AsyncConnection, goal_id: str, meter: Meter, attempts: int) -> None:
+    """Allow a metered goal, whose hold is locked, as many attempts as have begun and tasks wait; forget ended ones."""
+    values = {"goal_id": goal_id, "allowed": attempts + meter.waiting_tasks, "ids": list(meter.live_ids)}
+    await connection.execute(_SETTLE, values)
+
+
+async def choose(connection: AsyncConnection, goal_id: str, count: int) -> list[UUID]:
+    """Return those `count` tasks of a metered goal that are to be let through next: the most urgent that could run."""
+    return list((await connection.execute(_CHOOSE, {"goal_id": goal_id, "limit": count})).scalars())
+
+
+async def lock_tasks(connection: AsyncConnection, ids: Collection[UUID]) -> None:
+    """Lock tasks of several goals, of which each is changed by itself later, in the order of all locks of tasks."""
+    if ids:
+        await connection.execute(_LOCK_TASKS, {"ids": list(ids)})
+
+
+async def let_through(connection: AsyncConnection, goal_id: str, ids: Sequence[UUID]) -> int:
+    """Bring back these tasks of a metered goal whose hold is locked; return the number that were still set aside."""
+    await connection.execute(holds.SHIFT, {"goal_id": goal_id})
+    released_count = await holds.run(connection, _BRING_BACK, {"goal_id": goal_id, "ids": list(ids)})
+    await connection.execute(_COUNT_RELEASED, {"goal_id": goal_id, "count": released_count, "ids": list(ids)})
+    return released_count

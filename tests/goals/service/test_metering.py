@@ -1,0 +1,94 @@
+"""Metered goals: which of their tasks are let through, and when the room of one is given to another."""
+
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import pytest
+
+from app.db.database import Database
+from app.kernel.agents import AgentType
+from app.kernel.lanes import Priority
+from app.queue.service import leases
+from app.queue.store import cancel
+from app.queue.store.listing import Selection
+from tests.goals.service.budgeted_goals import claim_lease, create_goal, enforce_budgets, ready_tasks
+from tests.support.factories import fence, leased, ready_worker, submitted
+from tests.support.sql import execute, value
+
+_TOMORROW = timedelta(days=1)
+
+
+@pytest.fixture(autouse=True)
+async def metered_goal(database: Database) -> None:
+    """Nothing was ever measured, so the goal has room for one task."""
+    await ready_worker(database)
+    await create_goal(database, compute_budget_seconds=1e6)
+
+
+async def _check_twice(database: Database) -> list[UUID]:
+    for _ in range(2):
+        await enforce_budgets(database)
+    return await ready_tasks(database)
+
+
+async def test_a_blocked_task_keeps_no_room(database: Database) -> None:
+    """Even where its type comes first by the alphabet."""
+    (first,) = await submitted(database)
+    await submitted(database, depends_on=(first,), agent_type=AgentType.EVOLUTION)
+    assert await _check_twice(database) == [first]
+    assert await claim_lease(database) is not None
+
+
+async def test_a_delayed_task_keeps_no_room_until_it_is_due(database: Database) -> None:
+    (delayed,) = await submitted(database, run_at=datetime.now(UTC) + _TOMORROW)
+    assert await _check_twice(database) == []
+    (first,) = await submitted(database)
+    assert await _check_twice(database) == [first]
+    lease = await leased(database, await ready_worker(database))
+    await cancel_task(database, lease.task_id)
+    await execute(database, "UPDATE tasks SET due_at = now()")
+    assert await _check_twice(database) == [delayed]
+
+
+async def test_the_most_urgent_task_is_let_through_first(database: Database) -> None:
+    await submitted(database, priority=Priority.LOW)
+    (critical,) = await submitted(database, priority=Priority.CRITICAL, agent_type=AgentType.RANKING)
+    await submitted(database, priority=Priority.HIGH)
+    assert await _check_twice(database) == [critical]
+
+
+async def cancel_task(database: Database, task_id: UUID) -> None:
+    async with database.transaction() as connection:
+        await cancel.cancel(connection, [task_id], Selection(goal_id="goal"), "not needed")
+
+
+async def test_the_room_of_a_task_that_never_began_is_given_anew(database: Database) -> None:
+    ids = await submitted(database, 4)
+    for task_id in ids[:3]:
+        assert await _check_twice(database) == [task_id], "the same room is not given twice"
+        await cancel_task(database, task_id)
+    assert await _check_twice(database) == ids[3:]
+    lease = await claim_lease(database)
+    assert lease is not None
+    assert lease.task_id == ids[3]
+    assert await _check_twice(database) == []
+
+
+async def test_a_task_that_is_delayed_after_it_was_let_through_keeps_no_room(database: Database) -> None:
+    first, second = await submitted(database, 2)
+    assert await _check_twice(database) == [first]
+    await execute(database, "UPDATE tasks SET run_at = now() + interval '1 day' WHERE id = $1", first)
+    assert await _check_twice(database) == [second]
+
+
+async def test_a_task_that_comes_back_keeps_its_room(database: Database) -> None:
+    """Its attempt has ended, and it waits again beside nothing else."""
+    first, _ = await submitted(database, 2)
+    assert await _check_twice(database) == [first]
+    worker = await ready_worker(database)
+    lease = await leased(database, worker)
+    await execute(database, "UPDATE tasks SET leased_at = now() - interval '400000 s' WHERE worker_id IS NOT NULL")
+    async with database.transaction() as connection:
+        await leases.release(connection, fence(worker, lease), "going home")
+    assert await _check_twice(database) == [first]
+    assert await value(database, "SELECT is_metered AND released + base = 2 FROM holds")
