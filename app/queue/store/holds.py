@@ -199,7 +199,6 @@ _HEAD = """SELECT id FROM tasks WHERE goal_id = :goal_id AND run_at = 'infinity'
 _BRING_BACK_HEAD = text(BRING_BACK.format(head=_HEAD, counted="head"))
 _END = text("DELETE FROM holds WHERE goal_id = :goal_id")
 
-_LIVE = text("SELECT id FROM tasks WHERE goal_id = :goal_id ORDER BY seq LIMIT :limit")
 
 # `after` outlasts any submit that was under way when its goal stopped, and did not see that.
 _PRUNE = text("""
@@ -306,11 +305,16 @@ async def run(connection: AsyncConnection, statement: TextClause, values: dict[s
 
 
 async def live_task_ids(connection: AsyncConnection, hold: LockedHold, limit: int) -> list[UUID]:
-    """Return the next live tasks of a stopped goal; without any, its hold needs no more work and is marked so."""
-    ids = list((await connection.execute(_LIVE, {"goal_id": hold.goal_id, "limit": limit})).scalars())
-    if not ids:
-        await connection.execute(_SWEPT, {"goal_id": hold.goal_id, "seq": 0, "done": True})
-    return ids
+    """Return the next live tasks of a stopped goal; without any, its hold needs no more work and is marked so.
+
+    Goes on from the last of the former batch, as cancelled tasks stay in the index while somebody keeps an old
+    snapshot. At the end it looks from the beginning again, for tasks whose submit was under way.
+    """
+    values = {"goal_id": hold.goal_id, "after": hold.swept_seq, "limit": limit}
+    rows = (await connection.execute(_AHEAD, values)).all()
+    seq, is_done = rows[-1].seq if len(rows) == limit else 0, not rows and hold.swept_seq == 0
+    await connection.execute(_SWEPT, {"goal_id": hold.goal_id, "seq": seq, "done": is_done})
+    return [row.id for row in rows]
 
 
 async def restart_sweep(connection: AsyncConnection, goal_id: str) -> None:

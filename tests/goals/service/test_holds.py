@@ -290,6 +290,28 @@ async def test_a_stop_cancels_everything_and_what_slips_in(database: Database) -
         await submitted(database)
 
 
+async def test_a_stop_goes_on_from_the_last_batch_and_looks_for_what_slipped_in_at_the_end(
+    database: Database, replica: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each batch would walk over all that were cancelled before it, while somebody keeps an old snapshot."""
+    monkeypatch.setattr(budget_enforcement, "BATCH", 2)
+    await create_goal(database)
+    cursors = []
+    async with replica.transaction() as connection:
+        await tasks.submit(connection, [submission()])
+        await submitted(database, 5)
+        await stop(database)
+        while await value(database, "SELECT count(*) FROM tasks"):
+            await budget_enforcement.process_batch(database)
+            cursors.append(await value(database, "SELECT swept_seq FROM holds"))
+        last = await value(database, "SELECT max(seq) FROM task_history")
+        assert cursors == [last - 3, last - 1, 0]
+    assert await phases(database) == {"pending": 1}
+    await budget_enforcement.process_holds(database)
+    assert await phases(database) == {}
+    assert await value(database, "SELECT is_swept FROM holds")
+
+
 async def test_the_hold_of_a_stopped_goal_is_forgotten_in_the_end(database: Database) -> None:
     await create_goal(database)
     await stop(database)
