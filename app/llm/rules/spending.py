@@ -56,6 +56,14 @@ AWAITED_BUDGET = "budget:"
 LOW_BUDGET_SHARE = 0.8
 # While calls cost more than their estimates, so many may be under way for each that has ended.
 _CONCURRENT_SHARE = 0.5
+# A call reserves no more than so many times the mean: else one call, or one false report, that is far above all others
+# would make a budget serial. In simulation (`tests/llm/rules/test_spending.py`) no budget is overrun by more for it.
+_MOST_MEANS = 4
+# More than a call reads and writes together: few models have a context of two million. No estimate reserves more, and
+# no report charges more, so that nobody can use up a budget of many by one number.
+MAX_CALL_TOKENS = 2_097_152
+# US dollars for a million tokens, as the dearest model has listed them; where a model has no price, none is above it.
+_MAX_TOKEN_PRICE = 600.0
 _OWNERS = {
     BudgetScope.GOAL: "the research goal",
     BudgetScope.AGENT: "the agent type {name}",
@@ -78,6 +86,14 @@ class Amount:
         """The larger of both, each for itself."""
         return Amount(usd=max(self.usd, other.usd), tokens=max(self.tokens, other.tokens))
 
+    def at_most(self, other: "Amount") -> "Amount":
+        """The smaller of both, each for itself."""
+        return Amount(usd=min(self.usd, other.usd), tokens=min(self.tokens, other.tokens))
+
+    def times(self, factor: int) -> "Amount":
+        """The amount so many times."""
+        return Amount(usd=self.usd * factor, tokens=self.tokens * factor)
+
 
 NOTHING = Amount()
 
@@ -86,8 +102,8 @@ NOTHING = Amount()
 class Budget:
     """Limits (None: none), the cost of ended calls, and the amount that calls under way reserve.
 
-    `dearest` is the most that one of the calls has cost; `calls` are those under way, `ended_calls` those that have
-    cost something; at `ends_at` the period is over.
+    `dearest` is the most that one of the calls has cost, and `mean` what they have cost on average (None: unknown);
+    `calls` are those under way, `ended_calls` those that have cost something; at `ends_at` the period is over.
     """
 
     usd: float | None = None
@@ -95,6 +111,7 @@ class Budget:
     spent: Amount = NOTHING
     reserved: Amount = NOTHING
     dearest: Amount = NOTHING
+    mean: Amount | None = None
     calls: int = 0
     ended_calls: int = 0
     ends_at: datetime | None = None
@@ -113,13 +130,21 @@ class Budget:
 
 def estimated_amount(limits: ModelLimits, tokens: int) -> Amount:
     """The most that a call of so many tokens can cost by the prices of the model."""
-    price = max(limits.input_price or 0.0, limits.output_price or 0.0)
+    price, tokens = max(limits.input_price or 0.0, limits.output_price or 0.0), min(tokens, MAX_CALL_TOKENS)
     return Amount(usd=tokens * price / 1e6, tokens=tokens)
 
 
+def max_call_usd(limits: ModelLimits) -> float:
+    """The most that any call of the model can cost, in US dollars."""
+    prices = limits.input_price, limits.output_price
+    price = max(_MAX_TOKEN_PRICE if price is None else price for price in prices)
+    return MAX_CALL_TOKENS * price / 1e6
+
+
 def reservation(budget: Budget, estimate: Amount) -> Amount:
-    """The amount to reserve for a call: its estimate, but no less than the dearest call has cost."""
-    return estimate.at_least(budget.dearest)
+    """The amount to reserve for a call: its estimate, but no less than the dearest usual call has cost."""
+    dearest = budget.dearest
+    return estimate.at_least(dearest if budget.mean is None else dearest.at_most(budget.mean.times(_MOST_MEANS)))
 
 
 def has_room(budget: Budget, estimate: Amount) -> bool:

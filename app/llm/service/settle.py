@@ -15,11 +15,12 @@ from app.llm.errors import CacheKeyMismatch, PermitNotFound, PermitOver
 from app.llm.rules import reports
 from app.llm.rules.concurrency import ConcurrencyPolicy
 from app.llm.rules.conditions import service_state
-from app.llm.rules.models import Model, call_cost, changed_tats, concurrency_ceiling, meters
+from app.llm.rules.models import Model, ModelLimits, call_cost, changed_tats, concurrency_ceiling, meters
 from app.llm.rules.outcomes import CallReport, Outcome
 from app.llm.rules.permits import Ending, PermitRequest
 from app.llm.rules.rate_limit import Dimension, Meter, charge, correct, wait_time, worker_key, worker_meter
 from app.llm.rules.reports import FinishedTurn, ReportPolicy
+from app.llm.rules.spending import MAX_CALL_TOKENS, max_call_usd
 from app.llm.store import cache, gate, models, permits, usage
 from app.llm.store.cache import NewAnswer
 from app.llm.store.gate import PermitLoad
@@ -98,8 +99,17 @@ def refund(model: Model, tokens: int, at: datetime) -> dict[Dimension, Meter]:
     }
 
 
-def _plausible(report: CallReport, permit: Permit, at: datetime) -> CallReport:
-    """The report of a worker: its call took no longer than its permit was held, and costs what the prices say."""
+def _plausible(report: CallReport, permit: Permit, limits: ModelLimits, at: datetime) -> CallReport:
+    """The report within what is possible: a worker's call took no longer than its permit was held, and costs what the
+    prices say; nobody's call has more tokens, or costs more, than any call can, as others may share the budget.
+    """
+    prompt, completion, cost = report.prompt_tokens, report.completion_tokens, report.cost_usd
+    report = replace(
+        report,
+        prompt_tokens=None if prompt is None else min(prompt, MAX_CALL_TOKENS),
+        completion_tokens=None if completion is None else min(completion, max(0, MAX_CALL_TOKENS - (prompt or 0))),
+        cost_usd=None if cost is None else min(cost, max_call_usd(limits)),
+    )
     if permit.request.worker_id is None:
         return report
     held_seconds, latency = (at - permit.granted_at).total_seconds(), report.latency_seconds
@@ -140,7 +150,7 @@ class _SettlementBatch:
         answer = settlement.answer
         if answer is not None and permit.request.answer_key(answer.question) != permit.request.cache_key:
             return CacheKeyMismatch()
-        report = _plausible(settlement.report, permit, self._at)
+        report = _plausible(settlement.report, permit, self._models[permit.request.model].limits, self._at)
         self._update_model(permit, report, late=late)
         self._add_call(permit, report)
         ending = permit.ending if late and permit.ending else Ending.SETTLED

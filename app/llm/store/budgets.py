@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
+from math import ceil
 from typing import Any
 
 from sqlalchemy import text
@@ -49,8 +50,11 @@ NOW = f"""
 b.scope, b.name, b.money_budget, b.token_budget,
 CASE WHEN {is_past(_AT)} THEN {period_end("b.period", _AT)} ELSE b.ends_at END AS ends_at,
 CASE WHEN {is_past(_AT)} THEN 0 ELSE b.cost_usd END AS cost_usd,
-CASE WHEN {is_past(_AT)} THEN 0 ELSE b.tokens END AS tokens, b.max_cost_usd, b.max_tokens,
-b.calls AS ended_calls
+CASE WHEN {is_past(_AT)} THEN 0 ELSE b.tokens END AS tokens,
+CASE WHEN {is_past(_AT)} THEN 0 ELSE b.max_cost_usd END AS max_cost_usd,
+CASE WHEN {is_past(_AT)} THEN 0 ELSE b.max_tokens END AS max_tokens,
+CASE WHEN {is_past(_AT)} THEN 0 ELSE b.calls END AS ended_calls,
+b.cost_usd / nullif(b.calls, 0) AS mean_cost_usd, b.tokens::float8 / nullif(b.calls, 0) AS mean_tokens
 """
 # Live permits, one row for each of the owners whose budgets a call uses; a worker's calls are for the key by which it
 # registered.
@@ -69,6 +73,8 @@ _LIMITS_AND_COSTS = (
     "max_cost_usd",
     "max_tokens",
     "ended_calls",
+    "mean_cost_usd",
+    "mean_tokens",
 )
 
 
@@ -114,7 +120,8 @@ _LOCK = text("""
 SELECT money_budget, token_budget, period FROM llm_budgets WHERE scope = :scope AND name = :name FOR UPDATE
 """)
 
-# What was spent counts on, unless it was of a period of another length.
+# What was spent counts on, unless it was of a period of another length. What calls cost is learned anew, so that an
+# operator can end the effect of a report that was wrong.
 _SET = text(f"""
 INSERT INTO llm_budgets AS b (scope, name, money_budget, token_budget, period, ends_at)
 VALUES (:scope, :name, :money_budget, :token_budget, :period, {period_end("CAST(:period AS text)", _AT)})
@@ -122,7 +129,8 @@ ON CONFLICT (scope, name) DO UPDATE SET
     money_budget = excluded.money_budget, token_budget = excluded.token_budget, period = excluded.period,
     cost_usd = CASE WHEN b.period = excluded.period THEN b.cost_usd ELSE 0 END,
     tokens = CASE WHEN b.period = excluded.period THEN b.tokens ELSE 0 END,
-    ends_at = CASE WHEN b.period = excluded.period THEN b.ends_at ELSE excluded.ends_at END, is_low = false
+    ends_at = CASE WHEN b.period = excluded.period THEN b.ends_at ELSE excluded.ends_at END, is_low = false,
+    max_cost_usd = 0, max_tokens = 0, calls = 0
 """)
 
 _REMOVE = text("DELETE FROM llm_budgets WHERE scope = :scope AND name = :name")
@@ -202,13 +210,15 @@ async def note_low(connection: AsyncConnection, share: float) -> list[Any]:
 
 def read_budget(row: Any) -> tuple[BudgetOwner, Budget]:
     """The owner and the budget of a row, in which moments may be text."""
-    ends_at = row["ends_at"]
+    ends_at, mean_tokens = row["ends_at"], row["mean_tokens"]
+    mean = None if mean_tokens is None else Amount(usd=row["mean_cost_usd"], tokens=ceil(mean_tokens))
     budget = Budget(
         usd=row["money_budget"],
         tokens=row["token_budget"],
         spent=Amount(usd=row["cost_usd"] or 0.0, tokens=row["tokens"] or 0),
         reserved=Amount(usd=row["reserved_usd"] or 0.0, tokens=int(row["reserved_tokens"] or 0)),
         dearest=Amount(usd=row["max_cost_usd"] or 0.0, tokens=row["max_tokens"] or 0),
+        mean=mean,
         calls=row["calls"],
         ended_calls=row["ended_calls"] or 0,
         ends_at=datetime.fromisoformat(ends_at) if isinstance(ends_at, str) else ends_at,

@@ -111,7 +111,8 @@ named AS MATERIALIZED (
 ), budget AS MATERIALIZED (
     SELECT 'goal' AS scope, g.id AS name, g.money_budget, g.token_budget, NULL::timestamptz AS ends_at,
         g.money_base + coalesce(s.cost_usd, 0) - g.money_since AS cost_usd, s.tokens, s.max_cost_usd, s.max_tokens,
-        s.calls AS ended_calls
+        s.calls AS ended_calls, s.cost_usd / nullif(s.calls, 0) AS mean_cost_usd,
+        s.tokens::float8 / nullif(s.calls, 0) AS mean_tokens
     FROM named JOIN goals g ON g.id = named.goal_id LEFT JOIN llm_spending s ON s.goal_id = g.id
     WHERE g.money_budget IS NOT NULL OR g.token_budget IS NOT NULL
     UNION ALL

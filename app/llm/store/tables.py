@@ -155,7 +155,8 @@ llm_spending = Table(
     postgresql_with=_BUSY,
 )
 
-# Budgets of agent types and API keys, and what calls have cost in the period under way.
+# Budgets of agent types and API keys, and what calls have cost in the period under way: also the most that one has, and
+# how many, whatever the comments of these columns say.
 llm_budgets = Table(
     "llm_budgets",
     metadata,

@@ -111,8 +111,9 @@ WITH called AS MATERIALIZED (
         tokens = c.tokens + CASE WHEN {budgets.is_past(_AT)} THEN 0 ELSE b.tokens END,
         is_low = b.is_low AND NOT {budgets.is_past(_AT)},
         ends_at = CASE WHEN {budgets.is_past(_AT)} THEN {budgets.period_end("b.period", _AT)} ELSE b.ends_at END,
-        max_cost_usd = greatest(b.max_cost_usd, c.max_cost_usd), max_tokens = greatest(b.max_tokens, c.max_tokens),
-        calls = b.calls + c.calls
+        max_cost_usd = greatest(CASE WHEN {budgets.is_past(_AT)} THEN 0 ELSE b.max_cost_usd END, c.max_cost_usd),
+        max_tokens = greatest(CASE WHEN {budgets.is_past(_AT)} THEN 0 ELSE b.max_tokens END, c.max_tokens),
+        calls = c.calls + CASE WHEN {budgets.is_past(_AT)} THEN 0 ELSE b.calls END
     FROM budgeted c WHERE b.scope = c.scope AND b.name = c.name
 )
 INSERT INTO llm_minutes AS known (minute, model, agent_type, goal_id, key_id, outcome, calls, prompt_tokens,

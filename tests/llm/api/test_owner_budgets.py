@@ -109,6 +109,25 @@ async def test_a_budget_is_whole_again_when_its_period_ends(service: Service, da
 
 
 @pytest.mark.usefixtures("model")
+async def test_an_absurd_report_uses_up_no_budget_of_others_and_makes_none_serial(
+    service: Service, database: Database
+) -> None:
+    await put(service, _AGENT, token_budget=10_000_000, money_budget=1000, period="day")
+    for _ in range(20):
+        await spend(service, 1000)
+    permit = (await ask(service)).json()
+    absurd: dict[str, Any] = {"prompt_tokens": 100_000_000, "completion_tokens": 100_000_000, "cost_usd": 1e6}
+    await settled(service, permit, key=Role.OPERATOR, **absurd)
+    now = await service.get(_AGENT)
+    assert (now["spent_tokens"], now["spent_usd"]) == (20 * 1000 + 2_097_152, pytest.approx(0.2 + 20.97152))
+    assert [(await ask(service, key=Role.SUPERVISOR)).status_code for _ in range(5)] == [201] * 5
+    await execute(database, "UPDATE llm_budgets SET ends_at = now() - interval '1 s'")
+    await execute(database, "UPDATE llm_permits SET ended_at = now(), ending = 'released' WHERE ended_at IS NULL")
+    await spend(service, 1000)
+    assert [(await ask(service)).status_code for _ in range(5)] == [201] * 5
+
+
+@pytest.mark.usefixtures("model")
 async def test_four_fifths_are_told_of_once(service: Service, database: Database) -> None:
     async def tell() -> int:
         async with database.transaction() as connection:

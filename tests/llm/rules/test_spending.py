@@ -17,6 +17,7 @@ from app.llm.rules.spending import (
     budget_park_seconds,
     estimated_amount,
     has_room,
+    max_call_usd,
     reservation,
 )
 
@@ -68,6 +69,21 @@ def test_the_first_call_goes_alone_and_the_next_count_as_the_dearest() -> None:
     assert has_room(replace(known, ended_calls=3), Amount())
 
 
+def test_one_call_far_above_all_others_is_not_reserved_for_every_call_after_it() -> None:
+    """Forty calls of 100 tokens and one of a million: 24,488 on average, of which four times as much is reserved."""
+    mean, dearest = Amount(tokens=24_488), Amount(tokens=1_000_000)
+    budget = Budget(tokens=10_000_000, spent=Amount(tokens=1_004_000), dearest=dearest, mean=mean, ended_calls=41)
+    assert reservation(budget, Amount(tokens=100)) == Amount(tokens=97_952)
+    assert reservation(budget, Amount(tokens=200_000)) == Amount(tokens=200_000)
+
+
+def test_no_estimate_and_no_call_is_beyond_what_any_call_can_be() -> None:
+    limits = ModelLimits(input_price=2.0, output_price=8.0)
+    assert estimated_amount(limits, 100_000_000) == Amount(usd=16.777216, tokens=2_097_152)
+    assert max_call_usd(limits) == 16.777216
+    assert max_call_usd(ModelLimits(input_price=2.0)) == max_call_usd(ModelLimits()) == pytest.approx(1258.29, abs=0.01)
+
+
 @pytest.mark.parametrize("share", [1.0, 0.01, 0.0])
 def test_sixty_four_callers_overshoot_by_one_call_at_most(share: float) -> None:
     """Calls of one price, however much of it is estimated, in whatever order they end."""
@@ -95,6 +111,7 @@ def _spend(rng: Random, draw: Callable[[Random], int], limit: int, estimate: Amo
             spent=Amount(tokens=spent),
             reserved=Amount(tokens=sum(amount.tokens for amount in under_way)),
             dearest=Amount(tokens=largest),
+            mean=Amount(tokens=-(-spent // ended_calls)) if ended_calls else None,
             calls=len(under_way),
             ended_calls=ended_calls,
         )

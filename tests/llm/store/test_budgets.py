@@ -1,12 +1,14 @@
 """Budgets of many owners, under charge from several connections at once."""
 
 import asyncio
+from datetime import datetime
 
 from app.db.database import Database
 from app.kernel.agents import AgentType
 from app.llm.rules.outcomes import Outcome
-from app.llm.rules.spending import BudgetOwner, BudgetScope
+from app.llm.rules.spending import Amount, BudgetOwner, BudgetPeriod, BudgetScope
 from app.llm.store import budgets, usage
+from app.llm.store.budgets import BudgetLimits
 from app.llm.store.usage import FinishedCall
 from tests.support.sql import execute, fetch, until_blocked, value
 
@@ -14,6 +16,11 @@ _TWO = """
 INSERT INTO llm_budgets (scope, name, token_budget, period, tokens, is_low) VALUES
 ('key', 'me', 100, 'day', 90, false), ('agent', 'ranking', 100, 'day', 90, false)
 """
+
+
+async def _now(database: Database) -> datetime:
+    now: datetime = await value(database, "SELECT now()")
+    return now
 
 
 def _call(tokens: int, key_id: str = "me") -> FinishedCall:
@@ -67,6 +74,30 @@ async def test_two_replicas_charge_a_budget_at_once_and_at_the_end_of_its_period
     await other
     rows = await fetch(database, "SELECT tokens, max_tokens, ends_at > now() AS is_new FROM llm_budgets")
     assert [tuple(row) for row in rows] == [(13, 7, True)] * 2
+
+
+async def test_what_calls_cost_is_learned_anew_in_each_period_and_when_the_limits_are_set(database: Database) -> None:
+    """Else one dear call of the past would be reserved for each call of all days to come."""
+    owner = BudgetOwner(BudgetScope.KEY, "me")
+
+    async def costs(*tokens: int) -> tuple[int, int, Amount | None]:
+        async with database.transaction() as connection:
+            if tokens:
+                await usage.add(connection, [_call(number) for number in tokens], await _now(database))
+            stored = await budgets.read(connection, owner)
+        assert stored is not None
+        return stored.budget.dearest.tokens, stored.budget.ended_calls, stored.budget.mean
+
+    limits = BudgetLimits(token_budget=1000, period=BudgetPeriod.DAY)
+    async with database.transaction() as connection:
+        await budgets.write(connection, owner, limits)
+    assert await costs(90, 1) == (90, 2, Amount(tokens=46))
+    await execute(database, "UPDATE llm_budgets SET ends_at = now() - interval '1 s'")
+    assert (await costs())[:2] == (0, 0)
+    assert await costs(7) == (7, 1, Amount(tokens=7))
+    async with database.transaction() as connection:
+        await budgets.write(connection, owner, limits)
+    assert await costs() == (0, 0, None)
 
 
 async def test_of_many_budgets_only_those_that_are_awaited_are_read(database: Database) -> None:
