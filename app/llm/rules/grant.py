@@ -1,17 +1,15 @@
 """The decision on a batch of permit requests, together with the reservations of those that were refused before."""
 
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from math import ceil
-from typing import NamedTuple
 
-from app.kernel.agents import AgentType
-from app.kernel.lanes import Priority
 from app.llm.rules.circuit_breaker import BreakerState
 from app.llm.rules.concurrency import ConcurrencyPolicy
 from app.llm.rules.models import concurrency_ceiling, meters
+from app.llm.rules.permit_queue import in_queue_order, match_reservations
 from app.llm.rules.permits import (
     QUEUED_REASONS,
     Denial,
@@ -54,17 +52,18 @@ def plan_permits(
     A free permit is held for the moment around which a refused request is due, and no longer: so nobody who comes back
     in time is overtaken, and no permit idles for those who stay away.
     """
-    present, absent = _match_reservations(snapshot, requests)
+    present, absent = match_reservations(snapshot, requests)
     request_ids = {request.id for request in requests}
     absent_ids = {reservation.request.id for reservation in absent}
     asking = {(request.holder, request.model) for request in requests}
     holders = asking | {(place.request.holder, place.request.model) for place in absent}
     capacity = _Capacity(snapshot, holders, asking, policy, concurrency_policy)
+    capacity.count_places(absent)
     clock = VirtualClock(snapshot, requests, policy)
-    queue = _in_queue_order([*present, *absent], request_ids, snapshot, policy, clock)
+    queue = in_queue_order([*present, *absent], request_ids, snapshot, policy, clock)
     grants, waiting = _grant_permits(queue, request_ids, capacity, clock)
     pending_ids = request_ids - grants.keys()
-    queue = _in_queue_order(waiting, pending_ids, snapshot, policy, clock)
+    queue = in_queue_order(waiting, pending_ids, snapshot, policy, clock)
     answers: dict[RequestId, Grant | Denial] = {**grants, **_deny_waiting(queue, pending_ids, capacity, clock)}
     return PermitPlan(
         answers=[answers[request.id] for request in requests],
@@ -110,74 +109,18 @@ def _deny_waiting(
     """Deny the pending requests, each with the wait behind those before it in the queue, absent ones included."""
     denials: dict[RequestId, Denial] = {}
     for place in queue:
-        request, refusal = place.request, capacity.enqueue(place.request)
+        request = place.request
+        refusal, has_place = capacity.enqueue(place, is_pending=request.id in pending_ids)
         clock.reserve(request)
         # Capacity only shrinks during a decision, so every pending request is refused again here.
         if request.id in pending_ids and refusal is not None:
             reason, retry_after = refusal
-            denial = Denial(request=request, reason=reason, retry_after=retry_after, since=place.since)
+            denial = Denial(
+                request=request, reason=reason, retry_after=retry_after, since=place.since, has_place=has_place
+            )
             full = capacity.full_budget(request) if reason is Refused.BUDGET else None
             denials[request.id] = denial if full is None else replace(denial, budget_owner=full[0])
     return denials
-
-
-def _match_reservations(
-    snapshot: PermitSnapshot, requests: Sequence[PermitRequest]
-) -> tuple[list[Reservation], list[Reservation]]:
-    """The places of these requests, with the time since which each waits; and the reservations that none resumes."""
-    absent = {reservation.request.id: reservation for reservation in snapshot.reservations}
-    own = {request.id: absent.pop(request.id) for request in requests if request.id in absent}
-    by_caller: dict[tuple[object, ...], deque[Reservation]] = defaultdict(deque)
-    for place in sorted(absent.values(), key=lambda place: place.since):
-        by_caller[place.request.caller].append(place)
-    present = []
-    for request in requests:
-        previous = own.get(request.id)
-        # Some callers make up a new id for every attempt; they must not lose their place by it, nor hold two.
-        if previous is None and (same_caller := by_caller[request.caller]):
-            previous = absent.pop(same_caller.popleft().request.id)
-        since = snapshot.now if previous is None else previous.since
-        present.append(Reservation(request=request, since=since, due=snapshot.now, lapses=snapshot.now))
-    return present, list(absent.values())
-
-
-class _QueueEntry(NamedTuple):
-    """A place in the queue of an agent type; the least goes first."""
-
-    urgency: int
-    since: datetime
-    # Unique, so that reservations themselves are never compared.
-    number: int
-    reservation: Reservation
-
-
-def _in_queue_order(
-    places: Sequence[Reservation],
-    pending_ids: Collection[RequestId],
-    snapshot: PermitSnapshot,
-    policy: PermitPolicy,
-    clock: VirtualClock,
-) -> Iterator[Reservation]:
-    """The places in the order of the queue, until all pending ones have come; serving one moves the clock."""
-    # Nobody gets above the most urgent of those who wait: where all are equal, long waits change nothing between types.
-    highest = max((place.request.priority for place in places), default=Priority.LOW)
-    aging, pending = timedelta(seconds=policy.aging_seconds), len(pending_ids)
-    entries = (
-        _QueueEntry(
-            -min(place.request.priority + max(0, (snapshot.now - place.since) // aging), highest), place.since, n, place
-        )
-        for n, place in enumerate(places)
-    )
-    queues: dict[AgentType, deque[_QueueEntry]] = defaultdict(deque)
-    for entry in sorted(entries):
-        queues[entry.reservation.request.agent_type].append(entry)
-    while queues and pending:
-        agent = min(queues, key=lambda agent: (queues[agent][0].urgency, clock.finish(agent), queues[agent][0].since))
-        place = queues[agent].popleft().reservation
-        if not queues[agent]:
-            del queues[agent]
-        pending -= place.request.id in pending_ids
-        yield place
 
 
 class _Capacity:
@@ -203,9 +146,7 @@ class _Capacity:
         self._held_of_all = Counter[str]()
         for (holder, _), count in snapshot.held.items():
             self._held_of_all[holder] += count
-        # Whoever has not come back when it was due does not wait any more.
-        overdue = snapshot.now - timedelta(seconds=policy.hold_after_seconds)
-        in_time = {(r.request.holder, r.request.model) for r in snapshot.reservations if r.due >= overdue}
+        in_time = {(r.request.holder, r.request.model) for r in snapshot.reservations if self._is_in_time(r)}
         gone = {(r.request.holder, r.request.model) for r in snapshot.reservations} - in_time
         contending = {*snapshot.held, *(set(waiting) - gone), *present}
         self._contending = Counter(model for _, model in contending)
@@ -214,6 +155,7 @@ class _Capacity:
         self._active = Counter(model for _, model in active)
         self._active_of_all = len({holder for holder, _ in active})
         self._queue_lengths: Counter[str] = Counter()
+        self._place_counts: Counter[str] = Counter()
         self._grant_counts: Counter[str] = Counter()
         self._limits = {
             name: model.concurrency.allowed_calls(concurrency_ceiling(model, snapshot.total_limit))
@@ -268,19 +210,38 @@ class _Capacity:
         remaining = (reservation.due - self._snapshot.now).total_seconds()
         return -self._policy.hold_after_seconds <= remaining <= lead
 
-    def enqueue(self, request: PermitRequest) -> Refusal | None:
-        """Queue a request behind those before it; return its reason and wait. None: it need not wait."""
-        refusal = self.refusal(request)
-        if refusal is not None and refusal[0] in QUEUED_REASONS:
-            # Places count as calls, so that no worker queues up for more than it may have.
-            if (above_share := self._share_refusal(request, is_scarce=False)) is not None:
-                return above_share
-            self._held_of_all[request.holder] += 1
-        if refusal is not None and refusal[0] is Refused.CONCURRENCY:
+    def count_places(self, absent: Collection[Reservation]) -> None:
+        """Count the places that holders keep although they do not ask now."""
+        self._place_counts.update(place.request.holder for place in absent)
+
+    def enqueue(self, place: Reservation, *, is_pending: bool) -> tuple[Refusal | None, bool]:
+        """Queue a request behind those before it; return its reason and wait, and whether it gets a place.
+
+        None: it need not wait. Only places from which somebody may still come in time make others wait.
+        """
+        request, refusal = place.request, self.refusal(place.request)
+        if refusal is None or refusal[0] not in QUEUED_REASONS:
+            return refusal, False
+        # Places count as calls, so that no worker queues up for more than it may have.
+        if (above_share := self._share_refusal(request, is_scarce=False)) is not None:
+            return above_share, False
+        has_place = self._may_keep_place(request, refusal[1]) if is_pending else self._is_in_time(place)
+        self._held_of_all[request.holder] += has_place
+        self._place_counts[request.holder] += has_place and is_pending
+        if has_place and refusal[0] is Refused.CONCURRENCY:
             self._queue_lengths[request.model] += 1
-        elif refusal is not None and refusal[0] in QUEUED_REASONS:
+        elif has_place:
             self._meters[request.model] = _charge_all(self._meters[request.model], request, self._snapshot.now)
-        return refusal
+        return refusal, has_place
+
+    def _may_keep_place(self, request: PermitRequest, wait: timedelta) -> bool:
+        """Whether a refused request gets a place, of which a key has a number and a worker its share of calls."""
+        has_room = request.worker_id is not None or self._place_counts[request.holder] < self._policy.max_places_per_key
+        return has_room and self._policy.lapse_wait(wait) <= timedelta(seconds=self._policy.max_place_seconds)
+
+    def _is_in_time(self, place: Reservation) -> bool:
+        """Whether it is not overdue: whoever has not come back when it was due does not wait any more."""
+        return place.due >= self._snapshot.now - timedelta(seconds=self._policy.hold_after_seconds)
 
     def is_probe(self, model: str) -> bool:
         """Whether the next call of this model is the one that tries it out."""

@@ -69,6 +69,12 @@ class PermitPolicy:
     # were told to wait long come back less punctually, and a busy system answers late.
     lapse_seconds: float = 2.0
     lapse_wait_share: float = 0.2
+    # No place is kept for longer: each makes others wait, and may be that of somebody who never comes back. Whoever is
+    # told to wait for longer has none.
+    max_place_seconds: float = 60.0
+    # Places of a key that is no worker's; beyond them its requests are refused like any other, and keep none. Each one
+    # costs every decision some 70 us.
+    max_places_per_key: int = 64
     # Each time a request has waited so long, its priority rises by one; it is the wait that the pool aims at.
     aging_seconds: float = 30.0
     # Without a free permit a request is due after this share of the time in which all before it get one: twice as soon
@@ -94,6 +100,10 @@ class PermitPolicy:
     default_tokens: int = 1000
     # An estimate above it costs no more: it would keep the agent type from its turn for long.
     max_cost_tokens: int = 100_000
+
+    def lapse_wait(self, retry_after: timedelta) -> timedelta:
+        """The time for which a request that is told to wait so long keeps a place."""
+        return retry_after + max(timedelta(seconds=self.lapse_seconds), self.lapse_wait_share * retry_after)
 
 
 class RequestId(NamedTuple):
@@ -156,7 +166,9 @@ class PermitRequest:
     @property
     def caller(self) -> tuple[object, ...]:
         """The features that stay the same when a caller repeats a request under a new id."""
-        return (self.id.key_id, self.model, self.agent_type, self.priority, self.task_id)
+        # A key may name any task: were it one of the features, each request would be another caller.
+        task_id = None if self.worker_id is None else self.task_id
+        return (self.id.key_id, self.model, self.agent_type, self.priority, task_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,7 +233,7 @@ class Grant:
 class Denial:
     """No permit now; the request is to be repeated after `retry_after`, and has waited since `since`.
 
-    `budget_owner` is whose budget has no room, where that is the reason.
+    `budget_owner` is whose budget has no room, where that is the reason; without `has_place` no place is kept for it.
     """
 
     request: PermitRequest
@@ -229,11 +241,11 @@ class Denial:
     retry_after: timedelta
     since: datetime
     budget_owner: BudgetOwner | None = None
+    has_place: bool = False
 
     def reservation(self, now: datetime, policy: PermitPolicy) -> Reservation | None:
-        """The place that the request keeps; None where the reason is none to queue for."""
-        if self.reason not in QUEUED_REASONS:
+        """The place that the request keeps; None where it keeps none."""
+        if not self.has_place:
             return None
-        due = now + self.retry_after
-        tolerance = max(timedelta(seconds=policy.lapse_seconds), policy.lapse_wait_share * self.retry_after)
-        return Reservation(request=self.request, since=self.since, due=due, lapses=due + tolerance)
+        due, lapses = now + self.retry_after, now + policy.lapse_wait(self.retry_after)
+        return Reservation(request=self.request, since=self.since, due=due, lapses=lapses)
