@@ -21,6 +21,8 @@ class ConcurrencyPolicy:
     decrease_factor: float = 0.9
     latency_alpha: float = 0.05
     default_latency_seconds: float = 1.0
+    # Losses are one signal for no longer, or calls that take long, or are said to, would keep the limit from shrinking.
+    max_round_trip_seconds: float = 60.0
     # Services may ask for a day. After this long somebody tries, and is told anew.
     max_cooldown_seconds: float = 300.0
 
@@ -48,6 +50,10 @@ class ConcurrencyState:
         """Seconds that a call takes, or the policy's default before the first."""
         return policy.default_latency_seconds if self.latency_seconds is None else self.latency_seconds
 
+    def round_trip(self, policy: ConcurrencyPolicy) -> timedelta:
+        """The time within which losses are those of one overload."""
+        return timedelta(seconds=min(self.mean_latency(policy), policy.max_round_trip_seconds))
+
 
 def record_success(
     state: ConcurrencyState, latency_seconds: float | None, *, in_use: int, ceiling: int, policy: ConcurrencyPolicy
@@ -72,8 +78,7 @@ def _increase(state: ConcurrencyState, in_use: int, ceiling: int) -> Concurrency
 def record_loss(state: ConcurrencyState, now: datetime, policy: ConcurrencyPolicy) -> ConcurrencyState:
     """The state after a call that an overloaded service has refused or failed."""
     # The losses of one overload arrive together, up to a latency apart; they are one signal and cost one decrease.
-    round_trip = timedelta(seconds=state.mean_latency(policy))
-    if state.shrunk_at is not None and now - state.shrunk_at < round_trip:
+    if state.shrunk_at is not None and now - state.shrunk_at < state.round_trip(policy):
         return replace(state, ramping=False)
     return replace(state, limit=max(1.0, state.limit * policy.decrease_factor), ramping=False, shrunk_at=now)
 

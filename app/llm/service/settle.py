@@ -100,21 +100,19 @@ def refund(model: Model, tokens: int, at: datetime) -> dict[Dimension, Meter]:
 
 
 def _plausible(report: CallReport, permit: Permit, limits: ModelLimits, at: datetime) -> CallReport:
-    """The report within what is possible: a worker's call took no longer than its permit was held, and costs what the
-    prices say; nobody's call has more tokens, or costs more, than any call can, as others may share the budget.
-    """
+    """The report within what is possible; a worker's call costs what the prices say."""
+    # No call took longer than its permit was held, has more tokens than any call can have, or costs more: the limits
+    # and budgets that a report moves are those of others too, whoever reports.
     prompt, completion, cost = report.prompt_tokens, report.completion_tokens, report.cost_usd
-    report = replace(
+    # The clock of the database may have been set back since.
+    held_seconds, latency = max(0.0, (at - permit.granted_at).total_seconds()), report.latency_seconds
+    return replace(
         report,
         prompt_tokens=None if prompt is None else min(prompt, MAX_CALL_TOKENS),
         completion_tokens=None if completion is None else min(completion, max(0, MAX_CALL_TOKENS - (prompt or 0))),
-        cost_usd=None if cost is None else min(cost, max_call_usd(limits)),
+        cost_usd=None if cost is None or permit.request.worker_id is not None else min(cost, max_call_usd(limits)),
+        latency_seconds=None if latency is None else min(latency, held_seconds),
     )
-    if permit.request.worker_id is None:
-        return report
-    held_seconds, latency = (at - permit.granted_at).total_seconds(), report.latency_seconds
-    latency = None if latency is None else min(latency, held_seconds)
-    return replace(report, latency_seconds=latency, cost_usd=None)
 
 
 class _SettlementBatch:

@@ -9,7 +9,7 @@ from app.kernel.access import Role
 from tests.support.permit_calls import acquired, permit_body, reported, settled
 from tests.support.problems import is_problem
 from tests.support.service import Service
-from tests.support.sql import execute
+from tests.support.sql import execute, value
 
 _MODEL = "gpt-4.1"
 
@@ -126,10 +126,11 @@ async def test_a_fallback_that_is_out_of_order_is_not_named(service: Service) ->
     assert (await refused(service))["fallback_models"] == ["new"]
 
 
-async def test_usage_is_summed_by_model_agent_and_goal(service: Service) -> None:
+async def test_usage_is_summed_by_model_agent_and_goal(service: Service, database: Database) -> None:
     await limited(service, input_price_per_million_tokens=2, output_price_per_million_tokens=8)
     for goal, agent in (("kepler", "ranking"), ("kepler", "evolution"), (None, "ranking")):
         permit = await acquired(service, goal_id=goal, agent_type=agent)
+        await execute(database, "UPDATE llm_permits SET granted_at = now() - interval '1 s' WHERE ended_at IS NULL")
         await settled(service, permit, prompt_tokens=1000, completion_tokens=500, latency_ms=200)
     await settled(service, await acquired(service), "client_error", cost_usd=0.5)
     (model,) = (await service.get("/llm/usage"))["items"]
@@ -142,6 +143,19 @@ async def test_usage_is_summed_by_model_agent_and_goal(service: Service) -> None
         item["name"]: item["completion_tokens"] for item in (await service.get("/llm/usage", by="agent"))["items"]
     }
     assert by_agent == {"ranking": 1000, "evolution": 500}
+
+
+async def test_no_key_says_that_its_call_took_longer_than_its_permit_was_held(
+    service: Service, database: Database
+) -> None:
+    """Else the limit would not shrink for as long as the mean latency is said to be."""
+    await settled(service, await acquired(service), latency_ms=1e9)
+    assert (await service.get(f"/llm/models/{_MODEL}"))["mean_latency_ms"] < 60_000
+    assert (await service.get("/llm/usage"))["items"][0]["latency_ms"]["mean"] < 60_000
+    permit = await acquired(service)
+    await execute(database, "UPDATE llm_permits SET granted_at = now() + interval '1 h' WHERE ended_at IS NULL")
+    await settled(service, permit, latency_ms=1)
+    assert await value(database, "SELECT latency_seconds >= 0 FROM llm_models WHERE model = $1", _MODEL)
 
 
 async def test_prometheus_is_told_how_models_stand(service: Service) -> None:

@@ -64,6 +64,12 @@ def test_a_wave_of_losses_is_one_step_back(outcome: Outcome) -> None:
     assert after_call(state, outcome, at=2.0).limit == pytest.approx(16.2)
 
 
+def test_losses_a_minute_apart_are_two_however_long_calls_take() -> None:
+    state = after_call(ConcurrencyState(limit=20, ramping=False, latency_seconds=600), Outcome.SERVER_ERROR)
+    assert after_call(state, Outcome.SERVER_ERROR, at=59.9).limit == pytest.approx(18)
+    assert after_call(state, Outcome.SERVER_ERROR, at=60.0).limit == pytest.approx(16.2)
+
+
 def test_a_limit_that_nobody_comes_near_does_not_grow() -> None:
     assert after_call(ConcurrencyState(limit=10, ramping=False), Outcome.SUCCESS, in_use=4).limit == 10
     assert after_call(ConcurrencyState(limit=10, ramping=False), Outcome.SUCCESS, in_use=5).limit == pytest.approx(10.1)
