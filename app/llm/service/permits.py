@@ -123,8 +123,8 @@ async def release(
     at = (await gate.read_load(connection)).at
     await permits.end(connection, at, [(permit.id, Ending.RELEASED, None)])
     if (model := models.get(permit.request.model)) is not None:
-        meters = refund(model, permit.request.tokens, at)
-        await model_store.write_meters(connection, model.name, meters, model.worker_tats)
+        meters, worker_tats = refund(model, permit.request, at)
+        await model_store.write_meters(connection, model.name, meters, worker_tats)
 
 
 async def cached_answer(

@@ -1,7 +1,7 @@
 """Settling permits: a finished call is counted, charged by its real tokens, and changes the state of its model."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from operator import itemgetter
@@ -91,12 +91,20 @@ def token_error(permit: Permit, token: str, worker_id: UUID | None) -> PermitOve
     return None
 
 
-def refund(model: Model, tokens: int, at: datetime) -> dict[Dimension, Meter]:
-    """The meters of a model after a call that was charged to them was not made."""
-    units = {Dimension.REQUESTS: 1, Dimension.TOKENS: tokens}
-    return {
-        dimension: correct(meter, -meter.chargeable(units[dimension])) for dimension, meter in meters(model, at).items()
+def refund(model: Model, request: PermitRequest, at: datetime) -> tuple[dict[Dimension, Meter], Mapping[str, datetime]]:
+    """The meters of a model, and the points in time of workers' own, after a call that was charged was not made."""
+    units, by_dimension = {Dimension.REQUESTS: 1, Dimension.TOKENS: request.tokens}, meters(model, at)
+    refunded = {
+        dimension: correct(meter, -meter.chargeable(units[dimension])) for dimension, meter in by_dimension.items()
     }
+    tats: dict[str, datetime] = {}
+    for dimension, meter in by_dimension.items():
+        name = worker_key(dimension, request.holder)
+        # Nobody but a worker has any, and one whose time has passed is paid for.
+        if (tat := model.worker_tats.get(name)) is not None:
+            own = worker_meter(meter, tat, at)
+            tats[name] = correct(own, -own.chargeable(units[dimension])).tat
+    return refunded, changed_tats(model, tats, at)
 
 
 def _plausible(report: CallReport, permit: Permit, limits: ModelLimits, at: datetime) -> CallReport:

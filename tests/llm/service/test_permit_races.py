@@ -10,6 +10,7 @@ from app.db.database import Database
 from app.kernel.ids import WorkerId
 from app.llm.rules.outcomes import Outcome
 from app.llm.service import models as model_service
+from app.llm.service import permits
 from app.llm.service.permits import PermitService
 from app.llm.store import cache, models
 from app.llm.store.cache import NewAnswer
@@ -106,6 +107,21 @@ async def test_a_settlement_that_waits_for_a_reset_is_the_first_report_after_it(
         await until_blocked(database)
     await settling
     assert await cooldown(database) == 0, "what was reported before the reset confirms nothing"
+
+
+async def test_a_release_gives_a_worker_back_what_its_own_meters_were_charged(
+    database: Database, services: list[PermitService]
+) -> None:
+    """Else it would be refused while others call, for calls that it has not made."""
+    await execute(database, "UPDATE llm_models SET requests_per_window = 60, tokens_per_window = 6000")
+    worker_id, _ = await holding(database)
+    owed = "SELECT count(*) FROM llm_models, jsonb_object_keys(worker_tats)"
+    for _ in range(2):
+        permit = await permit_of(services[0], worker_id)
+        assert await value(database, owed) == 2
+        async with database.transaction() as connection:
+            await permits.release(connection, permit.id, permit.token, worker_id)
+        assert await value(database, owed) == 0
 
 
 async def test_the_first_of_two_answers_stays(database: Database, replica: Database) -> None:
