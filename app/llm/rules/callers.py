@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from app.llm.rules.circuit_breaker import Breaker
+from app.llm.rules.pauses import remaining_seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +59,7 @@ class CallerState:
 
     def cooldown_seconds(self, now: datetime) -> float:
         """Seconds for which this caller may not call; 0 outside a cool-down."""
-        return max(0.0, (self.cooldown_until - now).total_seconds()) if self.cooldown_until else 0.0
+        return remaining_seconds(self.cooldown_until, now)
 
     def is_blocked(self, now: datetime) -> bool:
         """Whether a cool-down or an open breaker of its own keeps the caller away."""

@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import assert_never
 
 from app.llm.rules.outcomes import Outcome
+from app.llm.rules.pauses import remaining_seconds
 
 
 class BreakerState(StrEnum):
@@ -44,11 +45,11 @@ class Breaker:
         """The state at this moment."""
         if self.open_until is None:
             return BreakerState.CLOSED
-        return BreakerState.OPEN if now < self.open_until else BreakerState.HALF_OPEN
+        return BreakerState.OPEN if self.remaining_seconds(now) else BreakerState.HALF_OPEN
 
     def remaining_seconds(self, now: datetime) -> float:
         """Seconds until a probe is allowed; 0 unless open."""
-        return max(0.0, (self.open_until - now).total_seconds()) if self.open_until else 0.0
+        return remaining_seconds(self.open_until, now)
 
 
 def record_call(breaker: Breaker, outcome: Outcome, *, is_probe: bool, now: datetime, policy: BreakerPolicy) -> Breaker:

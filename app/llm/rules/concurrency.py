@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from math import floor
 
 from app.llm.rules.outcomes import CallReport, requested_wait
+from app.llm.rules.pauses import remaining_seconds
 
 # Four round trips from 64, and few enough to try a service with.
 INITIAL_LIMIT = 4.0
@@ -44,7 +45,7 @@ class ConcurrencyState:
 
     def cooldown_seconds(self, now: datetime) -> float:
         """Seconds for which nobody may call; 0 outside a cool-down."""
-        return max(0.0, (self.cooldown_until - now).total_seconds()) if self.cooldown_until else 0.0
+        return remaining_seconds(self.cooldown_until, now)
 
     def mean_latency(self, policy: ConcurrencyPolicy) -> float:
         """Seconds that a call takes, or the policy's default before the first."""

@@ -191,13 +191,14 @@ class _Capacity:
 
     def grant(self, request: PermitRequest) -> Grant:
         """Take capacity for a permit that is written down."""
-        name, is_probe = request.model, self.is_probe(request.model)
+        name, now, is_probe = request.model, self._snapshot.now, self.is_probe(request.model)
         reserved = self._budgets.reservation(request.budget_owners, self._estimate(request))
         self.take(request)
         self._grant_counts[name] += 1
-        self.charged_meters[name] = _charge_all(self.charged_meters[name], request, self._snapshot.now)
+        self.charged_meters[name] = _charge_all(self.charged_meters[name], request, now)
         for dimension, own in self._worker_meters(request).items():
-            charged = charge(own, own.chargeable(_cost(request, dimension)), self._snapshot.now)
+            # Alone a worker has the whole rate; it does not owe all of that once another comes.
+            charged = charge(own, own.chargeable(_cost(request, dimension)), now).bounded(now)
             self.charged_tats[name][worker_key(dimension, request.holder)] = charged.tat
         in_use = self._snapshot.permit_counts.get(name, PermitCounts()).permits + self._grant_counts[name]
         limit = self._limits[name]

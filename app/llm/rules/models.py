@@ -1,7 +1,7 @@
 """A language model: the limits that people set, and the measured state of its service."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from math import ceil
 
@@ -59,15 +59,16 @@ def meters(model: Model, now: datetime) -> dict[Dimension, Meter]:
         Dimension.REQUESTS: (limits.requests_per_window, limits.burst),
         Dimension.TOKENS: (limits.tokens_per_window, limits.token_burst),
     }
-    return {
+    unpaid = {
         dimension: Meter(
-            limit=limit,
-            window_seconds=limits.window_seconds,
-            burst=burst or ceil(limit * _DEFAULT_BURST),
-            tat=model.tats.get(dimension) or now,
+            limit=limit, window_seconds=limits.window_seconds, burst=burst or ceil(limit * _DEFAULT_BURST), tat=now
         )
         for dimension, (limit, burst) in rates.items()
         if limit is not None
+    }
+    return {
+        dimension: replace(meter, tat=meter.owed_until(model.tats.get(dimension), now))
+        for dimension, meter in unpaid.items()
     }
 
 

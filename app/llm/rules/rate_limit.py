@@ -35,6 +35,16 @@ class Meter:
         seconds = units * self.window_seconds / self.limit
         return timedelta(seconds=max(-_MAX_CHARGE_SECONDS, min(_MAX_CHARGE_SECONDS, seconds)))
 
+    def owed_until(self, tat: datetime | None, now: datetime) -> datetime:
+        """The stored point in time, or now where there is none, or one so far off that the clock was set back since."""
+        # A call is charged a window at most, on top of the burst or of what `bounded` leaves.
+        longest = timedelta(seconds=3 * self.window_seconds) + self.duration(self.burst)
+        return now if tat is None or tat > now + longest else tat
+
+    def bounded(self, now: datetime) -> "Meter":
+        """The meter without what is owed beyond two windows: the service itself remembers no more than one."""
+        return replace(self, tat=min(self.tat, now + timedelta(seconds=2 * self.window_seconds)))
+
     def chargeable(self, units: int) -> int:
         """The part of a call's units that is charged: at most a window's, so that no claim stops others for longer."""
         return min(units, self.limit)
@@ -47,7 +57,8 @@ def worker_key(dimension: Dimension, worker: str) -> str:
 
 def worker_meter(meter: Meter, tat: datetime | None, now: datetime) -> Meter:
     """The meter of one worker beside that of all: as much at once, and half as much after it."""
-    return replace(meter, window_seconds=meter.window_seconds / _WORKER_SHARE, tat=tat or now)
+    own = replace(meter, window_seconds=meter.window_seconds / _WORKER_SHARE)
+    return replace(own, tat=own.owed_until(tat, now))
 
 
 def wait_time(meter: Meter, cost: int, now: datetime) -> timedelta:

@@ -225,7 +225,8 @@ class _SettlementBatch:
         by_dimension = self._meters.setdefault(model.name, meters(model, self._at))
         if report.tokens is not None and (meter := by_dimension.get(Dimension.TOKENS)) is not None:
             difference = meter.chargeable(report.tokens) - meter.chargeable(permit.request.tokens)
-            by_dimension[Dimension.TOKENS] = correct(meter, self._believed(permit, meter, difference))
+            corrected = correct(meter, self._believed(permit, meter, difference))
+            by_dimension[Dimension.TOKENS] = corrected.bounded(self._at)
 
     def _believed(self, permit: Permit, meter: Meter, tokens: int) -> int:
         """The part of tokens beyond the estimate that others are charged for: a worker's only within its own rate."""
@@ -235,8 +236,8 @@ class _SettlementBatch:
         name = worker_key(Dimension.TOKENS, permit.request.holder)
         own = worker_meter(meter, model.worker_tats.get(name), self._at)
         is_believed = tokens <= 0 or wait_time(own, tokens, self._at) <= timedelta()
-        tat = charge(own, tokens, self._at).tat if tokens > 0 else correct(own, tokens).tat
-        tats = changed_tats(model, {name: tat}, self._at)
+        own = charge(own, tokens, self._at) if tokens > 0 else correct(own, tokens)
+        tats = changed_tats(model, {name: own.bounded(self._at).tat}, self._at)
         self._models[model.name] = replace(self._models[model.name], worker_tats=tats)
         return tokens if is_believed else 0
 

@@ -36,6 +36,15 @@ def test_what_turned_out_cheaper_is_given_back() -> None:
     assert wait_time(correct(meter, 20), 1, START) == timedelta(seconds=21)
 
 
+def test_what_is_owed_ends_with_two_windows_and_with_a_clock_that_was_set_back() -> None:
+    meter = Meter(limit=60, window_seconds=60, burst=30, tat=START + timedelta(hours=1))
+    bounded = meter.bounded(START)
+    assert bounded.tat == meter.owed_until(bounded.tat, START) == START + timedelta(seconds=120)
+    assert meter.owed_until(START + timedelta(seconds=210), START) == START + timedelta(seconds=210)
+    assert meter.owed_until(START + timedelta(seconds=211), START) == START
+    assert meter.owed_until(None, START) == START
+
+
 @given(meter=_METERS, calls=_CALLS)
 def test_never_more_than_burst_and_rate(meter: Meter, calls: list[tuple[timedelta, int]]) -> None:
     now, admitted = START, []

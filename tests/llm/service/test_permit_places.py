@@ -61,6 +61,17 @@ async def test_nobody_waits_for_places_of_a_key_that_cannot_come_within_a_minute
     assert await value(database, "SELECT extract(epoch FROM tokens_tat - now()) < 61 FROM llm_models")
 
 
+async def test_a_clock_that_was_set_back_keeps_nobody_from_a_model(
+    database: Database, permit_service: PermitService
+) -> None:
+    await execute(database, "UPDATE llm_models SET requests_per_window = 60, tokens_per_window = 6000")
+    hours = "now() + interval '3 h'"
+    await execute(database, f"UPDATE llm_models SET requests_tat = {hours}, tokens_tat = {hours}, open_until = {hours}")
+    await execute(database, f"UPDATE llm_models SET cooldown_until = {hours}")
+    assert await refused(permit_service, "honest") == 0
+    assert await value(database, "SELECT tokens_tat < now() + interval '1 min' FROM llm_models")
+
+
 async def test_a_place_from_which_nobody_came_in_time_makes_nobody_wait(
     database: Database, permit_service: PermitService
 ) -> None:
