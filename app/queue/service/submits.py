@@ -15,6 +15,8 @@ from app.queue.service.tasks import Intake, Submission, Submitted
 # More goals or namespaces than these at once are rare; those whose submits are over are forgotten then.
 _MAX_COALESCERS = 256
 _MAX_TOGETHER = 64
+# A larger task has a statement of its own, for which those of others need not wait.
+_MAX_SHARED_CHARACTERS = 64 << 10
 T = TypeVar("T")
 
 
@@ -77,9 +79,12 @@ class SubmitService:
 
     async def _submit_one(self, submission: Submission) -> Submitted:
         if direct_submits.is_direct(submission, self._database, self._intake):
-            # Those that may exist already have a statement of their own.
-            kind = submission.namespace, direct_submits.is_new(submission)
-            submitted = await self._direct.of(kind)(submission)
+            if len(submission.payload) > _MAX_SHARED_CHARACTERS:
+                (submitted,) = await self._submit_directly([submission])
+            else:
+                # Those that may exist already have another statement.
+                kind = submission.namespace, direct_submits.is_new(submission)
+                submitted = await self._direct.of(kind)(submission)
             if submitted is not None:
                 return submitted
         if submission.depends_on:

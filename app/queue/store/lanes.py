@@ -210,14 +210,16 @@ async def _read_flows(
     if statement is _READ_CLASS_FLOWS:
         values["classes"] = [lane.resource_class for lane, _ in flows]
         values["bottoms"], values["ceilings"] = [lane.bottom for lane, _ in flows], [lane.ceiling for lane, _ in flows]
-    rows = (await connection.execute(statement, values)).mappings()
-    return {(_lane(row), row["goal_id"]): FlowState(tag=row["tag"], weight=row["weight"]) for row in rows}
+    return _states((await connection.execute(statement, values)).mappings())
 
 
 async def read_plain_flows(connection: HotConnection, flows: Sequence[Flow]) -> dict[Flow, FlowState]:
     """The same for flows that ask for no resources, without a transaction around it."""
     agents, priorities = [lane.agent_type for lane, _ in flows], [lane.priority for lane, _ in flows]
-    rows = await connection.fetch(_READ_PLAIN_FLOWS, agents, priorities, [goal_id for _, goal_id in flows])
+    return _states(await connection.fetch(_READ_PLAIN_FLOWS, agents, priorities, [goal_id for _, goal_id in flows]))
+
+
+def _states(rows: Iterable[Mapping[str, Any] | Any]) -> dict[Flow, FlowState]:
     return {(_lane(row), row["goal_id"]): FlowState(tag=row["tag"], weight=row["weight"]) for row in rows}
 
 

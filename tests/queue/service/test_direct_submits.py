@@ -260,13 +260,29 @@ async def test_what_is_known_for_longer_than_a_second_is_read_again(
     assert await _directly(database, intake) is None, "more than half full"
 
 
-async def test_of_calls_that_come_together_only_those_of_a_held_goal_are_left_out(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    intake = _intake()
+async def _pause_and_stop(database: Database) -> None:
+    """Pause the goal `goal`, and have one that has stopped."""
     await create_goal(database)
     await pause(database)
     await execute(database, "INSERT INTO goals (id, state) VALUES ('stopped', 'stopped')")
+
+
+@pytest.fixture
+def batch_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of tasks of all statements."""
+    sizes: list[int] = []
+
+    async def counted(connection: Any, new_tasks: Sequence[NewTask], *rest: Any, **terms: Any) -> Any:
+        sizes.append(len(new_tasks))
+        return await insert_at_gate(connection, new_tasks, *rest, **terms)
+
+    monkeypatch.setattr(direct_submits, "insert_at_gate", counted)
+    return sizes
+
+
+async def test_of_calls_that_come_together_only_those_of_a_held_goal_are_left_out(database: Database) -> None:
+    intake = _intake()
+    await _pause_and_stop(database)
     heard: list[dict[str, float]] = []
     database.announcer.subscribe(lambda news: heard.append(dict(news)))
     calls = [
@@ -294,19 +310,11 @@ async def test_of_calls_that_come_together_only_those_of_a_held_goal_are_left_ou
 
 
 async def test_calls_of_many_goals_share_a_statement_and_each_has_its_own_answer(
-    database: Database, monkeypatch: pytest.MonkeyPatch
+    database: Database, batch_sizes: list[int]
 ) -> None:
     intake = _intake()
-    await create_goal(database)
-    await pause(database)
-    await execute(database, "INSERT INTO goals (id, state) VALUES ('stopped', 'stopped')")
-    service, sizes = SubmitService(database, intake), []
-
-    async def counted(connection: Any, new_tasks: Sequence[NewTask], *rest: Any, **terms: Any) -> Any:
-        sizes.append(len(new_tasks))
-        return await insert_at_gate(connection, new_tasks, *rest, **terms)
-
-    monkeypatch.setattr(direct_submits, "insert_at_gate", counted)
+    await _pause_and_stop(database)
+    service = SubmitService(database, intake)
     goals = ["goal", "stopped", *(f"goal-{number}" for number in range(60))]
     answers = await asyncio.gather(
         *(service.submit(submission(goal_id=goal)) for goal in goals), return_exceptions=True
@@ -314,7 +322,14 @@ async def test_calls_of_many_goals_share_a_statement_and_each_has_its_own_answer
     assert isinstance(answers[1], GoalStopped)
     assert all(isinstance(answer, Submitted) for place, answer in enumerate(answers) if place != 1)
     assert await phases(database) == {"held": 1, "pending": 60}
-    assert sizes == [62]
+    assert batch_sizes == [62]
+
+
+async def test_no_small_task_waits_for_a_large_one(database: Database, batch_sizes: list[int]) -> None:
+    service, large = SubmitService(database, _intake()), '{"a": "' + "x" * 70_000 + '"}'
+    calls = [submission(goal_id=goal, payload=large if goal == "a" else "{}") for goal in "abc"]
+    assert all(answer.created for answer in await asyncio.gather(*map(service.submit, calls)))
+    assert sorted(batch_sizes) == [1, 2]
 
 
 async def test_a_goal_whose_hold_is_being_changed_keeps_no_other_waiting(database: Database, replica: Database) -> None:
