@@ -11,7 +11,7 @@ from benchmarks.testbed import Testbed
 from benchmarks.workers import Lease, Worker, close_workers, register_workers
 
 _BEAT_SECONDS = 5.0
-_TIMED = 4
+TIMED = 4
 _PAUSE_SECONDS = 0.01
 STATUS = "/queues"
 
@@ -56,12 +56,12 @@ class LiveWorkers:
 
         async def sample(member: _Member) -> list[float]:
             latencies = []
-            for _ in range(samples // _TIMED):
+            for _ in range(samples // TIMED):
                 latencies.append(await member.lease_latency())
                 await asyncio.sleep(_PAUSE_SECONDS)
             return latencies
 
-        lists = await asyncio.gather(*(sample(member) for member in self.members[:_TIMED]))
+        lists = await asyncio.gather(*(sample(member) for member in self.members[:TIMED]))
         return [seconds for latencies in lists for seconds in latencies]
 
     async def status_latencies(self, samples: int) -> list[float]:
