@@ -35,7 +35,8 @@ async def test_a_trailer_is_no_header(name: str) -> None:
 @pytest.mark.parametrize("head", ["POST /lease HTTP/1.1", "POST /tasks HTTP/1.1", "GET /whoami HTTP/1.1"])
 async def test_a_key_in_a_trailer_lets_nobody_in(port: Port, head: str) -> None:
     key = port.service.keys[Role.ADMIN]
-    answer = await _until_let_go(port, _chunked(head, f"Authorization: Bearer {key}", "X-Other: 1"))
+    request = _chunked(f"{head}\r\nConnection: close", f"Authorization: Bearer {key}", "X-Other: 1")
+    answer = await _until_let_go(port, request)
     assert answer.startswith(b"HTTP/1.1 401 ")
 
 
