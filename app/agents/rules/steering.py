@@ -173,7 +173,8 @@ def _apply_configuration(state: SteeringState, snapshot: SteeringSnapshot) -> tu
 
 
 def _step(state: SteeringState, snapshot: SteeringSnapshot, policy: WeightPolicy) -> WeightPlan:
-    since = None if state.stepped_at is None else max(0.0, (snapshot.now - state.stepped_at).total_seconds())
+    # A step far ahead was made before the clock was set back, and nobody waits until it has come there again.
+    since = None if state.stepped_at is None else abs((snapshot.now - state.stepped_at).total_seconds())
     weight_snapshot = WeightSnapshot(
         base=state.base,
         current=state.current,

@@ -97,7 +97,8 @@ def reading(queue: Queue, workers: Sequence[Worker], size: int, moment: datetime
         pending=queue.pending,
         leases=queue.leases,
         totals=queue.totals,
-        starts=[w.took_seconds for w in workers if w.took_seconds is not None],
+        # Never negative, also when the clock of the database was set back.
+        starts=[max(0.0, w.took_seconds) for w in workers if w.took_seconds is not None],
         idle=0 if waits else sum(w.state == _READY and not w.busy for w in workers),
         workers=size,
     )
@@ -157,7 +158,7 @@ def pool_snapshot(
     unready = [w for w in pool.workers if w.state != _READY]
     busy = sum([w.busy for w in ready])
     start_seconds = estimates.start_seconds(current, USUAL_START_SECONDS)
-    starting = [max(0.0, start_seconds - (w.age_seconds or 0.0)) for w in unready if w.state == _STARTING]
+    starting = [max(0.0, start_seconds - max(0.0, w.age_seconds or 0.0)) for w in unready if w.state == _STARTING]
     return ScalingSnapshot(
         idle=len(ready) - busy,
         busy=busy,

@@ -103,7 +103,8 @@ async def _is_due(connection: AsyncConnection, previous: ScalingState, effective
     # Checked at intervals, so a decision is due half an interval early, lest it come nearly a whole one late.
     since = (moment - previous.estimates.at).total_seconds()
     policy = scaling_policy(effective.document, effective.mode)
-    if since + LOOK_SECONDS / 2 >= min(previous.again_after_seconds, policy.tick_seconds):
+    # Where the last one was in the future the clock was set back, and nobody waits until it has come there again.
+    if since < 0 or since + LOOK_SECONDS / 2 >= min(previous.again_after_seconds, policy.tick_seconds):
         return True
     if previous.brief.get("config_version") != effective.version:
         return True
@@ -378,4 +379,5 @@ def _may_move(context: DecisionContext) -> bool:
     previous = context.previous
     if previous is None or previous.moved_at is None or previous.weights != context.weights.weights:
         return True
-    return context.at - previous.moved_at >= timedelta(seconds=_MOVE_SECONDS)
+    # Moves lie far ahead where the clock was set back.
+    return abs(context.at - previous.moved_at) >= timedelta(seconds=_MOVE_SECONDS)

@@ -74,6 +74,7 @@ def is_due(at_most_seconds: float, early_seconds: float) -> str:
     again_after = f"least((content ->> 'again_after_seconds')::float8, {at_most_seconds}) - {early_seconds}"
     return f"""NOT EXISTS (
         SELECT FROM scaling_state WHERE decided_at > now() - make_interval(secs => {again_after})
+        AND decided_at <= now()
         AND (content #>> '{{brief,config_version}}')::bigint
             = coalesce((SELECT version FROM config_versions ORDER BY version DESC LIMIT 1), 0)
     )"""

@@ -84,6 +84,12 @@ def test_a_command_is_reached_in_steps_that_need_no_results() -> None:
     assert not steps[4].adjustments
 
 
+def test_steps_go_on_after_the_clock_was_set_back() -> None:
+    ordered_state = command(initial_state(CONFIGURED), HALF, POLICY)
+    steps = run(ordered_state, snapshot(0), snapshot(-3600), snapshot(-3541), snapshot(-3540))
+    assert [round(share(step), 9) for step in steps] == [0.225, 0.3375, 0.3375, 0.5]
+
+
 def test_after_a_command_results_move_the_weights_around_what_was_commanded() -> None:
     state = replace(initial_state(CONFIGURED), current=HALF, base=HALF)
     (step,) = run(state, snapshot(0, EXCELLENT, 10))

@@ -62,6 +62,19 @@ async def test_nothing_is_decided_before_it_is_due(database: Database) -> None:
         assert await tick.tick(connection, database, Mode.PRODUCTION) == {}
 
 
+async def test_decisions_go_on_after_the_clock_was_set_back(database: Database) -> None:
+    await bounds(database, 2, 100)
+    await crew(database, 2, cpu_percent=90.0)
+    await decided(database)
+    await submitted(database, 100)
+    await passed(database, -3600.0)
+    assert await value(database, f"SELECT {tick.IS_DUE}")
+    decision = await decided(database, seconds=0.0)
+    assert (decision["decision_type"], decision["moved_workers"]) == ("scale_up", 3)
+    async with database.transaction() as connection:
+        assert await tick.tick(connection, database, Mode.PRODUCTION) == {}
+
+
 async def test_only_a_decision_that_changes_something_waits_for_the_disk(database: Database) -> None:
     async def durability(seconds: float) -> tuple[str, str]:
         await passed(database, seconds)
