@@ -49,7 +49,8 @@ class PerformanceSummary:
     @property
     def score(self) -> AgentScore:
         """The score that the rule of the weights takes; its speed is that of one worker."""
-        speed = 1 / self.seconds if self.seconds else None
+        # Earlier versions kept negative times after the clock of the database was set back.
+        speed = 1 / self.seconds if self.seconds is not None and self.seconds > 0 else None
         return AgentScore(effectiveness=self.effectiveness, tasks_per_second=speed)
 
 

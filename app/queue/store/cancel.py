@@ -56,7 +56,8 @@ WITH RECURSIVE chosen AS MATERIALIZED (
     SELECT id, failures + 1, token, worker_id, leased_at, 'cancelled', why FROM ended WHERE worker_id IS NOT NULL
 ), logged AS (
     INSERT INTO events (kind, task_id, agent_type, goal_id, worker_id, token, priority, seconds, detail)
-    SELECT '{kind}', id, agent_type, goal_id, worker_id, token, priority, extract(epoch FROM now() - leased_at),
+    SELECT '{kind}', id, agent_type, goal_id, worker_id, token, priority,
+           CASE WHEN leased_at IS NOT NULL THEN greatest(extract(epoch FROM now() - leased_at), 0) END,
            CASE WHEN selected THEN CAST(:detail AS jsonb) ELSE why END
     FROM ended ORDER BY seq
 )

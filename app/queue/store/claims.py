@@ -98,7 +98,7 @@ _LOG = event_rows.entry(
     task_ids="task_id",
     worker_ids="worker_id",
     tokens="token",
-    all_seconds="date_part('epoch', leased_at - waiting_since)::real",
+    all_seconds="greatest(date_part('epoch', leased_at - waiting_since), 0)::real",
 )
 
 # Seconds that an attempt may take, as a multiple of its timeout, where its worker gives its agent more.

@@ -77,13 +77,15 @@ _FINISH = history.entry(
     retry_delays="'{}'",
 )
 
+# Never negative, also when the clock of the database was set back.
+_SECONDS = "greatest(date_part('epoch', now() - leased_at), 0)"
 _LOG_COMPLETED = event_rows.entry(
     f"'{TaskEvent.COMPLETED}'",
     "deleted",
     "place",
     worker_ids="worker_id",
     tokens="token",
-    all_seconds="date_part('epoch', now() - leased_at)::real",
+    all_seconds=f"({_SECONDS})::real",
     qualities="quality",
 )
 
@@ -113,7 +115,7 @@ WITH call AS MATERIALIZED (
 ), counted AS (
     {counters.entry("deleted", "state")}
 )
-SELECT id, agent_type, date_part('epoch', now() - leased_at) AS seconds FROM deleted
+SELECT id, agent_type, {_SECONDS} AS seconds FROM deleted
 """
 
 

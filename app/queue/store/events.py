@@ -75,7 +75,8 @@ class Event:
 _APPEND = text("""
 INSERT INTO events (kind, task_id, agent_type, goal_id, worker_id, token, detail, priority, seconds, quality)
 VALUES (:kind, :task_id, :agent_type, :goal_id, :worker_id, :token, CAST(:detail AS jsonb), :priority,
-        extract(epoch FROM now() - CAST(:leased_at AS timestamptz)), :quality)
+        CASE WHEN CAST(:leased_at AS timestamptz) IS NOT NULL
+             THEN greatest(extract(epoch FROM now() - CAST(:leased_at AS timestamptz)), 0) END, :quality)
 """)
 
 _APPEND_SYSTEM = text("""

@@ -35,7 +35,7 @@ WITH call AS MATERIALIZED (
 ), logged AS (
     INSERT INTO events (kind, task_id, agent_type, goal_id, worker_id, token, detail, priority, seconds)
     SELECT '{TaskEvent.RELEASED}', id, agent_type, goal_id, worker_id, token, $5::jsonb, priority,
-           extract(epoch FROM now() - leased_at)
+           greatest(extract(epoch FROM now() - leased_at), 0)
     FROM released
 ), counted AS (
     {counters.entry("released", "state", "'pending'")}

@@ -15,7 +15,7 @@ from app.agents.rules.performance import (
     apply_rating,
     summarize,
 )
-from app.agents.rules.weights import Evidence, WeightPolicy, add_result, effectiveness
+from app.agents.rules.weights import Evidence, WeightPolicy, add_result, earned_target, effectiveness
 from app.kernel.agents import AgentType
 from app.queue.rules.tasks import is_agent_fault
 
@@ -111,6 +111,15 @@ def test_speed_is_measured_and_is_no_part_of_effectiveness() -> None:
     slow, fast = summaries(ranking=results(20, 0.5, seconds=30.0)), summaries(ranking=results(20, 0.5, seconds=10.0))
     assert slow[RANKING].effectiveness == fast[RANKING].effectiveness
     assert fast[RANKING].score.tasks_per_second == pytest.approx(0.1)
+
+
+def test_times_below_zero_tell_no_speed() -> None:
+    """As earlier versions stored them where the clock was set back: a negative speed has no logarithm."""
+    summary = summaries(ranking=results(20, 0.5, seconds=-1.0), reflection=results(20, 0.5))
+    scores = {agent: each.score for agent, each in summary.items()}
+    assert [score.tasks_per_second for score in scores.values()] == [None, 1.0]
+    base = dict.fromkeys(AgentType, 1 / 6)
+    assert earned_target(base, scores, WeightPolicy()) == pytest.approx(base)
 
 
 def test_more_results_of_the_same_quality_make_nobody_better() -> None:
