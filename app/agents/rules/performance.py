@@ -73,11 +73,13 @@ def append_results(results: Sequence[Result], new: Iterable[Result]) -> list[Res
     return [*results, *new][-MAX_RESULTS:]
 
 
-def apply_rating(results: Sequence[Result], task_id: UUID, quality: float) -> list[Result]:
-    """The results with this quality for a task, instead of an earlier one; a failure stays one."""
-    return [
-        replace(r, quality=quality, is_judged=True) if r.task_id == task_id and r.is_success else r for r in results
-    ]
+def apply_ratings(results: Sequence[Result], qualities: Mapping[UUID, float]) -> list[Result]:
+    """The results with these qualities of tasks, instead of earlier ones; a failure stays one."""
+    rated_results = []
+    for result in results:
+        quality = qualities.get(result.task_id) if result.is_success and result.task_id is not None else None
+        rated_results.append(result if quality is None else replace(result, quality=quality, is_judged=True))
+    return rated_results
 
 
 def believable_results(results: Sequence[Result]) -> Sequence[Result]:

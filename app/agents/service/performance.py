@@ -44,11 +44,21 @@ async def fold(connection: AsyncConnection) -> dict[str, Any]:
         if not batch.has_more:
             break
     # After the results, whose fold moves the mark up to which ratings are taken.
-    new_ratings, result_count = await ratings.fold(connection), counts.total()
+    new_ratings, result_count = await _fold_ratings(connection), counts.total()
     counts.update(rating.agent_type for rating in new_ratings)
     if counts:
         await _store(connection, counts, new_results, new_ratings)
     return {"results": result_count, "judgements": len(new_ratings), "behind": batch.has_more}
+
+
+async def _fold_ratings(connection: AsyncConnection) -> list[StoredRating]:
+    new_ratings: list[StoredRating] = []
+    for _ in range(_MAX_BATCHES):
+        batch = await ratings.fold(connection)
+        new_ratings += batch
+        if not batch:
+            break
+    return new_ratings
 
 
 async def _store(
@@ -59,19 +69,17 @@ async def _store(
 ) -> None:
     # Without a lock: the duty's turn keeps other folds away between this read and the writes.
     recent = (await performance.read_results(connection)).recent
-    updated_results = {
-        agent: rules.append_results(recent.get(agent, []), new_results.get(agent, [])) for agent in counts
-    }
+    appended = {agent: list(new_results.get(agent, [])) for agent in counts}
+    qualities = {}
     for rating in new_ratings:
-        updated_results[rating.agent_type] = _apply_rating(updated_results[rating.agent_type], rating)
-    for agent, results in updated_results.items():
+        if rating.task_id is not None:
+            qualities[rating.task_id] = rating.quality
+        else:
+            appended[rating.agent_type].append(Result(at=rating.judged_at, quality=rating.quality, is_judged=True))
+    # At once, as there may be thousands: what a rated task was is looked for in hundreds of results.
+    for agent, new in appended.items():
+        results = rules.apply_ratings(rules.append_results(recent.get(agent, []), new), qualities)
         await performance.write_results(connection, agent, results, counts[agent], quality_gain(results))
-
-
-def _apply_rating(results: list[Result], rating: StoredRating) -> list[Result]:
-    if rating.task_id is not None:
-        return rules.apply_rating(results, rating.task_id, rating.quality)
-    return rules.append_results(results, [Result(at=rating.judged_at, quality=rating.quality, is_judged=True)])
 
 
 async def record_ratings(

@@ -50,21 +50,31 @@ UNION ALL SELECT id, agent_type, state FROM tasks WHERE id = ANY (:ids) AND {WIT
 """)
 
 # A rating bears a later transaction than the event of its result. So this fold stops at the mark of the fold of events:
-# below it all results that are rated have been folded.
+# below it all results that are rated have been folded. A batch of about `:limit` ends between two transactions, as the
+# mark knows only whole ones; one that is larger is taken all at once.
 _FOLD = text(f"""
 WITH mark AS MATERIALIZED (
     SELECT coalesce((SELECT transaction FROM folds WHERE name = '{_NAME}'), 0) AS since,
            coalesce((SELECT transaction FROM folds WHERE name = 'performance'), 0) AS until
+), ahead AS MATERIALIZED (
+    SELECT j.transaction FROM mark CROSS JOIN LATERAL (
+        SELECT transaction FROM judgements WHERE transaction >= mark.since AND transaction < mark.until
+        ORDER BY transaction LIMIT :limit + 1
+    ) j
+), batch AS MATERIALIZED (
+    SELECT CASE WHEN (SELECT count(*) FROM ahead) <= :limit THEN until
+                ELSE (SELECT greatest(max(transaction), min(transaction) + 1) FROM ahead) END AS until
+    FROM mark
 ), taken AS MATERIALIZED (
-    SELECT j.id, j.agent_type, j.task_id, j.quality, j.judged_at FROM judgements j CROSS JOIN mark
-    WHERE j.transaction >= mark.since AND j.transaction < mark.until
+    SELECT j.id, j.agent_type, j.task_id, j.quality, j.judged_at FROM judgements j
+    WHERE j.transaction >= (SELECT since FROM mark) AND j.transaction < (SELECT until FROM batch)
 ), folded AS (
     INSERT INTO agent_minutes AS known (minute, agent_type, results, successes, judged, quality, seconds)
     SELECT date_trunc('minute', judged_at), agent_type, 0, 0, count(*), sum(quality), 0 FROM taken GROUP BY 1, 2
     ON CONFLICT (minute, agent_type) DO UPDATE
     SET judged = known.judged + excluded.judged, quality = known.quality + excluded.quality
 ), marked AS (
-    INSERT INTO folds (name, transaction) SELECT '{_NAME}', until FROM mark WHERE EXISTS (SELECT FROM taken)
+    INSERT INTO folds (name, transaction) SELECT '{_NAME}', until FROM batch WHERE EXISTS (SELECT FROM taken)
     ON CONFLICT (name) DO UPDATE SET transaction = excluded.transaction
 )
 SELECT agent_type, task_id, quality, judged_at FROM taken ORDER BY id
@@ -103,7 +113,10 @@ async def read_task_states(
     return {row["id"]: (AgentType(row["agent_type"]), row["state"]) for row in rows}
 
 
-async def fold(connection: AsyncConnection) -> list[StoredRating]:
-    """Fold ratings of folded results; return them, oldest first. One at a time: the caller holds a duty's turn."""
-    rows = (await connection.execute(_FOLD)).mappings()
+async def fold(connection: AsyncConnection, limit: int = 5_000) -> list[StoredRating]:
+    """Fold about `limit` of the oldest new ratings of folded results; return them, oldest first.
+
+    One at a time: the caller holds a duty's turn.
+    """
+    rows = (await connection.execute(_FOLD, {"limit": limit})).mappings()
     return [StoredRating(**{**row, "agent_type": AgentType(row["agent_type"])}) for row in rows]

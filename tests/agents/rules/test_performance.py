@@ -12,7 +12,7 @@ from app.agents.rules.performance import (
     PerformanceSummary,
     Result,
     append_results,
-    apply_rating,
+    apply_ratings,
     summarize,
 )
 from app.agents.rules.weights import Evidence, WeightPolicy, add_result, earned_target, effectiveness
@@ -88,7 +88,7 @@ def test_a_judgement_takes_the_place_of_the_one_before() -> None:
     rated = results(3, 0.9)
     task = rated[1].task_id
     assert task is not None
-    rerated = apply_rating(apply_rating(rated, task, 0.1), task, 0.2)
+    rerated = apply_ratings(apply_ratings(rated, {task: 0.1}), {task: 0.2})
     assert [result.quality for result in rerated] == [0.9, 0.2, 0.9]
 
 
@@ -96,8 +96,8 @@ def test_a_judgement_of_a_failure_or_of_what_is_forgotten_changes_nothing() -> N
     failed = failures(1)
     task = failed[0].task_id
     assert task is not None
-    assert apply_rating(failed, task, 1.0) == failed
-    assert apply_rating(failed, UUID(int=1), 1.0) == failed
+    assert apply_ratings(failed, {task: 1.0}) == failed
+    assert apply_ratings(failed, {UUID(int=1): 1.0}) == failed
 
 
 def test_only_the_last_results_are_remembered_and_the_rest_would_count_for_nothing() -> None:
@@ -176,8 +176,8 @@ def test_an_agent_that_praises_itself_gains_nothing_once_somebody_else_has_judge
     """Both are judged alike, one result in ten; the liar calls all others perfect."""
     honest, liar = results(100, 0.5), results(100, 1.0)
     for place in range(0, 100, 10):
-        honest = apply_rating(honest, honest[place].task_id or uuid4(), 0.5)
-        liar = apply_rating(liar, liar[place].task_id or uuid4(), 0.5)
+        honest = apply_ratings(honest, {honest[place].task_id or uuid4(): 0.5})
+        liar = apply_ratings(liar, {liar[place].task_id or uuid4(): 0.5})
     by_agent = summarize({RANKING: honest, EVOLUTION: liar}, NOW, POLICY)
     assert effectiveness_of(by_agent, EVOLUTION) == pytest.approx(effectiveness_of(by_agent, RANKING))
     assert (by_agent[EVOLUTION].quality, by_agent[EVOLUTION].rated_results) == (0.5, 10)

@@ -168,6 +168,27 @@ async def test_a_judgement_of_an_agent_is_one_more_result(database: Database) ->
     assert (result.task_id, result.is_success, result.quality) == (None, True, 0.4)
 
 
+async def test_many_judgements_are_folded_over_several_turns_and_the_last_of_each_counts(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All at once they took longer than a transaction may be idle, and so were tried again for ever."""
+    monkeypatch.setattr(performance, "_MAX_BATCHES", 2)
+    await add_events(database, MAX_RESULTS)
+    await fold(database)
+    say = """
+    INSERT INTO judgements (request_id, place, request_hash, agent_type, task_id, quality, judged_by)
+    SELECT gen_random_uuid(), 1, '', 'ranking', task_id, $1, 'me'
+    FROM every_event, generate_series(1, 16) WHERE kind = 'task.completed'
+    """
+    for quality in (0.1, 0.2, 0.3):
+        await execute(database, say, quality)
+    count = 16 * MAX_RESULTS
+    assert [(await fold(database))["judgements"] for _ in range(3)] == [2 * count, count, 0]
+    results = await stored(database)
+    assert {result.quality for result in results.recent[RANKING]} == {0.3}
+    assert results.total == MAX_RESULTS + 3 * count
+
+
 async def test_the_same_request_counts_once(database: Database) -> None:
     request_id = uuid4()
     for _ in range(2):

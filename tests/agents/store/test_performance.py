@@ -15,6 +15,10 @@ INSERT INTO events (kind, task_id, agent_type, seconds, quality, at)
 SELECT $1, gen_random_uuid(), 'ranking', 2, 0.5, now() - make_interval(hours => $3)
 FROM generate_series(1, $2::integer)
 """
+_ADD_RATINGS = """
+INSERT INTO judgements (request_id, place, request_hash, agent_type, task_id, quality, judged_by)
+SELECT gen_random_uuid(), 1, '', 'ranking', gen_random_uuid(), 1, 'me' FROM generate_series(1, $1::integer)
+"""
 _RANKING = AgentType.RANKING
 
 
@@ -34,6 +38,19 @@ async def test_a_batch_ends_between_transactions_and_a_larger_one_is_taken_whole
     assert [batch.counts.get(_RANKING, 0) for batch in batches] == [8, 30, 2, 0, 0]
     assert [batch.has_more for batch in batches] == [True, True, False, False, False]
     assert await value(database, "SELECT sum(results) FROM agent_minutes") == 40
+
+
+async def test_ratings_are_folded_in_batches_that_end_between_transactions(database: Database) -> None:
+    await add_events(database, 1)
+    for count in (4, 4, 30, 2):
+        await execute(database, _ADD_RATINGS, count)
+    await fold(database, 10)
+    batches = []
+    for _ in range(5):
+        async with database.transaction() as connection:
+            batches.append(len(await ratings.fold(connection, 10)))
+    assert batches == [8, 30, 2, 0, 0]
+    assert await value(database, "SELECT sum(judged) FROM agent_minutes") == 41
 
 
 async def test_only_completions_and_failures_of_the_agent_are_results(database: Database) -> None:
@@ -77,7 +94,7 @@ async def test_the_folds_read_from_their_marks_only(own_database: Database) -> N
         await execute(own_database, preparation)
         for statement in (
             performance._FOLD.text.replace(":limit", "20000").replace(":until", str(2**62)),
-            ratings._FOLD.text,
+            ratings._FOLD.text.replace(":limit", "5000"),
         ):
             async with own_database.engine.connect() as connection:
                 rows = await connection.exec_driver_sql(f"EXPLAIN (ANALYZE, BUFFERS) {statement}")
