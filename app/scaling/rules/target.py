@@ -169,6 +169,11 @@ class ScalingPlan:
     clamps: tuple[Clamp, ...] = field(default=())
     decide_again_after_seconds: float
 
+    @property
+    def is_deferred(self) -> bool:
+        """Whether growth that is needed was left out for a reason other than a limit."""
+        return self.required_workers is not None and self.required_workers > self.target and not self.clamps
+
 
 def decide(snapshot: ScalingSnapshot, policy: ScalingPolicy, now: datetime) -> ScalingPlan:
     """Decide the size of the pool: bounds come first, then growth while tasks wait, and shrinking once none does."""

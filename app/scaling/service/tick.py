@@ -112,6 +112,9 @@ async def _is_due(connection: AsyncConnection, previous: ScalingState, effective
         return False
     # The counters are read last, as that costs as much as for a decision.
     waits = (await snapshots.queue(connection, moment, await hosts.classes(connection))).waits
+    # A backlog that the last decision knew is no news: it would be decided on twice a second for as long as it lasts.
+    if sum(waits.values()) <= previous.brief.get("planned_tasks", 0):
+        return False
     work = sum(tasks * estimates.task_seconds(previous.estimates, lane.agent_type) for lane, tasks in waits.items())
     return not policy.is_fixed and is_burst(work, previous.estimates.workers, since, policy)
 
@@ -248,6 +251,7 @@ def _new_state(
     context: DecisionContext, result: DecisionResult, changes: AppliedChanges, size: int, decision_id: int
 ) -> ScalingState:
     inputs, decision = result.inputs, result.decision
+    waiting_tasks = sum(context.queue.waits.values())
     moved_at = context.previous.moved_at if context.previous else None
     brief = {
         "decision_id": decision_id,
@@ -255,7 +259,9 @@ def _new_state(
         "current_workers": decision.current,
         "target_workers": decision.target,
         "config_version": inputs.config_version,
-        "waiting_tasks": sum(context.queue.waits.values())
+        # Workers that idle beside them may hold them a moment later, so that more of these help after all.
+        "planned_tasks": 0 if decision.plan.is_deferred else waiting_tasks,
+        "waiting_tasks": waiting_tasks
         + sum(group.tasks for each in inputs.classes for group in each.snapshot.waiting or ()),
         "waiting_seconds": sum(load.work_seconds for load in inputs.loads.values()),
         "bottleneck_agent": decision.bottleneck.value if decision.bottleneck else None,

@@ -100,6 +100,33 @@ async def test_a_burst_is_answered_before_the_tick(database: Database) -> None:
     assert (await decided(database, seconds=2.0))["decision_type"] == "scale_up"
 
 
+async def _is_decided(database: Database, seconds: float) -> bool:
+    await passed(database, seconds)
+    async with database.transaction() as connection:
+        return bool(await tick.tick(connection, database, Mode.PRODUCTION))
+
+
+async def test_a_backlog_that_stays_is_decided_on_at_the_tick_and_what_joins_it_at_once(database: Database) -> None:
+    """A pool at its maximum decided twice a second for as long as anything waited."""
+    await bounds(database, 2, 2)
+    await crew(database, 2, cpu_percent=90.0)
+    await submitted(database, 100)
+    await decided(database)
+    assert [await _is_decided(database, seconds) for seconds in (0.5, 0.5, 0.5, 3.5)] == [False, False, False, True]
+    await submitted(database)
+    assert [await _is_decided(database, 0.5) for _ in range(2)] == [True, False]
+
+
+async def test_a_burst_that_meets_idle_workers_is_decided_on_again_soon(database: Database) -> None:
+    """They hold tasks of it a moment later, and then more workers do help."""
+    await bounds(database, 2, 100)
+    worker, _ = await crew(database, 2, cpu_percent=10.0)
+    await submitted(database, 100)
+    assert (await decided(database))["target_workers"] == 2
+    await leased(database, worker)
+    assert await _is_decided(database, 0.5)
+
+
 async def test_a_changed_configuration_takes_effect_at_once(database: Database) -> None:
     await bounds(database, 2, 100)
     await keep_up(database, 2)
@@ -219,7 +246,7 @@ async def test_memory_of_the_host_is_never_passed(database: Database) -> None:
     await submitted(database, 500)
     await decided(database)
     for _ in range(4):
-        decision = await decided(database, seconds=2.0)
+        decision = await decided(database)
     assert decision["target_workers"] == 5
     assert "memory of the host suffice for 5 workers" in " ".join(decision["reasons"])
 
