@@ -30,6 +30,7 @@ from app.queue.service import dependencies, resource_classes
 from app.queue.service.admission import Admission, Ticket
 from app.queue.service.tags import by_flow, give_tags, reserve_tags
 from app.queue.store import attempts, duplicates, events, holds, tasks
+from app.queue.store import dependencies as dependency_store
 from app.queue.store.attempts import Ending
 from app.queue.store.new_tasks import NewTask, TaskFields, insert, reserve_keys
 from app.queue.store.tasks import StoredTask
@@ -212,6 +213,8 @@ async def cancel(
     With a namespace there are no tasks but its own. The act of the key `by` is audited. Raises TaskNotFound, and
     TaskFinished for a task that completed or failed.
     """
+    # By the lock order one that is blocked comes among those that wait for it, which go with it.
+    await dependency_store.lock_blocked(connection, task_id, namespace)
     task = await tasks.lock(connection, task_id, namespace)
     if task is None:
         await _check_cancelled(connection, task_id, namespace)

@@ -68,33 +68,30 @@ WHERE state = 'pending' AND run_at IS NULL GROUP BY agent_type, priority, {lanes
 """
 
 # All levels at once, in one order. Level by level, two transactions that end tasks could wait for each other.
-_LOCK_WAITING = text("""
+_LOCK_WAITING = """
 WITH RECURSIVE waiting AS (
-    SELECT id FROM unnest(CAST(:ids AS uuid[])) AS start (id)
+    {start}
     UNION
     SELECT d.task_id FROM task_dependencies d JOIN waiting w ON d.depends_on = w.id
 )
 SELECT t.id FROM tasks t
 WHERE t.id IN (SELECT id FROM waiting) AND t.state = 'blocked' ORDER BY t.id FOR UPDATE OF t
-""")
+"""
+_LOCK_ALL_WAITING = text(_LOCK_WAITING.format(start="SELECT id FROM unnest(CAST(:ids AS uuid[])) AS start (id)"))
+_LOCK_BLOCKED = text(
+    _LOCK_WAITING.format(start=f"SELECT id FROM tasks WHERE id = :id AND state = 'blocked' AND {WITHIN}")
+)
 
-# One level at a time: only a statement that begins after the locks of its level sees every edge of the next.
-_CANCEL_LEVEL = text(f"""
-WITH dependent AS (
-    SELECT t.id FROM tasks t
-    WHERE t.id IN (SELECT task_id FROM task_dependencies WHERE depends_on = ANY (:ids)) AND t.state = 'blocked'
-    ORDER BY t.id FOR UPDATE OF t
-), deleted AS (
-    DELETE FROM tasks t USING dependent WHERE t.id = dependent.id RETURNING t.*
+_CANCEL_WAITING = text(f"""
+WITH deleted AS (
+    DELETE FROM tasks t WHERE t.id = ANY (:ids) RETURNING t.*
 ), finished AS (
     {history.entry("deleted", "'cancelled'", error="CAST(:error AS jsonb)")}
 ), cut AS (
     DELETE FROM task_dependencies d USING deleted WHERE d.task_id = deleted.id
-), logged AS (
-    INSERT INTO events (kind, task_id, agent_type, goal_id, priority, detail)
-    SELECT '{TaskEvent.CANCELLED}', id, agent_type, goal_id, priority, CAST(:error AS jsonb) FROM deleted
 )
-SELECT id FROM deleted
+INSERT INTO events (kind, task_id, agent_type, goal_id, priority, detail)
+SELECT '{TaskEvent.CANCELLED}', id, agent_type, goal_id, priority, CAST(:error AS jsonb) FROM deleted ORDER BY seq
 """)
 
 _CUT = text("DELETE FROM task_dependencies WHERE task_id = :id")
@@ -130,9 +127,23 @@ async def unblock(connection: "asyncpg.Connection[asyncpg.Record]", completed_id
     return lanes.lowest_tags(await connection.fetch(_UNBLOCK, completed_ids))
 
 
-async def lock_waiting(connection: AsyncConnection, ids: Collection[UUID]) -> bool:
-    """Lock all blocked tasks among these and their direct and indirect dependents; return whether there are any."""
-    return (await connection.execute(_LOCK_WAITING, {"ids": list(ids)})).first() is not None
+async def lock_waiting(connection: AsyncConnection, ids: Collection[UUID]) -> list[UUID]:
+    """Lock all blocked tasks among these and their direct and indirect dependents; return their ids.
+
+    The caller has locked those of them that are not blocked.
+    """
+    locked_ids: list[UUID] = []
+    while True:
+        found_ids = list((await connection.execute(_LOCK_ALL_WAITING, {"ids": list(ids)})).scalars())
+        # While a look waits for a lock its holder may give that task a dependent, which only the next look sees.
+        if len(found_ids) == len(locked_ids):
+            return found_ids
+        locked_ids = found_ids
+
+
+async def lock_blocked(connection: AsyncConnection, task_id: UUID, namespace: str | None) -> None:
+    """Lock a task, if it is blocked and of this namespace, with all that wait for it, in the order of their ids."""
+    await connection.execute(_LOCK_BLOCKED, {"id": task_id, "namespace": namespace})
 
 
 async def cancel_dependents(connection: AsyncConnection, task_id: UUID, outcome: str) -> int:
@@ -143,11 +154,8 @@ async def cancel_dependents(connection: AsyncConnection, task_id: UUID, outcome:
     message = f"it depends, directly or not, on the task {task_id}, which {outcome}"
     error = json.dumps({"code": "dependency_failed", "message": message, "dependency": str(task_id)})
     await connection.execute(_CUT, {"id": task_id})
-    count = 0
-    level = [task_id] if await lock_waiting(connection, [task_id]) else []
-    while level:
-        level = list((await connection.execute(_CANCEL_LEVEL, {"ids": level, "error": error})).scalars())
-        count += len(level)
-    if count:
+    waiting_ids = await lock_waiting(connection, [task_id])
+    if waiting_ids:
+        await connection.execute(_CANCEL_WAITING, {"ids": waiting_ids, "error": error})
         notify.note(connection, notify.EVENTS)
-    return count
+    return len(waiting_ids)

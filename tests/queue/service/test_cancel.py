@@ -18,9 +18,10 @@ from app.queue.store import completions
 from app.queue.store.listing import Selection
 from app.workers.service.workers import Heartbeats
 from tests.support.factories import beat, completion, everything, holding, submission, submitted
-from tests.support.sql import execute, fetch, until_blocked, value
+from tests.support.sql import execute, fetch, until, until_blocked, value
 
 _ALL = Selection()
+_BLOCKED_BY = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE $1 = ANY (pg_blocking_pids(pid)))"
 
 
 async def _cancel(database: Database, selection: Selection = _ALL, limit: int = 10_000) -> cancel.CancelResult:
@@ -168,6 +169,33 @@ async def test_a_submit_that_depends_on_a_task_that_is_being_cancelled(database:
         await until_blocked(database)
     assert ((await cancelled).cancelled_count, (await cancelled).dependent_count) == (1, 1)
     assert (await everything(database, dependent))["state"] == "cancelled"
+
+
+async def test_a_task_that_comes_to_wait_while_others_are_locked_is_cancelled_too(database: Database) -> None:
+    """It waits for one that came after the first look at who waits; nothing would ever end it."""
+    root, late, later = uuid4(), uuid4(), uuid4()
+    first, second = sorted((uuid4(), uuid4()))
+    async with database.transaction() as connection:
+        waiting = [submission(id=task_id, depends_on=[root], goal_id="b") for task_id in (first, second)]
+        await tasks.submit(connection, [submission(id=root, goal_id="a"), *waiting])
+    other = await database.connect()
+    async with other.transaction():
+        await other.execute("SELECT FROM tasks WHERE id = $1 FOR UPDATE", second)
+        async with database.transaction() as connection:
+            await tasks.submit(connection, [submission(id=late, depends_on=[first], goal_id="b")])
+            cancelled = asyncio.create_task(_cancel(database, Selection(goal_id="a")))
+            await until_blocked(database)
+        # The first of those that wait is locked now, and the second is waited for.
+        await until(lambda: value(database, _BLOCKED_BY, other.get_server_pid()))
+        late_submit = await database.engine.connect()
+        transaction = await late_submit.begin()
+        await tasks.submit(late_submit, [submission(id=later, depends_on=[late], goal_id="b")])
+    await until_blocked(database)
+    await transaction.commit()
+    await late_submit.close()
+    await other.close()
+    assert ((await cancelled).cancelled_count, (await cancelled).dependent_count) == (1, 4)
+    assert await value(database, "SELECT count(*) FROM tasks") == 0
 
 
 async def test_overlapping_calls_end_every_task_once_and_never_deadlock(database: Database) -> None:

@@ -1,11 +1,12 @@
 """Tasks that wait for others: unblocked with the completion, cancelled with the failure, never forgotten."""
 
 import asyncio
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from app.db import hot_path
 from app.db.database import Database
@@ -58,6 +59,10 @@ async def _fail_next(database: Database) -> UUID:
     async with database.transaction() as connection:
         await lease_operations.fail(connection, fence, Failure(code="bad", message="no", retryable=False))
     return lease.task_id
+
+
+def _note_statement(statements: list[str], *call: Any) -> None:
+    statements.append(call[2])
 
 
 async def _states(database: Database) -> dict[UUID, str]:
@@ -174,6 +179,42 @@ async def test_who_ends_a_task_locks_all_that_wait_for_it_in_one_order(database:
         await other.execute(lock, {"id": middle})
     await cancelling
     assert set((await _states(database)).values()) == {"cancelled"}
+
+
+async def test_a_blocked_task_is_cancelled_in_the_order_of_the_ids_too(database: Database) -> None:
+    """Whoever ends what it waits for locks it among those that wait for it, so the two would deadlock."""
+    (last, middle), first = sorted((uuid4(), uuid4())), uuid4()
+    await _submit(database, {"id": first}, {"id": middle, "depends_on": [first]}, {"id": last, "depends_on": [middle]})
+    lock = text("SELECT FROM tasks WHERE id = :id FOR UPDATE NOWAIT")
+
+    async def cancel() -> None:
+        async with database.transaction() as connection:
+            await tasks.cancel(connection, middle, "not needed")
+
+    async with database.engine.connect() as other:
+        await other.begin()
+        await other.execute(lock, {"id": last})
+        cancelling = asyncio.create_task(cancel())
+        await sql.until_blocked(database)
+        await other.execute(lock, {"id": middle})
+    await cancelling
+    assert await _states(database) == {first: "pending", middle: "cancelled", last: "cancelled"}
+
+
+async def test_what_waits_is_cancelled_by_as_many_statements_however_deep_it_is(database: Database) -> None:
+    """Readers of events wait for the transaction."""
+    numbers = []
+    for depth in (2, 200):
+        ids = [uuid4() for _ in range(depth)]
+        await _submit(database, *({"id": id_, "depends_on": ids[place - 1 : place]} for place, id_ in enumerate(ids)))
+        statements: list[str] = []
+        async with database.transaction() as connection:
+            note = partial(_note_statement, statements)
+            event.listen(connection.sync_connection, "before_cursor_execute", note)
+            await tasks.cancel(connection, ids[0], "not needed")
+        numbers.append(len(statements))
+    assert set((await _states(database)).values()) == {"cancelled"}
+    assert numbers[0] == numbers[1]
 
 
 async def test_a_completion_locks_what_waits_for_it_before_the_edges(database: Database) -> None:
