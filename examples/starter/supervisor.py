@@ -13,6 +13,8 @@ from examples.supervising.client import Convener, Stopped
 
 TASKS = 3
 FINISHED = ("completed", "failed", "cancelled")
+# A displaced task has failed too: the queue was full.
+ENDS = ("task.completed", "task.failed", "task.cancelled", "task.displaced")
 
 
 def pursue(service: Convener, goal_id: str) -> dict[str, Any]:
@@ -48,7 +50,7 @@ def _wait(service: Convener, goal_id: str, task_ids: list[str], cursor: str) -> 
     while open_ids:
         page = service.events(goal_id, cursor, wait_seconds=20)
         cursor = page.next
-        open_ids -= {event["task_id"] for event in page.items if event["kind"].removeprefix("task.") in FINISHED}
+        open_ids -= {event["task_id"] for event in page.items if event["kind"] in ENDS}
     return cursor
 
 

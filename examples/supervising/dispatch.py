@@ -9,6 +9,8 @@ from examples.supervising.client import Convener
 from examples.supervising.task import Json
 
 FINISHED = frozenset({"completed", "failed", "cancelled"})
+# A displaced task has failed too: the queue was full.
+ENDS = frozenset({"task.completed", "task.failed", "task.cancelled", "task.displaced"})
 LONGEST_WAIT_SECONDS = 10.0
 # A language model may be slow, and its limits may make a task wait.
 LONGEST_TASK_SECONDS = 300
@@ -66,8 +68,7 @@ class Dispatch:
     def _listen(self) -> None:
         page = self._service.events(self._goal_id, self._cursor, LONGEST_WAIT_SECONDS)
         self._cursor = page.next
-        ends = {f"task.{state}" for state in FINISHED}
-        self._ended_ids += [event["task_id"] for event in page.items if event["kind"] in ends]
+        self._ended_ids += [event["task_id"] for event in page.items if event["kind"] in ENDS]
 
     def _collect(self, key: str, order: Order) -> Outcome:
         task = self._service.task(key)

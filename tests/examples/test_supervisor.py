@@ -7,11 +7,15 @@ from typing import Any
 import httpx
 import pytest
 
+from app.kernel.states import FINISHED
+from app.queue.rules.tasks import TRANSITIONS
 from examples.kepler import __main__ as command
 from examples.kepler.limits import Limits
 from examples.kepler.progress import Progress
 from examples.kepler.report import Report
 from examples.kepler.supervisor import run
+from examples.starter import supervisor as starter
+from examples.supervising import dispatch as supervising
 from examples.supervising.client import Convener, Refused, Unreachable
 from examples.supervising.dispatch import Dispatch, Order, task_id
 from tests.examples.fake_convener import FakeConvener
@@ -227,6 +231,11 @@ def test_each_result_is_taken_once_though_it_is_announced_twice() -> None:
         fake.events += fake.events
         assert sorted(outcome.order.number for outcome in dispatch.outcomes()) == [0, 1, 2]
     assert dispatch.done == {"generation": 3}
+
+
+def test_supervisors_know_every_event_with_which_a_task_ends() -> None:
+    ends = {event.value for event, (_, state) in TRANSITIONS.items() if state in FINISHED}
+    assert (set(starter.ENDS), set(supervising.ENDS)) == (ends, ends)
 
 
 def test_ids_depend_on_goal_and_number_alone() -> None:

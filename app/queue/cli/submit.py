@@ -179,8 +179,8 @@ def _named(words: list[str]) -> dict[str, int]:
 
 
 def _with_id(task: Json) -> Json:
-    """Give the task an id, so that a call whose answer was lost can be repeated."""
-    return {"id": str(time_ordered_uuid())} | task
+    """Give the task an id, unless it has a key, so that a call whose answer was lost can be repeated."""
+    return task if task.get("idempotency_key") is not None else {"id": str(time_ordered_uuid())} | task
 
 
 def _unfinished(client: Client, message: str, first: str) -> Failure:
@@ -220,7 +220,8 @@ def read_tasks(file: str) -> list[Json]:
     except ValueError:
         value = [
             _parse_json(line, f"line {number} of {file}")
-            for number, line in enumerate(text.splitlines(), 1)
+            # Not by all that Python takes for the end of a line: the others may stand in the texts of JSON.
+            for number, line in enumerate(text.split("\n"), 1)
             if line.strip()
         ]
     if isinstance(value, dict):

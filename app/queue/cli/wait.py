@@ -12,12 +12,13 @@ from app.kernel.events import TaskEvent
 from app.kernel.states import FINISHED
 from app.kernel.text import plural
 from app.queue.cli.waiting import Reason, reason_for
+from app.queue.rules.tasks import TRANSITIONS
 from app.terminal import output
 from app.terminal.client import PAGE, Client, Json, Unreachable
 from app.terminal.failures import Failure
 from app.terminal.output import Format
 
-_FINAL_EVENTS = {TaskEvent.COMPLETED: "completed", TaskEvent.FAILED: "failed", TaskEvent.CANCELLED: "cancelled"}
+_FINAL_EVENTS = {event: state.value for event, (_, state) in TRANSITIONS.items() if state in FINISHED}
 # Less than the 30 s that the service lets a request wait.
 _POLL_SECONDS = 25.0
 _MAX_OUTAGE_SECONDS = 30.0

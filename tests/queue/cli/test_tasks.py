@@ -101,11 +101,20 @@ async def test_files_of_every_shape(convener: CommandLine, goal: str) -> None:
     for text, count in shapes.items():
         done = await convener("tasks", "submit", "--file", "-", "--goal", goal, "-o", "json", stdin=text)
         assert len(done.json["tasks"]) == count
+    line = '{"agent_type": "proximity", "payload": {"text": "one\u2028two\x85three"}}'
+    done = await convener("tasks", "submit", "--file", "-", "--goal", goal, "-o", "json", stdin=f"{line}\r\n{line}\n")
+    assert len(done.json["tasks"]) == 2
     for text in ("[1]", "{}\nnonsense", "3"):
         done = await convener("tasks", "submit", "--file", "-", stdin=text)
         assert (done.code, done.out) == (2, "")
     both = await convener("tasks", "submit", "--file", "-", "--payload", "{}", stdin="[]")
     assert both.code == 2
+
+
+async def test_tasks_of_a_file_may_have_keys(convener: CommandLine, goal: str) -> None:
+    file = json.dumps({"agent_type": "proximity", "idempotency_key": f"{goal}/1"})
+    done = [await convener("tasks", "submit", "--file", "-", "--goal", goal, "-o", "json", stdin=file) for _ in (1, 2)]
+    assert [[task["created"] for task in each.json["tasks"]] for each in done] == [[True], [False]]
 
 
 async def test_ls_filters_and_goes_on(convener: CommandLine, goal: str) -> None:

@@ -23,7 +23,7 @@ def test_an_outage_is_waited_out_and_no_event_is_read_twice(monkeypatch: pytest.
     monkeypatch.setattr(time, "sleep", lambda _: None)
     pages = {
         "1-1": [event("a", "task.executing"), event("other", "task.completed"), event("a", "task.completed")],
-        "1-2": [event("b", "task.retrying"), event("b", "task.failed")],
+        "1-2": [event("b", "task.retrying"), event("b", "task.failed"), event("d", "task.displaced")],
     }
     asked: list[str] = []
 
@@ -37,9 +37,9 @@ def test_an_outage_is_waited_out_and_no_event_is_read_twice(monkeypatch: pytest.
         assert request.url.params["goal_id"] == "g"
         return httpx.Response(200, json={"items": pages[after], "next": "1-2" if after == "1-1" else "1-3"})
 
-    known = {"a": "pending", "b": "executing", "c": "cancelled"}
+    known = {"a": "pending", "b": "executing", "c": "cancelled", "d": "pending"}
     ended = wait.until_finished(client(answer), "1-1", known, goal="g")
-    assert ended == {"a": "completed", "b": "failed", "c": "cancelled"}
+    assert ended == {"a": "completed", "b": "failed", "c": "cancelled", "d": "failed"}
     assert asked == ["1-1"] * 3 + ["1-2"] * 3
 
 
