@@ -1,6 +1,6 @@
 """Dependencies of submitted tasks: checked, locked, and recorded with the tasks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -16,22 +16,30 @@ from app.queue.store.new_tasks import NewTask
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DependencyStates:
-    """States of the tasks that a batch depends on; live ones stay locked until the transaction ends."""
+    """States of the tasks that a batch depends on; live ones stay locked until the transaction ends.
+
+    Those of `missing_ids` do not exist: only the insert shows which tasks are new, and the others need them no more.
+    """
 
     states: Mapping[UUID, str]
+    missing_ids: Collection[UUID] = ()
 
     def blockers(self, task: NewTask) -> int:
         """Number of dependencies of the task that have not completed."""
         return len(self._unmet(task))
 
     async def record(self, connection: AsyncConnection, new: Sequence[NewTask], *, look_again: bool) -> bool:
-        """Write the edges of the tasks, and cancel those whose dependency has failed; return whether any was cancelled.
+        """Write the edges of new tasks, and cancel those whose dependency has failed; return whether any was cancelled.
 
-        `look_again` is for a submit that may have displaced waiting tasks, their dependencies among them.
+        `look_again` is for a submit that may have displaced waiting tasks, their dependencies among them. Raises
+        DependencyMissing.
         """
         edges = [Edge(task_id=task.id, depends_on=on) for task in new for on in self._unmet(task)]
         if not edges:
             return False
+        if missing_ids := sorted({edge.depends_on for edge in edges}.intersection(self.missing_ids)):
+            count = len(missing_ids)
+            raise DependencyMissing(f"there is no task {missing_ids[0]} to depend on ({count} missing in all)")
         await dependencies.connect(connection, edges)
         dependency_ids = {edge.depends_on for edge in edges}
         # Dependencies within the batch did not exist yet when the others were locked and marked.
@@ -48,7 +56,7 @@ class DependencyStates:
 
 
 async def lock_dependencies(connection: AsyncConnection, new: Mapping[UUID, NewTask]) -> DependencyStates:
-    """Check all dependencies of a batch and lock the live ones. Raises DependencyCycle, DependencyMissing.
+    """Look at all dependencies of a batch and lock the live ones. Raises DependencyCycle.
 
     All tasks of a batch are of one namespace, and those of others do not exist for it.
     """
@@ -60,10 +68,7 @@ async def lock_dependencies(connection: AsyncConnection, new: Mapping[UUID, NewT
         raise DependencyCycle("these tasks wait for each other: " + " -> ".join(map(str, cycle)))
     (namespace,) = {task.namespace for task in new.values()}
     states = await dependencies.mark(connection, sorted(dependency_ids), namespace)
-    missing_ids = sorted(dependency_ids - states.keys() - new.keys())
-    if missing_ids:
-        raise DependencyMissing(f"there is no task {missing_ids[0]} to depend on ({len(missing_ids)} missing in all)")
-    return DependencyStates(states=states)
+    return DependencyStates(states=states, missing_ids=dependency_ids - states.keys() - new.keys())
 
 
 def _ending_words(state: str) -> str:

@@ -97,7 +97,7 @@ async def submit(
     """Create all of the tasks or none. A chosen id or idempotency key that exists with the same body is the same task.
 
     Raises TaskConflict or IdempotencyMismatch when one exists with another body, also within the batch; SubmitInFlight
-    while another request with the same key is in progress; DependencyMissing, DependencyCycle; QueueFull and
+    while another request with the same key is in progress; DependencyCycle; DependencyMissing, QueueFull and
     GoalStopped, which apply to new tasks only, so that a repeated call gets its answer.
     """
     await take_turn(shared_by(connection, Turns), submissions)

@@ -253,6 +253,21 @@ async def test_the_same_key_is_the_same_task_also_when_it_has_finished(database:
     assert len(await _states(database)) == 1
 
 
+async def test_a_repeated_submit_gets_its_answer_when_what_it_depended_on_is_gone(database: Database) -> None:
+    """Purged, or older than history is kept; a new task is refused."""
+    gone = (await _submit(database, {}))[0].id
+    wanted = {"idempotency_key": "k", "depends_on": [gone]}
+    first = (await _submit(database, wanted))[0]
+    await _fail_next(database)
+    await sql.execute(database, "DELETE FROM task_history WHERE id = $1", gone)
+    assert (await _submit(database, wanted)) == [first._replace(state=TaskState.CANCELLED, created=False)]
+    with pytest.raises(DependencyMissing, match=f"no task {gone} to depend on .1 missing"):
+        await _submit(database, wanted, {"depends_on": [gone]})
+    with pytest.raises(IdempotencyMismatch):
+        await _submit(database, wanted | {"payload": '{"other": 1}'})
+    assert len(await _states(database)) == 1
+
+
 async def test_a_key_that_is_being_worked_on_is_refused_for_now(database: Database) -> None:
     async with database.transaction() as connection:
         await tasks.submit(connection, [submission(idempotency_key="k")])
