@@ -23,6 +23,8 @@ from app.kernel.states import TaskState
 from app.queue.rules.status import QUEUED_PHASES
 
 _NAME = "counts"
+# Of one batch: half a second's work.
+FOLDED_LINES = 50_000
 
 # Dead entries of leased tasks stay at the head of the index while somebody keeps an old snapshot; starting from a floor
 # skips them. The bound on the priority matches the condition of the index `tasks_waiting`.
@@ -109,10 +111,18 @@ SELECT agent_type, priority, phase, sum(tasks)::bigint AS tasks FROM ({COUNTS}) 
 GROUP BY 1, 2, 3 HAVING sum(tasks) <> 0
 """)
 
-# Up to a horizon, below which no line can appear any more: so none is left behind by the mark.
+# Up to a horizon, below which no line can appear any more: so none is left behind by the mark. A batch ends between two
+# transactions, as the mark knows only whole ones; after a long break all would take longer than a statement may.
 _FOLD = text(f"""
-WITH mark AS MATERIALIZED (
+WITH stored AS MATERIALIZED (
     {folds.mark(_NAME)}
+), mark AS MATERIALIZED (
+    SELECT since, least(until, (
+        SELECT CASE WHEN count(*) > :limit THEN greatest(max(transaction), min(transaction) + 1) END
+        FROM (
+            SELECT transaction FROM queue_changes WHERE transaction >= since ORDER BY transaction LIMIT :limit + 1
+        ) ahead
+    )) AS until FROM stored
 ), lines AS (
     DELETE FROM queue_changes c USING mark WHERE c.transaction >= mark.since AND c.transaction < mark.until
     RETURNING c.agent_type, c.priority, c.phase, c.tasks
@@ -211,10 +221,13 @@ async def read_by_namespace(connection: AsyncConnection, namespace: str | None =
     return counts
 
 
-async def fold(connection: AsyncConnection) -> int:
-    """Fold the lines of ended transactions; return their number. The caller holds a duty's turn: one fold at a time."""
+async def fold(connection: AsyncConnection, limit: int = FOLDED_LINES) -> int:
+    """Fold the lines of ended transactions, about `limit` of them; return their number.
+
+    The caller holds a duty's turn: one fold at a time.
+    """
     horizon = await folds.horizon(connection, "queue_changes")
-    return int((await connection.execute(_FOLD, {"until": horizon.until})).scalar_one())
+    return int((await connection.execute(_FOLD, {"until": horizon.until, "limit": limit})).scalar_one())
 
 
 async def count_tasks(connection: AsyncConnection) -> list[TaskCount]:

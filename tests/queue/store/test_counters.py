@@ -94,6 +94,24 @@ async def test_folding_changes_nothing_and_leaves_nothing_behind(database: Datab
     assert found == actual
 
 
+async def test_many_lines_are_folded_in_batches_of_whole_transactions(database: Database) -> None:
+    """As after a long break, when all at once would take longer than a statement may."""
+    many = """INSERT INTO queue_changes (transaction, agent_type, priority, phase, tasks)
+        SELECT (pg_current_xact_id()::text)::bigint, 'ranking', 1, 'x', 1 FROM generate_series(1, 9)"""
+    await execute(database, many)
+    for _ in range(5):
+        await submitted(database, 3)
+    await execute(database, many)
+    before = (await _both(database))[0]
+    folded: list[int] = []
+    while not folded or folded[-1]:
+        async with database.transaction() as connection:
+            folded.append(await counters.fold(connection, 2))
+        assert (await _both(database))[0] == before
+    assert folded == [9, 2, 2, 1, 9, 0]
+    assert await value(database, "SELECT count(*) FROM queue_changes") == 0
+
+
 async def test_a_line_whose_transaction_commits_late_is_not_lost(database: Database) -> None:
     """It began first and commits last; folding in between must neither skip it nor count it twice."""
     late = await database.connect()
