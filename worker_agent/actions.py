@@ -27,7 +27,7 @@ class _Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Register(_Call):
-    pass
+    request_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

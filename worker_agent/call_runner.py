@@ -154,10 +154,11 @@ class CallRunner:
 
     def _make_call(self, call: act.Call) -> ev.Answer:
         match call:
-            case act.Register():
+            case act.Register(request_id=request_id):
                 # By the member, so that a control plane too old to know it serves workers without an end.
                 end = {} if self._lifetime is None else {"seconds_left": round(self._lifetime.seconds_left, 1)}
-                registration = register(self._transport, self._profile | end, self._pool_key)
+                body = self._profile | end | {"request_id": request_id}
+                registration = register(self._transport, body, self._pool_key)
                 self._client = Client(self._transport, registration)
                 return ev.Registered(registration)
             case act.RequestLease():

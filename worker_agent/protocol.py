@@ -99,7 +99,8 @@ class StateMachine:
         if self.shutdown.is_final:
             return self._exit(self.shutdown.exit_code)
         self.shutdown.gone_reason = None
-        return self._make_call(State.UNREGISTERED, act.Register(attempt=self._unconfirmed_registrations))
+        register_call = act.Register(request_id=self._new_id(), attempt=self._unconfirmed_registrations)
+        return self._make_call(State.UNREGISTERED, register_call)
 
     def _exit(self, code: ExitCode, message: str = "") -> list[Action]:
         self._enter(State.STOPPED)

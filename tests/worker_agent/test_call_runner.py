@@ -36,7 +36,7 @@ class Subject:
             errors=self.errors,
             outage=Outage(self.errors),
         )
-        assert isinstance(self.answer_to(act.Register()), ev.Registered)
+        assert isinstance(self.answer_to(act.Register(request_id="r")), ev.Registered)
 
     def answer(self) -> ev.Event:
         return self.events.get(timeout=PATIENCE)
@@ -83,14 +83,14 @@ def test_calls_and_answers_match(plane: FakeControlPlane, subject: Subject) -> N
         (REPORT, foreign(404), ev.RetryLater()),
         (act.RequestLease(request_id="r"), foreign(401), ev.RetryLater()),
         # After the first registration the address is known to be right.
-        (act.Register(), foreign(404), ev.RetryLater()),
-        (act.Register(), problem(409, "worker_gone", reason="lost"), ev.CallerGone("superseded")),
+        (act.Register(request_id="r"), foreign(404), ev.RetryLater()),
+        (act.Register(request_id="r"), problem(409, "worker_gone", reason="lost"), ev.CallerGone("superseded")),
         (
-            act.Register(),
+            act.Register(request_id="r"),
             problem(429, "too_many_failures"),
             ev.RegistrationRefused(True, "429 too_many_failures: too_many_failures"),
         ),
-        (act.Register(), problem(409, "name_taken"), ev.CallerGone("superseded")),
+        (act.Register(request_id="r"), problem(409, "name_taken"), ev.CallerGone("superseded")),
     ],
 )
 def test_refusals_are_told_apart(

@@ -81,13 +81,15 @@ def test_a_lost_answer_is_asked_for_again_under_the_same_id(
     plane: FakeControlPlane, url: str, start_worker: StartWorker
 ) -> None:
     task = plane.submit({"do": "echo"})
-    plane.script["register"].append(UNAVAILABLE)
+    plane.script["register"] += [LOST, UNAVAILABLE]
     plane.script["lease"] += [LOST, UNAVAILABLE]
     plane.script["complete"] += [LOST, UNAVAILABLE]
     start_worker(url)
     reports = plane.wait_for("complete", 3)
     leases = plane.of("lease")[:3]
     assert len({call.body["request_id"] for call in leases}) == 1
+    assert len({call.body["request_id"] for call in plane.of("register")}) == 1
+    assert len(plane.of("register")) == 3
     assert {call.path for call in reports} == {f"/leases/{task}/complete"}
     assert len({str(call.body) for call in reports}) == 1
 

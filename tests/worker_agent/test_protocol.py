@@ -31,13 +31,20 @@ from worker_agent.wire import Directive, LeaseRef, Progress, TaskError
 
 
 def test_it_registers_first() -> None:
-    assert feed(machine(), ev.Begin()) == [act.Register()]
+    assert feed(machine(), ev.Begin()) == [act.Register(request_id="request-1")]
+
+
+def test_it_repeats_a_registration_under_the_same_id_and_registers_anew_under_another() -> None:
+    subject = brought_to(State.UNREGISTERED)
+    assert feed(subject, ev.RetryLater(2.0)) == [act.Register(request_id="request-1", attempt=1, wait_seconds=2.0)]
+    feed(subject, ev.Registered(registration()))
+    assert feed(subject, ev.WorkerGone(1, "lost")) == [act.Register(request_id="request-2", attempt=1)]
 
 
 def test_it_asks_for_work_only_after_a_heartbeat_was_accepted() -> None:
     subject = brought_to(State.UNREGISTERED)
     assert feed(subject, ev.Registered(registration())) == [act.SendHeartbeat()]
-    assert feed(subject, beat()) == [act.RequestLease(request_id="request-1")]
+    assert feed(subject, beat()) == [act.RequestLease(request_id="request-2")]
 
 
 def test_it_runs_what_it_leases_and_takes_the_next_task_with_the_report() -> None:
@@ -45,13 +52,13 @@ def test_it_runs_what_it_leases_and_takes_the_next_task_with_the_report() -> Non
     assert feed(subject, ev.LeaseGranted(lease())) == [act.RunHandler(lease())]
     report = only(feed(subject, FINISHED))
     assert (report.lease, report.result, report.usage) == (lease(), {"answer": 42}, USAGE)
-    assert report.next_request_id == "request-2"
+    assert report.next_request_id == "request-3"
     assert feed(subject, ev.ReportAccepted(lease(2))) == [act.RunHandler(lease(2))]
 
 
 def test_it_asks_again_when_there_is_nothing() -> None:
     subject = brought_to(State.LEASING)
-    assert feed(subject, ev.NoTask()) == [act.RequestLease(request_id="request-2")]
+    assert feed(subject, ev.NoTask()) == [act.RequestLease(request_id="request-3")]
 
 
 def test_answers_that_come_too_quickly_slow_it_down() -> None:
@@ -65,7 +72,7 @@ def test_a_failure_is_reported_and_the_next_task_asked_for() -> None:
     subject = brought_to(State.RUNNING)
     report = only(feed(subject, FAILED))
     assert isinstance(report, act.ReportFail)
-    assert feed(subject, ev.ReportAccepted()) == [act.RequestLease(request_id="request-3")]
+    assert feed(subject, ev.ReportAccepted()) == [act.RequestLease(request_id="request-4")]
 
 
 def test_a_timeout_may_be_tried_again() -> None:
@@ -87,15 +94,15 @@ def test_a_call_without_an_answer_is_made_again_with_the_same_ids(state: State) 
     second = only(feed(subject, ev.RetryLater(retry_after=3.0)))
     assert (first.attempt, second.attempt, second.wait_seconds) == (1, 2, 3.0)
     if isinstance(first, act.RequestLease):
-        assert first.request_id == second.request_id == "request-1"
+        assert first.request_id == second.request_id == "request-2"
     if isinstance(first, act.ReportComplete):
-        assert first.next_request_id == second.next_request_id == "request-2"
+        assert first.next_request_id == second.next_request_id == "request-3"
 
 
 def test_a_refused_lease_waits_for_the_next_heartbeat() -> None:
     subject = brought_to(State.LEASING)
     assert feed(subject, ev.CallRefused("worker_busy", "")) == []
-    assert feed(subject, beat()) == [act.RequestLease(request_id="request-2")]
+    assert feed(subject, beat()) == [act.RequestLease(request_id="request-3")]
 
 
 def test_a_refused_registration_ends_it() -> None:
@@ -193,7 +200,7 @@ def test_a_report_that_is_not_answered_for_long_waits_for_a_heartbeat_too() -> N
     assert isinstance(only(feed(subject, ev.RetryLater(), at=1.0)), act.ReportComplete)
     assert feed(subject, ev.RetryLater(), at=20.0) == [act.SendHeartbeat()]
     again = only(feed(subject, beat(at=30.0), at=30.0))
-    assert (again.attempt, again.next_request_id) == (0, "request-2")
+    assert (again.attempt, again.next_request_id) == (0, "request-3")
 
 
 def test_a_drain_that_comes_with_the_renewal_takes_no_next_task() -> None:
@@ -208,16 +215,16 @@ def test_work_that_was_cancelled_meanwhile_is_dropped() -> None:
 
 def test_a_lost_worker_registers_again() -> None:
     subject = brought_to(State.READY)
-    assert feed(subject, ev.WorkerGone(1, "lost")) == [act.Register(attempt=1)]
+    assert feed(subject, ev.WorkerGone(1, "lost")) == [act.Register(request_id="request-2", attempt=1)]
     assert feed(subject, ev.Registered(registration(2))) == [act.SendHeartbeat()]
     assert subject.registrations == 2
 
 
 def test_registering_in_vain_slows_it_down_until_a_heartbeat_is_accepted() -> None:
     subject = brought_to(State.LEASING)
-    assert feed(subject, ev.CallerGone("lost")) == [act.Register(attempt=0)]
+    assert feed(subject, ev.CallerGone("lost")) == [act.Register(request_id="request-3", attempt=0)]
     feed(subject, ev.Registered(registration(2)))
-    assert feed(subject, ev.WorkerGone(2, "lost")) == [act.Register(attempt=1)]
+    assert feed(subject, ev.WorkerGone(2, "lost")) == [act.Register(request_id="request-4", attempt=1)]
 
 
 def test_old_news_about_an_old_registration_is_ignored() -> None:

@@ -81,12 +81,12 @@ async def revoke_key(connection: AsyncConnection, key_id: str, by: str, reason: 
         await audit.record(connection, "key.revoke", by=by, old_state={"id": key_id}, reason=reason)
 
 
-async def use_to_register(connection: AsyncConnection, key_id: str) -> UUID | None:
+async def use_to_register(connection: AsyncConnection, key_id: str, *, is_repeatable: bool = False) -> UUID | None:
     """Use a pool's key for one registration; return the worker that was requested with it, if it serves a launch.
 
     Raises Unauthenticated, also where another registration has used it up.
     """
-    launched = await keys.take_launch(connection, key_id)
+    launched = await keys.take_launch(connection, key_id, is_repeatable=is_repeatable)
     if launched is None and not await keys.take_use(connection, key_id) and not await keys.hold(connection, key_id):
         raise Unauthenticated(UNKNOWN)
     return launched

@@ -97,12 +97,16 @@ VALUES (:id, :role, :label, :namespace, :secret_hash, :worker_id, :withheld, :la
         now() + make_interval(secs => :expires_in_seconds))
 RETURNING id, role, label, namespace, withheld, uses_left, expires_at
 """)
-# For asyncpg, with its placeholders: heartbeats and leases look their keys up on the hot path.
+# For asyncpg, with its placeholders: heartbeats and leases look their keys up on the hot path. A key that is used up is
+# shown again by a worker that may not have got its answer.
 _READ = """
 SELECT k.id, k.role, k.namespace, k.secret_hash, k.worker_id, k.withheld, w.capabilities, w.ends_at,
        jsonb_strip_nulls(jsonb_build_object('cores', w.cpu_cores, 'memory_gb', w.memory_gb, 'gpus', w.gpus,
                                             'named', w.resources))::text AS offer,
-       CASE WHEN k.uses_left = 0 THEN now() ELSE k.revoked_at END AS revoked_at,
+       CASE WHEN k.uses_left = 0 AND NOT EXISTS (
+           SELECT FROM workers new WHERE new.state = 'starting' AND new.last_seen_at IS NULL
+             AND new.request_id IS NOT NULL AND (new.id = k.launches OR new.registered_by = k.id)
+       ) THEN now() ELSE k.revoked_at END AS revoked_at,
        w.state AS worker_state, w.ended_reason, k.former_hash,
        extract(epoch FROM k.former_expires_at - now())::float8 AS former_seconds,
        extract(epoch FROM k.expires_at - now())::float8 AS seconds_left,
@@ -139,14 +143,15 @@ _REVOKE_OF_WORKER = text("UPDATE keys SET revoked_at = now() WHERE worker_id = :
 _PRUNE = deletion(
     "keys",
     "worker_id IS NULL AND (launches IS NOT NULL AND NOT EXISTS (SELECT FROM workers w WHERE w.id = keys.launches "
-    "AND (w.ended_at IS NULL OR w.ended_at >= now() - interval '1 hour')) "
+    "AND (w.ended_at IS NULL OR w.ended_at >= now() - interval '1 hour') "
+    "AND (keys.uses_left IS NULL OR w.last_seen_at IS NULL)) "
     "OR uses_left IS NOT NULL AND expires_at < now() - interval '30 days')",
     "id",
 )
-# Of two registrations at once the second waits here, and finds the row gone.
-_TAKE_LAUNCH = text(
-    "DELETE FROM keys WHERE id = :id AND launches IS NOT NULL AND revoked_at IS NULL RETURNING launches"
-)
+# Of two registrations at once the second waits here, and finds the row gone, or used up.
+_IS_LAUNCH = "id = :id AND launches IS NOT NULL AND uses_left IS NULL AND revoked_at IS NULL RETURNING launches"
+_TAKE_LAUNCH = text(f"DELETE FROM keys WHERE {_IS_LAUNCH}")
+_USE_LAUNCH = text(f"UPDATE keys SET uses_left = 0 WHERE {_IS_LAUNCH}")
 _TAKE_USE = text("""
 UPDATE keys SET uses_left = uses_left - 1
 WHERE id = :id AND uses_left > 0 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now()) RETURNING id
@@ -233,9 +238,13 @@ def _created(row: RowMapping, text_of_key: str) -> CreatedKey:
     return CreatedKey(**{**row, "role": Role(row["role"])}, text=text_of_key)
 
 
-async def take_launch(connection: AsyncConnection, key_id: str) -> UUID | None:
-    """Use up the key of a launch; return the worker that it registers, None where it is no such key any more."""
-    return (await connection.execute(_TAKE_LAUNCH, {"id": key_id})).scalar()
+async def take_launch(connection: AsyncConnection, key_id: str, *, is_repeatable: bool) -> UUID | None:
+    """Use up the key of a launch; return the worker that it registers, None where it is no such key any more.
+
+    It is kept where the registration `is_repeatable`, until the worker is heard of.
+    """
+    statement = _USE_LAUNCH if is_repeatable else _TAKE_LAUNCH
+    return (await connection.execute(statement, {"id": key_id})).scalar()
 
 
 async def take_use(connection: AsyncConnection, key_id: str) -> bool:
@@ -254,7 +263,8 @@ async def page(connection: AsyncConnection, *, after: str, limit: int) -> Page[d
 
 
 async def prune(connection: AsyncConnection, limit: int = BATCH) -> int:
-    """Delete keys of launches that ended an hour ago, and of so many uses that expired 30 days ago; return the number.
+    """Delete keys of launches that ended an hour ago or whose worker was heard of, and of so many uses that expired
+    30 days ago; return the number.
 
     At most `limit` are deleted.
     """

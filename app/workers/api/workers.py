@@ -7,6 +7,7 @@ from uuid import UUID
 
 from fastapi import Query
 from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.service import access, config
 from app.admin.service.config import CurrentConfig
@@ -27,7 +28,7 @@ from app.http.guard import UNCACHED, Caller, requires
 from app.http.json import object_text
 from app.http.problems import responses_for
 from app.http.routing import Router
-from app.http.services import ServicesDep
+from app.http.services import Services, ServicesDep
 from app.http.transactions import Reading, Writing
 from app.kernel.access import Principal, Scope
 from app.kernel.agents import AgentType
@@ -39,13 +40,14 @@ from app.queue.rules.tasks import LeasePolicy
 from app.workers.errors import NameTaken, PoolFull
 from app.workers.rules.workers import HealthPolicy
 from app.workers.service import workers as service
+from app.workers.service.workers import WorkerIdentity
 from app.workers.store import workers as store
 from app.workers.store.workers import Registration, WorkerFilter
 
 router = Router(tags=["workers"])
 ShownState = Literal["starting", "ready", "busy", "draining", "stopped", "lost", "failed"]
 SHOWN_STATES = get_args(ShownState)
-_INTRODUCTION = ("name", "host", "pid", "version", "memory_gb", "cpu_cores", "gpus", "seconds_left")
+_INTRODUCTION = ("name", "host", "pid", "version", "memory_gb", "cpu_cores", "gpus", "seconds_left", "request_id")
 _EXAMPLE: dict[str, Any] = {
     "name": "lab-1",
     "host": "lab.example",
@@ -78,6 +80,11 @@ class RegistrationIn(Body):
     gpus: int = Field(0, ge=0, le=1024, description="devices of this worker alone, for the task that it runs")
     resources: NamedResources = Field(
         default_factory=dict, description="others that it offers by name: instruments, licences of its host"
+    )
+    request_id: UUID | None = Field(
+        None,
+        description="one for each registration, chosen at random: repeated with it and the same key, where the answer "
+        "was lost, it has the same worker, and a new `key`, until the worker is heard of",
     )
 
 
@@ -168,10 +175,25 @@ async def register(
     missed two heartbeats; its credential ends at once. One that a provisioner started gives way to its provisioner.
     Beyond `worker_pool.max_workers` nobody is registered: ask again later.
 
+    Repeated with its `request_id`, where the answer was lost, it has the same worker.
+
     It takes a pool's key, or the one that a provisioner has given to the very worker that it started: any other would
     let its holder take the place of a worker.
     """
-    launched = await access.use_to_register(connection, caller.key_id)
+    identity = None
+    if registration.request_id is not None:
+        identity = await service.register_again(connection, registration.request_id, caller.key_id)
+    if identity is None:
+        identity = await _register(registration, caller, services, connection)
+    # The model takes the fields that the worker is to know, and leaves out the rest of the policies.
+    return RegistrationOut(**asdict(identity), **asdict(services[HealthPolicy]), **asdict(services[LeasePolicy]))
+
+
+async def _register(
+    registration: RegistrationIn, caller: Principal, services: Services, connection: AsyncConnection
+) -> WorkerIdentity:
+    is_repeatable = registration.request_id is not None
+    launched = await access.use_to_register(connection, caller.key_id, is_repeatable=is_repeatable)
     new_worker = Registration(
         capabilities=[agent.value for agent in registration.capabilities],
         labels=object_text(registration.labels) or "{}",
@@ -180,9 +202,7 @@ async def register(
         **{name: getattr(registration, name) for name in _INTRODUCTION},
     )
     max_workers = (await config.current(connection, services[CurrentConfig].initial)).document.worker_pool.max_workers
-    identity = await service.register(connection, new_worker, launched, services[HealthPolicy], max_workers=max_workers)
-    # The model takes the fields that the worker is to know, and leaves out the rest of the policies.
-    return RegistrationOut(**asdict(identity), **asdict(services[HealthPolicy]), **asdict(services[LeasePolicy]))
+    return await service.register(connection, new_worker, launched, services[HealthPolicy], max_workers=max_workers)
 
 
 @router.post(

@@ -35,7 +35,7 @@ from app.queue.store.attempts import Ending
 from app.workers.errors import NameTaken, PoolFull
 from app.workers.rules.workers import HealthPolicy, NameHolder, may_supersede, overdue, should_hold_back
 from app.workers.service import membership
-from app.workers.store import hosts, pool, roster, workers
+from app.workers.store import hosts, pool, repeats, roster, workers
 from app.workers.store.workers import Heartbeat, HeartbeatReply, Registration
 
 # A worker that finds the pool full asks again after so long, and takes the place of one that has ended.
@@ -97,6 +97,20 @@ async def register(
         old_state = [{"worker_id": str(former.id), "incarnation": former.incarnation} for former in superseded]
         by = registration.registered_by or "nobody"
         await audit.record(connection, "worker.supersede", by=by, old_state=old_state, new_state=new_state, reason=name)
+    return WorkerIdentity(worker_id=WorkerId(worker_id), name=name, incarnation=incarnation, key=key)
+
+
+async def register_again(connection: AsyncConnection, request_id: UUID, key_id: str) -> WorkerIdentity | None:
+    """The worker of a registration that is repeated, with a new key in place of the one that nobody has received.
+
+    None where there is no such worker, or it has been heard of; a rival with the same request waits for this one.
+    """
+    row = await repeats.unheard_worker(connection, request_id, key_id)
+    if row is None:
+        return None
+    worker_id, name, incarnation = row
+    await keys.revoke_of_worker(connection, worker_id)
+    key = await create_worker_key(connection, worker_id, f"worker {name}/{incarnation}")
     return WorkerIdentity(worker_id=WorkerId(worker_id), name=name, incarnation=incarnation, key=key)
 
 

@@ -36,6 +36,7 @@ workers = Table(
     Column("host", Text),
     Column("pid", Integer),
     Column("registered_by", Text, comment="id of the key that was shown"),
+    Column("request_id", UUID, comment="of its registration, which is repeated where the answer was lost"),
     Column("lost_after_seconds", Float, comment="of silence, as it was told when it registered"),
     Column("handle", JSONB, comment="what the provisioner needs to find the process again"),
     Column("capabilities", ARRAY(Text), nullable=False),

@@ -37,8 +37,8 @@ class Registration:
     """A worker as it introduces itself; memory in GB, CPU in cores; `labels` and `resources` are JSON text.
 
     `registered_by` is the id of the key that it showed, `lost_after_seconds` the silence that it is told to avoid. Its
-    tasks must end in `seconds_left`, where its time is limited. A
-    member of an engine's pool has the `provisioner` and, as its host, the pool; its start began at `member_created_at`.
+    tasks must end in `seconds_left`, where its time is limited. A member of an engine's pool has the `provisioner` and,
+    as its host, the pool; its start began at `member_created_at`. It repeats a registration by its `request_id`.
     """
 
     name: str
@@ -56,6 +56,7 @@ class Registration:
     seconds_left: float | None = None
     provisioner: str | None = None
     member_created_at: datetime | None = None
+    request_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,13 +116,13 @@ _ENDS_AT = """date_bin(
 _REGISTER = text(f"""
 INSERT INTO workers (id, name, incarnation, state, host, pid, capabilities, labels, version, memory_gb, cpu_cores,
                      gpus, resources, registered_by, lost_after_seconds, ends_at, provisioner, requested_at,
-                     launched_at, started_at, registered_at)
+                     launched_at, started_at, registered_at, request_id)
 SELECT :id, :name, 1 + coalesce((SELECT max(incarnation) FROM workers WHERE name = :name), 0), 'starting', :host, :pid,
        CAST(:capabilities AS text[]), CAST(:labels AS jsonb), :version, :memory_gb, :cpu_cores,
        :gpus, CAST(:resources AS jsonb), :registered_by, :lost_after_seconds,
        {_ENDS_AT}, CAST(:provisioner AS text),
        least(coalesce(CAST(:member_created_at AS timestamptz), now()), now()),
-       CASE WHEN CAST(:provisioner AS text) IS NOT NULL THEN now() END, now(), now()
+       CASE WHEN CAST(:provisioner AS text) IS NOT NULL THEN now() END, now(), now(), :request_id
 RETURNING name, incarnation
 """)
 
@@ -130,9 +131,8 @@ RETURNING name, incarnation
 _REGISTER_LAUNCHED = text(f"""
 UPDATE workers SET pid = :pid, capabilities = CAST(:capabilities AS text[]),
     labels = CAST(:labels AS jsonb), version = :version, memory_gb = :memory_gb, cpu_cores = :cpu_cores,
-    gpus = :gpus, resources = CAST(:resources AS jsonb),
-    lost_after_seconds = :lost_after_seconds, ends_at = {_ENDS_AT},
-    registered_at = now(), started_at = coalesce(started_at, now())
+    gpus = :gpus, resources = CAST(:resources AS jsonb), lost_after_seconds = :lost_after_seconds, ends_at = {_ENDS_AT},
+    registered_at = now(), started_at = coalesce(started_at, now()), request_id = :request_id
 WHERE id = :id AND state = 'starting' AND registered_at IS NULL
 RETURNING name, incarnation
 """)
