@@ -319,7 +319,9 @@ class Exchange:
         """Release a lease of which its worker never heard, as it has hung up and not called again."""
         self._leases.pop(item.authorization, None)
         lease: Any = json.loads(answer.body)
-        body = json.dumps({"token": lease["token"], "reason": "its worker had hung up"}).encode()
+        # Unless it was renewed since: the worker may have repeated its request elsewhere, and hold this very lease now.
+        call = {"token": lease["token"], "expires_at": lease["expires_at"], "reason": "its worker had hung up"}
+        body = json.dumps(call).encode()
         done: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
         release = Item(Operation("release", str(lease["task_id"])), item.authorization, body, 0.0, done)
         done.add_done_callback(lambda _: self.forget(release))

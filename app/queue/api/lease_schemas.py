@@ -127,6 +127,9 @@ class ReleaseIn(Body):
     waits_for_model: Word | None = Field(
         None, description="a language model whose service answers nobody now: when it does again, the delay is over"
     )
+    expires_at: Moment | None = Field(
+        None, description="only the lease that ends then: one that was renewed since is refused (`lease_superseded`)"
+    )
 
 
 class HeldOut(BaseModel):

@@ -158,6 +158,7 @@ async def release(task_id: UUID, call: ReleaseIn, principal: Caller, services: S
             call.reason,
             call.delay_seconds,
             waits_for_model=call.waits_for_model,
+            expires_at=call.expires_at,
         )
     return answer(join({"task_id": task_id, "state": ended_lease.state.value, "run_at": ended_lease.run_at}, {}))
 

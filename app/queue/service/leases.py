@@ -200,14 +200,18 @@ async def release(
     delay_seconds: float = 0.0,
     *,
     waits_for_model: str | None = None,
+    expires_at: datetime | None = None,
 ) -> EndedLease:
     """Give a task back, to be leased again after the delay, or as soon as the model that it waits for answers.
 
-    It costs no attempt. Safe to repeat.
+    It costs no attempt. Safe to repeat. With `expires_at` a lease that was renewed since is left alone. Raises
+    LeaseSuperseded.
     """
     attempt = await attempts.lock(connection, fence.task_id, fence.token, fence.worker_id)
     if attempt is None:
         return await _repeated_result(connection, fence, "released")
+    if expires_at is not None and attempt.lease_expires_at != expires_at:
+        raise LeaseSuperseded("this lease was renewed since: its worker has heard of it", reason="superseded")
     run_at = await give_back(connection, attempt, reason, delay_seconds)
     if waits_for_model is not None and run_at is not None:
         await parking.park(connection, attempt.id, attempt.token, waits_for_model)

@@ -118,3 +118,19 @@ async def test_the_catalogue_lists_every_code_once_with_its_status(service: Serv
     codes = [problem["code"] for problem in problems]
     assert len(codes) == len(set(codes))
     assert {"lease_expired", "body_too_large", "invalid_request", "shutting_down"} <= set(codes)
+
+
+async def test_a_lease_that_was_renewed_is_not_given_back_by_who_knows_its_former_end(
+    service: Service, database: Database
+) -> None:
+    """As a relay does whose worker has hung up, and got the same lease again elsewhere."""
+    await service.submitted()
+    worker, request_id = await service.worker(), str(uuid4())
+    lost = await worker.lease(request_id=request_id)
+    again = await worker.lease(request_id=request_id)
+    assert (again["task_id"], again["token"]) == (lost["task_id"], lost["token"])
+    before = await everything(database)
+    answer = await worker.on_lease(lost, "release", expires_at=lost["expires_at"])
+    is_problem(answer, 409, "lease_superseded")
+    assert await everything(database) == before
+    assert (await worker.on_lease(again, "release", expires_at=again["expires_at"])).status_code == 200
