@@ -4,7 +4,7 @@ Source of the format of events: https://html.spec.whatwg.org/multipage/server-se
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -105,13 +105,22 @@ async def _encode(start: str, batches: AsyncGenerator[Batch, None]) -> AsyncGene
         sent_at = clock()
 
 
-async def until_disconnect(request: Request, work: Coroutine[Any, Any, T | None]) -> T | None:
-    """The result of `work`, or None as soon as the client disconnects: nobody would read the answer."""
+async def until_disconnect(
+    request: Request, work: Coroutine[Any, Any, T | None], discard: Callable[[T], None] | None = None
+) -> T | None:
+    """The result of `work`, or None as soon as the client disconnects: nobody would read the answer.
+
+    A result that comes together with that is handed to `discard`.
+    """
     task = asyncio.create_task(work)
     disconnect = asyncio.create_task(_wait_for_disconnect(request))
     try:
         await asyncio.wait((task, disconnect), return_when=asyncio.FIRST_COMPLETED)
-        return task.result() if task.done() else None
+        result = task.result() if task.done() else None
+        if discard is None or result is None or not disconnect.done():
+            return result
+        discard(result)
+        return None
     finally:
         task.cancel()
         disconnect.cancel()

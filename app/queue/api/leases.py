@@ -1,6 +1,7 @@
 """Routes of workers on leases: lease a task, report progress, hand in the result, fail or release it."""
 
 import json
+from functools import partial
 from uuid import UUID
 
 from fastapi import APIRouter
@@ -67,11 +68,12 @@ async def lease(call: LeaseIn, principal: Caller, services: ServicesDep, request
     """One task for this worker, waiting for it up to `wait_seconds`."""
     lease_call = lease_calls.lease_call(call, principal)
     wait = min(call.wait_seconds, services[LeasePolicy].max_wait_seconds)
+    broker = services[Broker]
     # Without a wait the answer comes at once, so watching the connection would only cost time.
     lease = (
-        await until_disconnect(request, services[Broker].lease(lease_call, wait))
+        await until_disconnect(request, broker.lease(lease_call, wait), partial(broker.give_back, lease_call.worker_id))
         if wait
-        else await services[Broker].lease(lease_call)
+        else await broker.lease(lease_call)
     )
     if lease is None:
         return Response(status_code=204)

@@ -118,10 +118,19 @@ class Broker:
         timer = loop.call_later(wait_seconds, self.end_wait, waiter) if wait_seconds else None
         try:
             return await answer
+        except asyncio.CancelledError:
+            # The caller may have hung up after it was answered, and before it took the answer.
+            if answer.done() and not (answer.cancelled() or answer.exception()) and (lease := answer.result()):
+                self.give_back(call.worker_id, lease)
+            raise
         finally:
             if timer is not None:
                 timer.cancel()
             self.leave(waiter)
+
+    def give_back(self, worker_id: WorkerId, lease: Lease) -> None:
+        """Begin to release a lease of which this worker never heard, unless it is told of it elsewhere."""
+        self._releases.start({worker_id: lease})
 
     def join(
         self, call: LeaseCall, answer: Answer, *, may_wait: bool, on_try: Callable[[], None] | None = None

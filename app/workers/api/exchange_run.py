@@ -28,6 +28,7 @@ from app.queue.broker.broker import Broker
 from app.queue.broker.waits import Outcome, Waits
 from app.queue.rules.tasks import LeasePolicy
 from app.queue.service.leases import LeaseService
+from app.queue.store.claims import Lease
 from app.queue.store.completions import Completion, Renewal, ServiceTime
 from app.workers.api.exchange_items import OPERATIONS, Admission, Item, admissions, authorization_of, read
 
@@ -220,6 +221,9 @@ class Exchange:
         finally:
             timer.cancel()
             self._waits.close()
+            for item, outcome in self._outcomes:
+                if isinstance(outcome, Lease):
+                    self._services[Broker].give_back(item.worker_id, outcome)
 
     async def _line(self) -> bytes:
         while True:

@@ -22,7 +22,7 @@ from app.kernel.lanes import Priority
 from app.kernel.states import WorkerState
 from app.queue.broker import lane_view
 from app.queue.broker.broker import Broker
-from app.queue.broker.calls import LeaseCall
+from app.queue.broker.calls import LeaseCall, Waiter
 from app.queue.broker.dispatch import IdleTimes
 from app.queue.broker.waits import Waits
 from app.queue.errors import WorkerBusy, WorkerNotFound, WorkerNotReady
@@ -536,6 +536,26 @@ async def test_a_lease_goes_to_the_repetition_that_came_during_its_claim(
     assert lease is not None
     assert lease.token == 1
     assert broker.waiting_count == 0
+
+
+async def test_a_lease_is_released_where_its_caller_hangs_up_before_it_takes_the_answer(
+    database: Database, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle, calls = broker._settle, [_call(await ready_worker(database)) for _ in range(2)]
+    await submitted(database)
+    caller = asyncio.create_task(broker.lease(calls[0], 30))
+
+    def hang_up(waiter: Waiter, outcome: store.Lease | Exception | None) -> None:
+        settle(waiter, outcome)
+        caller.cancel()
+
+    monkeypatch.setattr(broker, "_settle", hang_up)
+    await asyncio.wait([caller])
+    assert caller.cancelled()
+    await _until_released(database)
+    lease = await broker.lease(calls[1], 10)
+    assert lease is not None
+    assert lease.token == 2
 
 
 async def test_a_lease_is_released_where_the_call_is_cancelled_at_its_very_end(

@@ -12,7 +12,8 @@ from app.queue.broker.broker import Broker
 from app.queue.service import leases as lease_service
 from app.queue.store import claims, completions
 from app.server import begin_shutdown
-from tests.support.exchanges import ask, exchanged, exchanging, hand_in, item
+from app.workers.api import exchange_run
+from tests.support.exchanges import PATH, ask, exchanged, exchanging, hand_in, item
 from tests.support.service import Service, Worker
 from tests.support.sql import until, value
 from tests.support.streams import on_a_port
@@ -118,6 +119,39 @@ async def test_a_task_of_whoever_hung_up_meanwhile_goes_back(
 
     await until(is_back)
     assert await value(database, "SELECT state FROM tasks") == "pending"
+
+
+async def test_a_task_that_was_leased_before_the_first_line_goes_back_where_nobody_takes_it(
+    port: Service, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange_run, "_PATIENCE_SECONDS", 60)
+    first, second = await port.worker(), await port.worker()
+    held, may_complete, complete = await _holding(port, first), asyncio.Event(), completions.complete
+    await port.submitted()
+
+    async def slowly(*arguments: Any) -> Any:
+        await may_complete.wait()
+        return await complete(*arguments)
+
+    async def are_leased() -> bool:
+        count = await value(database, "SELECT count(*) FROM tasks WHERE worker_id IS NOT NULL")
+        return count == 2 and _waiting(port) == 0
+
+    async def is_back() -> bool:
+        return bool(await value(database, "SELECT count(*) = 1 FROM every_event WHERE kind = 'task.released'"))
+
+    # Before there is a line, whoever waits for it hangs up.
+    monkeypatch.setattr(completions, "complete", slowly)
+    items = [hand_in(first, held), ask(second, _WAIT_SECONDS)]
+    headers = {"Authorization": items[0]["authorization"]}
+    call = asyncio.create_task(port.client.post(PATH, json={"items": items}, headers=headers))
+    await until(are_leased)
+    call.cancel()
+    await asyncio.wait([call])
+    try:
+        await until(is_back)
+    finally:
+        may_complete.set()
 
 
 async def test_a_locked_row_keeps_no_other_item_back(
