@@ -29,9 +29,10 @@ from app.db.database import Database
 from app.db.rights import warn_of_excess_rights
 from app.db.schema import ExpectedSchema
 from app.health.rules.utilisation import UtilisationPolicy
-from app.health.service import alerts
+from app.health.service.delivery import WebhookSender
 from app.health.service.refusals import keep_writing, write_counts
 from app.health.service.snapshot_cache import SnapshotCache, SnapshotSettings
+from app.health.service.stand_in import stand_in
 from app.health.service.utilisation import keep_sampling
 from app.http.bodies import Uploads
 from app.http.bounds import BoundedHeads, raise_file_limit
@@ -212,10 +213,8 @@ def create_app(
             ),
             name="presence",
         )
-        watching = asyncio.create_task(
-            alerts.stand_in(database, lambda: services[Admission].policy, with_webhooks=settings.webhook is not None),
-            name="alerts",
-        )
+        sender = WebhookSender(settings.webhook) if settings.webhook else None
+        watching = asyncio.create_task(stand_in(database, lambda: services[Admission].policy, sender), name="alerts")
         signs = asyncio.create_task(services[SignsOfLife].keep_storing(), name="signs of life")
         following_tasks = [weights, sampling, writing, keys, noting, watching, signs]
         if certificate is not None:

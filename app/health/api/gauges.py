@@ -164,7 +164,7 @@ class Gauges:
         for value in snapshot.pushed_values:
             self.set(_PUSHED_GAUGES[value.kind], value.value, value.name, value.agent.value if value.agent else "")
         for turn in snapshot.duty_turns:
-            self.set("duty_age_seconds", turn.seconds_ago, turn.duty)
+            self.set("duty_age_seconds", abs(turn.seconds_ago), turn.duty)
 
     def set_pool(self, snapshot: Snapshot) -> None:
         """Set the gauges of workers, and of the work of each agent type."""

@@ -6,17 +6,16 @@ keeps an open alert and opens none, and the report, which remembers nothing, lea
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
+from app.health.rules.duty_checks import late_duties
 from app.health.rules.finding import AlertKey, AlertRule, Symptom
 from app.health.rules.model_checks import breaker_open, goal_budget, key_expiring, llm_budget
 from app.health.rules.snapshot import (
     GROWTH_SPAN,
     MINUTE,
-    WATCH,
     BlockingSession,
     Bounds,
     CheckPolicy,
     DatabaseCondition,
-    DutyTurn,
     Grade,
     Observations,
     Running,
@@ -288,36 +287,6 @@ def _connections(condition: DatabaseCondition, policy: CheckPolicy) -> Iterator[
         message=f"{share:.0%} of the connections that PostgreSQL allows are in use",
         advice="raise max_connections, run fewer replicas, or look for clients that do not close theirs",
         facts={"share": share, "threshold": policy.pressure.degraded},
-    )
-
-
-def late_duties(observations: Observations, policy: CheckPolicy) -> Iterable[Symptom] | None:
-    """Background duties, or all of them, have not run for too long."""
-    paced = [turn for turn in observations.duty_turns or () if turn.duty != WATCH]
-    if not paced:
-        return None
-    # When no loop runs, all duties are late: one symptom says it for all.
-    if (ago := min(turn.seconds_ago for turn in paced)) > policy.loops_silent_seconds:
-        message = f"no background duty has run for {ago:,.0f} s: lost workers and expired leases go unnoticed"
-        return _late(Grade.CRITICAL, "loops_silent", message)
-    return [symptom for turn in paced for symptom in _late_duty(turn, policy)]
-
-
-def _late_duty(turn: DutyTurn, policy: CheckPolicy) -> Iterable[Symptom]:
-    interval, ago = turn.every_seconds, turn.seconds_ago
-    if interval is None or ago <= policy.missed_turns * interval + policy.loops_silent_seconds:
-        return ()
-    message = f"the duty `{turn.duty}` is due every {interval:g} s and has not run for {ago:,.0f} s; "
-    return _late(Grade.DEGRADED, None, message + "the log of the loops says why")
-
-
-def _late(grade: Grade, code: str | None, message: str) -> Iterator[Symptom]:
-    return symptom_of(
-        grade,
-        AlertKey(rule=AlertRule.DUTY_LATE),
-        code=code,
-        message=message,
-        advice="does `convener loops` run, and does it reach the database? its log says what is late, and why",
     )
 
 

@@ -11,7 +11,6 @@ from app.health.rules.checks import (
     below_minimum,
     database_trouble,
     degradation,
-    late_duties,
     oldest_seconds,
     oldest_task,
     pressure,
@@ -19,6 +18,7 @@ from app.health.rules.checks import (
     replacement_failing,
     results_delayed,
 )
+from app.health.rules.duty_checks import late_duties
 from app.health.rules.finding import Finding, Level, Overall, Symptom, critical, degraded, not_measured, note
 from app.health.rules.runtime import bottleneck_agent
 from app.health.rules.snapshot import CheckPolicy, Grade, Snapshot

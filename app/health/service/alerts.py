@@ -1,8 +1,6 @@
 """Alerts: opened and resolved by a duty that observes the system every few seconds, acknowledged by people."""
 
-import asyncio
 import logging
-from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -10,7 +8,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.service import audit
 from app.db import duties, notify
-from app.db.database import Database
 from app.health.errors import AlertNotFound, AlertResolved
 from app.health.rules.alerts import (
     AlertPlan,
@@ -26,16 +23,11 @@ from app.health.rules.snapshot import FOR_ALERTS, WATCH, Depth
 from app.health.service import observations, webhooks
 from app.health.store import alerts
 from app.health.store.alerts import Alert
-from app.kernel.errors import DatabaseUnavailable
 from app.kernel.events import AlertKind
 from app.queue.rules.admission import CapacityPolicy
 from app.queue.store import events
 
 log = logging.getLogger(__name__)
-_EVERY_SECONDS = 5.0
-# Far more than the loops leave between two turns.
-_STAND_IN_SECONDS = 30.0
-_LOOK_SECONDS = 10.0
 _POLICY = AlertPolicy()
 
 
@@ -71,22 +63,6 @@ async def watch(
         "unknown": sorted(unknown_rules),
         "strain": observations.strain_to_json(observations.strain(current)),
     }
-
-
-async def stand_in(database: Database, capacity: Callable[[], CapacityPolicy], *, with_webhooks: bool) -> None:
-    """Watch, until cancelled, whenever no loop has done so for long: somebody has to tell that the loops are away."""
-    while True:
-        await asyncio.sleep(_LOOK_SECONDS)
-        try:
-            async with database.transaction() as connection:
-                turn = await duties.claim(connection, WATCH, _STAND_IN_SECONDS)
-                if turn is not None:
-                    result = await watch(connection, capacity(), with_webhooks=with_webhooks)
-                    await duties.record(connection, WATCH, result, held_back=False, every_seconds=_EVERY_SECONDS)
-        except DatabaseUnavailable:
-            continue
-        except Exception:
-            log.exception("could not watch for alerts, trying again")
 
 
 async def acknowledge(connection: AsyncConnection, alert_id: int, *, by: str, note: str) -> Alert:

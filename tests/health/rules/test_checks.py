@@ -268,4 +268,13 @@ def test_a_duty_that_is_late_is_one_alert_and_loops_that_are_away_a_critical_one
     stood_in = DutyTurn(duty=WATCH, seconds_ago=1, every_seconds=5)
     symptom = only_symptom(duty_turns=[stood_in, *late])
     assert (symptom.code, symptom.severity) == ("loops_silent", Severity.CRITICAL)
-    assert symptoms_of(duty_turns=[stood_in]) == []
+    symptom = only_symptom(duty_turns=[stood_in])
+    assert (symptom.code, symptom.severity) == ("loops_never_ran", Severity.CRITICAL)
+    assert symptoms_of(duty_turns=[]) == []
+
+
+def test_loops_that_have_gone_before_the_clock_was_set_back_are_away() -> None:
+    past = DutyTurn(duty="sweep leases", seconds_ago=-3600, every_seconds=1)
+    assert only_symptom(duty_turns=[past]).code == "loops_silent"
+    # Slow ones have their turn later than the fast ones.
+    assert symptoms_of(duty_turns=[past, DutyTurn(duty="fold events", seconds_ago=1, every_seconds=2)]) == []

@@ -12,8 +12,7 @@ from app.health.rules.finding import AlertKey, AlertRule, Level, Severity, Sympt
 from app.health.service import alerts
 from app.health.store import alerts as store
 from app.health.store.alerts import Alert, AlertFilter
-from app.queue.rules.admission import CapacityPolicy
-from tests.support.sql import execute, until, until_blocked, value
+from tests.support.sql import execute, until_blocked, value
 from tests.support.watching import empty_queue, neglect_task, observe
 
 SYMPTOM = Symptom(
@@ -175,23 +174,3 @@ async def test_a_crash_in_the_turn_leaves_nothing_behind(database: Database) -> 
         await dies()
     assert await all_alerts(database) == []
     assert (await observe(database))["opened"] == 1
-
-
-async def test_the_api_tells_that_no_loop_runs(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It stands in for the duty that would."""
-    monkeypatch.setattr(alerts, "_EVERY_SECONDS", 0.05)
-    await observe(database)
-    await execute(database, "INSERT INTO loop_ticks (duty, last_run_at) VALUES ('sweep leases', now())")
-    standing_in = asyncio.create_task(alerts.stand_in(database, CapacityPolicy, with_webhooks=False))
-    await asyncio.sleep(0.3)
-    assert await all_alerts(database) == []
-    await execute(database, "UPDATE loop_ticks SET last_run_at = now() - interval '1 minute'")
-
-    async def opened() -> bool:
-        return bool(await all_alerts(database))
-
-    await until(opened)
-    standing_in.cancel()
-    (alert,) = await all_alerts(database)
-    assert (alert.rule, alert.severity) == (AlertRule.DUTY_LATE, Severity.CRITICAL)
-    assert "no background duty has run" in alert.summary
