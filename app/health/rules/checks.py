@@ -192,6 +192,8 @@ def starving_workers(queue: QueueSnapshot, workers: WorkerCounts, policy: CheckP
 
 def _runnable_tasks(queue: QueueSnapshot, workers: WorkerCounts) -> int:
     """Tasks that may run now, that nobody has paused, and that some idle worker can run."""
+    if workers.runnable is not None:
+        return workers.runnable
     paused_agents = {pause.agent_type for pause in queue.pauses}
     return sum(queue.count(agent=agent, phase="pending") for agent in workers.idle_for - paused_agents)
 

@@ -128,13 +128,15 @@ class Running:
 class WorkerCounts:
     """Workers that are past their start; `idle` have taken nothing for a while, `idle_for` is what they could run.
 
-    `minimum` is the configured one; None when nobody has configured anything yet.
+    `minimum` is the configured one; None when nobody has configured anything yet. `runnable` is the number of tasks
+    that some idle one can run, counted where tasks ask for resources; None: all of the agent types.
     """
 
     alive: int
     idle: int = 0
     idle_for: frozenset[AgentType] = frozenset()
     minimum: int | None = None
+    runnable: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

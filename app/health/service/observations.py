@@ -11,6 +11,7 @@ from app.db import duties
 from app.goals.store import goals
 from app.health.rules.snapshot import FOR_ALERTS, MINUTE, WATCH, CheckPolicy, Depth, Observations, with_depth
 from app.health.rules.utilisation import Measure, UtilisationPolicy, fullest_host_percent
+from app.health.service.starvation import read_workers
 from app.health.store import observations as store
 from app.health.store import pool_counts, refusals, utilisation
 from app.kernel.lanes import Priority
@@ -37,7 +38,7 @@ async def observe(
         queue=queue,
         depths=with_depth(depths, queue.at, sum(queue.depth.values())),
         running=await store.running_tasks(connection, policy.overdue_grace_seconds),
-        workers=await store.worker_counts(connection, minimum),
+        workers=await read_workers(connection, queue, minimum),
         # The queue as a whole is a resource of the contract; quotas of priorities are the report's.
         resources={
             "queue": sum(queue.depth.values()) / capacity.max_queue_size,

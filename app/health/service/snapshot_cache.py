@@ -19,6 +19,7 @@ from app.health.rules import report
 from app.health.rules.report import DATABASE_AWAY, DATABASE_SLOW, Report
 from app.health.rules.runtime import LanguageModel
 from app.health.rules.snapshot import FOR_ALERTS, FOR_REPORT, CheckPolicy, Snapshot
+from app.health.service.starvation import read_workers
 from app.health.store import alerts, pool_counts, refusals, series, utilisation
 from app.health.store import observations as store
 from app.kernel.errors import DatabaseUnavailable
@@ -149,7 +150,7 @@ async def read_snapshot(connection: AsyncConnection, settings: SnapshotSettings)
         duty_turns=await pool_counts.duty_turns(connection),
         pushed_values=await series.current_values(connection),
         running=await store.running_tasks(connection, FOR_ALERTS.overdue_grace_seconds),
-        workers=await store.worker_counts(connection, None),
+        workers=await read_workers(connection, queue, None),
         recovery=await recovery(connection),
         models=await store.model_troubles(connection),
         step=await degradation.current_step(connection),

@@ -14,7 +14,9 @@ from app.health.rules.snapshot import (
     Running,
     WorkerCounts,
 )
+from app.kernel import resources
 from app.kernel.agents import AgentType
+from app.kernel.resources import Resources
 from app.llm.rules.conditions import service_state
 from app.llm.store import models
 from app.queue.store import lease_ledger
@@ -30,17 +32,24 @@ WHERE w.{LIVE} AND held.state = 'executing' GROUP BY held.agent_type
 
 # A worker that took its last task a moment ago does many short ones, and idles only at this moment. `greatest` passes
 # over nulls: one that never took any idles since its first heartbeat.
-_POOL = text(f"""
-WITH living AS (
-    SELECT w.state, w.capabilities, w.state = 'ready' AND held.id IS NULL
-        AND greatest(w.first_beat_at, last_lease.leased_at) < now() - make_interval(secs => :idle_after) AS is_idle
+_LIVING = f"""
+    SELECT w.state, w.capabilities, w.cpu_cores, w.memory_gb, w.gpus, w.resources,
+           w.state = 'ready' AND held.id IS NULL
+           AND greatest(w.first_beat_at, last_lease.leased_at) < now() - make_interval(secs => :idle_after) AS is_idle
     FROM workers w {lease_ledger.last_and_held("w.id")}
     LEFT JOIN leases last_lease ON last_lease.worker_id = w.id AND last_lease.n = last.n
     WHERE w.state IN ('ready', 'draining')
-)
+"""
+_POOL = text(f"""
+WITH living AS ({_LIVING})
 SELECT count(*) AS alive, count(*) FILTER (WHERE is_idle) AS idle,
        (SELECT array_agg(DISTINCT agent) FROM living CROSS JOIN unnest(capabilities) AS agent WHERE is_idle) AS idle_for
 FROM living
+""")
+_IDLE_OFFERS = text(f"""
+SELECT DISTINCT capabilities, coalesce(cpu_cores, 0) AS cores, coalesce(memory_gb, 0) AS memory_gb,
+       coalesce(gpus, 0) AS gpus, resources AS named
+FROM ({_LIVING}) living WHERE is_idle
 """)
 
 # Snapshots of other databases do not matter to ours; those of standbys do, and these have no database. Prepared
@@ -113,6 +122,12 @@ async def worker_counts(connection: AsyncConnection, minimum: int | None) -> Wor
     row = (await connection.execute(_POOL, {"idle_after": IDLE_AFTER.total_seconds()})).mappings().one()
     agents = frozenset(map(AgentType, row["idle_for"] or ()))
     return WorkerCounts(alive=row["alive"], idle=row["idle"], idle_for=agents, minimum=minimum)
+
+
+async def idle_offers(connection: AsyncConnection) -> list[tuple[frozenset[AgentType], Resources]]:
+    """Agent types and offers of the idle workers, each combination once."""
+    rows = (await connection.execute(_IDLE_OFFERS, {"idle_after": IDLE_AFTER.total_seconds()})).mappings()
+    return [(frozenset(map(AgentType, row["capabilities"])), resources.read(dict(row))) for row in rows]
 
 
 async def model_troubles(connection: AsyncConnection) -> dict[str, ModelTrouble]:

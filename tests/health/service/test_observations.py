@@ -3,13 +3,16 @@
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.database import Database
+from app.health.rules.checks import worker_starvation
 from app.health.rules.snapshot import FOR_ALERTS, Observations
 from app.health.rules.utilisation import Measure, host_subject, single_sample
 from app.health.service import observations
 from app.health.store import utilisation
+from app.kernel.agents import AgentType
+from app.kernel.resources import Resources
 from app.queue.rules.admission import CapacityPolicy
 from app.queue.rules.degradation import Strain
-from tests.support.factories import submitted
+from tests.support.factories import ready_worker, submitted
 from tests.support.sql import execute
 from tests.support.watching import neglect_task, observe
 
@@ -78,3 +81,21 @@ async def test_the_queue_is_a_resource(database: Database) -> None:
     assert observed.resources is not None
     assert observed.resources["queue"] == 0.9
     assert [depth.tasks for depth in observed.depths] == [9]
+
+
+async def test_a_worker_does_not_starve_beside_tasks_that_ask_for_what_it_lacks(database: Database) -> None:
+    worker = await ready_worker(database)
+    await execute(database, "UPDATE workers SET first_beat_at = now() - interval '1 min'")
+    await submitted(database, 3, resources=Resources(gpus=1).text())
+    await submitted(database, 1, resources=Resources(gpus=2).text(), agent_type=AgentType.RANKING)
+
+    async def starvation() -> list[str]:
+        async with database.transaction() as connection:
+            return [symptom.message for symptom in worker_starvation(await _observed(connection), FOR_ALERTS) or ()]
+
+    assert await starvation() == []
+    await execute(database, "UPDATE workers SET gpus = 1 WHERE id = $1", worker)
+    assert await starvation() == ["1 worker idles although tasks wait that could be run there: 3"]
+    await execute(database, "UPDATE workers SET gpus = 0")
+    await submitted(database, 2, agent_type=AgentType.RANKING)
+    assert await starvation() == ["1 worker idles although tasks wait that could be run there: 2"]
