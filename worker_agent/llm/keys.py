@@ -17,8 +17,11 @@ log = logging.getLogger(__name__)
 _COMMAND_SECONDS = 30.0
 # A file costs nothing to read; a command may ask a service for a token.
 _AGAIN_SECONDS = 2.0
-# Read anew so long before the key expires.
+# Read anew so long before the key expires; a file from when people are told of it on, two days before at the earliest.
 _AHEAD_SECONDS = 300.0
+_FILE_AHEAD_SECONDS, _FILE_AGAIN_SECONDS = 200_000.0, 60.0
+# Who renews a key by itself does so while more than this share of its life is left.
+_LATE_SHARE = 0.1
 _MAX_BYTES = 64 << 10
 _NAMES = ("access_token", "key", "token", "api_key")
 # Timestamps of JSON are in seconds up to here, in milliseconds above.
@@ -44,20 +47,31 @@ class KeySource:
             self._key = Key(text=settings.key)
         self._is_read = self._file is None and self._command is None
         self._read_at = -_AGAIN_SECONDS
+        self._begun_at: datetime | None = None
         self._reading = asyncio.Lock()
 
     @property
     def expires_at(self) -> datetime | None:
-        """When the current key expires, where that is known."""
-        return self._key.expires_at
+        """When the current key expires, where that is known and whoever renews it has not done so in time."""
+        end, begun_at = self._key.expires_at, self._begun_at
+        if end is None or begun_at is None:
+            return end
+        return end if end - datetime.now(UTC) <= _LATE_SHARE * (end - begun_at) else None
 
     async def current(self) -> Key:
         """The key to call with, read anew where it is about to expire."""
-        expires_at = self._key.expires_at
-        is_ending = expires_at is not None and (expires_at - datetime.now(UTC)).total_seconds() < _AHEAD_SECONDS
-        if not self._is_read or is_ending:
+        if not self._is_read or self._is_ending():
             await self.renew(self._key)
         return self._key
+
+    def _is_ending(self) -> bool:
+        if self._key.expires_at is None:
+            return False
+        left = (self._key.expires_at - datetime.now(UTC)).total_seconds()
+        if self._command is not None:
+            return left < _AHEAD_SECONDS
+        is_due = time.monotonic() - self._read_at >= _FILE_AGAIN_SECONDS
+        return left < _AHEAD_SECONDS or (left < _FILE_AHEAD_SECONDS and is_due)
 
     async def renew(self, refused: Key) -> Key:
         """The key after it was refused, or is about to expire: another one where there is one by now."""
@@ -73,8 +87,18 @@ class KeySource:
             except (OSError, ValueError, TimeoutError) as error:
                 log.warning("the key of the language model cannot be read", extra={"fields": {"why": str(error)}})
                 return self._key
+            if key.text != self._key.text or self._begun_at is None:
+                self._begun_at = self._file_written_at() or datetime.now(UTC)
             self._key, self._is_read = key, True
             return self._key
+
+    def _file_written_at(self) -> datetime | None:
+        if self._command is not None or self._file is None:
+            return None
+        try:
+            return datetime.fromtimestamp(self._file.stat().st_mtime, UTC)
+        except OSError:
+            return None
 
     @property
     def _pause_seconds(self) -> float:

@@ -114,11 +114,12 @@ def key_expiring(observations: Observations, policy: CheckPolicy) -> Iterable[Sy
         left = trouble.key_seconds_left
         if left is None or left > policy.key_days * _DAY:
             continue
+        whose = f", says {trouble.key_caller}" if trouble.key_caller else ""
         when = "has expired" if left <= 0 else f"expires in {left / 3600:,.1f} h"
         symptoms += symptom_of(
             Grade.CRITICAL if left <= policy.key_hours * 3600 else Grade.DEGRADED,
             AlertKey(rule=AlertRule.KEY_EXPIRING, subject=model),
-            message=f"the key of the language model {model} {when}",
+            message=f"the key of the language model {model} {when}{whose}",
             advice="renew it where CONVENER_LLM_KEY_FILE or CONVENER_LLM_KEY_COMMAND takes it from; it is read anew",
         )
     return symptoms

@@ -141,11 +141,15 @@ class WorkerCounts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelTrouble:
-    """The state of a language model's service, its end where that is known, and seconds for which its key is good."""
+    """The state of a language model's service, its end where that is known, and seconds for which its key is good.
+
+    `key_caller` is the worker, or the key of somebody who is none, that has told of the end.
+    """
 
     state: ServiceState = ServiceState.OK
     until: datetime | None = None
     key_seconds_left: float | None = None
+    key_caller: str = ""
 
     @property
     def is_out_of_order(self) -> bool:

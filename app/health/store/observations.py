@@ -3,6 +3,8 @@
 Each reads every worker or connection, and no other tasks than those that workers hold.
 """
 
+from datetime import timedelta
+
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -106,6 +108,10 @@ SELECT (SELECT sum(numbackends) FROM pg_stat_database)::float8
 """)
 
 
+# Callers tell of it with each call.
+_KEY_KNOWN_FOR = timedelta(days=1)
+
+
 async def running_tasks(connection: AsyncConnection, grace_seconds: float) -> dict[AgentType, Running]:
     """Executing tasks by agent type; one past its deadline by more than the grace counts as overdue."""
     rows = (await connection.execute(_RUNNING, {"grace": grace_seconds})).mappings()
@@ -135,8 +141,15 @@ async def model_troubles(connection: AsyncConnection) -> dict[str, ModelTrouble]
     troubles = {}
     for model, at in await models.read_troubled(connection):
         state, until = service_state(model, at)
-        left = None if model.key_expires_at is None else (model.key_expires_at - at).total_seconds()
-        troubles[model.name] = ModelTrouble(state=state, until=until, key_seconds_left=left)
+        report = model.key_report
+        # Long after the last word of it nobody knows whether that key is still used.
+        is_known = report is not None and at - report.reported_at < _KEY_KNOWN_FOR
+        troubles[model.name] = ModelTrouble(
+            state=state,
+            until=until,
+            key_seconds_left=(report.expires_at - at).total_seconds() if report and is_known else None,
+            key_caller=report.caller if report and is_known else "",
+        )
     return troubles
 
 

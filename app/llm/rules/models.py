@@ -8,6 +8,7 @@ from math import ceil
 from app.llm.rules.callers import CallerState
 from app.llm.rules.circuit_breaker import Breaker, BreakerState
 from app.llm.rules.concurrency import ConcurrencyState
+from app.llm.rules.key_reports import KeyReport
 from app.llm.rules.rate_limit import Dimension, Meter
 
 # A tenth of a window at once spreads calls over the window, and lets a handful of agents begin together.
@@ -45,11 +46,16 @@ class Model:
     concurrency: ConcurrencyState = field(default_factory=ConcurrencyState)
     breaker: Breaker = field(default_factory=Breaker)
     callers: Mapping[str, CallerState] = field(default_factory=dict)
-    # As callers have reported it last; None: nobody knows it.
-    key_expires_at: datetime | None = None
+    # None: nobody has told of an end.
+    key_report: KeyReport | None = None
     tats: Mapping[Dimension, datetime | None] = field(default_factory=dict)
     # Of the meters of single workers, by `rate_limit.worker_key`.
     worker_tats: Mapping[str, datetime] = field(default_factory=dict)
+
+    @property
+    def key_expires_at(self) -> datetime | None:
+        """The earliest end of a key that a caller has told of."""
+        return None if self.key_report is None else self.key_report.expires_at
 
 
 def meters(model: Model, now: datetime) -> dict[Dimension, Meter]:

@@ -15,6 +15,7 @@ from app.llm.errors import CacheKeyMismatch, PermitNotFound, PermitOver
 from app.llm.rules import reports
 from app.llm.rules.concurrency import ConcurrencyPolicy
 from app.llm.rules.conditions import service_state
+from app.llm.rules.key_reports import earliest_report
 from app.llm.rules.models import Model, ModelLimits, call_cost, changed_tats, concurrency_ceiling, meters
 from app.llm.rules.outcomes import CallReport, Outcome
 from app.llm.rules.permits import Ending, PermitRequest
@@ -216,12 +217,11 @@ class _SettlementBatch:
         )
         ceiling = concurrency_ceiling(model, self._total_limit)
         model = reports.record_call(model, turn, ceiling=ceiling, now=self._at, policy=self._policy)
-        if report.key_expires_at is not None:
-            model = replace(model, key_expires_at=report.key_expires_at)
-        elif report.outcome is Outcome.SUCCESS and model.key_expires_at and model.key_expires_at <= self._at:
-            # Another key has taken its place, whose end nobody has named.
-            model = replace(model, key_expires_at=None)
-        self._models[model.name] = model
+        has_answered = report.outcome is Outcome.SUCCESS
+        key_report = earliest_report(
+            model.key_report, turn.caller, report.key_expires_at, self._at, has_answered=has_answered
+        )
+        self._models[model.name] = replace(model, key_report=key_report)
         by_dimension = self._meters.setdefault(model.name, meters(model, self._at))
         if report.tokens is not None and (meter := by_dimension.get(Dimension.TOKENS)) is not None:
             difference = meter.chargeable(report.tokens) - meter.chargeable(permit.request.tokens)

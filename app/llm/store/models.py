@@ -15,6 +15,7 @@ from app.db.pages import Page
 from app.llm.rules.callers import CallerState
 from app.llm.rules.circuit_breaker import Breaker
 from app.llm.rules.concurrency import INITIAL_LIMIT, ConcurrencyState
+from app.llm.rules.key_reports import LONG_AGO, KeyReport
 from app.llm.rules.models import Model, ModelLimits
 from app.llm.rules.rate_limit import Dimension, Meter
 
@@ -32,7 +33,8 @@ class ModelStatus:
 _LIMITS = tuple(ModelLimits.__dataclass_fields__)
 _CONCURRENCY = ("ramping", "shrunk_at", "latency_seconds", "cooldown_until")
 _BREAKER = ("failures", "open_until", "cause", "until")
-_SERVICE = f"concurrency, {', '.join(_CONCURRENCY)}, {', '.join(_BREAKER)}, callers, worker_tats, key_expires_at"
+_KEY = ("key_expires_at", "key_reported_by", "key_reported_at")
+_SERVICE = f"concurrency, {', '.join(_CONCURRENCY)}, {', '.join(_BREAKER)}, callers, worker_tats, {', '.join(_KEY)}"
 # Of what a caller has reported, all other texts are times.
 _WORDS = ("principal", "condition")
 _COLUMNS = f"model, version, {', '.join(_LIMITS)}, {_SERVICE}, requests_tat, tokens_tat"
@@ -74,10 +76,10 @@ UPDATE llm_models SET used_at = now(), requests_tat = coalesce(:requests, reques
 WHERE model = :model
 """)
 
-_WRITE_STATE = text("""
+_WRITE_STATE = text(f"""
 UPDATE llm_models SET concurrency = :concurrency, ramping = :ramping, shrunk_at = :shrunk_at,
     latency_seconds = :latency_seconds, cooldown_until = :cooldown_until, failures = :failures,
-    open_until = :open_until, cause = :cause, until = :until, key_expires_at = :key_expires_at,
+    open_until = :open_until, cause = :cause, until = :until, {", ".join(f"{name} = :{name}" for name in _KEY)},
     callers = CAST(:callers AS jsonb), worker_tats = CAST(:worker_tats AS jsonb),
     used_at = now(), requests_tat = coalesce(:requests, requests_tat),
     tokens_tat = coalesce(:tokens, tokens_tat)
@@ -90,11 +92,11 @@ UPDATE llm_models SET version = version + 1,
 WHERE model = :model
 """)
 
-_RESET = text("""
+_RESET = text(f"""
 UPDATE llm_models SET concurrency = :concurrency, ramping = true, shrunk_at = NULL, latency_seconds = NULL,
     cooldown_until = NULL, failures = 0, open_until = NULL, cause = NULL, until = NULL,
-    key_expires_at = NULL, callers = '{}', requests_tat = NULL, tokens_tat = NULL,
-    worker_tats = '{}'
+    {", ".join(f"{name} = NULL" for name in _KEY)}, callers = '{{}}', requests_tat = NULL, tokens_tat = NULL,
+    worker_tats = '{{}}'
 WHERE model = :model
 """)
 
@@ -161,7 +163,7 @@ async def write_state(connection: AsyncConnection, model: Model) -> None:
         "concurrency": concurrency.limit,
         **{name: getattr(concurrency, name) for name in _CONCURRENCY},
         **{name: getattr(breaker, name) for name in _BREAKER},
-        "key_expires_at": model.key_expires_at,
+        **_key_columns(model.key_report),
         **{dimension.value: model.tats.get(dimension) for dimension in Dimension},
     }
     await connection.execute(_WRITE_STATE, {"model": model.name, **values})
@@ -195,11 +197,24 @@ def _model(row: Any) -> Model:
         limits=ModelLimits(**{field: row[field] for field in _LIMITS}),
         concurrency=ConcurrencyState(limit=row["concurrency"], **concurrency),
         breaker=Breaker(**{name: row[name] for name in _BREAKER}),
-        key_expires_at=row["key_expires_at"],
+        key_report=_key_report(row),
         callers={name: _caller(fields) for name, fields in row["callers"].items()},
         worker_tats={name: datetime.fromisoformat(tat) for name, tat in row["worker_tats"].items()},
         tats={Dimension.REQUESTS: row["requests_tat"], Dimension.TOKENS: row["tokens_tat"]},
     )
+
+
+def _key_columns(report: KeyReport | None) -> dict[str, Any]:
+    values = (None, None, None) if report is None else (report.expires_at, report.caller, report.reported_at)
+    return dict(zip(_KEY, values, strict=True))
+
+
+def _key_report(row: Any) -> KeyReport | None:
+    if row["key_expires_at"] is None:
+        return None
+    # The former version does not say whose it is.
+    caller, reported_at = row["key_reported_by"] or "", row["key_reported_at"] or LONG_AGO
+    return KeyReport(expires_at=row["key_expires_at"], caller=caller, reported_at=reported_at)
 
 
 def _tats_text(tats: Mapping[str, datetime]) -> str:

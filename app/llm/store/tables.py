@@ -62,6 +62,8 @@ llm_models = Table(
     Column("cause", Text, comment="the condition for which the breaker is open; null: failures"),
     moment("until", comment="the end of the condition, where it is known"),
     moment("key_expires_at", comment="the earliest that callers know of"),
+    Column("key_reported_by", Text, comment="worker, or key of somebody who is none"),
+    moment("key_reported_at"),
     Column("callers", JSONB, nullable=False, server_default="{}", comment="what single callers report of the service"),
     moment("requests_tat", comment="when all admitted requests will have been paid for"),
     moment("tokens_tat", comment="when all admitted tokens will have been paid for"),

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from tests.worker_agent.llm.conftest import Start
 from tests.worker_agent.llm.loopback import ReceivedRequest, ResponseWriter
 from tests.worker_agent.llm.provider import Provider, refuses, says
+from worker_agent.llm import keys
 from worker_agent.llm.keys import KeySource, read_key
 from worker_agent.llm.settings import GatewaySettings, read_settings
 
@@ -82,11 +84,48 @@ def test_a_renewed_key_is_taken_without_the_task_noticing(start: Start, tmp_path
 def test_a_command_is_run_anew_and_its_end_is_reported(start: Start, tmp_path: Path) -> None:
     file, command = tmp_path / "key", tmp_path / "command"
     file.write_text("first")
-    command.write_text(f'#!/bin/sh\nprintf \'{{"key": "%s", "expires_at": "2099-01-01T00:00:00Z"}}\' "$(cat {file})"\n')
+    # Long past, as of a token that the command keeps although it should have renewed it.
+    command.write_text(f'#!/bin/sh\nprintf \'{{"key": "%s", "expires_at": "2020-01-01T00:00:00Z"}}\' "$(cat {file})"\n')
     command.chmod(0o700)
     bench = start(accepts(file), key="", key_command=str(command))
     assert bench.model().ask("Why?").text == "Yes."
-    assert bench.permits.settlements[0]["key_expires_at"] == "2099-01-01T00:00:00+00:00"
+    assert bench.permits.settlements[0]["key_expires_at"] == "2020-01-01T00:00:00+00:00"
+
+
+async def test_a_key_that_somebody_renews_in_time_is_told_of_by_nobody(tmp_path: Path) -> None:
+    """Else tokens that are good for an hour would raise a critical alert all the time."""
+    command = 'echo \'{"key": "hourly", "expires_in": 3600}\''
+    source = KeySource(GatewaySettings(base_url="http://h", models=("m",), key_command=command))
+    await source.current()
+    assert source.expires_at is None
+    file = tmp_path / "key"
+    end = datetime.now(UTC) + timedelta(hours=5)
+    file.write_text(json.dumps({"key": "old", "expires_at": end.isoformat()}))
+    source = KeySource(GatewaySettings(base_url="http://h", models=("m",), key_file=file))
+    await source.current()
+    assert source.expires_at is None, "it has been written just now"
+    written_at = (end - timedelta(days=90)).timestamp()
+    os.utime(file, (written_at, written_at))
+    source = KeySource(GatewaySettings(base_url="http://h", models=("m",), key_file=file))
+    await source.current()
+    assert source.expires_at == end
+    fixed = KeySource(GatewaySettings(base_url="http://h", models=("m",), key=_jwt({"exp": end.timestamp()})))
+    assert fixed.expires_at == end, "nobody renews it"
+
+
+async def test_a_file_that_was_renewed_when_people_were_told_is_read_within_a_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "key"
+    end = datetime.now(UTC) + timedelta(hours=40)
+    file.write_text(json.dumps({"key": "old", "expires_at": end.isoformat()}))
+    source = KeySource(GatewaySettings(base_url="http://h", models=("m",), key_file=file))
+    assert (await source.current()).text == "old"
+    file.write_text("new")
+    assert (await source.current()).text == "old"
+    monkeypatch.setattr(keys, "_FILE_AGAIN_SECONDS", 0.0)
+    assert (await source.current()).text == "new"
+    assert source.expires_at is None
 
 
 async def test_a_key_that_is_about_to_expire_is_read_anew_and_one_that_cannot_be_read_is_kept(tmp_path: Path) -> None:
