@@ -188,7 +188,8 @@ def _next_pending(
 
 
 def _is_recent(moment: datetime | None, now: datetime, span: timedelta) -> bool:
-    return moment is not None and now - moment <= span
+    # Of a time to come is what was seen before the clock was set back.
+    return moment is not None and abs(now - moment) <= span
 
 
 def _has_lasted(key: AlertKey, pending: PendingAlert, policy: AlertPolicy, now: datetime) -> bool:
@@ -209,7 +210,7 @@ def _resolution(
 def _update(alert: UnresolvedAlert, symptom: Symptom, policy: AlertPolicy, now: datetime) -> AlertUpdate | None:
     """An alert keeps the worst severity that it had, so that this does not flap either."""
     is_worse = symptom.severity > alert.severity
-    if not is_worse and now - alert.updated_at < timedelta(seconds=policy.refresh):
+    if not is_worse and abs(now - alert.updated_at) < timedelta(seconds=policy.refresh):
         return None
     severity = max(alert.severity, symptom.severity)
     return AlertUpdate(alert_id=alert.alert_id, symptom=symptom, severity=severity, is_worse=is_worse)

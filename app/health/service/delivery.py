@@ -1,6 +1,6 @@
 """Delivery of webhook messages by HTTPS, to an address that was checked and nowhere else.
 
-The host is resolved once for each attempt, every address is checked, and the connection goes to one of those: whoever
+The host is resolved once for each attempt, every address is checked, and connections go to those alone: whoever
 changes the name in between changes nothing. The certificate is that of the name. No redirect and no proxy is followed.
 """
 
@@ -8,6 +8,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
@@ -24,6 +25,7 @@ Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 _TIMEOUT_SECONDS = 5.0
 _WHOLE_SECONDS = 15.0
 _RESOLVE_SECONDS = 5.0
+_MOST_ADDRESSES = 3
 # Only the status of an answer counts; its body is read no further than this.
 _MAX_BODY_BYTES = 64 * 1024
 
@@ -66,7 +68,7 @@ class WebhookSender:
 
         try:
             async with asyncio.timeout(_WHOLE_SECONDS):
-                status = await self._send(message, await self._address())
+                status = await self._send_to_any(message, await self._addresses())
         except TimeoutError:
             raise NotDelivered(f"{self._endpoint.host} has not answered within {_WHOLE_SECONDS:g} s") from None
         except httpx.HTTPError as error:
@@ -79,7 +81,7 @@ class WebhookSender:
         if not 200 <= status < 300:
             raise NotDelivered(f"{self._endpoint.host} answered {status}")
 
-    async def _address(self) -> str:
+    async def _addresses(self) -> Sequence[str]:
         host = self._endpoint.host
         try:
             addresses = await asyncio.wait_for(self._resolve(host, self._endpoint.port), _RESOLVE_SECONDS)
@@ -90,7 +92,17 @@ class WebhookSender:
         reason = self._refuse(addresses)
         if reason is not None:
             raise NotDelivered(f"{host}: {reason}")
-        return addresses[0]
+        return addresses
+
+    async def _send_to_any(self, message: Message, addresses: Sequence[str]) -> int:
+        """Send to the first address that takes a connection, as a family of them may lead nowhere from here."""
+        import httpx
+
+        *others, last = addresses[:_MOST_ADDRESSES]
+        for address in others:
+            with suppress(httpx.ConnectError, httpx.ConnectTimeout):
+                return await self._send(message, address)
+        return await self._send(message, last)
 
     async def _send(self, message: Message, address: str) -> int:
         import httpx

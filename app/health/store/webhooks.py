@@ -44,12 +44,13 @@ VALUES (:id, :alert_id, :kind, :body, now(), now())
 """)
 
 # Deliveries of one alert go one after the other, so that no receiver hears of its end before its beginning. A crash
-# after the claim costs one attempt: the delivery is due again when the claim is over.
+# after the claim costs one attempt: the delivery is due again when the claim is over. Due later than any pause, it was
+# postponed before the clock was set back.
 _CLAIM = text("""
 UPDATE webhook_deliveries SET attempts = attempts + 1, due_at = now() + make_interval(secs => :claim)
 WHERE id IN (
     SELECT d.id FROM webhook_deliveries d
-    WHERE d.due_at <= now() AND NOT EXISTS (
+    WHERE (d.due_at <= now() OR d.due_at > now() + make_interval(secs => :longest)) AND NOT EXISTS (
         SELECT FROM webhook_deliveries e WHERE e.alert_id = d.alert_id AND e.seq < d.seq AND e.due_at IS NOT NULL
     )
     ORDER BY d.due_at LIMIT :limit FOR UPDATE SKIP LOCKED
@@ -88,7 +89,7 @@ async def add_delivery(
 
 async def claim(connection: AsyncConnection, policy: WebhookPolicy) -> Sequence[ClaimedDelivery]:
     """Claim deliveries that are due, at most `at_once`; nobody else attempts them until the claim is over."""
-    values = {"claim": policy.claim_seconds, "limit": policy.at_once}
+    values = {"claim": policy.claim_seconds, "limit": policy.at_once, "longest": policy.cap + policy.claim_seconds}
     return [ClaimedDelivery(**row) for row in (await connection.execute(_CLAIM, values)).mappings()]
 
 

@@ -83,6 +83,22 @@ def opened() -> Watch:
     return watch
 
 
+def test_a_clock_that_is_set_back_neither_keeps_alerts_open_nor_from_opening() -> None:
+    back = timedelta(hours=-3)
+    watch = opened()
+    watch.looks(2)
+    watch.look(after=back)
+    watch.looks(6)
+    assert len(watch.resolved) == 1
+    watch = Watch()
+    watch.look(RAISED)
+    watch.look(RAISED, after=back)
+    watch.looks(4, RAISED)
+    assert len(watch.opened) == 1
+    # Its text follows too.
+    assert watch.look(RAISED, after=back).to_update
+
+
 def test_a_symptom_that_lasts_opens_one_alert_when_it_has_lasted() -> None:
     watch = Watch()
     watch.looks(4, RAISED)

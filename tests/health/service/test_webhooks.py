@@ -146,6 +146,14 @@ async def test_a_wait_is_kept(database: Database) -> None:
     assert delivery.last_error is not None
 
 
+async def test_no_wait_outlasts_a_clock_that_is_set_back(database: Database) -> None:
+    await opened(database)
+    sender = Recorder(failures=1)
+    await webhooks.deliver(database, sender)
+    await execute(database, "UPDATE webhook_deliveries SET due_at = now() + interval '3 h'")
+    assert await webhooks.deliver(database, sender) == 1
+
+
 async def test_a_kill_after_the_claim_has_it_sent_again_when_the_claim_is_over(database: Database) -> None:
     alert = await opened(database)
     async with database.transaction() as connection:
