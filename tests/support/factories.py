@@ -124,11 +124,19 @@ async def leased(
     acknowledge: bool = True,
     agent_type: AgentType = AgentType.GENERATION,
     priority: Priority = Priority.MEDIUM,
+    resources: str | None = None,
     policy: LeasePolicy = LeasePolicy(avoid_seconds=0),  # noqa: B008 - frozen
 ) -> Lease:
-    """The lease that a worker has just received, straight from the store."""
-    lane = Lane(agent_type=agent_type, priority=priority)
-    ask = ClaimRequest(worker_id=worker_id, request_id=uuid4(), lane=lane, acknowledge=acknowledge)
+    """The lease that a worker has just received, straight from the store; `resources` are those of the first class."""
+    lane = Lane(agent_type=agent_type, priority=priority, resource_class=int(resources is not None))
+    ask = ClaimRequest(
+        worker_id=worker_id,
+        request_id=uuid4(),
+        lane=lane,
+        acknowledge=acknowledge,
+        floor=lane.bottom,
+        resources=resources,
+    )
     claim = (await hot_path.run(database, lambda c: claims.claim(c, [ask], policy)))[0]
     assert claim.lease is not None
     return claim.lease

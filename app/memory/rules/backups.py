@@ -18,15 +18,12 @@ def next_offset(highest: int) -> int:
     return (highest // _OFFSET_STEP + 2) * _OFFSET_STEP
 
 
-def without_lease(task: Mapping[str, Any], virtual_times: Mapping[tuple[str, int], float], now: str) -> dict[str, Any]:
-    """The row of a task, returned to its lane without its lease; `virtual_times` are those of the lanes.
+def without_lease(task: Mapping[str, Any], now: str) -> dict[str, Any]:
+    """The row of a task without its lease, whose tag its lane has yet to correct.
 
     Progress, checkpoint, failures and token stay: no attempt is lost, and the next lease gets a higher token.
     """
     if task["state"] not in LEASED:
         return dict(task)
-    lane = (task["agent_type"], task["priority"])
     no_lease = dict.fromkeys(("worker_id", "leased_at", "lease_expires_at", "deadline_at"))
-    # Its old tag may lie far behind the lane by now, which would put it before all others.
-    tag = max(task["tag"], virtual_times.get(lane, 0.0))
-    return {**task, **no_lease, "state": TaskState.PENDING.value, "waiting_since": now, "tag": tag}
+    return {**task, **no_lease, "state": TaskState.PENDING.value, "waiting_since": now}

@@ -187,10 +187,9 @@ async def _insert_content(connection: AsyncConnection, document: Mapping[str, An
         columns = store.unknown_columns(table, parts[part])
         if columns:
             raise Refused(f"it was taken by another version, whose {table.name} have {', '.join(sorted(columns))}")
-    virtual_times = {(lane["agent_type"], lane["priority"]): lane["virtual_time"] for lane in document["lanes"]}
     moment = (await now(connection)).isoformat()
     # No worker of this database holds a lease, whatever the checkpoint says.
-    parts["tasks"] = [without_lease(task, virtual_times, moment) for task in document["tasks"]]
+    parts["tasks"] = [without_lease(task, moment) for task in document["tasks"]]
     for part, table in store.TABLES.items():
         if parts[part]:
             await store.insert_rows(connection, table, parts[part])

@@ -7,6 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.kernel.events import TaskEvent
 from app.memory.rules.backups import next_offset
+from app.queue.store import lanes
 
 # All processes of the service name their sessions alike, and other programs may be connected without any harm.
 _COUNT_SESSIONS = text("""
@@ -44,11 +45,10 @@ SELECT greatest(convener_transaction_offset(),
 # takes a higher one, which fences off a worker of the old server that comes back.
 _RELEASE_LEASES = text(f"""
 WITH held AS MATERIALIZED (
-    SELECT t.*, coalesce(l.virtual_time, 0) AS virtual_time FROM tasks t
-    LEFT JOIN lanes l ON l.agent_type = t.agent_type AND l.priority = t.priority WHERE t.worker_id IS NOT NULL
+    SELECT * FROM tasks WHERE worker_id IS NOT NULL
 ), freed AS (
     UPDATE tasks t SET state = 'pending', worker_id = NULL, leased_at = NULL, lease_expires_at = NULL,
-        deadline_at = NULL, waiting_since = now(), tag = greatest(t.tag, held.virtual_time)
+        deadline_at = NULL, waiting_since = now(), tag = {lanes.TAG_ON_RETURN}
     FROM held WHERE held.id = t.id
 ), recorded AS (
     INSERT INTO task_attempts (task_id, attempt, token, worker_id, leased_at, outcome)

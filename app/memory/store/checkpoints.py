@@ -20,7 +20,7 @@ from app.kernel.events import TaskEvent
 from app.llm.store import tables as llm
 from app.memory.rules.checkpoints import Activity, CheckpointPolicy
 from app.memory.store import tables as memory
-from app.queue.store import counters, event_rows, lease_ledger
+from app.queue.store import counters, event_rows, lanes, lease_ledger
 from app.queue.store import tables as queue
 from app.queue.store.events import Cursor
 
@@ -34,6 +34,7 @@ TABLES: Mapping[str, Table] = {
     "llm_budgets": llm.llm_budgets,
     "holds": goals.holds,
     "lanes": queue.lanes,
+    "resource_lanes": queue.resource_lanes,
     "pauses": queue.pauses,
     "config_versions": admin.config_versions,
     "agent_results": agents.agent_results,
@@ -115,6 +116,7 @@ _PARTS = (
         for name, order in (
             ("goals", "id"),
             ("lanes", "agent_type, priority"),
+            ("resource_lanes", "resource_class, agent_type, priority"),
             ("pauses", "agent_type"),
             ("agent_results", "agent_type"),
             ("holds", "goal_id"),
@@ -184,6 +186,15 @@ DELETE FROM checkpoints WHERE id NOT IN (SELECT id FROM checkpoints ORDER BY id 
 
 # With no task at all it sets nothing: setval of null is null.
 _SET_SEQUENCE = text("SELECT setval(pg_get_serial_sequence('tasks', 'seq'), max(seq)) FROM tasks")
+# Of live tasks only, whose checkpoint may be of an earlier version; without its class nobody looks for a task.
+_RESTORE_CLASSES = text("""
+INSERT INTO resource_classes (id, request)
+SELECT DISTINCT resource_class, resources FROM tasks WHERE resource_class IS NOT NULL
+""")
+_FORGET_OTHER_LANES = text("DELETE FROM resource_lanes WHERE resource_class NOT IN (SELECT id FROM resource_classes)")
+_RETURN_TO_LANES = text(
+    f"UPDATE tasks t SET tag = {lanes.TAG_ON_RETURN} WHERE id = ANY (CAST(:released_ids AS uuid[]))"
+)
 # A JSON row has null both for an entry whose value is the JSON null and for one without a value.
 _RESTORE_NULLS = text("UPDATE context_entries SET value = CAST('null' AS jsonb) WHERE value IS NULL AND NOT deleted")
 _FORGET_TURNS = text("DELETE FROM loop_ticks")
@@ -324,10 +335,14 @@ async def insert_rows(connection: AsyncConnection, table: Table, rows: Sequence[
 async def finish_restore(connection: AsyncConnection, released_ids: Collection[str], reason: str) -> None:
     """After the rows are in: continue the sequence of tasks, repair JSON nulls, and append an event for each task.
 
+    Resource classes are those of the tasks, and released tasks go behind what their lanes have come to.
     What turns of duties remember is forgotten, as they took place in a database without these tasks.
     """
     await connection.execute(_SET_SEQUENCE)
     await connection.execute(_RESTORE_NULLS)
+    await connection.execute(_RESTORE_CLASSES)
+    await connection.execute(_FORGET_OTHER_LANES)
+    await connection.execute(_RETURN_TO_LANES, {"released_ids": list(released_ids)})
     await connection.execute(_FORGET_TURNS)
     detail = json.dumps({"reason": reason})
     await connection.execute(_APPEND_EVENTS, {"released_ids": list(released_ids), "detail": detail})

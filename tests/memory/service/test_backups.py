@@ -15,6 +15,7 @@ from app.db import hot_path, schema
 from app.db.database import Database
 from app.kernel.agents import AgentType
 from app.kernel.errors import Refused
+from app.kernel.lanes import class_of
 from app.memory.service import archives, backups
 from app.memory.service.dumps import Dumps
 from app.memory.store import backups as store
@@ -27,6 +28,8 @@ from tests.conftest import named, run_on
 from tests.support.factories import completion, everything, holding, leased, ready_worker, submitted
 from tests.support.postgres import running_server
 from tests.support.sql import execute, fetch, value
+
+GPU = '{"gpus": 1}'
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +170,18 @@ async def test_everything_is_there_and_leases_are_released_unharmed(
         # The old worker is known here, and its old token is worth nothing.
         again = await leased(restored, await ready_worker(restored))
         assert (again.task_id, again.token, again.checkpoint) == (lease.task_id, lease.token + 1, '{"step": 4}')
+
+
+async def test_a_task_that_asks_for_resources_goes_back_to_workers_that_offer_them(
+    own_database: Database, other_server: str, dumps: Dumps, tmp_path: Path
+) -> None:
+    (asking,) = await submitted(own_database, resources=GPU)
+    await leased(own_database, await ready_worker(own_database), resources=GPU)
+    await backups.backup(own_database, dumps, tmp_path / "b", lambda _: None, "test")
+    async with empty(other_server) as restored:
+        await backups.restore(restored, dumps, tmp_path / "b", lambda _: None, "test")
+        assert class_of(await value(restored, "SELECT tag FROM tasks")) == 1
+        assert (await leased(restored, await ready_worker(restored), resources=GPU)).task_id == asking
 
 
 async def _complete_task(database: Database) -> UUID:

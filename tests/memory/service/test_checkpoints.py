@@ -35,6 +35,7 @@ from tests.support.agent_results import add_example_2_results, configure_example
 from tests.support.factories import completion, everything, goal_request, holding, leased, ready_worker, submitted
 from tests.support.sql import execute, fetch, value
 
+GPU = '{"gpus": 1}'
 _OFTEN = CheckpointPolicy(min_pause_seconds=0.0)
 
 
@@ -271,6 +272,33 @@ async def test_a_restore_brings_everything_back(own_database: Database, server_u
         assert not await _is_accepted(database, completion(worker_id, lease))
         (new,) = await submitted(database)
         assert (await everything(database, new))["seq"] > (await everything(database, blocked))["seq"]
+
+
+async def test_tasks_that_ask_for_resources_find_workers_that_offer_them(
+    own_database: Database, server_url: str
+) -> None:
+    tasks = await submitted(own_database, 3, resources=GPU)
+    for n in range(2):
+        assert (await leased(own_database, await ready_worker(own_database), resources=GPU)).task_id == tasks[n]
+    # What its lane has come to is stored now and then.
+    await execute(
+        own_database,
+        "INSERT INTO resource_lanes SELECT 1, agent_type, priority, tag FROM tasks WHERE id = $1",
+        tasks[1],
+    )
+    async with _empty(server_url) as database:
+        await _restore(database, own_database)
+        assert await fetch(database, "SELECT id, request FROM resource_classes") == await fetch(
+            own_database, "SELECT id, request FROM resource_classes"
+        )
+        # None is before what waited at the head of its lane.
+        assert await value(database, "SELECT min(tag) FROM tasks") == await value(
+            own_database, "SELECT virtual_time FROM resource_lanes"
+        )
+        again = [(await leased(database, await ready_worker(database), resources=GPU)).task_id for _ in tasks]
+        assert again == tasks
+        await submitted(database, resources='{"gpus": 2}')
+        assert await value(database, "SELECT max(id) FROM resource_classes") == 2
 
 
 async def _check_invariants(database: Database) -> None:
