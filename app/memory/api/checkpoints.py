@@ -34,8 +34,8 @@ class CheckpointOut(BaseModel):
     event_cursor: str = Field(description="every event up to it is in the checkpoint")
     counts: dict[str, int]
     is_cut: bool = Field(
-        description="there was more than one holds (20,000 tasks, 5,000 entries of the Context Memory, 32 MiB): leased "
-        "tasks come first, then old ones; a backup holds everything"
+        description="there was more than one holds (20,000 tasks, 5,000 entries of the Context Memory, 32 MiB; and as "
+        "many rows and bytes of goals that have not ended): leased tasks come first, then old ones; a backup holds all"
     )
     size_bytes: int
     stored_bytes: int

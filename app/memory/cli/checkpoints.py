@@ -22,7 +22,7 @@ from app.terminal.output import Format, Output
 app = typer.Typer(help="Take, check and restore checkpoints of what is in flight.", no_args_is_help=True)
 CheckpointId = Annotated[int, typer.Argument(metavar="ID", help="as `convener checkpoints ls` shows it", min=1)]
 _FORMAT = "convener_checkpoint"
-_LIMITS = "20,000 tasks, 5,000 entries or 32 MiB"
+_LIMITS = "20,000 tasks, as many rows of live goals, 5,000 entries or 32 MiB"
 
 
 @app.command(epilog=output.examples("convener checkpoints ls", "convener checkpoints ls --limit 5 -o json"))

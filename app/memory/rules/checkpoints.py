@@ -25,6 +25,8 @@ class CheckpointPolicy:
     min_pause_seconds: float = 30.0
     keep: int = 20
     max_tasks: int = 20_000
+    # Of goals, and of each other thing that is neither a task nor an entry.
+    max_rows: int = 20_000
     max_entries: int = 5_000
     max_bytes: int = 32 << 20
 

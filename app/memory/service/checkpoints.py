@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.service import audit
+from app.admin.store import config
 from app.db import duties, schema
 from app.db.database import Database, now
 from app.kernel.errors import Refused
@@ -188,6 +189,10 @@ async def _insert_content(connection: AsyncConnection, document: Mapping[str, An
         if columns:
             raise Refused(f"it was taken by another version, whose {table.name} have {', '.join(sorted(columns))}")
     moment = (await now(connection)).isoformat()
+    # A service that has begun here has written its first version, and the last one is in force.
+    last = await config.last(connection)
+    for row in parts["config_versions"]:
+        row["version"] = max(row["version"], last.version + 1 if last else 0)
     # No worker of this database holds a lease, whatever the checkpoint says.
     parts["tasks"] = [without_lease(task, moment) for task in document["tasks"]]
     for part, table in store.TABLES.items():

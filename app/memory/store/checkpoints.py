@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Table, text
+from sqlalchemy import Table, TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.store import tables as admin
@@ -110,35 +110,37 @@ _EDGES = text("""
 SELECT CAST(task_id AS text) AS task_id, CAST(depends_on AS text) AS depends_on FROM task_dependencies
 WHERE task_id = ANY (CAST(:ids AS uuid[]))
 """)
-_PARTS = (
-    {
-        name: text(f"SELECT CAST(to_jsonb(t) AS text) FROM {name} t ORDER BY {order} LIMIT :limit")
-        for name, order in (
-            ("goals", "id"),
-            ("lanes", "agent_type, priority"),
-            ("resource_lanes", "resource_class, agent_type, priority"),
-            ("pauses", "agent_type"),
-            ("agent_results", "agent_type"),
-            ("holds", "goal_id"),
-            ("llm_spending", "goal_id"),
-            ("llm_budgets", "scope, name"),
-        )
-    }
-    | {
+_LINE = "SELECT CAST(to_jsonb(t) AS text) AS line"
+_PARTS = {
+    # Only the version in force.
+    name: text(f"{_LINE} FROM {name} t ORDER BY version DESC LIMIT least(1, :limit)")
+    for name in ("config_versions", "weights")
+} | {
+    name: text(f"{_LINE} FROM {name} t ORDER BY {order} LIMIT :limit")
+    for name, order in (
+        ("lanes", "agent_type, priority"),
+        ("resource_lanes", "resource_class, agent_type, priority"),
+        ("pauses", "agent_type"),
+        ("agent_results", "agent_type"),
+        ("llm_budgets", "scope, name"),
+    )
+}
+# A goal that was given a weight, or that tasks name, is as good as one that runs.
+_OF_GOALS = {
+    name: text(f"""
+{_LINE} FROM {rows} t LEFT JOIN goals g ON g.id = t.{goal}
+WHERE (coalesce(g.state, 'running') IN ('running', 'paused')) = :is_live
+ORDER BY g.ended_at DESC, t.{goal}{order} LIMIT :limit
+""")
+    for name, rows, goal, order in (
+        ("goals", "goals", "id", ""),
+        ("holds", "holds", "goal_id", ""),
+        ("llm_spending", "llm_spending", "goal_id", ""),
         # Including attempts not folded yet: their events stay behind, so nobody could fold them after a restore.
-        "goal_compute": text(f"SELECT CAST(to_jsonb(t) AS text) FROM ({compute.ALL_SPENT}) t LIMIT :limit"),
-        # Of live goals only, which are judged by all of their iterations.
-        "goal_iterations": text("""
-SELECT CAST(to_jsonb(i) AS text) FROM goals g JOIN goal_iterations i ON i.goal_id = g.id
-WHERE g.state IN ('running', 'paused') ORDER BY i.goal_id, i.number LIMIT :limit
-"""),
-    }
-    | {
-        # Only the version in force.
-        name: text(f"SELECT CAST(to_jsonb(t) AS text) FROM {name} t ORDER BY version DESC LIMIT least(1, :limit)")
-        for name in ("config_versions", "weights")
-    }
-)
+        ("goal_compute", f"({compute.ALL_SPENT})", "goal_id", ", t.agent_type"),
+        ("goal_iterations", "goal_iterations", "goal_id", ", t.number"),
+    )
+}
 # From key to key by one probe each: a DISTINCT would read every version of every entry.
 _ENTRIES = text("""
 WITH RECURSIVE names AS (
@@ -215,9 +217,9 @@ async def read_snapshot(connection: AsyncConnection, cursor: Cursor, policy: Che
     revision = (await connection.execute(_REVISION)).scalar_one()
     snapshot = Snapshot(taken_at=await now(connection), revision=revision, cursor=cursor)
     bytes_left = await _add_tasks(connection, snapshot, policy)
-    for name, query in _PARTS.items():
-        snapshot.parts[name] = list((await connection.execute(query, {"limit": policy.max_entries})).scalars())
-    snapshot.parts["context"] = await _read_entries(connection, snapshot, policy, bytes_left)
+    await _add_parts(connection, snapshot, policy)
+    entries, _ = await _read_rows(connection, snapshot, _ENTRIES, policy.max_entries, bytes_left)
+    snapshot.parts["context"] = [entry.line for entry in entries]
     # Of the tasks that fit only. An edge to a task outside shows which of them could never run.
     rows = await connection.execute(_EDGES, {"ids": list(snapshot.tasks)})
     snapshot.edges = [(row.task_id, row.depends_on) for row in rows]
@@ -226,39 +228,57 @@ async def read_snapshot(connection: AsyncConnection, cursor: Cursor, policy: Che
 
 async def _add_tasks(connection: AsyncConnection, snapshot: Snapshot, policy: CheckpointPolicy) -> int:
     """Add as many tasks to the snapshot as fit; return the number of bytes left."""
-    bytes_left = policy.max_bytes
-    for query in (_LEASED, _UNLEASED):
-        # One more than fits, to learn whether there are more.
-        limit = policy.max_tasks - len(snapshot.tasks) + 1
-        # Streamed, so that reading ends where the bytes do.
-        rows = await connection.stream(query, {"limit": limit}, execution_options={"yield_per": 100})
-        async for row in rows:
-            bytes_left -= len(row.line)
-            if bytes_left < 0 or len(snapshot.tasks) == policy.max_tasks:
-                snapshot.is_cut = True
-                break
-            snapshot.tasks[row.id] = row.line
-            snapshot.leased_count += query is _LEASED
-        await rows.close()
-        if snapshot.is_cut:
-            break
+    leased, bytes_left = await _read_rows(connection, snapshot, _LEASED, policy.max_tasks, policy.max_bytes)
+    snapshot.leased_count = len(leased)
+    snapshot.tasks = {row.id: row.line for row in leased}
+    if not snapshot.is_cut:
+        room = policy.max_tasks - len(leased)
+        others, bytes_left = await _read_rows(connection, snapshot, _UNLEASED, room, bytes_left)
+        snapshot.tasks |= {row.id: row.line for row in others}
     return bytes_left
 
 
-async def _read_entries(
-    connection: AsyncConnection, snapshot: Snapshot, policy: CheckpointPolicy, bytes_left: int
-) -> list[str]:
-    """Read the last version of each entry of the Context Memory, as many as fit; mark the snapshot where it is cut."""
-    entries: list[str] = []
-    rows = await connection.stream(_ENTRIES, {"limit": policy.max_entries + 1}, execution_options={"yield_per": 100})
+async def _add_parts(connection: AsyncConnection, snapshot: Snapshot, policy: CheckpointPolicy) -> None:
+    """Add what is neither tasks nor entries, with bytes of its own: what has ended comes last, and may be left out."""
+    bytes_left = policy.max_bytes
+    for name, query in _PARTS.items():
+        rows, bytes_left = await _read_rows(connection, snapshot, query, policy.max_rows, bytes_left)
+        snapshot.parts[name] = [row.line for row in rows]
+    for is_live in (True, False):
+        for name, query in _OF_GOALS.items():
+            lines = snapshot.parts.setdefault(name, [])
+            # Goals are judged by all of their iterations, and those that have ended by none.
+            if is_live or name != "goal_iterations":
+                room = policy.max_rows - len(lines)
+                rows, bytes_left = await _read_rows(
+                    connection, snapshot, query.bindparams(is_live=is_live), room, bytes_left, is_live=is_live
+                )
+                lines += [row.line for row in rows]
+
+
+async def _read_rows(
+    connection: AsyncConnection,
+    snapshot: Snapshot,
+    query: TextClause,
+    limit: int,
+    max_bytes: int,
+    *,
+    is_live: bool = True,
+) -> tuple[list[Any], int]:
+    """The first rows, as many as fit, and the bytes left; the snapshot is cut where there are more that are live."""
+    kept_rows: list[Any] = []
+    bytes_left = max_bytes
+    # One more than fits, to learn whether there are more. Streamed, so that reading ends where the bytes do.
+    rows = await connection.stream(query, {"limit": limit + 1}, execution_options={"yield_per": 100})
     async for row in rows:
-        bytes_left -= len(row.line)
-        if bytes_left < 0 or len(entries) == policy.max_entries:
-            snapshot.is_cut = True
+        size = len(row.line.encode())
+        if size > bytes_left or len(kept_rows) == limit:
+            snapshot.is_cut |= is_live
             break
-        entries.append(row.line)
+        bytes_left -= size
+        kept_rows.append(row)
     await rows.close()
-    return entries
+    return kept_rows, bytes_left
 
 
 async def count_queue(connection: AsyncConnection) -> list[dict[str, Any]]:
