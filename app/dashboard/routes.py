@@ -138,13 +138,14 @@ async def _session_of_key(request: Request, key: str) -> str:
     services: Services = request.app.state.services
     if services.stopping:
         raise ShuttingDown
-    if read_key(key) is None:
+    parts = read_key(key)
+    if parts is None:
         # A session is no key: it must not prolong itself.
         raise Unauthenticated("a key looks like cvn_<id>_<secret>")
     principal = await services[Authenticator].recognise(key)
     check_viewer(principal)
     async with services.database.transaction() as connection:
-        return await sessions.open_session(connection, principal.key_id)
+        return await sessions.open_session(connection, principal.key_id, parts[1])
 
 
 async def log_out(viewer: Viewer) -> Response:

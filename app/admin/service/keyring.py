@@ -79,7 +79,9 @@ class Keyring(Authenticator):
             if entry is None or moment >= entry.expires_at:
                 raise
             return entry.principal
-        until = moment + min(seconds, _MEMORY_SECONDS)
+        # The checks ask for changes of keys, and not for sessions that have ended.
+        memory_seconds = _MEMORY_SECONDS if read_session(text) is None else _TRUST_SECONDS
+        until = moment + min(seconds, memory_seconds)
         self._remember(fingerprint, _Entry(principal, moment, until, moment + seconds))
         return principal
 

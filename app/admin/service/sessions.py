@@ -1,6 +1,7 @@
 """Sessions by which people use the pages of the service, opened with a key or a link; the audit log has both ends."""
 
 import secrets
+from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -15,11 +16,9 @@ LINK_SECONDS = 15 * 60.0
 _MAX_SESSIONS = 50
 
 
-async def open_session(connection: AsyncConnection, key_id: str) -> str:
-    """Open a session that acts for a key; return its text, which is stored nowhere."""
-    session = await _create(connection, key_id, is_link=False, seconds=SESSION_SECONDS)
-    await audit.record(connection, "session.open", by=key_id)
-    return session
+async def open_session(connection: AsyncConnection, key_id: str, shown_secret: str) -> str:
+    """Open a session that acts for a key, and ends with this secret of it; return its text, which is stored nowhere."""
+    return await _open(connection, key_id, shown_hash=digest(shown_secret))
 
 
 async def create_link(connection: AsyncConnection, key_id: str) -> str:
@@ -30,10 +29,21 @@ async def create_link(connection: AsyncConnection, key_id: str) -> str:
 async def open_by_link(connection: AsyncConnection, link: str) -> str:
     """Open the session that a link stands for. Raises Unauthenticated."""
     parts = read_session(link)
-    key_id = await sessions.take_link(connection, parts[0], digest(parts[1])) if parts else None
-    if key_id is None:
+    taken = await sessions.take_link(connection, parts[0], digest(parts[1])) if parts else None
+    if taken is None:
         raise Unauthenticated("the link has been used, or is too old")
-    return await open_session(connection, key_id)
+    key_id, created_at = taken
+    return await _open(connection, key_id, created_at=created_at)
+
+
+async def _open(
+    connection: AsyncConnection, key_id: str, *, shown_hash: bytes | None = None, created_at: datetime | None = None
+) -> str:
+    session = await _create(
+        connection, key_id, is_link=False, seconds=SESSION_SECONDS, shown_hash=shown_hash, created_at=created_at
+    )
+    await audit.record(connection, "session.open", by=key_id)
+    return session
 
 
 async def end_session(connection: AsyncConnection, session: str) -> None:
@@ -44,8 +54,25 @@ async def end_session(connection: AsyncConnection, session: str) -> None:
         await audit.record(connection, "session.end", by=key_id)
 
 
-async def _create(connection: AsyncConnection, key_id: str, *, is_link: bool, seconds: float) -> str:
+async def _create(
+    connection: AsyncConnection,
+    key_id: str,
+    *,
+    is_link: bool,
+    seconds: float,
+    shown_hash: bytes | None = None,
+    created_at: datetime | None = None,
+) -> str:
     await sessions.tidy(connection, key_id, kept=_MAX_SESSIONS - 1)
     session_id, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
-    await sessions.insert(connection, session_id, key_id, digest(secret), is_link=is_link, seconds=seconds)
+    await sessions.insert(
+        connection,
+        session_id,
+        key_id,
+        digest(secret),
+        is_link=is_link,
+        seconds=seconds,
+        shown_hash=shown_hash,
+        created_at=created_at,
+    )
     return write_session(session_id, secret)

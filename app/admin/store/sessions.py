@@ -1,6 +1,7 @@
 """Sessions of browsers, which act for a key, and links that open one; stored as the SHA-256 of their secrets."""
 
 from collections.abc import Sequence
+from datetime import datetime
 
 import asyncpg
 from sqlalchemy import text
@@ -10,9 +11,15 @@ from app.admin.store.keys import StoredKey
 from app.db import notify
 from app.kernel.access import Role
 
+# The lock waits for a rotation under way, which may take the secret from the key.
 _INSERT = text("""
-INSERT INTO sessions (id, key_id, secret_hash, is_link, expires_at)
-VALUES (:id, :key_id, :secret_hash, :is_link, now() + make_interval(secs => :seconds))
+INSERT INTO sessions (id, key_id, secret_hash, is_link, created_at, expires_at)
+SELECT :id, k.id, :secret_hash, :is_link, coalesce(CAST(:created_at AS timestamptz), now()),
+       least(now() + make_interval(secs => :seconds),
+             CASE WHEN CAST(:shown_hash AS bytea) = k.secret_hash THEN NULL
+                  WHEN :shown_hash = k.former_hash THEN k.former_expires_at
+                  WHEN :shown_hash IS NOT NULL THEN now() END)
+FROM (SELECT * FROM keys WHERE id = :key_id FOR SHARE) k
 """)
 # A session that was opened with a former secret of its key ends with that.
 _READ = """
@@ -23,7 +30,8 @@ SELECT s.id AS session_id, k.id, k.role, k.namespace, s.secret_hash, k.worker_id
 FROM sessions s JOIN keys k ON k.id = s.key_id WHERE s.id = ANY ($1::text[]) AND NOT s.is_link
 """
 _TAKE_LINK = text("""
-DELETE FROM sessions WHERE id = :id AND secret_hash = :secret_hash AND is_link AND expires_at > now() RETURNING key_id
+DELETE FROM sessions WHERE id = :id AND secret_hash = :secret_hash AND is_link AND expires_at > now()
+RETURNING key_id, created_at
 """)
 _END = text("DELETE FROM sessions WHERE id = :id AND NOT is_link RETURNING key_id")
 _TIDY = text("""
@@ -34,11 +42,22 @@ DELETE FROM sessions WHERE expires_at <= now() OR id IN (
 
 
 async def insert(
-    connection: AsyncConnection, session_id: str, key_id: str, secret_hash: bytes, *, is_link: bool, seconds: float
+    connection: AsyncConnection,
+    session_id: str,
+    key_id: str,
+    secret_hash: bytes,
+    *,
+    is_link: bool,
+    seconds: float,
+    shown_hash: bytes | None,
+    created_at: datetime | None,
 ) -> None:
-    """Store a session, or a link that opens one."""
+    """Store a session, or a link that opens one.
+
+    It ends with the secret of the key that was shown, where one was; a session that a link opens is as old as the link.
+    """
     values = {"id": session_id, "key_id": key_id, "secret_hash": secret_hash, "is_link": is_link, "seconds": seconds}
-    await connection.execute(_INSERT, values)
+    await connection.execute(_INSERT, {**values, "shown_hash": shown_hash, "created_at": created_at})
 
 
 async def read(connection: "asyncpg.Connection[asyncpg.Record]", session_ids: Sequence[str]) -> dict[str, StoredKey]:
@@ -49,9 +68,10 @@ async def read(connection: "asyncpg.Connection[asyncpg.Record]", session_ids: Se
     return {row.pop("session_id"): StoredKey(**row | absent | {"role": Role(row["role"])}) for row in rows}
 
 
-async def take_link(connection: AsyncConnection, session_id: str, secret_hash: bytes) -> str | None:
-    """Use up a link; return the key that it stands for, None where it is no link, or not any more."""
-    return (await connection.execute(_TAKE_LINK, {"id": session_id, "secret_hash": secret_hash})).scalar()
+async def take_link(connection: AsyncConnection, session_id: str, secret_hash: bytes) -> tuple[str, datetime] | None:
+    """Use up a link; return the key that it stands for, and since when; None where it is no link, or not any more."""
+    row = (await connection.execute(_TAKE_LINK, {"id": session_id, "secret_hash": secret_hash})).first()
+    return None if row is None else (row.key_id, row.created_at)
 
 
 async def end(connection: AsyncConnection, session_id: str) -> str | None:

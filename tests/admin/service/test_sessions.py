@@ -1,0 +1,57 @@
+"""Sessions of browsers: they end with the secret that they were opened with, and everywhere."""
+
+import time
+
+import pytest
+
+from app.admin.service import keyring as recognition
+from app.admin.service import sessions
+from app.admin.service.keyring import Keyring
+from app.db.database import Database
+from tests.admin.service.keys import is_refused, make_key, rotate, set_clock
+from tests.support.sql import execute, value
+
+
+async def _opened(database: Database, key: str) -> str:
+    async with database.transaction() as connection:
+        return await sessions.open_session(connection, *key.split("_", 2)[1:])
+
+
+async def test_a_session_that_has_ended_is_refused_within_a_second_where_no_news_came(
+    database: Database, keyring: Keyring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await _opened(database, (await make_key(database))[1])
+    await keyring.recognise(session)
+    await execute(database, "DELETE FROM sessions")
+    later = time.monotonic() + recognition._TRUST_SECONDS + 0.1
+    set_clock(monkeypatch, later)
+    await keyring.check()
+    assert await is_refused(keyring, session)
+
+
+async def test_a_session_that_a_former_secret_opens_ends_with_that_secret(database: Database) -> None:
+    key_id, first = await make_key(database)
+    second = await rotate(database, key_id, 3600)
+    former, current = await _opened(database, first), await _opened(database, second)
+    await execute(database, "UPDATE keys SET former_expires_at = now()")
+    await execute(database, "UPDATE sessions SET expires_at = expires_at - interval '3600 s'")
+    assert await is_refused(Keyring(database), former)
+    assert not await is_refused(Keyring(database), current)
+
+
+async def test_a_secret_that_was_taken_from_a_key_a_moment_ago_opens_nothing(database: Database) -> None:
+    key_id, first = await make_key(database)
+    await rotate(database, key_id, 0)
+    # Another process may still believe it.
+    assert await is_refused(Keyring(database), await _opened(database, first))
+
+
+async def test_what_a_link_of_before_a_rotation_opens_ends_with_the_former_secret(database: Database) -> None:
+    key_id, _ = await make_key(database)
+    async with database.transaction() as connection:
+        link = await sessions.create_link(connection, key_id)
+    await rotate(database, key_id, 0)
+    async with database.transaction() as connection:
+        session = await sessions.open_by_link(connection, link)
+    assert await value(database, "SELECT count(*) FROM sessions") == 1
+    assert await is_refused(Keyring(database), session)
