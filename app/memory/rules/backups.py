@@ -1,21 +1,25 @@
 """Rules for restoring on another server: the offset of transaction numbers, and tasks without their leases."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from app.kernel.states import TaskState
 from app.queue.rules.tasks import LEASED
 
-_OFFSET_STEP = 10**12
+# For readers, a number has 18 digits: with so many for each second they suffice until 2089.
+_ROOM, _PER_SECOND = 10**12, 5 * 10**8
+_BEGINNING = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def next_offset(highest: int) -> int:
+def next_offset(highest: int, moment: datetime) -> int:
     """The offset to add to the transaction numbers of a server that counts from its own beginning.
 
-    `highest` is the highest stored number. The offset is a multiple of 10^12, and above it by at least as much: cursors
-    that readers received after the backup lie in that gap, so that also they miss none of the events to come.
+    `highest` is the highest stored number. The offset is above it by 10^12 at least: cursors that readers received
+    after the backup lie in that gap, so that also they miss none of the events to come. It grows with time faster than
+    any server counts, as the same backup may have been restored before, and readers have gone on there.
     """
-    return (highest // _OFFSET_STEP + 2) * _OFFSET_STEP
+    return max(highest + _ROOM, int((moment - _BEGINNING).total_seconds() * _PER_SECOND))
 
 
 def without_lease(task: Mapping[str, Any], now: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import json
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.db.database import now
 from app.kernel.events import TaskEvent
 from app.memory.rules.backups import next_offset
 from app.queue.store import lanes
@@ -94,7 +95,7 @@ async def advance_transactions(connection: AsyncConnection, at_least: int = 0) -
     that the cursors of readers, which compare them, stay good.
     """
     highest = (await connection.execute(_HIGHEST_TRANSACTION)).scalar_one()
-    offset = next_offset(max(int(highest), at_least))
+    offset = next_offset(max(int(highest), at_least), await now(connection))
     # A function instead of a row: immutable and inlined, it costs the many inserts that call it nothing.
     await connection.execute(
         text(

@@ -1,5 +1,6 @@
 """Rules of restores: the offset of transactions, and tasks without their leases."""
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from hypothesis import given
@@ -7,11 +8,22 @@ from hypothesis import strategies as st
 
 from app.memory.rules.backups import next_offset, without_lease
 
+# Seconds from 1970 to 2020, and to 2085.
+_MOMENTS = st.integers(1_577_836_800, 3_629_059_200).map(lambda seconds: datetime.fromtimestamp(seconds, UTC))
 
-@given(st.integers(0, 10**17))
-def test_there_is_room_for_what_was_counted_since_the_backup(highest: int) -> None:
-    assert 10**12 <= next_offset(highest) - highest <= 2 * 10**12
-    assert next_offset(next_offset(highest)) > next_offset(highest)
+
+@given(st.integers(0, 10**17), _MOMENTS)
+def test_there_is_room_for_what_was_counted_since_the_backup(highest: int, moment: datetime) -> None:
+    assert next_offset(highest, moment) - highest >= 10**12
+    # Cursors have 18 digits.
+    assert next_offset(highest, moment) < 10**18 - 10**16
+
+
+@given(st.integers(0, 10**13), st.integers(1, 10**6))
+def test_a_later_restore_of_the_same_is_beyond_what_the_earlier_has_counted(highest: int, seconds: int) -> None:
+    moment = datetime(2026, 12, 1, tzinfo=UTC)
+    later = moment + timedelta(seconds=seconds)
+    assert next_offset(highest, later) - next_offset(highest, moment) >= seconds * 10**8
 
 
 def _task(**changes: Any) -> dict[str, Any]:

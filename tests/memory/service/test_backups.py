@@ -138,6 +138,22 @@ async def test_what_has_moved_can_move_again(
             await _check_invariants(back)
 
 
+async def test_what_was_restored_twice_hides_no_event_from_readers_of_the_first(
+    own_database: Database, server_url: str, other_server: str, dumps: Dumps, tmp_path: Path
+) -> None:
+    """The first is given up, and its readers go on with the second, whose server has counted less."""
+    await _count_up(own_database, 20_000)
+    await backups.backup(own_database, dumps, tmp_path / "b", lambda _: None, "test")
+    async with empty(server_url) as first, empty(other_server) as second:
+        await backups.restore(first, dumps, tmp_path / "b", lambda _: None, "test")
+        await submitted(first)
+        _, cursor = await _follow(first, BEGINNING)
+        await backups.restore(second, dumps, tmp_path / "b", lambda _: None, "test")
+        assert await _transaction(second) < 20_000
+        new = await submitted(second)
+        assert (await _follow(second, cursor))[0] == [("task.submitted", new[0])]
+
+
 async def test_everything_is_there_and_leases_are_released_unharmed(
     own_database: Database, other_server: str, dumps: Dumps, tmp_path: Path
 ) -> None:
