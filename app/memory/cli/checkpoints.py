@@ -132,8 +132,8 @@ def _write_file(file: Path, text: bytes) -> None:
     try:
         with new_file(file) as draft:
             draft.write_bytes(text)
-    except FileExistsError:
-        raise Failure(f"{file} exists already", ExitCode.REFUSED, hint="name another file") from None
+    except FileExistsError as error:
+        raise Failure(str(error), ExitCode.REFUSED, hint="name another file") from None
     except OSError as error:
         raise Failure(f"cannot write {file}: {error.strerror}", ExitCode.REFUSED) from None
 

@@ -1,10 +1,11 @@
 """Files of dumps and their manifests: written as a whole, readable by their owner only, checked by SHA-256."""
 
+import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -49,20 +50,55 @@ def write_manifest(manifest: Manifest, file: Path) -> None:
 def new_file(file: Path) -> Iterator[Path]:
     """Provide an empty draft to write into; at the end it is durable and gets its name, after an error it is deleted.
 
-    Raises FileExistsError rather than replace a file.
+    Raises FileExistsError rather than replace a file, or write one that somebody else is writing.
     """
-    if file.exists():
-        raise FileExistsError(f"{file} exists already")
-    draft = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, _FILE_MODE))
+    _check_absent(file)
+    draft = file.with_name(f".{file.name}.partial")
+    try:
+        descriptor = _open_draft(draft)
+    except (FileExistsError, BlockingIOError):
+        raise FileExistsError(f"{file} is being written by another process") from None
     try:
         yield draft
         # Content before name before directory: after a crash the file is there as a whole, or not at all.
-        _sync(draft)
+        os.fsync(descriptor)
+        _check_absent(file)
         draft.rename(file)
-    finally:
+    except BaseException:
         draft.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
     _sync(file.parent)
+
+
+def _check_absent(file: Path) -> None:
+    if file.exists():
+        raise FileExistsError(f"{file} exists already")
+
+
+def _open_draft(draft: Path) -> int:
+    """A descriptor of a new draft, locked for as long as this process lives; what a dead one has left is deleted.
+
+    Raises FileExistsError, BlockingIOError.
+    """
+    with suppress(FileNotFoundError):
+        leftover = os.open(draft, os.O_WRONLY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(leftover, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            draft.unlink()
+        finally:
+            os.close(leftover)
+    descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, _FILE_MODE)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Before the lock another process may have taken it for a leftover.
+        if not os.fstat(descriptor).st_nlink:
+            raise FileExistsError(draft)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def checksum(file: Path) -> str:

@@ -1,0 +1,58 @@
+"""Files of backups: there as a whole or not at all, whoever dies or comes twice."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app.memory.service.archives import new_file
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from app.memory.service.archives import new_file
+
+with new_file(Path(sys.argv[1])) as draft:
+    draft.write_text("half of it")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_has_left_is_no_obstacle_and_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "b.dump"
+    killed = subprocess.Popen([sys.executable, "-c", _KILLED, str(file)])
+    assert killed.wait() == -9
+    assert len(list(tmp_path.iterdir())) == 1
+    # In a container the next one has the same number.
+    monkeypatch.setattr("os.getpid", lambda: killed.pid)
+    with new_file(file) as draft:
+        assert draft.read_text() == ""
+        draft.write_text("all of it")
+    assert [path.name for path in tmp_path.iterdir()] == ["b.dump"]
+    assert file.read_text() == "all of it"
+
+
+def test_two_at_once_do_not_replace_each_other(tmp_path: Path) -> None:
+    file = tmp_path / "b.dump"
+    with new_file(file) as draft:
+        draft.write_text("first")
+        with pytest.raises(FileExistsError, match="being written"), new_file(file):
+            pass
+        assert draft.read_text() == "first"
+    with pytest.raises(FileExistsError, match="exists already"), new_file(file):
+        pass
+    assert file.read_text() == "first"
+
+
+def test_nothing_that_came_meanwhile_is_replaced(tmp_path: Path) -> None:
+    file = tmp_path / "b.dump"
+    writing = new_file(file)
+    writing.__enter__().write_text("mine")
+    file.write_text("theirs")
+    with pytest.raises(FileExistsError, match="exists already"):
+        writing.__exit__(None, None, None)
+    assert file.read_text() == "theirs"
+    assert [path.name for path in tmp_path.iterdir()] == ["b.dump"]
