@@ -1,5 +1,6 @@
 """Migrations: bring the schema up to date, and down again."""
 
+import asyncio
 import hashlib
 import json
 import re
@@ -27,7 +28,9 @@ PREVIOUS = MIGRATIONS / "previous.json"
 _MARKED = "convener_event_transaction()"
 _REVISION = re.compile(r'^(down_)?revision = (?:"(\w+)"|None)$', re.MULTILINE)
 # Keeps two migrating processes apart. Any constant does that nobody else uses.
-_ADVISORY_LOCK = 7_241_001
+ADVISORY_LOCK = 7_241_001
+_TRY_LOCK = text("SELECT pg_try_advisory_lock(:key)")
+_LOCK_POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,14 +59,16 @@ async def migrate(
     from app.db import upgrade
 
     async with engine.connect() as connection:
-        await connection.execute(text("SET LOCAL statement_timeout = 0"))
-        await connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _ADVISORY_LOCK})
+        # Not by a statement that waits: the indexes that the other builds would wait for its snapshot, and so for us.
+        while not (await connection.execute(_TRY_LOCK, {"key": ADVISORY_LOCK})).scalar_one():
+            await connection.commit()
+            await asyncio.sleep(_LOCK_POLL_SECONDS)
         await connection.commit()
         try:
             return await upgrade.take(engine, target, watch, is_alone=is_alone)
         finally:
             await connection.rollback()
-            await connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _ADVISORY_LOCK})
+            await connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": ADVISORY_LOCK})
             await connection.commit()
 
 

@@ -20,13 +20,18 @@ from benchmarks import migration_locks
 from benchmarks.migration_locks import Watched
 from tests.conftest import named, run_on
 from tests.support.factories import submitted
-from tests.support.sql import execute, fetch, until_blocked, value
+from tests.support.sql import execute, fetch, until, until_blocked, value
 
 _TASKS = 50_000
 # What a transaction may touch with its locks; the catalogue and small tables are far below.
 _FEW_ROWS = 2_000
 # As a transaction does that has written a task, and stays open.
 _WRITES = "LOCK TABLE tasks IN ROW EXCLUSIVE MODE"
+_WAITS_FOR_MIGRATION = """
+SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
+    AND query ~ 'advisory_lock|COMMIT'
+    AND pid <> ALL (SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted))
+"""
 AddMigration = Callable[..., str]
 
 
@@ -263,3 +268,20 @@ def test_the_former_release_is_the_one_that_is_recorded() -> None:
     listing = [*git, "ls-tree", "-r", "--name-only", found.stdout.strip(), "migrations/versions/"]
     files = subprocess.run(listing, capture_output=True, text=True, check=True).stdout.split()
     assert f"migrations/versions/{previous['revision']}.py" in files
+
+
+async def test_whoever_waits_for_another_migration_keeps_no_index_from_being_built(own_database: Database) -> None:
+    await execute(own_database, "CREATE TABLE probe (id int)")
+    other, holder = Database(own_database.url), await own_database.connect()
+    try:
+        await holder.execute(f"SELECT pg_advisory_lock({schema.ADVISORY_LOCK})")
+        waiting = asyncio.create_task(schema.migrate(other.engine))
+        await until(lambda: value(own_database, _WAITS_FOR_MIGRATION))
+        # It waits for everybody who has a snapshot, as the one does whose statement waits for a lock.
+        await execute(own_database, "CREATE INDEX CONCURRENTLY probe_id ON probe (id)")
+        assert not waiting.done()
+        await holder.close()
+        assert await waiting == (schema.head(), schema.head())
+    finally:
+        holder.terminate()
+        await other.close()
