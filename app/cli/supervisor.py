@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 
 from app.postgres.accounts import bound_command
+from app.postgres.errors import EmbeddedError
 from app.postgres.server import Server
 from app.secrecy import SECRETS_FD, handed_over, open_log, write_private
 from app.workers.provisioners.last_error import last_error
@@ -159,25 +160,41 @@ class Supervisor:
                 # The next turn finds the old process ended, and tries again after a longer pause.
                 log.exception("%s could not be started, trying again", program.name)
             program.restarts += 1
-            self._write_record()
+            self._note_restart()
 
     async def _keep_server(self, server: Server) -> None:
+        pause = 0.1
         while True:
             url = server.url
             code = await server.wait()
             log.warning("PostgreSQL %s; starting it again", _describe_exit(code))
             try:
                 await server.start()
-            except Exception:
-                log.exception("PostgreSQL could not be started, trying again")
+            except Exception as error:
+                is_expected = isinstance(error, EmbeddedError | OSError)
+                reason = "; ".join(str(error).splitlines())
+                log.error("PostgreSQL could not be started, trying again: %s", reason, exc_info=not is_expected)
+                pause = min(_LONGEST_PAUSE_SECONDS, pause * 2)
+            else:
+                pause = 0.1
             if server.url != url:  # the programs have the old address in their environment
                 log.error("PostgreSQL came back at another address; stop Convener and start it again")
             self._server_restarts += 1
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(pause)
+
+    def _note_restart(self) -> None:
+        """Write the record where that is possible: a full disk must not end the watch over the children."""
+        try:
+            self._write_record()
+        except OSError as error:
+            log.warning("%s could not be written (%s)", self._record, error.strerror or error)
 
     def _write_record(self) -> None:
-        pids = [program.pid for program in self._programs if program.pid is not None]
-        records = [{"pid": pid, "created": psutil.Process(pid).create_time()} for pid in pids if psutil.pid_exists(pid)]
+        records = []
+        for pid in (program.pid for program in self._programs):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if pid is not None:
+                    records.append({"pid": pid, "created": psutil.Process(pid).create_time()})
         write_private(self._record, json.dumps(records))
 
 
