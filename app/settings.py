@@ -244,6 +244,12 @@ class Settings(BaseModel):
             raise ValueError("above 1 a quota is a number of tasks, and whole")
         return quotas
 
+    @field_validator("state_directory", mode="before")
+    @classmethod
+    def _is_named(cls, directory: object) -> object:
+        # An empty path would be wherever the process happens to be started.
+        return directory or default_state_directory()
+
     @field_validator("state_directory", mode="after")
     @classmethod
     def _is_absolute(cls, directory: Path) -> Path:

@@ -11,6 +11,7 @@ from typer.main import get_command
 from app.kernel.modes import Mode
 from app.settings import Settings
 from app.settings_sources import SETTINGS_FILE, SettingsError
+from app.terminal.connection import state_directory
 from tests.support.command_line import COMMAND
 
 
@@ -52,6 +53,28 @@ def test_the_state_directory_is_the_same_wherever_its_path_is_read(
     monkeypatch.chdir(tmp_path)
     settings = Settings.from_environment({"CONVENER_STATE_DIRECTORY": "x/../state"})
     assert settings.state_directory == tmp_path / "state"
+
+
+def test_an_empty_one_is_none_and_not_wherever_the_process_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setenv("CONVENER_STATE_DIRECTORY", "")
+    assert Settings.from_environment().state_directory == state_directory() == tmp_path / "convener"
+
+
+def test_a_user_without_a_home_is_told_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> Path:
+        raise RuntimeError
+
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.delenv("CONVENER_STATE_DIRECTORY", raising=False)
+    monkeypatch.setattr(Path, "home", none)
+    for find in (Settings.from_environment, state_directory):
+        with pytest.raises(FileNotFoundError, match="no home directory, so set CONVENER_STATE_DIRECTORY"):
+            find()
+    monkeypatch.setenv("CONVENER_STATE_DIRECTORY", str(tmp_path))
+    assert Settings.from_environment().state_directory == state_directory() == tmp_path
 
 
 @pytest.mark.parametrize("command", ["up", "demo"])

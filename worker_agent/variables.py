@@ -1,6 +1,7 @@
 """The names of all variables of Convener, by which a program tells of one that is misspelt."""
 
 import difflib
+import errno
 import os
 import re
 from collections.abc import Mapping
@@ -48,8 +49,12 @@ _TESTS = f"{_PREFIX}TEST_"
 
 
 def default_state_directory() -> Path:
-    """The directory of `convener up` where no variable names one."""
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "convener"
+    """The directory of `convener up` where no variable names one. Raises FileNotFoundError for who has no home."""
+    try:
+        return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "convener"
+    except RuntimeError:
+        sentence = f"this user has no home directory, so set {STATE_DIRECTORY}"
+        raise FileNotFoundError(errno.ENOENT, sentence, "~") from None
 
 
 def is_link(name: str, value: str) -> bool:

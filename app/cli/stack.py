@@ -1,6 +1,7 @@
 """All of Convener on one machine: a database, keys, the API, the loops and a pool, brought up in order."""
 
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -27,7 +28,7 @@ from app.postgres.errors import EmbeddedError
 from app.postgres.server import Server
 from app.secrecy import SECRETS_FD, handed_over, make_private, write_private
 from app.settings import Settings, secret_variables
-from app.settings_sources import SECRETS, SettingsError
+from app.settings_sources import SECRETS, SettingsError, variable_of
 from app.terminal import databases
 from app.terminal.failures import ExitCode, Failure
 from app.workers.provisioners.environment import HandlersRefused, check_handlers
@@ -45,6 +46,8 @@ KEY_FILES: Mapping[Role, str] = {
     Role.POOL: "pool.key",
     Role.SUPERVISOR: "supervisor.key",
 }
+# What may be in a state directory before the first `up`: by a restore, a demo, loops without it, a disk of its own.
+_OWN_NAMES = frozenset({"postgres", "demo", "logs", "blocks", "lost+found"})
 Say = Callable[[str], None]
 _NO_OPTIONS = PoolOptions()
 
@@ -115,6 +118,7 @@ async def running(
     """
     state = settings.state_directory
     async with AsyncExitStack() as cleanup:
+        _refuse_strangers(state)
         make_private(state)
         # Leftovers are looked for under the lock: the children of a running Convener are none.
         cleanup.enter_context(lock_directory(state))
@@ -226,7 +230,9 @@ def _line(text: bytes) -> dict[str, Any]:
 def _secrets(settings: Settings, url: str) -> dict[str, str]:
     secrets = {name: getattr(settings, name) for name in SECRETS if name != "database_password"}
     key_file = None if settings.llm_key_file is None else str(settings.llm_key_file.absolute())
-    return secret_variables({**secrets, "database_url": url, "llm_key_file": key_file})
+    variables = secret_variables({**secrets, "database_url": url, "llm_key_file": key_file})
+    # It is in the addresses by now; one in the file of settings, which the children read too, would be a second one.
+    return {**variables, variable_of("database_password"): ""}
 
 
 def _environment(settings: Settings) -> dict[str, str]:
@@ -295,15 +301,30 @@ async def answers(url: str, path: str, seconds: float, trust: Trust = SYSTEM_TRU
 
 def free_port(host: str, port: int) -> int:
     """This port, which must be free; any free one for 0. Raises StackError."""
-    with socket.socket() as probe:
-        # As the server does, so that closed connections of an earlier run do not count as taken.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise StackError(
-                f"port {port} on {host} is taken ({error.strerror}); "
-                "stop whoever uses it, or choose another with --port"
-            ) from None
-        bound_port: int = probe.getsockname()[1]
-        return bound_port
+    try:
+        places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        # Not every system that names an address of IPv6 for itself has one.
+        family, _, _, _, address = min(places, key=lambda place: place[0] is not socket.AF_INET)
+        with socket.socket(family) as probe:
+            # As the server does, so that closed connections of an earlier run do not count as taken.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            bound_port: int = probe.getsockname()[1]
+            return bound_port
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            trouble, remedy = f"port {port} on {host} is taken", "stop whoever uses it, or choose another with --port"
+        else:
+            trouble, remedy = f"nothing can listen on port {port} of {host}", "look at --port and CONVENER_HOST"
+        raise StackError(f"{trouble} ({error.strerror}); {remedy}") from None
+
+
+def _refuse_strangers(state: Path) -> None:
+    """Raise StackError where a directory holds what is not ours: it would be closed to everybody else."""
+    names = set(os.listdir(state)) if state.is_dir() else set()
+    if "lock" not in names and not names <= _OWN_NAMES:
+        stranger = min(names - _OWN_NAMES)
+        raise StackError(
+            f"{state} is no state directory: it holds {stranger}. Everything in one is closed to other users; name a "
+            "directory that is empty or new with --state or CONVENER_STATE_DIRECTORY"
+        )

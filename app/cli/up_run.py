@@ -78,7 +78,10 @@ class StopSignals:
         self.on_first: Callable[[], object] = lambda: None
         self.on_next: Callable[[], None] = lambda: None
         self._first: asyncio.Future[signal.Signals] = asyncio.get_running_loop().create_future()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup, which wants us to go on
+            numbers.append(signal.SIGHUP)
+        for number in numbers:
             asyncio.get_running_loop().add_signal_handler(number, self._on_signal, number)
 
     async def wait(self) -> signal.Signals:

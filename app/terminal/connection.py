@@ -111,7 +111,7 @@ def state_directory() -> Path:
     # All settings together take longer to import than the rest of a command, and there are rarely others.
     if not OTHER_SETTINGS.isdisjoint(os.environ):
         return settings().state_directory
-    return Path(os.path.realpath(os.environ.get(STATE_DIRECTORY, default_state_directory())))
+    return Path(os.path.realpath(os.environ.get(STATE_DIRECTORY) or default_state_directory()))
 
 
 def settings() -> "Settings":

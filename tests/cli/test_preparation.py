@@ -44,6 +44,17 @@ async def test_keys_are_made_once_and_the_pool_is_configured(database: Database,
     assert (again.new_keys, again.keys, again.pool) == (frozenset(), first.keys, first.pool)
 
 
+async def test_a_password_apart_from_the_address_may_stand_in_the_file_of_settings(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text('database_password = "it is in the address by now"\n')
+    file.chmod(0o600)
+    monkeypatch.setenv("CONVENER_SETTINGS_FILE", str(file))
+    prepared = await _prepared(database.url, tmp_path)
+    assert prepared.new_keys == set(KEY_FILES)
+
+
 async def test_a_link_opens_one_session_of_the_operator(database: Database, tmp_path: Path) -> None:
     prepared = await _prepared(database.url, tmp_path, with_link=True)
     assert prepared.link is not None
