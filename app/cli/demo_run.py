@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from rich.text import Text
 from app.cli.pool_options import PoolOptions
 from app.cli.stack import START_ERRORS, Stack, StackError, answers, free_port, running, start_failure
 from app.cli.supervisor import Program
-from app.cli.up_run import StopSignals
+from app.cli.up_run import StopSignals, stoppable
 from app.kernel.access import Role
 from app.logs import start_logging
 from app.settings import Settings, take_settings
@@ -60,13 +61,14 @@ def start(state: Path | None, changes: Mapping[str, Any], plan: Plan) -> bool:
         home = state or settings.state_directory / "demo"
         handlers = "examples.kepler.language" if plan.llm else "examples.kepler.handlers"
         fixed = {"state_directory": home, "stop_grace_seconds": 2.0, "worker_handlers": handlers}
-        return asyncio.run(_run(settings.model_copy(update={**changes, **fixed}), plan))
+        settings = settings.model_copy(update={**changes, **fixed})
+        return asyncio.run(stoppable(lambda stop: _run(stop, settings, plan)))
     except START_ERRORS as error:
         raise start_failure(error) from None
 
 
-async def _run(settings: Settings, plan: Plan) -> bool:
-    stop, began = StopSignals(), datetime.now(UTC)
+async def _run(stop: StopSignals, settings: Settings, plan: Plan) -> bool:
+    began, is_over = datetime.now(UTC), threading.Event()
     options = PoolOptions(reason="convener demo")
     variables, model = find_model() if plan.llm else ({}, None)
     os.environ.update(variables)  # the pool passes CONVENER_LLM_ variables on to its workers
@@ -74,11 +76,13 @@ async def _run(settings: Settings, plan: Plan) -> bool:
     say = partial(console.print, style="dim")
     async with running(settings, say, log_files=True, options=options, extra_programs=extra_programs) as stack:
         await wait_for_model(variables)
+        stop.on_first = is_over.set
         console.print(f"API {stack.url}  Swagger {stack.url}/docs  logs {settings.state_directory}/logs")
-        research = asyncio.create_task(_research(stack, plan))
+        research = asyncio.create_task(_research(stack, plan, is_over))
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait((research, stopping), return_when=asyncio.FIRST_COMPLETED)
         if not research.done():
+            research.cancel()
             console.print("stopped before the goal was finished", style="yellow")
             return False
         report = research.result()
@@ -93,7 +97,7 @@ async def _run(settings: Settings, plan: Plan) -> bool:
         return plan.llm or report.law_found
 
 
-async def _research(stack: Stack, plan: Plan) -> "Report":
+async def _research(stack: Stack, plan: Plan, is_over: threading.Event) -> "Report":
     from examples.kepler.limits import Limits
     from examples.kepler.supervisor import run
 
@@ -102,6 +106,12 @@ async def _research(stack: Stack, plan: Plan) -> "Report":
     if plan.llm:
         limits = replace(limits, time_limit_seconds=_LLM_SECONDS)
     board = _ProgressView(goal)
+
+    def pause(seconds: float) -> None:
+        # The example would try for minutes to reach the API, and this process would not end before it.
+        if is_over.wait(seconds):
+            raise InterruptedError
+
     with Live(get_renderable=board.render, console=console, refresh_per_second=4, transient=not console.is_terminal):
         return await asyncio.to_thread(  # the example is a plain client that blocks
             run,
@@ -111,6 +121,7 @@ async def _research(stack: Stack, plan: Plan) -> "Report":
             seed=plan.seed,
             limits=limits,
             observer=board.update,
+            sleep=pause,
         )
 
 

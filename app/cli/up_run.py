@@ -2,9 +2,9 @@
 
 import asyncio
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import typer
 from rich.panel import Panel
@@ -20,6 +20,7 @@ from app.settings import Settings, take_settings
 from app.terminal import output
 from app.terminal.failures import ExitCode
 
+T = TypeVar("T")
 console = output.PlainConsole(stderr=True)
 
 
@@ -29,24 +30,25 @@ def start(options: Mapping[str, Any], pool_options: PoolOptions) -> None:
         settings = take_settings()
         start_logging(settings.model_copy(update={"log_file": None}))  # what people read goes to the terminal
         settings = settings.model_copy(update={name: value for name, value in options.items() if value is not None})
-        asyncio.run(_run(settings, pool_options))
+        asyncio.run(stoppable(lambda stop: _run(stop, settings, pool_options)))
     except START_ERRORS as error:
         raise start_failure(error) from None
 
 
-async def _run(settings: Settings, pool_options: PoolOptions) -> None:
+async def stoppable(work: "Callable[[StopSignals], Awaitable[T]]") -> T:
+    """Run what brings everything up: a signal ends it, until it sets `on_first` otherwise. Raises Exit."""
     stop = StopSignals()
     main = asyncio.current_task()
     assert main is not None
     stop.on_first = main.cancel  # a start may take minutes, as handlers load slowly
     try:
-        await _run_until(stop, settings, pool_options)
+        return await work(stop)
     except asyncio.CancelledError:
         console.print("stopped before it was up", style="dim")
         raise typer.Exit(ExitCode.INTERRUPTED) from None
 
 
-async def _run_until(stop: "StopSignals", settings: Settings, pool_options: PoolOptions) -> None:
+async def _run(stop: "StopSignals", settings: Settings, pool_options: PoolOptions) -> None:
     say = partial(console.print, style="dim")
     # As with keys: what is not shown to a person goes into journals, which let others read it.
     with_link = console.file.isatty()

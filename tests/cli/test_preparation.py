@@ -123,7 +123,7 @@ async def test_only_a_terminal_gets_a_link(monkeypatch: pytest.MonkeyPatch, is_t
 
     monkeypatch.setattr(up_run, "running", running)
     with pytest.raises(StackError):
-        await up_run._run_until(up_run.StopSignals(), Settings(), PoolOptions())
+        await up_run._run(up_run.StopSignals(), Settings(), PoolOptions())
     assert asked == [is_terminal]
 
 
