@@ -76,12 +76,13 @@ async def _run(stop: StopSignals, settings: Settings, plan: Plan) -> bool:
     say = partial(console.print, style="dim")
     async with running(settings, say, log_files=True, options=options, extra_programs=extra_programs) as stack:
         await wait_for_model(variables)
-        stop.on_first = is_over.set
+        stop.on_first = lambda: None
         console.print(f"API {stack.url}  Swagger {stack.url}/docs  logs {settings.state_directory}/logs")
         research = asyncio.create_task(_research(stack, plan, is_over))
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait((research, stopping), return_when=asyncio.FIRST_COMPLETED)
         if not research.done():
+            is_over.set()
             research.cancel()
             console.print("stopped before the goal was finished", style="yellow")
             return False

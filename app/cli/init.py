@@ -1,5 +1,6 @@
 """`convener init`: a folder with an agent, a supervisor and their test, to begin with."""
 
+import shlex
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
@@ -35,7 +36,7 @@ def init(
 
 
 def _steps(directory: Path) -> list[tuple[str, str]]:
-    change = [] if directory.resolve() == Path.cwd() else [(f"cd {directory}", "")]
+    change = [] if directory.resolve() == Path.cwd() else [(f"cd {shlex.quote(str(directory))}", "")]
     return [
         *change,
         ("convener up --handlers my_agents", "the service, with your agent; leave it running"),

@@ -22,6 +22,7 @@ from app.terminal.failures import ExitCode
 
 T = TypeVar("T")
 console = output.PlainConsole(stderr=True)
+_SIGNAL_SECONDS = 0.1
 
 
 def start(options: Mapping[str, Any], pool_options: PoolOptions) -> None:
@@ -42,7 +43,12 @@ async def stoppable(work: "Callable[[StopSignals], Awaitable[T]]") -> T:
     assert main is not None
     stop.on_first = main.cancel  # a start may take minutes, as handlers load slowly
     try:
-        return await work(stop)
+        try:
+            return await work(stop)
+        except START_ERRORS:
+            # Ctrl-C in a terminal also ends initdb, and is heard of here when that has failed.
+            await asyncio.sleep(_SIGNAL_SECONDS)
+            raise
     except asyncio.CancelledError:
         console.print("stopped before it was up", style="dim")
         raise typer.Exit(ExitCode.INTERRUPTED) from None

@@ -18,6 +18,7 @@ from app.cli import demo_run
 from app.cli.demo_run import Plan
 from app.cli.up_run import StopSignals, stoppable
 from app.kernel.access import Role
+from app.postgres.errors import ClusterUnusable
 from app.settings import Settings
 from app.terminal.failures import ExitCode
 from examples.kepler import supervisor
@@ -67,6 +68,22 @@ async def test_a_start_that_takes_long_can_be_ended(monkeypatch: pytest.MonkeyPa
     async def running(*_: Any, **__: Any) -> AsyncIterator[Any]:
         os.kill(os.getpid(), signal.SIGINT)
         await asyncio.sleep(20)
+        yield None
+
+    monkeypatch.setattr(demo_run, "running", running)
+    with pytest.raises(typer.Exit) as ending:
+        await _demo(tmp_path)
+    assert ending.value.exit_code == ExitCode.INTERRUPTED
+
+
+async def test_what_ctrl_c_has_ended_as_well_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In a terminal it goes to all programs, to initdb too, for which the start waits."""
+
+    @asynccontextmanager
+    async def running(*_: Any, **__: Any) -> AsyncIterator[Any]:
+        os.kill(os.getpid(), signal.SIGINT)
+        if tmp_path.exists():
+            raise ClusterUnusable("initdb was terminated by signal 2")
         yield None
 
     monkeypatch.setattr(demo_run, "running", running)

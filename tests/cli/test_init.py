@@ -25,9 +25,10 @@ def _run(words: list[str], folder: Path, environment: Mapping[str, str]) -> "sub
 
 
 def test_it_says_what_comes_next_and_replaces_nothing(offline: CommandLine, tmp_path: Path) -> None:
-    folder = tmp_path / "lab"
+    folder = tmp_path / "my lab"
     made = offline.run("init", str(folder), "-o", "json")
     assert (made.code, made.json["files"]) == (0, _FILES)
+    assert made.json["next"][0] == f"cd '{folder}'"
     assert sorted(path.name for path in folder.iterdir()) == _FILES
     parse(made.json["next"][1])
     (folder / "supervisor.py").write_text("mine")
