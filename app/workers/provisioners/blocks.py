@@ -179,16 +179,18 @@ class BlockEngine:
         if read is None or job.state is JobState.ENDED:
             return None
         token, submitted_at, nodes, slots = read
-        ends = (self._ends.get(job.id), job.ends_at)
+        is_running = job.state is JobState.RUNNING
+        # Of one that waits the end is a guess, before which it may well not even begin.
+        ends = (self._ends.get(job.id), job.ends_at) if is_running else ()
         return Block(
             token=token,
             job_id=job.id,
             nodes=nodes,
             slots=slots,
             submitted_at=submitted_at,
-            is_running=job.state is JobState.RUNNING,
+            is_running=is_running,
             reason=job.reason,
-            started_at=job.started_at if job.state is JobState.RUNNING else None,
+            started_at=job.started_at if is_running else None,
             ends_at=min((end for end in ends if end is not None), default=None),
         )
 

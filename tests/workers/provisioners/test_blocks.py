@@ -177,6 +177,20 @@ async def test_a_block_is_replaced_ahead_of_its_end(tmp_path: Path) -> None:
     assert jobs.states == {"1": JobState.ENDED, "2": JobState.RUNNING}
 
 
+async def test_the_end_that_is_expected_of_a_queued_job_is_not_that_of_its_block(tmp_path: Path) -> None:
+    jobs = Jobs()
+    blocks = engine(jobs, tmp_path)
+    await blocks.scale(await blocks.state(fresh=True), 2, [])
+    # A backfill that meant to start it earlier.
+    jobs.ends["1"] = time.time() + 40
+    await blocks.state(fresh=True)
+    jobs.states["1"] = JobState.RUNNING
+    jobs.ends["1"] = time.time() + 3000
+    state = await blocks.state(fresh=True)
+    assert (state.requested, state.expiring) == (2, 0)
+    assert {member.state for member in state.members} == {MemberState.READY}
+
+
 async def test_after_a_refusal_nothing_is_submitted_for_a_while(tmp_path: Path) -> None:
     jobs = Jobs()
     blocks = engine(jobs, tmp_path, max_nodes=1, first_rest_seconds=0.2, longest_rest_seconds=0.3)
