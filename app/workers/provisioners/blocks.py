@@ -19,6 +19,7 @@ from pathlib import Path
 
 from app.secrecy import PRIVATE_DIRECTORY, write_private
 from app.workers.provisioners.block_scripts import UnusableTemplate, filled
+from app.workers.provisioners.early_ends import EarlyEnds
 from app.workers.provisioners.engine import POOL_LABEL, EngineUnavailable, pool_label
 from app.workers.provisioners.scheduler import BatchScheduler, Job, JobRequest, JobState, SchedulerError
 from app.workers.rules.blocks import (
@@ -99,10 +100,11 @@ class BlockEngine:
         self._blocks: Sequence[Block] = ()
         self._looked_at = float("-inf")
         self._size = 0
-        # Why nothing could be submitted last, how often in a row, and until when it is not tried again.
+        # Why nothing could be submitted or lasted, how often in a row, and until when it is not tried again.
         self._refusal: str | None = None
         self._refusals = 0
         self._rests_until = float("-inf")
+        self._early_ends = EarlyEnds(min(policy.early_seconds, policy.walltime_seconds / 2))
         # Of jobs whose end is told by what they have used, which is told late: the earliest end that was.
         self._ends: dict[str, float] = {}
 
@@ -142,6 +144,7 @@ class BlockEngine:
         if surplus > 0:
             queued = [block for block in plan.staying if not block.is_running and block not in removed]
             removed += blocks_to_give_up(queued, surplus)
+        self._early_ends.excuse(block.job_id for block in removed)
         try:
             await self._scheduler.cancel([block.job_id for block in removed])
             await self._submit_all(nodes_to_ask_for(-surplus, self._policy)[:_MAX_SUBMITS])
@@ -169,6 +172,7 @@ class BlockEngine:
         self._blocks = [block for job in jobs if (block := self._block(job)) is not None]
         self._ends = {b.job_id: b.ends_at for b in self._blocks if b.ends_at is not None}
         self._looked_at = time.monotonic()
+        self._rest_after_early_ends(jobs)
         try:
             await self._hand_over_keys()
         except OSError as error:
@@ -209,19 +213,38 @@ class BlockEngine:
     def _is_resting(self) -> bool:
         return time.monotonic() < self._rests_until
 
+    def _rest(self, reason: str, times: int) -> None:
+        self._refusal = reason
+        self._rests_until = time.monotonic() + rest_seconds(times, self._policy)
+
+    def _rest_after_early_ends(self, jobs: Sequence[Job]) -> None:
+        ended = self._early_ends.look(self._blocks, self._looked_at)
+        if not ended:
+            return
+        reasons = {job.id: job.reason for job in jobs}
+        reason = reasons.get(ended[0], f"{self.kind} does not list it")
+        logs = self._launch.directory / _LOGS
+        self._rest(f"job {ended[0]} did not last ({reason}): see its output in {logs}", self._early_ends.count)
+        log.warning("%d blocks did not last; %s", len(ended), self._refusal)
+
     async def _submit_all(self, sizes: Sequence[int]) -> None:
         if sizes and self._is_resting():
             raise EngineUnavailable(self._refusal)
-        for nodes in sizes:
+        failures = self._early_ends.count
+        # Where jobs end at once, one at a time shows whether that is over.
+        for nodes in sizes[:1] if failures else sizes:
             try:
                 await self._submit(nodes)
             # A turn whose commands together take too long is cancelled in the middle of one.
             except (SchedulerError, OSError, UnusableTemplate, asyncio.CancelledError) as error:
-                self._refusal = str(error) or f"{self.kind} has not taken a job in time"
                 self._refusals += 1
-                self._rests_until = time.monotonic() + rest_seconds(self._refusals, self._policy)
+                self._rest(str(error) or f"{self.kind} has not taken a job in time", self._refusals)
                 raise
-            self._refusal, self._refusals = None, 0
+            self._refusals = 0
+            if failures:
+                self._rest(self._refusal or "jobs did not last", failures)
+            else:
+                self._refusal = None
 
     async def _submit(self, nodes: int) -> None:
         token = make_token(time.time(), secrets.token_hex(4))
@@ -237,6 +260,7 @@ class BlockEngine:
                 log=str(self._launch.directory / _LOGS / f"{token}.log"),
             )
         )
+        self._early_ends.expect(job_id, time.monotonic())
         log.info("submitted job %s as block %s with %d nodes", job_id, token, nodes)
 
     def _script(self, name: str, token: str, nodes: int) -> str:

@@ -19,7 +19,8 @@ class BlockPolicy:
     A replacement is asked for `lead_seconds` before a block ends, earlier where blocks lately had to wait longer, but
     never before half of its time is over. `start_seconds` after its start a job counts as one whose workers are there,
     and `drain_seconds` before its end they begin to leave. After a refusal nothing is submitted for
-    `first_rest_seconds`, after each further one for twice as long, `longest_rest_seconds` at most.
+    `first_rest_seconds`, after each further one for twice as long, `longest_rest_seconds` at most. A job that ends by
+    itself within `early_seconds` counts as one.
     """
 
     slots: int
@@ -32,6 +33,7 @@ class BlockPolicy:
     # Each refusal is a call of the scheduler that everybody shares, and what it says seldom changes by itself.
     first_rest_seconds: float = 5.0
     longest_rest_seconds: float = 120.0
+    early_seconds: float = 60.0
 
     @property
     def size(self) -> int:

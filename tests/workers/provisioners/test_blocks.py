@@ -238,6 +238,48 @@ async def test_after_a_turn_that_ends_in_the_middle_of_a_submit_nothing_is_submi
     assert jobs.tries == 0
 
 
+@pytest.mark.parametrize("is_listed", [True, False])
+async def test_jobs_that_end_at_once_are_not_submitted_without_end(tmp_path: Path, *, is_listed: bool) -> None:
+    """Also where the list shows none of them: the site renames jobs, or it is that of another cluster."""
+    jobs = Jobs()
+    blocks = engine(jobs, tmp_path, max_nodes=1)
+    for _ in range(10):
+        state = await blocks.state(fresh=True)
+        if not state.is_resting:
+            await blocks.scale(state, 20, [])
+        jobs.states = dict.fromkeys(jobs.states, JobState.ENDED) if is_listed else {}
+    assert len(jobs.requests) == 8
+    assert state.refusal is not None
+    why = "PENDING: Resources" if is_listed else "slurm does not list it"
+    assert state.refusal == f"job 1 did not last ({why}): see its output in {tmp_path}/logs"
+
+
+async def test_after_jobs_that_ended_at_once_one_at_a_time_is_tried(tmp_path: Path) -> None:
+    jobs = Jobs()
+    blocks = engine(jobs, tmp_path, max_nodes=1, first_rest_seconds=0.1, early_seconds=0.3)
+    await blocks.scale(await blocks.state(fresh=True), 4, [])
+    jobs.states = dict.fromkeys(jobs.states, JobState.ENDED)
+    assert (await blocks.state(fresh=True)).is_resting
+    await asyncio.sleep(0.11)
+    await blocks.scale(await blocks.state(fresh=True), 8, [])
+    state = await blocks.state(fresh=True)
+    assert (len(jobs.requests), state.is_resting) == (3, True)
+    jobs.states["3"] = JobState.RUNNING
+    await asyncio.sleep(0.31)
+    await blocks.scale(await blocks.state(fresh=True), 8, [])
+    assert len(jobs.requests) == 6
+    assert (await blocks.state(fresh=True)).refusal is None
+
+
+async def test_blocks_that_are_cancelled_are_none_that_did_not_last(tmp_path: Path) -> None:
+    jobs = Jobs()
+    blocks = engine(jobs, tmp_path, max_nodes=1)
+    await blocks.scale(await blocks.state(fresh=True), 6, [])
+    await blocks.scale(await blocks.state(fresh=True), 2, [])
+    state = await blocks.state(fresh=True)
+    assert (state.refusal, state.is_resting, state.requested) == (None, False, 2)
+
+
 async def test_one_with_other_settings_tries_at_once(tmp_path: Path) -> None:
     jobs = Jobs()
     jobs.refusal = "sbatch: invalid partition"
