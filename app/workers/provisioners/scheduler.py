@@ -1,7 +1,10 @@
 """Batch schedulers, of which blocks of nodes are asked for as jobs: the interface, and the run of their commands."""
 
 import asyncio
+import contextlib
+import os
 import re
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -140,7 +143,9 @@ async def run_command(
 async def _end(process: asyncio.subprocess.Process) -> None:
     if process.returncode is not None:
         return
-    process.kill()
+    # It leads a session of its own: sites wrap commands, and what a wrapper runs would stay.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     try:
         async with asyncio.timeout(_KILL_SECONDS):
             await process.wait()

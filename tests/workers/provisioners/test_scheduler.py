@@ -1,7 +1,9 @@
 """Commands of schedulers: what is made of an answer, of a refusal and of silence."""
 
 import os
+from pathlib import Path
 
+import psutil
 import pytest
 
 from app.workers.provisioners import scheduler
@@ -28,6 +30,22 @@ async def test_a_command_that_does_not_answer_is_ended() -> None:
     with pytest.raises(SchedulerError, match="has not answered") as silence:
         await run_command("sleep", "60", environment=os.environ, seconds=0.2)
     assert not silence.value.is_refusal
+
+
+async def test_a_wrapper_that_does_not_answer_is_ended_with_the_command_that_it_runs(tmp_path: Path) -> None:
+    """Each turn would leave one more behind."""
+    script = f"sleep 60 & echo $! > {tmp_path}/pid; wait"
+    with pytest.raises(SchedulerError, match="has not answered"):
+        await run_command("sh", "-c", script, environment=os.environ, seconds=0.5)
+    _, alive = psutil.wait_procs(_processes(int((tmp_path / "pid").read_text())), timeout=5)
+    assert alive == []
+
+
+def _processes(pid: int) -> list[psutil.Process]:
+    try:
+        return [psutil.Process(pid)]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def test_a_slow_command_is_told_of_before_its_turn_is_over() -> None:
