@@ -1,7 +1,8 @@
 """OpenPBS and PBS Professional through qsub, qstat and qdel; qstat answers in JSON from version 14 on."""
 
-import getpass
 import json
+import os
+import pwd
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,7 +47,7 @@ class Pbs:
             if not error.is_refusal:
                 raise
             printed = await self._commands.run("qstat", "-f", "-F", "json")
-        return list(read_jobs(printed, owner=getpass.getuser(), now=time.time()))
+        return list(read_jobs(printed, owner=_own_name(), now=time.time()))
 
     async def cancel(self, job_ids: Sequence[str]) -> None:
         """Cancel jobs; one that has ended is no error. Raises SchedulerError."""
@@ -56,6 +57,14 @@ class Pbs:
             except SchedulerError as error:
                 if not any(sign in str(error).lower() for sign in _GONE):
                     raise
+
+
+def _own_name() -> str:
+    # Not from USER or LOGNAME, which supervisors that change the user leave as they were.
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        raise SchedulerError(f"the user {os.geteuid()} has no name here, by which PBS would list its jobs") from None
 
 
 def read_jobs(printed: str, *, owner: str, now: float) -> Iterator[Job]:

@@ -4,7 +4,7 @@ Jobs are read in a format of our own and not as JSON: `squeue --json` needs a pl
 its fields change with the version of that plugin (`data_parser`), while `--format` is the same in all versions in use.
 """
 
-import getpass
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -30,8 +30,10 @@ class Slurm:
     kind = "slurm"
 
     def __init__(self, environment: Mapping[str, str], options: Sequence[str] = ()) -> None:
+        # What somebody has set for the lists of a shell must hide no job of ours.
+        plain = {name: value for name, value in environment.items() if not name.startswith("SQUEUE_")}
         # Times in seconds since 1970: by default they are in the local time of whoever asks, without its zone.
-        self._commands = SchedulerCommands({**environment, "SLURM_TIME_FORMAT": "%s"}, _AWAY)
+        self._commands = SchedulerCommands({**plain, "SLURM_TIME_FORMAT": "%s"}, _AWAY)
         self._options = list(options)
 
     async def submit(self, request: JobRequest) -> str:
@@ -45,7 +47,7 @@ class Slurm:
 
     async def jobs(self) -> list[Job]:
         """The jobs of this user that Slurm still knows. Raises SchedulerError."""
-        words = ("--noheader", "--states=all", f"--user={getpass.getuser()}", f"--format={_FORMAT}")
+        words = ("--noheader", "--states=all", f"--user={os.geteuid()}", f"--format={_FORMAT}")
         return list(read_jobs(await self._commands.run("squeue", *words)))
 
     async def cancel(self, job_ids: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pwd
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,16 @@ async def test_a_job_is_submitted_with_its_script_as_input(tmp_path: Path) -> No
     assert words[-4:] == ["-q", "debug", "-A", "bio"]
     assert {"select=2", "walltime=00:02:00", "convener-1"} <= {*words}
     assert (tmp_path / "script").read_text() == "#!/bin/sh\n"
+
+
+async def test_its_jobs_are_found_whatever_the_environment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Supervisors that change the user leave USER and LOGNAME as they were."""
+    monkeypatch.setenv("LOGNAME", "alice")
+    own = RUNNING | {"Job_Owner": f"{pwd.getpwuid(os.geteuid()).pw_name}@login1"}
+    program(tmp_path, "qstat", f"cat <<'END'\n{printed(**{'12.pbs': RUNNING, '13.pbs': own})}\nEND")
+    assert [job.id for job in await scheduler(tmp_path).jobs()] == ["13.pbs"]
 
 
 async def test_a_site_without_history_is_asked_without_it(tmp_path: Path) -> None:

@@ -79,6 +79,19 @@ async def test_a_refusal_is_told_from_a_controller_that_is_away(tmp_path: Path, 
     assert error.value.is_refusal is is_refusal
 
 
+async def test_its_jobs_are_found_whatever_the_environment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Supervisors that change the user leave LOGNAME as it was, and SQUEUE_PARTITION of a shell hides jobs."""
+    program(tmp_path, "squeue", 'printf "%s\\n" "$@" "$SQUEUE_PARTITION" > $(dirname $0)/words')
+    monkeypatch.setenv("LOGNAME", "somebody")
+    monkeypatch.setenv("SQUEUE_PARTITION", "debug")
+    slurm = Slurm({**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    assert await slurm.jobs() == []
+    words = (tmp_path / "words").read_text().splitlines()
+    assert (f"--user={os.geteuid()}" in words, words[-1]) == (True, "")
+
+
 def program(place: Path, name: str, script: str) -> None:
     """A program of this name that runs a script of the shell."""
     path = place / name
