@@ -90,6 +90,14 @@ def test_a_variable_wins_over_the_file(file: Path) -> None:
     assert (found.port, found.host) == (9001, "0.0.0.0")
 
 
+@pytest.mark.parametrize("name", ["", "../other", "a|b", "my host", "n" * 101, "-f"])
+def test_a_name_of_this_host_that_makes_no_paths_and_workers_is_refused(name: str) -> None:
+    """No worker could register, or its log be written, and why stood nowhere."""
+    with pytest.raises(SettingsError, match="CONVENER_HOST_NAME"):
+        Settings.from_environment({"CONVENER_HOST_NAME": name})
+    assert Settings.from_environment({"CONVENER_HOST_NAME": "node-1.lab_2"}).host_name == "node-1.lab_2"
+
+
 def test_a_variable_wins_also_over_what_is_wrong_in_the_file(file: Path) -> None:
     assert _read(file, "port = -1", CONVENER_PORT="9001").port == 9001
 

@@ -1,13 +1,16 @@
 """Workers in blocks: an engine whose members are places in jobs of a batch scheduler.
 
 Nothing is stored: the name of a job carries its launch token, its nodes and its slots, so that whoever starts anew
-finds all blocks in the list of jobs. A key by which the workers of a block register is made when its job runs, lies in
-a file that only our user can read, and is exchanged by each worker for one of its own.
+finds all blocks in the list of jobs. Of the directory of blocks it carries a digest: whoever shares that keeps the same
+pool, and other control planes of the same user and host name do not. A key by which the workers of a block register is
+made when its job runs, lies in a file that only our user can read, and is exchanged by each worker for one of its own.
 """
 
 import asyncio
+import hashlib
 import json
 import logging
+import os
 import secrets
 import shlex
 import shutil
@@ -29,6 +32,7 @@ from app.workers.rules.blocks import (
     BlockPolicy,
     blocks_to_give_up,
     blocks_to_remove,
+    is_token,
     make_token,
     member_names,
     member_prefix,
@@ -88,6 +92,7 @@ class BlockEngine:
         """`poll_seconds`: how long the list of jobs is believed while nothing is to change."""
         self.kind = scheduler.kind
         self.name = name
+        self._mark = f"{name}-{hashlib.sha256(os.fsencode(launch.directory.absolute())).hexdigest()[:8]}"
         self.max_size = max_size
         self.block_size = policy.size
         # Jobs are ended one by one.
@@ -179,7 +184,7 @@ class BlockEngine:
             raise EngineUnavailable(f"the keys of blocks cannot be written: {error}") from None
 
     def _block(self, job: Job) -> Block | None:
-        read = read_name(job.name, self.name)
+        read = read_name(job.name, self._mark)
         if read is None or job.state is JobState.ENDED:
             return None
         token, submitted_at, nodes, slots = read
@@ -248,7 +253,7 @@ class BlockEngine:
 
     async def _submit(self, nodes: int) -> None:
         token = make_token(time.time(), secrets.token_hex(4))
-        name = name_block(self.name, token, nodes, self._policy.slots)
+        name = name_block(self._mark, token, nodes, self._policy.slots)
         await asyncio.to_thread(self._make_directories)
         job_id = await self._scheduler.submit(
             JobRequest(
@@ -298,7 +303,7 @@ class BlockEngine:
         """The tokens of blocks that need a key; files of others, and old logs, are removed."""
         self._make_directories()
         for directory in self._launch.directory.iterdir():
-            if directory.is_dir() and directory.name != _LOGS and directory.name not in running:
+            if is_token(directory.name) and directory.name not in running:
                 shutil.rmtree(directory, ignore_errors=True)
         for file in (self._launch.directory / _LOGS).iterdir():
             if time.time() - file.stat().st_mtime > _KEEP_LOGS_SECONDS:

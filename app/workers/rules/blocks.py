@@ -97,6 +97,11 @@ def make_token(now: float, random: str) -> str:
     return f"{int(now) & 0xFFFFFFFF:08x}{random}"
 
 
+def is_token(text: str) -> bool:
+    """Whether this is the form of a launch token."""
+    return re.fullmatch(r"[0-9a-f]{16}", text) is not None
+
+
 def read_name(name: str, pool: str) -> tuple[str, float, int, int] | None:
     """Token, time of the submit, nodes and slots in the name of a job; None where it is none of this pool."""
     match = _NAME.fullmatch(name)

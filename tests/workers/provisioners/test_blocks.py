@@ -116,6 +116,27 @@ async def test_another_process_finds_the_blocks_and_asks_for_no_more(tmp_path: P
     assert len(jobs.requests) == 1
 
 
+async def test_blocks_of_another_control_plane_of_this_user_and_host_are_left_alone(tmp_path: Path) -> None:
+    """One for trials beside that of every day: each has a directory of its own."""
+    jobs = Jobs()
+    ours, theirs = engine(jobs, tmp_path / "ours"), engine(jobs, tmp_path / "theirs")
+    await theirs.scale(await theirs.state(fresh=True), 2, [])
+    state = await ours.state(fresh=True)
+    assert (state.requested, state.members) == (0, [])
+    await ours.scale(state, 0, [])
+    assert jobs.states == {"1": JobState.QUEUED}
+
+
+async def test_what_else_lies_in_the_directory_of_blocks_stays(tmp_path: Path) -> None:
+    jobs = Jobs()
+    blocks = engine(jobs, tmp_path)
+    over = tmp_path / "6a7b8c9d0123abcd"
+    for directory in (tmp_path / "thesis", over):
+        directory.mkdir()
+    await blocks.state(fresh=True)
+    assert (over.exists(), (tmp_path / "thesis").exists()) == (False, True)
+
+
 async def test_a_block_gets_a_key_of_its_own_when_it_runs_and_loses_it_afterwards(tmp_path: Path) -> None:
     jobs = Jobs()
     blocks = engine(jobs, tmp_path)
