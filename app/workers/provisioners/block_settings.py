@@ -73,10 +73,12 @@ def _scheduler(settings: Settings) -> BatchScheduler:
 def _launch(settings: Settings, other_secrets: dict[str, str]) -> BlockLaunch:
     pilot = [sys.executable, "-m", "app.cli", "pilot", "--url", settings.block_url or settings.addresses[-1]]
     pilot += ["--grace", f"{settings.stop_grace_seconds:g}"]
+    worker = ["--handlers", settings.worker_handlers] if settings.worker_handlers else []
+    worker += ["--gpus", str(settings.worker_gpus)] if settings.worker_gpus else []
     return BlockLaunch(
         directory=(settings.block_directory or settings.state_directory / "blocks") / settings.host_name,
         pilot=pilot,
-        worker_arguments=["--handlers", settings.worker_handlers] if settings.worker_handlers else [],
+        worker_arguments=worker,
         template=_template(settings.block_template, settings.provisioner),
         other_secrets=other_secrets,
     )

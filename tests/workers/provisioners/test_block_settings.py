@@ -1,0 +1,36 @@
+"""The engine of blocks as the settings describe it: what a job is told."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.settings import Settings
+from app.workers.provisioners.block_settings import block_engine
+from app.workers.provisioners.scheduler import JobRequest
+from app.workers.provisioners.slurm import Slurm
+
+
+async def script(monkeypatch: pytest.MonkeyPatch, place: Path, **settings: Any) -> str:
+    """The script of the job of the first block."""
+    requests: list[JobRequest] = []
+
+    async def submit(self: Slurm, request: JobRequest) -> str:
+        requests.append(request)
+        return "1"
+
+    async def jobs(self: Slurm) -> list[Any]:
+        return []
+
+    monkeypatch.setattr(Slurm, "submit", submit)
+    monkeypatch.setattr(Slurm, "jobs", jobs)
+    every = {"provisioner": "slurm", "host_name": "lab", "state_directory": place, **settings}
+    engine = block_engine(Settings.model_validate(every), None, {})  # type: ignore[arg-type]
+    await engine.scale(await engine.state(fresh=True), 1, [])
+    return requests[0].script
+
+
+async def test_workers_keep_the_gpus_that_the_setting_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Otherwise tasks that ask for one wait for ever beside a block that has some."""
+    assert " -- --gpus 2 --labels " in await script(monkeypatch, tmp_path, worker_gpus=2)
+    assert "--gpus" not in await script(monkeypatch, tmp_path)
