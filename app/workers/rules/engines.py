@@ -112,12 +112,13 @@ def plan_engine(state: EngineState, workers: Sequence[MemberWorker], size: int, 
     staying = [worker for worker in workers if not worker.leaving]
     going = {member.name for member in state.members if member.state is MemberState.LEAVING}
     drain = _workers_to_drain(state, staying, going, allowed)
-    unplanned = [w.worker_id for w in staying if w.name in going and w.worker_id not in drain]
+    drained = frozenset(drain)
+    unplanned = [w.worker_id for w in staying if w.name in going and w.worker_id not in drained]
     active = state.active
-    leaving = {worker.name for worker in workers if worker.leaving or worker.worker_id in drain}
+    leaving = {worker.name for worker in workers if worker.leaving or worker.worker_id in drained}
     busy_leaving = sum(m.name in leaving and by_name[m.name].busy for m in active)
     target = allowed + busy_leaving
-    removable = frozenset(m.name for m in active if m.name not in by_name or _may_go(by_name[m.name], drain))
+    removable = frozenset(m.name for m in active if m.name not in by_name or _may_go(by_name[m.name], drained))
     return EnginePlan(
         target=target,
         surplus=max(0, state.lasting - target),
@@ -193,7 +194,7 @@ def _over(state: EngineState, registered: Collection[str]) -> list[str]:
     return [member.name for member in leaving if member.block not in occupied]
 
 
-def _may_go(worker: MemberWorker, drain: Collection[WorkerId]) -> bool:
+def _may_go(worker: MemberWorker, drain: Set[WorkerId]) -> bool:
     # One that is drained only now may still be given a lease until that is committed: it goes in a later turn.
     return worker.leaving and not worker.busy and worker.worker_id not in drain
 
