@@ -185,6 +185,21 @@ def test_workers_enrol_in_the_pool_that_the_loops_keep(overlay: str) -> None:
     assert "kill -TERM 1" in worker["lifecycle"]["preStop"]["exec"]["command"][-1]
 
 
+def test_an_update_that_ends_at_once_replaces_nothing(tmp_path: Path) -> None:
+    """Without a probe a pod is ready while its process runs, however shortly: a broken image replaced them all."""
+    deployments = [each for each in _with_gpus(tmp_path) if each["kind"] == "Deployment"]
+    assert len(deployments) == 4
+    for each in deployments:
+        (container,) = each["spec"]["template"]["spec"]["containers"]
+        assert "readinessProbe" in container or each["spec"]["minReadySeconds"] >= 20
+
+
+def test_an_update_of_workers_with_gpus_needs_no_further_one(tmp_path: Path) -> None:
+    """It waited without end for a GPU that its own pods had, and no pool shrinks during an update."""
+    (workers,) = (each for each in _with_gpus(tmp_path) if each["metadata"]["name"] == "convener-workers-gpu")
+    assert workers["spec"]["strategy"]["rollingUpdate"]["maxSurge"] == 0
+
+
 def test_the_command_line_of_workers_is_one(tmp_path: Path) -> None:
     spec = of_kind("production", "Deployment")["convener-workers"]["spec"]["template"]["spec"]
     words = [
@@ -233,12 +248,17 @@ def test_production_has_two_of_each_and_is_watched() -> None:
     assert of_kind("development", "PodDisruptionBudget") == {}
 
 
-def test_a_component_adds_a_class_of_workers_that_the_loops_keep(tmp_path: Path) -> None:
-    tree = tmp_path / "kubernetes"
+def _with_gpus(place: Path) -> list[Object]:
+    """The objects of production with the component for workers with GPUs."""
+    tree = place / "kubernetes"
     shutil.copytree(DIRECTORY, tree)
     file = tree / "overlays/production/kustomization.yaml"
     file.write_text(file.read_text() + "components: [../../components/gpu-workers]\n")
-    objects = _rendered_from(file.parent)
+    return _rendered_from(file.parent)
+
+
+def test_a_component_adds_a_class_of_workers_that_the_loops_keep(tmp_path: Path) -> None:
+    objects = _with_gpus(tmp_path)
     assert {each["metadata"]["name"]: _errors(each) for each in objects if each["kind"] == "Deployment"} == {
         "convener-api": [],
         "convener-loops": [],
