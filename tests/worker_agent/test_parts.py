@@ -137,6 +137,27 @@ def test_the_container_limits_what_there_is(tmp_path: Path) -> None:
     assert memory_gb(tmp_path) > 0.25
 
 
+def test_the_limit_of_any_group_around_it_counts(tmp_path: Path) -> None:
+    """A job of Slurm and a unit of systemd are groups of the machine's own hierarchy, whose root has no limits."""
+    membership, step = tmp_path / "cgroup", tmp_path / "slurmstepd.scope/job_7/step_0"
+    step.mkdir(parents=True)
+    membership.write_text("0::/slurmstepd.scope/job_7/step_0\n")
+    (step / "memory.max").write_text("max\n")
+    (step.parent / "memory.max").write_text(f"{2**28}\n")
+    (step.parent / "cpu.max").write_text("50000 100000\n")
+    assert (cpu_cores(tmp_path, membership), memory_gb(tmp_path, membership)) == (0.5, 0.25)
+
+
+def test_so_does_that_of_an_older_hierarchy(tmp_path: Path) -> None:
+    membership, job = tmp_path / "cgroup", tmp_path / "memory/slurm/uid_0/job_7"
+    job.mkdir(parents=True)
+    membership.write_text("5:memory:/slurm/uid_0/job_7\n1:name=systemd:/init.scope\n")
+    (tmp_path / "memory/memory.limit_in_bytes").write_text("9223372036854771712\n")
+    assert memory_gb(tmp_path, membership) > 0.25
+    (job / "memory.limit_in_bytes").write_text(f"{2**28}\n")
+    assert memory_gb(tmp_path, membership) == 0.25
+
+
 @pytest.mark.parametrize("as_json", [False, True])
 def test_log_lines_can_be_read_by_machines(as_json: bool, capsys: pytest.CaptureFixture[str]) -> None:
     root = logging.getLogger()

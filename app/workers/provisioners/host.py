@@ -119,14 +119,16 @@ class Room:
 class Gauge:
     """Meter of the capacity of this machine; the processor is measured from one reading to the next."""
 
-    def __init__(self, machine: Machine | None = None, cgroup: Path = _GROUPS) -> None:
+    def __init__(self, machine: Machine | None = None, groups: Path = _GROUPS, own: Path = _OWN) -> None:
         self._machine = machine or Machine()
-        self._cgroup = cgroup
+        # In a container its own is the root, whatever the path says.
+        self._levels = {*_levels(groups, own), groups}
 
     def read(self) -> Room:
         """Measure now; blocks for about a millisecond."""
         reading = self._machine.read()
-        memory = min([psutil.virtual_memory().total, *self._numbers("memory.max")]) / 2**30
+        limits = [limit for level in self._levels for limit in _numbers(level / "memory.max")]
+        memory = min([psutil.virtual_memory().total, *limits]) / 2**30
         return Room(
             memory_gb=memory,
             # What cannot be measured leaves no room: nothing is started on a guess.
@@ -137,10 +139,11 @@ class Gauge:
 
     def _cores(self) -> float:
         cores = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-        quota = self._numbers("cpu.max")
-        return min(cores, quota[0] / quota[1]) if len(quota) == 2 else cores
+        quotas = [_numbers(level / "cpu.max") for level in self._levels]
+        return min([cores, *(quota[0] / quota[1] for quota in quotas if len(quota) == 2)])
 
-    def _numbers(self, name: str) -> list[int]:
-        """The numbers in a file of the container (cgroup v2); none when there is no such file or no limit."""
-        words = _text(self._cgroup / name).split()
-        return [int(word) for word in words] if all(word.isdecimal() for word in words) else []
+
+def _numbers(file: Path) -> list[int]:
+    """The numbers in a file of a control group (version 2); none when there is no such file or no limit."""
+    words = _text(file).split()
+    return [int(word) for word in words] if all(word.isdecimal() for word in words) else []

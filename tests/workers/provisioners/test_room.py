@@ -30,6 +30,17 @@ def test_the_limits_of_a_container_count(tmp_path: Path) -> None:
     assert (room.memory_gb, room.memory_used_gb, room.cpu_cores) == (1.0, 0.5, 0.5)
 
 
+def test_the_limits_of_any_group_around_us_count(tmp_path: Path) -> None:
+    """A unit of systemd is no container: its limits are not at the root."""
+    own, unit = tmp_path / "own", tmp_path / "system.slice/convener.service"
+    unit.mkdir(parents=True)
+    own.write_text("0::/system.slice/convener.service\n")
+    (unit / "memory.max").write_text(f"{2**30}\n")
+    (unit / "cpu.max").write_text("50000 100000\n")
+    room = Gauge(_Machine(), tmp_path, own).read()
+    assert (room.memory_gb, room.memory_used_gb, room.cpu_cores) == (1.0, 0.5, 0.5)
+
+
 def test_max_is_no_limit(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("max\n")
     (tmp_path / "cpu.max").write_text("max 100000\n")
