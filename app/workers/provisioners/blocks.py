@@ -199,6 +199,7 @@ class BlockEngine:
             submitted_at=submitted_at,
             is_running=is_running,
             reason=job.reason,
+            is_stuck=job.is_stuck,
             started_at=job.started_at if is_running else None,
             ends_at=min((end for end in ends if end is not None), default=None),
         )
@@ -206,13 +207,15 @@ class BlockEngine:
     def _members(self, block: Block, *, is_leaving: bool) -> Iterable[EngineMember]:
         state = MemberState.READY if block.is_running else MemberState.PENDING
         is_young = block.started_at is not None and time.time() - block.started_at < _YOUNG_SECONDS
+        verb = "is stuck" if block.is_stuck else "waits"
         for name in member_names(self.name, block):
             yield EngineMember(
                 name=name,
                 state=MemberState.LEAVING if is_leaving else state,
                 block=block.token,
                 created_at=datetime.fromtimestamp(block.started_at, UTC) if is_young and block.started_at else None,
-                reason=None if block.is_running else f"its job waits in the queue of {self.kind} ({block.reason})",
+                reason=None if block.is_running else f"its job {verb} in the queue of {self.kind} ({block.reason})",
+                is_failure=block.is_stuck,
             )
 
     def _is_resting(self) -> bool:

@@ -37,16 +37,8 @@ class Pbs:
         return await self._commands.submit("qsub", *words, *self._options, script=request.script, job_id=_JOB_ID)
 
     async def jobs(self) -> list[Job]:
-        """The jobs of this user that PBS still knows, finished ones where the site keeps them. Raises SchedulerError.
-
-        A site that keeps no history refuses -x.
-        """
-        try:
-            printed = await self._commands.run("qstat", "-x", "-f", "-F", "json")
-        except SchedulerError as error:
-            if not error.is_refusal:
-                raise
-            printed = await self._commands.run("qstat", "-f", "-F", "json")
+        """The jobs of this user that have not ended. Raises SchedulerError."""
+        printed = await self._commands.run("qstat", "-f", "-F", "json")
         return list(read_jobs(printed, owner=_own_name(), now=time.time()))
 
     async def cancel(self, job_ids: Sequence[str]) -> None:
@@ -102,6 +94,8 @@ def _job(job_id: str, job: dict[str, Any], now: float) -> Job:
         reason=f"{reason}: {comment}" if comment else reason,
         started_at=started_at,
         ends_at=ends_at,
+        # By its owner, the site, or PBS itself after too many starts that failed.
+        is_stuck=letter == "H",
     )
 
 

@@ -44,6 +44,7 @@ class JobRequest:
 class Job:
     """A job as its scheduler tells of it; `reason` is why it waits, or how it ended.
 
+    One that is stuck waits for somebody to release or change it, and for nothing else.
     Times are seconds since 1970 by the scheduler's clock.
     """
 
@@ -53,6 +54,7 @@ class Job:
     reason: str
     started_at: float | None = None
     ends_at: float | None = None
+    is_stuck: bool = False
 
 
 class SchedulerError(Exception):
@@ -73,7 +75,7 @@ class BatchScheduler(Protocol):
         ...
 
     async def jobs(self) -> Sequence[Job]:
-        """The jobs of this user that it still knows, those that have ended lately included."""
+        """The jobs of this user that have not ended, and maybe those that have lately."""
         ...
 
     async def cancel(self, job_ids: Sequence[str]) -> None:

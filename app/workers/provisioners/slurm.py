@@ -18,6 +18,15 @@ _QUEUED = frozenset(
 )
 # A job that completes still has processes, and one that is suspended keeps its nodes.
 _RUNNING = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "STAGE_OUT"})
+# Of jobs that wait for somebody to release or to change them.
+_STUCK_STATES = frozenset({"REQUEUE_HOLD", "SPECIAL_EXIT"})
+_STUCK_REASONS = frozenset(
+    {
+        *("JobHeldUser", "JobHeldAdmin", "job requeued in held state", "launch failed requeued held"),
+        *("DependencyNeverSatisfied", "BadConstraints", "PartitionNodeLimit", "PartitionTimeLimit"),
+        *("InvalidAccount", "InvalidQOS", "QOSMaxWallDurationPerJobLimit", "AssocMaxWallDurationPerJobLimit"),
+    }
+)
 # sbatch --parsable adds the cluster's name where there are several.
 _JOB_ID = re.compile(r"(?P<id>\d+)(;.*)?")
 # What sbatch and scancel say of jobs and of the service itself; anything else is the job's own fault.
@@ -70,6 +79,7 @@ def read_jobs(printed: str) -> Iterator[Job]:
             reason=_reason(state, reason),
             started_at=_moment(started_at),
             ends_at=_moment(ends_at),
+            is_stuck=state in _STUCK_STATES or (state in _QUEUED and reason in _STUCK_REASONS),
         )
 
 

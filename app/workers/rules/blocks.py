@@ -45,7 +45,7 @@ class BlockPolicy:
 class Block:
     """A job that has not ended: its launch token, the id of its job, and what its name and its scheduler tell.
 
-    Times are seconds since 1970.
+    One that is stuck does not start by itself. Times are seconds since 1970.
     """
 
     token: str
@@ -55,6 +55,7 @@ class Block:
     submitted_at: float
     is_running: bool
     reason: str = ""
+    is_stuck: bool = False
     started_at: float | None = None
     ends_at: float | None = None
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,22 @@ async def test_blocks_are_submitted_for_the_size_and_wait_with_their_reason(tmp_
     assert "convener-pool=slurm/lab" in script
     assert "s3cret" not in script
     assert "cvn_" not in script
+
+
+async def test_a_job_that_is_held_is_a_failed_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = Jobs()
+    blocks = engine(jobs, tmp_path)
+    await blocks.scale(await blocks.state(fresh=True), 2, [])
+    (job,) = await jobs.jobs()
+
+    async def held() -> Sequence[Job]:
+        return [replace(job, reason="PENDING: JobHeldAdmin", is_stuck=True)]
+
+    monkeypatch.setattr(jobs, "jobs", held)
+    state = await blocks.state(fresh=True)
+    assert {(member.reason, member.is_failure) for member in state.members} == {
+        ("its job is stuck in the queue of slurm (PENDING: JobHeldAdmin)", True)
+    }
 
 
 async def test_another_process_finds_the_blocks_and_asks_for_no_more(tmp_path: Path) -> None:

@@ -53,6 +53,13 @@ def test_jobs_are_read_with_their_states_and_times() -> None:
     assert queued.reason == "Q: Not Running: Not enough free nodes available"
 
 
+def test_a_job_that_is_held_starts_by_nothing_but_a_release() -> None:
+    """By its owner, or by PBS after 20 starts that failed."""
+    held = QUEUED | {"job_state": "H", "comment": "job held, too many failed attempts to run"}
+    queued, stuck = read_jobs(printed(**{"13.pbs": QUEUED, "14.pbs": held}), **ALICE)
+    assert (queued.is_stuck, stuck.is_stuck, stuck.state) == (False, True, JobState.QUEUED)
+
+
 def test_a_job_that_has_just_begun_has_used_nothing() -> None:
     just_begun = {name: value for name, value in RUNNING.items() if name != "resources_used"}
     (job,) = read_jobs(printed(**{"12.pbs": just_begun}), **ALICE)
@@ -104,10 +111,11 @@ async def test_its_jobs_are_found_whatever_the_environment_says(
     assert [job.id for job in await scheduler(tmp_path).jobs()] == ["13.pbs"]
 
 
-async def test_a_site_without_history_is_asked_without_it(tmp_path: Path) -> None:
-    refusal = 'case "$*" in *-x*) echo "qstat: PBS is not configured to maintain job history" >&2; exit 1;; esac'
-    program(tmp_path, "qstat", f"{refusal}\ncat <<'END'\n{HEAD}}}\nEND")
+async def test_the_history_of_all_users_is_not_asked_for(tmp_path: Path) -> None:
+    """A site keeps it for weeks, and all of it would be read every few seconds."""
+    program(tmp_path, "qstat", f"echo \"$@\" > $(dirname $0)/words; cat <<'END'\n{HEAD}}}\nEND")
     assert await scheduler(tmp_path).jobs() == []
+    assert (tmp_path / "words").read_text() == "-f -F json\n"
 
 
 async def test_a_server_that_is_away_is_no_refusal(tmp_path: Path) -> None:

@@ -45,6 +45,26 @@ def test_jobs_are_read_with_their_states_and_times() -> None:
     assert jobs["9"].reason == "CANCELLED"
 
 
+@pytest.mark.parametrize(
+    ("state", "reason", "is_stuck"),
+    [
+        ("PENDING", "Resources", False),
+        ("PENDING", "JobHeldUser", True),
+        ("PENDING", "JobHeldAdmin", True),
+        ("PENDING", "DependencyNeverSatisfied", True),
+        ("PENDING", "BadConstraints", True),
+        ("PENDING", "PartitionTimeLimit", True),
+        ("PENDING", "job requeued in held state", True),
+        ("PENDING", "launch failed requeued held", True),
+        ("REQUEUE_HOLD", "None", True),
+        ("RUNNING", "None", False),
+    ],
+)
+def test_a_job_that_waiting_does_not_help_is_told(state: str, reason: str, *, is_stuck: bool) -> None:
+    (job,) = read_jobs(f"1|convener|{state}|N/A|N/A|{reason}")
+    assert job.is_stuck is is_stuck
+
+
 def test_lines_of_another_form_are_passed_over() -> None:
     assert list(read_jobs("welcome to the login node\n\n|||||\n")) == []
 
