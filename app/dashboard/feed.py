@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 _SHORT_SECONDS = 0.2
 # Between two looks at whether a viewer is still there and may look on.
 _CHECK_SECONDS = 1.0
+# Between two signs of life, by which a page knows that what it shows is not old.
+_ALIVE_SECONDS = 5.0
 # Looks of all feeds at once.
 _MAX_LOOKS = 2
 # Feeds that are kept though nobody may follow them.
@@ -122,7 +124,7 @@ class Feed:
             self._services[EventReaders].add(key_id)
             try:
                 self._join(viewer)
-                checked_at = float("-inf")
+                checked_at = alive_at = float("-inf")
                 while not self._services.stopping:
                     if time.monotonic() - checked_at >= _CHECK_SECONDS:
                         if not await self._may_continue(viewer):
@@ -134,6 +136,9 @@ class Feed:
                         if number > version
                     ]
                     version = self._version
+                    if time.monotonic() - alive_at >= _ALIVE_SECONDS:
+                        messages.append(Message(id=str(version), kind="alive", data="yes"))
+                        alive_at = time.monotonic()
                     yield Batch(messages=messages, cursor=str(version))
                     await self._wait(version)
             finally:

@@ -132,3 +132,51 @@ async def test_pages_are_read_and_used_without_scripts(port: Port) -> None:
         await expect(page.locator(".notice")).to_contain_text("ranking is paused", timeout=_MILLISECONDS)
         await page.goto(f"/dashboard/tasks/{task_id}")
         await expect(page.locator("main")).to_contain_text(re.compile("the queue of ranking is paused"))
+
+
+async def test_what_is_shown_is_said_to_be_old_once_the_service_is_silent_or_the_session_over(port: Port) -> None:
+    service = port.service
+    async with opened(f"http://127.0.0.1:{port.number}") as page:
+        await page.clock.install()
+        await log_in(page, service.keys[Role.READER])
+        line = page.locator("#stale")
+        await until(lambda: _listens(port, True))
+        # As where something in between has forgotten the connection: no error tells of it.
+        await page.clock.fast_forward(60_000)
+        await expect(line).to_contain_text("the service has not been heard", timeout=_MILLISECONDS)
+        await expect(line).to_be_hidden(timeout=_MILLISECONDS)
+        await page.context.clear_cookies()
+        await _hide(page, True)
+        await _hide(page, False)
+        await expect(line).to_contain_text("or the session has ended", timeout=_MILLISECONDS)
+        await line.locator("a").click()
+        await page.wait_for_url("**/dashboard/login**")
+
+
+async def test_a_change_leaves_focus_and_place_and_is_shown_once_a_form_is_closed(port: Port) -> None:
+    service = port.service
+    async with opened(f"http://127.0.0.1:{port.number}") as page:
+        await page.set_viewport_size({"width": 390, "height": 800})
+        await log_in(page, service.keys[Role.OPERATOR])
+        row = page.locator("#agents tr", has_text="evolution")
+        queued, pause = row.locator("td").first, row.locator("summary")
+        table = page.locator("#agents .scroll")
+        await service.submitted(agent_type="evolution")
+        await expect(queued).to_have_text("1", timeout=_MILLISECONDS)
+        await pause.focus()
+        await page.evaluate("new Promise((go) => requestAnimationFrame(() => requestAnimationFrame(go)))")
+        await table.evaluate("table => { table.scrollLeft = 40; }")
+        await service.submitted(agent_type="evolution")
+        await expect(queued).to_have_text("2", timeout=_MILLISECONDS)
+        await expect(pause).to_be_focused()
+        assert await table.evaluate("table => table.scrollLeft") == 40
+        await page.keyboard.press("Enter")
+        await expect(row.locator("form")).to_be_visible()
+        await page.evaluate("""() => document.addEventListener("htmx:sseBeforeMessage", (event) => {
+            window.prevented = event.defaultPrevented && event.target.id === "agents"; })""")
+        await service.submitted(agent_type="evolution")
+        await page.wait_for_function("window.prevented")
+        await expect(queued).to_have_text("2")
+        await page.keyboard.press("Enter")
+        await expect(queued).to_have_text("3", timeout=_MILLISECONDS)
+        await expect(pause).to_be_focused()

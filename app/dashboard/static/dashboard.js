@@ -1,43 +1,106 @@
 // What pages cannot do by themselves: pause what is live while nobody looks, and leave alone what somebody fills in.
 "use strict";
 (() => {
+  const SILENCE = 15000; // milliseconds, three times as long as between two signs of life
   const sources = new Set();
+  // The service says every few seconds that it is there, beside what has changed.
+  let heardAt = Date.now();
+  let wokeAt = heardAt;
+  const hear = () => {
+    heardAt = Date.now();
+    tellAge(false);
+  };
   htmx.createEventSource = (url) => {
     const source = new EventSource(url);
+    source.addEventListener("alive", hear);
+    // Closed by an answer that is no stream: the session is over, or a proxy answers for the service.
+    source.addEventListener("error", () => { if (source.readyState === EventSource.CLOSED) tellAge(true); });
     sources.add(source);
     return source;
   };
 
+  // Somebody fills in a form there, which a change must not take away.
+  const isBusy = (place) => {
+    const focused = place.contains(document.activeElement) && document.activeElement;
+    return place.querySelector("details.act[open]") || (focused && focused.matches("input, select, textarea"));
+  };
+  // The same control in a later text of a place has the same form, or the same address.
+  const signature = (control) =>
+    (control.closest("details.act")?.querySelector("form") ?? control.cloneNode(false)).outerHTML;
+  // Keeps in a place what its reader has done there: the focus, open notes, and how far tables are scrolled aside.
+  const keep = (place) => {
+    const focused = place.contains(document.activeElement) && document.activeElement;
+    const kept = focused && signature(focused);
+    const hasNotes = place.querySelector("details.notes[open]");
+    const tables = [...place.querySelectorAll(".scroll")].map((table) => table.scrollLeft);
+    return (fresh) => {
+      const notes = fresh.querySelector("details.notes");
+      if (notes && hasNotes) notes.open = true;
+      fresh.querySelectorAll(".scroll").forEach((table, number) => { table.scrollLeft = tables[number] || 0; });
+      if (!focused) return;
+      const same = [...fresh.querySelectorAll(focused.tagName)].find((control) => signature(control) === kept);
+      if (same) same.focus({ preventScroll: true });
+    };
+  };
+  // A fresh element connects anew, and is told everything.
+  const connectAnew = (live) => {
+    const fresh = live.cloneNode(true);
+    const restore = keep(live);
+    live.replaceWith(fresh);
+    htmx.process(fresh);
+    restore(fresh);
+  };
+
+  const restores = new WeakMap();
+  const missed = new Map();
+  const asleep = new Set();
   document.addEventListener("visibilitychange", () => {
     if (document.hidden) {
       for (const source of sources) source.close();
       sources.clear();
       return;
     }
+    wokeAt = Date.now();
+    missed.clear();
     for (const live of document.querySelectorAll("[data-live]")) {
-      if (live.querySelector("details.act[open]")) continue;
-      // A fresh element connects anew, and is told everything.
-      const fresh = live.cloneNode(true);
-      live.replaceWith(fresh);
-      htmx.process(fresh);
+      if (isBusy(live)) asleep.add(live);
+      else connectAnew(live);
     }
   });
 
   document.addEventListener("htmx:sseBeforeMessage", (event) => {
-    const target = event.target;
-    const focused = target.contains(document.activeElement) && document.activeElement;
-    if (target.querySelector("details.act[open]") || (focused && focused.matches("input, select, textarea"))) {
+    missed.delete(event.target);
+    if (isBusy(event.target)) {
       event.preventDefault();
+      missed.set(event.target, event.detail.data);
       return;
     }
-    target.toggleAttribute("data-notes", Boolean(target.querySelector("details.notes[open]")));
+    restores.set(event.target, keep(event.target));
   });
-  document.addEventListener("htmx:sseMessage", (event) => {
-    const notes = event.target.querySelector("details.notes");
-    if (notes && event.target.hasAttribute("data-notes")) notes.open = true;
+  const changed = (place) => {
+    restores.get(place)(place);
     // Before it is painted, which "htmx:load" may come after.
-    localize(event.target);
-  });
+    localize(place);
+  };
+  document.addEventListener("htmx:sseMessage", (event) => changed(event.target));
+
+  // What came while somebody filled in a form is shown once that is over.
+  const catchUp = () => {
+    for (const live of asleep) {
+      if (isBusy(live)) continue;
+      asleep.delete(live);
+      connectAnew(live);
+    }
+    for (const [place, html] of missed) {
+      if (isBusy(place)) continue;
+      missed.delete(place);
+      restores.set(place, keep(place));
+      htmx.swap(place, html, { swapStyle: "innerHTML" });
+      changed(place);
+    }
+  };
+  // After the focus is where it goes.
+  for (const kind of ["toggle", "focusout"]) document.addEventListener(kind, () => setTimeout(catchUp), true);
 
   // Times in the reader's own zone; the server writes UTC.
   const format = new Intl.DateTimeFormat(undefined, { dateStyle: "short", timeStyle: "medium" });
@@ -63,8 +126,16 @@
     if (whole < 86400) return Math.floor(whole / 3600) + " h " + Math.floor((whole % 3600) / 60) + " min";
     return Math.floor(whole / 86400) + " d " + Math.floor((whole % 86400) / 3600) + " h";
   };
+  // Says that what is shown is old, rather than let it pass for the present state.
+  const tellAge = (isOld) => {
+    const line = document.getElementById("stale");
+    if (!line.hidden === isOld || !document.querySelector("[data-live]")) return;
+    line.querySelector("time").textContent = format.format(new Date(heardAt));
+    line.hidden = !isOld;
+  };
   const count = () => {
     if (document.hidden) return;
+    if (Date.now() - Math.max(heardAt, wokeAt) > SILENCE) tellAge(true);
     const now = Date.now() + ahead;
     for (const age of document.querySelectorAll(".age")) {
       const { since, until } = age.dataset;
