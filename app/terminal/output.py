@@ -98,14 +98,16 @@ class FittingTable(Table):
     """A table that moves its columns together where there is too little room, then leaves optional ones out."""
 
     optional: Sequence[str] = ()
-    flexible: str = ""
+    flexible: Sequence[str] = ()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """The table, as much of it as there is room for; the last of the optional columns goes first."""
+        """The table, as much of it as there is room for; empty columns go first, then the last of the optional ones."""
         columns, padding = self.columns, self.padding
         try:
             if self._needed_width() > options.max_width:
                 self.padding = (0, 1, 0, 0)
+            if self._needed_width() > options.max_width:
+                self.columns = [column for column in self.columns if not _is_empty(column)]
             for name in reversed(self.optional):
                 if self._needed_width() <= options.max_width:
                     break
@@ -116,7 +118,12 @@ class FittingTable(Table):
 
     def _needed_width(self) -> int:
         gaps = self.padding[1] * len(self.columns)
-        return gaps + sum(_needed_width(column, is_flexible=column.header == self.flexible) for column in self.columns)
+        return gaps + sum(_needed_width(column, is_flexible=column.header in self.flexible) for column in self.columns)
+
+
+def _is_empty(column: Column) -> bool:
+    cells = [str(cell) for cell in column.cells]
+    return bool(cells) and not any(text.strip("-") for text in cells)
 
 
 def _needed_width(column: Column, *, is_flexible: bool) -> int:
@@ -130,20 +137,20 @@ def table(
     *columns: str,
     numbers: Sequence[str] = (),
     whole: Sequence[str] = (),
-    flexible: str = "",
+    flexible: str | Sequence[str] = (),
     optional: Sequence[str] = (),
 ) -> Table:
-    """An empty table; where there is too little room, only the column `flexible` is shortened.
+    """An empty table; where there is too little room, only the columns `flexible` are shortened.
 
     `numbers` are aligned to the right; the columns `whole` hold ids; those that are `optional` are left out, the last
     of them first, rather than that others are lost.
     """
     empty_table = FittingTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    empty_table.optional, empty_table.flexible = optional, flexible
+    empty_table.optional, empty_table.flexible = optional, [flexible] if isinstance(flexible, str) else flexible
     for name in columns:
         # An id is 36 characters long; a shortened one could not be copied.
         width = 36 if name in whole else None
-        empty_table.add_column(name, no_wrap=name != flexible, min_width=width, overflow="ellipsis")
+        empty_table.add_column(name, no_wrap=name not in empty_table.flexible, min_width=width, overflow="ellipsis")
         empty_table.columns[-1].justify = "right" if name in numbers else "left"
     return empty_table
 

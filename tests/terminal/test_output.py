@@ -125,3 +125,24 @@ def test_a_table_leaves_columns_out_rather_than_losing_others(width: int) -> Non
         assert ids[0] in lines[1]
         assert ("WORKER" in names) == (ids[1] in lines[1]) == (width >= 132)
         assert lines[1].startswith("a-long-")
+
+
+def test_names_that_callers_choose_shorten_no_other_column_and_empty_columns_give_way() -> None:
+    identifier = "01a20ad8-a509-7754-a631-e69f54e52b52"
+    names, goal = ("AT", "EVENT", "TASK", "AGENT", "GOAL", "DETAIL"), "why do planets move as they do " * 5
+    table = output.table(*names, whole=["TASK"], flexible=["GOAL", "DETAIL"], optional=["GOAL", "AGENT"])
+    table.add_row(*map(output.cell, ("2030-01-01 11:59:48", "completed", identifier, "generation", goal, "for good")))
+    console = Console(width=80)
+    with console.capture() as captured:
+        console.print(table)
+    assert [line.split() for line in captured.get().splitlines()] == [
+        ["AT", "EVENT", "TASK", "DETAIL"],
+        ["2030-01-01", "11:59:48", "completed", identifier, "for", "good"],
+    ]
+    table = output.table(*names, whole=["TASK"], flexible=["GOAL", "DETAIL"], optional=["GOAL", "AGENT"])
+    table.add_row(*map(output.cell, ("2030-01-01 11:59:48", "goal.created", None, None, "orbits", goal)))
+    with console.capture() as captured:
+        console.print(table)
+    heading, line = captured.get().splitlines()
+    assert heading.split() == ["AT", "EVENT", "GOAL", "DETAIL"]
+    assert "goal.created orbits why do planets" in line

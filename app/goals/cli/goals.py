@@ -201,7 +201,7 @@ def report(
 
 def _listing(items: list[Json], now: datetime) -> Table:
     columns = ("ID", "STATE", "ITERATIONS", "CREATED", "OBJECTIVE")
-    table = output.table(*columns, numbers=("ITERATIONS",), flexible="OBJECTIVE")
+    table = output.table(*columns, numbers=["ITERATIONS"], flexible="OBJECTIVE", optional=["CREATED", "ITERATIONS"])
     for goal in items:
         cells = map(output.cell, (goal["iterations"], output.age(goal["created_at"], now), goal["objective"]))
         table.add_row(output.cell(stored_name(goal["namespace"], goal["id"])), views.render_state(goal), *cells)

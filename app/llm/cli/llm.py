@@ -156,11 +156,12 @@ def _model_table(items: list[Json], now: datetime) -> Table:
 
 
 def _permit_table(items: list[Json], now: datetime) -> Table:
-    table = output.table("PERMIT", "MODEL", "AGENT", "GOAL", "GRANTED", "EXPIRES", whole=["PERMIT"], flexible="MODEL")
+    names, flexible = ("PERMIT", "MODEL", "AGENT", "GOAL", "GRANTED", "EXPIRES"), ["MODEL", "GOAL"]
+    table = output.table(*names, whole=["PERMIT"], flexible=flexible, optional=["GRANTED", "GOAL"])
     for item in items:
-        names = (item["permit_id"], item["model"], item["agent_type"], item["goal_id"])
+        cells = (item["permit_id"], item["model"], item["agent_type"], item["goal_id"])
         times = (output.age(item["granted_at"], now), output.age(item["expires_at"], now))
-        table.add_row(*map(output.cell, (*names, *times)))
+        table.add_row(*map(output.cell, (*cells, *times)))
     return table
 
 

@@ -117,7 +117,8 @@ def _endless_events(client: Client, cursor: str | None, query: Json) -> Iterator
 
 
 def _listing(items: list[Json]) -> Table:
-    table = output.table("AT", "EVENT", "TASK", "AGENT", "GOAL", "DETAIL", whole=["TASK"], flexible="DETAIL")
+    names, optional = ("AT", "EVENT", "TASK", "AGENT", "GOAL", "DETAIL"), ["GOAL", "AGENT"]
+    table = output.table(*names, whole=["TASK"], flexible=["GOAL", "DETAIL"], optional=optional)
     for event in items:
         values = (_time(event), _name(event), event["task_id"], event["agent_type"], _goal(event), _detail(event))
         table.add_row(*(output.cell(value) for value in values))

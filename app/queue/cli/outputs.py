@@ -55,13 +55,14 @@ def _read_pages(client: Client, token: str | None, limit: int | None, query: Jso
 
 
 def _listing(items: list[Json], now: datetime) -> Table:
-    table = output.table("TASK", "AGENT", "FINISHED", "GOAL", "RESULT", whole=["TASK"], flexible="RESULT")
+    names, optional = ("TASK", "AGENT", "FINISHED", "GOAL", "RESULT"), ["GOAL", "FINISHED"]
+    table = output.table(*names, whole=["TASK"], flexible=["GOAL", "RESULT"], optional=optional)
     for item in items:
-        names = (
+        values = (
             item["task_id"],
             item["agent_type"],
             output.age(item["finished_at"], now),
             stored_name(item["namespace"], item["goal_id"]),
         )
-        table.add_row(*map(output.cell, (*names, json.dumps(item["result"]))))
+        table.add_row(*map(output.cell, (*values, json.dumps(item["result"]))))
     return table

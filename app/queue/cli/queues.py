@@ -54,7 +54,8 @@ def upcoming(
 
 
 def _upcoming(answer: Json, now: datetime) -> Table:
-    table = output.table("AGENT", "PLACE", "ID", "PRIORITY", "WAITING", "GOAL", numbers=("PLACE",), whole=["ID"])
+    names, optional = ("AGENT", "PLACE", "ID", "PRIORITY", "WAITING", "GOAL"), ["WAITING", "PRIORITY"]
+    table = output.table(*names, numbers=["PLACE"], whole=["ID"], flexible="GOAL", optional=optional)
     for kind in answer["agents"]:
         name = f"{kind['agent_type']} (paused)" if kind["paused"] else kind["agent_type"]
         for task in kind["tasks"]:

@@ -89,7 +89,9 @@ def listing(items: list[Json], now: datetime) -> Table:
 def dead_letter_table(items: list[Json], now: datetime) -> Table:
     """A table of dead letters, from an answer of `GET /dead-letters`."""
     optional = ["FAILED", "GOAL"]
-    table = output.table("ID", "AGENT", "FAILED", "GOAL", "ERROR", whole=["ID"], flexible="ERROR", optional=optional)
+    table = output.table(
+        "ID", "AGENT", "FAILED", "GOAL", "ERROR", whole=["ID"], flexible=["GOAL", "ERROR"], optional=optional
+    )
     for letter in items:
         error = letter["error"] or {}
         goal = stored_name(letter["namespace"], letter["goal_id"])
