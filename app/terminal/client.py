@@ -13,7 +13,7 @@ import typer
 
 from app.kernel.access import SCOPES, Role
 from app.terminal.connection import OPERATOR_KEY, Access, find_access
-from app.terminal.failures import ExitCode, Failure
+from app.terminal.failures import ExitCode, Failure, failure_of_value
 from app.terminal.output import note
 from worker_agent.connections.clients import advice, open_client
 from worker_agent.tracing.context import read_traceparent
@@ -35,6 +35,7 @@ _HINTS = {
     "task_not_found": "`convener tasks ls` lists the tasks; old ones are pruned",
     "dead_letter_not_found": "`convener dead-letters ls` lists them; `convener tasks ls` lists all tasks",
     "worker_not_found": "`convener workers ls` lists the workers",
+    "goal_not_found": "`convener goals ls` lists the goals",
     "key_not_found": "`convener key ls` lists the keys",
     "context_not_found": "`convener context ls NAMESPACE` lists its entries, `context history` former versions",
     "version_stale": "read it again and decide anew; `history` of `convener context` or `config` shows who changed it",
@@ -47,7 +48,7 @@ _HINTS = {
     "metric_not_found": "`convener metrics series` lists the names",
     "not_found": "the service knows no such address; it may be of another version than this program",
     "task_conflict": "choose another id, or send the very same body again",
-    "task_finished": "there is nothing left to cancel; `convener tasks get ID` shows how it ended",
+    "task_finished": "nothing can be done to it any more; `convener tasks get ID` shows how it ended",
     "start_refused": "`convener workers fleet` shows the pool; `convener config set` changes its maximum",
     "worker_gone": "the worker is over already; `convener workers ls` lists the living ones",
     "payload_too_large": "send less, or raise CONVENER_MAX_PAYLOAD_BYTES of the service",
@@ -221,6 +222,8 @@ class Client:
             return self._http.request(method, path, **request)
         except httpx.HTTPError as error:
             raise Unreachable(self.url, error) from error
+        except ValueError as error:
+            raise failure_of_value(error) from None
 
 
 def connect(url: str | None, key_files: Sequence[str] = (OPERATOR_KEY,)) -> Client:

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from app.terminal.failures import ExitCode, Failure, failure_of_file
+from app.terminal.failures import ExitCode, Failure, failure_of_file, failure_of_value
 
 
 class Commands(TyperGroup):
@@ -30,6 +30,9 @@ class Commands(TyperGroup):
         except typer.Abort:
             Failure("aborted", ExitCode.REFUSED).show(as_json=as_json)
             code = ExitCode.REFUSED
+        except UnicodeEncodeError as error:
+            failure_of_value(error).show(as_json=as_json)
+            code = ExitCode.USAGE
         except OSError as error:
             if (file_failure := failure_of_file(error)) is None:
                 raise

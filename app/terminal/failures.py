@@ -66,6 +66,12 @@ class Failure(Exception):
             console.print(Text.assemble(("What to do:", "dim"), f" {self.hint}"))
 
 
+def failure_of_value(error: ValueError) -> Failure:
+    """The failure of a command for a number or a text that JSON, or an address, has no room for."""
+    hint = "numbers are finite, and texts are UTF-8 without halves of surrogate pairs"
+    return Failure(f"a value cannot be sent: {error}", ExitCode.USAGE, hint=hint)
+
+
 def failure_of_file(error: OSError) -> Failure | None:
     """The failure of a command whose file cannot be used, or for whose output there is no room; None for others."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -235,3 +235,27 @@ def test_errors_are_json_where_the_answer_would_be(words: tuple[str, ...]) -> No
     assert failure["exit_code"] == 3
     assert url in failure["error"]
     assert failure["hint"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("metrics", "push", "speed", "nan"),
+        ("goals", "report", "orbits", "--iteration", "1", "--quality", "inf"),
+        ("tasks", "submit", "--agent", "generation", "--payload", '{"a": "\\ud800"}'),
+        # A byte of the command line that is no UTF-8.
+        ("tasks", "ls", "--goal", "\udcff"),
+        ("goals", "get", "\udcff"),
+    ],
+)
+def test_a_value_that_json_or_an_address_has_no_room_for(offline: CommandLine, words: tuple[str, ...]) -> None:
+    done = offline.run(*words)
+    assert done.code == ExitCode.USAGE
+    assert "a value cannot be sent" in done.err
+    assert done.out == ""
+
+
+def test_a_payload_that_is_nested_too_deeply(offline: CommandLine) -> None:
+    done = offline.run("tasks", "submit", "--agent", "generation", "--payload", "[" * 100_000)
+    assert done.code == ExitCode.USAGE
+    assert "the payload is not JSON" in done.err

@@ -217,6 +217,8 @@ def read_tasks(file: str) -> list[Json]:
     text = _read_text(file)
     try:
         value = json.loads(text)
+    except RecursionError as error:
+        raise typer.BadParameter(f"{file} cannot be read: {error}") from None
     except ValueError:
         value = [
             _parse_json(line, f"line {number} of {file}")
@@ -260,5 +262,5 @@ def _read_text(file: str) -> str:
 def _parse_json(text: str, subject: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise typer.BadParameter(f"{subject} is not JSON: {error}") from None
