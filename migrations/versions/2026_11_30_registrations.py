@@ -5,7 +5,7 @@ from alembic import op
 from sqlalchemy.dialects.postgresql import UUID
 
 revision = "2026_11_30_registrations"
-down_revision = "2026_11_30_metered_tasks"
+down_revision = "2026_11_30_key_reports"
 branch_labels = None
 depends_on = None
 
