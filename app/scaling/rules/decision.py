@@ -142,6 +142,8 @@ class Decision:
 def resolve(inputs: DecisionInputs) -> Decision:
     """Decide; the same inputs give the same decision, to the last digit."""
     plan = decide(inputs.snapshot, _beside_classes(inputs), inputs.at)
+    if inputs.policy.awaits_others and not inputs.provisions:
+        plan = replace(plan, decide_again_after_seconds=inputs.policy.tick_seconds)
     class_plans = _class_plans(inputs, plan)
     # Without a host of ours nothing can be started, and others may act on the target.
     starts = plan.start if inputs.provisions else 0

@@ -322,7 +322,7 @@ def _host_of(columns: Sequence[Any]) -> Host:
 def _policy_of(record: Mapping[str, Any]) -> ScalingPolicy:
     idle = IdlePolicy(**_fields_of(IdlePolicy, record["spare"]))
     # What the rule did before it had these fields.
-    former = {"keeps_ready": False, "size_step": 0.0}
+    former = {"keeps_ready": False, "awaits_others": False, "size_step": 0.0}
     others = {"idle": idle, "is_fixed": record.get("fixed", False)}
     return ScalingPolicy(**{**former, **_fields_of(ScalingPolicy, record), **others})
 

@@ -58,6 +58,8 @@ class ScalingPolicy:
     hurry_seconds: float = 0.5
     # Workers that start may never be ready, so that as many as the minimum stay of those that are.
     keeps_ready: bool = True
+    # Where nobody of ours starts workers no decision is made in a hurry, as others act on the target at their pace.
+    awaits_others: bool = True
     # Sizes of tasks are multiples of this share of the base: with every digit workers would get others at every tick.
     size_step: float = 0.25
 

@@ -96,11 +96,17 @@ ON CONFLICT (is_only) DO UPDATE SET decided_at = excluded.decided_at, content = 
 RETURNING CASE WHEN CAST(:may_be_lost AS boolean) THEN set_config('synchronous_commit', 'off', true) END
 """)
 
-# That nothing had to change is of no interest after a day.
+# That nothing had to change is of no interest after a day, nor that nobody has acted on a target yet, which is decided
+# on again at every tick.
 _PRUNE = text("""
 DELETE FROM decisions WHERE id = ANY (ARRAY(
-    SELECT id FROM decisions WHERE decided_at < now() - interval '1 day'
-      AND (decision_type = 'maintain' OR decided_at < now() - make_interval(days => :days))
+    SELECT id FROM decisions d WHERE decided_at < now() - interval '1 day'
+      AND (decision_type = 'maintain' OR decided_at < now() - make_interval(days => :days)
+           OR CASE WHEN decision_type IN ('scale_up', 'scale_down') AND (
+               SELECT (decision_type, current_workers, target_workers)
+                      = (d.decision_type, d.current_workers, d.target_workers)
+               FROM decisions former WHERE former.id < d.id ORDER BY former.id DESC LIMIT 1
+           ) THEN output ->> 'new_workers' = '[]' AND output ->> 'moved_workers' = '0' END)
     ORDER BY decided_at LIMIT :limit
 ))
 RETURNING roster_id

@@ -186,6 +186,17 @@ def test_a_decision_from_before_ready_workers_were_kept_is_made_again_as_it_was(
     assert json.loads(records.replay(records.roster([]), json.dumps(kept)))["target_workers"] == target
 
 
+@pytest.mark.parametrize(("is_former", "seconds"), [(True, 0.5), (False, 5.0)])
+def test_a_recommendation_that_was_made_in_a_hurry_is_made_again_as_it_was(is_former: bool, seconds: float) -> None:
+    waits = [WaitingGroup(tasks=60, work_seconds=600.0, oldest_age_seconds=0.0)]
+    seen = ScalingSnapshot(idle=0, busy=1, waiting=waits, cpu=0.9)
+    kept = json.loads(records.inputs_text(_plain(provisions=False, snapshot=seen)))
+    if is_former:
+        del kept["policy"]["awaits_others"]
+    again = json.loads(records.replay(records.roster([]), json.dumps(kept)))
+    assert again["decide_again_after_seconds"] == seconds
+
+
 @pytest.mark.parametrize(("price", "target"), [(50.0, 2), (200.0, 10)])
 def test_a_decision_is_made_again_at_the_price_of_then(price: float, target: int) -> None:
     policy = ScalingPolicy(min_workers=2, max_workers=99, idle=IdlePolicy(price=price))

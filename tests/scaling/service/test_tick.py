@@ -202,6 +202,25 @@ async def test_where_nobody_provisions_the_target_is_a_recommendation(database: 
     assert await _states(database) == {"ready": 1}
 
 
+async def test_a_recommendation_is_not_repeated_in_a_hurry_and_its_repetitions_are_kept_for_a_day(
+    database: Database,
+) -> None:
+    """Nobody of ours starts a worker: twice a second the same was decided, and all of it kept for a month."""
+    await bounds(database, 10, 100)
+    await ready_worker(database)
+    await submitted(database, 100)
+    targets = [(await decided(database))["target_workers"] for _ in range(3)]
+    assert not await _is_decided(database, 0.5)
+    await beats(database, [await ready_worker(database) for _ in range(9)], cpu_percent=90.0)
+    targets += [(await decided(database))["target_workers"] for _ in range(3)]
+    assert targets == [10, 10, 10, 20, 20, 20]
+    await execute(database, "UPDATE decisions SET decided_at = decided_at - interval '2 d'")
+    async with database.transaction() as connection:
+        assert await tick.prune(connection, 30) == {"decisions": 4}
+    rows = await fetch(database, "SELECT target_workers FROM decisions ORDER BY id")
+    assert [row["target_workers"] for row in rows] == [10, 20]
+
+
 async def test_paused_tasks_and_those_that_nobody_can_run_do_not_count(database: Database) -> None:
     await bounds(database, 2, 100)
     await keep_up(database, 2)
