@@ -7,6 +7,9 @@ from datetime import datetime, timedelta
 
 from app.kernel.ids import WorkerId
 
+# A death further ahead came before the clock was set back, and nobody waits until it has come there again.
+_AHEAD = timedelta(minutes=1)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolMember:
@@ -106,8 +109,9 @@ def rests(slots: Iterable[SlotDeaths], policy: CrashPolicy, now: datetime) -> li
     """The slots that still rest, ordered by the end of their rest."""
     resting_slots = []
     for slot in slots:
-        until = slot.last_at + timedelta(seconds=rest_seconds(slot.deaths, policy))
-        if until > now:
+        rest = timedelta(seconds=rest_seconds(slot.deaths, policy))
+        until = slot.last_at + rest
+        if now < until <= now + rest + _AHEAD:
             resting_slots.append(RestingSlot(host=slot.host, slot=slot.slot, deaths=slot.deaths, until=until))
     return sorted(resting_slots, key=lambda slot: (slot.until, slot.host, slot.slot))
 

@@ -62,3 +62,11 @@ def test_places_rest_since_their_last_death_and_the_first_to_be_tried_comes_firs
     ]
     found = [(place.slot, (place.until - now).total_seconds()) for place in rests(slots, CrashPolicy(), now)]
     assert found == [(2, 0.5), (5, 1), (1, 6)]
+
+
+def test_no_place_rests_until_the_time_from_before_the_clock_was_set_back() -> None:
+    now = datetime(2030, 1, 1, tzinfo=UTC)
+    slots = [SlotDeaths(host="here", slot=deaths, deaths=deaths, last_at=now + timedelta(hours=1)) for deaths in (1, 9)]
+    # The transaction of a death may have begun after that of the look.
+    soon = SlotDeaths(host="here", slot=3, deaths=3, last_at=now + timedelta(seconds=5))
+    assert [place.slot for place in rests([*slots, soon], CrashPolicy(), now)] == [3]
