@@ -94,14 +94,19 @@ def _history_table(items: list[Json], now: datetime) -> Table:
 
 def _parse_shares(shares: list[str]) -> dict[str, float]:
     """The weights in `agent=share` words. Raises BadParameter."""
-    weights = {}
+    weights: dict[str, float] = {}
     for share in shares:
         name, _, value = share.partition("=")
         try:
-            weights[agent_type(name).value] = float(value)
+            agent, weight = agent_type(name).value, float(value)
         except ValueError as error:
             why = str(error) if value.replace(".", "", 1).isdigit() else "write AGENT=WEIGHT, like ranking=0.3"
             raise typer.BadParameter(f"{share}: {why}") from None
+        if not 0 <= weight <= 1:
+            raise typer.BadParameter(f"{share}: a weight is a share from 0 to 1")
+        if agent in weights:
+            raise typer.BadParameter(f"{share}: name each agent once")
+        weights[agent] = weight
     return weights
 
 

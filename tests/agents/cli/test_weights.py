@@ -47,6 +47,9 @@ async def test_weights_for_people_and_programs(convener: CommandLine, database: 
         (["set", "painter=0.3"], "unknown agent type"),
         (["set", "ranking"], "AGENT=WEIGHT"),
         (["set", "ranking=much"], "AGENT=WEIGHT"),
+        (["set", "ranking=nan"], "from 0 to 1"),
+        (["set", "ranking=1e400"], "from 0 to 1"),
+        (["set", "ranking=0.3", "ranking_agent=0.5"], "name each agent once"),
         (["override", "ranking=0.3", "--for", "soon"], "30min"),
     ],
 )
