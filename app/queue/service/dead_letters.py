@@ -95,9 +95,12 @@ async def requeue(
 async def _requeue(
     connection: AsyncConnection, letters: Sequence[DeadLetter], reason: str, priority: Priority | None
 ) -> int:
+    # As of a submit, and before any task is locked: those of a goal that is held, or metered, wait to be let through.
+    goal_ids = {letter.goal_id for letter in letters if letter.goal_id is not None}
+    gate = await holds.lock_gate(connection, goal_ids) if goal_ids else holds.Gate()
     if requests := {letter.resources for letter in letters if letter.resources is not None}:
         await resource_classes.classes(connection, requests)
-    return await dead_letters.requeue(connection, letters, reason, priority)
+    return await dead_letters.requeue(connection, letters, reason, priority, held_goals=gate.held_goals)
 
 
 async def requeue_many(

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -43,6 +43,7 @@ class DeadLetter:
 
     id: UUID
     finished_at: datetime
+    goal_id: str | None
     place: int
     resources: str | None
 
@@ -53,7 +54,7 @@ _HAS_LIVE_GOAL = "NOT EXISTS (SELECT FROM goals g WHERE g.id = {letter}.goal_id 
 _MAY_RUN = _HAS_LIVE_GOAL.format(letter="task_history")
 
 _ONE = text(f"""
-SELECT id, finished_at, 1 AS place, CAST(resources AS text) AS resources
+SELECT id, finished_at, goal_id, 1 AS place, CAST(resources AS text) AS resources
 FROM task_history WHERE id = :id AND {_FAILED} AND {WITHIN}
 """)
 
@@ -92,16 +93,17 @@ WITH chosen AS ({_CHOSEN.format(condition=_HAS_LIVE_GOAL.format(letter="h"))}), 
     LEFT JOIN goals ON goals.id = deleted.goal_id
 ), requeued AS (
     INSERT INTO tasks ({_REQUEUED_COLUMNS}, priority, submitted_priority, state, error, tag, waiting_since,
-                       resource_class)
-    SELECT {_REQUEUED_COLUMNS}, new_priority, new_submitted, 'pending', error, tag, now(), resource_class FROM placed
-    ORDER BY placed.seq
-    RETURNING id, seq, agent_type, goal_id, priority, token, tag
+                       resource_class, run_at)
+    SELECT {_REQUEUED_COLUMNS}, new_priority, new_submitted, 'pending', error, tag, now(), resource_class,
+           CASE WHEN goal_id = ANY (CAST(:held_goals AS text[])) THEN 'infinity'::timestamptz END
+    FROM placed ORDER BY placed.seq
+    RETURNING id, seq, agent_type, goal_id, priority, token, tag, run_at
 ), logged AS (
     INSERT INTO events (kind, task_id, agent_type, goal_id, priority, token, detail)
     SELECT '{TaskEvent.REQUEUED}', id, agent_type, goal_id, priority, token, CAST(:detail AS jsonb)
     FROM requeued ORDER BY seq
 )
-SELECT agent_type, priority, count(*) AS tasks, min(tag) AS tag FROM requeued
+SELECT agent_type, priority, count(*) AS tasks, min(tag) FILTER (WHERE run_at IS NULL) AS tag FROM requeued
 GROUP BY agent_type, priority, {lanes.sql_class_of("tag")}
 """)
 
@@ -135,8 +137,8 @@ async def find(
 ) -> list[DeadLetter]:
     """Return up to `limit` of the selected dead letters, the oldest first; `may_run` as for `count`."""
     query = text(f"""
-        SELECT id, finished_at, row_number() OVER (PARTITION BY agent_type, priority, goal_id ORDER BY seq) AS place,
-               CAST(resources AS text) AS resources
+        SELECT id, finished_at, goal_id, CAST(resources AS text) AS resources,
+               row_number() OVER (PARTITION BY agent_type, priority, goal_id ORDER BY seq) AS place
         FROM (SELECT * FROM task_history WHERE {_condition(selection, may_run)} ORDER BY seq LIMIT :limit) letter
         ORDER BY seq
     """)
@@ -151,11 +153,16 @@ async def find_one(connection: AsyncConnection, task_id: UUID, namespace: str | 
 
 
 async def requeue(
-    connection: AsyncConnection, letters: Sequence[DeadLetter], reason: str, priority: Priority | None = None
+    connection: AsyncConnection,
+    letters: Sequence[DeadLetter],
+    reason: str,
+    priority: Priority | None = None,
+    *,
+    held_goals: Collection[str] = (),
 ) -> int:
     """Requeue those that are still dead letters, unless their goal has stopped; return their number.
 
-    What they ask for has classes, which stay until the transaction ends.
+    What they ask for has classes, and the held goals stay so, until the transaction ends.
 
     With a priority they count as submitted with that one; without it each keeps its own.
 
@@ -163,10 +170,11 @@ async def requeue(
     counted anew. The limit of the queue does not apply: the task was accepted once.
     """
     values = {**_arguments(letters, {"reason": reason}), "priority": None if priority is None else priority.value}
+    values["held_goals"] = list(held_goals)
     rows = (await connection.execute(_REQUEUE, values)).mappings().all()
     if rows:
         notify.note(connection, notify.EVENTS)
-        notify.note_work(connection, lanes.lowest_tags(rows))
+        notify.note_work(connection, lanes.lowest_tags(row for row in rows if row["tag"] is not None))
     return sum(row["tasks"] for row in rows)
 
 

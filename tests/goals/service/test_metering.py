@@ -8,9 +8,10 @@ import pytest
 from app.db.database import Database
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
-from app.queue.service import leases
+from app.queue.service import dead_letters, leases
 from app.queue.store import cancel
 from app.queue.store.listing import Selection
+from app.queue.store.tables import KEPT_COLUMNS
 from tests.goals.service.budgeted_goals import claim_lease, create_goal, enforce_budgets, ready_tasks
 from tests.support.factories import fence, leased, ready_worker, submitted
 from tests.support.sql import execute, value
@@ -92,3 +93,21 @@ async def test_a_task_that_comes_back_keeps_its_room(database: Database) -> None
         await leases.release(connection, fence(worker, lease), "going home")
     assert await _check_twice(database) == [first]
     assert await value(database, "SELECT is_metered AND released + base = 2 FROM holds")
+
+
+async def test_dead_letters_that_are_requeued_are_let_through_one_by_one(database: Database) -> None:
+    first, *others = await submitted(database, 4)
+    await execute(database, "UPDATE tasks SET priority = 1 WHERE id = $1", first)
+    assert await _check_twice(database) != []
+    await execute(
+        database,
+        "WITH gone AS (DELETE FROM tasks RETURNING *)"
+        f" INSERT INTO task_history ({', '.join(KEPT_COLUMNS)}, state, finished_at)"
+        f" SELECT {', '.join(KEPT_COLUMNS)}, 'failed', now() FROM gone",
+    )
+    async with database.transaction() as connection:
+        await dead_letters.requeue(connection, first, "again")
+    outcome = await dead_letters.requeue_many(database, Selection(), limit=10, reason="again")
+    assert outcome.processed_count == len(others)
+    assert await ready_tasks(database) == []
+    assert len(await _check_twice(database)) == 1
