@@ -5,7 +5,7 @@ are then set aside in batches: `run_at` infinity takes them out of the index tha
 they are brought back in batches, in their old order and at their old distances. Submits to a held goal set their tasks
 aside at once. Near the end of its budget a goal is metered: see `meters`.
 
-Lock order: goals, holds, tasks by id.
+Lock order: goals, holds, tasks by id, free ones first.
 """
 
 from collections.abc import Collection, Sequence
@@ -129,7 +129,7 @@ _SET_ASIDE = text("""
 WITH live AS (
     SELECT id FROM tasks
     WHERE id = ANY (:ids) AND state IN ('blocked', 'pending') AND run_at IS DISTINCT FROM 'infinity'
-    ORDER BY id FOR UPDATE
+    ORDER BY state = 'blocked', id FOR UPDATE
 )
 UPDATE tasks t SET due_at = t.run_at, run_at = 'infinity' FROM live WHERE t.id = live.id
 """)
@@ -177,7 +177,7 @@ BRING_BACK = f"""
 WITH head AS MATERIALIZED (
     {{head}}
 ), locked AS MATERIALIZED (
-    SELECT free.id FROM (SELECT id FROM head ORDER BY id) head
+    SELECT free.id FROM (SELECT id FROM head ORDER BY is_blocked, id) head
     CROSS JOIN LATERAL (SELECT id, run_at FROM tasks WHERE tasks.id = head.id OFFSET 0 FOR UPDATE) free
     WHERE free.run_at = 'infinity'
 ), back AS (
@@ -194,7 +194,7 @@ WITH head AS MATERIALIZED (
 )
 SELECT (SELECT count(*) FROM {{counted}}) AS tasks, ready.* FROM (SELECT) one LEFT JOIN ready ON true
 """
-_HEAD = """SELECT id FROM tasks WHERE goal_id = :goal_id AND run_at = 'infinity'
+_HEAD = """SELECT id, state = 'blocked' AS is_blocked FROM tasks WHERE goal_id = :goal_id AND run_at = 'infinity'
     ORDER BY agent_type, priority, tag, seq LIMIT :limit"""
 _BRING_BACK_HEAD = text(BRING_BACK.format(head=_HEAD, counted="head"))
 _END = text("DELETE FROM holds WHERE goal_id = :goal_id")

@@ -64,7 +64,9 @@ WHERE goal_id = :goal_id AND run_at = 'infinity' AND blockers = 0 AND state = 'p
   AND (due_at IS NULL OR due_at <= now())
 ORDER BY priority DESC, tag, seq LIMIT :limit
 """)
-_BRING_BACK = text(holds.BRING_BACK.format(head="SELECT unnest(CAST(:ids AS uuid[])) AS id", counted="back"))
+_BRING_BACK = text(
+    holds.BRING_BACK.format(head="SELECT unnest(CAST(:ids AS uuid[])) AS id, false AS is_blocked", counted="back")
+)
 _LOCK_TASKS = text("SELECT FROM tasks WHERE id = ANY (CAST(:ids AS uuid[])) ORDER BY id FOR UPDATE")
 
 

@@ -1,6 +1,7 @@
 """The tasks of a goal that is paused, stopped or out of time: held out of the way, and brought back in their order."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -332,3 +333,27 @@ async def test_time_that_is_up_stops_a_goal_without_its_client(database: Databas
     assert await enforce_budgets(database) == {"stopped": ["goal"]}
     assert await claim_lease(database) is None
     assert (await value(database, "SELECT reason FROM goals WHERE id = 'goal'")).startswith("the limit of 60 s of time")
+
+
+async def test_tasks_that_wait_for_others_are_locked_after_these(database: Database) -> None:
+    """As by whoever ends a task; by id alone the two would deadlock."""
+    waiting, free = sorted((uuid4(), uuid4()))
+    await create_goal(database)
+    async with database.transaction() as connection:
+        await tasks.submit(connection, [submission(id=free), submission(id=waiting, depends_on=[free])])
+    lock = "SELECT FROM tasks WHERE id = $1 FOR UPDATE NOWAIT"
+    other = await database.connect()
+    for change in (pause, resume):
+        async with other.transaction():
+            await other.execute(lock, free)
+            changing = asyncio.create_task(_change_and_process(database, change))
+            await until_blocked(database)
+            await other.execute(lock, waiting)
+        await changing
+    await other.close()
+    assert await phases(database) == {"pending": 1, "blocked": 1}
+
+
+async def _change_and_process(database: Database, change: Callable[[Database], Awaitable[None]]) -> None:
+    await change(database)
+    await budget_enforcement.process_holds(database)
