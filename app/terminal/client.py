@@ -60,6 +60,8 @@ _HINTS = {
 # Routes that go by a namespace.
 _NAMESPACED = ("/tasks", "/dead-letters", "/events", "/outputs", "/goals", "/context", "/namespaces", "/whoami")
 _STALE = 412  # status of VersionStale: the version of If-Match is not the last one
+# With a page of their own these come from a proxy whose service is away, as while it starts again.
+_OF_PROXIES = (502, 503, 504)
 _CODES = {401: ExitCode.KEY, 403: ExitCode.KEY, 404: ExitCode.NOT_FOUND}
 
 
@@ -261,6 +263,11 @@ def _time_of(response: httpx.Response) -> datetime:
 
 def _refusal(response: httpx.Response) -> Failure:
     problem = _object(response)
+    if problem is None and response.status_code in _OF_PROXIES:
+        error = httpx.HTTPStatusError(
+            f"a proxy answers {response.status_code}", request=response.request, response=response
+        )
+        return Unreachable(str(response.url.join("/")), error)
     return Refusal(response.status_code, problem) if problem and "code" in problem else _not_convener(response)
 
 

@@ -113,6 +113,16 @@ def test_nobody_there(error: Exception) -> None:
     assert "http://convener.test/base" in unreachable.value.message
 
 
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_a_proxy_says_that_nobody_is_there(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    page = httpx.Response(status, text="<html><body>No server is available to handle this request.")
+    with client(lambda _: page) as live_service, pytest.raises(Unreachable) as unreachable:
+        live_service.get("/status")
+    assert unreachable.value.code is ExitCode.UNREACHABLE
+    assert f"http://convener.test/ (a proxy answers {status})" in unreachable.value.message
+
+
 @pytest.mark.parametrize(
     "response",
     [
