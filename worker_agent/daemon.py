@@ -227,6 +227,14 @@ class Daemon:
             asked = int((lease.resources or {}).get("gpus", 0))
             variables = {**self._open_access(lease), **self._settings.gpus.environment(asked)}
             child = start_child(lease, handler, limits, self._settings.confinement, variables)
+            self._handler_run = HandlerRun(
+                child,
+                lease.timeout_seconds,
+                self._events.put,
+                partial(self._add_measurement, lease),
+                self._calls.open_log(lease),
+                adopts_orphans=self._adopts_orphans,
+            )
         except ValueError as error:
             failure = TaskError(code="handler_unavailable", message=str(error), retryable=True)
             self._events.put(ev.HandlerFailed(failure))
@@ -237,15 +245,6 @@ class Daemon:
             self._errors.add(reason)
             self._events.put(ev.HandlerNotStarted(reason))
             return
-        on_measurement = partial(self._add_measurement, lease)
-        self._handler_run = HandlerRun(
-            child,
-            lease.timeout_seconds,
-            self._events.put,
-            on_measurement,
-            self._calls.open_log(lease),
-            adopts_orphans=self._adopts_orphans,
-        )
         self._status = replace(self._status, handler_pid=self._handler_run.pid)
 
     def _add_measurement(self, lease: Lease, measurement: JsonObject) -> None:

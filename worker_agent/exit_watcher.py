@@ -16,7 +16,7 @@ class ExitWatcher:
     def __init__(self, pid: int, selector: selectors.BaseSelector) -> None:
         self._pid = pid
         self._poller = select.poll()
-        self._fd = _pidfd(pid)
+        self._fd = open_pidfd(pid)
         if self._fd is not None:
             selector.register(self._fd, selectors.EVENT_READ, None)
             self._poller.register(self._fd, select.POLLIN)
@@ -38,7 +38,8 @@ class ExitWatcher:
             os.close(self._fd)
 
 
-def _pidfd(pid: int) -> int | None:
+def open_pidfd(pid: int) -> int | None:
+    """A descriptor that is readable once the process has exited; None where there is none to be had."""
     try:
         return os.pidfd_open(pid)
     except (AttributeError, OSError):

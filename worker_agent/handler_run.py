@@ -62,7 +62,10 @@ class HandlerRun:
         *,
         adopts_orphans: bool = False,
     ) -> None:
-        """`adopts_orphans`: this process is the parent of whatever leaves the handler's, as no namespace ends that."""
+        """`adopts_orphans`: this process is the parent of whatever leaves the handler's, as no namespace ends that.
+
+        Raises OSError where nobody can watch the handler, which then has ended.
+        """
         self._adopts_orphans = adopts_orphans
         self.pid = child.process.pid
         self._child = child
@@ -85,7 +88,11 @@ class HandlerRun:
             (child.stdout, self._output if child.is_program else _Tee(self._console, partial(on_output, "stdout"))),
             (child.stderr, _Tee(self._console, partial(on_output, "stderr"))),
         ]
-        Thread(target=self._collect, name="handler", daemon=True).start()
+        try:
+            Thread(target=self._collect, name="handler", daemon=True).start()
+        except RuntimeError as error:
+            self._end_unwatched()
+            raise OSError(f"no thread to watch it: {error}") from error
 
     def kill(self) -> None:
         """Kill the whole process group now; the posted end says so."""
@@ -153,6 +160,15 @@ class HandlerRun:
             self._timed_out = True
             self._signal(signal.SIGTERM)
             self._deadline = time.monotonic() + TERM_TO_KILL_SECONDS
+
+    def _end_unwatched(self) -> None:
+        self.kill()
+        if self._adopts_orphans:
+            end_orphans(self.pid)
+        for stream, _ in self._sinks:
+            stream.close()
+        self._child.process.wait()
+        self._child.temporary.close()
 
     def _drain_pipes(self) -> None:
         """Read the rest of the pipes for a limited time, as a process that left the group may write forever."""

@@ -12,7 +12,6 @@ import math
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from worker_agent.actions import ExitCode
 from worker_agent.child_process import ResourceLimits
 from worker_agent.gpus import keep_gpus
 from worker_agent.kernel_calls import PARENT_ENDED, end_with_parent
+from worker_agent.processes import Process, start_process
 
 log = logging.getLogger(__name__)
 MAX_SLOTS = 1024
@@ -31,8 +31,6 @@ MAX_SLOTS = 1024
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 30.0
 # For a worker to give back its task after its grace.
 _LEAVE_SECONDS = 10.0
-# The last: Python has a thread to watch each child, and there may be no more of them.
-_START_FAILURES = (OSError, subprocess.SubprocessError, RuntimeError)
 # What another start would not change.
 _FINAL_CODES = tuple(ExitCode(code) for code in ExitCode if code is not ExitCode.CRASHED)
 
@@ -87,7 +85,7 @@ class _Slots:
         self._arguments = arguments
         self._grace_seconds = grace_seconds
         self._stop = asyncio.Event()
-        self._workers: dict[str, asyncio.subprocess.Process] = {}
+        self._workers: dict[str, Process] = {}
 
     async def run(self) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -124,16 +122,14 @@ class _Slots:
     async def _run(self, slot: Slot) -> int:
         """The exit code of a worker, from its start to its end; one that cannot be started has crashed."""
         try:
-            worker = await asyncio.create_subprocess_exec(
+            # In a session of its own, as the signals of a terminal come by way of this process, once.
+            worker = start_process(
                 sys.executable,
                 *("-m", "worker_agent", *self._arguments, *slot.arguments),
-                env={**os.environ, **slot.variables},
-                stdin=asyncio.subprocess.DEVNULL,
-                # The signals of a terminal come by way of this process, once.
-                start_new_session=True,
-                preexec_fn=partial(end_with_parent, os.getpid(), PARENT_ENDED),
+                environment={**os.environ, **slot.variables},
+                before_exec=partial(end_with_parent, os.getpid(), PARENT_ENDED),
             )
-        except _START_FAILURES as error:
+        except OSError as error:
             fields = {"slot": slot.name, "error": str(error)}
             log.warning("the worker of a slot cannot be started", extra={"fields": fields})
             return ExitCode.CRASHED

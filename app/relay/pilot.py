@@ -12,7 +12,6 @@ import logging
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,6 +21,7 @@ from pathlib import Path
 
 from app.secrecy import PRIVATE_FILE, handed_over
 from worker_agent.connections.clients import MAX_SOCKET_PATH_BYTES
+from worker_agent.processes import Process, start_process
 
 log = logging.getLogger(__name__)
 _SOCKET = "relay.sock"
@@ -32,8 +32,6 @@ _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 30.0
 # For a worker to give back its task after its grace, and for the relay to pass that on.
 _KILL_SECONDS = 5.0
 _RELAY_SECONDS = 6.0
-# The last: Python has a thread to watch each child, and there may be no more of them.
-_START_FAILURES = (OSError, subprocess.SubprocessError, RuntimeError)
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
 
@@ -117,18 +115,12 @@ class _Pilot:
                 await self._run_relay(words)
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
-            except _START_FAILURES as error:
+            except OSError as error:
                 log.warning("the relay cannot be started: %s", error)
             await asyncio.sleep(_FIRST_PAUSE_SECONDS)
 
     async def _run_relay(self, words: Sequence[str]) -> None:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *words,
-            stdin=asyncio.subprocess.DEVNULL,
-            start_new_session=True,
-            preexec_fn=_end_with_the_pilot,
-        )
+        process = start_process(sys.executable, *words, before_exec=_end_with_the_pilot)
         try:
             code = await process.wait()
             log.warning("the relay has ended with %d, starting another", code)
@@ -144,7 +136,7 @@ class _Pilot:
             began_at = time.monotonic()
             try:
                 end = f"has ended with {await self._run_worker(slot, secrets)}"
-            except _START_FAILURES as error:
+            except OSError as error:
                 end = f"cannot be started: {error}"
             if self._is_over():
                 return
@@ -185,16 +177,8 @@ class _Pilot:
         if self._ends_at is not None:
             words += ["--seconds-left", f"{max(0.0, self._ends_at - time.monotonic()):.1f}"]
         with handed_over(secrets) as descriptor:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *words,
-                "--secrets-fd",
-                str(descriptor),
-                stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=(descriptor,),
-                start_new_session=True,
-                preexec_fn=_end_with_the_pilot,
-            )
+            words += ["--secrets-fd", str(descriptor)]
+            process = start_process(sys.executable, *words, pass_fds=(descriptor,), before_exec=_end_with_the_pilot)
         stopping = asyncio.create_task(self._stop.wait())
         ending = asyncio.create_task(process.wait())
         try:
@@ -223,7 +207,7 @@ def _end_with_the_pilot() -> None:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
-async def _end(process: asyncio.subprocess.Process, seconds: float) -> None:
+async def _end(process: Process, seconds: float) -> None:
     """SIGTERM now, SIGKILL when the seconds are over."""
     if process.returncode is not None:
         return

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from tests.worker_agent.confining import rules
 from tests.worker_agent.processes import pids_in, wait_until_dead
 from worker_agent import events as ev
-from worker_agent.child_process import ResourceLimits, start_child
+from worker_agent.child_process import ChildProcess, ResourceLimits, start_child
 from worker_agent.confinement import Confinement
 from worker_agent.handler_run import HandlerRun
 from worker_agent.handlers import Handler
@@ -60,6 +61,29 @@ def test_a_task_that_is_handed_back_for_later_has_not_failed() -> None:
     end = start({"do": "postponed"}).end()
     assert isinstance(end, ev.HandlerPostponed)
     assert (end.postponement.seconds, end.postponement.reason) == (7.5, "the model has no room")
+
+
+def test_a_handler_that_nobody_can_watch_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[ChildProcess] = []
+    files = Path("/proc/self/fd")
+
+    real = start_child
+
+    def start_and_note(*given: Any) -> ChildProcess:
+        started.append(real(*given))
+        return started[-1]
+
+    def fail(_: Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    before = len(list(files.iterdir()))
+    monkeypatch.setattr("tests.worker_agent.test_handler_run.start_child", start_and_note)
+    monkeypatch.setattr(Thread, "start", fail)
+    with pytest.raises(OSError, match="can't start new thread"):
+        start({"do": "linger", "file": str(tmp_path / "pids")})
+    assert started[0].process.returncode is not None
+    wait_until_dead(started[0].process.pid)
+    assert len(list(files.iterdir())) == before
 
 
 def finished(payload: dict[str, Any], **more: Any) -> dict[str, Any]:

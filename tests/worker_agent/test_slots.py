@@ -171,22 +171,19 @@ class _Process:
         return 0
 
 
-@pytest.mark.parametrize("failure", [BlockingIOError(errno.EAGAIN, "no process"), RuntimeError("no thread")])
-async def test_a_start_that_fails_is_repeated_and_ends_no_other(
-    monkeypatch: pytest.MonkeyPatch, failure: Exception
-) -> None:
+async def test_a_start_that_fails_is_repeated_and_ends_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     started: dict[str, list[_Process | None]] = {"a": [], "b": []}
 
-    async def start(*words: str, **_: Any) -> _Process:
+    def start(*words: str, **_: Any) -> _Process:
         processes = started[words[-1]]
         if words[-1] == "b" and len(processes) == 1:
             processes.append(None)
-            raise failure
+            raise BlockingIOError(errno.EAGAIN, "no process")
         process = _Process(dies=words[-1] == "b" and not processes)
         processes.append(process)
         return process
 
-    monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
+    monkeypatch.setattr(supervisor, "start_process", start)
     monkeypatch.setattr(supervisor, "_FIRST_PAUSE_SECONDS", 0.01)
     host = supervisor._Slots([Slot(name=name, arguments=["--name", name]) for name in started], [], 1.0)
     running = asyncio.create_task(host.run())
