@@ -13,7 +13,7 @@ from sqlalchemy.exc import TimeoutError as PoolExhausted
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from app.db.connections import Connections, Limits, StatementPool
-from app.db.notify import Announcer, pop_news
+from app.db.notify import Announcer, begin_locked_work, pop_news
 from app.db.outage import Outage
 from app.kernel.errors import DatabaseUnavailable, Locked, Unstorable
 
@@ -127,12 +127,16 @@ class Database:
         try:
             async with engine.connect() as connection:
                 pop_news(connection)
-                # In a variable too: once a connection has broken, asking it for its `info` raises and hides the reason.
+                # In variables too: once a connection has broken, asking it for its `info` raises and hides the reason.
+                locked_work = begin_locked_work(connection)
                 callbacks: list[Callable[[], None]] = []
                 connection.info[_CALLBACKS] = callbacks
                 try:
                     async with connection.begin():
                         yield connection
+                except BaseException:
+                    self.announcer.announce(locked_work)
+                    raise
                 finally:
                     for callback in callbacks:
                         callback()

@@ -34,6 +34,7 @@ WEBHOOKS = "webhooks"
 RESOURCES = "resources"
 WORK = "work"
 _NEWS = "convener_announcements"
+_LOCKED = "convener_locked_work"
 _COALESCE_SECONDS = 0.01
 # Without news the connection is tried this often.
 _LOOK_SECONDS = 2.0
@@ -57,6 +58,22 @@ def note(connection: AsyncConnection, *topics: str) -> None:
 def note_work(connection: AsyncConnection, tags: Mapping[Lane, float]) -> None:
     """Note the lowest tags of tasks that became ready, by lane, to be announced after the commit."""
     _merge(connection.info.setdefault(_NEWS, {}), {work(lane): tag for lane, tag in tags.items()})
+
+
+def note_locked_work(connection: AsyncConnection, tags: Mapping[Lane, float]) -> None:
+    """Note the lowest tags of ready tasks that are locked now, which claims pass over until the transaction has ended.
+
+    They are announced then, be it committed or not.
+    """
+    note_work(connection, tags)
+    _merge(connection.info.setdefault(_LOCKED, {}), {work(lane): tag for lane, tag in tags.items()})
+
+
+def begin_locked_work(connection: AsyncConnection) -> News:
+    """The news of locked work that will be noted on this connection from now on."""
+    news: dict[str, float] = {}
+    connection.info[_LOCKED] = news
+    return news
 
 
 def pop_news(connection: AsyncConnection) -> dict[str, float]:

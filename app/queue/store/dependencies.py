@@ -105,8 +105,8 @@ async def mark(connection: AsyncConnection, ids: Collection[UUID], namespace: st
     Live ones stay locked until the transaction ends.
     """
     rows = (await connection.execute(_MARK, {"ids": list(ids), "namespace": namespace})).mappings().all()
-    # A claim skips what is locked here, so it has to look again after the commit.
-    notify.note_work(connection, lanes.lowest_tags(row for row in rows if row["is_ready"]))
+    # A claim skips what is locked here, so it has to look again afterwards.
+    notify.note_locked_work(connection, lanes.lowest_tags(row for row in rows if row["is_ready"]))
     live = {row["id"] for row in rows}
     return dict.fromkeys(live, "live") | await history.states(
         connection, [task_id for task_id in ids if task_id not in live], namespace

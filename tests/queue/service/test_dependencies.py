@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import event, text
 
-from app.db import hot_path
+from app.db import hot_path, notify
 from app.db.database import Database
 from app.kernel.states import TaskState
 from app.queue.errors import DependencyCycle, DependencyMissing, IdempotencyMismatch, SubmitInFlight
@@ -102,6 +102,16 @@ async def test_a_missing_dependency_is_refused_and_nothing_is_kept(database: Dat
     with pytest.raises(DependencyMissing, match=str(missing)):
         await _submit(database, {}, {"depends_on": [missing]})
     assert await _states(database) == {}
+
+
+async def test_a_task_that_a_refused_submit_had_locked_is_announced(database: Database) -> None:
+    """Claims have passed over it meanwhile; of what came to nothing there is no news."""
+    (ready,) = await _submit(database, {})
+    heard: list[str] = []
+    database.announcer.subscribe(heard.extend)
+    with pytest.raises(DependencyMissing):
+        await _submit(database, {"depends_on": (ready.id, uuid4())})
+    assert heard == [notify.work(GENERATION)]
 
 
 async def test_a_completed_dependency_blocks_no_task(database: Database) -> None:
