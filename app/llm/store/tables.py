@@ -157,8 +157,7 @@ llm_spending = Table(
     postgresql_with=_BUSY,
 )
 
-# Budgets of agent types and API keys, and what calls have cost in the period under way: also the most that one has, and
-# how many, whatever the comments of these columns say.
+# Budgets of agent types and API keys, and what calls have cost in the period under way.
 llm_budgets = Table(
     "llm_budgets",
     metadata,
@@ -170,9 +169,9 @@ llm_budgets = Table(
     moment("ends_at", comment="of the period that the amounts are of; null: they are for ever"),
     Column("cost_usd", Float, nullable=False, server_default="0"),
     Column("tokens", BigInteger, nullable=False, server_default="0"),
-    Column("max_cost_usd", Float, nullable=False, server_default="0", comment="of one call, ever"),
-    Column("max_tokens", BigInteger, nullable=False, server_default="0", comment="of one call, ever"),
-    Column("calls", BigInteger, nullable=False, server_default="0", comment="those that cost something, ever"),
+    Column("max_cost_usd", Float, nullable=False, server_default="0", comment="of one call in the period"),
+    Column("max_tokens", BigInteger, nullable=False, server_default="0", comment="of one call in the period"),
+    Column("calls", BigInteger, nullable=False, server_default="0", comment="those in the period that cost something"),
     Column("is_low", Boolean, nullable=False, server_default=text("false"), comment="an event has told of it"),
     PrimaryKeyConstraint("scope", "name", name="llm_budgets_pkey"),
     CheckConstraint("scope IN ('agent', 'key')", name="scope"),
