@@ -8,18 +8,20 @@ from enum import StrEnum
 from app.diagnosis.rules import mends
 from app.diagnosis.rules.facts import Facts, GoalHold, Place, Workers
 from app.diagnosis.rules.mends import Mend
+from app.diagnosis.rules.sentences import moment_text, one_line
 from app.kernel.lanes import Lane
 from app.kernel.resources import Resources, in_words
 from app.kernel.states import TaskState
-from app.kernel.text import NO_REASON, plural, printable
+from app.kernel.text import NO_REASON, plural
 from app.queue.rules.degradation import MEANINGS, DegradationStep, deferred_lanes, suspended_agents
 from app.queue.rules.holds import Hold
 
-_MAX_TEXT = 300
 # The duties that end a delay have a turn every 15 s, also without anything to do.
 _LOOPS_AWAY = timedelta(seconds=30)
 # No task waits longer beside workers that are idle, nor does any transaction of ours hold locks for longer.
 MOMENTARY = timedelta(seconds=5)
+# Between two tasks a worker idles for a moment; beside one that idles on nothing waits for so long.
+_PUZZLING = timedelta(minutes=1)
 
 
 class Code(StrEnum):
@@ -95,7 +97,7 @@ def _waiting(facts: Facts) -> Iterator[Cause]:
 
 def _finished(facts: Facts) -> Cause:
     task, code = facts.task, Code(facts.task.state)
-    message = _line((task.error or {}).get("message") or (task.error or {}).get("code"))
+    message = one_line((task.error or {}).get("message") or (task.error or {}).get("code"))
     if code is not Code.FAILED:
         text = f"it is {task.state}" + (f": {message}" if message and code is not Code.COMPLETED else "")
         return Cause(code=code, text=text, since=task.finished_at)
@@ -108,10 +110,10 @@ def _finished(facts: Facts) -> Cause:
 def _running(facts: Facts) -> Cause:
     task = facts.task
     verb = "runs on" if task.state is TaskState.EXECUTING else "is leased to, and not begun yet by,"
-    text = f"it {verb} worker {task.worker_name or task.worker_id} since {_moment(task.leased_at, facts.at)}"
+    text = f"it {verb} worker {task.worker_name or task.worker_id} since {moment_text(task.leased_at, facts.at)}"
     if task.progress:
         text += f", progress {float(task.progress.get('percent') or 0):.0f} %"
-        if message := _line(task.progress.get("message")):
+        if message := one_line(task.progress.get("message")):
             text += f" ({message})"
     return Cause(code=Code.RUNNING, text=text, since=task.leased_at)
 
@@ -143,7 +145,7 @@ def _held(facts: Facts) -> Cause | None:
 
 
 def _hold_text(hold: GoalHold) -> str:
-    why = f": {_line(hold.goal_reason)}" if hold.goal_reason else ""
+    why = f": {one_line(hold.goal_reason)}" if hold.goal_reason else ""
     if hold.reason is Hold.PAUSED:
         return f"is paused{why or f': {NO_REASON}'}"
     if hold.reason is Hold.STOPPED:
@@ -159,14 +161,14 @@ def _delayed(facts: Facts) -> Cause | None:
         return None
     if task.run_at <= facts.at:
         return None if task.is_held or task.state is TaskState.BLOCKED else _due(facts)
-    until = _moment(task.run_at, facts.at)
+    until = moment_text(task.run_at, facts.at)
     if facts.awaited is not None:
         return _parked(facts)
     if last is None:
         return Cause(code=Code.DELAYED, text=f"it is to run at {until}, not before", until=task.run_at)
     # One that ran into its hard deadline has failed, though its outcome is that of a lease that ended.
     if last.outcome == "failed" or last.code == "timeout":
-        why = _line(last.message) or "it gave no reason"
+        why = one_line(last.message) or "it gave no reason"
         text = f"attempt {last.attempt} of {task.max_attempts} failed: {why}; the next one is due at {until}"
         return Cause(code=Code.RETRY, text=text, until=task.run_at, mends=(mends.logs(task.id),))
     if last.outcome == "released":
@@ -177,7 +179,7 @@ def _delayed(facts: Facts) -> Cause | None:
 
 def _due(facts: Facts) -> Cause:
     if ways := _if_loops_away(facts):
-        length = f"since {_moment(facts.loops_seen_at, facts.at)}" if facts.loops_seen_at else "yet"
+        length = f"since {moment_text(facts.loops_seen_at, facts.at)}" if facts.loops_seen_at else "yet"
         text = f"its time has come, but no background loops have run {length}, which make delayed tasks ready"
         return Cause(code=Code.LOOPS_AWAY, text=text, since=facts.loops_seen_at, mends=ways)
     return Cause(code=Code.WAKING, text="its time has come: it is made ready within a second", until=facts.task.run_at)
@@ -191,14 +193,14 @@ def _if_loops_away(facts: Facts) -> Sequence[Mend]:
 def _parked(facts: Facts) -> Cause | None:
     awaited, run_at = facts.awaited, facts.task.run_at
     assert awaited is not None
-    latest = f"; it is tried again at {_moment(run_at, facts.at)} at the latest"
+    latest = f"; it is tried again at {moment_text(run_at, facts.at)} at the latest"
     if awaited.condition is None:
         if ways := _if_loops_away(facts):
             text = f"{awaited.name} is back, but no background loops run, which wake the tasks that wait for it{latest}"
             return Cause(code=Code.LOOPS_AWAY, text=text, since=facts.loops_seen_at, until=run_at, mends=ways)
         text = f"{awaited.name} is back: the tasks that wait for it are being woken"
         return Cause(code=Code.WAKING, text=text, until=run_at)
-    ends = f" until {_moment(awaited.until, facts.at)}" if awaited.until else ""
+    ends = f" until {moment_text(awaited.until, facts.at)}" if awaited.until else ""
     if awaited.owner is not None:
         text = f"{awaited.name} is used up{ends}{latest}"
         return Cause(code=Code.BUDGET_USED_UP, text=text, until=awaited.until, mends=mends.of_budget(awaited.owner))
@@ -210,8 +212,8 @@ def _parked(facts: Facts) -> Cause | None:
 def _paused(facts: Facts) -> Cause | None:
     if facts.pause is None:
         return None
-    agent, why = facts.task.agent_type, _line(facts.pause.reason) or NO_REASON
-    text = f"the queue of {agent} is paused since {_moment(facts.pause.since, facts.at)}: {why}"
+    agent, why = facts.task.agent_type, one_line(facts.pause.reason) or NO_REASON
+    text = f"the queue of {agent} is paused since {moment_text(facts.pause.since, facts.at)}: {why}"
     return Cause(code=Code.PAUSED, text=text, since=facts.pause.since, mends=(mends.resume_queue(agent),))
 
 
@@ -236,13 +238,23 @@ def _workers(facts: Facts) -> Cause:
     if facts.place.ahead >= workers.idle:
         ways = mends.raise_priority(facts.task.id, facts.task.priority)
         return Cause(code=Code.QUEUED, text=f"{idle}, and {line}", since=facts.task.waiting_since, mends=ways)
-    return Cause(code=Code.NEXT, text=f"{idle} and takes it in a moment; {line}", since=facts.task.waiting_since)
+    return _next(facts, idle, line)
+
+
+def _next(facts: Facts, idle: str, line: str) -> Cause:
+    waited = facts.at - (facts.task.waiting_since or facts.at)
+    text = f"{idle} and {'takes' if facts.workers.idle == 1 else 'take'} it in a moment; {line}"
+    if waited <= _PUZZLING:
+        return Cause(code=Code.NEXT, text=text, since=facts.task.waiting_since)
+    text += f"; as it has waited for {waited // timedelta(minutes=1)} min, look whether anybody idles on: "
+    text += "a worker that does not ask for work hangs, or does not reach the API"
+    return Cause(code=Code.NEXT, text=text, since=facts.task.waiting_since, mends=(mends.LIST_WORKERS,))
 
 
 def _missing(workers: Workers) -> str:
     """Why further workers do not come, where an engine that starts them says so."""
     return "".join(
-        f"; {plural(wait.members, 'further worker does', 'further workers do')} not come: {_line(wait.reason)}"
+        f"; {plural(wait.members, 'further worker does', 'further workers do')} not come: {one_line(wait.reason)}"
         for wait in workers.member_waits
     )
 
@@ -273,7 +285,7 @@ def _nobody(facts: Facts) -> Cause:
         ways = (mends.LIST_WORKERS,)
         return Cause(code=Code.WORKERS_SILENT, text=f"{text}: the host or the network may be away", mends=ways)
     if workers.not_ready:
-        example = f": {_line(workers.not_ready_example)}" if workers.not_ready_example else ""
+        example = f": {one_line(workers.not_ready_example)}" if workers.not_ready_example else ""
         text = f"no worker that serves {agent} has passed its health report{example}"
         return Cause(code=Code.WORKERS_NOT_READY, text=text, mends=(mends.LIST_WORKERS,))
     if workers.draining:
@@ -282,7 +294,9 @@ def _nobody(facts: Facts) -> Cause:
     text = f"nobody serves {agent}: start a worker whose handlers do"
     if (lost := workers.lost) is not None:
         where = f" on {lost.host}" if lost.host else ""
-        text += f"; the last, {lost.name}{where}, ended at {_moment(lost.ended_at, facts.at)} ({_line(lost.reason)})"
+        text += (
+            f"; the last, {lost.name}{where}, ended at {moment_text(lost.ended_at, facts.at)} ({one_line(lost.reason)})"
+        )
     text += _missing(workers)
     since = lost.ended_at if lost else None
     revival = mends.revive_host(lost.host) if lost and lost.host and lost.is_silent else ()
@@ -340,15 +354,15 @@ def _passed_over(facts: Facts) -> Cause | None:
     if not workers.idle_other and not facts.place.ahead and facts.at <= until:
         text = (
             f"the only idle worker that serves {task.agent_type} has just failed it, so another one may take it "
-            f"first, until {_moment(until, facts.at)}"
+            f"first, until {moment_text(until, facts.at)}"
         )
         return Cause(code=Code.AVOIDED, text=text, since=task.waiting_since, until=until)
     if (blocking := facts.blocking) is None or facts.at - task.waiting_since < MOMENTARY:
         return None
-    session = "a session" if blocking.pid is None else f"session {blocking.pid} ({_line(blocking.application)})"
+    session = "a session" if blocking.pid is None else f"session {blocking.pid} ({one_line(blocking.application)})"
     text = (
         f"idle workers pass over it, and {session} of the database holds locks on tasks since "
-        f"{_moment(blocking.since, facts.at)}"
+        f"{moment_text(blocking.since, facts.at)}"
     )
     ways = () if blocking.pid is None else (mends.end_session(blocking.pid),)
     return Cause(code=Code.LOCKED, text=text, since=blocking.since, mends=ways)
@@ -384,15 +398,3 @@ def _line_text(place: Place) -> str:
     verb = "is" if place.ahead == 1 else "are"
     higher = f", {place.higher:,} of them of higher priority" if place.higher else ""
     return f"{about}{plural(place.ahead, 'task')} of its type {verb} before it{higher}"
-
-
-def _moment(moment: datetime | None, now: datetime) -> str:
-    """The time of day, with the date where it is not today's."""
-    if moment is None:
-        return "an unknown time"
-    return f"{moment:%H:%M:%S} UTC" if moment.date() == now.date() else f"{moment:%Y-%m-%d %H:%M:%S} UTC"
-
-
-def _line(text: object) -> str:
-    """Text of strangers in one line of bounded length."""
-    return printable(" ".join(str(text or "").split()))[:_MAX_TEXT]

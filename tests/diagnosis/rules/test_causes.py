@@ -197,6 +197,11 @@ CASES: list[tuple[Facts, Code, str]] = [
     ),
     (_facts(place=Place(same=5_000, is_exact=False)), Code.QUEUED, "is idle, and about 5,000 tasks of its type"),
     (_facts(), Code.NEXT, "1 worker that serves ranking is idle and takes it in a moment"),
+    (
+        _facts(at=_AT + timedelta(minutes=7)),
+        Code.NEXT,
+        "as it has waited for 7 min, look whether anybody idles on: a worker",
+    ),
 ]
 
 
