@@ -84,20 +84,27 @@ def stuck_executing(observations: Observations, policy: CheckPolicy) -> Iterable
     return [
         symptom
         for agent, running in observations.running.items()
-        for symptom in _stuck_symptom(agent, running, observations.queue, policy)
+        for symptom in _stuck_symptom(agent, running, _longest(observations, agent), policy)
     ]
 
 
-def _stuck_symptom(agent: AgentType, running: Running, queue: QueueSnapshot, policy: CheckPolicy) -> Iterator[Symptom]:
-    # Kinds of tasks differ widely in length, so each is measured by its own longest of late.
-    limit = max(policy.stuck_seconds, policy.stuck_factor * queue.service_times(agent).longest)
+def _longest(observations: Observations, agent: AgentType) -> float:
+    """Seconds of the longest task of its type that has completed within a day; 0 where none has."""
+    lately, earlier = observations.queue.service_times(agent).longest, observations.longest.get(agent)
+    return max(lately, earlier.seconds if earlier else 0.0)
+
+
+def _stuck_symptom(agent: AgentType, running: Running, longest: float, policy: CheckPolicy) -> Iterator[Symptom]:
+    # Kinds of tasks differ widely in length, so each is measured by its own longest.
+    limit = max(policy.stuck_seconds, policy.stuck_factor * longest)
     # The sweep ends overdue tasks within seconds, so a single one left means that it does not run.
     if running.overdue:
         grade = Grade.CRITICAL
         message = f"{running.overdue:,} of {agent} past the deadline and not ended: the background loops should have"
     else:
         grade = policy.grade(running.longest_seconds, Bounds(degraded=limit))
-        message = f"a task of {agent} has been executing for {_minutes(running.longest_seconds)}, far longer than usual"
+        usual = "far longer than usual" if longest else "and none has completed within a day"
+        message = f"a task of {agent} has been executing for {_minutes(running.longest_seconds)}, {usual}"
     return symptom_of(
         grade,
         AlertKey(rule=AlertRule.STUCK_EXECUTING, subject=agent.value),

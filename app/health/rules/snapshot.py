@@ -59,7 +59,7 @@ class CheckPolicy:
     # The sweep ends what is past its deadline within a second or two.
     overdue_grace_seconds: float = 30.0
     stuck_seconds: float = 900.0
-    # Times the longest of those that ended lately.
+    # Times the longest of those that have completed within a day.
     stuck_factor: float = 4.0
     pressure: Bounds = field(default_factory=lambda: Bounds(degraded=0.80, critical=0.95))
     growth_per_minute: float = 100.0
@@ -113,6 +113,14 @@ class Depth:
 
     at: datetime
     tasks: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Longest:
+    """The longest of the tasks of an agent type that completed within about a day before `at`."""
+
+    at: datetime
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,6 +209,7 @@ class Observations:
 
     queue: QueueSnapshot
     depths: Sequence[Depth] = ()
+    longest: Mapping[AgentType, Longest] = field(default_factory=dict)
     running: Mapping[AgentType, Running] | None = None
     workers: WorkerCounts | None = None
     resources: Mapping[str, float | None] | None = None
@@ -242,6 +251,14 @@ class Snapshot(Observations):
     alerts: Sequence[UnresolvedAlert] = ()
     # Of the API's own certificate; None: it has none.
     certificate_expires_at: datetime | None = None
+
+
+def with_recent(longest: Mapping[AgentType, Longest], queue: QueueSnapshot) -> dict[AgentType, Longest]:
+    """The longest tasks of a day after a look at those that completed lately: a long one is among these only rarely."""
+    recent = {agent: Longest(at=queue.at, seconds=queue.service_times(agent).longest) for agent in AgentType}
+    fresh = {agent: task for agent, task in longest.items() if abs(queue.at - task.at) < timedelta(days=1)}
+    best = {agent: max((task, fresh.get(agent, task)), key=lambda each: each.seconds) for agent, task in recent.items()}
+    return {agent: task for agent, task in best.items() if task.seconds > 0}
 
 
 def with_depth(depths: Sequence[Depth], at: datetime, tasks: int) -> list[Depth]:

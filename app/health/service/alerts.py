@@ -1,6 +1,8 @@
 """Alerts: opened and resolved by a duty that observes the system every few seconds, acknowledged by people."""
 
 import logging
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -19,10 +21,11 @@ from app.health.rules.alerts import (
     plan_alerts,
 )
 from app.health.rules.checks import alert_symptoms
-from app.health.rules.snapshot import FOR_ALERTS, WATCH, Depth
+from app.health.rules.snapshot import FOR_ALERTS, WATCH, Depth, Longest, with_recent
 from app.health.service import observations, webhooks
 from app.health.store import alerts
 from app.health.store.alerts import Alert
+from app.kernel.agents import AgentType
 from app.kernel.events import AlertKind
 from app.queue.rules.admission import CapacityPolicy
 from app.queue.store import events
@@ -42,7 +45,8 @@ async def watch(
     """
     memory = await _memory(connection)
     depths = [Depth(at=datetime.fromisoformat(d["at"]), tasks=d["tasks"]) for d in memory.get("depths", ())]
-    current = await observations.observe(connection, capacity, FOR_ALERTS, depths)
+    observed = await observations.observe(connection, capacity, FOR_ALERTS, depths)
+    current = replace(observed, longest=with_recent(_longest_tasks(memory), observed.queue))
     symptoms, unknown_rules = alert_symptoms(current, FOR_ALERTS)
     last_observed = memory.get("looked_at")
     snapshot = AlertSnapshot(
@@ -60,6 +64,9 @@ async def watch(
         "looked_at": current.queue.at.isoformat(),
         "spells": pending_to_json(plan.pending),
         "depths": [{"at": depth.at.isoformat(), "tasks": depth.tasks} for depth in current.depths],
+        "longest": {
+            agent.value: {"at": task.at.isoformat(), "seconds": task.seconds} for agent, task in current.longest.items()
+        },
         "unknown": sorted(unknown_rules),
         "strain": observations.strain_to_json(observations.strain(current)),
     }
@@ -125,6 +132,13 @@ async def _apply(connection: AsyncConnection, plan: AlertPlan, *, with_webhooks:
 def _event_data(alert: Alert) -> dict[str, Any]:
     identity = {"alert": alert.id, "rule": alert.rule.value, "subject": alert.subject}
     return {**identity, "severity": alert.severity.name.lower(), "summary": alert.summary}
+
+
+def _longest_tasks(memory: Mapping[str, Any]) -> dict[AgentType, Longest]:
+    return {
+        AgentType(agent): Longest(at=datetime.fromisoformat(task["at"]), seconds=task["seconds"])
+        for agent, task in memory.get("longest", {}).items()
+    }
 
 
 async def _memory(connection: AsyncConnection) -> dict[str, Any]:

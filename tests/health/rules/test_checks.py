@@ -1,6 +1,7 @@
 """Each rule: what it tells, at its threshold, near it, and without figures."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -20,6 +21,7 @@ from app.health.rules.snapshot import (
     Running,
     WorkerCounts,
     with_depth,
+    with_recent,
 )
 from app.kernel.access import RefusalReason
 from app.kernel.agents import AgentType
@@ -86,6 +88,20 @@ def test_long_is_what_is_far_longer_than_usual() -> None:
     running = {AgentType.RANKING: Running(tasks=1, longest_seconds=7200, overdue=0)}
     assert symptoms_of(queue(recent=[hour]), running=running) == []
     assert only_symptom(running=running).severity is Severity.WARNING
+
+
+def test_what_a_task_of_its_kind_took_hours_ago_is_usual_as_well() -> None:
+    """Of a few long tasks hardly ever one has completed within the last minutes."""
+    running = {AgentType.RANKING: Running(tasks=1, longest_seconds=1500, overdue=0)}
+    assert "and none has completed within a day" in only_symptom(running=running).message
+    completed = MinuteCount(
+        start=AT, lane=RANKING, kind=TaskEvent.COMPLETED.value, durations=Durations(count=1, seconds=1200, longest=1200)
+    )
+    longest = with_recent({}, queue(recent=[completed]))
+    later = replace(queue(), at=AT + timedelta(hours=20))
+    longest = with_recent(longest, later)
+    assert symptoms_of(later, running=running, longest=longest) == []
+    assert with_recent(longest, replace(queue(), at=AT + timedelta(hours=30))) == {}
 
 
 def test_a_pool_below_its_minimum() -> None:

@@ -89,6 +89,17 @@ async def test_the_duty_remembers_from_turn_to_turn(database: Database) -> None:
     assert await all_alerts(database) == []
 
 
+async def test_how_long_tasks_take_is_remembered(database: Database) -> None:
+    await execute(
+        database,
+        "INSERT INTO queue_minutes (minute, agent_type, priority, kind, tasks, seconds, longest, histogram)"
+        " VALUES (date_trunc('minute', now()), 'ranking', 2, 'task.completed', 1, 1200, 1200, '{}')",
+    )
+    await observe(database)
+    await execute(database, "DELETE FROM queue_minutes")
+    assert [(await observe(database))["longest"]["ranking"]["seconds"] for _ in range(2)] == [1200, 1200]
+
+
 async def test_two_replicas_that_look_at_once_open_one_alert(database: Database, replica: Database) -> None:
     async with database.transaction() as first:
         assert await store.open_alert(first, SYMPTOM) is not None
