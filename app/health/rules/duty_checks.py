@@ -25,9 +25,15 @@ def late_duties(observations: Observations, policy: CheckPolicy) -> Iterable[Sym
     return [symptom for turn in paced for symptom in _late_duty(turn, policy)]
 
 
+def is_late(turn: DutyTurn, policy: CheckPolicy) -> bool:
+    """Whether a duty has missed more turns than it may."""
+    interval = turn.every_seconds
+    return interval is not None and turn.seconds_ago > policy.missed_turns * interval + policy.loops_silent_seconds
+
+
 def _late_duty(turn: DutyTurn, policy: CheckPolicy) -> Iterable[Symptom]:
     interval, ago = turn.every_seconds, turn.seconds_ago
-    if interval is None or ago <= policy.missed_turns * interval + policy.loops_silent_seconds:
+    if not is_late(turn, policy):
         return ()
     message = f"the duty `{turn.duty}` is due every {interval:g} s and has not run for {ago:,.0f} s; "
     return _late(Grade.DEGRADED, None, message + "the log of the loops says why")

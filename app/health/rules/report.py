@@ -18,10 +18,10 @@ from app.health.rules.checks import (
     replacement_failing,
     results_delayed,
 )
-from app.health.rules.duty_checks import late_duties
+from app.health.rules.duty_checks import is_late, late_duties
 from app.health.rules.finding import Finding, Level, Overall, Symptom, critical, degraded, not_measured, note
 from app.health.rules.runtime import bottleneck_agent
-from app.health.rules.snapshot import CheckPolicy, Grade, Snapshot
+from app.health.rules.snapshot import WATCH, CheckPolicy, Grade, Snapshot
 from app.health.rules.symptoms import level_of
 from app.health.rules.utilisation import Measure
 from app.kernel.agents import AgentType
@@ -114,6 +114,7 @@ def report_findings(snapshot: Snapshot, policy: CheckPolicy, capacity: CapacityP
     findings: list[Finding] = [
         *_never_run(snapshot),
         *(late_duties(snapshot, policy) or ()),
+        *_unwatched(snapshot, policy),
         *_pool(snapshot, policy),
         *(oldest_task(snapshot, policy) or ()),
         *_queue(snapshot, capacity),
@@ -140,6 +141,14 @@ def _for_report(finding: Finding) -> Finding | None:
 def _never_run(snapshot: Snapshot) -> Iterator[Finding]:
     if not snapshot.duty_turns:
         yield critical("loops_never_ran", "no background duty has ever run", "`convener loops` runs them")
+
+
+def _unwatched(snapshot: Snapshot, policy: CheckPolicy) -> Iterator[Finding]:
+    """Of this no alert can tell: the API takes over where no loop watches, and nobody where each turn fails."""
+    for turn in snapshot.duty_turns:
+        if turn.duty == WATCH and is_late(turn, policy):
+            message = f"nobody has watched for alerts for {turn.seconds_ago:,.0f} s, so none opens and none ends"
+            yield degraded("alerts_unwatched", message, "the logs of the loops and of the API say why each turn fails")
 
 
 def _pool(snapshot: Snapshot, policy: CheckPolicy) -> Iterator[Finding]:

@@ -1,5 +1,6 @@
 """The health report: one rule for each thing that can go wrong, and no zero that looks like a measurement."""
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -12,7 +13,7 @@ from app.health.rules import utilisation
 from app.health.rules.finding import Finding, Level, Overall
 from app.health.rules.report import DATABASE_AWAY, Report, make_report, outdated_report, overall_health
 from app.health.rules.runtime import LanguageModel
-from app.health.rules.snapshot import FOR_REPORT, BlockingSession, DutyTurn, Snapshot
+from app.health.rules.snapshot import FOR_REPORT, WATCH, BlockingSession, DutyTurn, Snapshot
 from app.health.rules.utilisation import Measure
 from app.kernel.access import RefusalReason
 from app.kernel.agents import AgentType
@@ -24,6 +25,8 @@ from tests.support.snapshots import HOST, NOON, OPEN_WRITER, condition, pool, qu
 _CAPACITY = CapacityPolicy(max_queue_size=1000)
 _POLICY = FOR_REPORT
 _RANKING = AgentType.RANKING
+_ALIVE = DutyTurn(duty="sweep leases", seconds_ago=1, every_seconds=1)
+_WATCH_TURN = DutyTurn(duty=WATCH, seconds_ago=44, every_seconds=5)
 _PAUSE = Pause(agent_type=_RANKING, reason="upkeep", paused_by="key", paused_at=NOON)
 
 
@@ -65,6 +68,7 @@ def test_an_empty_queue_has_no_bottleneck_and_no_age() -> None:
     [
         ({"duty_turns": []}, "loops_never_ran", Level.CRITICAL),
         ({"duty_turns": [DutyTurn(duty="a", seconds_ago=60, every_seconds=1)]}, "loops_silent", Level.CRITICAL),
+        ({"duty_turns": [_ALIVE, replace(_WATCH_TURN, seconds_ago=46)]}, "alerts_unwatched", Level.DEGRADED),
         ({"pool": pool(idle=0, busy=0, starting=10)}, "no_healthy_worker", Level.CRITICAL),
         ({"pool": pool(silent=10)}, "no_healthy_worker", Level.CRITICAL),
         ({"pool": pool(idle=4)}, "pool_below_minimum", Level.DEGRADED),
@@ -121,6 +125,7 @@ def test_each_thing_that_goes_wrong_has_a_reason(changes: dict[str, Any], code: 
         {"spans": [span(HOST, m, 99.0, samples=11) for m in Measure]},
         {"queue": queue({_RANKING: {"pending": 1}}, oldest=599)},
         {"queue": queue({_RANKING: {"pending": 639}}, oldest=1)},
+        {"duty_turns": [_ALIVE, _WATCH_TURN]},
         {"database": condition(blocking=_session(9))},
         {"database": condition(snapshot_seconds=299, dead_rows={"tasks": 999_999}, connections=0.79)},
     ],
