@@ -33,12 +33,11 @@ async def observe(
     """Read all that alerts watch; `depths` are those of earlier observations."""
     queue = await status.read_snapshot(connection)
     version = await config.last(connection)
-    minimum = version.document.worker_pool.min_workers if version else None
     return Observations(
         queue=queue,
         depths=with_depth(depths, queue.at, sum(queue.depth.values())),
         running=await store.running_tasks(connection, policy.overdue_grace_seconds),
-        workers=await read_workers(connection, queue, minimum),
+        workers=await read_workers(connection, queue, version.document.worker_pool if version else None),
         # The queue as a whole is a resource of the contract; quotas of priorities are the report's.
         resources={
             "queue": sum(queue.depth.values()) / capacity.max_queue_size,

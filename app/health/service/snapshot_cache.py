@@ -150,7 +150,7 @@ async def read_snapshot(connection: AsyncConnection, settings: SnapshotSettings)
         duty_turns=await pool_counts.duty_turns(connection),
         pushed_values=await series.current_values(connection),
         running=await store.running_tasks(connection, FOR_ALERTS.overdue_grace_seconds),
-        workers=await read_workers(connection, queue, None),
+        workers=await read_workers(connection, queue, document.worker_pool),
         recovery=await recovery(connection),
         models=await store.model_troubles(connection),
         step=await degradation.current_step(connection),

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.admin.rules.config import PoolConfig
 from app.health.rules.checks import starving_workers
 from app.health.rules.snapshot import FOR_ALERTS, WorkerCounts
 from app.health.store import observations as store
@@ -17,9 +18,13 @@ from app.queue.store import resource_classes
 _MOST_COUNTED = 250
 
 
-async def read_workers(connection: AsyncConnection, queue: QueueSnapshot, minimum: int | None) -> WorkerCounts:
-    """Counts of the workers; tasks are looked at where workers seem to starve and some tasks ask for resources."""
-    workers = await store.worker_counts(connection, minimum)
+async def read_workers(connection: AsyncConnection, queue: QueueSnapshot, pool: PoolConfig | None) -> WorkerCounts:
+    """Counts of the workers; tasks are looked at where workers seem to starve and some tasks ask for resources.
+
+    `pool` is the configured one; None when nobody has configured anything yet.
+    """
+    needed_seconds = pool.worker_timeout_seconds if pool else 0.0
+    workers = await store.worker_counts(connection, pool.min_workers if pool else None, needed_seconds)
     if not starving_workers(queue, workers, FOR_ALERTS):
         return workers
     requests = {number: resources.parse(text) for number, text in (await resource_classes.requests(connection)).items()}
@@ -28,7 +33,7 @@ async def read_workers(connection: AsyncConnection, queue: QueueSnapshot, minimu
     paused_agents = {pause.agent_type for pause in queue.pauses}
     lanes = {
         Lane(agent_type=agent, priority=priority, resource_class=number)
-        for agents, offer in await store.idle_offers(connection)
+        for agents, offer in await store.idle_offers(connection, needed_seconds)
         for agent in agents - paused_agents
         for priority in Priority
         if queue.count(agent=agent, priority=priority, phase="pending")

@@ -37,7 +37,8 @@ WHERE w.{LIVE} AND held.state = 'executing' GROUP BY held.agent_type
 _LIVING = f"""
     SELECT w.state, w.capabilities, w.cpu_cores, w.memory_gb, w.gpus, w.resources,
            w.state = 'ready' AND held.id IS NULL
-           AND greatest(w.first_beat_at, last_lease.leased_at) < now() - make_interval(secs => :idle_after) AS is_idle
+           AND greatest(w.first_beat_at, last_lease.leased_at) < now() - make_interval(secs => :idle_after)
+           AND coalesce(w.ends_at > now() + make_interval(secs => :needed), true) AS is_idle
     FROM workers w {lease_ledger.last_and_held("w.id")}
     LEFT JOIN leases last_lease ON last_lease.worker_id = w.id AND last_lease.n = last.n
     WHERE w.state IN ('ready', 'draining')
@@ -123,17 +124,26 @@ async def running_tasks(connection: AsyncConnection, grace_seconds: float) -> di
     }
 
 
-async def worker_counts(connection: AsyncConnection, minimum: int | None) -> WorkerCounts:
-    """Counts of the workers that are past their start; `minimum` is passed on."""
-    row = (await connection.execute(_POOL, {"idle_after": IDLE_AFTER.total_seconds()})).mappings().one()
+async def worker_counts(connection: AsyncConnection, minimum: int | None, needed_seconds: float) -> WorkerCounts:
+    """Counts of the workers that are past their start; `minimum` is passed on.
+
+    One that ends within the seconds that a task needs is not idle: it gets none any more.
+    """
+    row = (await connection.execute(_POOL, _idle(needed_seconds))).mappings().one()
     agents = frozenset(map(AgentType, row["idle_for"] or ()))
     return WorkerCounts(alive=row["alive"], idle=row["idle"], idle_for=agents, minimum=minimum)
 
 
-async def idle_offers(connection: AsyncConnection) -> list[tuple[frozenset[AgentType], Resources]]:
+async def idle_offers(
+    connection: AsyncConnection, needed_seconds: float
+) -> list[tuple[frozenset[AgentType], Resources]]:
     """Agent types and offers of the idle workers, each combination once."""
-    rows = (await connection.execute(_IDLE_OFFERS, {"idle_after": IDLE_AFTER.total_seconds()})).mappings()
+    rows = (await connection.execute(_IDLE_OFFERS, _idle(needed_seconds))).mappings()
     return [(frozenset(map(AgentType, row["capabilities"])), resources.read(dict(row))) for row in rows]
+
+
+def _idle(needed_seconds: float) -> dict[str, float]:
+    return {"idle_after": IDLE_AFTER.total_seconds(), "needed": needed_seconds}
 
 
 async def model_troubles(connection: AsyncConnection) -> dict[str, ModelTrouble]:
