@@ -141,9 +141,9 @@ class Client:
             raise _refusal(response)
         return answer
 
-    def post(self, path: str, body: Json | bytes) -> Json:
+    def post(self, path: str, body: Json | bytes, *, wait_seconds: float = 0) -> Json:
         """Send a body, which may be JSON text already; repeated while the service is busy."""
-        return self._json("POST", path, **_content(body))
+        return self._json("POST", path, **_content(body), timeout=_TIMEOUT_SECONDS + wait_seconds)
 
     def put(self, path: str, body: Any, headers: Mapping[str, str] | None = None) -> Json:
         """Replace a resource."""

@@ -15,6 +15,8 @@ from app.terminal.failures import ExitCode
 from app.terminal.options import Limit, Whole, show_list
 from app.terminal.output import Format, Output
 
+# It reads the whole log, of which a million entries take a minute or so.
+_LONGEST_SECONDS = 3600.0
 app = typer.Typer(help="Read and check the audit log.", no_args_is_help=True)
 
 
@@ -63,7 +65,8 @@ def verify(
     """
     seq, _, digest = (end or "").partition(":")
     with connect(url) as client:
-        verdict = client.post("/audit/verify", {"known": {"seq": int(seq), "digest": digest}} if end else {})
+        noted_end = {"known": {"seq": int(seq), "digest": digest}} if end else {}
+        verdict = client.post("/audit/verify", noted_end, wait_seconds=_LONGEST_SECONDS)
     if fmt is Format.JSON:
         output.write_json(verdict)
     elif verdict["ok"]:

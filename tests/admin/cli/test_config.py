@@ -1,14 +1,17 @@
 """`convener config` and `convener audit` against the real service, which the tests of this directory share."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from app.admin.service import audit
 from app.cli import stack
 from app.kernel.modes import Mode
 from app.settings import Settings
+from app.terminal import client
 from app.terminal.client import Client
 from tests.support.command_line import CommandLine
 
@@ -159,6 +162,19 @@ async def test_the_audit_log(convener: CommandLine) -> None:
     forged = await convener("audit", "verify", "--end", f"{found['end']['seq']}:{'0' * 64}")
     assert (forged.code, "another digest" in forged.out) == (1, True)
     assert (await convener("audit", "verify", "--end", "yesterday")).code == 2
+
+
+async def test_a_long_log_takes_the_time_that_it_takes(convener: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    verify = audit.verify
+
+    async def slow(*given: Any) -> Any:
+        await asyncio.sleep(2)
+        return await verify(*given)
+
+    monkeypatch.setattr(audit, "verify", slow)
+    monkeypatch.setattr(client, "_TIMEOUT_SECONDS", 1.0)
+    checked = await convener("audit", "verify")
+    assert (checked.code, checked.out.startswith("ok: ")) == (0, True), checked.err
 
 
 def test_a_machine_of_ones_own_starts_in_development_unless_told_otherwise(tmp_path: Path) -> None:
