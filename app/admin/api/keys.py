@@ -133,13 +133,16 @@ class RevokedOut(BaseModel):
 async def create(key: ApiKeyIn, connection: Writing, caller: Caller) -> ApiKeyCreated:
     """The answer holds the key; only its SHA-256 is kept.
 
-    Workers get their keys when they register: what they register with is a `pool` key.
+    Workers get their keys when they register: what they register with is a `pool` key. A key that was made without a
+    scope makes and rotates no key that has it.
     """
     new_key = NewKey(
         is_of_all=key.all_namespaces,
         **{name: getattr(key, name) for name in ApiKeyIn.model_fields if name not in ("all_namespaces", "reason")},
     )
-    return _created(await service.issue_key(connection, new_key, caller.key_id, key.reason))
+    return _created(
+        await service.issue_key(connection, new_key, caller.key_id, key.reason, maker_withheld=caller.withheld)
+    )
 
 
 @router.post(
@@ -191,6 +194,7 @@ async def rotate(
         expires_in_seconds=rotation.expires_in_seconds,
         by=caller.key_id,
         reason=rotation.reason,
+        maker_withheld=caller.withheld,
     )
     return _created(rotated)
 

@@ -3,7 +3,7 @@
 import hashlib
 import hmac
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from app.kernel.access import COMMON, NAMESPACED_ROLES, SCOPES, Role, Scope
 from app.kernel.namespaces import DEFAULT, PATTERN
@@ -48,6 +48,11 @@ def digest(secret: str) -> bytes:
 def matches(secret: str, stored_digest: bytes) -> bool:
     """Whether the secret belongs to the stored digest; takes the same time for every wrong guess."""
     return hmac.compare_digest(digest(secret), stored_digest)
+
+
+def excess(role: Role, withheld: Collection[Scope], maker_withheld: Collection[Scope]) -> list[Scope]:
+    """Scopes that a key would have, and that the key of whoever makes it was made without."""
+    return sorted((SCOPES[role] - frozenset(withheld)) & frozenset(maker_withheld))
 
 
 def key_problems(role: Role, withheld: frozenset[Scope]) -> Iterator[tuple[str, str]]:

@@ -1,19 +1,20 @@
 """Keys as people and the service make, rotate, use up and revoke them; what people do is in the audit log."""
 
 import secrets
+from collections.abc import Collection
 from dataclasses import replace
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.errors import KeyRefused
-from app.admin.rules.keys import digest, key_problems, namespace_of, namespace_problems, write_key
+from app.admin.rules.keys import digest, excess, key_problems, namespace_of, namespace_problems, write_key
 from app.admin.service import audit
 from app.admin.store import keys
 from app.admin.store.keys import CreatedKey, NewKey
 from app.db.database import Database
-from app.kernel.access import Role
-from app.kernel.errors import KeyNotFound, Unauthenticated
+from app.kernel.access import Role, Scope
+from app.kernel.errors import Forbidden, KeyNotFound, Unauthenticated
 
 # One sentence for whatever is wrong, so that the answer does not tell which ids exist.
 UNKNOWN = "the key is unknown or revoked"
@@ -27,10 +28,20 @@ class WorkerEvictor:
         raise NotImplementedError
 
 
-async def issue_key(connection: AsyncConnection, key: NewKey, by: str, reason: str = "") -> CreatedKey:
-    """Make a key for somebody. Raises KeyRefused."""
+async def issue_key(
+    connection: AsyncConnection,
+    key: NewKey,
+    by: str,
+    reason: str = "",
+    *,
+    maker_withheld: Collection[Scope] = (),
+) -> CreatedKey:
+    """Make a key for somebody, by the holder of a key without the scopes `maker_withheld`. Raises KeyRefused."""
     owner = namespace_problems(key.role, key.namespace, is_of_all=key.is_of_all)
-    if problems := [*key_problems(key.role, key.withheld), *owner]:
+    problems = [*key_problems(key.role, key.withheld), *owner]
+    if scopes := excess(key.role, key.withheld, maker_withheld):
+        problems.append(("withheld", f"must have {', '.join(scopes)}, which your own key was made without"))
+    if problems:
         raise KeyRefused(problems)
     created = await create_key(connection, key)
     await audit.record(connection, "key.create", by=by, new_state=created.description(), reason=reason)
@@ -52,8 +63,12 @@ async def rotate_key(
     expires_in_seconds: float | None,
     by: str,
     reason: str = "",
+    maker_withheld: Collection[Scope] = (),
 ) -> CreatedKey:
-    """Give a key another secret; the former one is good for `overlap_seconds` more. Raises KeyNotFound."""
+    """Give a key another secret; the former one is good for `overlap_seconds` more. Raises KeyNotFound, Forbidden.
+
+    Whoever rotates a key holds it afterwards, so it must have none of the scopes `maker_withheld`.
+    """
     secret = secrets.token_urlsafe(32)
     rotated = await keys.rotate(
         connection,
@@ -67,6 +82,8 @@ async def rotate_key(
         raise KeyNotFound(
             "there is no such key, or it has been revoked, has expired, or serves registrations only once"
         )
+    if scopes := excess(rotated.role, [Scope(scope) for scope in rotated.withheld], maker_withheld):
+        raise Forbidden(f"the key includes {', '.join(scopes)}, which your own was made without")
     new_state = rotated.description() | {"overlap_seconds": overlap_seconds}
     await audit.record(connection, "key.rotate", by=by, new_state=new_state, reason=reason)
     return rotated

@@ -108,3 +108,20 @@ async def test_without_it_the_workers_of_a_revoked_key_go_on(service: Service) -
     assert (await service.ask("DELETE", f"/keys/{pool['id']}")).status_code == 204
     path = f"/workers/{worker['worker_id']}/heartbeat"
     assert (await service.ask("POST", path, {"state": "ready"}, key=worker["key"])).status_code == 200
+
+
+async def test_nobody_makes_or_rotates_a_key_that_may_more(service: Service) -> None:
+    blind = (await _make(service, role="admin", withheld=["content:read"]))["key"]
+    whole = await _make(service)
+    for role in ("reader", "admin"):
+        refused = await service.ask("POST", "/keys", {"role": role, "label": "x"}, key=blind)
+        assert "content:read" in is_problem(refused, 422, "key_refused", "withheld")["detail"]
+    is_problem(
+        await service.ask("POST", f"/keys/{whole['id']}/rotate", {"overlap_seconds": 0}, key=blind), 403, "forbidden"
+    )
+    assert await _status(service, whole["key"]) == 200
+    like_it = {"role": "reader", "label": "x", "withheld": ["content:read"]}
+    made = await service.post("/keys", like_it, key=blind)
+    for body in ({"role": "monitor", "label": "x"}, {"role": "pool", "label": "x"}):
+        await service.post("/keys", body, key=blind)
+    await service.post(f"/keys/{made['id']}/rotate", {}, key=blind)
