@@ -35,7 +35,7 @@ from app.llm.service import grant  # noqa: F401 - registers the lock that a chan
 from app.logs import start_logging
 from app.secrecy import write_private
 from app.settings import Settings, take_settings
-from app.terminal.databases import author
+from app.terminal.databases import as_failures, author
 from app.terminal.failures import ExitCode, Failure
 
 # To be expected.
@@ -164,7 +164,9 @@ def main() -> None:
         work = prepare(
             settings, options, lambda text: _tell({"say": text}), is_alone=arguments.alone, with_link=arguments.link
         )
-        _tell({"answer": asyncio.run(_stoppable(work))})
+        with as_failures():
+            answer = asyncio.run(_stoppable(work))
+        _tell({"answer": answer})
     except asyncio.CancelledError:
         raise SystemExit(ExitCode.INTERRUPTED) from None
     except (*PREPARATION_ERRORS, Failure) as error:

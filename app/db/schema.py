@@ -54,7 +54,8 @@ async def migrate(
     An empty database is filled in one transaction. In any other each migration has one of its own, and the service may
     go on beside it: what is interrupted goes on where it was. Safe to call from several processes at once: one does the
     work, the others wait and have nothing left to do. Raises Refused where locks cannot be had for as little time as a
-    service that goes on allows; with `is_alone` they are waited for, and kept for as long as it takes.
+    service that goes on allows; with `is_alone` they are waited for, and kept for as long as it takes. Raises it, too,
+    for a schema of a newer version that does not serve this one, and for an encoding that lacks characters.
     """
     from app.db import upgrade
 

@@ -9,6 +9,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.db import migration_steps, retention, schema, served_revisions
 from app.db.migration_steps import Migration
+from app.kernel.errors import Refused
+
+_ENCODING = text("SELECT pg_encoding_to_char(encoding) FROM pg_database WHERE datname = current_database()")
 
 
 async def take(
@@ -18,6 +21,9 @@ async def take(
     old_revision = await schema.revision(engine)
     if await schema.is_served(engine, old_revision):
         return old_revision, old_revision
+    if old_revision is not None and not schema.knows(old_revision):
+        hint = "install the newer version again, or restore the backup that was made for this one"
+        raise Refused(f"the schema is at {old_revision}, which this version does not know: a newer one made it", hint)
     script = ScriptDirectory(str(schema.MIGRATIONS))
     migrations = migration_steps.pending(script, target, old_revision, is_alone=is_alone)
     if old_revision is None:
@@ -37,7 +43,14 @@ async def _fill(engine: AsyncEngine, target: str) -> None:
 
 
 async def take_at_once(connection: AsyncConnection, target: str) -> None:
-    """Take all steps and create the partitions ahead in the transaction of the caller, where nobody waits for it."""
+    """Take all steps and create the partitions ahead in the transaction of the caller, where nobody waits for it.
+
+    Raises Refused where the database cannot hold every text.
+    """
+    encoding = (await connection.execute(_ENCODING)).scalar_one()
+    if encoding != "UTF8":
+        hint = "make it anew: createdb --encoding=UTF8 --locale=C --template=template0 --owner=ROLE NAME"
+        raise Refused(f"the database has the encoding {encoding}, in which not every text can be stored", hint)
     script = ScriptDirectory(str(schema.MIGRATIONS))
     await connection.run_sync(migration_steps.run, script, target, {})
     if await connection.run_sync(schema.revision_of) == script.get_current_head():

@@ -17,13 +17,14 @@ from app.cli import stack, up_run
 from app.cli.pool_options import PoolInForce, PoolOptions
 from app.cli.stack import KEY_FILES, Preparation, Stack, StackError
 from app.cli.supervisor import Supervisor
+from app.db import schema
 from app.db.database import Database
 from app.kernel.access import Role
 from app.kernel.modes import Mode
 from app.settings import Settings
 from app.terminal.failures import ExitCode, Failure
 from tests.support.ports import free_port
-from tests.support.sql import until, value
+from tests.support.sql import execute, until, value
 from worker_agent.connections.trust import SYSTEM_TRUST
 
 pytestmark = pytest.mark.slow
@@ -67,6 +68,14 @@ async def test_what_cannot_be_is_refused_in_words(database: Database, tmp_path: 
     with pytest.raises(Failure, match="min_workers must not be above max_workers, which is 5") as refused:
         await _prepared(database.url, tmp_path, min_workers=9)
     assert refused.value.code is ExitCode.REFUSED
+
+
+async def test_a_schema_of_a_newer_version_is_refused_in_words(own_database: Database, tmp_path: Path) -> None:
+    await execute(own_database, "UPDATE alembic_version SET version_num = 'next_year'")
+    await execute(own_database, "DELETE FROM served_revisions WHERE revision = $1", schema.head())
+    with pytest.raises(Failure, match="next_year, which this version does not know") as refused:
+        await _prepared(own_database.url, tmp_path)
+    assert "restore the backup" in str(refused.value.hint)
 
 
 async def test_a_database_that_is_away_is_told_with_what_to_do(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import re
 
+import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
@@ -10,6 +11,7 @@ from sqlalchemy import CheckConstraint, Connection, text
 
 from app.db import schema
 from app.db.database import Database
+from app.kernel.errors import Refused
 from app.metadata import metadata
 from tests.conftest import PROCESS, named, run_on
 from tests.support.sql import execute, fetch, value
@@ -59,6 +61,22 @@ async def test_up_from_empty_and_down_again(server_url: str) -> None:
         assert set(left.scalars()) == {"alembic_version"}
     await database.close()
     await run_on(server_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+async def test_a_database_that_cannot_hold_every_text_is_refused(server_url: str) -> None:
+    """As `createdb` makes them on a server that was installed without a locale; failures with an accent got lost."""
+    name = f"convener_encoding_{PROCESS}"
+    await run_on(server_url, f"DROP DATABASE IF EXISTS {name}")
+    await run_on(server_url, f"CREATE DATABASE {name} ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0")
+    database = Database(named(server_url, name))
+    try:
+        with pytest.raises(Refused, match="the encoding SQL_ASCII") as refused:
+            await schema.migrate(database.engine)
+        assert "--encoding=UTF8" in str(refused.value.hint)
+        assert await schema.revision(database.engine) is None
+    finally:
+        await database.close()
+        await run_on(server_url, f"DROP DATABASE {name}")
 
 
 async def test_history_has_partitions_for_the_coming_days(database: Database) -> None:
