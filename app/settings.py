@@ -33,6 +33,8 @@ from app.settings_sources import (
 from worker_agent.variables import default_state_directory, is_link
 
 _MAX_NAME_LENGTH = 200
+# So long ago the year had four digits, by which partitions are compared.
+MAX_DAYS = 365_000
 DeploymentName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
 Quota = Annotated[float, Field(gt=0, le=100_000_000)]
 
@@ -81,7 +83,7 @@ class Settings(BaseModel):
         description="database, keys and logs of this machine; `~/.local/state/convener`",
     )
     postgres_bin: Path | None = Field(None, description="directory with the PostgreSQL programs")
-    host: str = Field("127.0.0.1", description="address that the API listens on")
+    host: str = Field("127.0.0.1", pattern=r"^\S+$", description="address that the API listens on")
     port: int = Field(8765, ge=0, le=65535, description="port that the API listens on")
     socket: Path | None = Field(None, description="unix socket that the API listens on as well; `up` makes one")
     tls_certificate: Path | None = Field(None, description="PEM file with the API's certificate and its chain")
@@ -195,8 +197,8 @@ class Settings(BaseModel):
     webhook_hosts: tuple[str, ...] = Field((), description="hosts that the webhook may go to, separated by commas")
     webhook_secret: str = Field("", repr=False, description="key of the signature of what the webhook sends")
     webhook_url: str | None = Field(None, repr=False, description="https address that hears of alerts; off without one")
-    history_days: int = Field(30, ge=1, description="how long finished tasks are kept")
-    events_days: int = Field(7, ge=1, description="how long events are kept")
+    history_days: int = Field(30, ge=1, le=MAX_DAYS, description="how long finished tasks are kept")
+    events_days: int = Field(7, ge=1, le=MAX_DAYS, description="how long events are kept")
     log_level: str | None = Field(
         None,
         pattern="^(debug|info|warning|error)$",

@@ -85,6 +85,15 @@ def test_so_is_one_that_is_an_option(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert context.params["state"] == tmp_path / "state"
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("HISTORY_DAYS", "500000"), ("EVENTS_DAYS", "1000000"), ("HOST", ""), ("HOST", " "), ("HOST", "0.0.0.0 ")],
+)
+def test_what_would_delete_all_or_listen_everywhere_is_refused(name: str, text: str) -> None:
+    with pytest.raises(SettingsError, match=f"CONVENER_{name}"):
+        Settings.from_environment({f"CONVENER_{name}": text})
+
+
 def test_a_variable_wins_over_the_file(file: Path) -> None:
     found = _read(file, 'port = 9000\nhost = "0.0.0.0"', CONVENER_PORT="9001")
     assert (found.port, found.host) == (9001, "0.0.0.0")

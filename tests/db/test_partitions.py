@@ -8,6 +8,7 @@ import pytest
 
 from app.db import retention
 from app.db.database import Database
+from app.settings import MAX_DAYS
 from tests.support.sql import execute, fetch, value
 
 _EVENT = (
@@ -122,3 +123,9 @@ async def test_the_last_event_that_goes_is_noted(own_database: Database) -> None
 )
 def test_partitions_are_told_from_tables(table: str, *, ours: bool) -> None:
     assert retention.is_partition(table) is ours
+
+
+async def test_what_is_to_be_kept_for_as_long_as_settings_allow_is_kept(own_database: Database) -> None:
+    """Partitions are compared by names, and only years of four digits let that: with 500,000 days all were dropped."""
+    await _create_ahead(own_database)
+    assert await _drop_older(own_database, MAX_DAYS) == []
