@@ -18,6 +18,7 @@ from urllib.parse import quote
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from app.kernel.agents import AgentType
+from app.kernel.database_urls import check_database_url
 from app.kernel.endpoints import Endpoint, endpoint
 from app.kernel.modes import Mode
 from app.secrecy import close_process, take_over, wipe
@@ -283,8 +284,8 @@ class Settings(BaseModel):
     @field_validator("database_url", "database_direct_url", mode="after")
     @classmethod
     def _is_postgres(cls, url: str | None, info: ValidationInfo) -> str | None:
-        if url is not None and not url.startswith(("postgresql://", "postgres://", "postgresql+asyncpg://")):
-            raise ValueError("must begin with postgresql://")
+        if url is not None:
+            check_database_url(url)
         if url is not None and info.field_name == "database_direct_url" and not info.data.get("database_url"):
             raise ValueError("says nothing without database_url")
         password = info.data.get("database_password")

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from app.db.connections import Connections, Limits, StatementPool
 from app.db.notify import Announcer, begin_locked_work, pop_news
 from app.db.outage import Outage
+from app.kernel.database_urls import check_database_url
 from app.kernel.errors import DatabaseUnavailable, Locked, Unstorable
 
 Kind = TypeVar("Kind")
@@ -281,7 +282,8 @@ def translate_error(error: Exception) -> Exception:
 
 def plain_url(url: str) -> str:
     """Return the URL as asyncpg takes it, whichever driver it names. Raises ValueError."""
-    scheme, separator, rest = url.partition("://")
-    if not separator or scheme.split("+")[0] not in ("postgres", "postgresql"):
-        raise ValueError("the database URL must begin with postgresql://")
-    return f"postgresql://{rest}"
+    try:
+        check_database_url(url)
+    except ValueError as error:
+        raise ValueError(f"the database URL {error}") from None
+    return f"postgresql://{url.partition('://')[2]}"
