@@ -98,7 +98,8 @@ async def _plan(
 ) -> _Turn:
     await hosts.lock_pool(connection)
     workers = await engines.workers(connection, report.provisioner, report.host)
-    pool = await engines.record_report(connection, report, sum(not worker.leaving for worker in workers))
+    staying = sum(not worker.leaving for worker in workers)
+    pool = await engines.record_report(connection, report, staying, state.requested)
     plan = plan_engine(state, workers, pool.size, report.block_size)
     await engines.record_waits(connection, report, plan.waits)
     for worker_ids, reason in (

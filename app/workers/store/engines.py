@@ -59,7 +59,8 @@ class Membership:
     created_at: datetime | None
 
 
-# As that of a host: a pool that comes back soon keeps its size.
+# As that of a host: a pool that comes back soon keeps its size. One that comes back later keeps as much of it as its
+# engine still has: what waits in a queue would else be cancelled, and ask for a place at its end.
 _REPORT = text(f"""
 INSERT INTO hosts AS stored (provisioner, host, size, usual_size, memory_gb, memory_used_gb, cpu_cores, max_size,
                              block_size, serves, seen_at)
@@ -67,7 +68,8 @@ VALUES (:provisioner, :host, greatest(CAST(:usual_size AS integer), CAST(:living
         CAST(:usual_size AS integer), 0, 0, 0, :max_size, :block_size,
         CAST(:serves AS jsonb), now())
 ON CONFLICT (provisioner, host) DO UPDATE SET
-    size = CASE WHEN stored.seen_at < now() - interval '{FORGET_SECONDS:g} s' THEN excluded.size ELSE stored.size END,
+    size = CASE WHEN stored.seen_at < now() - interval '{FORGET_SECONDS:g} s'
+        THEN greatest(excluded.size, least(stored.size, CAST(:requested AS integer))) ELSE stored.size END,
     extra = CASE WHEN stored.seen_at < now() - interval '{FORGET_SECONDS:g} s' THEN 0 ELSE stored.extra END,
     usual_size = excluded.usual_size, max_size = excluded.max_size, block_size = excluded.block_size,
     serves = excluded.serves, seen_at = now()
@@ -110,9 +112,15 @@ FROM hosts h WHERE h.provisioner = :provisioner AND h.host = :host AND h.max_siz
 """)
 
 
-async def record_report(connection: AsyncConnection, report: PoolReport, living: int) -> PoolRecord:
-    """Record the report on a pool; for one that is new or was away for long, as large as it is, or its usual size."""
-    row = (await connection.execute(_REPORT, {**asdict(report), "living": living})).mappings().one()
+async def record_report(
+    connection: AsyncConnection, report: PoolReport, living: int, requested: int | None = None
+) -> PoolRecord:
+    """Record the report on a pool of so many workers, whose engine was last `requested` so many; None: nobody knows.
+
+    One that is new has its usual size, or the number of its workers where that is more.
+    """
+    values = {**asdict(report), "living": living, "requested": requested}
+    row = (await connection.execute(_REPORT, values)).mappings().one()
     return PoolRecord(**row)
 
 

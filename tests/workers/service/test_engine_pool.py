@@ -56,6 +56,25 @@ async def test_a_new_pool_has_its_usual_size_and_then_the_one_that_is_decided(da
     assert engine.calls == 2
 
 
+async def test_members_that_wait_in_a_queue_keep_their_places_over_a_long_break_of_the_loops(
+    database: Database,
+) -> None:
+    """They had been cancelled, after hours of waiting, and asked for anew at the end of the queue."""
+    engine = NumberEngine()
+    engine.reason = "its job waits"
+    await keep(database, engine)
+    await resize(database, 5)
+    await keep(database, engine)
+    await execute(database, "UPDATE hosts SET seen_at = now() - interval '10 min'")
+    assert (await keep(database, engine))["target"] == 5
+    assert (len(engine.members), engine.removed) == (5, [])
+    # But none beyond the size that was decided, and of that no more than there are.
+    await execute(database, "UPDATE hosts SET seen_at = now() - interval '10 min', size = 9")
+    assert (await keep(database, engine))["target"] == 5
+    await execute(database, "UPDATE hosts SET seen_at = now() - interval '10 min', size = 3")
+    assert (await keep(database, engine))["target"] == 3
+
+
 async def test_a_member_is_counted_with_the_time_of_its_start(database: Database) -> None:
     engine = NumberEngine()
     await keep(database, engine)
