@@ -249,7 +249,7 @@ def test_errors_are_json_where_the_answer_would_be(words: tuple[str, ...]) -> No
     ],
 )
 def test_a_value_that_json_or_an_address_has_no_room_for(offline: CommandLine, words: tuple[str, ...]) -> None:
-    done = offline.run(*words)
+    done = offline.run(*words, CONVENER_KEY="cvn_a_b")
     assert done.code == ExitCode.USAGE
     assert "a value cannot be sent" in done.err
     assert done.out == ""
