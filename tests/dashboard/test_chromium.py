@@ -180,3 +180,22 @@ async def test_a_change_leaves_focus_and_place_and_is_shown_once_a_form_is_close
         await page.keyboard.press("Enter")
         await expect(queued).to_have_text("3", timeout=_MILLISECONDS)
         await expect(pause).to_be_focused()
+
+
+async def test_no_name_and_no_long_time_pushes_the_buttons_of_a_table_out_of_sight(port: Port) -> None:
+    service = port.service
+    await service.post("/goals", {"id": "g" * 200, "objective": "why"})
+    await service.submitted(agent_type="evolution", goal_id="g" * 200)
+    await service.ask("PUT", f"/llm/models/{'m' * 200}", {"max_concurrency": 2}, headers={"If-Match": '"0"'})
+    async with opened(f"http://127.0.0.1:{port.number}") as page:
+        await page.set_viewport_size({"width": 1280, "height": 800})
+        await log_in(page, service.keys[Role.OPERATOR])
+        hidden = {}
+        for address in ("/dashboard", "/dashboard/goals", "/dashboard/tasks"):
+            await page.goto(address)
+            hidden |= await page.evaluate("""() => {
+                for (const age of document.querySelectorAll(".age")) age.textContent = "59 min 59 s";
+                const tables = [...document.querySelectorAll(".scroll")];
+                return Object.fromEntries(tables.map((one) => [one.ariaLabel, one.scrollWidth - one.clientWidth]));
+            }""")
+        assert hidden == dict.fromkeys(("Agents", "Language models", "Goals", "Tasks"), 0)
