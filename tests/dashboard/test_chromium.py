@@ -190,7 +190,7 @@ async def test_no_name_and_no_long_time_pushes_the_buttons_of_a_table_out_of_sig
     async with opened(f"http://127.0.0.1:{port.number}") as page:
         await page.set_viewport_size({"width": 1280, "height": 800})
         await log_in(page, service.keys[Role.OPERATOR])
-        hidden = {}
+        hidden: dict[str, int] = {}
         for address in ("/dashboard", "/dashboard/goals", "/dashboard/tasks"):
             await page.goto(address)
             hidden |= await page.evaluate("""() => {
