@@ -5,6 +5,7 @@ from uuid import uuid4
 from app.kernel.agents import AgentType
 from app.kernel.ids import WorkerId
 from app.memory.store import invariants
+from app.queue.rules.tasks import RetryPolicy
 from app.queue.store import events
 from app.queue.store.events import BEGINNING, Event
 from tests.properties.attempts import Complete
@@ -29,6 +30,8 @@ def settle(game: Game) -> None:
     game.do(Resume(agents=list(AgentType)))
     game.do(PassTime(seconds=_LONG))
     game.do(SweepLeases(held_back_before=True))
+    # A task whose leases nobody acknowledged rests from this sweep on, once more.
+    game.do(PassTime(seconds=RetryPolicy().max_rest_seconds))
     game.do(Age())
     crew = _crew(game)
     # Whoever looks while another holds the row may go without, so there are rounds to spare.
