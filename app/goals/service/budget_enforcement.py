@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -20,13 +20,15 @@ from app.goals.service import priors
 from app.goals.store import compute, goals
 from app.goals.store.compute import RunningAttempt
 from app.goals.store.goals import Goal
+from app.kernel import resources
 from app.kernel.events import GoalEvent
 from app.queue.rules.holds import Hold
 from app.queue.service.leases import give_back
-from app.queue.store import attempts, cancel, holds, meters
+from app.queue.store import attempts, cancel, holds, meters, resource_classes
 from app.queue.store.holds import LockedHold
 from app.queue.store.listing import Selection
-from app.queue.store.meters import Meter
+from app.queue.store.meters import Meter, Served
+from app.workers.store import offers as worker_offers
 
 RECAPTURE_DUTY = "look for strays of held goals"
 # So many rows are changed in some 50 ms: readers of events wait for the oldest open transaction that has written.
@@ -36,6 +38,19 @@ _COMMIT_DELAY = timedelta(seconds=20)
 _MAX_FOLDS = 5
 # So many goals are judged in some 10 ms of the event loop; then others have a turn.
 _SHARE = 200
+
+
+class _Room(NamedTuple):
+    """Number of tasks that may be let through, and of those that may be as well where a present worker can run them.
+
+    The latter take the place of tasks that wait for workers which are not there.
+    """
+
+    tasks: int = 0
+    spare: int = 0
+
+
+_NO_ROOM = _Room()
 
 
 async def fold_compute(connection: AsyncConnection) -> dict[str, Any]:
@@ -59,12 +74,13 @@ async def enforce_budgets(connection: AsyncConnection) -> dict[str, Any]:
     if not limited_goals:
         return {"stopped": [], "held": [], "let_through": 0, "taken_back": 0}
     ids, capacity = [goal.id for goal in limited_goals], await priors.lease_capacity(connection)
-    computes, present_meters = await compute.read_many(connection, ids), await meters.read(connection, ids)
+    served = await _served_kinds(connection)
+    computes, present_meters = await compute.read_many(connection, ids), await meters.read(connection, ids, served)
     budgeted_ids = [goal.id for goal in limited_goals if goal.constraints.compute_budget_seconds]
     untried_ids = [goal_id for goal_id in budgeted_ids if not computes[goal_id].total.attempts]
     prior_seconds = await priors.expected_seconds(connection, untried_ids)
     stopped_ids, held_ids = [], []
-    counts: dict[str, int] = {}
+    counts: dict[str, _Room] = {}
     excess: list[RunningAttempt] = []
     async for goal in _with_pauses(limited_goals):
         usage, meter = service.usage_at(goal, computes[goal.id], moment), present_meters.get(goal.id)
@@ -80,11 +96,11 @@ async def enforce_budgets(connection: AsyncConnection) -> dict[str, Any]:
             if due.excess_attempts and await goals.lock(connection, goal.id) is not None:
                 excess += computes[goal.id].running[-due.excess_attempts :]
         elif due.action is EnforcementAction.METER:
-            counts[goal.id] = await _meter(connection, goal, meter, due.remaining_attempts, usage.compute)
+            counts[goal.id] = await _meter(connection, goal, meter, due.remaining_attempts, usage.compute, served)
         elif meter is not None or goal.hold is Hold.BUDGET:
             await _allow(connection, goal.id)
     # Goals are locked before tasks: whoever submits to one goal may hold it and wait for a task of another.
-    let_through, taken_back = await _change_tasks(connection, counts, excess)
+    let_through, taken_back = await _change_tasks(connection, counts, excess, served)
     return {"stopped": stopped_ids, "held": held_ids, "let_through": let_through, "taken_back": taken_back}
 
 
@@ -153,22 +169,33 @@ async def _tell_of_low_budget(connection: AsyncConnection, goal: Goal, notices: 
         await goals.append_event(connection, GoalEvent.BUDGET_LOW, goal.id, {"notices": notices})
 
 
-async def _meter(connection: AsyncConnection, goal: Goal, meter: Meter | None, room: int, total: Compute) -> int:
-    """Return how many tasks there is room for beyond those let through before; then the goal and its hold are locked.
+async def _served_kinds(connection: AsyncConnection) -> Served:
+    offers, requests = await worker_offers.present(connection), await resource_classes.requests(connection)
+    kinds = [(agent, 0) for agent in offers]
+    for number, request in requests.items():
+        wanted = resources.parse(request)
+        kinds += [(agent, number) for agent, some in offers.items() if any(offer.covers(wanted) for offer in some)]
+    return Served(kinds=kinds)
+
+
+async def _meter(
+    connection: AsyncConnection, goal: Goal, meter: Meter | None, room: int, total: Compute, served: Served
+) -> _Room:
+    """Return the room for tasks beyond those let through before; where there is some, the goal and its hold are locked.
 
     Tasks that were let through and wait still take their room, though the compute of the goal does not show them.
     """
     attempts = total.attempts + total.running
     if goal.state is not GoalState.RUNNING or (meter is not None and not _is_due(meter, room, attempts)):
-        return 0
+        return _NO_ROOM
     if await goals.lock(connection, goal.id) is None:
-        return 0
+        return _NO_ROOM
     if meter is None:
         await meters.create(connection, goal.id, attempts)
-        return 0
-    locked_meter = await meters.lock(connection, goal.id)
+        return _NO_ROOM
+    locked_meter = await meters.lock(connection, goal.id, served)
     if locked_meter is None or not _is_due(locked_meter, room, attempts):
-        return 0
+        return _NO_ROOM
     await meters.settle(connection, goal.id, locked_meter, attempts)
     return _free_room(locked_meter, room, attempts)
 
@@ -176,21 +203,22 @@ async def _meter(connection: AsyncConnection, goal: Goal, meter: Meter | None, r
 def _is_due(meter: Meter, room: int, attempts: int) -> bool:
     # `is_ready`: its tasks are set aside. Before that they cannot be let through one by one.
     has_changed = meter.allowed_attempts - attempts != meter.waiting_tasks
-    return meter.is_ready and (has_changed or _free_room(meter, room, attempts) > 0)
+    return meter.is_ready and (has_changed or sum(_free_room(meter, room, attempts)) > 0)
 
 
-def _free_room(meter: Meter, room: int, attempts: int) -> int:
+def _free_room(meter: Meter, room: int, attempts: int) -> _Room:
     # Allowed attempts that have not begun, and more than wait, are of tasks that were cancelled or delayed, or of one
     # that was leased just now, after the attempts were counted. By the next check that is clear, and they are settled.
-    return room - max(meter.waiting_tasks, meter.allowed_attempts - attempts)
+    free = room - max(meter.waiting_tasks, meter.allowed_attempts - attempts)
+    return _Room(tasks=max(0, free), spare=max(0, min(free + meter.stuck_tasks, meter.stuck_tasks)))
 
 
 async def _change_tasks(
-    connection: AsyncConnection, counts: Mapping[str, int], excess: Sequence[RunningAttempt]
+    connection: AsyncConnection, counts: Mapping[str, _Room], excess: Sequence[RunningAttempt], served: Served
 ) -> tuple[int, int]:
     """Let so many tasks of each goal through, and take those attempts back; return how many of both there were."""
-    some = [(goal_id, count) for goal_id, count in counts.items() if count > 0]
-    chosen = {goal_id: await meters.choose(connection, goal_id, count) for goal_id, count in some}
+    some = [(goal_id, room) for goal_id, room in counts.items() if sum(room) > 0]
+    chosen = {goal_id: await meters.choose(connection, goal_id, *room, served) for goal_id, room in some}
     # All at once, as others lock tasks of several goals in the order of their ids, too.
     ids = [task_id for ids in chosen.values() for task_id in ids]
     await meters.lock_tasks(connection, [*ids, *(lease.task_id for lease in excess)])

@@ -5,12 +5,14 @@ A meter is part of a hold, and is locked with it. Lock order: goals, holds, task
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import notify
+from app.kernel.agents import AgentType
 from app.queue.store import holds
 
 
@@ -18,14 +20,31 @@ from app.queue.store import holds
 class Meter:
     """Number of attempts allowed to a metered goal in all; ready once its tasks have been set aside.
 
-    Of the tasks that were let through `live_ids` have not ended, and `waiting_tasks` could be leased now.
+    Of the tasks that were let through `live_ids` have not ended, and `waiting_tasks` could be leased now, of which no
+    present worker can run `stuck_tasks`.
     """
 
     is_ready: bool
     allowed_attempts: int
     live_ids: Sequence[UUID] = ()
     waiting_tasks: int = 0
+    stuck_tasks: int = 0
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """Agent types with the resource classes of tasks, 0 for none, that present workers can run."""
+
+    kinds: Collection[tuple[AgentType, int]] = ()
+
+    def values(self) -> dict[str, list[Any]]:
+        """The parameters of a statement."""
+        return {"agents": [agent.value for agent, _ in self.kinds], "classes": [number for _, number in self.kinds]}
+
+
+_IS_SERVED = """(agent_type, coalesce(resource_class, 0)) IN (
+    SELECT * FROM unnest(CAST(:agents AS text[]), CAST(:classes AS smallint[]))
+)"""
 
 # Closed until its tasks have been set aside: while claims could still see them, they could exceed the meter.
 _CREATE = text("""
@@ -35,13 +54,17 @@ SET is_metered = true, is_closed = NOT stored.is_swept, released = 0, base = exc
 WHERE stored.reason = 'budget'
 """)
 
-_READ = text("""
-SELECT h.goal_id, h.is_closed, h.released + h.base AS allowed_attempts, live.ids AS live_ids, live.waiting_tasks
+_READ = text(f"""
+SELECT h.goal_id, h.is_closed, h.released + h.base AS allowed_attempts, live.ids AS live_ids, live.waiting_tasks,
+       live.stuck_tasks
 FROM holds h CROSS JOIN LATERAL (
-    SELECT coalesce(array_agg(released.id), '{}') AS ids,
-           count(*) FILTER (WHERE task.state = 'pending' AND task.run_at IS NULL) AS waiting_tasks
+    SELECT coalesce(array_agg(released.id), '{{}}') AS ids,
+           count(*) FILTER (WHERE task.state = 'pending' AND task.run_at IS NULL) AS waiting_tasks,
+           count(*) FILTER (WHERE task.state = 'pending' AND task.run_at IS NULL AND NOT task.is_served) AS stuck_tasks
     FROM (SELECT DISTINCT unnest(h.released_ids)) AS released (id)
-    CROSS JOIN LATERAL (SELECT state, run_at FROM tasks WHERE tasks.id = released.id OFFSET 0) task
+    CROSS JOIN LATERAL (
+        SELECT state, run_at, {_IS_SERVED} AS is_served FROM tasks WHERE tasks.id = released.id OFFSET 0
+    ) task
 ) live
 WHERE h.is_metered AND h.goal_id = ANY (CAST(:goal_ids AS text[]))
 """)
@@ -58,11 +81,16 @@ UPDATE holds SET base = :allowed - released, released_ids = CAST(:ids AS uuid[])
 """)
 
 # Those only that could run at once: any other would keep the room of one that could. Blocked ones are not in the index.
-_CHOOSE = text("""
-SELECT id FROM tasks
+_FREE = f"""
+SELECT id, priority, tag, seq, {_IS_SERVED} AS is_served FROM tasks
 WHERE goal_id = :goal_id AND run_at = 'infinity' AND blockers = 0 AND state = 'pending'
   AND (due_at IS NULL OR due_at <= now())
-ORDER BY priority DESC, tag, seq LIMIT :limit
+ORDER BY priority DESC, tag, seq LIMIT"""
+_CHOOSE = text(f"{_FREE} :limit")
+# Of so many of the most urgent.
+_LOOK_AT = 1000
+_CHOOSE_SERVED = text(f"""
+SELECT id FROM ({_FREE} {_LOOK_AT}) urgent WHERE is_served ORDER BY priority DESC, tag, seq LIMIT :limit
 """)
 _BRING_BACK = text(
     holds.BRING_BACK.format(head="SELECT unnest(CAST(:ids AS uuid[])) AS id, false AS is_blocked", counted="back")
@@ -76,24 +104,25 @@ async def create(connection: AsyncConnection, goal_id: str, attempts: int) -> No
     notify.note(connection, notify.GOALS)
 
 
-async def read(connection: AsyncConnection, goal_ids: Collection[str]) -> dict[str, Meter]:
+async def read(connection: AsyncConnection, goal_ids: Collection[str], served: Served) -> dict[str, Meter]:
     """Return the meters of those of the goals that are metered."""
-    rows = (await connection.execute(_READ, {"goal_ids": list(goal_ids)})).mappings()
+    rows = (await connection.execute(_READ, {"goal_ids": list(goal_ids), **served.values()})).mappings()
     return {
         row["goal_id"]: Meter(
             is_ready=not row["is_closed"],
             allowed_attempts=row["allowed_attempts"],
             live_ids=row["live_ids"],
             waiting_tasks=row["waiting_tasks"],
+            stuck_tasks=row["stuck_tasks"],
         )
         for row in rows
     }
 
 
-async def lock(connection: AsyncConnection, goal_id: str) -> Meter | None:
+async def lock(connection: AsyncConnection, goal_id: str, served: Served) -> Meter | None:
     """Lock the hold of a locked goal, and return its meter; None where it is not metered any more."""
     await connection.execute(_LOCK, {"goal_id": goal_id})
-    return (await read(connection, [goal_id])).get(goal_id)
+    return (await read(connection, [goal_id], served)).get(goal_id)
 
 
 async def settle(connection: AsyncConnection, goal_id: str, meter: Meter, attempts: int) -> None:
@@ -102,9 +131,18 @@ async def settle(connection: AsyncConnection, goal_id: str, meter: Meter, attemp
     await connection.execute(_SETTLE, values)
 
 
-async def choose(connection: AsyncConnection, goal_id: str, count: int) -> list[UUID]:
-    """Return those `count` tasks of a metered goal that are to be let through next: the most urgent that could run."""
-    return list((await connection.execute(_CHOOSE, {"goal_id": goal_id, "limit": count})).scalars())
+async def choose(connection: AsyncConnection, goal_id: str, count: int, spare: int, served: Served) -> list[UUID]:
+    """Return the `count` tasks of a metered goal that are to be let through next: the most urgent that could run.
+
+    Those that present workers can run come first, and of them `spare` more.
+    """
+    values = {"goal_id": goal_id, **served.values()}
+    urgent = (await connection.execute(_CHOOSE, {**values, "limit": count})).all() if count else []
+    if not spare and all(row.is_served for row in urgent):
+        return [row.id for row in urgent]
+    ids = list((await connection.execute(_CHOOSE_SERVED, {**values, "limit": count + spare})).scalars())
+    others = [row.id for row in urgent if row.id not in ids]
+    return ids + others[: max(0, count - len(ids))]
 
 
 async def lock_tasks(connection: AsyncConnection, ids: Collection[UUID]) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import text
+from sqlalchemy import RowMapping, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.kernel import resources
@@ -32,6 +32,11 @@ SELECT DISTINCT offer.*, EXISTS (
 FROM (SELECT * FROM live UNION ALL SELECT * FROM ended) offer
 """)
 
+_PRESENT = text("""
+SELECT DISTINCT capabilities, cpu_cores, memory_gb, gpus, resources FROM workers
+WHERE state IN ('starting', 'ready') AND registered_at IS NOT NULL AND directive IS NULL
+""")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offers:
@@ -44,13 +49,22 @@ class Offers:
 async def read(connection: AsyncConnection) -> Offers:
     """The offers, each once; reads every live worker."""
     rows = (await connection.execute(_OFFERS)).mappings().all()
+    return Offers(
+        is_known=any(row["is_ours"] or not row["has_hosts"] for row in rows),
+        by_agent={agent: list(offers) for agent, offers in _by_agent(rows).items()},
+    )
+
+
+async def present(connection: AsyncConnection) -> dict[AgentType, set[Resources]]:
+    """Resources that workers which may lease offer now, by agent type; reads every live worker."""
+    return _by_agent((await connection.execute(_PRESENT)).mappings().all())
+
+
+def _by_agent(rows: Sequence[RowMapping]) -> dict[AgentType, set[Resources]]:
     by_agent: dict[AgentType, set[Resources]] = {}
     for row in rows:
         amounts = {"cores": row["cpu_cores"] or 0, "memory_gb": row["memory_gb"] or 0, "gpus": row["gpus"] or 0}
         offer = resources.read({**amounts, "named": row["resources"]})
         for name in row["capabilities"]:
             by_agent.setdefault(AgentType(name), set()).add(offer)
-    return Offers(
-        is_known=any(row["is_ours"] or not row["has_hosts"] for row in rows),
-        by_agent={agent: list(offers) for agent, offers in by_agent.items()},
-    )
+    return by_agent

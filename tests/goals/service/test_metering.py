@@ -8,6 +8,7 @@ import pytest
 from app.db.database import Database
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
+from app.kernel.resources import Resources
 from app.queue.service import dead_letters, leases
 from app.queue.store import cancel
 from app.queue.store.listing import Selection
@@ -111,3 +112,22 @@ async def test_dead_letters_that_are_requeued_are_let_through_one_by_one(databas
     assert outcome.processed_count == len(others)
     assert await ready_tasks(database) == []
     assert len(await _check_twice(database)) == 1
+
+
+async def test_a_task_that_no_present_worker_can_run_keeps_no_room(database: Database) -> None:
+    await execute(database, "UPDATE workers SET capabilities = '{generation}'")
+    (unserved,) = await submitted(database, agent_type=AgentType.EVOLUTION, priority=Priority.CRITICAL)
+    assert await _check_twice(database) == [unserved], "there is nothing else"
+    first, second = await submitted(database, 2)
+    assert set(await _check_twice(database)) == {unserved, first}
+    assert set(await _check_twice(database)) == {unserved, first}, "the same room is not given twice"
+    await cancel_task(database, first)
+    assert set(await _check_twice(database)) == {unserved, second}
+
+
+async def test_of_tasks_that_are_set_aside_those_come_first_that_a_present_worker_can_run(database: Database) -> None:
+    await execute(database, "UPDATE workers SET capabilities = '{generation}', memory_gb = 1")
+    await submitted(database, 3, agent_type=AgentType.EVOLUTION, priority=Priority.CRITICAL)
+    await submitted(database, resources=Resources(memory_gb=64).text(), priority=Priority.HIGH)
+    (served,) = await submitted(database, priority=Priority.LOW)
+    assert await _check_twice(database) == [served]

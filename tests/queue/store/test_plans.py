@@ -177,8 +177,14 @@ async def test_the_tasks_of_a_held_goal_are_found_by_their_goal(full: Database) 
     assert first.count("using tasks_goal on tasks") == 2
     lost = await _plans(full, _plain(holds._LOST.text, "after", "limit"), "", 1000)
     assert lost.count("using tasks_held on tasks") == 4
-    chosen = await _plans(full, _plain(meters._CHOOSE.text, "goal_id", "limit"), "goal", 10)
-    assert chosen.count("using tasks_held_free on tasks") == 2
+    names, kinds = ("agents", "classes", "goal_id", "limit"), (["generation"], [0])
+    chosen = "".join(
+        [
+            await _plans(full, _plain(s.text, *names), *kinds, "goal", 10)
+            for s in (meters._CHOOSE, meters._CHOOSE_SERVED)
+        ]
+    )
+    assert chosen.count("using tasks_held_free on tasks") == 4
     assert "Sort" not in chosen
     for plan in (ahead, back, strays, shift, first, lost, chosen):
         assert not _walks(plan, "tasks")
