@@ -7,13 +7,18 @@ between values, the presets of the modes, and the scaling of weights.
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from dataclasses import fields as dataclass_fields
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from app.kernel.agents import AgentType
 from app.kernel.modes import Mode
 from app.kernel.shares import Weights, raise_to_floor
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Section = TypeVar("Section", bound="DataclassInstance")
 # Weights that sum to 1 within this are left alone, so that rounding errors do not show as changes.
 _EPSILON = 1e-9
 # No agent may be disabled: each has at least this share of the leases.
@@ -268,21 +273,27 @@ def as_json(document: Document) -> dict[str, Any]:
 
 
 def from_json(fields: Mapping[str, Any]) -> Document:
-    """Build a document from fields that have been validated."""
+    """Build a document from fields that have been validated; what a newer version has added is left out."""
+    queue = fields.get("queue", {})
+    nested = {
+        "quotas": section(QuotaConfig, queue.get("quotas", {})),
+        "aging": section(AgingConfig, queue.get("aging", {})),
+    }
     return Document(
-        worker_pool=PoolConfig(**fields["worker_pool"]),
-        resource_limits=LimitsConfig(**fields["resource_limits"]),
-        agent_weights=WeightsConfig(**fields["agent_weights"]),
-        test_time_compute=IterationConfig(**fields["test_time_compute"]),
-        namespaces={name: NamespaceConfig(**values) for name, values in fields.get("namespaces", {}).items()},
-        queue=_queue(fields.get("queue", {})),
-        recovery=RecoveryConfig(**fields.get("recovery", {})),
+        worker_pool=section(PoolConfig, fields["worker_pool"]),
+        resource_limits=section(LimitsConfig, fields["resource_limits"]),
+        agent_weights=section(WeightsConfig, fields["agent_weights"]),
+        test_time_compute=section(IterationConfig, fields["test_time_compute"]),
+        namespaces={name: section(NamespaceConfig, values) for name, values in fields.get("namespaces", {}).items()},
+        queue=section(QueueConfig, {**queue, **nested}),
+        recovery=section(RecoveryConfig, fields.get("recovery", {})),
     )
 
 
-def _queue(fields: Mapping[str, Any]) -> QueueConfig:
-    nested = {"quotas": QuotaConfig(**fields.get("quotas", {})), "aging": AgingConfig(**fields.get("aging", {}))}
-    return QueueConfig(**{**fields, **nested})
+def section(kind: type[Section], values: Mapping[str, Any]) -> Section:
+    """The section of these values, without those that it does not have."""
+    names = {known_field.name for known_field in dataclass_fields(kind)}
+    return kind(**{name: value for name, value in values.items() if name in names})
 
 
 def balance_weights(document: Document, fixed_names: Collection[str] = ()) -> Document:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.admin.rules.config import NamespaceConfig
+from app.admin.rules.config import NamespaceConfig, section
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,5 +30,5 @@ SELECT EXISTS (SELECT FROM keys WHERE namespace <> 'default') AS is_divided,
 async def read(connection: AsyncConnection) -> Namespaces:
     """Read them by one statement."""
     row = (await connection.execute(_READ)).one()
-    configured = {name: NamespaceConfig(**fields) for name, fields in (row.configured or {}).items()}
+    configured = {name: section(NamespaceConfig, fields) for name, fields in (row.configured or {}).items()}
     return Namespaces(is_divided=row.is_divided, configured=configured)

@@ -7,6 +7,7 @@ import pytest
 
 from app.admin.rules.config import (
     Document,
+    NamespaceConfig,
     WeightsConfig,
     apply_merge_patch,
     as_json,
@@ -42,6 +43,17 @@ def test_presets_are_free_of_problems_and_survive_json(mode: Mode) -> None:
     assert problems(document, mode) == []
     assert balance_weights(document) is document
     assert from_json(as_json(document)) == document
+
+
+def test_what_a_newer_version_has_added_is_no_obstacle() -> None:
+    """Its programs and those of the last release run side by side for as long as an upgrade takes."""
+    document = replace(preset(Mode.PRODUCTION), namespaces={"lab-a": NamespaceConfig(weight=2.0)})
+    stored = as_json(document)
+    objects = [stored, *(value for value in stored.values()), *stored["namespaces"].values()]
+    for fields in [*objects, stored["queue"]["quotas"], stored["queue"]["aging"]]:
+        if fields is not stored["namespaces"]:
+            fields["novel"] = 1
+    assert from_json(stored) == document
 
 
 def test_the_modes_are_those_of_the_specification() -> None:
