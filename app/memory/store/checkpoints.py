@@ -197,6 +197,17 @@ _FORGET_OTHER_LANES = text("DELETE FROM resource_lanes WHERE resource_class NOT 
 _RETURN_TO_LANES = text(
     f"UPDATE tasks t SET tag = {lanes.TAG_ON_RETURN} WHERE id = ANY (CAST(:released_ids AS uuid[]))"
 )
+# Keys of `default` are confined by any key of another namespace, be it revoked; a checkpoint brings none along.
+_DIVIDE = text("""
+INSERT INTO keys (id, role, label, namespace, secret_hash, revoked_at)
+SELECT substr(md5(gen_random_uuid()::text), 1, 12), 'reader', 'of a restored namespace', name,
+       sha256(CAST(gen_random_uuid()::text AS bytea)), now()
+FROM (
+    SELECT substring(stored FROM '^@([^/]+)/') AS name FROM (
+        SELECT goal_id AS stored FROM tasks UNION SELECT id FROM goals UNION SELECT namespace FROM context_entries
+    ) named
+) of_namespace WHERE name IS NOT NULL ORDER BY name LIMIT 1
+""")
 # A JSON row has null both for an entry whose value is the JSON null and for one without a value.
 _RESTORE_NULLS = text("UPDATE context_entries SET value = CAST('null' AS jsonb) WHERE value IS NULL AND NOT deleted")
 _FORGET_TURNS = text("DELETE FROM loop_ticks")
@@ -360,6 +371,7 @@ async def finish_restore(connection: AsyncConnection, released_ids: Collection[s
     """
     await connection.execute(_SET_SEQUENCE)
     await connection.execute(_RESTORE_NULLS)
+    await connection.execute(_DIVIDE)
     await connection.execute(_RESTORE_CLASSES)
     await connection.execute(_FORGET_OTHER_LANES)
     await connection.execute(_RETURN_TO_LANES, {"released_ids": list(released_ids)})

@@ -12,12 +12,16 @@ import pytest
 from app.admin.rules.config import IterationConfig as Configured
 from app.admin.rules.config import preset
 from app.admin.service import config
+from app.admin.service.access import create_key
+from app.admin.service.keyring import Keyring
+from app.admin.store.keys import NewKey
 from app.db import schema
 from app.db.database import Database
 from app.goals.rules.stopping import Quality
 from app.goals.service import budget_enforcement as keeping
 from app.goals.service import goals, iterations
 from app.goals.service.iterations import IterationReport
+from app.kernel.access import Role
 from app.kernel.agents import AgentType
 from app.kernel.errors import Refused
 from app.kernel.modes import Mode
@@ -159,6 +163,19 @@ async def test_the_restored_configuration_is_in_force_where_a_service_has_writte
         async with database.transaction() as connection:
             restored = await config.current(connection, Mode.PRODUCTION)
         assert (restored.mode, restored.document) == (Mode.DEVELOPMENT, preset(Mode.DEVELOPMENT))
+
+
+@pytest.mark.parametrize(("goal", "is_divided"), [("@lab-a/kepler", True), ("kepler", False)])
+async def test_namespaces_stay_apart_before_their_keys_are_made_again(
+    own_database: Database, server_url: str, goal: str, is_divided: bool
+) -> None:
+    await submitted(own_database, goal_id=goal)
+    async with _empty(server_url) as database:
+        await _restore(database, own_database)
+        async with database.transaction() as connection:
+            key = NewKey(role=Role.SUPERVISOR, label="the first of default")
+            created = await create_key(connection, key)
+        assert (await Keyring(database).recognise(created.text)).is_confined is is_divided
 
 
 async def test_a_restore_needs_an_empty_database(own_database: Database, server_url: str) -> None:
