@@ -322,7 +322,7 @@ def free_port(host: str, port: int) -> int:
 def _refuse_strangers(state: Path) -> None:
     """Raise StackError where a directory holds what is not ours: it would be closed to everybody else."""
     names = set(os.listdir(state)) if state.is_dir() else set()
-    if "lock" not in names and not names <= _OWN_NAMES:
+    if not names & {"lock", *KEY_FILES.values()} and not names <= _OWN_NAMES:
         stranger = min(names - _OWN_NAMES)
         raise StackError(
             f"{state} is no state directory: it holds {stranger}. Everything in one is closed to other users; name a "

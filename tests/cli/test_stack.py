@@ -33,7 +33,7 @@ async def test_a_directory_of_something_else_stays_as_it_is(tmp_path: Path) -> N
     assert (script.stat().st_mode & 0o777, tmp_path.stat().st_mode & 0o777) == (0o755, 0o755)
 
 
-@pytest.mark.parametrize("names", [[], ["lost+found"], ["demo", "logs"], ["lock", "anything"]])
+@pytest.mark.parametrize("names", [[], ["lost+found"], ["demo", "logs"], ["lock", "anything"], ["operator.key", "x"]])
 async def test_an_empty_directory_and_one_of_an_earlier_run_will_do(tmp_path: Path, names: list[str]) -> None:
     for name in names:
         (tmp_path / name).touch()
