@@ -234,6 +234,7 @@ class Daemon:
                 partial(self._add_measurement, lease),
                 self._calls.open_log(lease),
                 adopts_orphans=self._adopts_orphans,
+                is_stopping=lambda: self._has_been_told,
             )
         except ValueError as error:
             failure = TaskError(code="handler_unavailable", message=str(error), retryable=True)

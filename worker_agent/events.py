@@ -131,7 +131,7 @@ class HandlerTimedOut:
 
 @dataclass(frozen=True, slots=True)
 class HandlerKilled:
-    """The handler's whole process group is dead because a KillHandler asked for it."""
+    """The handler's whole process group is dead by a KillHandler, or by the signal that stops this worker."""
 
     usage: Usage
 

@@ -30,6 +30,8 @@ _CONSOLE_BYTES = 4096
 _LINE_BYTES = MAX_RESULT_BYTES + 1024
 _READ_BYTES = 65536
 _DRAIN_SECONDS = 2.0
+# systemd, PBS and some Slurm signal the processes of a worker one by one.
+_SIGNAL_SECONDS, _SIGNAL_LOOK_SECONDS = 3.0, 0.05
 log = logging.getLogger(__name__)
 
 
@@ -61,12 +63,15 @@ class HandlerRun:
         on_output: Callable[[LogStream, bytes], None] = lambda _stream, _data: None,
         *,
         adopts_orphans: bool = False,
+        is_stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         """`adopts_orphans`: this process is the parent of whatever leaves the handler's, as no namespace ends that.
 
-        Raises OSError where nobody can watch the handler, which then has ended.
+        `is_stopping` tells whether this worker was told to stop. Raises OSError where nobody can watch the handler,
+        which then has ended.
         """
         self._adopts_orphans = adopts_orphans
+        self._is_stopping = is_stopping
         self.pid = child.process.pid
         self._child = child
         self._post = post
@@ -189,7 +194,17 @@ class HandlerRun:
         self._memory.look_at_group()
         self._child.temporary.close()
         self._post_progress()
+        self._is_killed = self._is_killed or self._ended_with_the_worker(exit_code)
         self._post(handler_end(self._evidence(exit_code, rusage)))
+
+    def _ended_with_the_worker(self, exit_code: int) -> bool:
+        """Whether somebody has sent SIGTERM to all processes of this worker, of which we may hear a moment later."""
+        deadline = time.monotonic() + _SIGNAL_SECONDS
+        while exit_code == -signal.SIGTERM and not self._timed_out and time.monotonic() < deadline:
+            time.sleep(_SIGNAL_LOOK_SECONDS)
+            if self._is_stopping():
+                return True
+        return False
 
     def _evidence(self, exit_code: int, rusage: resource.struct_rusage) -> Evidence:
         wall_seconds = time.monotonic() - self._started_at

@@ -127,9 +127,15 @@ def _wait_for_first(first: int, outcome: int, pipe: int) -> NoReturn:
     os._exit(128 - code)
 
 
+def _pass_on(*_: object) -> None:
+    # There may be nobody left, where the handler has had a signal of its own.
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(-1, signal.SIGTERM)
+
+
 def _reap(handler: int, outcome: int, pipe: int) -> NoReturn:
     """Wait for the handler, and for orphans that become children of the first process of the namespace."""
-    signal.signal(signal.SIGTERM, lambda *_: os.kill(-1, signal.SIGTERM))
+    signal.signal(signal.SIGTERM, _pass_on)
     _close_streams(pipe)
     while True:
         pid, status = os.wait()

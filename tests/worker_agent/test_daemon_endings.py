@@ -61,6 +61,24 @@ def test_after_the_grace_the_task_is_handed_back(
     assert plane.of("goodbye")
 
 
+def test_a_signal_to_all_processes_of_a_worker_costs_its_task_no_attempt(
+    plane: FakeControlPlane, url: str, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    """So systemd stops a unit, and PBS and some Slurm a job: the handler may end before its worker hears of it."""
+    file = tmp_path / "pids"
+    task = plane.submit({"do": "linger", "file": str(file)})
+    worker = start_worker(url)
+    family = pids_in(file)
+    for process in reversed(psutil.Process(worker.process.pid).children(recursive=True)):
+        process.terminate()
+    worker.signal()
+    assert worker.exit_code() == 0
+    wait_until_dead(*family)
+    assert not plane.of("fail")
+    (release,) = plane.of("release")
+    assert (release.path, release.body) == (f"/leases/{task}/release", {"token": 1, "reason": "stop signal"})
+
+
 def test_a_signal_ends_a_worker_whose_control_plane_is_away(start_worker: StartWorker) -> None:
     with served(FakeControlPlane()) as address:
         pass
