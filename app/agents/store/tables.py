@@ -14,6 +14,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     func,
+    text,
 )
 from sqlalchemy.dialects.postgresql import JSONB, UUID
 
@@ -91,3 +92,4 @@ weights = Table(
     one_of("cause", Cause),
     one_of("heading", Heading),
 )
+Index("weights_steps", weights.c.version, postgresql_where=text("adjustments <> '{}'::jsonb"))

@@ -44,7 +44,7 @@ _COLUMNS = (
 
 _LAST = text(f"SELECT {_COLUMNS} FROM weights ORDER BY version DESC LIMIT 1")
 
-# Only orders lie between the end and the last step, so this looks at few rows.
+# Orders that are renewed for weeks lie between the end and the last step, so steps have an index of their own.
 _ADJUSTMENTS = text("""
 SELECT adjustments FROM weights WHERE adjustments <> CAST('{}' AS jsonb) ORDER BY version DESC LIMIT 1
 """)
