@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from app.db.database import Database
     from app.db.migration_steps import Migration, Step
 
+_TO_HINT = "leave --to out, to go up to the newest revision"
 app = typer.Typer(
     help="Migrate, back up, restore and check the database that CONVENER_DATABASE_URL names.",
     no_args_is_help=True,
@@ -38,6 +39,8 @@ def migrate(
     The service may go on: each step waits 0.1 s for a lock at most, keeps its locks for less than 0.5 s, or tries again
     for two minutes. A step that cannot do without locks for longer is named first, with what it does meanwhile.
     """
+    if not to:
+        raise Failure("--to names no revision", ExitCode.USAGE, hint=_TO_HINT)
     from alembic.util import CommandError
 
     from app.admin.service.audit import migrate
@@ -52,8 +55,7 @@ def migrate(
                 lambda database: migrate(database, to, by=by, watch=watch, is_alone=offline), bundled_url()
             )
     except CommandError as error:
-        hint = "leave --to out, to go up to the newest revision"
-        raise Failure(f"cannot migrate: {error}", ExitCode.REFUSED, hint=hint) from None
+        raise Failure(f"cannot migrate: {error}", ExitCode.REFUSED, hint=_TO_HINT) from None
     if fmt is Format.JSON:
         output.write_json({"before": old_revision, "after": new_revision, "steps": [_step(step) for step in steps]})
         return

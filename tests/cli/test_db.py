@@ -33,6 +33,7 @@ async def test_an_empty_database_is_migrated_once(offline: CommandLine, server_u
         (by,) = [row["by"] for row in await fetch(database, "SELECT by FROM audit WHERE action = 'db.migrate'")]
         await database.close()
         assert by.startswith("convener db migrate by ")
+        assert "Traceback" not in (await offline("db", "migrate", "--to", "", **url)).err
         unknown = await offline("db", "migrate", "--to", "nowhere", **url)
         assert (unknown.code, unknown.out) == (1, "")
         assert "nowhere" in unknown.err

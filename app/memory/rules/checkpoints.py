@@ -1,5 +1,6 @@
 """Rules for checkpoints of the system: when one is due, which tasks a cut one leaves out, and its invariants."""
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from app.queue.rules.tasks import LEASED
 
 # Version of the content; a reader refuses any other.
 FORMAT = 1
+# Numbers of transactions and of events are bigint, and those of transactions have to have others after them.
+_CURSOR = re.compile(r"[0-9]{1,18}-[0-9]{1,19}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,10 +81,20 @@ def find_violations(content: Mapping[str, Any]) -> list[str]:
     if content.get("format") != FORMAT:
         return [f"its format is {content.get('format')!r}, not {FORMAT}"]
     try:
-        return [*_count_violations(content), *_task_violations(content["tasks"]), *_dependency_violations(content)]
+        return [
+            *_cursor_violations(content["event_cursor"]),
+            *_count_violations(content),
+            *_task_violations(content["tasks"]),
+            *_dependency_violations(content),
+        ]
     # The content may come from any file: a part that is absent or of another shape is a violation, and no crash.
     except (KeyError, TypeError, AttributeError) as error:
         return [f"it is not complete: {type(error).__name__} {error}"]
+
+
+def _cursor_violations(cursor: str) -> Iterator[str]:
+    if _CURSOR.fullmatch(cursor) is None:
+        yield f"its events end at {cursor!r:.60}, which is no place among events"
 
 
 def _count_violations(content: Mapping[str, Any]) -> Iterator[str]:

@@ -23,7 +23,7 @@ def examine_content(content: bytes, sha256: bytes) -> list[str]:
         return ["the content is not what was taken: its SHA-256 differs"]
     try:
         document = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return [f"the content is no JSON: {error}"]
     return find_violations(document) if isinstance(document, dict) else ["the content is no JSON object"]
 

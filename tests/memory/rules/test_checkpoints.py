@@ -39,6 +39,7 @@ def _content(**changes: Any) -> dict[str, Any]:
     tasks = [_task("a", state="executing", worker_id="w", token=2, failures=1), _task("b", state="blocked", blockers=1)]
     usual = {
         "format": 1,
+        "event_cursor": "17-23",
         "counts": {"tasks": 2, "leased": 1, "dependencies": 1, "context": 0},
         "tasks": tasks,
         "dependencies": [{"task_id": "b", "depends_on": "a"}],
@@ -55,6 +56,9 @@ def test_content_that_agrees_with_itself() -> None:
     ("changes", "said"),
     [
         ({"format": 2}, "format"),
+        ({"event_cursor": None}, "not complete"),
+        ({"event_cursor": "17"}, "no place among events"),
+        ({"event_cursor": f"{10**18}-1"}, "no place among events"),
         ({"tasks": None}, "not complete"),
         ({"counts": {}}, "not complete"),
         ({"counts": {"tasks": 3, "leased": 1, "dependencies": 1, "context": 0}}, "3 tasks"),

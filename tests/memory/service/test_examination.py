@@ -10,7 +10,7 @@ from app.memory.errors import VerificationBusy
 from app.memory.service.examination import examine_elsewhere, examine_packed
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b"{}"])
+@pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b"[" * 100_000])
 async def test_another_process_finds_the_same(content: bytes) -> None:
     packed, digest = zlib.compress(content), hashlib.sha256(content).digest()
     assert await examine_elsewhere(packed, digest) == examine_packed(packed, digest)
