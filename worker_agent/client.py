@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from worker_agent.storable_text import storable, storable_code, storable_message
-from worker_agent.transport import ApiUnavailable, Transport
+from worker_agent.transport import ApiUnavailable, Problem, Transport
 from worker_agent.wire import (
     Assignment,
     Directive,
@@ -28,11 +28,19 @@ from worker_agent.wire import (
 CALL_SECONDS = 10.0
 GOODBYE_SECONDS = 3.0
 LONG_POLL_SECONDS = 20
+_UNPROCESSABLE, _REPEATED_BY = 422, "request_id"
 
 
 def register(transport: Transport, profile: JsonObject, pool_key: str) -> Registration:
     """Register the worker; raises ApiUnavailable or Problem, as every call here does."""
-    answer = transport.post("/workers", profile, key=pool_key, timeout=CALL_SECONDS)
+    try:
+        answer = transport.post("/workers", profile, key=pool_key, timeout=CALL_SECONDS)
+    except Problem as problem:
+        # A control plane too old to know this member takes a registration without it, which it cannot repeat.
+        if problem.status != _UNPROCESSABLE or _REPEATED_BY not in str(problem):
+            raise
+        profile = {name: value for name, value in profile.items() if name != _REPEATED_BY}
+        answer = transport.post("/workers", profile, key=pool_key, timeout=CALL_SECONDS)
     try:
         return read_registration(answer or {})
     except (KeyError, TypeError, ValueError) as error:

@@ -103,6 +103,15 @@ def test_refusals_are_told_apart(
     assert bool(subject.errors.take()) == (not isinstance(event, ev.RetryLater))
 
 
+def test_a_control_plane_too_old_to_repeat_registrations_takes_them(plane: FakeControlPlane, subject: Subject) -> None:
+    unknown = [{"pointer": "/request_id", "detail": "Extra inputs are not permitted"}]
+    plane.script["register"].append(problem(422, "invalid_request", errors=unknown))
+    assert isinstance(subject.answer_to(act.Register(request_id="r")), ev.Registered)
+    assert ["request_id" in call.body for call in plane.of("register")] == [True, True, False]
+    plane.script["register"].append(problem(422, "invalid_request", errors=[{"pointer": "/name"}]))
+    assert isinstance(subject.answer_to(act.Register(request_id="r")), ev.RegistrationRefused)
+
+
 def test_what_cannot_be_sent_is_refused_rather_than_tried_for_ever(subject: Subject) -> None:
     report = act.ReportComplete(lease=lease(), result={"n": object()}, usage=USAGE, next_request_id=None)
     answer = subject.answer_to(report)
