@@ -26,6 +26,8 @@ class ResponseWriter:
 
     def __init__(self, handler: BaseHTTPRequestHandler) -> None:
         self._handler = handler
+        # Before the last byte: whoever has got that may be back before the next line here runs.
+        self.on_answer: Callable[[], None] = lambda: None
 
     def answer(self, status: int, body: object, headers: dict[str, str] | None = None) -> None:
         """JSON, or bytes as they are."""
@@ -35,6 +37,7 @@ class ResponseWriter:
             self._handler.send_header(name, value)
         self._handler.send_header("content-length", str(len(content)))
         self._handler.end_headers()
+        self.on_answer()
         self._handler.wfile.write(content)
 
     def deny(self, status: int, code: str, headers: dict[str, str] | None = None, **members: object) -> None:

@@ -98,7 +98,7 @@ class Provider:
     script: deque[Act]
     finally_: Act
     peak: int = 0
-    _now: int = 0
+    _under_way: set[ResponseWriter] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
@@ -107,14 +107,18 @@ class Provider:
 
     def respond(self, request: ReceivedRequest, writer: ResponseWriter) -> None:
         with self._lock:
-            self._now += 1
-            self.peak = max(self.peak, self._now)
+            self._under_way.add(writer)
+            self.peak = max(self.peak, len(self._under_way))
             act = self.script.popleft() if self.script else self.finally_
+        writer.on_answer = lambda: self._end(writer)
         try:
             act(request, writer)
         finally:
-            with self._lock:
-                self._now -= 1
+            self._end(writer)
+
+    def _end(self, writer: ResponseWriter) -> None:
+        with self._lock:
+            self._under_way.discard(writer)
 
 
 def renews(request: ReceivedRequest, writer: ResponseWriter) -> None:
