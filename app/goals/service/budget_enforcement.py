@@ -173,8 +173,8 @@ async def _served_kinds(connection: AsyncConnection) -> Served:
     offers, requests = await worker_offers.present(connection), await resource_classes.requests(connection)
     kinds = [(agent, 0) for agent in offers]
     for number, request in requests.items():
-        wanted = resources.parse(request)
-        kinds += [(agent, number) for agent, some in offers.items() if any(offer.covers(wanted) for offer in some)]
+        requested = resources.parse(request)
+        kinds += [(agent, number) for agent, some in offers.items() if any(offer.covers(requested) for offer in some)]
     return Served(kinds=kinds)
 
 
