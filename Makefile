@@ -45,8 +45,10 @@ test-llm: $(LOCAL_MODEL)
 up: $(RUNNABLE)
 	@$(BIN)/convener up
 
-# One process for each processor, each with a PostgreSQL of its own. For a single file call pytest itself.
-IN_PARALLEL := --numprocesses=logical --dist=worksteal
+# Three processes for two processors, as tests wait a quarter of their time, each with a PostgreSQL of its own. For a single
+# file call pytest itself.
+TEST_PROCESSES ?= $(shell $(PYTHON) -c 'import os; print(max(2, (os.cpu_count() or 1) * 3 // 2))')
+IN_PARALLEL = --numprocesses=$(TEST_PROCESSES) --dist=worksteal
 
 test: $(READY)
 	@$(BIN)/pytest $(IN_PARALLEL)
