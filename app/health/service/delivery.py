@@ -95,10 +95,11 @@ class WebhookSender:
         return addresses
 
     async def _send_to_any(self, message: Message, addresses: Sequence[str]) -> int:
-        """Send to the first address that takes a connection, as a family of them may lead nowhere from here."""
+        """Send to the first address that takes a connection: one of each family first, as one may lead nowhere."""
         import httpx
 
-        *others, last = addresses[:_MOST_ADDRESSES]
+        of_families = {":" in address: address for address in reversed(addresses)}
+        *others, last = sorted(addresses, key=lambda address: address not in of_families.values())[:_MOST_ADDRESSES]
         for address in others:
             with suppress(httpx.ConnectError, httpx.ConnectTimeout):
                 return await self._send(message, address)

@@ -19,6 +19,7 @@ from app.db import hot_path
 from app.db.database import Database
 from app.db.uuids import time_ordered_uuid
 from app.kernel.agents import AgentType
+from app.kernel.lanes import Lane
 from app.kernel.modes import Mode
 from app.kernel.resources import in_words
 from app.kernel.states import WorkerState
@@ -49,6 +50,8 @@ LOOK_SECONDS = 0.5
 IS_DUE = decisions.is_due(ScalingPolicy().tick_seconds, LOOK_SECONDS / 2)
 # Workers change their agent no more often than a task may wait: a move brings help to those that wait, not sooner.
 _MOVE_SECONDS = 30.0
+# Of sums of the same numbers in another order.
+_ROUNDING = 1e-9
 # By name: looked up for every worker at every decision, where a call of the enumeration takes forty times as long.
 _AGENTS: Mapping[str, AgentType] = {agent.value: agent for agent in AgentType}
 
@@ -112,11 +115,15 @@ async def _is_due(connection: AsyncConnection, previous: ScalingState, effective
         return False
     # The counters are read last, as that costs as much as for a decision.
     waits = (await snapshots.queue(connection, moment, await hosts.classes(connection))).waits
+    work = _work_seconds(waits, previous.estimates)
     # A backlog that the last decision knew is no news: it would be decided on twice a second for as long as it lasts.
-    if sum(waits.values()) <= previous.brief.get("planned_tasks", 0):
+    if work <= previous.brief.get("planned_seconds", 0.0) * (1 + _ROUNDING):
         return False
-    work = sum(tasks * estimates.task_seconds(previous.estimates, lane.agent_type) for lane, tasks in waits.items())
     return not policy.is_fixed and is_burst(work, previous.estimates.workers, since, policy)
+
+
+def _work_seconds(waits: Mapping[Lane, int], known: Estimates) -> float:
+    return sum(tasks * estimates.task_seconds(known, lane.agent_type) for lane, tasks in waits.items())
 
 
 async def observe(
@@ -251,7 +258,6 @@ def _new_state(
     context: DecisionContext, result: DecisionResult, changes: AppliedChanges, size: int, decision_id: int
 ) -> ScalingState:
     inputs, decision = result.inputs, result.decision
-    waiting_tasks = sum(context.queue.waits.values())
     moved_at = context.previous.moved_at if context.previous else None
     brief = {
         "decision_id": decision_id,
@@ -260,8 +266,8 @@ def _new_state(
         "target_workers": decision.target,
         "config_version": inputs.config_version,
         # Workers that idle beside them may hold them a moment later, so that more of these help after all.
-        "planned_tasks": 0 if decision.plan.is_deferred else waiting_tasks,
-        "waiting_tasks": waiting_tasks
+        "planned_seconds": 0.0 if decision.plan.is_deferred else _work_seconds(context.queue.waits, result.estimates),
+        "waiting_tasks": sum(context.queue.waits.values())
         + sum(group.tasks for each in inputs.classes for group in each.snapshot.waiting or ()),
         "waiting_seconds": sum(load.work_seconds for load in inputs.loads.values()),
         "bottleneck_agent": decision.bottleneck.value if decision.bottleneck else None,

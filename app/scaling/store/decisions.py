@@ -106,7 +106,8 @@ DELETE FROM decisions WHERE id = ANY (ARRAY(
                SELECT (decision_type, current_workers, target_workers)
                       = (d.decision_type, d.current_workers, d.target_workers)
                FROM decisions former WHERE former.id < d.id ORDER BY former.id DESC LIMIT 1
-           ) THEN output ->> 'new_workers' = '[]' AND output ->> 'moved_workers' = '0' END)
+           ) THEN inputs ->> 'provisions' = 'false' AND output ->> 'moved_workers' = '0'
+                  AND output -> 'classes' IS NULL AND output ->> 'agent_weight_adjustments' = '{}' END)
     ORDER BY decided_at LIMIT :limit
 ))
 RETURNING roster_id

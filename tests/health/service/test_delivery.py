@@ -188,11 +188,12 @@ async def test_no_proxy_of_the_surroundings_is_used(
     assert len(receiver.requests) == 1
 
 
+@pytest.mark.parametrize("addresses", [["127.0.0.2"], ["::2", "::3", "::4"]])
 async def test_an_address_where_nobody_is_does_not_keep_it_from_the_others(
-    receiver: Receiver, authority: Authority
+    receiver: Receiver, authority: Authority, addresses: list[str]
 ) -> None:
     """As of a name with addresses of both families, where one of these leads nowhere from here."""
-    await sender(receiver, authority, resolve=Names(["127.0.0.2", "127.0.0.1"])).deliver(MESSAGE)
+    await sender(receiver, authority, resolve=Names([*addresses, "127.0.0.1"])).deliver(MESSAGE)
     assert len(receiver.requests) == 1
 
 

@@ -7,6 +7,7 @@ from app.db.database import Database
 from app.goals.service import goals
 from app.kernel.agents import AgentType
 from app.kernel.modes import Mode
+from app.scaling.rules import estimates
 from app.scaling.rules import record as records
 from app.scaling.service import tick
 from app.scaling.store import decisions
@@ -115,6 +116,21 @@ async def test_a_backlog_that_stays_is_decided_on_at_the_tick_and_what_joins_it_
     assert [await _is_decided(database, seconds) for seconds in (0.5, 0.5, 0.5, 3.5)] == [False, False, False, True]
     await submitted(database)
     assert [await _is_decided(database, 0.5) for _ in range(2)] == [True, False]
+
+
+async def test_few_long_tasks_that_take_the_place_of_many_short_ones_are_a_burst(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimates, "task_seconds", lambda _known, agent: 600.0 if agent is AgentType.EVOLUTION else 1.0)
+    await bounds(database, 2, 2)
+    workers = await crew(database, 2, cpu_percent=90.0)
+    await submitted(database, 100)
+    await decided(database)
+    for worker in workers:
+        await leased(database, worker)
+    assert not await _is_decided(database, 0.5)
+    await submitted(database, agent_type=AgentType.EVOLUTION)
+    assert await _is_decided(database, 0.5)
 
 
 async def test_a_burst_that_meets_idle_workers_is_decided_on_again_soon(database: Database) -> None:
