@@ -69,6 +69,7 @@
   });
 
   document.addEventListener("htmx:sseBeforeMessage", (event) => {
+    hear();
     missed.delete(event.target);
     if (isBusy(event.target)) {
       event.preventDefault();
@@ -89,6 +90,7 @@
     for (const live of asleep) {
       if (isBusy(live)) continue;
       asleep.delete(live);
+      wokeAt = Date.now();
       connectAnew(live);
     }
     for (const [place, html] of missed) {
@@ -135,7 +137,7 @@
   };
   const count = () => {
     if (document.hidden) return;
-    if (Date.now() - Math.max(heardAt, wokeAt) > SILENCE) tellAge(true);
+    if (!asleep.size && Date.now() - Math.max(heardAt, wokeAt) > SILENCE) tellAge(true);
     const now = Date.now() + ahead;
     for (const age of document.querySelectorAll(".age")) {
       const { since, until } = age.dataset;

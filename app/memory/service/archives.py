@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -54,21 +54,24 @@ def new_file(file: Path) -> Iterator[Path]:
     """
     _check_absent(file)
     draft = file.with_name(f".{file.name}.partial")
-    try:
-        descriptor = _open_draft(draft)
-    except (FileExistsError, BlockingIOError):
-        raise FileExistsError(f"{file} is being written by another process") from None
-    try:
-        yield draft
-        # Content before name before directory: after a crash the file is there as a whole, or not at all.
-        os.fsync(descriptor)
-        _check_absent(file)
-        draft.rename(file)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-    finally:
-        os.close(descriptor)
+    with ExitStack() as stack:
+        try:
+            # Beside the draft, as no other process may read or write what is locked where the lock is mandatory (CIFS).
+            if stack.enter_context(_lock(file.with_name(f".{file.name}.lock"))):
+                # Of a process that was killed: whoever writes it has the lock.
+                draft.unlink(missing_ok=True)
+            os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, _FILE_MODE))
+        except FileExistsError:
+            raise FileExistsError(f"{file} is being written by another process") from None
+        try:
+            yield draft
+            # Content before name before directory: after a crash the file is there as a whole, or not at all.
+            _sync(draft)
+            _check_absent(file)
+            draft.rename(file)
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
     _sync(file.parent)
 
 
@@ -77,28 +80,27 @@ def _check_absent(file: Path) -> None:
         raise FileExistsError(f"{file} exists already")
 
 
-def _open_draft(draft: Path) -> int:
-    """A descriptor of a new draft, locked for as long as this process lives; what a dead one has left is deleted.
-
-    Raises FileExistsError, BlockingIOError.
-    """
-    with suppress(FileNotFoundError):
-        leftover = os.open(draft, os.O_WRONLY | os.O_NOFOLLOW)
-        try:
-            fcntl.flock(leftover, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            draft.unlink()
-        finally:
-            os.close(leftover)
-    descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, _FILE_MODE)
+@contextmanager
+def _lock(path: Path) -> Iterator[bool]:
+    """Keep a lock for as long as this process lives; false where the file system has none. Raises FileExistsError."""
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, _FILE_MODE)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Before the lock another process may have taken it for a leftover.
+        is_locked = True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FileExistsError(path) from None
+        except OSError:
+            is_locked = False
+        # Before the lock another process may have ended, and deleted it.
         if not os.fstat(descriptor).st_nlink:
-            raise FileExistsError(draft)
-    except BaseException:
+            raise FileExistsError(path)
+        try:
+            yield is_locked
+        finally:
+            path.unlink(missing_ok=True)
+    finally:
         os.close(descriptor)
-        raise
-    return descriptor
 
 
 def checksum(file: Path) -> str:

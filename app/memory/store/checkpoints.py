@@ -19,6 +19,7 @@ from app.goals.store import tables as goals
 from app.kernel.events import TaskEvent
 from app.llm.store import tables as llm
 from app.memory.rules.checkpoints import Activity, CheckpointPolicy
+from app.memory.store import resource_classes
 from app.memory.store import tables as memory
 from app.queue.store import counters, event_rows, lanes, lease_ledger
 from app.queue.store import tables as queue
@@ -188,12 +189,6 @@ DELETE FROM checkpoints WHERE id NOT IN (SELECT id FROM checkpoints ORDER BY id 
 
 # With no task at all it sets nothing: setval of null is null.
 _SET_SEQUENCE = text("SELECT setval(pg_get_serial_sequence('tasks', 'seq'), max(seq)) FROM tasks")
-# Of live tasks only, whose checkpoint may be of an earlier version; without its class nobody looks for a task.
-_RESTORE_CLASSES = text("""
-INSERT INTO resource_classes (id, request)
-SELECT DISTINCT resource_class, resources FROM tasks WHERE resource_class IS NOT NULL
-""")
-_FORGET_OTHER_LANES = text("DELETE FROM resource_lanes WHERE resource_class NOT IN (SELECT id FROM resource_classes)")
 _RETURN_TO_LANES = text(
     f"UPDATE tasks t SET tag = {lanes.TAG_ON_RETURN} WHERE id = ANY (CAST(:released_ids AS uuid[]))"
 )
@@ -372,8 +367,7 @@ async def finish_restore(connection: AsyncConnection, released_ids: Collection[s
     await connection.execute(_SET_SEQUENCE)
     await connection.execute(_RESTORE_NULLS)
     await connection.execute(_DIVIDE)
-    await connection.execute(_RESTORE_CLASSES)
-    await connection.execute(_FORGET_OTHER_LANES)
+    await resource_classes.restore(connection)
     await connection.execute(_RETURN_TO_LANES, {"released_ids": list(released_ids)})
     await connection.execute(_FORGET_TURNS)
     detail = json.dumps({"reason": reason})

@@ -1,5 +1,7 @@
 """Files of backups: there as a whole or not at all, whoever dies or comes twice."""
 
+import errno
+import fcntl
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +27,7 @@ def test_what_a_killed_process_has_left_is_no_obstacle_and_goes(
     file = tmp_path / "b.dump"
     killed = subprocess.Popen([sys.executable, "-c", _KILLED, str(file)])
     assert killed.wait() == -9
-    assert len(list(tmp_path.iterdir())) == 1
+    assert {path.name for path in tmp_path.iterdir()} == {".b.dump.lock", ".b.dump.partial"}
     # In a container the next one has the same number.
     monkeypatch.setattr("os.getpid", lambda: killed.pid)
     with new_file(file) as draft:
@@ -45,6 +47,26 @@ def test_two_at_once_do_not_replace_each_other(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="exists already"), new_file(file):
         pass
     assert file.read_text() == "first"
+
+
+def test_other_processes_may_write_the_draft_where_locks_are_mandatory(tmp_path: Path) -> None:
+    """As on shares of Windows: a dump is another process's."""
+    with new_file(tmp_path / "b.dump") as draft, draft.open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", lacking)
+    file = tmp_path / "b.dump"
+    with new_file(file) as draft:
+        draft.write_text("all of it")
+        with pytest.raises(FileExistsError, match="being written"), new_file(file):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["b.dump"]
+    assert file.read_text() == "all of it"
 
 
 def test_nothing_that_came_meanwhile_is_replaced(tmp_path: Path) -> None:

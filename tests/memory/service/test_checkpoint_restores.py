@@ -24,6 +24,7 @@ from app.goals.service.iterations import IterationReport
 from app.kernel.access import Role
 from app.kernel.agents import AgentType
 from app.kernel.errors import Refused
+from app.kernel.lanes import SPAN, class_of
 from app.kernel.modes import Mode
 from app.memory.service import checkpoints
 from app.memory.store import context, invariants
@@ -141,6 +142,27 @@ async def test_tasks_that_ask_for_resources_find_workers_that_offer_them(
         assert again == tasks
         await submitted(database, resources='{"gpus": 2}')
         assert await value(database, "SELECT max(id) FROM resource_classes") == 2
+
+
+async def test_classes_of_which_a_former_restore_has_given_a_number_twice(
+    own_database: Database, server_url: str
+) -> None:
+    two_gpus = '{"gpus": 2}'
+    tasks = [*await submitted(own_database, resources=GPU), *await submitted(own_database, resources=two_gpus)]
+    await execute(own_database, "DELETE FROM resource_classes WHERE id = 2")
+    query = "UPDATE tasks SET resource_class = 1, tag = tag + $1 WHERE resource_class = 2"
+    await execute(own_database, query, SPAN)
+    async with _empty(server_url) as database:
+        await _restore(database, own_database)
+        rows = await fetch(
+            database,
+            "SELECT t.id, c.id AS class, t.tag, c.request = t.resources AS agrees"
+            " FROM tasks t JOIN resource_classes c ON c.id = t.resource_class ORDER BY t.seq",
+        )
+        assert [row["id"] for row in rows] == tasks
+        assert {row["class"] for row in rows} == {1, 2}
+        assert all(row["agrees"] for row in rows)
+        assert [class_of(row["tag"]) for row in rows] == [row["class"] for row in rows]
 
 
 async def _check_invariants(database: Database) -> None:
