@@ -1,5 +1,6 @@
 """Runs the calls that the state machine asks for, each on its own thread, and posts one answer for each."""
 
+import contextlib
 import logging
 from collections.abc import Callable
 from threading import Event, Lock, Thread
@@ -84,7 +85,9 @@ class CallRunner:
     def finish_log(self) -> None:
         """Send the last output of a handler that has ended, beside whatever else is under way."""
         if self._log is not None:
-            Thread(target=self._log.finish, name="last output", daemon=True).start()
+            # Where no thread can be started, whoever reports the end of the attempt sends it first.
+            with contextlib.suppress(RuntimeError):
+                Thread(target=self._log.finish, name="last output", daemon=True).start()
 
     def close(self) -> None:
         self.abort()

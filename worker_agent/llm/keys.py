@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from worker_agent.llm.settings import GatewaySettings
@@ -22,6 +22,7 @@ _AHEAD_SECONDS = 300.0
 _FILE_AHEAD_SECONDS, _FILE_AGAIN_SECONDS = 200_000.0, 60.0
 # Who renews a key by itself does so while more than this share of its life is left.
 _LATE_SHARE = 0.1
+_LONG_LIFE = timedelta(days=1)
 _MAX_BYTES = 64 << 10
 _NAMES = ("access_token", "key", "token", "api_key")
 # Timestamps of JSON are in seconds up to here, in milliseconds above.
@@ -56,7 +57,9 @@ class KeySource:
         end, begun_at = self._key.expires_at, self._begun_at
         if end is None or begun_at is None:
             return end
-        return end if end - datetime.now(UTC) <= _LATE_SHARE * (end - begun_at) else None
+        # Tokens that are renewed by themselves live for hours; whatever lives longer is somebody's to renew.
+        is_late = end - datetime.now(UTC) <= _LATE_SHARE * (end - begun_at)
+        return end if is_late or end - begun_at > _LONG_LIFE else None
 
     async def current(self) -> Key:
         """The key to call with, read anew where it is about to expire."""

@@ -35,7 +35,8 @@ class EarlyEnds:
         for job_id in gone:
             del self._queued_at[job_id]
         for block in blocks:
-            if not block.is_running and self._queued_at.get(block.job_id) != -math.inf:
+            # Only what this process has submitted: other loops of the same blocks end theirs on purpose.
+            if not block.is_running and self._queued_at.get(block.job_id, -math.inf) != -math.inf:
                 self._queued_at[block.job_id] = now
         if early:
             self.count, self._last_at = self.count + 1, now

@@ -130,10 +130,11 @@ async def run_command(
     try:
         async with asyncio.timeout(seconds):
             output, errors = await process.communicate(None if text is None else text.encode())
-    except TimeoutError:
-        raise SchedulerError(f"{program} has not answered within {seconds:.0f} s") from None
-    finally:
+    except BaseException as error:
         await _end(process)
+        if isinstance(error, TimeoutError):
+            raise SchedulerError(f"{program} has not answered within {seconds:.0f} s") from None
+        raise
     if process.returncode:
         # Many begin what they say with their own name.
         raise SchedulerError(f"{program}: {_last_line(errors or output).removeprefix(f'{program}: ')}", is_refusal=True)
@@ -143,9 +144,7 @@ async def run_command(
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is not None:
-        return
-    # It leads a session of its own: sites wrap commands, and what a wrapper runs would stay.
+    # It leads a session of its own: sites wrap commands, and what a wrapper runs would stay, also where that has ended.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     try:

@@ -34,7 +34,7 @@ FROM (SELECT * FROM live UNION ALL SELECT * FROM ended) offer
 
 _PRESENT = text("""
 SELECT DISTINCT capabilities, cpu_cores, memory_gb, gpus, resources FROM workers
-WHERE state IN ('starting', 'ready') AND registered_at IS NOT NULL AND directive IS NULL
+WHERE state IN ('starting', 'ready') AND registered_at IS NOT NULL AND directive IS NULL AND not_ready_reason IS NULL
 """)
 
 

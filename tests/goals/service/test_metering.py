@@ -114,8 +114,16 @@ async def test_dead_letters_that_are_requeued_are_let_through_one_by_one(databas
     assert len(await _check_twice(database)) == 1
 
 
-async def test_a_task_that_no_present_worker_can_run_keeps_no_room(database: Database) -> None:
+@pytest.mark.parametrize("is_beside_one_that_is_not_ready", [False, True])
+async def test_a_task_that_no_present_worker_can_run_keeps_no_room(
+    database: Database, is_beside_one_that_is_not_ready: bool
+) -> None:
     await execute(database, "UPDATE workers SET capabilities = '{generation}'")
+    if is_beside_one_that_is_not_ready:
+        worker = await ready_worker(database)
+        await execute(
+            database, "UPDATE workers SET state = 'starting', not_ready_reason = 'no model' WHERE id = $1", worker
+        )
     (unserved,) = await submitted(database, agent_type=AgentType.EVOLUTION, priority=Priority.CRITICAL)
     assert await _check_twice(database) == [unserved], "there is nothing else"
     first, second = await submitted(database, 2)

@@ -318,6 +318,15 @@ async def test_blocks_that_are_cancelled_are_none_that_did_not_last(tmp_path: Pa
     assert (state.refusal, state.is_resting, state.requested) == (None, False, 2)
 
 
+async def test_nor_are_those_that_other_loops_have_cancelled(tmp_path: Path) -> None:
+    jobs = Jobs()
+    await engine(jobs, tmp_path, max_nodes=1).scale(await engine(jobs, tmp_path).state(fresh=True), 6, [])
+    others = engine(jobs, tmp_path, max_nodes=1)
+    await others.state(fresh=True)
+    jobs.states.clear()
+    assert not (await others.state(fresh=True)).is_resting
+
+
 async def test_one_with_other_settings_tries_at_once(tmp_path: Path) -> None:
     jobs = Jobs()
     jobs.refusal = "sbatch: invalid partition"

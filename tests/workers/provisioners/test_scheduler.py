@@ -32,9 +32,10 @@ async def test_a_command_that_does_not_answer_is_ended() -> None:
     assert not silence.value.is_refusal
 
 
-async def test_a_wrapper_that_does_not_answer_is_ended_with_the_command_that_it_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", ["wait", "exit 0"])
+async def test_a_wrapper_that_does_not_answer_is_ended_with_the_command_that_it_runs(tmp_path: Path, end: str) -> None:
     """Each turn would leave one more behind."""
-    script = f"sleep 60 & echo $! > {tmp_path}/pid; wait"
+    script = f"sleep 60 & echo $! > {tmp_path}/pid; {end}"
     with pytest.raises(SchedulerError, match="has not answered"):
         await run_command("sh", "-c", script, environment=os.environ, seconds=0.5)
     _, alive = psutil.wait_procs(_processes(int((tmp_path / "pid").read_text())), timeout=5)
