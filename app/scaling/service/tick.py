@@ -122,8 +122,8 @@ async def _is_due(connection: AsyncConnection, previous: ScalingState, effective
     return not policy.is_fixed and is_burst(work, previous.estimates.workers, since, policy)
 
 
-def _work_seconds(waits: Mapping[Lane, int], known: Estimates) -> float:
-    return sum(tasks * estimates.task_seconds(known, lane.agent_type) for lane, tasks in waits.items())
+def _work_seconds(waits: Mapping[Lane, int], current: Estimates) -> float:
+    return sum(tasks * estimates.task_seconds(current, lane.agent_type) for lane, tasks in waits.items())
 
 
 async def observe(
