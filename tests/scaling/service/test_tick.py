@@ -1,5 +1,8 @@
 """The pool thinks: each decision of the live loop, from counters and heartbeats to rows of workers."""
 
+import json
+from typing import Any
+
 import pytest
 from sqlalchemy import text
 
@@ -328,6 +331,32 @@ async def test_every_decision_replays_to_the_byte(database: Database, tasks: int
     for one in stored:
         assert records.replay(one.roster, one.inputs) == one.output
     assert len({one.roster_id for one in stored}) < 4
+
+
+@pytest.mark.parametrize(
+    ("inputs", "output", "pruned"),
+    [
+        ({"provisions": False}, {}, 1),
+        ({"provisions": True}, {}, 0),
+        ({"provisions": False}, {"classes": {"gpu": {"start": 1}}}, 0),
+        ({"provisions": False}, {"agent_weight_adjustments": {"ranking": {}}}, 0),
+        ({"provisions": False}, {"moved_workers": 2}, 0),
+    ],
+)
+async def test_only_a_repetition_that_has_changed_nothing_is_kept_for_a_day(
+    database: Database, inputs: dict[str, Any], output: dict[str, Any], pruned: int
+) -> None:
+    """The same decision may have removed others: workers that came back since."""
+    plain = {"new_workers": [], "moved_workers": 0, "agent_weight_adjustments": {}}
+    await execute(
+        database,
+        "INSERT INTO decisions (decided_at, decision_type, current_workers, target_workers, inputs, output)"
+        " SELECT now() - interval '2 d', 'scale_down', 10, 8, $1::json, $2::json FROM generate_series(1, 2)",
+        json.dumps(inputs),
+        json.dumps({**plain, **output}),
+    )
+    async with database.transaction() as connection:
+        assert await tick.prune(connection, 30) == {"decisions": pruned}
 
 
 async def test_old_decisions_are_forgotten_and_rosters_that_nobody_needs(database: Database) -> None:
