@@ -45,9 +45,9 @@ test-llm: $(LOCAL_MODEL)
 up: $(RUNNABLE)
 	@$(BIN)/convener up
 
-# Three processes for two processors, as tests wait a quarter of their time, each with a PostgreSQL of its own. For a single
-# file call pytest itself.
-TEST_PROCESSES ?= $(shell $(PYTHON) -c 'import os; print(max(2, (os.cpu_count() or 1) * 3 // 2))')
+# One process for each processor, each with a PostgreSQL of its own. More of them take a fifth less time, but then tests run
+# into limits of time now and then. For a single file call pytest itself.
+TEST_PROCESSES ?= logical
 IN_PARALLEL = --numprocesses=$(TEST_PROCESSES) --dist=worksteal
 
 test: $(READY)
