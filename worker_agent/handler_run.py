@@ -189,13 +189,13 @@ class HandlerRun:
             # Reaped under the lock, as the pid may be reused from here on: `_signal` must not hit its next owner.
             _, status, rusage = os.wait4(self.pid, 0)
             self._is_reaped = True
-        exit_code = os.waitstatus_to_exitcode(status)
+        exit_code, wall_seconds = os.waitstatus_to_exitcode(status), time.monotonic() - self._started_at
         self._child.process.returncode = exit_code  # reaped here, so Popen must not try
         self._memory.look_at_group()
         self._child.temporary.close()
         self._post_progress()
         self._is_killed = self._is_killed or self._ended_with_the_worker(exit_code)
-        self._post(handler_end(self._evidence(exit_code, rusage)))
+        self._post(handler_end(self._evidence(exit_code, rusage, wall_seconds)))
 
     def _ended_with_the_worker(self, exit_code: int) -> bool:
         """Whether somebody has sent SIGTERM to all processes of this worker, of which we may hear a moment later."""
@@ -206,8 +206,7 @@ class HandlerRun:
                 return True
         return False
 
-    def _evidence(self, exit_code: int, rusage: resource.struct_rusage) -> Evidence:
-        wall_seconds = time.monotonic() - self._started_at
+    def _evidence(self, exit_code: int, rusage: resource.struct_rusage, wall_seconds: float) -> Evidence:
         return Evidence(
             exit_code=exit_code,
             usage=measure_usage(rusage, wall_seconds, self._messages.peak_memory_mb),

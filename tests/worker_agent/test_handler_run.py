@@ -292,6 +292,22 @@ def test_usage_is_measured() -> None:
     assert 20 < usage.max_memory_mb < 500
 
 
+def test_a_look_whether_its_worker_is_stopped_is_no_time_of_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[float] = []
+
+    def look(_run: HandlerRun, _exit_code: int) -> bool:
+        looked_at.append(time.monotonic())
+        time.sleep(0.5)
+        return False
+
+    monkeypatch.setattr(HandlerRun, "_ended_with_the_worker", look)
+    began_at = time.monotonic()
+    end = start({"do": "kill_self"}).end()
+    assert isinstance(end, ev.HandlerFailed)
+    assert end.usage is not None
+    assert end.usage.wall_seconds <= looked_at[0] - began_at
+
+
 def test_a_missing_function_is_no_fault_of_the_task() -> None:
     error = failure({}, handler=Handler(target="tests.worker_agent.nowhere:act"))
     assert (error.code, error.retryable) == ("handler_unavailable", True)
