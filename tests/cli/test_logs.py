@@ -119,7 +119,7 @@ def test_neither_do_the_lines_of_workers(capsys: pytest.CaptureFixture[str], as_
 
 
 _WRITER = """
-import logging, sys
+import logging, os, sys, time
 from pathlib import Path
 from worker_agent import log_lines
 log_lines.MAX_BYTES = 20_000
@@ -127,6 +127,8 @@ log_lines.set_up_logging("info", as_json=True, file=Path(sys.argv[1]))
 print("on stdout", flush=True)
 for number in range(1000):
     logging.info("%s %d", sys.argv[2], number)
+    if os.fstat(2).st_size > log_lines.MAX_BYTES:
+        time.sleep(0.002)  # the other exchanges the file, and may have lost the processor meanwhile
 raise SystemExit("the end")
 """
 
