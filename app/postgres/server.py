@@ -21,6 +21,7 @@ from app.process_exit import until_exit
 READY_POLL_SECONDS = 0.01
 STATUS_LINE = 7
 MESSAGE_CHARACTERS = 2_000
+REFUSAL = "FATAL:  the database system is "
 KEPT_LOGS = 8
 
 
@@ -140,7 +141,11 @@ class Server:
         logs = [path for path in (self.cluster.directory / "log").glob("*.log") if not path.is_symlink()]
         logs.append(self._start_log)
         latest = max(logs, key=lambda path: path.stat().st_mtime)
-        return latest.read_text(errors="replace").strip()[-MESSAGE_CHARACTERS:]
+        # Not what clients were refused with meanwhile, a hundred times a second: it would hide the reason.
+        lines = [line for line in latest.read_text(errors="replace").splitlines() if REFUSAL not in line]
+        text = "\n".join(lines).strip()
+        end = text[-MESSAGE_CHARACTERS:]
+        return end if end == text else end.partition("\n")[2] or end
 
 
 def clean_up(data: Path, sockets: Path) -> None:

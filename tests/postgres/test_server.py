@@ -157,6 +157,18 @@ async def test_a_failed_start_tells_why(cluster: Cluster) -> None:
         await broken.start()
 
 
+async def test_the_reason_of_a_failed_start_is_not_hidden_by_refusals(cluster: Cluster) -> None:
+    log = cluster.directory / "log" / "postgresql-2999-01-01.log"
+    log.parent.mkdir(exist_ok=True)
+    refusal = "2999-01-01 00:00:00.000 UTC [7] FATAL:  the database system is starting up\n"
+    log.write_text(f"{'chatter ' * 300}\n2999-01-01 PANIC:  could not write\n{refusal * 50}")
+    os.utime(log, (2**33, 2**33))
+    broken = Server(cluster=replace(cluster, settings={"shared_buffers": "plenty"}))
+    with cluster.lock(), pytest.raises(StartFailed) as failure:
+        await broken.start()
+    assert str(failure.value).endswith("did not start: 2999-01-01 PANIC:  could not write")
+
+
 async def test_recovers_from_kill_9_of_the_postmaster(server: Server) -> None:
     await server.start()
     await store_a_row(server)
