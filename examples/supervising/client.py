@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from itertools import count
 from random import Random
 from types import TracebackType
@@ -12,14 +13,21 @@ from urllib.parse import quote
 import httpx
 
 from examples.supervising.task import Json
-from worker_agent.connections.clients import open_client
+from worker_agent.connections.clients import advice, open_client
 from worker_agent.connections.trust import read_trust
+from worker_agent.llm.rate_limit_hints import read_retry_after
 
 Query: TypeAlias = dict[str, str | float]
 
-TRY_AGAIN = frozenset({429, 500, 502, 503, 504})
+TRY_AGAIN = frozenset({408, 429})
+# What has no code comes from something between here and the service, which says nothing of the request. And another one
+# with the same idempotency key, perhaps this very one whose answer was lost, may still be at work.
+TRY_AGAIN_CODES = frozenset({"", "submit_in_flight"})
+TIMEOUT_SECONDS = 30.0
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 5.0
+# A proxy may ask for hours.
+LONGEST_WISH_SECONDS = 60.0
 
 
 class Unreachable(Exception):
@@ -57,7 +65,8 @@ class Convener:
         """`waiting(cause, seconds)` is told of every pause before a call is repeated."""
         headers = {"Authorization": f"Bearer {key}"}
         trust = read_trust(os.environ)
-        self._http = open_client(base_url, trust, headers=headers, timeout=30.0, transport=transport)
+        self._http = open_client(base_url, trust, headers=headers, timeout=TIMEOUT_SECONDS, transport=transport)
+        self._base_url = base_url
         self._give_up_seconds = give_up_seconds
         self._sleep, self._waiting = sleep, waiting
         self._jitter = Random()
@@ -93,23 +102,28 @@ class Convener:
         query: Query = {"goal_id": goal_id, "wait_seconds": wait_seconds}
         if after is not None:
             query["after"] = after
-        answer = self._call("GET", "/events", params=query)
+        answer = self._call("GET", "/events", params=query, wait_seconds=wait_seconds)
         return Page(answer["items"], answer["next"])
 
-    def _call(self, method: str, path: str, *, json: Json | None = None, params: Query | None = None) -> Json:
+    def _call(
+        self, method: str, path: str, *, json: Json | None = None, params: Query | None = None, wait_seconds: float = 0
+    ) -> Json:
         started = time.monotonic()
+        # The service may use up the wait; the usual timeout is for the network.
+        timeout = TIMEOUT_SECONDS + wait_seconds
         for attempt in count():
-            cause, at_least = "no connection", 0.0
+            at_least = 0.0
             try:
-                response = self._http.request(method, path, json=json, params=params)
-            except httpx.TransportError as error:
+                response = self._http.request(method, path, json=json, params=params, timeout=timeout)
+            except httpx.RequestError as error:
                 cause = f"no connection ({type(error).__name__})"
+                hint = advice(error, self._base_url) or str(error)
             else:
-                if response.status_code not in TRY_AGAIN:
-                    return _content(response)
-                cause, at_least = f"HTTP {response.status_code}", _retry_after(response)
+                if (content := _content(response)) is not None:
+                    return content
+                cause, at_least, hint = f"HTTP {response.status_code}", _retry_after(response), _hint(response)
             if time.monotonic() - started > self._give_up_seconds:
-                raise Unreachable(f"{method} {path}: {cause} for {self._give_up_seconds:.0f} s")
+                raise Unreachable(f"{method} {path}: {cause} for {self._give_up_seconds:.0f} s; {hint}")
             self._pause(cause, at_least, attempt)
         raise AssertionError("count() does not end")
 
@@ -121,24 +135,36 @@ class Convener:
         self._sleep(seconds)
 
 
-def _content(response: httpx.Response) -> Json:
-    if response.is_success:
-        content: Json = response.json()
+def _content(response: httpx.Response) -> Json | None:
+    """The answer of the service; None where the same call has to be sent again. Raises Stopped, Refused."""
+    content = _object(response)
+    if content is None or response.is_success:
         return content
-    problem = _problem(response)
-    if problem.get("code") == "goal_stopped":
-        raise Stopped(problem.get("reason") or problem["detail"])
+    code = str(content.get("code", ""))
+    if response.is_server_error or response.status_code in TRY_AGAIN or code in TRY_AGAIN_CODES:
+        return None
+    if code == "goal_stopped":
+        raise Stopped(content.get("reason") or content["detail"])
     raise Refused(f"{response.request.method} {response.request.url.path}: {response.status_code} {response.text}")
 
 
-def _problem(response: httpx.Response) -> Json:
+def _object(response: httpx.Response) -> Json | None:
     try:
-        problem = response.json()
+        content = response.json()
     except ValueError:
-        return {}
-    return problem if isinstance(problem, dict) else {}
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def _retry_after(response: httpx.Response) -> float:
-    value = response.headers.get("Retry-After", "")
-    return float(value) if value.isdecimal() else 0.0
+    seconds = read_retry_after(response.headers.get("Retry-After"), datetime.now(UTC))
+    return min(seconds or 0.0, LONGEST_WISH_SECONDS)
+
+
+def _hint(response: httpx.Response) -> str:
+    """What stands at the address, where it is not the service."""
+    if "code" in (_object(response) or {}):
+        return response.text
+    if response.has_redirect_location:
+        return f"it redirects to {response.headers['Location']}: is that the address of the service?"
+    return f"{response.url} does not answer like Convener; a proxy or another program may stand there"

@@ -49,6 +49,8 @@ class Dispatch:
     def submit(self, orders: Sequence[Order]) -> None:
         if not orders:
             return
+        # From before the first task on: all that the service keeps of other goals would take hours to read.
+        self._cursor = self._cursor or self._service.events(self._goal_id, "now", 0).next
         tasks = {task_id(self._goal_id, order.number): order for order in orders}
         states = self._service.submit([self._body(key, order) for key, order in tasks.items()])
         self._pending |= tasks

@@ -154,6 +154,8 @@ class FakeConvener:
         return {"id": task["id"], "state": self.tasks[task["id"]]["state"], "created": not known}
 
     def news(self, params: httpx.QueryParams) -> httpx.Response:
+        if params.get("after") == "now":
+            return httpx.Response(200, json={"items": [], "next": str(len(self.events))})
         after = int(params.get("after", "0"))
         if after == len(self.events):
             self.work()

@@ -34,7 +34,7 @@ class RateLimitHints:
 def read_hints(headers: Mapping[str, str], now: datetime) -> RateLimitHints:
     """Read the headers of an answer; absent, past and malformed values are left out."""
     return RateLimitHints(
-        retry_after=_milliseconds(headers.get("retry-after-ms")) or _retry_after(headers.get("retry-after"), now),
+        retry_after=_milliseconds(headers.get("retry-after-ms")) or read_retry_after(headers.get("retry-after"), now),
         reset_requests=parse_duration(headers.get("x-ratelimit-reset-requests")),
         reset_tokens=parse_duration(headers.get("x-ratelimit-reset-tokens")),
     )
@@ -61,7 +61,8 @@ def backoff_seconds(refusals: int, hints: RateLimitHints, random_fraction: float
     return hints.min_seconds + jitter if hints.min_seconds else jitter
 
 
-def _retry_after(text: str | None, now: datetime) -> float | None:
+def read_retry_after(text: str | None, now: datetime) -> float | None:
+    """Seconds of a Retry-After (RFC 9110), which may be a number or a date; None where it says nothing of use."""
     seconds = parse_duration(text)
     if seconds is not None or not text:
         return seconds
