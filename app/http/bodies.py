@@ -236,7 +236,8 @@ def _parsed(body: bytes) -> Any:
 
 def validate_value(model: type[Model], value: Any) -> Model:
     """A parsed body as a model. Raises RequestValidationError."""
-    if _has_unknown(model, value):
+    # Fields of what stands in a list say nothing to somebody who was to send an object.
+    if not isinstance(value, list) and _has_unknown(model, value):
         unknown_paths = islice(_unknown_paths(model, value, ("body",)), _MAX_PROBLEMS)
         message = "Extra inputs are not permitted"
         raise RequestValidationError([{"type": "extra_forbidden", "loc": p, "msg": message} for p in unknown_paths])

@@ -46,6 +46,8 @@ PLAIN: Mapping[int, tuple[str, str]] = {
     500: ("internal_error", "Something went wrong here; it has been logged"),
 }
 _RETRY_AFTER_SECONDS = 1
+# What Pydantic says of a body that is no object, or that came as another type than JSON.
+_NO_OBJECT = frozenset({"model_type", "model_attributes_type"})
 _METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")
 
 
@@ -110,7 +112,7 @@ def from_validation(problems: Sequence[Any]) -> Response:
         code, title = PLAIN[400]
         return _render(400, code, title, "The body is not valid JSON: " + _cause(problems[0]))
     fields = [
-        {"path": _path(problem["loc"]), "message": problem["msg"].removeprefix("Value error, ")}
+        {"path": _path(problem["loc"]), "message": _message(problem)}
         for problem in problems[:20]  # a list of thousands of wrong items must not give an answer as long
     ]
     code, title = PLAIN[422]
@@ -199,6 +201,13 @@ def _render(
     problem = {"type": f"/problems#{code}", "title": title, "status": status, "detail": detail, "code": code}
     text = json.dumps({**problem, **(members or {})})
     return Response(text, status_code=status, media_type=MEDIA_TYPE, headers=dict(headers or {}))
+
+
+def _message(problem: Any) -> str:
+    # Where the type is another, the framework takes the body for text.
+    if tuple(problem["loc"]) == ("body",) and problem["type"] in _NO_OBJECT:
+        return "must be a JSON object, sent with the header `Content-Type: application/json`"
+    return str(problem["msg"].removeprefix("Value error, "))
 
 
 def _path(location: Sequence[Any]) -> str:

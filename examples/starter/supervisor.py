@@ -28,6 +28,10 @@ def pursue(service: Convener, goal_id: str) -> dict[str, Any]:
             service.submit(tasks)
             cursor = _wait(service, goal_id, [task["id"] for task in tasks], cursor)
             results = [service.task(task["id"])["result"] or best for task in tasks]
+            if any("quality" not in result for result in results):
+                raise SystemExit(
+                    "other agents than those of this folder run: start `convener up --handlers my_agents` here"
+                )
             best = max([best, *results], key=lambda result: result["quality"])
             decision = service.report(goal_id, {"iteration": iteration, "quality": best["quality"], "tasks": TASKS})
         except Stopped as stop:
@@ -57,5 +61,5 @@ def _wait(service: Convener, goal_id: str, task_ids: list[str], cursor: str) -> 
 if __name__ == "__main__":
     # As the command line does: CONVENER_URL and CONVENER_KEY, else what `convener up` has left on this machine.
     access = find_access(os.environ.get("CONVENER_URL"), ("supervisor.key",))
-    with Convener(access.url, access.key) as convener:
+    with Convener(access.url, access.key, waiting=lambda cause, _: print(f"trying again: {cause}")) as convener:
         print(pursue(convener, sys.argv[1] if len(sys.argv) > 1 else "square-root"))

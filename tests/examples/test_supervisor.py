@@ -241,3 +241,17 @@ def test_supervisors_know_every_event_with_which_a_task_ends() -> None:
 def test_ids_depend_on_goal_and_number_alone() -> None:
     assert task_id("goal", 1) == task_id("goal", 1)
     assert len({task_id(goal, number) for goal in ("g", "h") for number in range(50)}) == 100
+
+
+def test_the_supervisor_of_the_starter_says_that_other_agents_answer() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/tasks/batch":
+            return httpx.Response(201, json={"tasks": []})
+        task = {"state": "completed", "result": {"echo": {"best": 1.0}}}
+        return httpx.Response(200, json={"items": [], "next": "1-1", **task})
+
+    with (
+        Convener("http://fake", "k", transport=httpx.MockTransport(answer)) as service,
+        pytest.raises(SystemExit, match="convener up --handlers my_agents"),
+    ):
+        starter.pursue(service, "goal")

@@ -103,6 +103,27 @@ async def test_a_task_with_a_value_that_is_not_allowed(service: Service, fields:
     is_problem(await service.ask("POST", "/tasks/batch", batch), 422, "invalid_request", f"tasks.1.{field}")
 
 
+@pytest.mark.parametrize("path", ["/tasks", "/tasks/batch", "/goals"])
+@pytest.mark.parametrize(
+    ("body", "media_type"),
+    [
+        ('{"objective": "x"}', "application/x-www-form-urlencoded"),
+        ('[{"agent_type": "generation"}]', "application/json"),
+        ("[]", "application/json"),
+        ('"x"', "application/json"),
+    ],
+)
+@pytest.mark.usefixtures("unchanged")
+async def test_a_body_that_is_no_json_object_says_what_to_send(
+    service: Service, path: str, body: str, media_type: str
+) -> None:
+    answer = await service.ask("POST", path, content=body, headers={"Content-Type": media_type})
+    is_problem(answer, 422, "invalid_request", "body")
+    assert (
+        answer.json()["detail"] == "body: must be a JSON object, sent with the header `Content-Type: application/json`"
+    )
+
+
 @pytest.mark.usefixtures("unchanged")
 async def test_a_batch_must_have_one_to_a_thousand_tasks(service: Service) -> None:
     for tasks in ([], [_general()] * 1001):

@@ -67,6 +67,7 @@ class EventPage(BaseModel):
 
     items: list[EventOut]
     next: str
+    more: bool = Field(description="go on at once: there may be more, even where this page is empty")
     open_writers: list[OpenWriterOut] = Field(
         default=[], description="where the page is empty: the transactions for which later events have to wait"
     )
@@ -137,9 +138,10 @@ async def page(
     reading = _read_until_found(request, services, start, event_filter, limit, wait_seconds)
     # None: the client hung up, and nobody will see this answer.
     result = await (until_disconnect(request, reading) if wait_seconds else reading)
-    items, cursor = result or ([], start)
+    items, cursor, has_more = result or ([], start, True)
     writers = [] if items else await _read_open_writers(services)
-    return EventPage(items=[_event_out(event) for event in items], next=str(cursor), open_writers=writers)
+    events_out = [_event_out(event) for event in items]
+    return EventPage(items=events_out, next=str(cursor), more=has_more, open_writers=writers)
 
 
 async def _read_open_writers(services: Services) -> list[OpenWriterOut]:
@@ -271,8 +273,8 @@ async def _read_until_found(
     event_filter: EventFilter,
     limit: int,
     wait_seconds: float,
-) -> tuple[list[Event], Cursor]:
-    """Read until an event matches, `wait_seconds` have passed, or the key does not permit it any more.
+) -> tuple[list[Event], Cursor, bool]:
+    """Read until an event matches, `wait_seconds` have passed, or the key does not permit it any more; tell of more.
 
     Raises CursorAhead.
     """
@@ -283,12 +285,12 @@ async def _read_until_found(
             page = await follower.read_page(limit)
             items, remaining_seconds = event_filter.select(page), end - clock()
             if items or remaining_seconds <= 0 or services.stopping:
-                return items, follower.cursor
+                return items, follower.cursor, follower.is_behind
             # A page without a match leads on at once where it is not the last.
             if not follower.is_behind:
                 await follower.wait(remaining_seconds)
             if not await _may_continue(request, services, event_filter):
-                return [], follower.cursor
+                return [], follower.cursor, follower.is_behind
 
 
 async def _parse_cursor(services: Services, text: str | None, since: datetime | None) -> Cursor:

@@ -121,6 +121,16 @@ async def test_events_of_one_goal(service: Service) -> None:
     assert [event["task_id"] for event in found["items"]] == [again]
 
 
+async def test_an_empty_page_tells_whether_there_is_more(service: Service) -> None:
+    for _ in range(3):
+        await service.submitted(goal_id="yours")
+    await service.submitted(goal_id="mine")
+    pages = [await service.get("/events", goal_id="mine", limit=2)]
+    while pages[-1]["more"]:
+        pages.append(await service.get("/events", goal_id="mine", limit=2, after=pages[-1]["next"]))
+    assert [len(page["items"]) for page in pages] == [0, 1, 0]
+
+
 async def _follower(service: Service, monkeypatch: pytest.MonkeyPatch, **query: Any) -> "asyncio.Task[Any]":
     """A long poll that has begun to wait, and that only a ring can wake."""
     monkeypatch.setattr(event_stream, "_POLL_SECONDS", 600.0)
