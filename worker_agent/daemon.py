@@ -17,8 +17,8 @@ from worker_agent.call_runner import CallRunner
 from worker_agent.child_process import ResourceLimits, start_child
 from worker_agent.confinement import Confinement, Method
 from worker_agent.connections.trust import SYSTEM_TRUST, Trust
+from worker_agent.failures import MAX_POSTPONEMENT_SECONDS
 from worker_agent.gpus import GpuKeeper
-from worker_agent.handler_messages import MAX_POSTPONEMENT_SECONDS
 from worker_agent.handler_run import HandlerRun
 from worker_agent.handlers import Handler
 from worker_agent.heartbeat import DaemonStatus, HeartbeatSender

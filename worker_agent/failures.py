@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
+# The longest delay that the control plane accepts.
+MAX_POSTPONEMENT_SECONDS = 3600.0
+
 
 class Failure(Exception):
     """A failure with a code that people and programs can act on."""
@@ -10,7 +15,7 @@ class Failure(Exception):
 
     def __init__(self, code: str, message: str = "", **detail: object) -> None:
         super().__init__(message or code)
-        self.code = code
+        self.code = str(code)
         self.detail = detail
 
 
@@ -28,6 +33,9 @@ class Postponed(Exception):
     """The work cannot be done now: the task is released, costs no attempt, and may be leased again after `seconds`."""
 
     def __init__(self, seconds: float, reason: str = "postponed by its handler") -> None:
+        """A moment that is past is due at once. Raises ValueError for what is no number of seconds."""
         super().__init__(reason)
-        self.seconds = seconds
-        self.reason = reason
+        if math.isnan(seconds):
+            raise ValueError("Postponed takes a number of seconds, not nan")
+        self.seconds = min(max(0.0, float(seconds)), MAX_POSTPONEMENT_SECONDS)
+        self.reason = str(reason)

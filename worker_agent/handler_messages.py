@@ -5,11 +5,10 @@ import math
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from worker_agent.failures import MAX_POSTPONEMENT_SECONDS
 from worker_agent.task import MAX_METRIC_VALUE, is_metric_name
 from worker_agent.wire import JsonObject, Postponement, Progress, TaskError
 
-# The longest delay that the control plane accepts.
-MAX_POSTPONEMENT_SECONDS = 3600.0
 # The most memory that it believes.
 MAX_MEMORY_MB = 1e9
 

@@ -112,8 +112,13 @@ def transient(_: Task) -> Json:
     raise Transient("gateway_busy", "later")
 
 
-def postponed(_: Task) -> Json:
-    raise Postponed(7.5, "the model has no room")
+def postponed(task: Task) -> Json:
+    # JSON has no infinity.
+    raise Postponed(float(task.payload.get("seconds", 7.5)), "the model has no room")
+
+
+def coded_by_an_error(_: Task) -> Json:
+    raise Permanent(ValueError("no such planet"))  # type: ignore[arg-type]  # what people write
 
 
 def bug(_: Task) -> Json:
@@ -205,6 +210,7 @@ BEHAVIORS: dict[str, Callable[[Task], Any]] = {
         unstorable,
         transient,
         postponed,
+        coded_by_an_error,
         bug,
         gulp,
         spin,

@@ -63,6 +63,19 @@ def test_a_task_that_is_handed_back_for_later_has_not_failed() -> None:
     assert (end.postponement.seconds, end.postponement.reason) == (7.5, "the model has no room")
 
 
+@pytest.mark.parametrize(("seconds", "until"), [("-5", 0.0), ("inf", 3600.0)])
+def test_a_task_is_handed_back_until_a_moment_that_is_past_or_never_comes(seconds: str, until: float) -> None:
+    end = start({"do": "postponed", "seconds": seconds}).end()
+    assert isinstance(end, ev.HandlerPostponed)
+    assert end.postponement.seconds == until
+
+
+def test_a_failure_whose_code_is_an_error_is_still_permanent() -> None:
+    end = start({"do": "coded_by_an_error"}).end()
+    assert isinstance(end, ev.HandlerFailed)
+    assert (end.error.code, end.error.retryable) == ("no such planet", False)
+
+
 def test_a_handler_that_nobody_can_watch_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[ChildProcess] = []
     files = Path("/proc/self/fd")
