@@ -16,6 +16,7 @@ from app.terminal.connection import OPERATOR_KEY, Access, find_access
 from app.terminal.failures import ExitCode, Failure, failure_of_value
 from app.terminal.output import note
 from worker_agent.connections.clients import advice, open_client
+from worker_agent.llm.rate_limit_hints import read_retry_after
 from worker_agent.tracing.context import read_traceparent
 
 Url = Annotated[
@@ -256,9 +257,10 @@ def _time_of(response: httpx.Response) -> datetime:
     local_time = datetime.now(UTC)
     try:
         service_time = parsedate_to_datetime(response.headers.get("date", ""))
-    except ValueError:
+        are_apart = abs((service_time - local_time).total_seconds()) > _CLOCKS_APART_SECONDS
+    except (TypeError, ValueError):  # a proxy may leave the time zone out
         return local_time
-    return service_time if abs((service_time - local_time).total_seconds()) > _CLOCKS_APART_SECONDS else local_time
+    return service_time if are_apart else local_time
 
 
 def _refusal(response: httpx.Response) -> Failure:
@@ -288,8 +290,5 @@ def _not_convener(response: httpx.Response) -> Failure:
 
 
 def _retry_after(response: httpx.Response) -> float:
-    try:
-        seconds = float(response.headers.get("retry-after", 1))
-    except ValueError:  # a proxy may send a date here
-        seconds = 1.0
-    return min(max(seconds, 0.1), _LONGEST_PAUSE_SECONDS)
+    seconds = read_retry_after(response.headers.get("retry-after"), datetime.now(UTC))
+    return min(max(seconds or 1.0, 0.1), _LONGEST_PAUSE_SECONDS)

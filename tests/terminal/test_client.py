@@ -67,6 +67,14 @@ def test_waits_as_long_as_it_is_told_to(pauses: list[float]) -> None:
     assert pauses == [3.0, 1.0]
 
 
+@pytest.mark.parametrize(("value", "seconds"), [("Fri, 01 Jan 2100 00:00:05 GMT", 10.0), ("nan", 1.0), ("-3", 1.0)])
+def test_waits_for_a_moment_and_not_for_nonsense(pauses: list[float], value: str, seconds: float) -> None:
+    busy = httpx.Response(429, headers={"Retry-After": value}, json={"code": "queue_full"})
+    with client(one_by_one(busy, httpx.Response(200, json={}))) as live_service:
+        live_service.get("/status")
+    assert pauses == [seconds]
+
+
 def test_gives_up_in_the_end(pauses: list[float]) -> None:
     away = {"title": "The database does not answer", "code": "database_unavailable", "status": 503, "detail": "x"}
     with client(lambda _: httpx.Response(503, json=away)) as live_service, pytest.raises(Refusal) as refused:
@@ -166,6 +174,13 @@ def test_where_the_clocks_are_apart_that_of_the_service_counts() -> None:
     ) as live_service:
         live_service.get("/status")
         assert live_service.now.isoformat() == "2030-01-01T00:00:05+00:00"
+
+
+@pytest.mark.parametrize("date", ["Fri, 01 Jan 2100 00:00:05", "Fri, 01 Jan 2100 00:00:05 -0000", "now"])
+def test_a_date_without_a_zone_is_no_time_of_the_service(date: str) -> None:
+    with client(lambda _: httpx.Response(200, json={}, headers={"Date": date})) as live_service:
+        live_service.get("/status")
+    assert live_service.now.year != 2100
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:8765", "https://far.test", "unix:/run/api.sock"])
