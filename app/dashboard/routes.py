@@ -71,7 +71,8 @@ def add_page(path: str, view: View, method: str = "GET") -> None:
 
 
 def _to_login(request: Request) -> Response:
-    if request.method != "GET":
+    # What a page asks for by itself would be answered with the login form, which it would show in its midst.
+    if request.method != "GET" or "hx-request" in request.headers:
         return _closed_page(Unauthenticated("the session has ended: log in again, then repeat it"))
     back = here(request)
     query = f"?{urlencode({'back': back})}" if back != HOME else ""

@@ -41,3 +41,9 @@ async def overflow(page: Page) -> int:
     """Pixels by which the page is wider than its window."""
     width = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
     return int(await page.evaluate(width))
+
+
+async def hide(page: Page, is_hidden: bool) -> None:
+    """Put another tab in front of the page, or take it away."""
+    script = "hidden => { Object.defineProperty(document, 'hidden', { value: hidden, configurable: true });"
+    await page.evaluate(script + " document.dispatchEvent(new Event('visibilitychange')); }", is_hidden)

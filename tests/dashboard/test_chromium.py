@@ -1,28 +1,21 @@
 """The pages in a real browser: in both themes and on a phone, live, without scripts, and for those who hear them."""
 
 import re
-from collections.abc import AsyncIterator
 
 import pytest
-from playwright.async_api import Page, expect
+from playwright.async_api import expect
 
 from app.db.database import Database
 from app.kernel.access import Role
-from tests.dashboard.chromium import Theme, faults, log_in, opened, overflow
+from tests.dashboard.chromium import Theme, faults, hide, log_in, opened, overflow
 from tests.support.permit_calls import permit_body
 from tests.support.pools import decided
 from tests.support.service import Service
 from tests.support.sql import until
-from tests.support.streams import Port, on_a_port
+from tests.support.streams import Port
 
 pytestmark = pytest.mark.slow
 _MILLISECONDS = 30_000
-
-
-@pytest.fixture
-async def port(database: Database) -> AsyncIterator[Port]:
-    async with on_a_port(database) as port:
-        yield port
 
 
 async def _fill(service: Service, database: Database) -> list[str]:
@@ -106,21 +99,15 @@ async def test_nobody_is_told_of_changes_while_the_page_is_hidden(port: Port) ->
     async with opened(f"http://127.0.0.1:{port.number}") as page:
         await log_in(page, port.service.keys[Role.READER])
         await until(lambda: _listens(port, True))
-        await _hide(page, True)
+        await hide(page, True)
         await until(lambda: _listens(port, False))
-        await _hide(page, False)
+        await hide(page, False)
         await until(lambda: _listens(port, True))
 
 
 async def _listens(port: Port, is_there: bool) -> bool:
     listeners = port.service.app.state.services.database.announcer._listeners
     return any("Feed._hear" in getattr(listener, "__qualname__", "") for listener in listeners) == is_there
-
-
-async def _hide(page: Page, is_hidden: bool) -> None:
-    # As when another tab is in front.
-    script = "hidden => { Object.defineProperty(document, 'hidden', { value: hidden, configurable: true });"
-    await page.evaluate(script + " document.dispatchEvent(new Event('visibilitychange')); }", is_hidden)
 
 
 async def test_pages_are_read_and_used_without_scripts(port: Port) -> None:
@@ -146,8 +133,8 @@ async def test_what_is_shown_is_said_to_be_old_once_the_service_is_silent_or_the
         await expect(line).to_contain_text("the service has not been heard", timeout=_MILLISECONDS)
         await expect(line).to_be_hidden(timeout=_MILLISECONDS)
         await page.context.clear_cookies()
-        await _hide(page, True)
-        await _hide(page, False)
+        await hide(page, True)
+        await hide(page, False)
         await expect(line).to_contain_text("or the session has ended", timeout=_MILLISECONDS)
         await line.locator("a").click()
         await page.wait_for_url("**/dashboard/login**")

@@ -2,6 +2,8 @@
 "use strict";
 (() => {
   const SILENCE = 15000; // milliseconds, three times as long as between two signs of life
+  const SHORTEST_REST = 1000; // milliseconds before what has failed is tried again; doubled each time
+  const LONGEST_REST = 64000;
   const sources = new Set();
   // The service says every few seconds that it is there, beside what has changed.
   let heardAt = Date.now();
@@ -12,9 +14,15 @@
   };
   htmx.createEventSource = (url) => {
     const source = new EventSource(url);
+    // A page that is opened behind another is connected once it is in front.
+    if (document.hidden) source.close();
     source.addEventListener("alive", hear);
     // Closed by an answer that is no stream: the session is over, or a proxy answers for the service.
-    source.addEventListener("error", () => { if (source.readyState === EventSource.CLOSED) tellAge(true); });
+    source.addEventListener("error", () => {
+      if (source.readyState !== EventSource.CLOSED) return;
+      sources.delete(source);
+      tellAge(true);
+    });
     sources.add(source);
     return source;
   };
@@ -58,6 +66,7 @@
     if (document.hidden) {
       for (const source of sources) source.close();
       sources.clear();
+      for (const wait of waits()) htmx.trigger(wait, "htmx:abort");
       return;
     }
     wokeAt = Date.now();
@@ -66,7 +75,26 @@
       if (isBusy(live)) asleep.add(live);
       else connectAnew(live);
     }
+    for (const wait of waits()) htmx.trigger(wait, "again");
   });
+
+  // Output that is waited for: only while somebody looks, as a browser has six connections to a service in all.
+  const waits = () => document.querySelectorAll("[hx-get]");
+  let rest = SHORTEST_REST;
+  document.addEventListener("htmx:beforeRequest", (event) => { if (document.hidden) event.preventDefault(); });
+  document.addEventListener("htmx:afterRequest", (event) => {
+    if (!event.detail.successful) return;
+    rest = SHORTEST_REST;
+    hear();
+  });
+  const tryAgain = (event) => {
+    tellAge(true);
+    setTimeout(() => { if (event.target.isConnected) htmx.trigger(event.target, "again"); }, rest);
+    rest = Math.min(2 * rest, LONGEST_REST);
+  };
+  for (const failure of ["sendError", "responseError", "timeout"]) {
+    document.addEventListener("htmx:" + failure, tryAgain);
+  }
 
   document.addEventListener("htmx:sseBeforeMessage", (event) => {
     hear();
@@ -131,13 +159,14 @@
   // Says that what is shown is old, rather than let it pass for the present state.
   const tellAge = (isOld) => {
     const line = document.getElementById("stale");
-    if (!line.hidden === isOld || !document.querySelector("[data-live]")) return;
+    if (!line.hidden === isOld || !document.querySelector("[data-live], [hx-get]")) return;
     line.querySelector("time").textContent = format.format(new Date(heardAt));
     line.hidden = !isOld;
   };
   const count = () => {
     if (document.hidden) return;
-    if (!asleep.size && Date.now() - Math.max(heardAt, wokeAt) > SILENCE) tellAge(true);
+    const isSilent = Date.now() - Math.max(heardAt, wokeAt) > SILENCE;
+    if (isSilent && !asleep.size && document.querySelector("[data-live]")) tellAge(true);
     const now = Date.now() + ahead;
     for (const age of document.querySelectorAll(".age")) {
       const { since, until } = age.dataset;

@@ -1,0 +1,176 @@
+"""Pages that stay open: while nobody looks, over sleep and silence, failures, and the end of a session."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from playwright.async_api import Page, Request, Route, expect
+
+from app.kernel.access import Role
+from tests.dashboard.chromium import hide, log_in, opened
+from tests.support.service import Worker
+from tests.support.streams import Port
+
+pytestmark = pytest.mark.slow
+expect.set_options(timeout=30_000)
+# In place of the streams of the service: what comes, and when, is up to the test.
+_SOURCES = """window.sources = [];
+window.EventSource = class extends EventTarget {
+    static CLOSED = 2;
+    readyState = 1;
+    constructor(url) { super(); window.sources.push(this); }
+    close() { this.readyState = 2; }
+};"""
+_HOUR = 3_600_000
+
+
+@asynccontextmanager
+async def _first_page(port: Port) -> AsyncIterator[Page]:
+    """The first page with a clock and a stream of the test's own."""
+    async with opened(f"http://127.0.0.1:{port.number}") as page:
+        await page.clock.install()
+        await page.add_init_script(_SOURCES)
+        await log_in(page, port.service.keys[Role.OPERATOR])
+        yield page
+
+
+async def _tell(page: Page, region: str, text: str) -> None:
+    script = "([region, text]) => sources.at(-1).dispatchEvent(new MessageEvent(region, { data: text }))"
+    await page.evaluate(script, [region, text])
+
+
+async def _open_streams(page: Page) -> int:
+    return int(await page.evaluate("sources.filter((source) => source.readyState === 1).length"))
+
+
+async def test_a_page_that_wakes_is_not_said_to_be_old_before_it_has_listened(port: Port) -> None:
+    async with _first_page(port) as page:
+        line = page.locator("#stale")
+        await hide(page, True)
+        assert await _open_streams(page) == 0
+        await page.clock.fast_forward(_HOUR)
+        await hide(page, False)
+        await page.clock.run_for(10_000)
+        await expect(line).to_be_hidden()
+        await page.clock.run_for(10_000)
+        await expect(line).to_contain_text("the service has not been heard")
+
+
+async def test_whatever_comes_is_a_sign_of_life(port: Port) -> None:
+    async with _first_page(port) as page:
+        line = page.locator("#stale")
+        for seconds, is_told in ((10, True), (10, True), (10, False), (10, False)):
+            await expect(line).to_be_hidden()
+            await page.clock.run_for(1000 * seconds)
+            if is_told:
+                await _tell(page, "verdict", "well")
+        await expect(line).to_be_visible()
+        await _tell(page, "verdict", "well again")
+        await expect(page.locator("#verdict")).to_have_text("well again")
+        await expect(line).to_be_hidden()
+
+
+async def test_sleep_takes_away_no_form_that_is_filled_in(port: Port) -> None:
+    async with _first_page(port) as page:
+        row = page.locator("#agents tr", has_text="evolution")
+        await row.locator("summary").click()
+        await row.locator("input[name=reason]").fill("half a sent")
+        streams = await page.evaluate("sources.length")
+        await hide(page, True)
+        await page.clock.fast_forward(_HOUR)
+        await hide(page, False)
+        await page.clock.run_for(20_000)
+        await expect(row.locator("input[name=reason]")).to_have_value("half a sent")
+        await expect(page.locator("#stale")).to_be_hidden()
+        assert await page.evaluate("sources.length") == streams
+        await row.locator("summary").click()
+        await page.clock.run_for(1000)
+        # All of it is told anew on a connection of its own, and what comes is shown.
+        assert await page.evaluate("sources.length") == streams + 1
+        await _tell(page, "agents", "all of them")
+        await expect(page.locator("#agents")).to_have_text("all of them")
+
+
+async def test_a_page_that_opens_behind_another_listens_once_it_is_in_front(port: Port) -> None:
+    async with _first_page(port) as page:
+        await page.add_init_script("Object.defineProperty(document, 'hidden', { value: true, configurable: true })")
+        await page.goto("/dashboard/workers")
+        assert await _open_streams(page) == 0
+        await hide(page, False)
+        assert await _open_streams(page) == 1
+
+
+async def _running(port: Port) -> tuple[Worker, str, int]:
+    """A worker, the task that it runs, and the token of the lease."""
+    task_id = await port.service.submitted()
+    worker = await port.service.worker()
+    return worker, task_id, (await worker.lease())["token"]
+
+
+async def _write(worker: Worker, task_id: str, token: int, text: str, start: int = 0) -> None:
+    piece = {"stream": "stdout", "start": start, "text": text}
+    answer = await worker.ask(f"/leases/{task_id}/logs", {"token": token, "pieces": [piece]})
+    assert answer.status_code == 204, answer.text
+
+
+async def test_output_is_not_waited_for_while_nobody_looks(port: Port) -> None:
+    """A browser has six connections to a service: six tasks in the background would keep all other pages out."""
+    worker, task_id, token = await _running(port)
+    asked: list[Request] = []
+    ended: list[Request] = []
+    async with opened(f"http://127.0.0.1:{port.number}") as page:
+        await log_in(page, port.service.keys[Role.READER])
+        await page.add_init_script("Object.defineProperty(document, 'hidden', { value: true, configurable: true })")
+        page.on("request", lambda request: asked.append(request) if "/output" in request.url else None)
+        page.on("requestfailed", lambda request: ended.append(request) if "/output" in request.url else None)
+        await page.goto(f"/dashboard/tasks/{task_id}")
+        await hide(page, True)
+        assert not asked
+        async with page.expect_request("**/output?*"):
+            await hide(page, False)
+        async with page.expect_event("requestfailed"):
+            await hide(page, True)
+        assert (len(asked), len(ended)) == (1, 1)
+        await _write(worker, task_id, token, "meanwhile")
+        await hide(page, False)
+        await expect(page.locator("#output")).to_contain_text("meanwhile")
+        await expect(page.locator("#stale")).to_be_hidden()
+
+
+async def test_output_goes_on_after_a_failure_and_is_said_to_be_old_meanwhile(port: Port) -> None:
+    worker, task_id, token = await _running(port)
+    failures = 0
+
+    async def fail(route: Route) -> None:
+        nonlocal failures
+        failures += 1
+        # As while the service starts anew, and as a proxy answers meanwhile.
+        await (route.abort("connectionrefused") if failures == 1 else route.fulfill(status=502, body="<h1>no</h1>"))
+
+    async with opened(f"http://127.0.0.1:{port.number}") as page:
+        await log_in(page, port.service.keys[Role.READER])
+        await page.clock.install()
+        await page.route("**/output?*", fail, times=2)
+        await page.goto(f"/dashboard/tasks/{task_id}")
+        await expect(page.locator("#stale")).to_contain_text("the service has not been heard")
+        await page.clock.run_for(10_000)
+        await expect(page.locator("#stale")).to_be_visible()
+        await _write(worker, task_id, token, "after all")
+        await page.clock.run_for(60_000)
+        await expect(page.locator("#output")).to_contain_text("after all")
+        await expect(page.locator("#stale")).to_be_hidden()
+        assert failures == 2
+
+
+async def test_the_end_of_a_session_is_no_output(port: Port) -> None:
+    worker, task_id, token = await _running(port)
+    async with opened(f"http://127.0.0.1:{port.number}") as page:
+        await log_in(page, port.service.keys[Role.READER])
+        async with page.expect_request("**/output?*"):
+            await page.goto(f"/dashboard/tasks/{task_id}")
+        await page.context.clear_cookies()
+        await _write(worker, task_id, token, "the last that was seen")
+        await expect(page.locator("#output")).to_contain_text("the last that was seen")
+        await expect(page.locator("#stale")).to_contain_text("or the session has ended")
+        await expect(page.locator("#output input")).to_have_count(0)
+        await expect(page.locator("#output")).to_contain_text("the last that was seen")
