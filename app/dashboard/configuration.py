@@ -39,12 +39,12 @@ async def show(viewer: Viewer) -> Response:
 
 async def preview(viewer: Viewer) -> Response:
     """The difference that the form makes, and the decision that would have come of it; changes nothing."""
-    fields = await read_viewers_form(viewer)
+    fields = _typed(await read_viewers_form(viewer))
     config = await viewer.api.ask("GET", "/config")
-    patch = _patch(config.value, fields)
-    if not patch:
-        return await _form(viewer, {"sentence": "Nothing differs from what is in force."})
     try:
+        patch = _patch(config.value, fields)
+        if not patch:
+            return await _form(viewer, {"sentence": "Nothing differs from what is in force."})
         changed = await viewer.api.ask("PATCH", "/config", query={"dry_run": True}, body=patch, if_match=config.etag)
     except Refused as refusal:
         return await _form(viewer, {"refusal": refusal, "typed": fields}, refusal.status)
@@ -94,13 +94,30 @@ async def _form(viewer: Viewer, values: Mapping[str, Any], status: int = 200) ->
     history = await viewer.api.get("/config/history", limit=20)
     typed = values.get("typed", {})
     groups = {name: list(_settings(name, config[name], _SCHEMA["properties"][name], typed)) for name in _sections()}
+    in_force = {setting.path: setting.value for setting in _all_settings(config)}
     shown = {"config": config, "groups": groups, "history": history["items"], "modes": list(Mode)}
+    shown |= {"in_force": json.dumps(in_force)}
     return page(viewer, "config.html", {"sentence": "", "refusal": None} | shown | dict(values), status=status)
+
+
+def _typed(fields: Mapping[str, str]) -> dict[str, str]:
+    """The values that somebody has changed in the form: the others may have been changed elsewhere since it was shown."""
+    try:
+        shown = json.loads(fields.get("in_force", ""))
+    except (ValueError, RecursionError):
+        shown = None
+    former = shown if isinstance(shown, dict) else {}
+    return {path: text for path, text in fields.items() if former.get(path) != (text.strip() or "null")}
 
 
 def _sections() -> list[str]:
     """Those with settings of a fixed name; namespaces have names that people choose."""
     return [name for name in _SCHEMA["properties"] if name != "namespaces"]
+
+
+def _all_settings(config: Mapping[str, Any]) -> Iterator[Setting]:
+    for name in _sections():
+        yield from _settings(name, config[name], _SCHEMA["properties"][name], {})
 
 
 def _settings(path: str, section: Mapping[str, Any], schema: Any, typed: Mapping[str, str]) -> Iterator[Setting]:
@@ -130,15 +147,14 @@ def _resolved(schema: Any) -> Any:
 def _patch(config: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
     """The merge patch with the values that the form has otherwise. Raises Refused."""
     patch: dict[str, Any] = {}
-    for name in _sections():
-        for setting in _settings(name, config[name], _SCHEMA["properties"][name], {}):
-            text = fields.get(setting.path, setting.value).strip() or "null"
-            try:
-                value, former = json.loads(text), json.loads(setting.value)
-            except (ValueError, RecursionError):
-                raise Refused(422, {"detail": f"{setting.path}: {text[:50]} is no number"}) from None
-            if value != former or isinstance(value, bool) != isinstance(former, bool):
-                _put(patch, setting.path.split("."), value)
+    for setting in _all_settings(config):
+        text = fields.get(setting.path, setting.value).strip() or "null"
+        try:
+            value, former = json.loads(text), json.loads(setting.value)
+        except (ValueError, RecursionError):
+            raise Refused(422, {"detail": f"{setting.path}: {text[:50]} is no number"}) from None
+        if value != former or isinstance(value, bool) != isinstance(former, bool):
+            _put(patch, setting.path.split("."), value)
     return patch
 
 

@@ -5,6 +5,7 @@ import contextlib
 import re
 from collections.abc import AsyncIterator
 from datetime import datetime
+from html import unescape
 from typing import Any
 
 from starlette.requests import Request
@@ -107,6 +108,30 @@ async def test_a_change_of_the_configuration_is_shown_before_it_is_made(service:
         assert await _max_workers(service) == former
         entry = (await service.get("/audit", action="config.rollback"))["items"][0]
         assert entry["reason"] == "no use"
+
+
+async def test_a_form_of_the_configuration_changes_what_was_typed_in_it_alone(service: Service) -> None:
+    async with browser(service, Role.OPERATOR) as operator:
+        page = await operator.page("/dashboard/config")
+        in_force = re.search(r'name="in_force" value="([^"]*)"', page)
+        assert in_force
+        values = await _values(operator) | {"in_force": unescape(in_force[1]), "worker_pool.max_workers": "77"}
+        # Somebody else is quicker with another value.
+        await service.ask("PATCH", "/config", {"worker_pool": {"min_workers": 3}}, headers={"If-Match": '"1"'})
+        shown = await operator.send("/dashboard/config", of="/dashboard/config", **values)
+        patch = re.search(r'name="patch" value="([^"]*)"', shown.text)
+        assert patch
+        assert unescape(patch[1]) == '{"worker_pool": {"max_workers": 77}}'
+        # What is no number is said beside all that was typed, and what is in force now.
+        wrong = values | {"worker_pool.wait_target_seconds": "soon"}
+        refused = await operator.send("/dashboard/config", of="/dashboard/config", **wrong)
+        assert refused.status_code == 422
+        assert "soon is no number" in refused.text
+        for name, value in (("max_workers", "77"), ("wait_target_seconds", "soon"), ("min_workers", "3")):
+            assert f'name="worker_pool.{name}" value="{value}"' in refused.text
+        for nonsense in ("", "[" * 5000, "[1]", '{"worker_pool.max_workers": [2]}'):
+            answer = await operator.send("/dashboard/config", of="/dashboard/config", **values | {"in_force": nonsense})
+            assert answer.status_code == 200
 
 
 async def test_readers_see_the_configuration_and_cannot_change_it(service: Service) -> None:
