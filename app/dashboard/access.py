@@ -23,6 +23,8 @@ HOME = "/dashboard"
 LOGIN = f"{HOME}/login"
 _FORM_BYTES = 64 << 10
 _MAX_FIELDS = 200
+# Fields that forms of our pages have with them, which nobody fills in.
+_HIDDEN = frozenset({"csrf", "back", "once", "request_id", "in_force", "patch", "version"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,9 +76,17 @@ async def read_form(request: Request, max_bytes: int = _FORM_BYTES) -> Mapping[s
     with request.app.state.uploads.of(uploader(request, None)) as upload:
         body: bytes = await upload.read(request, max_bytes)
     try:
-        return dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=_MAX_FIELDS))
+        fields = dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=_MAX_FIELDS))
     except ValueError:
         raise Forbidden("the form cannot be read") from None
+    request.state.form = fields
+    return fields
+
+
+def typed_fields(request: Request) -> dict[str, str]:
+    """What somebody has filled in of the form that was sent, as far as it was read."""
+    fields: Mapping[str, str] = getattr(request.state, "form", {})
+    return {name: text for name, text in fields.items() if text.strip() and name not in _HIDDEN}
 
 
 async def read_viewers_form(viewer: Viewer, max_bytes: int = _FORM_BYTES) -> Mapping[str, str]:

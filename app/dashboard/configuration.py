@@ -101,7 +101,7 @@ async def _form(viewer: Viewer, values: Mapping[str, Any], status: int = 200) ->
 
 
 def _typed(fields: Mapping[str, str]) -> dict[str, str]:
-    """The values that somebody has changed in the form: the others may have been changed elsewhere since it was shown."""
+    """The values that somebody has changed in the form; others may have been changed elsewhere since it was shown."""
     try:
         shown = json.loads(fields.get("in_force", ""))
     except (ValueError, RecursionError):

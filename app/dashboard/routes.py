@@ -1,7 +1,8 @@
 """Addresses of the pages, the session that each needs, and what is shown where it is refused."""
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from urllib.parse import urlencode
 
 from starlette.exceptions import HTTPException
@@ -26,6 +27,7 @@ from app.dashboard.access import (
     offer_login,
     read_form,
     read_viewers_form,
+    typed_fields,
     viewer_of,
 )
 from app.dashboard.actions import ACTIONS, filled
@@ -53,34 +55,43 @@ def add_page(path: str, view: View, method: str = "GET") -> None:
         try:
             viewer = await viewer_of(request)
         except Unauthenticated:
-            return _to_login(request)
+            return await _to_login(request)
         except ConvenerError as error:
             return _closed_page(error)
         try:
             return await view(viewer)
         except Refused as refusal:
-            return page(viewer, "refused.html", {"refusal": refusal}, status=refusal.status)
+            return _refused_page(viewer, refusal)
         except ConvenerError as error:
-            status = status_of(type(error))
-            problem = Refused(status, {"detail": error.detail, "title": error.title(), "code": error.code})
-            return page(viewer, "refused.html", {"refusal": problem}, status=status)
+            problem = {"detail": error.detail, "title": error.title(), "code": error.code}
+            return _refused_page(viewer, Refused(status_of(type(error)), problem))
         except ClientDisconnect:
             return Response(status_code=400)
 
     router.add_api_route(path, endpoint, methods=[method], response_class=Response, include_in_schema=False)
 
 
-def _to_login(request: Request) -> Response:
+async def _to_login(request: Request) -> Response:
     # What a page asks for by itself would be answered with the login form, which it would show in its midst.
     if request.method != "GET" or "hx-request" in request.headers:
-        return _closed_page(Unauthenticated("the session has ended: log in again, then repeat it"))
+        if request.method == "POST":
+            with suppress(ConvenerError, ClientDisconnect):
+                await read_form(request)
+        error = Unauthenticated("the session has ended: log in again, then repeat it")
+        return _closed_page(error, typed_fields(request))
     back = here(request)
     query = f"?{urlencode({'back': back})}" if back != HOME else ""
     return Response(status_code=303, headers={"Location": f"{LOGIN}{query}"})
 
 
-def _closed_page(error: ConvenerError) -> Response:
-    return open_page("closed.html", {"sentence": error.detail}, status=status_of(type(error)))
+def _closed_page(error: ConvenerError, typed: Mapping[str, str] | None = None) -> Response:
+    return open_page("closed.html", {"sentence": error.detail, "typed": typed}, status=status_of(type(error)))
+
+
+def _refused_page(viewer: Viewer, refusal: Refused) -> Response:
+    back = _local(getattr(viewer.request.state, "form", {}).get("back"))
+    values = {"refusal": refusal, "typed": typed_fields(viewer.request), "back": back}
+    return page(viewer, "refused.html", values, status=refusal.status)
 
 
 @router.get("/", response_class=Response)

@@ -92,6 +92,29 @@ async def test_forms_without_the_word_of_their_page_change_nothing(service: Serv
         assert len(await fetch(database, "SELECT FROM pauses")) == 1
 
 
+async def test_what_was_typed_is_not_lost_with_the_session_or_at_a_refusal(service: Service) -> None:
+    task_id = await service.submitted()
+    typed = {"payload": '{"typed": "for an <hour>"}', "labels": "{}", "agent_type": "ranking"}
+    async with browser(service, Role.OPERATOR) as somebody:
+        path, word = f"/dashboard/tasks/{task_id}/submit", await somebody.word()
+        refused = await somebody.send("/dashboard/do/set-model", model="argo:x", window_seconds="soon", version="0")
+        assert refused.status_code == 422
+        assert ">soon</pre>" in refused.text
+        stale = await somebody.client.post(path, data=typed | {"csrf": "of a former session"})
+        assert stale.status_code == 403
+        somebody.client.cookies.clear()
+        ended = await somebody.client.post(path, data=typed | {"csrf": word})
+        assert ended.status_code == 401
+        for answer in (stale, ended):
+            assert "&#34;for an &lt;hour&gt;&#34;}</pre>" in answer.text
+            assert word not in answer.text.partition("<main")[2]
+        # Another site has no say in what our pages show.
+        for headers in ({"Origin": "http://elsewhere"}, {"Sec-Fetch-Site": "cross-site"}):
+            foreign = await somebody.client.post(path, data=typed, headers=headers)
+            assert foreign.status_code == 401
+            assert "typed" not in foreign.text
+
+
 async def test_a_session_ends_when_its_holder_leaves(service: Service, database: Database) -> None:
     async with browser(service, Role.READER) as somebody:
         session = somebody.client.cookies[_NAME]
