@@ -25,13 +25,12 @@ async def show(viewer: Viewer) -> Response:
     models, permits, budgets, now = await asyncio.gather(
         viewer.api.get("/llm/models", after=query.get("after"), limit=_LIMIT),
         viewer.api.get("/llm/permits", limit=_SHOWN_PERMITS),
-        viewer.api.get("/llm/budgets", limit=_LIMIT),
+        viewer.api.get("/llm/budgets", after=query.get("budgets_after"), limit=_LIMIT),
         read_time(viewer.api),
     )
     since = (now - _SPANS[span]).isoformat()
     # One after the other: of what grows with the history each key may have one at a time.
     usage = {by: (await viewer.api.get("/llm/usage", by=by, since=since, limit=500))["items"] for by in _USAGES}
-    names = {"after": models["next"]} if models["next"] else {}
     values = {
         "items": models["items"],
         "by_model": {row["name"]: row for row in usage["model"]},
@@ -39,11 +38,16 @@ async def show(viewer: Viewer) -> Response:
         "counts": {by: len(rows) for by, rows in usage.items()},
         "permits": permits,
         "budgets": [_budget(budget) for budget in budgets["items"]],
+        "more_budgets": _address(span, budgets_after=budgets["next"]) if budgets["next"] else None,
         "span": span,
         "spans": list(_SPANS),
-        "following": f"{HOME}/models?{urlencode({'span': span} | names)}" if names else None,
+        "following": _address(span, after=models["next"]) if models["next"] else None,
     }
     return page(viewer, "models.html", values)
+
+
+def _address(span: str, **places: str) -> str:
+    return f"{HOME}/models?{urlencode({'span': span} | places)}"
 
 
 def _row(by: str, usage: dict[str, Any]) -> dict[str, Any]:

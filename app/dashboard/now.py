@@ -22,13 +22,15 @@ from app.kernel.text import plural
 from app.queue.api.event_stream import EventReaders
 
 _UNAVAILABLE = 503
+# Of a list on the page; another page has the rest.
+_SHOWN = 50
 # Of each region the values that it shows, besides those that are the same for all who share a feed.
 REGIONS: Mapping[str, Sequence[str]] = {
     "verdict": ("report", "verdict"),
     "figures": ("figures", "decision", "fleet"),
-    "attention": ("items",),
+    "attention": ("items", "item_count"),
     "agents": ("agents", "is_reader", "oldest_since"),
-    "models": ("models",),
+    "models": ("models", "model_count"),
 }
 _VERDICT = "verdict"
 
@@ -141,6 +143,9 @@ async def _values(viewer: Viewer, sight: Sight | Refused, csrf: str) -> dict[str
 
 def view_of(viewer: Viewer, sight: Sight, csrf: str) -> dict[str, Any]:
     """The values of all regions."""
+    items = attention(sight)
+    # Where there are more than are shown, those in order are left out.
+    models = sight.models if len(sight.models) <= _SHOWN else sorted(sight.models, key=lambda it: it["state"] == "ok")
     return {
         "may": viewer.may,
         "csrf": csrf,
@@ -150,9 +155,11 @@ def view_of(viewer: Viewer, sight: Sight, csrf: str) -> dict[str, Any]:
         "figures": _figures(sight),
         "decision": sight.decision,
         "fleet": sight.fleet,
-        "items": attention(sight),
+        "items": items[:_SHOWN],
+        "item_count": len(items),
         "agents": _agent_rows(sight),
-        "models": sight.models,
+        "models": models[:_SHOWN],
+        "model_count": len(models),
         "is_reader": bool(sight.agents),
         "oldest_since": _oldest_since(sight.queues),
         "at": present(),

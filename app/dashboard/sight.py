@@ -27,6 +27,8 @@ from app.queue.store.counters import OldestTask
 _MINUTES = 60
 _MINUTE = timedelta(minutes=1)
 _DECISIONS = 200
+# As many as the API gives at once: what is wrong may be with the last of them.
+_MOST = 500
 # Parts rest no longer than this, whatever they cost.
 _MAX_REST_SECONDS = 30.0
 
@@ -295,11 +297,11 @@ async def _agents(viewer: Viewer, _: Any) -> Any:
 
 
 async def _models(viewer: Viewer, _: Any) -> Any:
-    return (await viewer.api.get("/llm/models", limit=50))["items"] if viewer.may(Scope.READ) else ()
+    return (await viewer.api.get("/llm/models", limit=_MOST))["items"] if viewer.may(Scope.READ) else ()
 
 
 async def _alerts(viewer: Viewer, _: Any) -> Any:
-    return (await viewer.api.get("/alerts", limit=50))["items"] if viewer.may(Scope.READ) else ()
+    return (await viewer.api.get("/alerts", limit=_MOST))["items"] if viewer.may(Scope.READ) else ()
 
 
 async def _last_letter(viewer: Viewer, queues: Any) -> Any:

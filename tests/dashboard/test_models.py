@@ -1,13 +1,16 @@
 """Models: the state and limits of each, what calls came to by model, agent and goal, and the orders for them."""
 
 import re
+from html import unescape
 from typing import Any
 
 from app.dashboard.rendering import NOTHING
+from app.db.database import Database
 from app.kernel.access import Role
 from tests.dashboard.browsers import browser
 from tests.support.permit_calls import acquired, settled
 from tests.support.service import Service
+from tests.support.sql import execute
 
 _MODEL = "argo:gpt/4.1"
 _HOSTILE = "<img src=x onerror=alert(1)>\"'"
@@ -81,6 +84,35 @@ async def test_a_model_is_allowed_limited_and_removed(service: Service) -> None:
     assert (await service.get("/llm/models"))["items"] == []
     actions = {entry["action"]: entry["reason"] for entry in (await service.get("/audit"))["items"]}
     assert (actions["llm_model.set"], actions["llm_model.remove"]) == ("a new gateway", "gone")
+
+
+async def test_pages_lead_to_every_budget(service: Service, database: Database) -> None:
+    insert = "INSERT INTO llm_budgets (scope, name, money_budget, period) SELECT 'key', 'key-' || n, 3, 'total'"
+    await execute(database, f"{insert} FROM generate_series(100, 159) n")
+    seen: list[str] = []
+    async with browser(service, Role.READER) as reader:
+        address: str | None = "/dashboard/models?span=day"
+        while address:
+            page = await reader.page(address)
+            seen += [row[0] for row in _table(page, "Budgets")]
+            following = re.search(r'href="([^"]+)" rel="next">More budgets', page)
+            address = unescape(following[1]) if following else None
+    assert seen == [f"key key-{n}" for n in range(100, 160)]
+
+
+async def test_a_model_in_trouble_is_on_the_first_page_however_many_there_are(
+    service: Service, database: Database
+) -> None:
+    insert = "INSERT INTO llm_models (model, version, concurrency, cause, open_until)"
+    rows = "SELECT 'model-' || n, 1, 1, CASE WHEN n = 159 THEN 'quota_exhausted' END, CASE WHEN n = 159 THEN now() END"
+    await execute(database, f"{insert} {rows} FROM generate_series(100, 159) n")
+    await execute(database, "UPDATE llm_models SET open_until = now() + interval '1 h' WHERE model = 'model-159'")
+    async with browser(service, Role.READER) as reader:
+        page = await reader.page("/dashboard")
+    attention, models = page.split('id="attention"')[1].split('id="agents"')[0], page.split('id="models"')[1]
+    assert "the model model-159: quota exhausted" in attention
+    assert re.findall(r'<th scope="row">(.*?)</th>', models) == ["model-159", *(f"model-{n}" for n in range(100, 149))]
+    assert "50 of 60, those that are not ok first" in models
 
 
 async def test_names_of_models_goals_and_budgets_are_text(service: Service) -> None:
