@@ -59,6 +59,13 @@ async def test_the_chain_is_checked_on_demand(service: Service, database: Databa
         assert (await reader.client.post(f"{_PATH}/verify", data={"csrf": "guess"})).status_code == 403
 
 
+async def test_no_text_turns_the_direction_of_what_stands_beside_it(service: Service) -> None:
+    label = "\N{RIGHT-TO-LEFT OVERRIDE}nimda :elor"
+    await service.post("/keys", {"role": "supervisor", "label": label})
+    async with browser(service, Role.ADMIN) as admin:
+        assert f"<bdi>{label}</bdi>" in await admin.page("/dashboard/audit?action=key.create")
+
+
 def test_what_differs_is_told_by_its_path() -> None:
     old_state = {"pool": {"max": 4, "min": 1}, "gone": "x", "same": [1]}
     new_state = {"pool": {"max": 9, "min": 1}, "same": [1], "new": {"a": True}}

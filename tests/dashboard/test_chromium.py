@@ -28,7 +28,9 @@ async def _fill(service: Service, database: Database) -> list[str]:
     await service.post("/llm/permits", permit_body(model="argo:gpt-4.1", goal_id="kepler"))
     worker = await service.worker("lab-1")
     await service.post("/queues/ranking/pause", {"reason": "a look at the ratings"})
-    waiting = await service.submitted(agent_type="ranking", goal_id="kepler", payload={"topic": "orbits"})
+    waiting = await service.submitted(
+        agent_type="ranking", goal_id="kepler", payload={"topic": "orbits"}, labels={"k" * 60: "v"}
+    )
     failed = await service.submitted(agent_type="evolution")
     lease = await worker.lease()
     piece = {"stream": "stderr", "start": 0, "text": "an error on stderr\n"}
