@@ -34,6 +34,8 @@ _LIMIT = 50
 _IDLE_SECONDS = 2.0
 # Of what an order for many takes in one call.
 _BATCH = 10_000
+# Of a number of tasks.
+_MAX_DIGITS = 15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,10 +159,11 @@ async def order(viewer: Viewer) -> Response:
         raise Refused(422, {"detail": "there is no such order for this filter"})
     bulk, filters = BULK[name], _bulk_filters(name, chosen)
     count = sum([(await _send(viewer, bulk, part, chosen, dry_run=True))["matched"] for part in filters])
-    if fields.get("count") != str(count):
-        # Also where the number has changed since it was shown: it is the number that people agree to.
+    agreed = fields.get("count", "")
+    if not count or not agreed.isdecimal() or len(agreed) > _MAX_DIGITS or count > int(agreed):
+        # Also where more match than were shown: that number is what people agree to. Fewer are no harm.
         values = {"bulk": bulk, "name": name, "chosen": chosen, "count": count, "back": address(chosen)}
-        return page(viewer, "bulk.html", values | {"former": fields.get("count")})
+        return page(viewer, "bulk.html", values | {"former": agreed, "reason": fields.get("reason", "")})
     done, dependents, left = 0, 0, count
     for part in filters:
         outcome = {"remaining": 1}

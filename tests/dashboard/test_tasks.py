@@ -61,6 +61,7 @@ async def test_the_number_shown_is_the_number_changed(service: Service, database
         await service.submitted(agent_type="ranking")
         answer = await somebody.send("/dashboard/tasks/order", count="3", **order)
         assert "The number has changed from 3 to 4" in answer.text
+        assert 'name="reason" value="no use"' in answer.text
         assert await fetch(database, "SELECT FROM task_history") == []
         answer = await somebody.send("/dashboard/tasks/order", count="4", **order)
         page = await somebody.page(answer.headers["location"])
@@ -68,6 +69,23 @@ async def test_the_number_shown_is_the_number_changed(service: Service, database
     assert len(await fetch(database, "SELECT FROM task_history WHERE state = 'cancelled'")) == 4
     assert len(await fetch(database, "SELECT FROM tasks")) == 1
     assert (await service.get("/audit", action="tasks.cancel"))["items"][0]["reason"] == "no use"
+
+
+async def test_an_order_for_fewer_tasks_than_were_agreed_to_is_carried_out(
+    service: Service, database: Database
+) -> None:
+    """Else a queue that workers empty could not be cancelled: the number would change before each confirmation."""
+    for _ in range(3):
+        await service.submitted(agent_type="ranking")
+    order = {"order": "cancel", "agent_type": "ranking", "state": "waiting"}
+    async with browser(service, Role.SUPERVISOR) as somebody:
+        assert await _count(somebody, "cancel", agent_type="ranking", state="waiting") == 3
+        await (await service.worker()).lease()
+        answer = await somebody.send("/dashboard/tasks/order", count="3", **order)
+        assert "2 tasks of 2 cancelled." in await somebody.page(answer.headers["location"])
+        for count in ("3", "many", "9" * 5000):
+            assert "Nothing matches" in (await somebody.send("/dashboard/tasks/order", count=count, **order)).text
+    assert [row["state"] for row in await fetch(database, "SELECT state FROM tasks")] == ["executing"]
 
 
 @pytest.mark.parametrize(
