@@ -321,10 +321,21 @@ class Exchange:
         lease: Any = json.loads(answer.body)
         # Unless it was renewed since: the worker may have repeated its request elsewhere, and hold this very lease now.
         call = {"token": lease["token"], "expires_at": lease["expires_at"], "reason": "its worker had hung up"}
-        body = json.dumps(call).encode()
-        done: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
-        release = Item(Operation("release", str(lease["task_id"])), item.authorization, body, 0.0, done)
-        done.add_done_callback(lambda _: self.forget(release))
+        self._release(Operation("release", str(lease["task_id"])), item.authorization, call)
+
+    def _release(self, operation: Operation, authorization: bytes, call: dict[str, Any]) -> None:
+        answer: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
+        release = Item(operation, authorization, json.dumps(call).encode(), 0.0, answer)
+
+        def look(_: object) -> None:
+            self.forget(release)
+            refusal = answer.result()
+            # A control plane too old to know this member gives back what it is told to.
+            if refusal and refusal.status == 422 and b"expires_at" in refusal.body and "expires_at" in call:
+                rest = {name: value for name, value in call.items() if name != "expires_at"}
+                self._release(operation, authorization, rest)
+
+        answer.add_done_callback(look)
         self.submit(release)
 
     def _take_refusal(self, request: _Request, answer: Answer) -> None:

@@ -249,6 +249,26 @@ async def test_a_lease_that_nobody_heard_of_is_given_back_unless_its_worker_aske
     assert {(item["body"]["token"], item["body"]["expires_at"]) for item in released} <= {(7, _EXPIRES_AT)}
 
 
+async def test_a_control_plane_that_cannot_tell_a_lease_by_its_end_is_given_it_back_without(
+    exchange: Exchange, upstream: FakeUpstream
+) -> None:
+    exchange.policy = replace(POLICY, withdraw_seconds=30.0)
+    submit(exchange, gone := lease_call("w1"))
+    await settled()
+    exchange.abandon(gone)
+    exchange.forget(gone)
+    upstream.requests[0].answer({"index": 0, "status": 200, "body": lease()}, ends=True)
+    for count in (2, 3):
+        (release,) = (await until_sent(upstream, count)).items
+        assert (release["operation"], release["body"]["token"]) == ("release", 7)
+        assert ("expires_at" in release["body"]) == (count == 2)
+        # The former one says so of the first; whatever is said of the second is the end.
+        upstream.requests[-1].answer_all(422, detail="expires_at: Extra inputs are not permitted")
+    await settled()
+    assert len(upstream.requests) == 3
+    assert (exchange._open_items, exchange._open_bytes) == (0, 0)
+
+
 @pytest.mark.parametrize("failure", [Away("refused"), None, b"nonsense", b'{"answers":[{"index":5,"status":200}]}'])
 async def test_who_gets_no_answer_hears_that_the_control_plane_is_away(
     exchange: Exchange, upstream: FakeUpstream, failure: Exception | bytes | None
