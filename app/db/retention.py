@@ -18,6 +18,10 @@ _MOMENT = {"task_history": "finished_at", "events": "at"}
 _ORDER = {"task_history": "seq", "events": "transaction, seq"}
 _NAME = re.compile(r"^(task_history|events)_(default|\d{8})$")
 
+# Less than the half second after which a statement of the hot path gives up, the wait for the lock included.
+_LONGEST_CREATION_MS = 400
+_CANCELED = "57014"
+
 # Rows deleted in some 20 ms: no transaction that readers of events, or writers of these rows, would have to wait for.
 BATCH = 2000
 
@@ -58,8 +62,14 @@ async def old_partitions(connection: AsyncConnection, table: str, keep_days: int
 
 
 async def create(connection: AsyncConnection, table: str, day: date) -> bool:
-    """Create the partition of a day; return False, having done nothing, where the table is in use for too long."""
-    return await _execute_unless_busy(connection, _creation(table, day))
+    """Create the partition of a day; return False, having done nothing, where that would take too long.
+
+    So it does where the table is in use, or where the default partition, which takes the day until then, is large.
+    """
+    # PostgreSQL looks through all rows of the default partition, and whoever writes to it waits meanwhile: a second for
+    # a million, which are there when nobody has made partitions for long.
+    limit = f"SET LOCAL statement_timeout = {_LONGEST_CREATION_MS}"
+    return await _execute_unless_busy(connection, limit, _creation(table, day))
 
 
 async def drop(connection: AsyncConnection, name: str) -> bool:
@@ -98,7 +108,10 @@ async def prune_default(connection: AsyncConnection, table: str, keep_days: int,
 
 
 async def _execute_unless_busy(connection: AsyncConnection, *statements: str) -> bool:
-    """Change a partitioned table, unless its lock takes longer than 200 ms; that limit holds until the commit."""
+    """Change a partitioned table, unless its lock takes longer than 200 ms, or a statement its own limit.
+
+    Both limits hold until the commit.
+    """
     # A reader of one partition keeps us from the lock of the whole table, and while we wait in line for that lock, all
     # writers of the table wait behind us.
     await limit_lock_waits(connection)
@@ -107,7 +120,7 @@ async def _execute_unless_busy(connection: AsyncConnection, *statements: str) ->
             for statement in statements:
                 await connection.execute(text(statement))
     except DBAPIError as error:
-        if not is_locked(error):
+        if not is_locked(error) and getattr(error.orig, "sqlstate", None) != _CANCELED:
             raise
         return False
     return True

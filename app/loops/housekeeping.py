@@ -144,7 +144,9 @@ async def _make(database: Database, table: str) -> list[str]:
     for day in days:
         async with database.transaction() as connection:
             if not await retention.create(connection, table, day):
-                log.info("%s is in use: its partition of %s is made in another round", table, day)
+                log.info(
+                    "%s is in use, or its default partition large: that of %s is made in another round", table, day
+                )
                 break
         new_days.append(str(day))
     return new_days

@@ -14,6 +14,7 @@ from tests.support.sql import execute, fetch, value
 _EVENT = (
     "INSERT INTO events (at, kind, task_id, agent_type) VALUES ($1, 'task.submitted', gen_random_uuid(), 'ranking')"
 )
+_MANY = "SELECT $1, 'task.submitted', gen_random_uuid(), 'ranking' FROM generate_series(1, 100000)"
 _PLACE = "SELECT DISTINCT tableoid::regclass::text FROM events"
 
 
@@ -69,6 +70,21 @@ async def test_a_day_that_nobody_prepared_loses_nothing(own_database: Database) 
     assert f"events_{day:%Y%m%d}" not in made
     assert f"events_{day + timedelta(days=1):%Y%m%d}" in made
     assert f"task_history_{day:%Y%m%d}" in made
+
+
+async def test_a_large_default_partition_keeps_writers_waiting_only_briefly(
+    own_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each new partition costs a look at all of its rows under a lock that nobody can write beside."""
+    day = await _today(own_database) + timedelta(days=30)
+    await execute(own_database, f"{_EVENT.partition('VALUES')[0]} {_MANY}", day - timedelta(days=10))
+    monkeypatch.setattr(retention, "_LONGEST_CREATION_MS", 5)
+    async with own_database.transaction() as connection:
+        assert not await retention.create(connection, "events", day)
+    assert await value(own_database, "SELECT count(*) FROM every_event") == 100_000
+    monkeypatch.undo()
+    async with own_database.transaction() as connection:
+        assert await retention.create(connection, "events", day)
 
 
 @pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/Los_Angeles"])
