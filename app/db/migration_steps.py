@@ -181,7 +181,11 @@ FROM unnest(CAST(:names AS text[]), CAST(:milliseconds AS text[])) AS wanted (na
 JOIN pg_settings s USING (name)
 """)
 _RESET = text("SELECT set_config(name, reset_val, false) FROM pg_settings WHERE name = ANY (:names)")
-_TABLES = text("SELECT oid FROM pg_class WHERE relkind IN ('r', 'p')")
+# Not those of the server, which may be vacuumed as well: nobody but a superuser may lock them.
+_TABLES = text("""
+SELECT oid FROM pg_class WHERE relkind IN ('r', 'p') AND relnamespace <> 'pg_catalog'::regnamespace
+  AND pg_has_role(relowner, 'USAGE')
+""")
 _LOCKED = text("""
 SELECT DISTINCT relation::regclass::text AS name FROM pg_locks
 WHERE pid = pg_backend_pid() AND locktype = 'relation' AND granted AND mode = ANY (:modes)

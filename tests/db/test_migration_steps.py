@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
+import asyncpg
 import pytest
 from sqlalchemy import text
 
@@ -135,6 +136,26 @@ async def test_a_step_waits_for_vacuums_without_keeping_others_waiting(
         await asyncio.sleep(0.5)
         await until_blocked(own_database)
     assert (await migration)[1] == revision
+
+
+async def test_a_step_leaves_vacuums_of_the_servers_own_tables_alone(
+    own_database: Database, add_migration: AddMigration
+) -> None:
+    """They are no business of a step, and only a superuser could wait for their locks."""
+    revision = add_migration("op.execute('ALTER TABLE tasks ADD COLUMN probe int')")
+    vacuuming = await asyncpg.connect(own_database.url)
+    try:
+        await vacuuming.execute("SET vacuum_cost_limit = 1; SET vacuum_cost_delay = 100")
+        vacuum = asyncio.create_task(vacuuming.execute("VACUUM (DISABLE_PAGE_SKIPPING) pg_attribute"))
+        query = "SELECT count(*) FROM pg_locks WHERE relation = 'pg_attribute'::regclass AND mode = $1"
+        while not await value(own_database, query, "ShareUpdateExclusiveLock"):
+            assert not vacuum.done()
+        assert (await schema.migrate(own_database.engine))[1] == revision
+        assert not vacuum.done()
+    finally:
+        vacuuming.terminate()
+    with pytest.raises(asyncpg.PostgresConnectionError):
+        await vacuum
 
 
 @pytest.mark.usefixtures("impatient")
