@@ -5,6 +5,15 @@ from dataclasses import dataclass
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+# The folds of events, by the names of their marks.
+GOALS, MINUTES, PERFORMANCE = "goals", "minutes", "performance"
+OF_EVENTS = (GOALS, MINUTES, PERFORMANCE)
+# The first transaction whose events one of them has still to count; 0 where it has not begun.
+FIRST_UNFOLDED = f"""(
+    SELECT min(coalesce(transaction, 0)) FROM unnest('{{{", ".join(OF_EVENTS)}}}'::text[]) AS fold (name)
+    LEFT JOIN folds USING (name)
+)"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Horizon:

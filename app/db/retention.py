@@ -8,6 +8,7 @@ from sqlalchemy import TextClause, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.db import folds
 from app.db.database import is_locked, limit_lock_waits
 
 PARTITIONED = ("task_history", "events")
@@ -55,10 +56,22 @@ async def missing_days(connection: AsyncConnection, table: str, days: int = 3) -
 
 
 async def old_partitions(connection: AsyncConnection, table: str, keep_days: int) -> list[str]:
-    """Return the names of the partitions whose whole day is more than `keep_days` ago, the oldest first."""
+    """Return the names of the partitions whose whole day is more than `keep_days` ago, the oldest first.
+
+    Those of events only up to the first that the sums have still to count, as after weeks without loops.
+    """
     oldest = _name(table, await _today(connection) - timedelta(days=keep_days))
     names = await _partitions(connection, table)
-    return sorted(name for name in names if not name.endswith("default") and name < oldest)
+    old_names = sorted(name for name in names if not name.endswith("default") and name < oldest)
+    if table != "events":
+        return old_names
+    counted_names = []
+    for name in old_names:
+        unfolded = text(f"SELECT EXISTS (SELECT FROM {name} WHERE transaction >= {folds.FIRST_UNFOLDED})")
+        if (await connection.execute(unfolded)).scalar_one():
+            break
+        counted_names.append(name)
+    return counted_names
 
 
 async def create(connection: AsyncConnection, table: str, day: date) -> bool:
@@ -90,15 +103,15 @@ WHERE (excluded.transaction, excluded.seq) > (mark.transaction, mark.seq)"""
 async def prune_default(connection: AsyncConnection, table: str, keep_days: int, limit: int = BATCH) -> int:
     """Delete rows of the default partition whose day is more than `keep_days` ago; return the number deleted.
 
-    It looks at the first rows only, which are the oldest but for a few: no index leads to the others.
+    It looks at the first rows only, which are the oldest but for a few: no index leads to the others. Events that the
+    sums have still to count stay.
     """
+    counted = f"AND transaction < {folds.FIRST_UNFOLDED}" if table == "events" else ""
     deletion_of_old = f"""
         DELETE FROM {table}_default WHERE ctid = ANY (ARRAY(
-            SELECT ctid FROM (
-                SELECT ctid, {_MOMENT[table]} AS moment FROM {table}_default ORDER BY {_ORDER[table]} LIMIT :limit
-            ) oldest
-            WHERE moment < (date_trunc('day', now() AT TIME ZONE 'UTC') - make_interval(days => :days))
-                AT TIME ZONE 'UTC'
+            SELECT ctid FROM (SELECT ctid, * FROM {table}_default ORDER BY {_ORDER[table]} LIMIT :limit) oldest
+            WHERE {_MOMENT[table]} < (date_trunc('day', now() AT TIME ZONE 'UTC') - make_interval(days => :days))
+                AT TIME ZONE 'UTC' {counted}
         ))
         RETURNING *
     """

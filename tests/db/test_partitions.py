@@ -10,6 +10,7 @@ from app.db import retention
 from app.db.database import Database
 from app.settings import MAX_DAYS
 from tests.support.sql import execute, fetch, value
+from tests.support.turns import fold_events
 
 _EVENT = (
     "INSERT INTO events (at, kind, task_id, agent_type) VALUES ($1, 'task.submitted', gen_random_uuid(), 'ranking')"
@@ -110,6 +111,7 @@ async def test_only_what_is_older_is_dropped_and_whole(own_database: Database) -
     for day in old:
         await execute(own_database, retention._creation("events", day))
         await execute(own_database, _EVENT, datetime.combine(day, datetime.min.time(), UTC))
+    await fold_events(own_database)
     dropped = await _drop_older(own_database, 7)
     assert dropped == [f"events_{day:%Y%m%d}" for day in old[:2]]
     assert await value(own_database, "SELECT count(*) FROM events") == 2
@@ -126,6 +128,7 @@ async def test_the_last_event_that_goes_is_noted(own_database: Database) -> None
         await execute(own_database, _EVENT, day)
     seqs = [row["seq"] for row in await fetch(own_database, "SELECT seq FROM events ORDER BY at")]
     mark = "SELECT seq FROM folds WHERE name = 'events dropped'"
+    await fold_events(own_database)
     async with own_database.transaction() as connection:
         assert await retention.prune_default(connection, "events", 7) == 1
     assert await value(own_database, mark) == seqs[0]

@@ -9,6 +9,7 @@ from app.db.retention import BATCH
 from app.loops import housekeeping
 from app.workers.store import workers
 from tests.support.sql import execute, fetch, value
+from tests.support.turns import fold_events
 
 _EVENT = (
     "INSERT INTO events (at, kind, task_id, agent_type) VALUES ($1, 'task.submitted', gen_random_uuid(), 'ranking')"
@@ -31,11 +32,12 @@ async def _due(database: Database) -> dict[str, Any] | None:
 
 
 async def _old_partition(database: Database, days: int = 9) -> str:
-    """An old partition with one row."""
+    """An old partition with one row, which all sums have counted."""
     today: date = await value(database, "SELECT (now() AT TIME ZONE 'UTC')::date")
     day = today - timedelta(days=days)
     await execute(database, retention._creation("events", day))
     await execute(database, _EVENT, datetime.combine(day, datetime.min.time(), UTC))
+    await fold_events(database)
     return f"events_{day:%Y%m%d}"
 
 
@@ -139,8 +141,25 @@ async def test_what_no_partition_was_prepared_for_goes_with_its_day(own_database
     for days in (6, 8, 9):
         await execute(own_database, _EVENT, noon - timedelta(days=days))
     assert await value(own_database, "SELECT count(*) FROM events_default") == 3
+    await fold_events(own_database)
     assert (await _round(own_database))["events default"] == 2
     assert await value(own_database, "SELECT at FROM events_default") == noon - timedelta(days=6)
+
+
+async def test_events_stay_until_all_sums_have_counted_them(own_database: Database) -> None:
+    """As after weeks without loops, when the first round comes before the folds: what goals have spent was lost."""
+    old = await _old_partition(own_database)
+    ended = datetime.now(UTC) - timedelta(days=9)
+    event = f"{_EVENT.partition('(')[0]}(at, kind, task_id, agent_type, goal_id, seconds) VALUES "
+    row = "($1, 'task.completed', gen_random_uuid(), 'ranking', 'goal', 60)"
+    for at in (ended, ended - timedelta(days=30)):
+        await execute(own_database, event + row, at)
+    done = await _round(own_database)
+    assert (done["events dropped"], done["events default"], done["failed"]) == ([], 0, [])
+    await fold_events(own_database)
+    assert await value(own_database, "SELECT sum(seconds) FROM goal_compute WHERE goal_id = 'goal'") == 120
+    done = await _round(own_database)
+    assert (done["events dropped"], done["events default"]) == ([old], 1)
 
 
 async def test_a_round_is_begun_by_one_replica(database: Database) -> None:

@@ -5,9 +5,12 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.agents.store import performance
 from app.db import duties
 from app.db.database import Database
+from app.goals.store import compute
 from app.queue.service import counters
+from app.queue.store import throughput
 
 
 async def take_turn(
@@ -29,3 +32,11 @@ async def counted(database: Database) -> None:
         await connection.exec_driver_sql("SELECT pg_current_xact_id()")
     await take_turn(database, counters.FOLD_EVENTS, counters.fold_events)
     await take_turn(database, counters.FIND_OLDEST, counters.find_oldest)
+
+
+async def fold_events(database: Database) -> None:
+    """Let all sums count the events that are there."""
+    async with database.transaction() as connection:
+        await compute.fold(connection)
+        await throughput.fold(connection)
+        await performance.fold(connection)

@@ -20,7 +20,7 @@ from app.kernel.agents import AgentType
 from app.kernel.events import TaskEvent
 from app.queue.store import event_rows
 
-_NAME = "performance"
+_NAME = folds.PERFORMANCE
 HAS_EVENTS = folds.has_events(_NAME)
 
 

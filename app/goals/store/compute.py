@@ -24,7 +24,7 @@ from app.workers.store.tables import LIVE
 
 # So many goals take some 5 ms of the event loop; then others have a turn.
 _SHARE = 200
-_NAME = "goals"
+_NAME = folds.GOALS
 HAS_EVENTS = folds.has_events(_NAME)
 # Events that say how long an attempt has run. A canceled task that did not run has no seconds.
 _END_EVENTS = (

@@ -19,7 +19,7 @@ from app.kernel.histograms import BOUNDS, Durations
 from app.kernel.lanes import Lane, Priority
 from app.queue.rules.status import MinuteCount
 
-_NAME = "minutes"
+_NAME = folds.MINUTES
 HAS_EVENTS = folds.has_events(_NAME)
 _MAX_UNFOLDED = 20_000
 _BUCKETS = ", ".join(f"coalesce(sum(n) FILTER (WHERE bucket = {place}), 0)::bigint" for place in range(len(BOUNDS) + 1))
