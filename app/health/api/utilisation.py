@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from app.db.database import now
-from app.health.rules.utilisation import Measure, Span, UtilisationPolicy, step_starts
+from app.health.rules.utilisation import Measure, Step, UtilisationPolicy, step_starts
 from app.health.store import utilisation as store
 from app.http import computing
 from app.http.fields import Bound, Moment, Word
@@ -83,7 +83,7 @@ async def utilisation(
         begin, length = since or end - timedelta(hours=1), timedelta(seconds=step)
         _check(begin, end, step)
         # Minutes are stored whole, so the first one counts also where `since` cuts it.
-        spans = await store.read_steps(
+        figures = await store.read_steps(
             connection,
             since=begin.replace(second=0, microsecond=0),
             until=end,
@@ -91,20 +91,20 @@ async def utilisation(
             subject=subject,
             limit=_MAX_FIGURES + 1,
         )
-    if len(spans) > _MAX_FIGURES:
+    if len(figures) > _MAX_FIGURES:
         raise _refusal(f"there would be over {_MAX_FIGURES:,} figures; take a longer step, or `subject` for one of all")
-    return answer(await computing.run(_render, spans, begin, end, length))
+    return answer(await computing.run(_render, figures, begin, end, length))
 
 
-def _render(spans: Sequence[Span], begin: datetime, end: datetime, step: timedelta) -> bytes:
-    spans_by_step = {(span.subject, span.measure, span.start): span for span in spans}
-    subjects = sorted({span.subject for span in spans})
+def _render(figures: Sequence[Step], begin: datetime, end: datetime, step: timedelta) -> bytes:
+    places = {(figure.subject, figure.measure, figure.start): figure for figure in figures}
+    subjects = sorted({figure.subject for figure in figures})
     steps = step_starts(begin, end, step)
     page = UtilisationOut(
         since=begin,
         until=end,
         step_seconds=int(step.total_seconds()),
-        subjects={name: [_step(spans_by_step, name, start) for start in steps] for name in subjects},
+        subjects={name: [_step(places, name, start) for start in steps] for name in subjects},
     )
     return page.model_dump_json().encode()
 
@@ -121,14 +121,12 @@ def _refusal(message: str) -> RequestValidationError:
     return RequestValidationError([{"type": "steps", "loc": ("query", "step"), "msg": message}])
 
 
-def _step(
-    spans_by_step: dict[tuple[str, Measure, datetime], Span], subject: str, start: datetime
-) -> UtilisationStepOut:
+def _step(places: dict[tuple[str, Measure, datetime], Step], subject: str, start: datetime) -> UtilisationStepOut:
     def spread(measure: Measure) -> SpreadOut | None:
-        span = spans_by_step.get((subject, measure, start))
-        if span is None:
+        step = places.get((subject, measure, start))
+        if step is None:
             return None
-        return SpreadOut(min=round(span.low, _DIGITS), mean=round(span.mean, _DIGITS), max=round(span.high, _DIGITS))
+        return SpreadOut(min=round(step.low, _DIGITS), mean=round(step.mean, _DIGITS), max=round(step.high, _DIGITS))
 
     return UtilisationStepOut(
         at=start,

@@ -36,8 +36,8 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Span:
-    """Samples of a subject within a minute, or a longer step, that begins at `start`."""
+class Step:
+    """Samples of a subject within a time that begins at `start`."""
 
     subject: str
     measure: Measure
@@ -46,13 +46,19 @@ class Span:
     total: float
     low: float
     high: float
-    last: float
-    last_at: datetime
 
     @property
     def mean(self) -> float:
         """The mean of the samples."""
         return self.total / self.samples
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span(Step):
+    """Samples of a subject within a minute."""
+
+    last: float
+    last_at: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.retention import pruning
 from app.db.turns import turn
-from app.health.rules.utilisation import POOL, WORKERS, Measure, Sample, Span, single_sample
+from app.health.rules.utilisation import POOL, WORKERS, Measure, Sample, Span, Step, single_sample
 from app.queue.store import lease_ledger
 from app.workers.store.tables import LIVE
 
@@ -58,15 +58,18 @@ SELECT minute AS start, {_COLUMNS} FROM utilisation
 WHERE minute >= date_trunc('minute', now() - CAST(:length AS interval))
 """)
 
-# The newest sample of a step is that of its newest minute.
-_STEPS = text("""
-SELECT date_bin(CAST(:step AS interval), minute, timestamptz 'epoch') AS start, subject, measure,
-       sum(samples)::bigint AS samples, sum(total) AS total, min(low) AS low, max(high) AS high,
-       (array_agg(last ORDER BY last_at DESC))[1] AS last, max(last_at) AS last_at
-FROM utilisation
-WHERE minute >= :since AND minute < :until AND (CAST(:subject AS text) IS NULL OR subject = :subject)
-GROUP BY 1, 2, 3 ORDER BY 2, 3, 1 LIMIT CAST(:limit AS bigint)
-""")
+# The subject stands there only where one is chosen, as an index then leads to it. In order are the steps and not the
+# minutes, of which there may be a million: a plan that expects few of them would sort them all.
+_STEPS = """
+SELECT * FROM (
+    SELECT date_bin(CAST(:step AS interval), minute, timestamptz 'epoch') AS start, subject, measure,
+           sum(samples)::bigint AS samples, sum(total) AS total, min(low) AS low, max(high) AS high
+    FROM utilisation
+    WHERE minute >= :since AND minute < :until {chosen}
+    GROUP BY 1, 2, 3
+) step ORDER BY subject, measure, start LIMIT CAST(:limit AS bigint)
+"""
+_STEPS_OF_ALL, _STEPS_OF_ONE = text(_STEPS.format(chosen="")), text(_STEPS.format(chosen="AND subject = :subject"))
 
 prune = pruning("utilisation", "minute")
 _MADE_AT_ONCE = 1000
@@ -113,15 +116,17 @@ async def read_steps(
     step: timedelta,
     subject: str | None = None,
     limit: int | None = None,
-) -> list[Span]:
+) -> list[Step]:
     """Minutes from `since` on and before `until`, aggregated by steps that are counted from 1970; `limit` of them."""
-    values = {"since": since, "until": until, "step": step, "subject": subject, "limit": limit}
-    spans = []
-    for place, row in enumerate((await connection.execute(_STEPS, values)).mappings().all()):
+    values = {"since": since, "until": until, "step": step, "limit": limit}
+    statement = _STEPS_OF_ALL if subject is None else _STEPS_OF_ONE
+    values |= {} if subject is None else {"subject": subject}
+    steps = []
+    for place, row in enumerate((await connection.execute(statement, values)).mappings().all()):
         if place % _MADE_AT_ONCE == _MADE_AT_ONCE - 1:
             await turn(connection)
-        spans.append(_span(row))
-    return spans
+        steps.append(Step(**{**row, "measure": Measure(row["measure"])}))
+    return steps
 
 
 def _spread(row: Any, measure: Measure) -> Sample:

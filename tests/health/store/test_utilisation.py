@@ -10,7 +10,9 @@ from app.db.database import Database
 from app.health.rules.utilisation import POOL, WORKERS, Measure, Sample, host_subject, single_sample
 from app.health.store import utilisation
 from app.workers.store import workers
+from tests.conftest import run_on
 from tests.support.factories import beat, leased, ready_worker, submitted
+from tests.support.plans import PlanLog, explained, explaining
 from tests.support.sql import early_in_a_minute, execute, fetch, until_blocked, value
 
 _LAB = host_subject("lab")
@@ -141,7 +143,48 @@ async def test_steps_put_minutes_together_and_leave_gaps(database: Database) -> 
         )
     assert [(span.start - start) // _MINUTE for span in spans] == [0, 10, 20, 30, 40, 50, 70, 80, 90, 100, 110]
     first = spans[0]
-    assert (first.samples, first.mean, first.low, first.high, first.last) == (20, 4.5, -1.0, 10.0, 9.0)
+    assert (first.samples, first.mean, first.low, first.high) == (20, 4.5, -1.0, 10.0)
+
+
+_DAY = """
+INSERT INTO utilisation (minute, subject, measure, samples, total, low, high, last, last_at)
+SELECT minute, 'host:' || host, 'cpu', 2, 2, 1, 1, 1, minute FROM generate_series(1, 10) AS host
+CROSS JOIN generate_series(timestamptz '2026-01-01T00:00Z', '2026-01-01T23:59Z', interval '1 min') AS minute
+"""
+
+
+def _sorted(log: PlanLog) -> list[int]:
+    """Of each step that sorts, the number of its rows."""
+    nodes = [plan["Plan"] for plan in log.plans]
+    for node in nodes:
+        nodes += node.get("Plans", [])
+    return [int(node["Actual Rows"]) for node in nodes if node["Node Type"] == "Sort"]
+
+
+async def test_steps_look_once_at_each_minute_and_at_none_of_other_subjects(
+    own_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A week of 20 hosts has 600,000 rows: sorting them took seconds, and so did one host among them."""
+    await execute(own_database, _DAY)
+    await run_on(own_database.url, "ANALYZE utilisation")
+    await explaining(own_database, "force_custom_plan")
+    start, rows = datetime(2026, 1, 1, tzinfo=UTC), {}
+    database = Database(own_database.url)
+    with explained(monkeypatch) as log:
+        for subject in (None, "host:3", "host:none"):
+            log.take()
+            async with database.transaction() as connection:
+                steps = await utilisation.read_steps(
+                    connection, since=start, until=start + 24 * _HOUR, step=_HOUR, subject=subject, limit=1000
+                )
+            assert not [rows for rows in _sorted(log) if rows > len(steps)]
+            rows[subject] = log.take().rows
+            assert len(steps) == {None: 240, "host:3": 24, "host:none": 0}[subject]
+    await database.close()
+    # A bitmap has each row twice.
+    assert 14_400 <= rows[None] < 2.2 * 14_400
+    assert 1440 <= rows["host:3"] < 2.2 * 1440
+    assert rows["host:none"] < 10
 
 
 async def test_what_is_old_is_forgotten(database: Database) -> None:
