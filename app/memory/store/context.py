@@ -94,17 +94,19 @@ WITH RECURSIVE keys AS (
     SELECT head.* FROM keys CROSS JOIN LATERAL ({head}) head WHERE keys.key IS NOT NULL LIMIT :limit
 )
 """
-# One by one, so that no value is unpacked beyond the one with which the page is full, which is left out.
+# One by one, so that no value is unpacked beyond the one with which the page is full, which is left out. Nobody joins
+# them: each step might then look for all entries of the page again.
 _UNTIL_FULL = f"""
 , placed AS MATERIALIZED (
     SELECT {_COLUMNS}, row_number() OVER (ORDER BY {{order}}) AS place FROM heads
 ), walk (place, bytes) AS (
     SELECT 0::bigint, 0::bigint
     UNION ALL
-    SELECT placed.place, walk.bytes + coalesce(octet_length(e.value::text), 0) FROM walk
-    JOIN placed ON placed.place = walk.place + 1
-    JOIN context_entries e ON e.namespace = :namespace AND e.key = placed.key AND e.version = placed.version
-    WHERE walk.bytes < :page_bytes
+    SELECT placed.place, walk.bytes + coalesce((
+               SELECT octet_length(e.value::text) FROM context_entries e
+               WHERE e.namespace = :namespace AND e.key = placed.key AND e.version = placed.version
+           ), 0)
+    FROM walk JOIN placed ON placed.place = walk.place + 1 WHERE walk.bytes < :page_bytes
 )
 SELECT {", ".join(f"placed.{name.strip()}" for name in _COLUMNS.split(","))}, e.value, walk.bytes
 FROM walk JOIN placed USING (place) LEFT JOIN context_entries e

@@ -68,14 +68,15 @@ WITH RECURSIVE {event_rows.window(":window")}, edge AS (
 ), placed AS MATERIALIZED (
     SELECT *, row_number() OVER (ORDER BY transaction, seq) AS place FROM completion
 ), walk (place, bytes) AS (
-    -- One by one, so that no result is unpacked beyond the one with which the page is full.
+    -- One by one, so that no result is unpacked beyond the one with which the page is full. Nobody joins them: each
+    -- step might then look for all results of the page again.
     SELECT 0::bigint, 0::bigint
     UNION ALL
-    SELECT placed.place,
-           walk.bytes + coalesce(octet_length(h.result::text), 0) + coalesce(octet_length(h.labels::text), 0) FROM walk
-    JOIN placed ON placed.place = walk.place + 1
-    LEFT JOIN task_history h ON h.id = placed.task_id AND h.finished_at = placed.at
-    WHERE walk.bytes < :page_bytes
+    SELECT placed.place, walk.bytes + coalesce((
+               SELECT coalesce(octet_length(h.result::text), 0) + octet_length(h.labels::text)
+               FROM task_history h WHERE h.id = placed.task_id AND h.finished_at = placed.at LIMIT 1
+           ), 0)
+    FROM walk JOIN placed ON placed.place = walk.place + 1 WHERE walk.bytes < :page_bytes
 ), output AS (
     SELECT w.transaction, w.seq, w.task_id, w.agent_type, w.goal_id, h.id IS NOT NULL AS is_kept, walk.bytes, {_HISTORY}
     FROM walk JOIN placed w USING (place)

@@ -2,12 +2,14 @@
 
 import asyncio
 
+import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.database import Database
 from app.memory.store import context
 from app.memory.store.context import EntryKey, Version, Write
-from tests.support.sql import until_blocked
+from tests.support.plans import explained, explaining
+from tests.support.sql import execute, until_blocked
 
 _NAME = EntryKey(namespace="test", key="k")
 
@@ -85,3 +87,31 @@ async def test_a_page_costs_a_probe_for_each_key_not_for_each_version(connection
     )
     blocks = plan.scalar_one()[0]["Plan"]["Shared Hit Blocks"]
     assert blocks < 150, f"{blocks} blocks for a page of nine"
+
+
+_FILL = """
+INSERT INTO context_entries (namespace, key, version, value, written_by)
+SELECT 'test', 'k', n, '{"a": 1}'::jsonb, 'me' FROM generate_series(1, 300) AS n
+UNION ALL SELECT 'test', 'key ' || n, 1, '{"a": 1}'::jsonb, 'me' FROM generate_series(1, 300) AS n
+"""
+
+
+async def test_a_page_looks_at_each_of_its_entries_a_few_times_without_statistics_too(
+    own_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Joined to those of the page before it was walked, a page of 500 versions touched a million pages of 8 KiB."""
+    await execute(own_database, "ALTER TABLE context_entries SET (autovacuum_enabled = off)")
+    await execute(own_database, _FILL)
+    await explaining(own_database, "force_custom_plan")
+    database = Database(own_database.url)
+    with explained(monkeypatch) as log:
+        async with database.transaction() as connection:
+            versions, _ = await context.history(connection, _NAME, before_version=1000, limit=250)
+        history = log.take()
+        async with database.transaction() as connection:
+            entries, _ = await context.page(connection, "test", after_key="", limit=250, with_values=True)
+        page = log.take()
+    await database.close()
+    assert len(versions) == len(entries) == 250
+    assert 250 < history.pages < 20 * 250
+    assert 250 < page.pages < 40 * 250
