@@ -104,17 +104,19 @@ CASE WHEN {is_past("now()")} THEN 0 ELSE
     greatest(b.cost_usd / nullif(b.money_budget, 0), b.tokens::float8 / nullif(b.token_budget, 0)) END
 """
 
+# The live permits are looked at once, however many budgets are read.
 _STORED = f"""
-SELECT budget.*, live.*, b.period FROM (SELECT {NOW} FROM llm_budgets b) budget JOIN llm_budgets b USING (scope, name)
-CROSS JOIN LATERAL (
-    SELECT count(*) AS calls, {_RESERVED} {_LIVE} AND owner.scope = budget.scope AND owner.name = budget.name
-) live
+WITH budget AS MATERIALIZED (
+    SELECT {NOW} FROM llm_budgets b WHERE {{chosen}}
+)
+SELECT stored.*, b.period FROM ({with_live_calls("SELECT NULL::uuid WHERE false")}) stored
+JOIN llm_budgets b USING (scope, name) ORDER BY scope, name
 """
-_PAGE = f"""
-{_STORED} WHERE (budget.scope, budget.name) > (:after_scope, :after_name) ORDER BY budget.scope, budget.name
-"""
+_PAGE = _STORED.format(
+    chosen="(b.scope, b.name) > (:after_scope, :after_name) ORDER BY b.scope, b.name LIMIT :page_limit"
+)
 
-_READ = text(f"{_STORED} WHERE budget.scope = :scope AND budget.name = :name")
+_READ = text(_STORED.format(chosen="b.scope = :scope AND b.name = :name"))
 
 _LOCK = text("""
 SELECT money_budget, token_budget, period FROM llm_budgets WHERE scope = :scope AND name = :name FOR UPDATE

@@ -55,10 +55,10 @@ _NAMES = text("SELECT model FROM llm_models ORDER BY model LIMIT :limit")
 _READ = text(f"SELECT {_COLUMNS} FROM llm_models WHERE model = ANY (CAST(:names AS text[]))")
 
 _STATUS = f"""
-SELECT {_COLUMNS}, used_at, live.permits, now() AS at
-FROM llm_models m CROSS JOIN LATERAL (
-    SELECT count(*) AS permits FROM llm_permits p WHERE p.model = m.model AND ended_at IS NULL AND expires_at > now()
-) live
+SELECT {_COLUMNS}, used_at, coalesce(live.permits, 0) AS permits, now() AS at
+FROM llm_models LEFT JOIN (
+    SELECT model, count(*) AS permits FROM llm_permits WHERE ended_at IS NULL AND expires_at > now() GROUP BY model
+) live USING (model)
 """
 
 _READ_STATUS = text(f"{_STATUS} WHERE model = :name")

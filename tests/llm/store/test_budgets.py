@@ -3,13 +3,16 @@
 import asyncio
 from datetime import datetime
 
+import pytest
+
 from app.db.database import Database
 from app.kernel.agents import AgentType
 from app.llm.rules.outcomes import Outcome
 from app.llm.rules.spending import Amount, BudgetOwner, BudgetPeriod, BudgetScope
-from app.llm.store import budgets, usage
+from app.llm.store import budgets, models, usage
 from app.llm.store.budgets import BudgetLimits
 from app.llm.store.usage import FinishedCall
+from tests.support.plans import explained, explaining
 from tests.support.sql import execute, fetch, until_blocked, value
 
 _TWO = """
@@ -111,3 +114,44 @@ async def test_of_many_budgets_only_those_that_are_awaited_are_read(database: Da
     assert BudgetOwner.awaited("gpt-4.1") is None
     async with database.transaction() as connection:
         assert await budgets.used_up(connection, owners) == {owners[1]}
+
+
+_FILL = """
+WITH budget AS (
+    INSERT INTO llm_budgets (scope, name, token_budget, period) SELECT 'key', 'key ' || n, 100, 'day'
+    FROM generate_series(1, 200) AS n
+), model AS (
+    INSERT INTO llm_models (model, concurrency) SELECT 'model ' || n, 10 FROM generate_series(1, 200) AS n
+)
+INSERT INTO llm_permits (id, key_id, request_id, token, model, agent_type, priority, estimated_tokens, is_probe,
+                         granted_at, expires_at, reserved_tokens)
+SELECT gen_random_uuid(), 'key ' || n % 100, gen_random_uuid(), '', 'model ' || n % 100, 'ranking', 2, 1, false, now(),
+       now() + interval '1 h', 5
+FROM generate_series(1, 1000) AS n
+"""
+
+
+async def test_lists_look_at_the_live_permits_once(own_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They looked at all of them for each budget and each model: 500 budgets and 2,000 permits took 3 to 7 s."""
+    await execute(own_database, _FILL)
+    await explaining(own_database, "force_custom_plan")
+    database = Database(own_database.url)
+    with explained(monkeypatch) as log:
+        async with database.transaction() as connection:
+            page = await budgets.page(connection, after="key:key 1", limit=150)
+            one = await budgets.read(connection, BudgetOwner(BudgetScope.KEY, "key 2"))
+        of_budgets = log.take()
+        async with database.transaction() as connection:
+            statuses = await models.status_page(connection, after_name="", limit=150)
+        of_models = log.take()
+    await database.close()
+    found = {stored.owner.name: stored.budget for stored in page.items}
+    assert (len(found), page.has_more) == (150, True)
+    assert (found["key 12"].calls, found["key 12"].reserved.tokens) == (10, 50)
+    assert (found["key 112"].calls, found["key 112"].reserved.tokens) == (0, 0)
+    assert one is not None
+    assert (one.budget.calls, one.budget.reserved.tokens) == (10, 50)
+    permits = {status.model.name: status.permits for status in statuses.items}
+    assert (permits["model 12"], permits["model 112"]) == (10, 0)
+    assert 1000 < of_budgets.rows < 60 * 1000
+    assert 1000 < of_models.rows < 20 * 1000
