@@ -196,7 +196,7 @@ SELECT {", ".join(f"w.{column.name}" for column in table.c if column.name != "re
 FROM workers w {lease_ledger.last_and_held("w.id")}
 """
 
-# As the list shows it: `busy` while a worker holds a task.
+# As the list shows it: `busy` while a worker holds a task, which is looked up for those of the stored state alone.
 _SHOWN_STATE = "CASE WHEN state = 'ready' AND task_id IS NOT NULL THEN 'busy' ELSE state END"
 
 
@@ -315,8 +315,8 @@ class WorkerFilter:
         if not self.with_ended and not self.states:
             conditions.append(LIVE)
         if self.states:
-            conditions.append(f"{_SHOWN_STATE} = ANY (CAST(:states AS text[]))")
-            values["states"] = list(self.states)
+            conditions += ["state = ANY (CAST(:stored AS text[]))", f"{_SHOWN_STATE} = ANY (CAST(:states AS text[]))"]
+            values |= {"stored": ["ready" if s == "busy" else s for s in self.states], "states": list(self.states)}
         if self.names:
             conditions.append("name = ANY (CAST(:names AS text[]))")
             values["names"] = list(self.names)
