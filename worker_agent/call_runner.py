@@ -1,9 +1,9 @@
 """Runs the calls that the state machine asks for, each on its own thread, and posts one answer for each."""
 
-import contextlib
 import logging
 from collections.abc import Callable
-from threading import Event, Lock, Thread
+from functools import partial
+from threading import Event, Lock
 
 from worker_agent import actions as act
 from worker_agent import events as ev
@@ -14,12 +14,14 @@ from worker_agent.local_errors import LocalErrors
 from worker_agent.log_sender import LogSender
 from worker_agent.outage import Outage
 from worker_agent.progress import ProgressSender
+from worker_agent.threads import start_thread
 from worker_agent.transport import ApiUnavailable, Problem, Transport
 from worker_agent.wire import JsonObject, Lease, LeaseRef, LogStream, Progress, read_gone_reason
 
 _QUICK_SECONDS = 1.0
 # Between tries while nobody answers, at most: whoever answers, be it to say "later", is not to be pressed.
 _OUTAGE_SECONDS = 1.0
+_PAUSE_SECONDS = 1.0
 _CALLS = "calls"
 log = logging.getLogger(__name__)
 
@@ -63,8 +65,9 @@ class CallRunner:
         self._is_unanswered = False
 
     def start_call(self, call: act.Call) -> None:
-        self._pending = _PendingCall(call)
-        Thread(target=self._run_call, args=(self._pending,), name=type(call).__name__, daemon=True).start()
+        self._pending = pending = _PendingCall(call)
+        if start_thread(partial(self._run_call, pending), type(call).__name__) is None:
+            self._go_on_without_thread(pending)
 
     def abort(self) -> None:
         """Answer the call under way, if any, with CallAborted, and stop waiting for it."""
@@ -86,8 +89,7 @@ class CallRunner:
         """Send the last output of a handler that has ended, beside whatever else is under way."""
         if self._log is not None:
             # Where no thread can be started, whoever reports the end of the attempt sends it first.
-            with contextlib.suppress(RuntimeError):
-                Thread(target=self._log.finish, name="last output", daemon=True).start()
+            start_thread(self._log.finish, "last output")
 
     def close(self) -> None:
         self.abort()
@@ -103,6 +105,15 @@ class CallRunner:
     def _close_progress(self) -> None:
         if self._progress is not None:
             self._progress.close()
+
+    def _go_on_without_thread(self, pending: _PendingCall) -> None:
+        """Make the call on this thread, or, as no handler could be watched either, put off leasing for a second."""
+        if isinstance(pending.call, act.RequestLease):
+            self._errors.add("no thread can be started here, so no task is taken")
+            pending.answered_event.wait(_PAUSE_SECONDS)
+            self._post_answer(pending, ev.RetryLater())
+        else:
+            self._run_call(pending)
 
     def _run_call(self, pending: _PendingCall) -> None:
         call = pending.call

@@ -1,11 +1,12 @@
 """Sends what one attempt writes: in pieces while it runs, once a second at most, and the rest before its report."""
 
 import logging
-from threading import Event, Lock, Thread
+from threading import Event, Lock
 
 from worker_agent.client import Client
 from worker_agent.local_errors import LocalErrors
 from worker_agent.output_log import OutputLog
+from worker_agent.threads import start_thread
 from worker_agent.transport import ApiUnavailable, Problem
 from worker_agent.wire import LeaseRef, LogPiece, LogStream
 
@@ -40,8 +41,8 @@ class LogSender:
         with self._state_lock:
             if self._is_running or self._over.is_set():
                 return
-            self._is_running = True
-        Thread(target=self._run, name="logs", daemon=True).start()
+            # Without a thread it is sent with what follows, or before the report.
+            self._is_running = start_thread(self._run, "logs") is not None
 
     def finish(self) -> None:
         """Send what is left, as the handler has ended; gives up at the first failure."""

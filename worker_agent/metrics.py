@@ -7,6 +7,7 @@ from collections.abc import Callable
 from threading import Event, Lock, Thread
 
 from worker_agent.local_errors import LocalErrors
+from worker_agent.threads import start_thread
 from worker_agent.transport import ApiUnavailable, Problem, Transport
 from worker_agent.wire import JsonObject
 
@@ -52,8 +53,7 @@ class MetricsPusher:
             self._samples.append(sample)
             # Started by the first measurement, as most agents make none.
             if self._thread is None and not self._stop_requested:
-                self._thread = Thread(target=self._run, name="metrics", daemon=True)
-                self._thread.start()
+                self._thread = start_thread(self._run, "metrics")
 
     def push_now(self) -> None:
         """Push without waiting for the interval, as at the end of a task."""

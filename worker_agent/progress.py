@@ -2,12 +2,13 @@
 
 import logging
 from collections.abc import Callable
-from threading import Event, Lock, Thread
+from threading import Event, Lock
 
 from worker_agent import events as ev
 from worker_agent.backoff import full_jitter
 from worker_agent.client import Client
 from worker_agent.local_errors import LocalErrors
+from worker_agent.threads import start_thread
 from worker_agent.transport import ApiUnavailable, Problem
 from worker_agent.wire import LeaseRef, Progress
 
@@ -35,8 +36,8 @@ class ProgressSender:
             self._slot = progress.replacing(self._slot)
             if self._is_running or self._task_over.is_set():
                 return
-            self._is_running = True
-        Thread(target=self._run, name="progress", daemon=True).start()
+            # Without a thread it is sent with what follows, or before the report.
+            self._is_running = start_thread(self._run, "progress") is not None
 
     def close(self) -> None:
         """Drop unsent progress, as the task is over."""

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from queue import Empty, SimpleQueue
+from threading import Thread, current_thread, main_thread
 
 import pytest
 
@@ -195,3 +196,43 @@ def test_workers_that_are_to_wait_the_same_time_do_not_come_back_together(
     started_at = time.monotonic()
     subject.answer_to(act.Goodbye(reason="r", attempt=1, wait_seconds=0.3))
     assert plane.of("goodbye")[0].at - started_at >= 0.5
+
+
+@pytest.fixture
+def without_threads(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker has registered, and can start no thread any more, as the system has none left."""
+    start = Thread.start
+
+    def refuse(thread: Thread) -> None:
+        # Those of the control plane, which is in this process too, are started by another.
+        if current_thread() is main_thread():
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(Thread, "start", refuse)
+
+
+@pytest.mark.usefixtures("without_threads")
+def test_a_task_is_given_back_where_no_thread_can_be_started(plane: FakeControlPlane, subject: Subject) -> None:
+    assert subject.answer_to(act.Release(lease=lease(), reason="no thread to watch it")) == ev.ReportAccepted()
+    assert plane.of("release")[0].body["reason"] == "no thread to watch it"
+
+
+@pytest.mark.usefixtures("without_threads")
+def test_no_task_is_taken_where_no_thread_can_be_started(
+    plane: FakeControlPlane, subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(call_runner, "_PAUSE_SECONDS", 0.01)
+    assert subject.answer_to(act.RequestLease(request_id="r")) == ev.RetryLater()
+    assert not plane.of("lease")
+    assert subject.errors.take()[0]["message"] == "no thread can be started here, so no task is taken"
+
+
+@pytest.mark.usefixtures("without_threads")
+def test_progress_and_output_go_with_the_report_where_no_thread_can_be_started(
+    plane: FakeControlPlane, subject: Subject
+) -> None:
+    subject.runner.report_progress(lease(), Progress(percent=10))
+    subject.runner.open_log(lease())("stdout", b"a line\n")
+    assert subject.answer_to(REPORT) == ev.ReportAccepted()
+    assert [call.kind for call in plane.calls][1:] == ["progress", "logs", "complete"]

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from functools import partial
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -175,3 +176,13 @@ def test_a_program_that_measures_nonsense_is_not_passed_on(line: bytes) -> None:
     assert (taken, messages.unreadable_count) == ([], 1)
     messages.receive(b'{"measured": "a", "value": 2}')
     assert taken == [{"name": "a", "kind": "gauge", "value": 2.0, "by_goal": False}]
+
+
+def test_measurements_wait_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    pusher = MetricsPusher(lambda: Transport("http://127.0.0.1:1"), key=lambda: None, errors=LocalErrors())
+    monkeypatch.setattr(Thread, "start", refuse)
+    pusher.add({"name": "depth", "kind": "gauge", "value": 1.0})
+    pusher.stop()
