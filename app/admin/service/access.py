@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.admin.errors import KeyRefused
 from app.admin.rules.keys import digest, excess, key_problems, namespace_of, namespace_problems, write_key
 from app.admin.service import audit
-from app.admin.store import keys
+from app.admin.store import keys, sessions
 from app.admin.store.keys import CreatedKey, NewKey
 from app.db.database import Database
 from app.kernel.access import Role, Scope
@@ -69,6 +69,7 @@ async def rotate_key(
 
     Whoever rotates a key holds it afterwards, so it must have none of the scopes `maker_withheld`.
     """
+    await sessions.end_former(connection, key_id)
     secret = secrets.token_urlsafe(32)
     rotated = await keys.rotate(
         connection,

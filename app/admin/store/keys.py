@@ -129,9 +129,10 @@ _REVOKE = text("""
 UPDATE keys k SET revoked_at = coalesce(k.revoked_at, now()) FROM (SELECT * FROM keys WHERE id = :id FOR UPDATE) former
 WHERE k.id = former.id RETURNING former.revoked_at IS NULL AS was_valid
 """)
-# Of several rotations within an overlap the last former secret is good.
+# Of several rotations within an overlap the last former secret is good. Later than whatever this has waited for, so
+# that each session which a former secret has opened is older.
 _ROTATE = text("""
-UPDATE keys SET secret_hash = :secret_hash, rotated_at = now(), former_hash = secret_hash,
+UPDATE keys SET secret_hash = :secret_hash, rotated_at = clock_timestamp(), former_hash = secret_hash,
     former_expires_at = now() + make_interval(secs => :overlap_seconds),
     expires_at = coalesce(now() + make_interval(secs => :expires_in_seconds), expires_at)
 WHERE id = :id AND worker_id IS NULL AND launches IS NULL AND uses_left IS NULL AND revoked_at IS NULL

@@ -11,17 +11,19 @@ from app.admin.store.keys import StoredKey
 from app.db import notify
 from app.kernel.access import Role
 
-# The lock waits for a rotation under way, which may take the secret from the key.
+# The lock waits for a rotation under way, which may take the secret from the key. One that the former secret opens is
+# as old as that, and ends with it like those of before the rotation.
 _INSERT = text("""
 INSERT INTO sessions (id, key_id, secret_hash, is_link, created_at, expires_at)
-SELECT :id, k.id, :secret_hash, :is_link, coalesce(CAST(:created_at AS timestamptz), now()),
+SELECT :id, k.id, :secret_hash, :is_link,
+       CASE WHEN CAST(:shown_hash AS bytea) = k.former_hash THEN k.rotated_at - interval '1 us'
+            ELSE coalesce(CAST(:created_at AS timestamptz), now()) END,
        least(now() + make_interval(secs => :seconds),
-             CASE WHEN CAST(:shown_hash AS bytea) = k.secret_hash THEN NULL
-                  WHEN :shown_hash = k.former_hash THEN k.former_expires_at
+             CASE WHEN :shown_hash IN (k.secret_hash, k.former_hash) THEN NULL
                   WHEN :shown_hash IS NOT NULL THEN now() END)
 FROM (SELECT * FROM keys WHERE id = :key_id FOR SHARE) k
 """)
-# A session that was opened with a former secret of its key ends with that.
+# A session that was opened with the former secret of its key ends with that.
 _READ = """
 SELECT s.id AS session_id, k.id, k.role, k.namespace, s.secret_hash, k.worker_id, k.withheld, k.revoked_at,
        extract(epoch FROM least(s.expires_at, k.expires_at,
@@ -34,6 +36,11 @@ DELETE FROM sessions WHERE id = :id AND secret_hash = :secret_hash AND is_link A
 RETURNING key_id, created_at
 """)
 _END = text("DELETE FROM sessions WHERE id = :id AND NOT is_link RETURNING key_id")
+# Opened with the former secret, which the next rotation makes the one before it.
+_END_FORMER = text("""
+DELETE FROM sessions s USING (SELECT id, rotated_at FROM keys WHERE id = :key_id FOR UPDATE) k
+WHERE s.key_id = k.id AND s.created_at < k.rotated_at
+""")
 _TIDY = text("""
 DELETE FROM sessions WHERE expires_at <= now() OR id IN (
     SELECT id FROM sessions WHERE key_id = :key_id ORDER BY created_at DESC OFFSET :kept
@@ -78,6 +85,11 @@ async def end(connection: AsyncConnection, session_id: str) -> str | None:
     """End a session in all processes; return the key that it acted for, None where it has ended."""
     notify.note(connection, notify.KEYS)
     return (await connection.execute(_END, {"id": session_id})).scalar()
+
+
+async def end_former(connection: AsyncConnection, key_id: str) -> None:
+    """End the sessions and links of the former secret of a key, as it is about to be rotated."""
+    await connection.execute(_END_FORMER, {"key_id": key_id})
 
 
 async def tidy(connection: AsyncConnection, key_id: str, *, kept: int) -> None:

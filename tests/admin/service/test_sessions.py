@@ -3,9 +3,11 @@
 import time
 
 import pytest
+from sqlalchemy import text
 
 from app.admin.service import keyring as recognition
 from app.admin.service import sessions
+from app.admin.service.access import rotate_key
 from app.admin.service.keyring import Keyring
 from app.db.database import Database
 from tests.admin.service.keys import is_refused, make_key, rotate, set_clock
@@ -37,6 +39,27 @@ async def test_a_session_that_a_former_secret_opens_ends_with_that_secret(databa
     await execute(database, "UPDATE sessions SET expires_at = expires_at - interval '3600 s'")
     assert await is_refused(Keyring(database), former)
     assert not await is_refused(Keyring(database), current)
+
+
+@pytest.mark.parametrize("was_former", [False, True])
+async def test_a_session_of_the_secret_before_the_former_one_has_ended(database: Database, was_former: bool) -> None:
+    key_id, first = await make_key(database)
+    early = await _opened(database, first)
+    second = await rotate(database, key_id, 3600)
+    oldest = await _opened(database, first) if was_former else early
+    former = await _opened(database, second)
+    await rotate(database, key_id, 3600)
+    assert await is_refused(Keyring(database), oldest)
+    assert not await is_refused(Keyring(database), former)
+
+
+async def test_a_rotation_that_waited_for_a_session_to_be_opened_ends_that_too(database: Database) -> None:
+    key_id, first = await make_key(database)
+    async with database.transaction() as late:
+        await late.execute(text("SELECT now()"))
+        session = await _opened(database, first)
+        await rotate_key(late, key_id, overlap_seconds=0, expires_in_seconds=None, by="me")
+    assert await is_refused(Keyring(database), session)
 
 
 async def test_a_secret_that_was_taken_from_a_key_a_moment_ago_opens_nothing(database: Database) -> None:
