@@ -39,6 +39,9 @@ _SERVICE = f"concurrency, {', '.join(_CONCURRENCY)}, {', '.join(_BREAKER)}, call
 _WORDS = ("principal", "condition")
 _COLUMNS = f"model, version, {', '.join(_LIMITS)}, {_SERVICE}, requests_tat, tokens_tat"
 
+# What people have set, as a row of a service of which nothing has been reported.
+SETTINGS = f"SELECT model, version, {', '.join(_LIMITS)}, {INITIAL_LIMIT} AS concurrency FROM llm_models"
+
 # PostgreSQL locks rows after it has sorted them, so two transactions lock the models they share in one order.
 _LOCK = text(f"SELECT {_COLUMNS} FROM llm_models WHERE model = ANY (CAST(:names AS text[])) ORDER BY model FOR UPDATE")
 

@@ -195,6 +195,8 @@ async def _insert_content(connection: AsyncConnection, document: Mapping[str, An
         row["version"] = max(row["version"], last.version + 1 if last else 0)
     # No worker of this database holds a lease, whatever the checkpoint says.
     parts["tasks"] = [without_lease(task, moment) for task in document["tasks"]]
+    if parts["llm_models"]:
+        await store.forget_models(connection)
     for part, table in store.TABLES.items():
         if parts[part]:
             await store.insert_rows(connection, table, parts[part])

@@ -17,6 +17,7 @@ from app.db.pages import Page
 from app.goals.store import compute
 from app.goals.store import tables as goals
 from app.kernel.events import TaskEvent
+from app.llm.store import models
 from app.llm.store import tables as llm
 from app.memory.rules.checkpoints import Activity, CheckpointPolicy
 from app.memory.store import resource_classes
@@ -32,6 +33,7 @@ TABLES: Mapping[str, Table] = {
     "goal_iterations": goals.goal_iterations,
     "goal_compute": goals.goal_compute,
     "llm_spending": llm.llm_spending,
+    "llm_models": llm.llm_models,
     "llm_budgets": llm.llm_budgets,
     "holds": goals.holds,
     "lanes": queue.lanes,
@@ -117,13 +119,14 @@ _PARTS = {
     name: text(f"{_LINE} FROM {name} t ORDER BY version DESC LIMIT least(1, :limit)")
     for name in ("config_versions", "weights")
 } | {
-    name: text(f"{_LINE} FROM {name} t ORDER BY {order} LIMIT :limit")
-    for name, order in (
-        ("lanes", "agent_type, priority"),
-        ("resource_lanes", "resource_class, agent_type, priority"),
-        ("pauses", "agent_type"),
-        ("agent_results", "agent_type"),
-        ("llm_budgets", "scope, name"),
+    name: text(f"{_LINE} FROM {rows} t ORDER BY {order} LIMIT :limit")
+    for name, rows, order in (
+        ("lanes", "lanes", "agent_type, priority"),
+        ("resource_lanes", "resource_lanes", "resource_class, agent_type, priority"),
+        ("pauses", "pauses", "agent_type"),
+        ("agent_results", "agent_results", "agent_type"),
+        ("llm_models", f"({models.SETTINGS})", "model"),
+        ("llm_budgets", "llm_budgets", "scope, name"),
     )
 }
 # A goal that was given a weight, or that tasks name, is as good as one that runs.
@@ -192,6 +195,7 @@ _SET_SEQUENCE = text("SELECT setval(pg_get_serial_sequence('tasks', 'seq'), max(
 _RETURN_TO_LANES = text(
     f"UPDATE tasks t SET tag = {lanes.TAG_ON_RETURN} WHERE id = ANY (CAST(:released_ids AS uuid[]))"
 )
+_FORGET_MODELS = text("DELETE FROM llm_models")
 # Keys of `default` are confined by any key of another namespace, be it revoked; a checkpoint brings none along.
 _DIVIDE = text("""
 INSERT INTO keys (id, role, label, namespace, secret_hash, revoked_at)
@@ -356,6 +360,11 @@ async def insert_rows(connection: AsyncConnection, table: Table, rows: Sequence[
     for start in range(0, len(rows), _ROWS_PER_INSERT):
         batch = [dict(row) for row in rows[start : start + _ROWS_PER_INSERT]]
         await connection.execute(query, {"rows": json.dumps(batch)})
+
+
+async def forget_models(connection: AsyncConnection) -> None:
+    """Forget the language models that a service has listed at its start, for the list that is restored."""
+    await connection.execute(_FORGET_MODELS)
 
 
 async def finish_restore(connection: AsyncConnection, released_ids: Collection[str], reason: str) -> None:

@@ -26,6 +26,10 @@ from app.kernel.agents import AgentType
 from app.kernel.errors import Refused
 from app.kernel.lanes import SPAN, class_of
 from app.kernel.modes import Mode
+from app.llm.rules.circuit_breaker import Breaker
+from app.llm.rules.models import ModelLimits
+from app.llm.rules.rate_limit import Dimension
+from app.llm.store import models
 from app.memory.service import checkpoints
 from app.memory.store import context, invariants
 from app.memory.store.context import EntryKey, Write
@@ -185,6 +189,28 @@ async def test_the_restored_configuration_is_in_force_where_a_service_has_writte
         async with database.transaction() as connection:
             restored = await config.current(connection, Mode.PRODUCTION)
         assert (restored.mode, restored.document) == (Mode.DEVELOPMENT, preset(Mode.DEVELOPMENT))
+
+
+async def test_listed_models_come_back_with_their_limits_and_nothing_that_was_reported(
+    own_database: Database, server_url: str
+) -> None:
+    limits = ModelLimits(requests_per_window=60, input_price=2.5, fallback_models=("small",))
+    async with own_database.transaction() as connection:
+        await models.add(connection, ["large", "small"])
+        await models.set_limits(connection, "large", limits)
+    await execute(own_database, "UPDATE llm_models SET failures = 3, open_until = now(), requests_tat = now()")
+    async with _empty(server_url, migrated=True) as database:
+        async with database.transaction() as connection:
+            # As a process of the API does at its start.
+            await models.add(connection, ["large", "of another list"])
+        await database.engine.dispose()
+        await _restore(database, own_database)
+        async with database.transaction() as connection:
+            restored = await models.read(connection, ["large", "small", "of another list"])
+    assert restored.keys() == {"large", "small"}
+    large = restored["large"]
+    assert (large.version, replace(large.limits, fallback_models=("small",))) == (1, limits)
+    assert (large.breaker, large.tats[Dimension.REQUESTS]) == (Breaker(), None)
 
 
 @pytest.mark.parametrize(("goal", "is_divided"), [("@lab-a/kepler", True), ("kepler", False)])
