@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-# A caller that has not called for so long gives way to others, as its key may have gone with it.
-_KEEP = timedelta(minutes=10)
+# A caller that has not called for so long gives way to others, as its key may have gone with it. Longer than the pauses
+# of one that works on long tasks: with each the alert would be resolved, and open again.
+_KEEP = timedelta(hours=1)
 LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
 

@@ -36,7 +36,7 @@ def test_it_is_over_when_the_caller_has_another_key() -> None:
 
 def test_who_calls_no_more_gives_way() -> None:
     first = after(None, "a", 5)
-    assert after(first, "b", None, minutes=9) == first
-    assert after(first, "b", None, minutes=11) is None
+    assert after(first, "b", None, minutes=59) == first
+    assert after(first, "b", None, minutes=61) is None
     # Set back, the clock of the database says that it was in a time to come.
     assert after(first, "b", None, minutes=-180) is None
