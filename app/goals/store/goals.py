@@ -111,13 +111,13 @@ _READ_LIMITED = text(f"""
 """)
 HAS_LIMITED = f"EXISTS (SELECT FROM goals g WHERE g.state <> '{GoalState.STOPPED}' AND {_LIMITED})"
 
-# The shares of most use, as many as anybody looks at.
 _BUDGET_SHARES = text("""
-SELECT g.id, greatest((g.money_base + coalesce(s.cost_usd, 0) - g.money_since) / g.money_budget,
-                      coalesce(s.tokens, 0)::float8 / g.token_budget) AS share
-FROM goals g LEFT JOIN llm_spending s ON s.goal_id = g.id
-WHERE g.state = ANY (CAST(:states AS text[])) AND (g.money_budget IS NOT NULL OR g.token_budget IS NOT NULL)
-ORDER BY share DESC, g.id LIMIT :limit
+SELECT id, share FROM (
+    SELECT g.id, greatest((g.money_base + coalesce(s.cost_usd, 0) - g.money_since) / g.money_budget,
+                          coalesce(s.tokens, 0)::float8 / g.token_budget) AS share
+    FROM goals g LEFT JOIN llm_spending s ON s.goal_id = g.id
+    WHERE g.state = ANY (CAST(:states AS text[])) AND (g.money_budget IS NOT NULL OR g.token_budget IS NOT NULL)
+) used WHERE share >= :at_least ORDER BY share DESC, id LIMIT :limit
 """)
 
 _NOTE_MONEY = text("UPDATE goals SET money_base = :money, money_since = :calls_usd WHERE id = :id")
@@ -216,9 +216,9 @@ async def change_limits(connection: AsyncConnection, goal_id: str, constraints: 
         await connection.execute(statement, {**changes, "id": goal_id})
 
 
-async def budget_shares(connection: AsyncConnection, limit: int = 100) -> dict[str, float]:
-    """Used shares of the money or tokens of live goals that have such a limit, the largest first."""
-    values = {"states": [state.value for state in LIVE_STATES], "limit": limit}
+async def budget_shares(connection: AsyncConnection, *, at_least: float, limit: int = 1000) -> dict[str, float]:
+    """Used shares of the money or tokens of live goals of which `at_least` so much is used, the largest first."""
+    values = {"states": [state.value for state in LIVE_STATES], "at_least": at_least, "limit": limit}
     return {row.id: row.share for row in await connection.execute(_BUDGET_SHARES, values)}
 
 

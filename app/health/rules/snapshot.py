@@ -214,7 +214,7 @@ class Observations:
     workers: WorkerCounts | None = None
     resources: Mapping[str, float | None] | None = None
     models: Mapping[str, ModelTrouble] | None = None
-    # Used shares of the money or tokens of live goals, by their stored names.
+    # Used shares of the money or tokens of live goals of which much is used, by their stored names.
     budgets: Mapping[str, float] | None = None
     # The same of agent types and keys, by "agent" or "key" and the name.
     llm_budgets: Mapping[str, float] | None = None

@@ -33,6 +33,8 @@ async def observe(
     """Read all that alerts watch; `depths` are those of earlier observations."""
     queue = await status.read_snapshot(connection)
     version = await config.last(connection)
+    at_least = policy.goal_budget.degraded
+    owners = await llm_budgets.shares(connection, at_least=at_least)
     return Observations(
         queue=queue,
         depths=with_depth(depths, queue.at, sum(queue.depth.values())),
@@ -44,8 +46,8 @@ async def observe(
             **await _used_shares(connection, queue.at),
         },
         models=await store.model_troubles(connection),
-        budgets=await goals.budget_shares(connection),
-        llm_budgets={" ".join(owner): share for owner, share in (await llm_budgets.shares(connection)).items()},
+        budgets=await goals.budget_shares(connection, at_least=at_least),
+        llm_budgets={" ".join(owner): share for owner, share in owners.items()},
         recovery=await recovery(connection),
         database=await store.database_condition(connection),
         step=await degradation.current_step(connection),

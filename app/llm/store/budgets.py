@@ -145,7 +145,10 @@ FROM unnest(CAST(:scopes AS text[]), CAST(:names AS text[])) owner (scope, name)
 JOIN llm_budgets b ON b.scope = owner.scope AND b.name = owner.name
 """)
 
-_SHARES = text(f"SELECT scope, name, {_SHARE} AS share FROM llm_budgets b ORDER BY share DESC NULLS LAST LIMIT :limit")
+_SHARES = text(f"""
+SELECT scope, name, {_SHARE} AS share FROM llm_budgets b WHERE {_SHARE} >= :at_least
+ORDER BY share DESC, scope, name LIMIT :limit
+""")
 
 # Never waits, and keeps nobody waiting in a circle: a budget that is being charged is told of in the next turn.
 HAS_BUDGETS = "EXISTS (SELECT FROM llm_budgets)"
@@ -199,10 +202,10 @@ async def used_up(connection: AsyncConnection, owners: Collection[BudgetOwner]) 
     return {owner for owner, budget in rows if budget.is_used_up}
 
 
-async def shares(connection: AsyncConnection, limit: int = 100) -> dict[BudgetOwner, float]:
-    """Used shares of budgets in their periods, the largest first."""
-    rows = await connection.execute(_SHARES, {"limit": limit})
-    return {BudgetOwner(BudgetScope(row.scope), row.name): row.share or 0.0 for row in rows}
+async def shares(connection: AsyncConnection, *, at_least: float, limit: int = 1000) -> dict[BudgetOwner, float]:
+    """Used shares of budgets in their periods of which `at_least` so much is used, the largest first."""
+    rows = await connection.execute(_SHARES, {"at_least": at_least, "limit": limit})
+    return {BudgetOwner(BudgetScope(row.scope), row.name): row.share for row in rows}
 
 
 async def note_low(connection: AsyncConnection, share: float) -> list[Any]:

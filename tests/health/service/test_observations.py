@@ -46,6 +46,31 @@ async def test_the_fullest_host_counts(database: Database) -> None:
     assert set(observed.resources) == {"queue", "cpu", "memory", "llm_permits"}
 
 
+async def test_budgets_of_hundreds_of_goals_and_keys_are_watched_where_they_are_nearly_used_up(
+    database: Database,
+) -> None:
+    await execute(
+        database,
+        "INSERT INTO goals (id, state, token_budget) SELECT 'g' || n, 'running', 100 FROM generate_series(1, 300) n",
+    )
+    await execute(
+        database,
+        "INSERT INTO llm_spending (goal_id, cost_usd, tokens, max_cost_usd, max_tokens)"
+        " SELECT 'g' || n, 0, CASE WHEN n = 1 THEN 79 WHEN n = 2 THEN 80 ELSE 100 + n END, 0, 0"
+        " FROM generate_series(1, 300) n",
+    )
+    await execute(
+        database,
+        "INSERT INTO llm_budgets (scope, name, token_budget, tokens, period)"
+        " SELECT 'key', goal_id, 100, tokens, 'total' FROM llm_spending",
+    )
+    async with database.transaction() as connection:
+        observed = await _observed(connection)
+    assert observed.budgets is not None
+    assert observed.budgets.keys() == {f"g{n}" for n in range(2, 301)}
+    assert observed.llm_budgets == {f"key {goal}": share for goal, share in observed.budgets.items()}
+
+
 async def test_degradation_goes_by_what_the_watch_for_alerts_has_just_seen(database: Database) -> None:
     """And looks by itself where that does not watch: its turns may fail, or be the former version's."""
     await observe(database)
