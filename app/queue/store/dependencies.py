@@ -40,14 +40,23 @@ INSERT INTO task_dependencies (task_id, depends_on)
 SELECT * FROM unnest(CAST(:task_ids AS uuid[]), CAST(:depends_on AS uuid[])) ON CONFLICT DO NOTHING
 """)
 
-# Tasks are locked before their edges, as in a cancellation: the count makes sure of all of them before any DELETE.
-_UNBLOCK = f"""
-WITH dependent AS MATERIALIZED (
-    SELECT t.id FROM tasks t
-    WHERE t.id IN (SELECT task_id FROM task_dependencies WHERE depends_on = ANY ($1::uuid[]))
-    ORDER BY t.id FOR UPDATE OF t
+# Edges that one statement takes away, so that each ends in time however many tasks wait for one.
+_PORTION = 10_000
+
+
+# Tasks are locked before their edges, as in a cancellation: the count makes sure of all of them before any DELETE. One
+# portion after another, they are locked in the order of their ids as well.
+def _unblocking(edges: int) -> str:
+    # As text, since no planner knows what comes of a parameter here, and expects one row.
+    return f"""
+WITH edge AS MATERIALIZED (
+    SELECT task_id FROM task_dependencies WHERE depends_on = ANY ($1::uuid[]) ORDER BY task_id LIMIT {edges}
+), dependent AS MATERIALIZED (
+    SELECT t.id FROM tasks t WHERE t.id IN (SELECT task_id FROM edge) ORDER BY t.id FOR UPDATE OF t
 ), met AS (
-    DELETE FROM task_dependencies WHERE depends_on = ANY ($1::uuid[]) AND (SELECT count(*) FROM dependent) >= 0
+    DELETE FROM task_dependencies
+    WHERE depends_on = ANY ($1::uuid[]) AND task_id <= (SELECT task_id FROM edge ORDER BY task_id DESC LIMIT 1)
+      AND (SELECT count(*) FROM dependent) >= 0
     RETURNING task_id
 ), counted AS (
     SELECT task_id, count(*) AS met FROM met GROUP BY task_id
@@ -63,9 +72,11 @@ WITH dependent AS MATERIALIZED (
     INSERT INTO events (kind, task_id, agent_type, goal_id, priority)
     SELECT '{TaskEvent.UNBLOCKED}', id, agent_type, goal_id, priority FROM unblocked WHERE state = 'pending'
 )
-SELECT agent_type, priority, min(tag) AS tag FROM unblocked
+SELECT 0 AS edges, agent_type, priority, min(tag) AS tag FROM unblocked
 WHERE state = 'pending' AND run_at IS NULL GROUP BY agent_type, priority, {lanes.sql_class_of("tag")}
+UNION ALL SELECT count(*), NULL, NULL, NULL FROM edge
 """
+
 
 # All levels at once, in one order. Level by level, two transactions that end tasks could wait for each other.
 _LOCK_WAITING = """
@@ -124,7 +135,13 @@ async def unblock(connection: "asyncpg.Connection[asyncpg.Record]", completed_id
 
     To be called in the transaction of the completion, after it has locked the tasks: only then it sees every edge.
     """
-    return lanes.lowest_tags(await connection.fetch(_UNBLOCK, completed_ids))
+    rows: list[asyncpg.Record] = []
+    is_done = False
+    while not is_done:
+        portion = await connection.fetch(_unblocking(_PORTION), completed_ids)
+        rows += [row for row in portion if row["agent_type"]]
+        is_done = sum(row["edges"] for row in portion) < _PORTION
+    return lanes.lowest_tags(rows)
 
 
 async def lock_waiting(connection: AsyncConnection, ids: Collection[UUID]) -> list[UUID]:
@@ -155,7 +172,9 @@ async def cancel_dependents(connection: AsyncConnection, task_id: UUID, outcome:
     error = json.dumps({"code": "dependency_failed", "message": message, "dependency": str(task_id)})
     await connection.execute(_CUT, {"id": task_id})
     waiting_ids = await lock_waiting(connection, [task_id])
+    for start in range(0, len(waiting_ids), _PORTION):
+        ids = waiting_ids[start : start + _PORTION]
+        await connection.execute(_CANCEL_WAITING, {"ids": ids, "error": error})
     if waiting_ids:
-        await connection.execute(_CANCEL_WAITING, {"ids": waiting_ids, "error": error})
         notify.note(connection, notify.EVENTS)
     return len(waiting_ids)

@@ -18,7 +18,7 @@ from app.queue.service import leases as lease_operations
 from app.queue.service import tasks
 from app.queue.service.leases import Failure, Fence, LeaseService
 from app.queue.service.tasks import Submitted
-from app.queue.store import claims
+from app.queue.store import claims, dependencies
 from app.queue.store.claims import ClaimRequest, Lease
 from app.queue.store.completions import Completion
 from tests.support import sql
@@ -222,6 +222,38 @@ async def test_a_completion_locks_what_waits_for_it_before_the_edges(database: D
         await cancelling.execute(edge, {"id": waiting})
     assert await completing == first
     assert (await _states(database))[waiting] == "pending"
+
+
+@pytest.mark.parametrize(("how", "state"), [("completed", "pending"), ("failed", "cancelled")])
+async def test_no_statement_moves_more_of_what_waits_than_it_has_time_for(
+    own_database: Database, monkeypatch: pytest.MonkeyPatch, how: str, state: str
+) -> None:
+    monkeypatch.setattr(dependencies, "_PORTION", 3, raising=False)
+    first, second = uuid4(), uuid4()
+    waiting: list[dict[str, Any]] = [{"id": uuid4(), "depends_on": [first]} for _ in range(7)]
+    both: dict[str, Any] = {"id": uuid4(), "depends_on": [first, second]}
+    await _submit(own_database, {"id": first}, *waiting, {"id": second}, both)
+    for statement in (
+        "CREATE TABLE moves (edges bigint)",
+        (
+            "CREATE FUNCTION note_moves() RETURNS trigger LANGUAGE plpgsql AS "
+            "'BEGIN INSERT INTO moves SELECT count(*) FROM gone; RETURN NULL; END'"
+        ),
+        (
+            "CREATE TRIGGER moves AFTER DELETE ON task_dependencies REFERENCING OLD TABLE AS gone "
+            "FOR EACH STATEMENT EXECUTE FUNCTION note_moves()"
+        ),
+    ):
+        await sql.execute(own_database, statement)
+    assert await (_complete_next if how == "completed" else _fail_next)(own_database) == first
+    states = await _states(own_database)
+    assert {states[task["id"]] for task in waiting} == {state}
+    moved = [row["edges"] for row in await sql.fetch(own_database, "SELECT edges FROM moves")]
+    assert max(moved) <= 4
+    if how == "completed":
+        assert sum(moved) == 8
+        assert await sql.value(own_database, "SELECT blockers FROM tasks WHERE id = $1", both["id"]) == 1
+    assert await sql.value(own_database, "SELECT count(*) FROM task_dependencies") == (how == "completed")
 
 
 async def test_two_completions_at_once_let_go_of_the_task_that_waits_for_both(database: Database) -> None:
