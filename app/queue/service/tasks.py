@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, fields
+from datetime import UTC
 from operator import attrgetter
 from typing import Any, NamedTuple
 from uuid import UUID, uuid5
@@ -315,8 +316,7 @@ def _hash(submission: Submission) -> bytes:
         json.loads(submission.payload),
         json.loads(submission.labels),
         _FORMER_TIMEOUT_SECONDS if submission.timeout_seconds is None else submission.timeout_seconds,
-        str(submission.deadline),
-        str(submission.run_at),
+        *(str(moment and moment.astimezone(UTC)) for moment in (submission.deadline, submission.run_at)),
         submission.retry.max_attempts,
         list(submission.retry.delays_seconds),
         submission.trace_context,

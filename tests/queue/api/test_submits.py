@@ -3,6 +3,8 @@
 import asyncio
 from uuid import uuid4
 
+import pytest
+
 from app.db.database import Database
 from tests.support.problems import is_problem
 from tests.support.service import Service
@@ -68,6 +70,17 @@ async def test_a_batch_of_a_thousand(service: Service, database: Database) -> No
 
 _TASK = {"agent_type": "ranking", "payload": {"n": 1}}
 _KEY = {"Idempotency-Key": "submit-1"}
+
+
+@pytest.mark.parametrize("field", ["deadline", "run_at"])
+async def test_the_same_moment_in_other_words_is_the_same_request(service: Service, field: str) -> None:
+    task = _TASK | {field: "2098-06-01T12:00:00Z"}
+    first = await service.ask("POST", "/tasks", task, headers=_KEY)
+    for same in ("2098-06-01T14:00:00+02:00", "2098-06-01T12:00:00.000000000Z", "2098-06-01T07:00:00-0500"):
+        again = await service.ask("POST", "/tasks", task | {field: same}, headers=_KEY)
+        assert again.json()["id"] == first.json()["id"], same
+    later = await service.ask("POST", "/tasks", task | {field: "2098-06-01T12:00:00+02:00"}, headers=_KEY)
+    is_problem(later, 422, "idempotency_mismatch")
 
 
 async def test_the_header_is_an_idempotency_key(service: Service) -> None:
