@@ -75,7 +75,7 @@ class ModelOut(LimitsIn):
     consecutive_failures: int
     cooldown_seconds: float = Field(description="for so long its service wants to be left alone, by all")
     mean_latency_ms: float | None = Field(description="decayed; null before the first call")
-    used_at: Moment | None
+    used_at: Moment | None = Field(description="null: it is not listed")
     held_back: list[HeldBackOut] = Field(description="those who alone have reported a cool-down, or failed")
 
 

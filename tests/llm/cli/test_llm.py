@@ -23,6 +23,16 @@ async def _called(live_service: Service, *, settle: bool) -> str:
     return model
 
 
+async def test_a_model_that_nobody_has_listed_is_not_said_to_work(convener: CommandLine) -> None:
+    model = f"vendor/model-{uuid4().hex[:6]}"
+    shown = await convener("llm", "models", "get", model, COLUMNS="160")
+    assert shown.code == 0
+    assert "works" not in shown.out
+    assert f"not listed, so nobody may call it: convener llm models add {model}" in shown.out
+    await convener("llm", "models", "add", model)
+    assert "works" in (await convener("llm", "models", "get", model)).out
+
+
 async def test_limits_are_set_and_shown(convener: CommandLine) -> None:
     model = f"vendor/model-{uuid4().hex[:6]}"
     done = await convener("llm", "models", "set", model, "burst=5", "fallback_models=small,smaller")
