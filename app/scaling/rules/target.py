@@ -154,8 +154,9 @@ class ScalingPlan:
     """Changes to the size of the pool, with reasons.
 
     `remove_idle` workers leave now, those at work in a block that goes after their task; `drain_busy` leave after
-    theirs; no other may be removed. `unsplit` more would leave, if not for others of their blocks. With
-    `required_workers` every waiting task starts in time; None where that was not computed.
+    theirs; `remove_starting` leave before they have worked; no other may be removed. `unsplit` more would leave, if
+    not for others of their blocks. With `required_workers` every waiting task starts in time; None where that was not
+    computed.
     """
 
     at: datetime
@@ -170,6 +171,11 @@ class ScalingPlan:
     reasons: tuple[str, ...]
     clamps: tuple[Clamp, ...] = field(default=())
     decide_again_after_seconds: float
+
+    @property
+    def remove_starting(self) -> int:
+        """Number of workers above the maximum that leave before they have worked."""
+        return max(0, self.current - self.target - self.remove_idle - self.drain_busy)
 
     @property
     def is_deferred(self) -> bool:
@@ -347,7 +353,10 @@ def _plan(
 ) -> ScalingPlan:
     workers = snapshot.workers
     excess = max(0, workers - target)
-    leaving = min(snapshot.idle, excess)
+    # Above the maximum those that have not started go first: nobody waits for the end of a task of theirs.
+    is_over = workers > policy.max_workers and snapshot.removable_groups is None
+    remove_starting = min(len(snapshot.starting), excess) if is_over else 0
+    leaving = min(snapshot.idle, excess - remove_starting)
     # Draining workers still take their place, as the machine has to hold them.
     room = policy.max_workers - snapshot.draining - workers
     return ScalingPlan(
@@ -357,7 +366,7 @@ def _plan(
         target=target,
         start=max(0, min(target - workers, room)),
         remove_idle=leaving,
-        drain_busy=min(snapshot.busy, excess - leaving),
+        drain_busy=min(snapshot.busy, excess - remove_starting - leaving),
         required_workers=required_workers,
         reasons=reasons,
         clamps=clamps,

@@ -130,17 +130,18 @@ def _leavers(plan: ScalingPlan, pool: Pool, max_workers: int) -> list[UUID]:
 
     One that no provisioner of ours started goes only after all others, and only while there are more than allowed.
     """
-    if not plan.remove_idle and not plan.drain_busy:
+    if plan.current <= plan.target:
         return []
     is_over = plan.current > max_workers
     if pool.has_blocks:
         return _leavers_by_group(plan, pool, is_over=is_over)
-    ready = [w for w in pool.workers if w.state == WorkerState.READY and (is_over or w.provisioner is not None)]
+    candidates = [worker for worker in pool.workers if is_over or worker.provisioner is not None]
     # The highest slots leave first, so that the slots in use stay dense.
-    ready.sort(key=lambda worker: (worker.provisioner is None, -(worker.slot or 0)))
-    idle = [worker.id for worker in ready if not worker.busy]
-    busy = [worker.id for worker in ready if worker.busy]
-    return [*idle[: plan.remove_idle], *busy[: plan.drain_busy]]
+    candidates.sort(key=lambda worker: (worker.provisioner is None, -(worker.slot or 0)))
+    starting = [worker.id for worker in candidates if worker.state == WorkerState.STARTING]
+    idle = [worker.id for worker in candidates if worker.state == WorkerState.READY and not worker.busy]
+    busy = [worker.id for worker in candidates if worker.state == WorkerState.READY and worker.busy]
+    return [*starting[: plan.remove_starting], *idle[: plan.remove_idle], *busy[: plan.drain_busy]]
 
 
 def _leavers_by_group(plan: ScalingPlan, pool: Pool, *, is_over: bool) -> list[UUID]:

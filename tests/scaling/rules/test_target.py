@@ -133,6 +133,13 @@ def test_below_the_minimum_it_is_refilled_at_once() -> None:
     assert decided.reasons == ("0 workers, and the minimum is 30",)
 
 
+@pytest.mark.parametrize(("at_most", "idle", "busy"), [(12, 0, 0), (10, 0, 0), (8, 2, 0), (4, 3, 3)])
+def test_above_the_maximum_those_that_have_not_started_leave_first(at_most: int, idle: int, busy: int) -> None:
+    policy = replace(POLICY, max_workers=at_most)
+    decided = plan(waiting(50), idle=3, busy=7, starting=[5.0] * 5, policy=policy)
+    assert (decided.target, decided.remove_idle, decided.drain_busy) == (at_most, idle, busy)
+
+
 def test_above_the_maximum_the_idle_leave_now_and_the_busy_when_they_are_done() -> None:
     decided = plan(waiting(50), idle=3, busy=7, policy=replace(POLICY, max_workers=4))
     assert (decided.target, decided.remove_idle, decided.drain_busy) == (4, 3, 3)

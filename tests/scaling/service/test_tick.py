@@ -39,6 +39,23 @@ async def test_example_1_to_the_number(database: Database) -> None:
     assert not {str(worker_id) for worker_id in ten} & set(decision["new_workers"])
 
 
+async def test_a_lower_maximum_lets_those_go_that_have_not_started(database: Database) -> None:
+    await bounds(database, 2, 100)
+    ready = await crew(database, 2)
+    # Whatever their slots: those of lost workers are filled first.
+    await execute(database, "UPDATE workers SET slot = slot + 90, name = host || '-' || slot + 90")
+    await bounds(database, 10, 100)
+    await decided(database)
+    assert await _states(database) == {"ready": 2, "starting": 8}
+    await bounds(database, 2, 4)
+    decision = await decided(database)
+    assert (decision["target_workers"], decision["remove_idle"], decision["drain_busy"]) == (4, 0, 0)
+    leaving = await fetch(database, "SELECT id, state FROM workers WHERE directive = 'drain'")
+    assert [row["state"] for row in leaving] == ["starting"] * 6
+    assert {row["id"] for row in leaving}.isdisjoint(ready)
+    assert await value(database, "SELECT size FROM hosts") == 4
+
+
 async def test_a_growing_pool_decides_again_soon_and_counts_who_is_starting(database: Database) -> None:
     await bounds(database, 2, 100)
     await crew(database, 2, cpu_percent=90.0)
