@@ -33,23 +33,25 @@ async def sweep(
     """Expire overdue leases, unless the service itself was away, or probably was; return the counts."""
     # Leases of workers that ended while no sweep ran count too.
     since = _ENDED_WORKERS_SECONDS + turn.seconds_since_last
-    live_count, expired_count = await attempts.count_leases(connection, policy.deadline_grace_seconds, since)
+    grace = policy.deadline_grace_seconds
+    counts = await attempts.count_leases(connection, grace, since, policy.lease_seconds)
+    cut_count = await attempts.cut(connection, grace, since, policy.lease_seconds) if counts.ahead else 0
     snapshot = SweepSnapshot(
-        expired_count=expired_count,
-        live_count=live_count,
+        expired_count=counts.overdue,
+        live_count=counts.live,
         seconds_since_last_sweep=turn.seconds_since_last,
         held_back_seconds=turn.held_back_seconds,
     )
-    absence = absence_reason(await presence.read(connection), callers) if expired_count else None
+    absence = absence_reason(await presence.read(connection), callers) if counts.overdue else None
     reason = absence or hold_back_reason(snapshot, SweepPolicy(grace_seconds=callers.interval_seconds))
     if reason is not None:
         # Written with the turn: the next sweep, perhaps of another process, knows since when leases are spared.
         began_at = await now(connection) - timedelta(seconds=turn.held_back_seconds or 0.0)
         return {"held_back": True, "held_back_since": began_at.isoformat(), "reason": reason}
-    overdue = await attempts.lock_overdue(connection, policy.deadline_grace_seconds, since) if expired_count else []
+    overdue = await attempts.lock_overdue(connection, grace, since) if counts.overdue else []
     for attempt in overdue:
         await _end_attempt(connection, attempt)
-    return {"live": live_count, "taken_back": len(overdue)}
+    return {"live": counts.live, "taken_back": len(overdue)} | ({"cut": cut_count} if cut_count else {})
 
 
 async def sweep_strays(connection: AsyncConnection, policy: LeasePolicy) -> dict[str, Any]:

@@ -41,6 +41,15 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseCounts:
+    """Numbers of live leases, and among them of those that are overdue, and of before the clock was set back."""
+
+    live: int
+    overdue: int
+    ahead: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
     """End of an attempt: its outcome for the record, error and usage as JSON text, and whether the agent failed."""
 
@@ -72,7 +81,8 @@ FOR UPDATE OF t
 # Goes by the last lease of each worker: an index of leased tasks would be full of dead entries. Of workers that have
 # ended only the recent ones count: a claim under way may have served one while it was ending.
 _LEASED = f"""
-SELECT h.id, h.lease_expires_at <= now() OR h.deadline_at + make_interval(secs => :grace) <= now() AS overdue
+SELECT h.id, h.leased_at, h.lease_expires_at, w.last_seen_at, w.lost_after_seconds,
+       h.lease_expires_at <= now() OR h.deadline_at + make_interval(secs => :grace) <= now() AS overdue
 FROM workers w CROSS JOIN LATERAL {lease_ledger.last_lease("w.id")} last
 CROSS JOIN LATERAL {lease_ledger.held_task("w.id")} h
 WHERE w.ended_at IS NULL OR w.ended_at > now() - make_interval(secs => :since)
@@ -85,7 +95,25 @@ WHERE t.worker_id IS NOT NULL
 ORDER BY t.id LIMIT :limit FOR UPDATE OF t SKIP LOCKED
 """)
 
-_COUNT = text(f"SELECT count(*) AS live, count(*) FILTER (WHERE overdue) AS overdue FROM ({_LEASED}) leased")
+# What began, or was heard of, in a time to come did so before the clock was set back.
+_IS_AHEAD = """(leased.leased_at > now() + interval '1 min' OR leased.last_seen_at > now() + interval '1 min'
+    AND leased.lease_expires_at > now() + make_interval(secs => greatest(:seconds, leased.lost_after_seconds)))"""
+_COUNT = text(f"""
+SELECT count(*) AS live, count(*) FILTER (WHERE overdue) AS overdue, count(*) FILTER (WHERE {_IS_AHEAD}) AS ahead
+FROM ({_LEASED}) leased
+""")
+# Its worker renews it, if that is there: for so long it may be silent.
+_CUT = text(f"""
+WITH ahead AS MATERIALIZED (
+    SELECT t.id, leased.lost_after_seconds FROM tasks t JOIN ({_LEASED}) leased ON leased.id = t.id
+    WHERE t.worker_id IS NOT NULL AND {_IS_AHEAD} ORDER BY t.id LIMIT :limit FOR UPDATE OF t SKIP LOCKED
+)
+UPDATE tasks t
+SET leased_at = least(t.leased_at, now()), deadline_at = t.deadline_at - greatest(t.leased_at - now(), interval '0'),
+    lease_expires_at = least(
+        t.lease_expires_at, now() + make_interval(secs => greatest(:seconds, ahead.lost_after_seconds)))
+FROM ahead WHERE t.id = ahead.id AND {counters.COUNTS_ITSELF}
+""")
 
 # Leases that no ledger leads to: somebody wrote to the table by hand. Both figures are of one snapshot, and exact.
 _COUNT_STRAYS = text(f"""
@@ -157,10 +185,23 @@ async def lock_overdue(
     return await _attempts(connection, _OVERDUE, values)
 
 
-async def count_leases(connection: AsyncConnection, grace_seconds: float, since_seconds: float) -> tuple[int, int]:
-    """Number of live leases, and of those among them that are overdue."""
-    row = (await connection.execute(_COUNT, {"grace": grace_seconds, "since": since_seconds})).mappings().one()
-    return row["live"], row["overdue"]
+async def count_leases(
+    connection: AsyncConnection, grace_seconds: float, since_seconds: float, lease_seconds: float
+) -> LeaseCounts:
+    """Numbers of leases."""
+    values = {"grace": grace_seconds, "since": since_seconds, "seconds": lease_seconds}
+    return LeaseCounts(**(await connection.execute(_COUNT, values)).mappings().one())
+
+
+async def cut(
+    connection: AsyncConnection, grace_seconds: float, since_seconds: float, lease_seconds: float, limit: int = 500
+) -> int:
+    """Let leases of before the clock was set back end after `lease_seconds`; return their number.
+
+    Those that began in a time to come begin now. At most `limit`; skips rows that others have locked.
+    """
+    values = {"grace": grace_seconds, "since": since_seconds, "seconds": lease_seconds, "limit": limit}
+    return (await connection.execute(_CUT, values)).rowcount
 
 
 async def lock_strays(

@@ -1,17 +1,21 @@
 """The clock of the database was set back while tasks waited and ran."""
 
+import pytest
+
 from app.db import hot_path
 from app.db.database import Database
 from app.kernel.ids import WorkerId
 from app.kernel.states import TaskState
-from app.queue.service import cancel
+from app.queue.rules.tasks import LeasePolicy
+from app.queue.service import cancel, expiry
 from app.queue.service.leases import Failure, LeaseService, fail
 from app.queue.store import releases
 from app.queue.store.claims import Lease
 from app.queue.store.listing import Selection
-from tests.support.factories import completion, fence, leased, ready_worker, submitted
+from tests.support.factories import completion, fence, holding, leased, ready_worker, submitted, turn
 from tests.support.sql import execute, fetch
 
+_POLICY = LeasePolicy()
 _SET_BACK = "UPDATE tasks SET waiting_since = waiting_since + interval '1 h', leased_at = leased_at + interval '1 h'"
 
 
@@ -37,3 +41,28 @@ async def test_no_wait_and_no_attempt_is_shorter_than_nothing(database: Database
     rows = await fetch(database, "SELECT kind, seconds FROM every_event WHERE seconds IS NOT NULL")
     kinds = {"task.assigned", "task.completed", "task.failed", "task.cancelled", "task.released"}
     assert ({row["kind"] for row in rows}, {row["seconds"] for row in rows}) == (kinds, {0.0})
+
+
+@pytest.mark.parametrize("is_older", [False, True])
+async def test_a_lease_of_before_ends_when_nobody_renews_it(database: Database, is_older: bool) -> None:
+    """It has its time by the new clock, in which whoever is there renews it."""
+    _, lease = await holding(database)
+    times = ("leased_at", "lease_expires_at", "deadline_at")
+    await execute(database, "UPDATE tasks SET " + ", ".join(f"{time} = {time} + interval '1 h'" for time in times))
+    await execute(database, "UPDATE workers SET last_seen_at = now() + interval '1 h'")
+    if is_older:
+        await execute(database, "UPDATE tasks SET leased_at = leased_at - interval '2 h'")
+
+    async def seconds() -> dict[str, float]:
+        columns = ", ".join(f"extract(epoch FROM {time} - now())::float8 AS {time}" for time in times)
+        return dict((await fetch(database, f"SELECT {columns} FROM tasks"))[0])
+
+    async with database.transaction() as connection:
+        assert await expiry.sweep(connection, _POLICY, turn()) == {"live": 1, "taken_back": 0, "cut": 1}
+    left = await seconds()
+    assert left["leased_at"] <= 0
+    assert 0 < left["lease_expires_at"] <= _POLICY.lease_seconds
+    assert is_older or 0 < left["deadline_at"] <= lease.timeout_seconds
+    async with database.transaction() as connection:
+        assert await expiry.sweep(connection, _POLICY, turn()) == {"live": 1, "taken_back": 0}
+    assert [row["state"] for row in await fetch(database, "SELECT state FROM tasks")] == ["executing"]
