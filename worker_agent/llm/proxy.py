@@ -97,6 +97,7 @@ class ModelProxy:
         # Imported here, as a worker without a language model needs none of this.
         import uvicorn
 
+        from worker_agent.llm.bounded_connections import MAX_HEAD_BYTES, BoundedConnections, raise_file_limit
         from worker_agent.llm.call_trace import CallTraces
         from worker_agent.llm.completions import CompletionService
         from worker_agent.llm.permits import PermitClient
@@ -117,7 +118,18 @@ class ModelProxy:
                 random_fraction=self._random_fraction,
                 traces=CallTraces(self._tracing, self._settings.base_url),
             )
-            config = uvicorn.Config(server.app, log_config=None, access_log=False, lifespan="off")
+            limits = raise_file_limit()
+            BoundedConnections.max_connections = limits.open
+            config = uvicorn.Config(
+                server.app,
+                http=BoundedConnections,
+                ws="none",
+                h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+                backlog=limits.waiting,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+            )
             web_server = uvicorn.Server(config)
             self._cancel_calls, self._stop_requested = server.cancel_calls, asyncio.Event()
             self._loop = asyncio.get_running_loop()

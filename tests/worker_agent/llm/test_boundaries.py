@@ -1,16 +1,19 @@
 """A handler, a provider or a control plane that means harm: what a call may name, take, or hold is bounded."""
 
 import json
+import socket
 import threading
 import time
+from contextlib import ExitStack
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
-from tests.worker_agent.llm.conftest import Start, raw, wait_until_settled
+from tests.worker_agent.llm.conftest import Bench, Start, raw, wait_until_settled
 from tests.worker_agent.llm.loopback import ReceivedRequest, ResponseWriter
 from tests.worker_agent.llm.provider import MESSAGES, Act, Permits, Provider, piece, refuses, says
-from worker_agent.llm import task_keys
+from worker_agent.llm import bounded_connections, task_keys
 
 
 @pytest.mark.parametrize("model", ["gpt-5", "gpt-4.1 ", "a\nb", "x" * 10_000, 5, ["gpt-4.1"], {"a": 1}, True])
@@ -185,3 +188,46 @@ def test_an_earlier_answer_that_is_none_is_not_used(start: Start, answer: Any) -
     bench = start(Provider.of(), permits)
 
     assert bench.model().ask("Why?", temperature=0).text == "It is a law."
+
+
+def _connect(bench: Bench) -> socket.socket:
+    parts = urlsplit(bench.gateway.url)
+    return socket.create_connection((parts.hostname, parts.port), timeout=10)
+
+
+def _is_ended(connection: socket.socket) -> bool:
+    try:
+        return connection.recv(1) == b""
+    except ConnectionError:
+        return True
+
+
+def test_a_head_without_an_end_is_cut_off(start: Start) -> None:
+    bench = start(Provider.of())
+    with _connect(bench) as stranger, pytest.raises(ConnectionError):
+        stranger.sendall(b"GET /v1/models HTTP/1.1\r\nx: " + bytes(8 << 20).replace(b"\0", b"x"))
+    assert bench.model().ask("Why?").text == "It is a law."
+
+
+def test_strangers_who_keep_connections_open_leave_room_for_calls(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounded_connections, "_MAX_CONNECTIONS", 4)
+    is_asked, go_on = threading.Event(), threading.Event()
+
+    def slowly(request: ReceivedRequest, writer: ResponseWriter) -> None:
+        is_asked.set()
+        go_on.wait(20)
+        says("Done.")(request, writer)
+
+    bench, texts = start(Provider.of(slowly)), list[str]()
+    asking = threading.Thread(target=lambda: texts.append(bench.model().ask("Why?").text))
+    asking.start()
+    assert is_asked.wait(20)
+    with ExitStack() as stack:
+        strangers = [stack.enter_context(_connect(bench)) for _ in range(8)]
+        assert _is_ended(strangers[0])
+        assert bench.model().ask("Why?").text == "It is a law."
+    go_on.set()
+    asking.join(20)
+    assert texts == ["Done."]
