@@ -163,6 +163,7 @@ def test_failures_are_told_apart(payload: dict[str, Any], code: str, retryable: 
         (r'{"x": "\ud800"}', "U\\+D800"),
         (r'{"\ud800": 1}', "U\\+D800"),
         (r'{"x": ["\u0000"]}', "U\\+0000"),
+        (f'{{"x": {"[" * 700}"\\u0000"{"]" * 700}}}', "U\\+0000"),
         ('{"x": 1e999}', "infinity|not JSON"),
     ],
 )
