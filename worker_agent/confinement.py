@@ -82,7 +82,7 @@ class Confinement:
             "user": self.user,
             "user_namespace": self.user is None,
             # Made here, because a process of a task would take longer to import it.
-            "filter": seccomp.program(has_ipc_namespace=self.method is Method.NAMESPACES).hex(),
+            "filter": seccomp.program(has_namespaces=self.method is Method.NAMESPACES).hex(),
             "view": {**self.view.as_json(), "temporary_bytes": file_bytes},
             "limits": {
                 "memory_bytes": memory_bytes,

@@ -19,7 +19,7 @@ def attempts(spec: Json) -> Json:
     is_apart = _namespace("pid") != spec["check"]["pid_namespace"]
     return {
         "privileges": _privileges(),
-        "files": _files(spec),
+        "files": why_files_are_open(spec),
         "code": _code(spec["check"]["code"]),
         "processes": "" if is_apart else _processes(spec["parent"]),
         # Elsewhere the daemon, to which the kernel gives orphans, ends them.
@@ -47,7 +47,8 @@ def _privileges() -> str:
     return "this system cannot forbid programs that change their user"
 
 
-def _files(spec: Json) -> str:
+def why_files_are_open(spec: Json) -> str:
+    """Why handlers can read secrets, or let others read them; empty where they cannot."""
     if spec["method"] == "none" and spec["user"] is None:
         return "handlers run as the user of the worker and can read all that it can"
     for path in spec["view"]["hidden"]:
@@ -58,6 +59,9 @@ def _files(spec: Json) -> str:
             with contextlib.suppress(OSError), open(file, "rb") as stream:
                 if stream.read(1):
                     return f"{file} can be read"
+    with contextlib.suppress(OSError):
+        os.chmod(spec["check"]["sockets"][0], 0o600)
+        return "Landlock does not cover modes of files, so handlers can open those of their user to others"
     return ""
 
 

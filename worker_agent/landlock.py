@@ -23,6 +23,7 @@ _ACCESS_COUNTS = {1: 13, 2: 14, 3: 15, 4: 15}
 _NEWEST_COUNT = 16
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR, _TRUNCATE, _IOCTL = 1, 2, 4, 8, 1 << 14, 1 << 15
 _OF_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL
+_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _SCOPES_VERSION = 6
 _SCOPE_SOCKETS, _SCOPE_SIGNALS = 1, 2
 
@@ -43,10 +44,12 @@ def restrict(view: Json, temporary: str) -> None:
     scopes = _SCOPE_SOCKETS | _SCOPE_SIGNALS if version >= _SCOPES_VERSION else 0
     ruleset = kernel_calls.landlock_ruleset(every_access, scopes)
     hidden = tuple(view["hidden"])
-    for path in (*view["readable"], *view["closed"], "/proc", "/dev"):
+    for path in (*view["readable"], *view["closed"], "/proc"):
         for visible, accesses in _without(path, hidden):
             _allow(ruleset, visible, accesses)
-    for path in ("/dev/null", "/dev/zero", "/dev/full", "/dev/tty", *view["devices"]):
+    # Of its other files by name only: they are terminals, in which people type, and memory that programs share.
+    _allow(ruleset, "/dev", _READ_DIR)
+    for path in (*(f"/dev/{name}" for name in _DEVICES), *view["devices"]):
         _allow(ruleset, path, every_access)
     for path in (temporary, *view["writable"]):
         _allow(ruleset, path, every_access)

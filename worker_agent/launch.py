@@ -51,6 +51,8 @@ def _confine(spec: Json) -> None:
         end_with_parent(spec["parent"], signal.SIGKILL)
         _enter_namespaces(spec)
         os.setsid()
+    else:
+        _leave_terminal()
     set_limits(spec["limits"])
     if sys.platform == "linux":
         _give_up_privileges(spec)
@@ -66,6 +68,20 @@ def _confine(spec: Json) -> None:
             break
         except OSError:
             continue
+
+
+def _leave_terminal() -> None:
+    """Be without the terminal in which the worker was started: a task could come to the fore, and read what is typed.
+
+    The session stays that of the worker, as whoever ends a worker that was killed ends all of its session.
+    """
+    with contextlib.suppress(OSError):
+        terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY)
+        import fcntl
+        import termios
+
+        fcntl.ioctl(terminal, termios.TIOCNOTTY)
+        os.close(terminal)
 
 
 def _report_failure(pipe: int, error: Exception) -> NoReturn:

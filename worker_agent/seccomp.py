@@ -47,8 +47,13 @@ _REFUSED = {
     # open_tree, move_mount, fsopen, fsconfig, fsmount, fspick, mount_setattr, quotactl_fd, open_tree_attr
     **{f"mounts {number}": (number, number) for number in (*range(428, 434), 442, 443, 467)},
 }
-# shmget, semget, msgget
-_SYSTEM_V = ((29, 194), (64, 190), (68, 186))
+# shmget, semget, msgget; then shmat, shmctl, semop, semtimedop, semctl, msgsnd, msgrcv, msgctl, which need no more
+# than the number of what another program of the user has made.
+_SYSTEM_V = (
+    *((29, 194), (64, 190), (68, 186), (30, 196), (31, 195), (65, 193), (220, 192), (66, 191)),
+    *((69, 189), (70, 188), (71, 187)),
+)
+_PRLIMIT = (302, 261)
 _CLONE, _UNSHARE, _IOCTL, _PRCTL = (56, 220), (272, 97), (16, 29), (157, 167)
 _SET_DUMPABLE = kernel_calls.PR_SET_DUMPABLE
 _CLONE3 = 435
@@ -61,17 +66,22 @@ _LOAD, _IF_EQUAL, _IF_AT_LEAST, _IF_ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0
 _ALLOW, _FAIL = 0x7FFF0000, 0x00050000
 
 
-def program(*, has_ipc_namespace: bool) -> bytes:
+def program(*, has_namespaces: bool) -> bytes:
     """The filter for this processor; empty where there is none. It refuses with EPERM.
 
-    Without a namespace for them, segments, semaphores and queues of System V would outlive the task.
+    Without namespaces, segments, semaphores and queues of System V would outlive the task, and those of other programs
+    could be reached; and other processes of the user could be ended by limits.
     """
     machine = os.uname().machine
     if machine not in _COLUMNS:
         return b""
     column, processor = _COLUMNS[machine]
-    refused = [*_REFUSED.values(), *(() if has_ipc_namespace else _SYSTEM_V)]
-    instructions = _instructions(column, processor, [numbers[column] for numbers in refused])
+    refused = [*_REFUSED.values(), *(() if has_namespaces else _SYSTEM_V)]
+    instructions = [
+        *_instructions(column, processor, [numbers[column] for numbers in refused]),
+        *(() if has_namespaces else _own_limits(_PRLIMIT[column])),
+        (_RETURN, 0, 0, _ALLOW),
+    ]
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in instructions)
 
 
@@ -105,4 +115,11 @@ def _instructions(column: int, processor: int, refused: Sequence[int]) -> Iterat
     # A process that is closed to others of its user cannot be looked at: this is answered, and not done.
     yield from ((_IF_EQUAL, 0, 6, _PRCTL[column]), (_LOAD, 0, 0, _ARGUMENTS), (_IF_EQUAL, 0, 3, _SET_DUMPABLE))
     yield from ((_LOAD, 0, 0, _ARGUMENTS + 8), (_IF_EQUAL, 1, 0, 1), (_RETURN, 0, 0, _FAIL), (_RETURN, 0, 0, _ALLOW))
-    yield _RETURN, 0, 0, _ALLOW
+
+
+def _own_limits(number: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yield what refuses to set limits of a process that is named, be it by its own number; reading them is allowed."""
+    yield from ((_IF_EQUAL, 0, 7, number), (_LOAD, 0, 0, _ARGUMENTS), (_IF_EQUAL, 5, 0, 0))
+    # A pointer has two halves.
+    yield from ((_LOAD, 0, 0, _ARGUMENTS + 16), (_IF_EQUAL, 0, 2, 0), (_LOAD, 0, 0, _ARGUMENTS + 20))
+    yield from ((_IF_EQUAL, 1, 0, 0), (_RETURN, 0, 0, _FAIL | errno.EPERM))

@@ -7,6 +7,7 @@ import json
 import mmap
 import multiprocessing
 import os
+import resource
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -44,6 +45,12 @@ _CALLS: dict[str, tuple[int, ...]] = {
     "PR_SET_DUMPABLE": (157, 4, 0, 0, 0, 0),
     "PR_GET_DUMPABLE": (157, 3, 0, 0, 0, 0),
     "shmget": (29, 0, 4096, 0o600),
+    "shmat": (30, -1, 0, 0),
+    "semctl": (66, -1, 0, 0),
+    "msgrcv": (70, -1, 0, 0, 0, 0),
+    "prlimit of others": (302, 1, 7, 1, 0),
+    "prlimit of others in 64 bits": (302, 1, 7, 1 << 32, 0),
+    "prlimit of its own": (302, 0, 7, 0, 0),
     "another ioctl": (16, -1, 0x5413, 0),
     "mount by the numbers of x32": (0x40000000 | 165, 0, 0, 0, 0),
 }
@@ -72,6 +79,8 @@ def ordinary() -> dict[str, Any]:
     with mmap.mmap(-1, 1 << 20) as shared:
         shared[:4] = b"data"
     spawned = os.waitstatus_to_exitcode(os.waitpid(os.posix_spawnp("true", ["true"], {}), 0)[1])
+    limits = resource.prlimit(os.getpid(), resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     return {"threads": squares, "pools": pools, "shell": shell.stdout, "spawned": spawned, "loop": asyncio.run(_true())}
 
 

@@ -2,9 +2,11 @@
 
 import ctypes
 import os
+import pty
 import stat
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import pytest
 from tests.worker_agent.confined import METHODS, by, ended, succeeds
 from tests.worker_agent.confining import open_to_others
 from worker_agent import events as ev
-from worker_agent import probing
+from worker_agent import isolation_check, probing
 from worker_agent.confinement import Confinement, Method, handler_user
 from worker_agent.file_view import FileView, view_files
 from worker_agent.handlers import collect_handlers
@@ -110,9 +112,10 @@ def test_calls_that_serve_attacks_on_the_kernel_are_refused(method: Method) -> N
     others: dict[str, str | int] = {"unshare of others": "EINVAL", "another ioctl": "EBADF"}
     others |= dict.fromkeys(("clone3", "mount by the numbers of x32"), "ENOSYS")
     # Answered as if it were done, and not done.
-    others |= {"PR_SET_DUMPABLE": 0, "PR_GET_DUMPABLE": 1}
+    others |= {"PR_SET_DUMPABLE": 0, "PR_GET_DUMPABLE": 1, "prlimit of its own": 0}
     if method is Method.NAMESPACES:
-        others["shmget"] = 0
+        others |= {"shmget": 0, **dict.fromkeys(("shmat", "semctl", "msgrcv"), "EINVAL")}
+        others |= dict.fromkeys(("prlimit of others", "prlimit of others in 64 bits"), "EFAULT")
     assert errors == {name: others.get(name, "EPERM") for name in errors}
 
 
@@ -172,6 +175,42 @@ def test_a_handler_reaches_no_process_outside_its_task(method: Method) -> None:
         assert not succeeds(f"cat /proc/{bystander.pid}/environ > /dev/null", by(method))
         assert bystander.poll() is None
         bystander.kill()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_handler_reads_no_memory_that_others_share_and_no_terminal(method: Method, tmp_path: Path) -> None:
+    confinement, uid = by(method), _uid()
+    ends = pty.openpty()
+    terminal = os.ttyname(ends[1])
+    with tempfile.NamedTemporaryFile(dir="/dev/shm", prefix="convener-test-") as shared:
+        if uid is not None:
+            os.chown(shared.name, uid, uid)
+            os.chown(terminal, uid, uid)
+        for path in (shared.name, terminal):
+            assert not succeeds(f"true < {path}", confinement), path
+    assert succeeds("head -c1 /dev/urandom && true < /dev/null", confinement)
+    for end in ends:
+        os.close(end)
+
+
+@pytest.mark.parametrize("method", [*METHODS, Method.NONE])
+def test_a_handler_has_no_part_in_the_terminal_of_its_worker(method: Method) -> None:
+    worker = f"""
+import os
+from tests.worker_agent.confined import Method, by, succeeds
+os.close(os.open("/dev/tty", os.O_RDWR))
+print("reached" if succeeds("true < /dev/tty", by(Method("{method}"))) else "out of reach")
+"""
+    in_terminal = f"import pty, sys; pty.spawn([sys.executable, '-c', {worker!r}])"
+    command = [sys.executable, "-c", in_terminal]
+    shown = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    assert shown.stdout.strip() == "out of reach", shown
+
+
+def test_that_modes_of_files_can_be_changed_is_told(tmp_path: Path) -> None:
+    spec: dict[str, Any] = {"method": "landlock", "user": None, "view": {"hidden": []}}
+    assert not isolation_check.why_files_are_open({**spec, "check": {"sockets": [str(tmp_path / "out of sight")]}})
+    assert "modes of files" in isolation_check.why_files_are_open({**spec, "check": {"sockets": [str(tmp_path)]}})
 
 
 def test_a_handler_cannot_choose_a_weaker_confinement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
