@@ -26,6 +26,7 @@ from app.settings_sources import (
     SECRET_VARIABLES,
     SETTINGS_FILE,
     SettingsError,
+    hide_secret_files,
     problem,
     read_file,
     read_secrets,
@@ -374,6 +375,7 @@ def take_settings() -> Settings:
     except (OSError, ValueError) as error:
         raise SettingsError(f"the secrets that were handed over cannot be read ({error})") from None
     settings = Settings.from_environment({**os.environ, **secrets})
+    hide_secret_files(os.environ)
     wipe(os.environ, SECRET_VARIABLES)
     return settings
 

@@ -5,7 +5,7 @@ import logging
 import os
 import stat
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ log = logging.getLogger(__name__)
 _PREFIX = "CONVENER_"
 SETTINGS_FILE = f"{_PREFIX}SETTINGS_FILE"
 _FILE = "_FILE"
+_HIDDEN = f"{_PREFIX}HANDLER_HIDE"
 # Settings that no other program may read: they are taken out of the environment, and may stand in files of their own.
 SECRETS = ("database_direct_url", "database_password", "database_url", "llm_key", "webhook_secret", "webhook_url")
 
@@ -61,6 +62,14 @@ def read_secrets(source: Mapping[str, str], variables: Collection[str]) -> dict[
                 reason = getattr(error, "strerror", None) or "no text"
                 raise SettingsError(f"{variable_of(name)}{_FILE}: cannot read {path} ({reason})") from None
     return secrets
+
+
+def hide_secret_files(environment: MutableMapping[str, str]) -> None:
+    """Have workers keep the files of secrets from handlers, beside whose code they may lie."""
+    paths = [path for name in sorted(SECRET_VARIABLES) if name.endswith(_FILE) and (path := environment.get(name))]
+    if paths:
+        named = filter(None, [environment.get(_HIDDEN)])
+        environment[_HIDDEN] = os.pathsep.join([*named, *map(os.path.abspath, paths)])
 
 
 def problem(error: Any, variables: Collection[str], path: Path | None) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from app import secrecy
 from app.settings import Settings, take_settings
-from app.settings_sources import SECRET_VARIABLES, SECRETS, SettingsError
+from app.settings_sources import SECRET_VARIABLES, SECRETS, SettingsError, hide_secret_files
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
 _SECRET = "cvn_0123_letmein"
@@ -127,6 +127,12 @@ def test_every_secret_may_stand_in_a_file_of_its_own(tmp_path: Path, name: str) 
     assert getattr(Settings.from_environment(variables | {f"{variable}_FILE": str(file)}), name) == one
     both = variables | {f"{variable}_FILE": str(file), variable: two}
     assert getattr(Settings.from_environment(both), name) == two
+
+
+def test_workers_are_to_keep_the_files_of_secrets_from_handlers() -> None:
+    environment = {"CONVENER_DATABASE_PASSWORD_FILE": "/code/db", "CONVENER_HANDLER_HIDE": "/code/data"}
+    hide_secret_files(environment)
+    assert environment["CONVENER_HANDLER_HIDE"] == "/code/data:/code/db"
 
 
 def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from worker_agent.handler_environment import parse_patterns
 _PATH_OPTIONS = ("--readable", "--writable", "--hide")
 # Variables that name files with a key in them.
 _KEY_FILES = (
+    "CONVENER_KEY_FILE",
     "CONVENER_LLM_KEY_FILE",
     "OTEL_EXPORTER_OTLP_CLIENT_KEY",
     "OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY",

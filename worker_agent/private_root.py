@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 
 from worker_agent.kernel_calls import (
     MS_BIND,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 # The new root grows over /proc, because nothing that is shown to a task comes from there.
 _ROOT = "/proc"
 _SHELL = "/.shell"
+_COVERS = "/.covers"
 _TEMPORARY = ("/tmp", "/dev/shm")  # noqa: S108 - the task's own
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _PLAIN = MS_NOSUID | MS_NODEV
@@ -40,9 +42,14 @@ _PLAIN = MS_NOSUID | MS_NODEV
 def build(view: Json) -> None:
     """Make the view the root of this process; raises OSError. `view` is made by `worker_agent/file_view.py`."""
     os.umask(0o022)
+    covered = _directories_to_cover(view)
     mount("none", "/", flags=MS_REC | MS_PRIVATE)
     mount("tmpfs", _ROOT, "tmpfs", _PLAIN, "size=1m,mode=755")
     _add_readable(view)
+    for directory, names in covered:
+        # Where the file system can be no part of an overlay, the file itself is covered below.
+        with contextlib.suppress(OSError):
+            _cover_names(directory, names)
     for path in ("/proc", *view["writable"]):
         _make_directory(_ROOT + path)
     make_read_only(_ROOT)
@@ -117,6 +124,46 @@ def _make_devices(paths: list[str]) -> None:
     with contextlib.suppress(OSError):
         mount("devpts", f"{_ROOT}/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=620")
         _link("/dev/ptmx", "pts/ptmx")
+
+
+def _directories_to_cover(view: Json) -> list[tuple[str, list[str]]]:
+    """Directories of hidden files with the names of those, the outermost first: such as can be an overlay's part.
+
+    What is mounted over a file goes with the file when another one takes its name, as renewed keys do.
+    """
+    names: dict[str, list[str]] = {}
+    for path in view["hidden"]:
+        if os.path.lexists(path) and not os.path.isdir(path):
+            names.setdefault(os.path.dirname(path), []).append(os.path.basename(path))
+    if not names:
+        return []
+    shown = [path for path in (*view["readable"], *view["closed"]) if os.path.isdir(path)]
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+        points = [line.split(" ")[4] for line in mounts]
+    return [
+        (directory, names[directory])
+        for directory in sorted(names)
+        if any(_contains(path, directory) for path in shown)
+        and not any(_contains(path, directory) for path in view["writable"])
+        # What is mounted in it would be missing, and the options of a mount are parted by these.
+        and not any(point != directory and _contains(directory, point) for point in points)
+        and not set(directory) & set(":,\\")
+    ]
+
+
+def _contains(outer: str, inner: str) -> bool:
+    return inner == outer or inner.startswith(f"{outer.rstrip('/')}/")
+
+
+def _cover_names(directory: str, names: list[str]) -> None:
+    """Show a directory without these names, whatever comes to bear them."""
+    layer = f"{_ROOT}{_COVERS}{directory}/.layer"
+    _make_directory(layer)
+    os.chmod(layer, stat.S_IMODE(os.stat(_ROOT + directory).st_mode))
+    for name in names:
+        # A device of this number is how an overlay writes down that there is nothing.
+        os.mknod(f"{layer}/{name}", stat.S_IFCHR, os.makedev(0, 0))
+    mount("overlay", _ROOT + directory, "overlay", _PLAIN, f"lowerdir={layer}:{directory}")
 
 
 def _hide(path: str) -> None:

@@ -173,6 +173,7 @@ class _Pilot:
             "--name",
             f"{settings.name}-{settings.node}-{slot}",
         ]
+        words += ["--hide", str(settings.secrets)]
         words += [*settings.worker_arguments, "--grace", f"{settings.grace_seconds:g}"]
         if self._ends_at is not None:
             words += ["--seconds-left", f"{max(0.0, self._ends_at - time.monotonic()):.1f}"]

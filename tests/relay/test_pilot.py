@@ -74,6 +74,7 @@ async def test_a_start_that_fails_is_repeated_and_ends_no_other(
     def start(*words: str, **_: Any) -> _Process:
         name = words[words.index("--name") + 1] if "--name" in words else "relay"
         starts.append(name)
+        assert name == "relay" or words[words.index("--hide") + 1] == str(tmp_path / "secrets")
         if name == failing and starts.count(name) == 2:
             raise BlockingIOError(errno.EAGAIN, "no process")
         if name == "relay":

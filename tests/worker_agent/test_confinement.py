@@ -7,6 +7,8 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,32 @@ def test_what_is_hidden_is_not_seen_where_it_lies_in_what_is_shown(method: Metho
     for name in secrets:
         assert not succeeds(f"grep secret {tmp_path}/{name}", confinement), name
     assert succeeds(f"ls {tmp_path}/code", confinement), "imports look for their modules so"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_hidden_stays_so_when_another_file_takes_its_name(method: Method, tmp_path: Path) -> None:
+    code, signs, key = tmp_path / "code", tmp_path / "signs", tmp_path / "code" / "inner" / "key"
+    for directory in (key.parent, signs):
+        directory.mkdir(parents=True)
+    for path in (key, key.with_name("agents.py"), code / ".env"):
+        path.write_text("a secret")
+    open_to_others(tmp_path)
+    signs.chmod(0o777)
+    view = view_files(readable=[code], writable=[signs], hidden=[key], uid=_uid())
+    waits = f"touch {signs}/began; while ! test -e {signs}/renewed; do sleep 0.05; done"
+    reads = f"grep secret {key} || grep secret {code}/.env"
+    with ThreadPoolExecutor() as threads:
+        task = threads.submit(
+            succeeds, f"grep secret {key.parent}/agents.py && {waits}; {reads}", replace(by(method), view=view)
+        )
+        while not (signs / "began").exists():
+            assert not task.done(), "it could not read what is shown"
+            time.sleep(0.05)
+        for path in (key, code / ".env"):
+            path.with_name("new").write_text("another secret")
+            path.with_name("new").replace(path)
+        (signs / "renewed").touch()
+        assert not task.result()
 
 
 def test_passwords_beside_code_are_hidden_also_where_it_lies_among_the_programs_of_the_system(
@@ -223,7 +251,7 @@ def test_a_handler_cannot_choose_a_weaker_confinement(tmp_path: Path, monkeypatc
 
 
 def test_handlers_that_load_without_end_are_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tmp_path.chmod(0o755)
+    open_to_others(tmp_path)
     (tmp_path / "slow_agents.py").write_text("import time\ntime.sleep(600)\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(probing, "_PROBE_SECONDS", 1)

@@ -41,6 +41,13 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str, **environment: 
     return message.rsplit("error: ", 1)[-1]
 
 
+def test_keys_of_people_are_hidden_from_handlers(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text(POOL_KEY)
+    settings = read("--handlers", TABLE, CONVENER_KEY_FILE=str(key), XDG_CONFIG_HOME=str(tmp_path / "config"))
+    assert {str(key), str(tmp_path / "config" / "convener")} <= set(settings.confinement.view.hidden)
+
+
 def test_the_environment_is_enough() -> None:
     settings = read("--handlers", TABLE)
     assert (settings.url, settings.pool_key) == ("http://127.0.0.1:8765", POOL_KEY)

@@ -276,6 +276,8 @@ class BlockEngine:
         words = [*launch.pilot, "--name", member_prefix(self.name, token), "--slots", str(self._policy.slots)]
         words += ["--secrets", str(self._secrets(token)), "--", *launch.worker_arguments]
         words += ["--labels", f"{POOL_LABEL}={pool_label(self.kind, self.name)}", f"{BLOCK_LABEL}={token}"]
+        # Of no block, as it may lie where the code of handlers does.
+        words += ["--hide", str(launch.directory)]
         return filled(
             launch.template,
             command=shlex.join(words),

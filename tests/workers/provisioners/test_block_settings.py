@@ -1,5 +1,6 @@
 """The engine of blocks as the settings describe it: what a job is told."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,12 @@ async def script(monkeypatch: pytest.MonkeyPatch, place: Path, **settings: Any) 
     engine = block_engine(Settings.model_validate(every), None, {})  # type: ignore[arg-type]
     await engine.scale(await engine.state(fresh=True), 1, [])
     return requests[0].script
+
+
+async def test_handlers_see_the_keys_of_no_block(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    words = shlex.split(await script(monkeypatch, tmp_path, block_directory=shared))
+    assert words[words.index("--hide") :] == ["--hide", str(shared / "lab")]
 
 
 async def test_workers_keep_the_gpus_that_the_setting_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
