@@ -126,7 +126,7 @@ class BlockEngine:
         is_recent = time.monotonic() < self._rests_until + _RECENT_SECONDS
         return EngineState(
             requested=plan.capacity,
-            expiring=sum(block.size for block in plan.expiring),
+            expiring=sum(member.state is not MemberState.LEAVING for member in members) - plan.capacity,
             members=members,
             refusal=self._refusal if is_recent else None,
             is_resting=self._is_resting(),
@@ -188,7 +188,7 @@ class BlockEngine:
         if read is None or job.state is JobState.ENDED:
             return None
         token, submitted_at, nodes, slots = read
-        is_running = job.state is JobState.RUNNING
+        is_running = job.state is not JobState.QUEUED
         # Of one that waits the end is a guess, before which it may well not even begin.
         ends = (self._ends.get(job.id), job.ends_at) if is_running else ()
         return Block(
@@ -202,21 +202,30 @@ class BlockEngine:
             is_stuck=job.is_stuck,
             started_at=job.started_at if is_running else None,
             ends_at=min((end for end in ends if end is not None), default=None),
+            is_suspended=job.state is JobState.SUSPENDED,
+            lost_nodes=self._policy.lost_nodes(nodes, job.nodes),
         )
 
     def _members(self, block: Block, *, is_leaving: bool) -> Iterable[EngineMember]:
         state = MemberState.READY if block.is_running else MemberState.PENDING
         is_young = block.started_at is not None and time.time() - block.started_at < _YOUNG_SECONDS
-        verb = "is stuck" if block.is_stuck else "waits"
         for name in member_names(self.name, block):
             yield EngineMember(
                 name=name,
                 state=MemberState.LEAVING if is_leaving else state,
                 block=block.token,
                 created_at=datetime.fromtimestamp(block.started_at, UTC) if is_young and block.started_at else None,
-                reason=None if block.is_running else f"its job {verb} in the queue of {self.kind} ({block.reason})",
+                reason=self._reason(block),
                 is_failure=block.is_stuck,
             )
+
+    def _reason(self, block: Block) -> str | None:
+        """Why its workers do not come; None where nobody knows."""
+        if block.is_suspended:
+            return f"its job is suspended by {self.kind} ({block.reason})"
+        if block.is_running:
+            return None
+        return f"its job {'is stuck' if block.is_stuck else 'waits'} in the queue of {self.kind} ({block.reason})"
 
     def _is_resting(self) -> bool:
         return time.monotonic() < self._rests_until

@@ -11,8 +11,10 @@ from typing import Any
 from app.workers.provisioners.scheduler import Job, JobRequest, JobState, SchedulerCommands, SchedulerError
 
 _QUEUED = frozenset("QHWTM")
-# Exiting jobs still have processes, and suspended ones keep their nodes (U: for the user of a workstation).
-_RUNNING = frozenset("REBSU")
+# Exiting jobs still have processes.
+_RUNNING = frozenset("REB")
+# U: for the user of a workstation.
+_SUSPENDED = frozenset("SU")
 _JOB_ID = re.compile(r"(?P<id>\d+(\[\d*\])?\.[\w.-]+)")
 # A finished job, or one that the server has forgotten: pbs_errno 15001 and what follows.
 _GONE = ("unknown job id", "job has finished")
@@ -76,9 +78,9 @@ def read_jobs(printed: str, *, owner: str, now: float) -> Iterator[Job]:
 
 def _job(job_id: str, job: dict[str, Any], now: float) -> Job:
     letter = str(job.get("job_state", ""))
-    state = JobState.QUEUED if letter in _QUEUED else JobState.RUNNING if letter in _RUNNING else JobState.ENDED
+    state = _state(letter)
     started_at = ends_at = None
-    if state is JobState.RUNNING:
+    if state in (JobState.RUNNING, JobState.SUSPENDED):
         # Times of day are those of the server's zone, which is not told; what has been used of the walltime is clear.
         used = seconds_of(job.get("resources_used", {}).get("walltime"))
         limit = seconds_of(job.get("Resource_List", {}).get("walltime"))
@@ -97,6 +99,14 @@ def _job(job_id: str, job: dict[str, Any], now: float) -> Job:
         # By its owner, the site, or PBS itself after too many starts that failed.
         is_stuck=letter == "H",
     )
+
+
+def _state(letter: str) -> JobState:
+    if letter in _QUEUED:
+        return JobState.QUEUED
+    if letter in _SUSPENDED:
+        return JobState.SUSPENDED
+    return JobState.RUNNING if letter in _RUNNING else JobState.ENDED
 
 
 def clock(seconds: int) -> str:

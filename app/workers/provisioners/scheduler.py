@@ -25,6 +25,7 @@ class JobState(StrEnum):
 
     QUEUED = "queued"
     RUNNING = "running"
+    SUSPENDED = "suspended"
     ENDED = "ended"
 
 
@@ -44,7 +45,8 @@ class JobRequest:
 class Job:
     """A job as its scheduler tells of it; `reason` is why it waits, or how it ended.
 
-    One that is stuck waits for somebody to release or change it, and for nothing else.
+    One that is stuck waits for somebody to release or change it, and for nothing else. `nodes` are those that one which
+    runs still has; None: nobody tells.
     Times are seconds since 1970 by the scheduler's clock.
     """
 
@@ -55,6 +57,7 @@ class Job:
     started_at: float | None = None
     ends_at: float | None = None
     is_stuck: bool = False
+    nodes: int | None = None
 
 
 class SchedulerError(Exception):

@@ -12,12 +12,13 @@ from app.workers.provisioners.scheduler import Job, JobRequest, JobState, Schedu
 
 _SEPARATOR = "|"
 # The name is ours and holds no separator; the reason comes last, as it may hold anything.
-_FORMAT = _SEPARATOR.join(("%i", "%j", "%T", "%S", "%e", "%r"))
+_FORMAT = _SEPARATOR.join(("%i", "%j", "%T", "%S", "%e", "%D", "%r"))
 _QUEUED = frozenset(
     {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 )
-# A job that completes still has processes, and one that is suspended keeps its nodes.
-_RUNNING = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "STAGE_OUT"})
+# A job that completes still has processes.
+_RUNNING = frozenset({"RUNNING", "COMPLETING", "SIGNALING", "RESIZING", "STAGE_OUT"})
+_SUSPENDED = frozenset({"SUSPENDED", "STOPPED"})
 # Of jobs that wait for somebody to release or to change them.
 _STUCK_STATES = frozenset({"REQUEUE_HOLD", "SPECIAL_EXIT"})
 _STUCK_REASONS = frozenset(
@@ -68,10 +69,10 @@ class Slurm:
 def read_jobs(printed: str) -> Iterator[Job]:
     """The jobs in the output of squeue; lines of another form are those of a site's wrapper, and passed over."""
     for line in printed.splitlines():
-        fields = line.strip().split(_SEPARATOR, 5)
-        if len(fields) != 6 or not fields[0]:
+        fields = line.strip().split(_SEPARATOR, 6)
+        if len(fields) != 7 or not fields[0]:
             continue
-        job_id, name, state, started_at, ends_at, reason = fields
+        job_id, name, state, started_at, ends_at, nodes, reason = fields
         yield Job(
             id=job_id,
             name=name,
@@ -80,12 +81,16 @@ def read_jobs(printed: str) -> Iterator[Job]:
             started_at=_moment(started_at),
             ends_at=_moment(ends_at),
             is_stuck=state in _STUCK_STATES or (state in _QUEUED and reason in _STUCK_REASONS),
+            # Of one that ends, those that it has not given back yet; thousands are told as 1K.
+            nodes=int(nodes) if state == "RUNNING" and nodes.isdecimal() else None,
         )
 
 
 def _state(word: str) -> JobState:
     if word in _QUEUED:
         return JobState.QUEUED
+    if word in _SUSPENDED:
+        return JobState.SUSPENDED
     return JobState.RUNNING if word in _RUNNING else JobState.ENDED
 
 

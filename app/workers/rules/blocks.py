@@ -40,12 +40,17 @@ class BlockPolicy:
         """Workers of the smallest block."""
         return self.slots * self.min_nodes
 
+    def lost_nodes(self, nodes: int, left: int | None) -> int:
+        """Nodes to replace of a block that has so many left of them: what is left counts as whole smallest blocks."""
+        return 0 if left is None or left >= nodes else nodes - left // self.min_nodes * self.min_nodes
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
     """A job that has not ended: its launch token, the id of its job, and what its name and its scheduler tell.
 
-    One that is stuck does not start by itself. Times are seconds since 1970.
+    One that is stuck does not start by itself. Times are seconds since 1970. One that is suspended, or has lost so many
+    nodes, has their workers no more, and others take their places.
     """
 
     token: str
@@ -58,11 +63,13 @@ class Block:
     is_stuck: bool = False
     started_at: float | None = None
     ends_at: float | None = None
+    is_suspended: bool = False
+    lost_nodes: int = 0
 
     @property
     def size(self) -> int:
         """Number of its workers."""
-        return self.nodes * self.slots
+        return (self.nodes - self.lost_nodes) * self.slots
 
     @property
     def queue_seconds(self) -> float | None:
@@ -113,7 +120,7 @@ def read_name(name: str, pool: str) -> tuple[str, float, int, int] | None:
 
 
 def member_names(pool: str, block: Block) -> list[str]:
-    """The names of the workers of a block."""
+    """The names of the workers of a block, those of lost nodes as well, as nobody tells which these are."""
     prefix = member_prefix(pool, block.token)
     return [f"{prefix}-{node}-{slot}" for node in range(block.nodes) for slot in range(block.slots)]
 
@@ -130,19 +137,23 @@ def plan_blocks(blocks: Iterable[Block], policy: BlockPolicy, size: int, now: fl
     """
     all_blocks = sorted(blocks, key=lambda block: (block.ends_at or math.inf, block.token))
     lead = lead_seconds(all_blocks, policy)
-    expiring = [b for b in all_blocks if b.ends_at is not None and b.is_running and b.ends_at - now <= lead]
+    expiring = [block for block in all_blocks if block.is_running and _expires(block, now + lead)]
     staying = [block for block in all_blocks if block not in expiring]
     capacity = sum(block.size for block in staying)
     running = sum(b.size for b in staying if b.is_running and now - (b.started_at or now) >= policy.start_seconds)
     need = max(size, capacity)
     serving, leaving = list(expiring), []
     for block in expiring:
-        rest = sum(other.size for other in serving) - block.size
+        rest = sum(other.size for other in serving if other is not block and not other.is_suspended)
         is_replaced = need > 0 and running + rest >= need
         if is_replaced or (block.ends_at or math.inf) - now <= policy.drain_seconds:
             serving.remove(block)
             leaving.append(block)
     return BlockPlan(staying=staying, expiring=serving, leaving=leaving)
+
+
+def _expires(block: Block, by: float) -> bool:
+    return block.is_suspended or not block.size or (block.ends_at is not None and block.ends_at <= by)
 
 
 def lead_seconds(blocks: Iterable[Block], policy: BlockPolicy) -> float:

@@ -117,9 +117,10 @@ async def _plan(
     is_refused = state.is_resting and plan.target > state.requested
     victims = engine.choose(state, plan.removable, plan.surplus) if plan.surplus else ()
     victims = [*victims, *plan.over]
-    # Members that the engine has not made yet go without anybody being chosen.
-    chosen = len(victims) - len(plan.over)
-    size = min(state.lasting - chosen, state.requested) if plan.surplus else plan.target
+    # Members that the engine has not made yet go without anybody being chosen, and those of lost nodes are chosen with
+    # their blocks, though nobody counts them.
+    lasting = max(state.lasting - len(victims) + len(plan.over), plan.target)
+    size = min(lasting, state.requested) if plan.surplus else plan.target
     is_settled = (size == state.requested or is_refused) and not victims
     # Whoever goes or comes is chosen from what is, not from what was last heard, and so is whoever may come back. Where
     # nobody does, a batch scheduler, which many share, is left alone, be it for the hours of a block's last task.

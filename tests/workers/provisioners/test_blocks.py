@@ -33,6 +33,7 @@ class Jobs:
         self.requests: list[JobRequest] = []
         self.states: dict[str, JobState] = {}
         self.ends: dict[str, float] = {}
+        self.nodes: dict[str, int] = {}
         self.refusal: str | None = None
         self.tries = 0
 
@@ -56,6 +57,7 @@ class Jobs:
                 reason="PENDING: Resources",
                 started_at=time.time() - 20,
                 ends_at=self.ends.get(job_id, time.time() + 3000),
+                nodes=self.nodes.get(job_id),
             )
             for job_id, state in self.states.items()
         ]
@@ -120,6 +122,39 @@ async def test_a_job_that_is_held_is_a_failed_start(tmp_path: Path, monkeypatch:
     assert {(member.reason, member.is_failure) for member in state.members} == {
         ("its job is stuck in the queue of slurm (PENDING: JobHeldAdmin)", True)
     }
+
+
+async def test_a_job_that_is_suspended_is_replaced_and_gives_way_to_its_replacement(tmp_path: Path) -> None:
+    jobs = Jobs()
+    blocks = engine(jobs, tmp_path)
+    await blocks.scale(await blocks.state(fresh=True), 2, [])
+    jobs.states["1"] = JobState.SUSPENDED
+    state = await blocks.state(fresh=True)
+    assert (state.requested, state.lasting, {m.state for m in state.members}) == (0, 0, {MemberState.READY})
+    assert {m.reason for m in state.members} == {"its job is suspended by slurm (PENDING: Resources)"}
+    await blocks.scale(state, 2, [])
+    jobs.states["2"] = JobState.RUNNING
+    state = await blocks.state(fresh=True)
+    assert [m.state for m in state.members] == [MemberState.READY] * 2 + [MemberState.LEAVING] * 2
+    jobs.states["1"] = JobState.RUNNING
+    state = await blocks.state(fresh=True)
+    assert (state.requested, state.lasting) == (4, 4)
+
+
+async def test_nodes_that_a_job_has_lost_are_replaced(tmp_path: Path) -> None:
+    jobs = Jobs()
+    blocks = engine(jobs, tmp_path)
+    await blocks.scale(await blocks.state(fresh=True), 6, [])
+    jobs.states["1"], jobs.nodes["1"] = JobState.RUNNING, 2
+    state = await blocks.state(fresh=True)
+    # Which of its members these are nobody tells.
+    assert (state.requested, state.lasting, len(state.members)) == (4, 4, 6)
+    await blocks.scale(state, 6, [])
+    assert [request.nodes for request in jobs.requests] == [3, 1]
+    state = await blocks.state(fresh=True)
+    assert (state.requested, state.lasting) == (6, 6)
+    names = frozenset(member.name for member in state.members if member.state is MemberState.READY)
+    assert sorted(blocks.choose(state, names, 4)) == sorted(names)
 
 
 async def test_another_process_finds_the_blocks_and_asks_for_no_more(tmp_path: Path) -> None:

@@ -8,18 +8,20 @@ import pytest
 from app.workers.provisioners.scheduler import JobRequest, JobState, SchedulerError
 from app.workers.provisioners.slurm import Slurm, read_jobs
 
-# squeue --noheader --states=all --format='%i|%j|%T|%S|%e|%r', SLURM_TIME_FORMAT=%s
+# squeue --noheader --states=all --format='%i|%j|%T|%S|%e|%D|%r', SLURM_TIME_FORMAT=%s
 RECORDED = """\
-14|convener-0b1c|PENDING|N/A|N/A|Resources
-15|convener-0b1d|PENDING|1795898271|1795898391|Priority
-13|convener-0b1b|RUNNING|1795898271|1795898391|None
-12|convener-0b1a|COMPLETING|1795898044|1795898164|None
-9|convener-0b19|CANCELLED|1795898044|1795898050|None
-8|convener-0b18|TIMEOUT|1795897900|1795897962|TimeLimit
-7|convener-0b17|NODE_FAIL|1795897900|1795897921|NodeDown
-6|convener-0b16|PREEMPTED|1795897900|1795897922|None
-5|other|PENDING|N/A|N/A|ReqNodeNotAvail, UnavailableNodes:n[1-2]
-4_[1-9]|array|PENDING|N/A|N/A|(Dependency|never)
+14|convener-0b1c|PENDING|N/A|N/A|2|Resources
+15|convener-0b1d|PENDING|1795898271|1795898391|2|Priority
+13|convener-0b1b|RUNNING|1795898271|1795898391|2|None
+12|convener-0b1a|COMPLETING|1795898044|1795898164|1|None
+11|convener-0b1e|SUSPENDED|1795898044|1795898164|2|None
+10|convener-0b1f|RUNNING|1795898271|1795898391|1K|None
+9|convener-0b19|CANCELLED|1795898044|1795898050|2|None
+8|convener-0b18|TIMEOUT|1795897900|1795897962|2|TimeLimit
+7|convener-0b17|NODE_FAIL|1795897900|1795897921|1|NodeDown
+6|convener-0b16|PREEMPTED|1795897900|1795897922|2|None
+5|other|PENDING|N/A|N/A|1|ReqNodeNotAvail, UnavailableNodes:n[1-2]
+4_[1-9]|array|PENDING|N/A|N/A|1|(Dependency|never)
 """
 
 
@@ -30,6 +32,8 @@ def test_jobs_are_read_with_their_states_and_times() -> None:
         "15": JobState.QUEUED,
         "13": JobState.RUNNING,
         "12": JobState.RUNNING,
+        "11": JobState.SUSPENDED,
+        "10": JobState.RUNNING,
         "9": JobState.ENDED,
         "8": JobState.ENDED,
         "7": JobState.ENDED,
@@ -43,6 +47,7 @@ def test_jobs_are_read_with_their_states_and_times() -> None:
     assert jobs["5"].reason == "PENDING: ReqNodeNotAvail, UnavailableNodes:n[1-2]"
     assert jobs["4_[1-9]"].reason == "PENDING: (Dependency|never)"
     assert jobs["9"].reason == "CANCELLED"
+    assert {job_id: job.nodes for job_id, job in jobs.items() if job.nodes is not None} == {"13": 2}
 
 
 @pytest.mark.parametrize(
@@ -61,12 +66,12 @@ def test_jobs_are_read_with_their_states_and_times() -> None:
     ],
 )
 def test_a_job_that_waiting_does_not_help_is_told(state: str, reason: str, *, is_stuck: bool) -> None:
-    (job,) = read_jobs(f"1|convener|{state}|N/A|N/A|{reason}")
+    (job,) = read_jobs(f"1|convener|{state}|N/A|N/A|1|{reason}")
     assert job.is_stuck is is_stuck
 
 
 def test_lines_of_another_form_are_passed_over() -> None:
-    assert list(read_jobs("welcome to the login node\n\n|||||\n")) == []
+    assert list(read_jobs("welcome to the login node\n\n||||||\n")) == []
 
 
 async def test_a_job_is_submitted_with_its_script_as_input_and_no_secret_as_argument(tmp_path: Path) -> None:

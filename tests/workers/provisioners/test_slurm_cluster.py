@@ -62,6 +62,11 @@ async def test_a_full_partition_lets_a_job_wait_with_its_reason(cluster: SlurmCl
     assert running.started_at is not None
     assert running.ends_at == running.started_at + 60
     assert abs(running.started_at - time.time()) < 30
+    assert running.nodes == 2
+    assert not cluster.command("scontrol", "suspend", running.id)
+    await seen(slurm, "first", lambda job: job.state is JobState.SUSPENDED)
+    assert not cluster.command("scontrol", "resume", running.id)
+    await seen(slurm, "first", lambda job: job.state is JobState.RUNNING)
     await slurm.submit(request(cluster, "second", "sleep 50"))
     waiting = await seen(slurm, "second", lambda job: job.reason in ("PENDING: Resources", "PENDING: Priority"))
     assert waiting.state is JobState.QUEUED
@@ -80,7 +85,7 @@ async def test_a_job_outlives_the_loss_of_a_node_that_is_not_its_first(cluster: 
         await asyncio.sleep(0.1)
     cluster.kill_node("n2")
     cluster.declare_down("n2")
-    assert (await seen(slurm, "pair", lambda job: True)).state is JobState.RUNNING
+    assert (await seen(slurm, "pair", lambda job: job.nodes == 1)).state is JobState.RUNNING
     cluster.start_node("n2")
     await slurm.cancel([job.id])
     cluster.wait_for_nodes("idle")

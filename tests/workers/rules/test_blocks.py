@@ -88,6 +88,22 @@ def test_without_a_replacement_workers_leave_shortly_before_the_end() -> None:
     assert plan_blocks([old, queued("b")], POLICY, 4, NOW).leaving == [old]
 
 
+def test_one_that_is_suspended_is_replaced_and_does_not_serve_meanwhile() -> None:
+    stopped, old = replace(running("a"), is_suspended=True), running("b", ends=299)
+    plan = plan_blocks([stopped], POLICY, 4, NOW)
+    assert (plan.expiring, plan.capacity) == ([stopped], 0)
+    assert plan_blocks([stopped, old, running("c", started=15)], POLICY, 8, NOW).leaving == [stopped]
+    assert plan_blocks([stopped, running("c", started=15)], POLICY, 4, NOW).leaving == [stopped]
+
+
+def test_what_a_block_has_lost_of_its_nodes_is_replaced() -> None:
+    assert [POLICY.lost_nodes(4, left) for left in (None, 5, 4, 3, 2, 1)] == [0, 0, 0, 2, 2, 4]
+    damaged, useless = replace(running("a", nodes=4), lost_nodes=2), replace(running("b"), lost_nodes=2)
+    plan = plan_blocks([damaged, useless], POLICY, 8, NOW)
+    assert (plan.staying, plan.capacity, plan.expiring) == ([damaged], 4, [useless])
+    assert len(member_names("lab", damaged)) == 8
+
+
 def test_where_jobs_wait_for_long_replacements_are_asked_for_earlier() -> None:
     slow = replace(running("a"), submitted_at=NOW - 1000 - 800)
     assert lead_seconds([running("b")], POLICY) == 300

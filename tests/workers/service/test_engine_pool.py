@@ -284,6 +284,39 @@ async def test_what_replaces_a_block_that_is_needed_no_more_is_given_up_once(dat
     assert engine.calls == calls + 1
 
 
+class DamagedEngine(PairEngine):
+    """Its first block has four members, of which two are on a node that it has lost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made = 1
+        self.members = [
+            EngineMember(name=f"pool-b1-{place}", state=MemberState.READY, block="b1") for place in range(4)
+        ]
+        self.requested = 6
+
+    async def state(self, *, fresh: bool) -> EngineState:
+        state = await super().state(fresh=fresh)
+        return replace(state, requested=len(state.members) - 2, expiring=2)
+
+    def choose(self, state: EngineState, removable: frozenset[str], surplus: int) -> Sequence[str]:
+        return [member.name for member in state.members if member.block == "b1"]
+
+
+async def test_when_a_block_goes_that_has_lost_a_node_no_others_are_given_up(database: Database) -> None:
+    engine = DamagedEngine()
+    engine.members += [
+        EngineMember(name=f"pool-{block}-{slot}", state=MemberState.PENDING, block=block)
+        for block in ("b2", "b3")
+        for slot in range(2)
+    ]
+    await engine_pool.keep(database, engine, replace(POLICY, usual_size=6))
+    assert engine.calls == 0
+    await resize(database, 4)
+    await keep(database, engine)
+    assert (engine.requested, engine.removed) == (4, [f"pool-b1-{place}" for place in range(4)])
+
+
 async def test_a_worker_whose_member_goes_unplanned_gets_no_more_leases(database: Database) -> None:
     engine, ids = await filled(database, 2)
     engine.leave("m-1")
