@@ -19,8 +19,9 @@ EPILOG = output.examples(
     "srun --ntasks-per-node=1 convener pilot --url https://lab:8765 --name b1 --slots 8 --secrets /shared/b1/secrets",
     "convener pilot --url https://lab:8765 --name b1 --secrets secrets --seconds 3600",
 )
-# The variables by which Slurm and PBS tell the number of the node, and Slurm the end of the job (seconds since 1970).
-_NODE_VARIABLES, _END_VARIABLE = ("SLURM_NODEID", "PBS_NODENUM"), "SLURM_JOB_END_TIME"
+# The variables by which Slurm and PBS tell the number of the node, and Slurm the times of the job (seconds since 1970).
+_NODE_VARIABLES = ("SLURM_NODEID", "PBS_NODENUM")
+_START_VARIABLE, _END_VARIABLE = "SLURM_JOB_START_TIME", "SLURM_JOB_END_TIME"
 PASS_THROUGH = {"ignore_unknown_options": False, "allow_interspersed_args": False}
 
 
@@ -74,5 +75,8 @@ def _node(environment: Mapping[str, str]) -> int:
 
 
 def _seconds(environment: Mapping[str, str], now: float) -> float | None:
-    end = environment.get(_END_VARIABLE, "")
-    return float(end) - now if end.isdecimal() else None
+    start, end = environment.get(_START_VARIABLE, ""), environment.get(_END_VARIABLE, "")
+    if not end.isdecimal():
+        return None
+    # The clock of a node that is behind that of Slurm says that the job has not begun.
+    return float(end) - max(now, float(start) if start.isdecimal() else now)

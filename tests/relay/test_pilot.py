@@ -42,6 +42,8 @@ def test_links_and_other_values_are_refused(tmp_path: Path) -> None:
 def test_schedulers_tell_the_node_and_the_end() -> None:
     assert [_node({"SLURM_NODEID": "3"}), _node({"PBS_NODENUM": "2"}), _node({})] == [3, 2, 0]
     assert [_seconds({"SLURM_JOB_END_TIME": "1060"}, 1000.0), _seconds({}, 1000.0)] == [60.0, None]
+    times = {"SLURM_JOB_START_TIME": "1000", "SLURM_JOB_END_TIME": "1060"}
+    assert [_seconds(times, now) for now in (1020.0, 760.0)] == [40.0, 60.0]
 
 
 class _Process:
