@@ -173,15 +173,14 @@ class BlockEngine:
         try:
             jobs = await self._scheduler.jobs()
         except SchedulerError as error:
+            # Jobs go on without it, and their workers may have to start again.
+            await self._hand_over_keys(is_known=False)
             raise EngineUnavailable(str(error)) from None
         self._blocks = [block for job in jobs if (block := self._block(job)) is not None]
         self._ends = {b.job_id: b.ends_at for b in self._blocks if b.ends_at is not None}
         self._looked_at = time.monotonic()
         self._rest_after_early_ends(jobs)
-        try:
-            await self._hand_over_keys()
-        except OSError as error:
-            raise EngineUnavailable(f"the keys of blocks cannot be written: {error}") from None
+        await self._hand_over_keys(is_known=True)
 
     def _block(self, job: Job) -> Block | None:
         read = read_name(job.name, self._mark)
@@ -303,26 +302,34 @@ class BlockEngine:
         for directory in (self._launch.directory, self._launch.directory / _LOGS):
             directory.mkdir(mode=PRIVATE_DIRECTORY, parents=True, exist_ok=True)
 
-    async def _hand_over_keys(self) -> None:
-        """Give each block that runs a key before its last one expires; take away those of blocks that are over."""
-        running = {block.token: block for block in self._blocks if block.is_running}
-        due = await asyncio.to_thread(self._look_at_keys, running.keys())
-        for token in due:
-            # Each place may lose its worker once until the next key.
-            key = await self._make_key(token, 2 * running[token].size)
-            values = {**self._launch.other_secrets, "CONVENER_KEY": key}
-            await asyncio.to_thread(_write, self._secrets(token), values)
+    async def _hand_over_keys(self, *, is_known: bool) -> None:
+        """Give each block that runs a key before its last one expires. Raises EngineUnavailable.
 
-    def _look_at_keys(self, running: Set[str]) -> list[str]:
-        """The tokens of blocks that need a key; files of others, and old logs, are removed."""
+        Where it is known which run, those of blocks that are over are taken away.
+        """
+        running = {block.token: block for block in self._blocks if block.is_running}
+        try:
+            if is_known:
+                await asyncio.to_thread(self._remove_what_is_over, running.keys())
+            for token in await asyncio.to_thread(self._without_key, running.keys()):
+                # Each place may lose its worker once until the next key.
+                key = await self._make_key(token, 2 * running[token].size)
+                values = {**self._launch.other_secrets, "CONVENER_KEY": key}
+                await asyncio.to_thread(_write, self._secrets(token), values)
+        except OSError as error:
+            raise EngineUnavailable(f"the keys of blocks cannot be written: {error}") from None
+
+    def _without_key(self, running: Set[str]) -> list[str]:
+        return sorted(token for token in running if _age(self._secrets(token)) >= _RENEW_SECONDS)
+
+    def _remove_what_is_over(self, running: Set[str]) -> None:
         self._make_directories()
         for directory in self._launch.directory.iterdir():
             if is_token(directory.name) and directory.name not in running:
                 shutil.rmtree(directory, ignore_errors=True)
         for file in (self._launch.directory / _LOGS).iterdir():
-            if time.time() - file.stat().st_mtime > _KEEP_LOGS_SECONDS:
+            if _KEEP_LOGS_SECONDS < _age(file) < float("inf"):
                 file.unlink(missing_ok=True)
-        return sorted(token for token in running if _age(self._secrets(token)) >= _RENEW_SECONDS)
 
 
 def _age(path: Path) -> float:
@@ -335,3 +342,5 @@ def _age(path: Path) -> float:
 def _write(path: Path, values: Mapping[str, str]) -> None:
     path.parent.mkdir(mode=PRIVATE_DIRECTORY, exist_ok=True)
     write_private(path, json.dumps(dict(values)))
+    # By our clock, as that of a file system which is shared may be minutes off.
+    os.utime(path, (time.time(),) * 2)

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from jinja2 import Environment
 
+from app.secrecy import write_private
 from app.workers.provisioners.block_scripts import PBS
 from app.workers.provisioners.blocks import BlockEngine, BlockLaunch
 from app.workers.provisioners.engine import EngineUnavailable
@@ -213,6 +214,48 @@ async def test_a_block_gets_a_key_of_its_own_when_it_runs_and_loses_it_afterward
     jobs.states["1"] = JobState.ENDED
     assert (await blocks.state(fresh=True)).members == []
     assert not secrets.exists()
+
+
+async def test_keys_are_renewed_while_the_scheduler_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that starts again meanwhile would be refused: a key is good for ten minutes."""
+    jobs = Jobs()
+    blocks = engine(jobs, tmp_path)
+    await blocks.scale(await blocks.state(fresh=True), 2, [])
+    jobs.states["1"] = JobState.RUNNING
+    await blocks.state(fresh=True)
+    (secrets,) = tmp_path.glob("*/secrets")
+    os.utime(secrets, (time.time() - 400,) * 2)
+
+    async def away() -> Sequence[Job]:
+        raise SchedulerError("squeue: Unable to contact slurm controller")
+
+    monkeypatch.setattr(jobs, "jobs", away)
+    with pytest.raises(EngineUnavailable, match="Unable to contact"):
+        await blocks.state(fresh=True)
+    assert time.time() - secrets.stat().st_mtime < 100
+    # One that has never heard which blocks run takes none away.
+    with pytest.raises(EngineUnavailable, match="Unable to contact"):
+        await engine(jobs, tmp_path).state(fresh=True)
+    assert secrets.exists()
+
+
+async def test_a_file_system_whose_clock_is_off_costs_no_key_at_each_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs, keys = Jobs(), []
+
+    def write(path: Path, text: str) -> None:
+        keys.append(text)
+        write_private(path, text)
+        os.utime(path, (time.time() - 400,) * 2)
+
+    monkeypatch.setattr("app.workers.provisioners.blocks.write_private", write)
+    blocks = engine(jobs, tmp_path)
+    await blocks.scale(await blocks.state(fresh=True), 2, [])
+    jobs.states["1"] = JobState.RUNNING
+    for _ in range(3):
+        await blocks.state(fresh=True)
+    assert len(keys) == 1
 
 
 async def test_queued_blocks_are_given_up_and_running_ones_only_as_a_whole(tmp_path: Path) -> None:
