@@ -28,6 +28,8 @@ _STUCK_REASONS = frozenset(
         *("InvalidAccount", "InvalidQOS", "QOSMaxWallDurationPerJobLimit", "AssocMaxWallDurationPerJobLimit"),
     }
 )
+# By what the commands find their cluster, and are let in.
+_ACCESS = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"})
 # sbatch --parsable adds the cluster's name where there are several.
 _JOB_ID = re.compile(r"(?P<id>\d+)(;.*)?")
 # What sbatch and scancel say of jobs and of the service itself; anything else is the job's own fault.
@@ -42,6 +44,9 @@ class Slurm:
     def __init__(self, environment: Mapping[str, str], options: Sequence[str] = ()) -> None:
         # What somebody has set for the lists of a shell must hide no job of ours.
         plain = {name: value for name, value in environment.items() if not name.startswith("SQUEUE_")}
+        if "SLURM_JOB_ID" in plain:
+            # We run in a job ourselves, whose cores and memory srun would take for those of ours.
+            plain = {name: value for name, value in plain.items() if not name.startswith("SLURM_") or name in _ACCESS}
         # Times in seconds since 1970: by default they are in the local time of whoever asks, without its zone.
         self._commands = SchedulerCommands({**plain, "SLURM_TIME_FORMAT": "%s"}, _AWAY)
         self._options = list(options)

@@ -117,6 +117,21 @@ async def test_its_jobs_are_found_whatever_the_environment_says(
     assert (f"--user={os.geteuid()}" in words, words[-1]) == (True, "")
 
 
+@pytest.mark.parametrize(("own_job", "left"), [({}, "1 2048"), ({"SLURM_JOB_ID": "5"}, "")])
+async def test_the_job_that_the_loops_run_in_says_nothing_about_theirs(
+    tmp_path: Path, own_job: dict[str, str], left: str
+) -> None:
+    """As in `srun --pty bash`, whose one core would be all that a block takes of its nodes."""
+    program(
+        tmp_path, "sbatch", 'echo $SLURM_CPUS_PER_TASK $SLURM_MEM_PER_NODE, $SLURM_CONF > "$(dirname $0)/said"; echo 1'
+    )
+    allocation = {"SLURM_CPUS_PER_TASK": "1", "SLURM_MEM_PER_NODE": "2048", "SLURM_CONF": "/etc/slurm.conf"}
+    slurm = Slurm({"PATH": f"{tmp_path}:{os.environ['PATH']}", **allocation, **own_job})
+    job = JobRequest(name="convener-1", comment="", nodes=1, walltime_seconds=60, script="", log="/x")
+    await slurm.submit(job)
+    assert (tmp_path / "said").read_text().strip() == f"{left}, /etc/slurm.conf"
+
+
 def program(place: Path, name: str, script: str) -> None:
     """A program of this name that runs a script of the shell."""
     path = place / name
