@@ -172,11 +172,9 @@ def nodes_to_ask_for(missing: int, policy: BlockPolicy) -> list[int]:
     """Numbers of nodes of new blocks for so many workers, in few blocks; less than the smallest block is left out."""
     # Sizes are whole blocks, and what is beyond stands for workers that leave a place which stays.
     nodes = missing // policy.size * policy.min_nodes
-    sizes = []
-    while nodes > 0:
-        sizes.append(min(policy.max_nodes, max(policy.min_nodes, nodes)))
-        nodes -= sizes[-1]
-    return sizes
+    # Else what a block that ends leaves to ask for would be no whole number of them, and the pool short of the rest.
+    largest = policy.max_nodes - policy.max_nodes % policy.min_nodes
+    return [min(largest, nodes - taken) for taken in range(0, nodes, largest)]
 
 
 def blocks_to_give_up(queued: Iterable[Block], surplus: int) -> list[Block]:

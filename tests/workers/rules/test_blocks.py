@@ -56,11 +56,17 @@ def test_workers_are_named_by_block_node_and_slot() -> None:
 
 def test_blocks_are_few_and_within_their_bounds() -> None:
     assert nodes_to_ask_for(4, POLICY) == [2]
-    assert nodes_to_ask_for(24, POLICY) == [5, 5, 2]
-    assert nodes_to_ask_for(22, POLICY) == [5, 5]
+    assert nodes_to_ask_for(24, POLICY) == [4, 4, 4]
+    assert nodes_to_ask_for(22, POLICY) == [4, 4, 2]
+    assert nodes_to_ask_for(24, replace(POLICY, max_nodes=6)) == [6, 6]
     # One worker more stands for one that leaves a place which stays.
     assert nodes_to_ask_for(1, POLICY) == []
     assert nodes_to_ask_for(-4, POLICY) == []
+
+
+def test_when_any_block_has_ended_the_rest_can_be_asked_for_again() -> None:
+    for ended in nodes_to_ask_for(24, POLICY):
+        assert sum(nodes_to_ask_for(ended * POLICY.slots, POLICY)) == ended
 
 
 def test_a_block_that_ends_soon_counts_no_longer_but_serves_on() -> None:
