@@ -192,7 +192,10 @@ async def stop(
 async def extend(
     goal_id: StoredGoal, body: ExtendIn, services: ServicesDep, connection: Writing, caller: Caller
 ) -> GoalOut:
-    """Those that are named; tasks that waited for a budget are leased again. A goal that has stopped stays so."""
+    """Those that are named; tasks that waited for a budget are leased again.
+
+    A goal that has stopped stays so, and one for which less is allowed now than it has used of time or compute stops.
+    """
     await service.extend(connection, goal_id, body.constraints.to_constraints(), caller.key_id, body.reason)
     return goal_out(await service.view(connection, goal_id, await _iteration_config(connection, services)))
 
