@@ -70,6 +70,21 @@ async def test_whatever_comes_is_a_sign_of_life(port: Port) -> None:
         await expect(line).to_be_hidden()
 
 
+async def test_a_region_that_waits_for_a_form_says_so(port: Port) -> None:
+    async with _first_page(port) as page:
+        agents, summary = page.locator("#agents"), page.locator("#agents tr", has_text="evolution").locator("summary")
+        note = "getComputedStyle(document.querySelector('#agents'), '::before').content"
+        await summary.click()
+        assert await page.evaluate(note) == "none"
+        await _tell(page, "agents", "later")
+        await expect(agents).to_contain_text("evolution")
+        assert "once the open form is closed" in await page.evaluate(note)
+        await summary.click()
+        await page.clock.run_for(1000)
+        await expect(agents).to_have_text("later")
+        assert await page.evaluate(note) == "none"
+
+
 async def test_sleep_takes_away_no_form_that_is_filled_in(port: Port) -> None:
     async with _first_page(port) as page:
         row = page.locator("#agents tr", has_text="evolution")
@@ -81,12 +96,14 @@ async def test_sleep_takes_away_no_form_that_is_filled_in(port: Port) -> None:
         await hide(page, False)
         await page.clock.run_for(20_000)
         await expect(row.locator("input[name=reason]")).to_have_value("half a sent")
+        await expect(page.locator("[data-live]")).to_have_class("held")
         await expect(page.locator("#stale")).to_be_hidden()
         assert await page.evaluate("sources.length") == streams
         await row.locator("summary").click()
         await page.clock.run_for(1000)
         # All of it is told anew on a connection of its own, and what comes is shown.
         assert await page.evaluate("sources.length") == streams + 1
+        await expect(page.locator("[data-live]")).not_to_have_class("held")
         await _tell(page, "agents", "all of them")
         await expect(page.locator("#agents")).to_have_text("all of them")
 

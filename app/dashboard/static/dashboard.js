@@ -72,8 +72,11 @@
     wokeAt = Date.now();
     missed.clear();
     for (const live of document.querySelectorAll("[data-live]")) {
-      if (isBusy(live)) asleep.add(live);
-      else connectAnew(live);
+      if (!isBusy(live)) connectAnew(live);
+      else {
+        asleep.add(live);
+        live.classList.add("held");
+      }
     }
     for (const wait of waits()) htmx.trigger(wait, "again");
   });
@@ -102,8 +105,10 @@
     if (isBusy(event.target)) {
       event.preventDefault();
       missed.set(event.target, event.detail.data);
+      event.target.classList.add("held");
       return;
     }
+    event.target.classList.remove("held");
     restores.set(event.target, keep(event.target));
   });
   const changed = (place) => {
@@ -118,12 +123,14 @@
     for (const live of asleep) {
       if (isBusy(live)) continue;
       asleep.delete(live);
+      live.classList.remove("held");
       wokeAt = Date.now();
       connectAnew(live);
     }
     for (const [place, html] of missed) {
       if (isBusy(place)) continue;
       missed.delete(place);
+      place.classList.remove("held");
       restores.set(place, keep(place));
       htmx.swap(place, html, { swapStyle: "innerHTML" });
       changed(place);
