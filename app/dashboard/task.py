@@ -32,14 +32,15 @@ async def show(viewer: Viewer) -> Response:
     values = {"task": task, "why": why, "is_over": is_over, "timeline": _timeline(task), "pieces": pieces}
     # Of a task that is over nothing more comes; a page that waited for it would load itself again and again.
     more = None if is_over else urlencode({"after": position})
-    return page(viewer, "task.html", values | {"task_id": task_id, "more": more})
+    values |= {"task_id": task_id, "more": more, "is_cut": is_over and len(pieces) > _MAX_PIECES}
+    return page(viewer, "task.html", values)
 
 
 async def _read_output(viewer: Viewer, task_id: str) -> tuple[list[Any], str]:
     """The pieces of the output so far, and the position behind them."""
     pieces: list[Any] = []
     position = None
-    while len(pieces) < _MAX_PIECES:
+    while len(pieces) <= _MAX_PIECES:
         logs = await viewer.api.get(f"/tasks/{task_id}/logs", after=position)
         pieces, position = pieces + logs["items"], logs["next"]
         if not logs["items"]:

@@ -8,7 +8,7 @@ from app.db.database import Database
 from app.kernel.access import Role
 from tests.dashboard.browsers import Browser, browser
 from tests.support.service import Service
-from tests.support.sql import fetch
+from tests.support.sql import execute, fetch
 
 
 async def test_the_filter_in_the_address_selects(service: Service) -> None:
@@ -161,6 +161,20 @@ async def test_the_output_goes_on_until_the_end(service: Service) -> None:
         assert "hx-get" not in last.text
         # It would load itself again and again.
         assert "hx-get" not in await somebody.page(f"/dashboard/tasks/{task_id}")
+
+
+@pytest.mark.parametrize(("pieces", "is_cut"), [(400, False), (700, True)])
+async def test_of_a_long_output_the_page_says_that_there_is_more(
+    service: Service, database: Database, pieces: int, is_cut: bool
+) -> None:
+    task_id = await service.submitted()
+    await service.post(f"/tasks/{task_id}/cancel")
+    insert = "INSERT INTO task_logs (task_id, token, attempt, stream, start, ending, text, at)"
+    rows = "SELECT CAST($1 AS uuid), 1, 1, 'stdout', n, n + 1, '.', now() FROM generate_series(0, $2::int - 1) n"
+    await execute(database, f"{insert} {rows}", task_id, pieces)
+    async with browser(service, Role.READER) as reader:
+        page = await reader.page(f"/dashboard/tasks/{task_id}")
+    assert (f"<code>convener tasks logs {task_id}</code>" in page) == is_cut
 
 
 async def test_the_input_is_edited_and_submitted_again_once(service: Service, database: Database) -> None:
