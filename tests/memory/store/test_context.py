@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.database import Database
@@ -115,3 +116,16 @@ async def test_a_page_looks_at_each_of_its_entries_a_few_times_without_statistic
     assert len(versions) == len(entries) == 250
     assert 250 < history.pages < 20 * 250
     assert 250 < page.pages < 40 * 250
+
+
+async def test_pruning_looks_only_at_entries_with_many_versions(connection: AsyncConnection) -> None:
+    """However many others are old: with a million of them a look at each took longer than a statement may."""
+    await connection.exec_driver_sql("""
+        INSERT INTO context_entries (namespace, key, version, deleted, written_by, written_at)
+        SELECT 'test', 'old-' || n, 1, true, 'me', now() - interval '1 year' FROM generate_series(1, 500) n
+        UNION ALL SELECT 'test', 'long', n, true, 'me', now() - interval '1 year' FROM generate_series(1, 8) n
+    """)
+    looks = text("SELECT coalesce(idx_scan, 0) FROM pg_stat_xact_user_tables WHERE relname = 'context_entries'")
+    before = (await connection.execute(looks)).scalar_one()
+    assert await context.prune(connection, keep=3, days=30) == 5
+    assert (await connection.execute(looks)).scalar_one() - before < 20
