@@ -2,7 +2,7 @@
 
 A filter that no index serves may match nothing among millions of tasks. So a page reads at most MAX_ROWS rows of each
 table, back along the index on `seq`. It may hold fewer tasks than its limit, or none; as long as it has a `next`, there
-may be more.
+may be more. Leased tasks are often older than all that wait; they are found by the ledger of leases.
 """
 
 import json
@@ -23,10 +23,13 @@ from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
 from app.kernel.namespaces import DEFAULT
 from app.kernel.states import FINISHED, TaskState
+from app.queue.store import lease_ledger
 from app.queue.store.tables import KEPT_COLUMNS
 from app.queue.store.worker_names import worker_name
 
 MAX_ROWS = 50_000
+# Those of a goal, of a namespace and dead letters lie apart, each on a page of its own.
+MAX_SCATTERED_ROWS = 10_000
 
 # Read with a single task only: what may be large, and what nobody is shown.
 _NOT_LISTED = {"payload", "payload_text", "checkpoint", "retry_delays", "trace_context", "request_hash"}
@@ -124,12 +127,13 @@ async def ids(connection: AsyncConnection, prefix: str, namespace: str | None) -
 
 
 async def page(
-    connection: AsyncConnection, selection: Selection, *, below: int | None, limit: int, max_rows: int = MAX_ROWS
+    connection: AsyncConnection, selection: Selection, *, below: int | None, limit: int, max_rows: int | None = None
 ) -> ListingPage:
     """Return up to `limit` selected tasks with `seq` below `below`, from at most `max_rows` rows of each table."""
     sources = _sources(selection, below)
     if not sources:
         return ListingPage(items=[], next=None)
+    max_rows = max_rows or (MAX_SCATTERED_ROWS if any(source.is_scattered for source in sources) else MAX_ROWS)
     values = {**selection.values(), "limit": limit + 1, "max_rows": max_rows, "last": max_rows - 1}
     values["page_bytes"] = PAGE_BYTES
     values |= {} if below is None else {"below": below}
@@ -149,6 +153,8 @@ class _Source:
     columns: str
     read_condition: str
     shown_condition: str
+    is_scattered: bool = False
+    is_read_whole: bool = False
 
     @property
     def rows(self) -> str:
@@ -162,8 +168,19 @@ class _Source:
     @property
     def floor(self) -> str:
         """SQL expression: the last `seq` that was read; NULL where the limit came first, or the end of the table."""
+        if self.is_read_whole:
+            return "NULL::bigint"
         last = f"SELECT seq FROM {self.table} WHERE {self.read_condition} ORDER BY seq DESC OFFSET :last LIMIT 1"
         return f"CASE WHEN (SELECT count(*) FROM {self.name}) < :limit THEN ({last}) END"
+
+
+# Of workers that ended a moment ago too, until their tasks are taken back.
+_LEASED = f"""(
+    SELECT held.* FROM workers w CROSS JOIN LATERAL {lease_ledger.last_lease("w.id")} last
+    CROSS JOIN LATERAL {lease_ledger.held_task("w.id")} held
+    WHERE w.ended_at IS NULL OR w.ended_at > now() - interval '1 hour'
+) leased"""
+_LEASED_STATES = {TaskState.ASSIGNED, TaskState.EXECUTING}
 
 
 def _statement(sources: Sequence[_Source]) -> str:
@@ -196,12 +213,16 @@ def _sources(selection: Selection, below: int | None) -> list[_Source]:
     # Spelled out, because a parameter would keep the planner from the partial index of dead letters.
     dead_letters = ["state = 'failed'"] if states == {TaskState.FAILED} else []
     shown_condition = _all(conditions.values())
+    is_scattered = bool(dead_letters) or len(index_conditions) > (below is not None)
+    is_leased = bool(states) and states <= _LEASED_STATES
     live = _Source(
         name="live",
-        table="tasks",
+        table=_LEASED if is_leased else "tasks",
         columns=LIVE_COLUMNS,
         read_condition=_all(index_conditions),
         shown_condition=shown_condition,
+        is_scattered=is_scattered,
+        is_read_whole=is_leased,
     )
     history = _Source(
         name="past",
@@ -209,6 +230,7 @@ def _sources(selection: Selection, below: int | None) -> list[_Source]:
         columns=HISTORY_COLUMNS,
         read_condition=_all([*index_conditions, *days, *dead_letters]),
         shown_condition=shown_condition,
+        is_scattered=is_scattered,
     )
     return [
         *([live] if not days and (not states or states - FINISHED) else []),
