@@ -34,7 +34,7 @@ async def sweep(
     # Leases of workers that ended while no sweep ran count too.
     since = _ENDED_WORKERS_SECONDS + turn.seconds_since_last
     grace = policy.deadline_grace_seconds
-    counts = await attempts.count_leases(connection, grace, since, policy.lease_seconds)
+    counts = await attempts.count_leases(connection, grace, since)
     cut_count = await attempts.cut(connection, grace, since, policy.lease_seconds) if counts.ahead else 0
     snapshot = SweepSnapshot(
         expired_count=counts.overdue,

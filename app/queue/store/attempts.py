@@ -81,7 +81,7 @@ FOR UPDATE OF t
 # Goes by the last lease of each worker: an index of leased tasks would be full of dead entries. Of workers that have
 # ended only the recent ones count: a claim under way may have served one while it was ending.
 _LEASED = f"""
-SELECT h.id, h.leased_at, h.lease_expires_at, w.last_seen_at, w.lost_after_seconds,
+SELECT h.id, h.leased_at, w.lost_after_seconds,
        h.lease_expires_at <= now() OR h.deadline_at + make_interval(secs => :grace) <= now() AS overdue
 FROM workers w CROSS JOIN LATERAL {lease_ledger.last_lease("w.id")} last
 CROSS JOIN LATERAL {lease_ledger.held_task("w.id")} h
@@ -95,9 +95,8 @@ WHERE t.worker_id IS NOT NULL
 ORDER BY t.id LIMIT :limit FOR UPDATE OF t SKIP LOCKED
 """)
 
-# What began, or was heard of, in a time to come did so before the clock was set back.
-_IS_AHEAD = """(leased.leased_at > now() + interval '1 min' OR leased.last_seen_at > now() + interval '1 min'
-    AND leased.lease_expires_at > now() + make_interval(secs => greatest(:seconds, leased.lost_after_seconds)))"""
+# What began in a time to come did so before the clock was set back. Its worker renews those that are older, or is lost.
+_IS_AHEAD = "leased.leased_at > now() + interval '1 min'"
 _COUNT = text(f"""
 SELECT count(*) AS live, count(*) FILTER (WHERE overdue) AS overdue, count(*) FILTER (WHERE {_IS_AHEAD}) AS ahead
 FROM ({_LEASED}) leased
@@ -185,11 +184,9 @@ async def lock_overdue(
     return await _attempts(connection, _OVERDUE, values)
 
 
-async def count_leases(
-    connection: AsyncConnection, grace_seconds: float, since_seconds: float, lease_seconds: float
-) -> LeaseCounts:
+async def count_leases(connection: AsyncConnection, grace_seconds: float, since_seconds: float) -> LeaseCounts:
     """Numbers of leases."""
-    values = {"grace": grace_seconds, "since": since_seconds, "seconds": lease_seconds}
+    values = {"grace": grace_seconds, "since": since_seconds}
     return LeaseCounts(**(await connection.execute(_COUNT, values)).mappings().one())
 
 

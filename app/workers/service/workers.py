@@ -35,7 +35,7 @@ from app.queue.store.attempts import Ending
 from app.workers.errors import NameTaken, PoolFull
 from app.workers.rules.workers import HealthPolicy, NameHolder, may_supersede, overdue, should_hold_back
 from app.workers.service import membership
-from app.workers.store import hosts, pool, repeats, roster, workers
+from app.workers.store import hosts, pool, repeats, roster, signs_of_life, workers
 from app.workers.store.workers import Heartbeat, HeartbeatReply, Registration
 
 # A worker that finds the pool full asks again after so long, and takes the place of one that has ended.
@@ -289,6 +289,7 @@ async def record_exit(connection: AsyncConnection, worker_id: UUID, state: Worke
 async def sweep(connection: AsyncConnection, policy: HealthPolicy, turn: Turn) -> dict[str, Any]:
     """Find workers that have been silent for too long, and end them unless the fault is likely our own."""
     moment = await now(connection)
+    await signs_of_life.begin_anew(connection)
     live_workers = await workers.liveness(connection)
     late = [(worker, verdict) for worker in live_workers if (verdict := overdue(worker, policy, moment)) is not None]
     held_seconds = turn.held_back_seconds

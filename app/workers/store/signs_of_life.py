@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from uuid import UUID
 
 import asyncpg
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.hot_path import columns
 from app.kernel.ids import WorkerId
@@ -49,6 +51,22 @@ SELECT w.id AS worker_id, extract(epoch FROM now() - w.last_seen_at)::float8 AS 
 FROM sign JOIN workers w ON w.id = sign.worker_id LEFT JOIN stored ON stored.id = w.id
 WHERE w.{LIVE}
 """
+
+
+# In the order of ids, as heartbeats lock them; one that a heartbeat has locked is told by that.
+_BEGIN_ANEW = text(f"""
+WITH ahead AS MATERIALIZED (
+    SELECT id FROM workers WHERE {LIVE} AND greatest(last_seen_at, launched_at) > now() + interval '1 min'
+    ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+)
+UPDATE workers w SET last_seen_at = least(w.last_seen_at, now()), launched_at = least(w.launched_at, now())
+FROM ahead WHERE w.id = ahead.id
+""")
+
+
+async def begin_anew(connection: AsyncConnection) -> int:
+    """Let workers that were heard of before the clock was set back be silent from now on; return their number."""
+    return (await connection.execute(_BEGIN_ANEW)).rowcount
 
 
 async def store_signs(
