@@ -55,6 +55,8 @@ class ProgressSender:
             except ApiUnavailable:
                 self._put_back(progress)
                 raise
+            except Exception:  # a task is worth finishing without progress
+                log.exception("sending progress crashed")
             return self._lost_code
 
     def _put_back(self, unsent_progress: Progress) -> None:
@@ -69,8 +71,6 @@ class ProgressSender:
                 attempt = 0
             except ApiUnavailable:
                 attempt += 1
-            except Exception:  # a task is worth finishing without progress
-                log.exception("sending progress crashed")
             self._task_over.wait(PAUSE_SECONDS + full_jitter(attempt))
 
     def _has_more(self) -> bool:

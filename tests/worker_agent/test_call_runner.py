@@ -68,6 +68,14 @@ def test_calls_and_answers_match(plane: FakeControlPlane, subject: Subject) -> N
     assert subject.answer_to(act.Goodbye(reason="r")) == ev.GoodbyeAccepted()
 
 
+def test_progress_that_is_no_json_costs_no_result(plane: FakeControlPlane, subject: Subject) -> None:
+    subject.runner.report_progress(REPORT.lease, Progress(percent=1.0))
+    plane.wait_for("progress", 1)
+    # A program may write 1e999, which is JSON, and infinite when it is read.
+    subject.runner.report_progress(REPORT.lease, Progress(percent=2.0, checkpoint={"x": float("inf")}))
+    assert subject.answer_to(REPORT) == ev.ReportAccepted()
+
+
 @pytest.mark.parametrize(
     ("call", "answer", "event"),
     [
