@@ -202,6 +202,7 @@ class BlockEngine:
             started_at=job.started_at if is_running else None,
             ends_at=min((end for end in ends if end is not None), default=None),
             is_suspended=job.state is JobState.SUSPENDED,
+            is_ending=job.state is JobState.ENDING,
             lost_nodes=self._policy.lost_nodes(nodes, job.nodes),
         )
 
@@ -212,7 +213,8 @@ class BlockEngine:
             yield EngineMember(
                 name=name,
                 state=MemberState.LEAVING if is_leaving else state,
-                block=block.token,
+                # What ends by itself needs nobody to remove it.
+                block=None if block.is_ending else block.token,
                 created_at=datetime.fromtimestamp(block.started_at, UTC) if is_young and block.started_at else None,
                 reason=self._reason(block),
                 is_failure=block.is_stuck,
@@ -234,7 +236,7 @@ class BlockEngine:
         self._rests_until = time.monotonic() + rest_seconds(times, self._policy)
 
     def _rest_after_early_ends(self, jobs: Sequence[Job]) -> None:
-        ended = self._early_ends.look(self._blocks, self._looked_at)
+        ended = self._early_ends.look([block for block in self._blocks if not block.is_ending], self._looked_at)
         if not ended:
             return
         reasons = {job.id: job.reason for job in jobs}

@@ -11,8 +11,7 @@ from typing import Any
 from app.workers.provisioners.scheduler import Job, JobRequest, JobState, SchedulerCommands, SchedulerError
 
 _QUEUED = frozenset("QHWTM")
-# Exiting jobs still have processes.
-_RUNNING = frozenset("REB")
+_RUNNING = frozenset("RB")
 # U: for the user of a workstation.
 _SUSPENDED = frozenset("SU")
 _JOB_ID = re.compile(r"(?P<id>\d+(\[\d*\])?\.[\w.-]+)")
@@ -80,7 +79,7 @@ def _job(job_id: str, job: dict[str, Any], now: float) -> Job:
     letter = str(job.get("job_state", ""))
     state = _state(letter)
     started_at = ends_at = None
-    if state in (JobState.RUNNING, JobState.SUSPENDED):
+    if state in (JobState.RUNNING, JobState.SUSPENDED, JobState.ENDING):
         # Times of day are those of the server's zone, which is not told; what has been used of the walltime is clear.
         used = seconds_of(job.get("resources_used", {}).get("walltime"))
         limit = seconds_of(job.get("Resource_List", {}).get("walltime"))
@@ -106,6 +105,8 @@ def _state(letter: str) -> JobState:
         return JobState.QUEUED
     if letter in _SUSPENDED:
         return JobState.SUSPENDED
+    if letter == "E":
+        return JobState.ENDING
     return JobState.RUNNING if letter in _RUNNING else JobState.ENDED
 
 

@@ -21,11 +21,12 @@ _KILL_SECONDS = 2.0
 
 
 class JobState(StrEnum):
-    """States of a job, as far as they matter to its workers."""
+    """States of a job, as far as they matter to its workers; one that is ending still has processes, or its nodes."""
 
     QUEUED = "queued"
     RUNNING = "running"
     SUSPENDED = "suspended"
+    ENDING = "ending"
     ENDED = "ended"
 
 

@@ -16,8 +16,9 @@ _FORMAT = _SEPARATOR.join(("%i", "%j", "%T", "%S", "%e", "%D", "%r"))
 _QUEUED = frozenset(
     {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 )
-# A job that completes still has processes.
-_RUNNING = frozenset({"RUNNING", "COMPLETING", "SIGNALING", "RESIZING", "STAGE_OUT"})
+_RUNNING = frozenset({"RUNNING", "SIGNALING", "RESIZING"})
+# For hours where a node does not answer or an epilog hangs.
+_ENDING = frozenset({"COMPLETING", "STAGE_OUT"})
 _SUSPENDED = frozenset({"SUSPENDED", "STOPPED"})
 # Of jobs that wait for somebody to release or to change them.
 _STUCK_STATES = frozenset({"REQUEUE_HOLD", "SPECIAL_EXIT"})
@@ -96,6 +97,8 @@ def _state(word: str) -> JobState:
         return JobState.QUEUED
     if word in _SUSPENDED:
         return JobState.SUSPENDED
+    if word in _ENDING:
+        return JobState.ENDING
     return JobState.RUNNING if word in _RUNNING else JobState.ENDED
 
 

@@ -50,7 +50,7 @@ class Block:
     """A job that has not ended: its launch token, the id of its job, and what its name and its scheduler tell.
 
     One that is stuck does not start by itself. Times are seconds since 1970. One that is suspended, or has lost so many
-    nodes, has their workers no more, and others take their places.
+    nodes, has their workers no more, and others take their places. One that is ending goes whatever is done.
     """
 
     token: str
@@ -64,6 +64,7 @@ class Block:
     started_at: float | None = None
     ends_at: float | None = None
     is_suspended: bool = False
+    is_ending: bool = False
     lost_nodes: int = 0
 
     @property
@@ -130,19 +131,21 @@ def member_prefix(pool: str, token: str) -> str:
     return f"{pool}-{token}"
 
 
-def plan_blocks(blocks: Iterable[Block], policy: BlockPolicy, size: int, now: float) -> BlockPlan:
+def plan_blocks(blocks: Collection[Block], policy: BlockPolicy, size: int, now: float) -> BlockPlan:
     """Sort blocks by what becomes of them; `size` is the number of workers that was asked for last, 0: none yet.
 
     One that expires leaves only when enough others run, so that the pool is not smaller for a moment.
     """
-    all_blocks = sorted(blocks, key=lambda block: (block.ends_at or math.inf, block.token))
+    ending = [block for block in blocks if block.is_ending]
+    lasting = (block for block in blocks if not block.is_ending)
+    all_blocks = sorted(lasting, key=lambda block: (block.ends_at or math.inf, block.token))
     lead = lead_seconds(all_blocks, policy)
     expiring = [block for block in all_blocks if block.is_running and _expires(block, now + lead)]
     staying = [block for block in all_blocks if block not in expiring]
     capacity = sum(block.size for block in staying)
     running = sum(b.size for b in staying if b.is_running and now - (b.started_at or now) >= policy.start_seconds)
     need = max(size, capacity)
-    serving, leaving = list(expiring), []
+    serving, leaving = list(expiring), ending
     for block in expiring:
         rest = sum(other.size for other in serving if other is not block and not other.is_suspended)
         is_replaced = need > 0 and running + rest >= need

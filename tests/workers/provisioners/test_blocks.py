@@ -1,95 +1,23 @@
 """The engine of blocks over a scheduler that is only a list: what it submits, cancels and hands over."""
 
 import asyncio
-import json
 import os
 import shlex
-import stat
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from jinja2 import Environment
 
-from app.secrecy import write_private
 from app.workers.provisioners.block_scripts import PBS
-from app.workers.provisioners.blocks import BlockEngine, BlockLaunch
 from app.workers.provisioners.engine import EngineUnavailable
-from app.workers.provisioners.scheduler import Job, JobRequest, JobState, SchedulerError
-from app.workers.rules.blocks import BlockPolicy
-from app.workers.rules.engines import MemberState
-
-
-class Jobs:
-    """A scheduler whose jobs the test moves."""
-
-    kind = "slurm"
-
-    def __init__(self) -> None:
-        self.requests: list[JobRequest] = []
-        self.states: dict[str, JobState] = {}
-        self.ends: dict[str, float] = {}
-        self.nodes: dict[str, int] = {}
-        self.refusal: str | None = None
-        self.tries = 0
-
-    async def submit(self, request: JobRequest) -> str:
-        """Queue it."""
-        self.tries += 1
-        if self.refusal:
-            raise SchedulerError(self.refusal, is_refusal=True)
-        self.requests.append(request)
-        job_id = str(len(self.requests))
-        self.states[job_id] = JobState.QUEUED
-        return job_id
-
-    async def jobs(self) -> Sequence[Job]:
-        """All of them."""
-        return [
-            Job(
-                id=job_id,
-                name=self.requests[int(job_id) - 1].name,
-                state=state,
-                reason="PENDING: Resources",
-                started_at=time.time() - 20,
-                ends_at=self.ends.get(job_id, time.time() + 3000),
-                nodes=self.nodes.get(job_id),
-            )
-            for job_id, state in self.states.items()
-        ]
-
-    async def cancel(self, job_ids: Sequence[str]) -> None:
-        """End them."""
-        self.states.update(dict.fromkeys(job_ids, JobState.ENDED))
-
-
-def engine(jobs: Jobs, place: Path, **changes: Any) -> BlockEngine:
-    """Blocks of two workers on each of one to three nodes."""
-    policy: dict[str, Any] = {"slots": 2, "min_nodes": 1, "max_nodes": 3, "walltime_seconds": 3600}
-
-    async def make_key(token: str, uses: int) -> str:
-        return f"cvn_{token}_{uses}"
-
-    return BlockEngine(
-        scheduler=jobs,
-        name="lab",
-        max_size=100,
-        policy=BlockPolicy(**(policy | {"lead_seconds": 300, "drain_seconds": 50} | changes)),
-        launch=BlockLaunch(
-            directory=place,
-            pilot=["convener", "pilot"],
-            worker_arguments=["--handlers", "my agents"],
-            template="#!/bin/sh\n{{ nodes }} x {{ command }}\n",
-            other_secrets={"CONVENER_LLM_KEY": "s3cret"},
-        ),
-        make_key=make_key,
-        poll_seconds=0,
-    )
+from app.workers.provisioners.scheduler import Job, JobRequest, JobState
+from app.workers.rules.engines import MemberState, plan_engine
+from tests.support.blocks import Jobs, engine
 
 
 async def test_blocks_are_submitted_for_the_size_and_wait_with_their_reason(tmp_path: Path) -> None:
@@ -142,6 +70,17 @@ async def test_a_job_that_is_suspended_is_replaced_and_gives_way_to_its_replacem
     assert (state.requested, state.lasting) == (4, 4)
 
 
+async def test_a_job_that_is_ending_is_replaced_and_nobody_has_to_cancel_it(tmp_path: Path) -> None:
+    """It may be so for hours, where a node does not answer or what the site runs afterwards hangs."""
+    jobs = Jobs()
+    blocks = engine(jobs, tmp_path)
+    await blocks.scale(await blocks.state(fresh=True), 2, [])
+    jobs.states["1"] = JobState.ENDING
+    state = await blocks.state(fresh=True)
+    assert (state.requested, [member.state for member in state.members]) == (0, [MemberState.LEAVING] * 2)
+    assert list(plan_engine(state, [], 2, 2).over) == []
+
+
 async def test_nodes_that_a_job_has_lost_are_replaced(tmp_path: Path) -> None:
     jobs = Jobs()
     blocks = engine(jobs, tmp_path)
@@ -178,84 +117,6 @@ async def test_blocks_of_another_control_plane_of_this_user_and_host_are_left_al
     assert (state.requested, state.members) == (0, [])
     await ours.scale(state, 0, [])
     assert jobs.states == {"1": JobState.QUEUED}
-
-
-async def test_what_else_lies_in_the_directory_of_blocks_stays(tmp_path: Path) -> None:
-    jobs = Jobs()
-    blocks = engine(jobs, tmp_path)
-    over = tmp_path / "6a7b8c9d0123abcd"
-    for directory in (tmp_path / "thesis", over):
-        directory.mkdir()
-    await blocks.state(fresh=True)
-    assert (over.exists(), (tmp_path / "thesis").exists()) == (False, True)
-
-
-async def test_a_block_gets_a_key_of_its_own_when_it_runs_and_loses_it_afterwards(tmp_path: Path) -> None:
-    jobs = Jobs()
-    blocks = engine(jobs, tmp_path)
-    await blocks.scale(await blocks.state(fresh=True), 2, [])
-    await blocks.state(fresh=True)
-    assert not list(tmp_path.glob("*/secrets"))
-    jobs.states["1"] = JobState.RUNNING
-    await blocks.state(fresh=True)
-    (secrets,) = tmp_path.glob("*/secrets")
-    assert json.loads(secrets.read_text()) == {
-        "CONVENER_LLM_KEY": "s3cret",
-        "CONVENER_KEY": f"cvn_{secrets.parent.name}_4",
-    }
-    assert stat.S_IMODE(secrets.stat().st_mode) == 0o600
-    assert stat.S_IMODE(secrets.parent.stat().st_mode) == 0o700
-    written_at = secrets.stat().st_mtime_ns
-    await blocks.state(fresh=True)
-    assert secrets.stat().st_mtime_ns == written_at
-    os.utime(secrets, (time.time() - 400,) * 2)
-    await blocks.state(fresh=True)
-    assert time.time() - secrets.stat().st_mtime < 100
-    jobs.states["1"] = JobState.ENDED
-    assert (await blocks.state(fresh=True)).members == []
-    assert not secrets.exists()
-
-
-async def test_keys_are_renewed_while_the_scheduler_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that starts again meanwhile would be refused: a key is good for ten minutes."""
-    jobs = Jobs()
-    blocks = engine(jobs, tmp_path)
-    await blocks.scale(await blocks.state(fresh=True), 2, [])
-    jobs.states["1"] = JobState.RUNNING
-    await blocks.state(fresh=True)
-    (secrets,) = tmp_path.glob("*/secrets")
-    os.utime(secrets, (time.time() - 400,) * 2)
-
-    async def away() -> Sequence[Job]:
-        raise SchedulerError("squeue: Unable to contact slurm controller")
-
-    monkeypatch.setattr(jobs, "jobs", away)
-    with pytest.raises(EngineUnavailable, match="Unable to contact"):
-        await blocks.state(fresh=True)
-    assert time.time() - secrets.stat().st_mtime < 100
-    # One that has never heard which blocks run takes none away.
-    with pytest.raises(EngineUnavailable, match="Unable to contact"):
-        await engine(jobs, tmp_path).state(fresh=True)
-    assert secrets.exists()
-
-
-async def test_a_file_system_whose_clock_is_off_costs_no_key_at_each_look(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    jobs, keys = Jobs(), []
-
-    def write(path: Path, text: str) -> None:
-        keys.append(text)
-        write_private(path, text)
-        os.utime(path, (time.time() - 400,) * 2)
-
-    monkeypatch.setattr("app.workers.provisioners.blocks.write_private", write)
-    blocks = engine(jobs, tmp_path)
-    await blocks.scale(await blocks.state(fresh=True), 2, [])
-    jobs.states["1"] = JobState.RUNNING
-    for _ in range(3):
-        await blocks.state(fresh=True)
-    assert len(keys) == 1
 
 
 async def test_queued_blocks_are_given_up_and_running_ones_only_as_a_whole(tmp_path: Path) -> None:
@@ -368,6 +229,17 @@ async def test_jobs_that_end_at_once_are_not_submitted_without_end(tmp_path: Pat
     assert state.refusal is not None
     why = "PENDING: Resources" if is_listed else "slurm does not list it"
     assert state.refusal == f"job 1 did not last ({why}): see its output in {tmp_path}/logs"
+
+
+async def test_a_job_ends_at_once_however_long_its_site_takes_afterwards(tmp_path: Path) -> None:
+    jobs = Jobs()
+    blocks = engine(jobs, tmp_path, early_seconds=0.3)
+    await blocks.scale(await blocks.state(fresh=True), 2, [])
+    jobs.states["1"] = JobState.ENDING
+    assert (await blocks.state(fresh=True)).is_resting
+    await asyncio.sleep(0.31)
+    jobs.states["1"] = JobState.ENDED
+    assert len((await blocks.state(fresh=True)).members) == 0
 
 
 async def test_after_jobs_that_ended_at_once_one_at_a_time_is_tried(tmp_path: Path) -> None:

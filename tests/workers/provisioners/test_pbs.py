@@ -66,11 +66,11 @@ def test_a_job_that_has_just_begun_has_used_nothing() -> None:
     assert job.ends_at == ALICE["now"] + 120
 
 
-def test_a_job_that_is_suspended_has_the_end_that_follows_from_its_use() -> None:
+def test_a_job_that_is_suspended_or_exits_has_the_end_that_follows_from_its_use() -> None:
     (running,) = read_jobs(printed(**{"12.pbs": RUNNING}), **ALICE)
-    for letter in "SU":
+    for letter, state in (("S", JobState.SUSPENDED), ("U", JobState.SUSPENDED), ("E", JobState.ENDING)):
         (job,) = read_jobs(printed(**{"12.pbs": RUNNING | {"job_state": letter}}), **ALICE)
-        assert (job.state, job.ends_at) == (JobState.SUSPENDED, running.ends_at)
+        assert (job.state, job.ends_at) == (state, running.ends_at)
 
 
 def test_jobs_of_others_are_left_out() -> None:

@@ -31,7 +31,7 @@ def test_jobs_are_read_with_their_states_and_times() -> None:
         "14": JobState.QUEUED,
         "15": JobState.QUEUED,
         "13": JobState.RUNNING,
-        "12": JobState.RUNNING,
+        "12": JobState.ENDING,
         "11": JobState.SUSPENDED,
         "10": JobState.RUNNING,
         "9": JobState.ENDED,

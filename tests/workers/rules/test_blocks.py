@@ -102,6 +102,12 @@ def test_one_that_is_suspended_is_replaced_and_does_not_serve_meanwhile() -> Non
     assert plan_blocks([stopped, running("c", started=15)], POLICY, 4, NOW).leaving == [stopped]
 
 
+def test_one_that_is_ending_leaves_whatever_its_walltime_says() -> None:
+    ending = replace(running("a", ends=None), is_ending=True)
+    plan = plan_blocks([ending, queued("b")], POLICY, 4, NOW)
+    assert (plan.leaving, plan.expiring, plan.capacity) == ([ending], [], 4)
+
+
 def test_what_a_block_has_lost_of_its_nodes_is_replaced() -> None:
     assert [POLICY.lost_nodes(4, left) for left in (None, 5, 4, 3, 2, 1)] == [0, 0, 0, 2, 2, 4]
     damaged, useless = replace(running("a", nodes=4), lost_nodes=2), replace(running("b"), lost_nodes=2)
