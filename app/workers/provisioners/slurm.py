@@ -26,9 +26,11 @@ _STUCK_REASONS = frozenset(
     {
         *("JobHeldUser", "JobHeldAdmin", "job requeued in held state", "launch failed requeued held"),
         *("DependencyNeverSatisfied", "BadConstraints", "PartitionNodeLimit", "PartitionTimeLimit"),
-        *("InvalidAccount", "InvalidQOS", "QOSMaxWallDurationPerJobLimit", "AssocMaxWallDurationPerJobLimit"),
+        *("InvalidAccount", "InvalidQOS", "AccountNotAllowed", "QOSNotAllowed"),
     }
 )
+# Of jobs that are larger, or smaller, than a limit lets any job be: QOSMaxNodePerJobLimit, AssocMaxMemPerJob ...
+_OUT_OF_BOUNDS = re.compile(r"(QOS|Assoc)(Max\w+Per(Job|Node)(Limit)?|Min\w+)")
 # By what the commands find their cluster, and are let in.
 _ACCESS = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"})
 # sbatch --parsable adds the cluster's name where there are several.
@@ -86,7 +88,7 @@ def read_jobs(printed: str) -> Iterator[Job]:
             reason=_reason(state, reason),
             started_at=_moment(started_at),
             ends_at=_moment(ends_at),
-            is_stuck=state in _STUCK_STATES or (state in _QUEUED and reason in _STUCK_REASONS),
+            is_stuck=state in _STUCK_STATES or (state in _QUEUED and _is_stuck(reason)),
             # Of one that ends, those that it has not given back yet; thousands are told as 1K.
             nodes=int(nodes) if state == "RUNNING" and nodes.isdecimal() else None,
         )
@@ -100,6 +102,10 @@ def _state(word: str) -> JobState:
     if word in _ENDING:
         return JobState.ENDING
     return JobState.RUNNING if word in _RUNNING else JobState.ENDED
+
+
+def _is_stuck(reason: str) -> bool:
+    return reason in _STUCK_REASONS or _OUT_OF_BOUNDS.fullmatch(reason) is not None
 
 
 def _reason(state: str, reason: str) -> str:

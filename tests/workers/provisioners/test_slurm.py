@@ -54,6 +54,13 @@ def test_jobs_are_read_with_their_states_and_times() -> None:
     ("state", "reason", "is_stuck"),
     [
         ("PENDING", "Resources", False),
+        ("PENDING", "QOSMaxJobsPerUserLimit", False),
+        ("PENDING", "AssocGrpNodeMinutes", False),
+        ("PENDING", "QOSMaxWallDurationPerJobLimit", True),
+        ("PENDING", "QOSMaxNodePerJobLimit", True),
+        ("PENDING", "AssocMaxMemPerJob", True),
+        ("PENDING", "QOSMaxGRESPerNode", True),
+        ("PENDING", "QOSMinGRES", True),
         ("PENDING", "JobHeldUser", True),
         ("PENDING", "JobHeldAdmin", True),
         ("PENDING", "DependencyNeverSatisfied", True),
