@@ -4,6 +4,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import socket
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -225,19 +226,35 @@ def _make_durable(directory: Path) -> None:
 
 
 def lock_directory(directory: Path) -> DirectoryLock:
-    """Create a directory for its owner only, and lock it. Raises ClusterBusy while another process has the lock."""
+    """Create a directory for its owner only, and lock it. Raises ClusterBusy while another process has the lock.
+
+    Raises ClusterUnusable where the file system has no locks: two servers over the same data would destroy them.
+    """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     # Not inherited by children: a server that outlives its supervisor must not keep the next supervisor out.
     descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        holder = os.read(descriptor, 32).decode().strip() or "unknown"
+        holder = os.read(descriptor, 300).decode(errors="replace").strip() or "unknown"
         os.close(descriptor)
         raise ClusterBusy(
-            f"{directory} is in use by process {holder}. Stop that process (kill {holder}), "
+            f"{directory} is in use by process {_stop(*holder.split(maxsplit=1))}, "
             "use the Convener that it runs, or choose another state directory."
         ) from None
+    except OSError as error:
+        os.close(descriptor)
+        raise ClusterUnusable(
+            f"the file system of {directory} has no locks ({error.strerror}), which keep a second Convener away, on "
+            "any host: set CONVENER_STATE_DIRECTORY to a directory on a disk of this one."
+        ) from None
     os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"{os.getpid()}\n".encode())
+    os.write(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode())
     return DirectoryLock(descriptor=descriptor)
+
+
+def _stop(process: str, host: str | None = None) -> str:
+    # Home directories are shared by hosts, each with processes of its own.
+    if host is None or host == socket.gethostname():
+        return f"{process}. Stop that process (kill {process})"
+    return f"{process} on {host}. Stop that process there"

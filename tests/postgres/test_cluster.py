@@ -1,5 +1,6 @@
 """The directory of a cluster: made whole or not at all, held by one process, private."""
 
+import errno
 import os
 import signal
 import stat
@@ -65,6 +66,28 @@ def test_a_second_holder_is_told_who_holds_it(state: Path, binaries: Binaries) -
     ):
         cluster.lock()
     cluster.lock().release()
+
+
+def test_a_holder_on_another_host_that_shares_the_directory_is_told_with_it(
+    state: Path, binaries: Binaries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = Cluster(directory=state, binaries=binaries)
+    monkeypatch.setattr("socket.gethostname", lambda: "login1")
+    with cluster.lock():
+        monkeypatch.setattr("socket.gethostname", lambda: "login2")
+        with pytest.raises(ClusterBusy, match=rf"process {os.getpid()} on login1\. Stop that process there, use"):
+            cluster.lock()
+
+
+def test_a_file_system_without_locks_is_refused_in_a_sentence(
+    state: Path, binaries: Binaries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(ClusterUnusable, match=r"has no locks \(Function not implemented\).*CONVENER_STATE_DIRECTORY"):
+        Cluster(directory=state, binaries=binaries).lock()
 
 
 def test_a_killed_holder_leaves_the_directory_free(state: Path, binaries: Binaries) -> None:
