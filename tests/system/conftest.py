@@ -24,6 +24,7 @@ from app.kernel.access import Role
 from app.postgres.binaries import find_binaries
 from app.postgres.cluster import Cluster
 from tests.support.ports import free_port
+from tests.support.prepared_cluster import copy_prepared_cluster, remove_prepared_cluster
 from tests.support.processes import process
 from tests.support.replicas import API_SETTINGS, IS_REPLICATED, replicas
 from tests.support.service import KEY_ROLES
@@ -116,10 +117,21 @@ class Up:
     """`convener up` on a state directory, as often as the test starts it; with two of everything where told so."""
 
     def __init__(
-        self, state: Path, *, prefix: Sequence[str] = (), directory: Path | None = None, **settings: str
+        self,
+        state: Path,
+        *,
+        prefix: Sequence[str] = (),
+        directory: Path | None = None,
+        has_cluster: bool = True,
+        **settings: str,
     ) -> None:
-        """`prefix` is a command that starts it, as another user say, in the directory."""
+        """`prefix` is a command that starts it, as another user say, in the directory.
+
+        With `has_cluster` the first start finds a cluster of PostgreSQL with a migrated database, which takes two
+        seconds of a processor to make. It belongs to the user that runs the tests.
+        """
         self.state = state
+        self._has_cluster = has_cluster
         self._prefix = prefix
         self._directory = directory
         self.port = free_port()
@@ -149,6 +161,8 @@ class Up:
 
     async def start(self, *arguments: str) -> None:
         """Start it and wait until the API is ready."""
+        if self._has_cluster and not (self.state / "postgres").exists():
+            await copy_prepared_cluster(self.state / "postgres")
         with (self.state.parent / "up.log").open("ab") as log:
             self.child = subprocess.Popen(
                 [*self._prefix, sys.executable, "-m", *_UP, *arguments],
@@ -225,6 +239,12 @@ def cluster() -> Iterator[SlurmCluster]:
     """A Slurm of two nodes."""
     with tempfile.TemporaryDirectory(prefix="slurm-") as place, slurm_cluster(Path(place), "n1", "n2") as running:
         yield running
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _prepared_cluster() -> Iterator[None]:
+    yield
+    remove_prepared_cluster()
 
 
 @pytest.fixture

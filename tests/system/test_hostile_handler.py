@@ -56,7 +56,7 @@ async def attacked(request: pytest.FixtureRequest) -> AsyncIterator[Up]:
         for path in (base, *base.rglob("*")):
             os.chown(path, _NOBODY, _NOBODY)
     settings = {"HOME": str(base), "CONVENER_POOL_SIZE": "2", "AN_UNRELATED": "a-secret-of-the-operator"}
-    machine = Up(directory / "state", prefix=prefix, directory=directory, **settings)
+    machine = Up(directory / "state", prefix=prefix, directory=directory, has_cluster=not prefix, **settings)
     await machine.start("--handlers", "hostile_agents")
     yield machine
     machine.stop()

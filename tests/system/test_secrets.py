@@ -78,7 +78,7 @@ async def test_no_process_shows_a_secret_to_another_of_its_user(tmp_path: Path) 
 @about_up
 async def test_what_up_leaves_can_be_read_by_its_owner_only(tmp_path: Path) -> None:
     state = tmp_path / "state"
-    up = Up(state)
+    up = Up(state, has_cluster=False)
     (state / "logs" / "workers").mkdir(parents=True)
     state.chmod(0o755)
     for name in ("operator.key", "logs/api.log", "logs/workers/old.log"):
