@@ -7,6 +7,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,6 @@ _EMPTY = "; ".join(
     [
         # Waits until they are gone: one that is just committing would leave a row behind for the next test.
         f"SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE {_STRANGERS}",
-        "SET session_replication_role = replica",  # so that the triggers which count tasks keep still
         *(f"DELETE FROM {table.name}" for table in metadata.sorted_tables),
     ]
 )
@@ -116,6 +116,26 @@ def named(url: str, database: str) -> str:
     return f"{url.rpartition('/')[0]}/{database}"
 
 
+class _Cleaner:
+    """Empties a database after each test, by one connection: another one would first read every table's description."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._connection: asyncpg.Connection[asyncpg.Record] | None = None
+
+    async def empty(self) -> None:
+        """Delete everything, once nobody else is connected."""
+        if self._connection is None or self._connection.is_closed():  # a test may have ended all connections
+            self._connection = await asyncpg.connect(self._url)
+            # So that the triggers which count tasks keep still.
+            await self._connection.execute("SET session_replication_role = replica")
+        await self._connection.execute(_EMPTY)
+
+    async def close(self) -> None:
+        if self._connection is not None:
+            await self._connection.close()
+
+
 async def run_on(url: str, statement: str) -> None:
     """Run one statement outside any transaction."""
     connection = await asyncpg.connect(url)
@@ -136,15 +156,29 @@ async def template(server_url: str) -> str:
     return _TEMPLATE
 
 
-@pytest.fixture
-async def database_url(server_url: str, template: str) -> AsyncIterator[str]:
-    """URL of an empty, migrated database of the test's own."""
+@asynccontextmanager
+async def new_database(server_url: str, template: str) -> AsyncIterator[str]:
+    """URL of an empty, migrated database that is dropped at the end."""
     name = f"convener_test_{uuid4().hex[:12]}"
     await run_on(server_url, f"CREATE DATABASE {name} TEMPLATE {template}")
     try:
         yield named(server_url, name)
     finally:
         await run_on(server_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+async def database_url(server_url: str, template: str) -> AsyncIterator[str]:
+    """URL of an empty, migrated database of the test's own."""
+    async with new_database(server_url, template) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+async def module_database_url(server_url: str, template: str) -> AsyncIterator[str]:
+    """URL of a database for the tests of one file, which do not disturb each other there."""
+    async with new_database(server_url, template) as url:
+        yield url
 
 
 @pytest.fixture
@@ -165,14 +199,21 @@ async def emptied_url(server_url: str, template: str) -> str:
     return named(server_url, name)
 
 
+@pytest.fixture(scope="session")
+async def _cleaner(emptied_url: str) -> AsyncIterator[_Cleaner]:
+    cleaner = _Cleaner(emptied_url)
+    yield cleaner
+    await cleaner.close()
+
+
 @pytest.fixture
-async def database(emptied_url: str) -> AsyncIterator[Database]:
+async def database(emptied_url: str, _cleaner: _Cleaner) -> AsyncIterator[Database]:
     """An empty database that commits. Its schema must stay as it is; sequences go on counting."""
     database = Database(emptied_url)
     database.announcer.start()
     yield database
     await database.close()
-    await run_on(emptied_url, _EMPTY)
+    await _cleaner.empty()
 
 
 @pytest.fixture(scope="session")

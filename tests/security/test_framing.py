@@ -3,11 +3,9 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
-from app.db.database import Database
 from app.kernel.access import Role
 from tests.system.conftest import Api, api_process
 
@@ -84,11 +82,12 @@ METHODS = [
 ]
 
 
-@pytest.fixture
-async def api(own_database: Database, tmp_path: Path) -> AsyncIterator[Api]:
-    async with api_process(own_database.url, tmp_path) as api:
+@pytest.fixture(scope="module")
+async def api(module_database_url: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Api]:
+    directory = tmp_path_factory.mktemp("framing")
+    async with api_process(module_database_url, directory) as api:
         yield api
-    assert "Traceback" not in (tmp_path / "api.log").read_text()
+    assert "Traceback" not in (directory / "api.log").read_text()
 
 
 async def _exchange(port: int, data: bytes, seconds: float = 1.0) -> bytes:
