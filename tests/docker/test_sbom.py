@@ -7,14 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from cyclonedx.schema import SchemaVersion
-from cyclonedx.validation.json import JsonStrictValidator
 
 from tests.docker.images import REPOSITORY
 
 
 @pytest.mark.slow
 def test_the_bill_of_materials_is_whole_and_valid(tmp_path: Path) -> None:
+    # Importing it takes more than a second, which every process that collects tests would wait for.
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
     recipe = next(line for line in (REPOSITORY / "Makefile").read_text().splitlines() if "cyclonedx-py" in line)
     words = recipe.strip().replace("$(SBOM)", str(tmp_path / "sbom.json")).split()
     assert words[0] == "@$(BIN)/cyclonedx-py"
