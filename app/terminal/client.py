@@ -16,7 +16,6 @@ from app.terminal.connection import OPERATOR_KEY, Access, find_access
 from app.terminal.failures import ExitCode, Failure, failure_of_value
 from app.terminal.output import note
 from worker_agent.connections.clients import advice, open_client
-from worker_agent.llm.rate_limit_hints import read_retry_after
 from worker_agent.tracing.context import read_traceparent
 
 Url = Annotated[
@@ -290,5 +289,9 @@ def _not_convener(response: httpx.Response) -> Failure:
 
 
 def _retry_after(response: httpx.Response) -> float:
-    seconds = read_retry_after(response.headers.get("retry-after"), datetime.now(UTC))
-    return min(max(seconds or 1.0, 0.1), _LONGEST_PAUSE_SECONDS)
+    try:
+        seconds = float(response.headers.get("retry-after", 1))
+    except ValueError:  # a proxy may send a date here
+        seconds = 1.0
+    # In this order nan, which is larger than nothing, becomes the least.
+    return min(max(0.1, seconds), _LONGEST_PAUSE_SECONDS)

@@ -67,8 +67,8 @@ def test_waits_as_long_as_it_is_told_to(pauses: list[float]) -> None:
     assert pauses == [3.0, 1.0]
 
 
-@pytest.mark.parametrize(("value", "seconds"), [("Fri, 01 Jan 2100 00:00:05 GMT", 10.0), ("nan", 1.0), ("-3", 1.0)])
-def test_waits_for_a_moment_and_not_for_nonsense(pauses: list[float], value: str, seconds: float) -> None:
+@pytest.mark.parametrize(("value", "seconds"), [("nan", 0.1), ("inf", 10.0), ("-3", 0.1)])
+def test_waits_neither_for_ever_nor_for_nonsense(pauses: list[float], value: str, seconds: float) -> None:
     busy = httpx.Response(429, headers={"Retry-After": value}, json={"code": "queue_full"})
     with client(one_by_one(busy, httpx.Response(200, json={}))) as live_service:
         live_service.get("/status")
