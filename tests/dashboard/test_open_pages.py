@@ -179,6 +179,30 @@ async def test_output_goes_on_after_a_failure_and_is_said_to_be_old_meanwhile(po
         assert failures == 2
 
 
+async def test_a_page_of_a_task_that_writes_for_a_day_does_not_grow_for_ever(port: Port) -> None:
+    worker, task_id, token = await _running(port)
+    async with opened(f"http://127.0.0.1:{port.number}") as page:
+        await log_in(page, port.service.keys[Role.READER])
+        async with page.expect_request("**/output?*"):
+            await page.goto(f"/dashboard/tasks/{task_id}")
+        await page.evaluate("""() => {
+            const link = document.querySelector("#output a");
+            for (let number = 0; number < 5000; number++) {
+                const piece = document.createElement("span");
+                piece.textContent = `piece ${number}\n`;
+                link.before(piece);
+            }
+        }""")
+        for number, text in enumerate(("newer\n", "newest\n")):
+            await _write(worker, task_id, token, text, start=6 * number)
+            await expect(page.locator("#output")).to_contain_text(text.strip())
+            assert await page.locator("#output > *").count() <= 2002
+        shown = await page.locator("#output").inner_text()
+        assert shown.startswith("piece 0\n")
+        assert shown.count("left out") == 1
+        assert shown.index("left out") < shown.index("piece 4999") < shown.index("newer") < shown.index("newest")
+
+
 async def test_the_end_of_a_session_is_no_output(port: Port) -> None:
     worker, task_id, token = await _running(port)
     async with opened(f"http://127.0.0.1:{port.number}") as page:

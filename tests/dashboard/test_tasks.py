@@ -1,6 +1,7 @@
 """The list of tasks: filters in the address, pages, and orders for all that match."""
 
 import re
+from html import unescape
 
 import pytest
 
@@ -161,6 +162,33 @@ async def test_the_output_goes_on_until_the_end(service: Service) -> None:
         assert "hx-get" not in last.text
         # It would load itself again and again.
         assert "hx-get" not in await somebody.page(f"/dashboard/tasks/{task_id}")
+
+
+async def test_output_is_shown_as_it_was_written(service: Service) -> None:
+    """Also a line of which a half came later, and the lines of which each came by itself."""
+    task_id = await service.submitted()
+    worker = await service.worker()
+    token = (await worker.lease())["token"]
+    texts = ['{"a": ', '"b"}\n', "next\n"]
+    async with browser(service, Role.READER) as reader:
+        seen = ""
+        page = await reader.page(f"/dashboard/tasks/{task_id}")
+        for number, (stream, text) in enumerate(zip(("stdout", "stderr", "stdout"), texts, strict=True)):
+            start = len(texts[0]) if number == 2 else 0
+            piece = {"stream": stream, "start": start, "text": text}
+            await worker.ask(f"/leases/{task_id}/logs", {"token": token, "pieces": [piece]})
+            following = re.search(r'hx-get="([^"]+)"', page)
+            assert following
+            page = await reader.page(unescape(following[1]))
+            seen += _text(page)
+        assert seen == "".join(texts)
+        whole = (await reader.page(f"/dashboard/tasks/{task_id}")).split('role="log">')[1].split("</pre>")[0]
+    assert sorted(_text(whole)) == sorted("".join(texts))
+
+
+def _text(html: str) -> str:
+    """What a browser shows of an output, but for the link that waits for more."""
+    return unescape(re.sub(r"<[^>]+>", "", re.sub(r"<a .*?</a>", "", html)))
 
 
 @pytest.mark.parametrize(("pieces", "is_cut"), [(400, False), (700, True)])

@@ -4,6 +4,8 @@
   const SILENCE = 15000; // milliseconds, three times as long as between two signs of life
   const SHORTEST_REST = 1000; // milliseconds before what has failed is tried again; doubled each time
   const LONGEST_REST = 64000;
+  const MOST_PIECES = 2000; // of an output that is open for long; the first of them stay
+  const FIRST_PIECES = 200;
   const sources = new Set();
   // The service says every few seconds that it is there, beside what has changed.
   let heardAt = Date.now();
@@ -89,7 +91,20 @@
     if (!event.detail.successful) return;
     rest = SHORTEST_REST;
     hear();
+    trim(document.getElementById("output"));
   });
+  // A page that is left open would grow for as long as its task writes.
+  const trim = (output) => {
+    if (output.childElementCount <= MOST_PIECES) return;
+    let gap = output.querySelector(".gap");
+    if (!gap) {
+      gap = document.createElement("span");
+      gap.className = "gap muted";
+      gap.textContent = "… what came here is left out of this page …\n";
+      output.children[FIRST_PIECES].before(gap);
+    }
+    while (output.childElementCount > MOST_PIECES) gap.nextSibling.remove();
+  };
   const tryAgain = (event) => {
     tellAge(true);
     setTimeout(() => { if (event.target.isConnected) htmx.trigger(event.target, "again"); }, rest);
