@@ -84,7 +84,7 @@ async def read_form(request: Request, max_bytes: int = _FORM_BYTES) -> Mapping[s
 
 
 def typed_fields(request: Request) -> dict[str, str]:
-    """What somebody has filled in of the form that was sent, as far as it was read."""
+    """The fields of the form that was sent, less those that nobody fills in; none where it could not be read."""
     fields: Mapping[str, str] = getattr(request.state, "form", {})
     return {name: text for name, text in fields.items() if text.strip() and name not in _HIDDEN}
 
