@@ -29,6 +29,11 @@ class EventFilter:
     kinds: Collection[EventKind] = ()
     since: datetime | None = None
 
+    @property
+    def is_narrow(self) -> bool:
+        """Whether it may leave out events of those that are read."""
+        return bool(self.goal_id is not None or self.kinds or self.since)
+
     def select(self, events: Sequence[Event]) -> list[Event]:
         """The events that match."""
         return [

@@ -42,6 +42,8 @@ _STREAM = "text/event-stream"
 _OPEN_WRITERS = "open_writers"
 _WRITERS_SECONDS = 3.0
 _PAGE = 500
+# Read for one answer at the most where all before the first that is wanted are others.
+_MOST_PAGES = 4
 # Every stream has a page in memory until its client has taken it.
 _PAGE_BYTES = 128 << 10
 
@@ -276,15 +278,20 @@ async def _read_until_found(
 ) -> tuple[list[Event], Cursor, bool]:
     """Read until an event matches, `wait_seconds` have passed, or the key does not permit it any more; tell of more.
 
-    Raises CursorAhead.
+    Without a wait it still passes over some pages of events that do not match. Raises CursorAhead.
     """
     clock = asyncio.get_running_loop().time
-    end = clock() + wait_seconds
+    end, pages = clock() + wait_seconds, 0
+    # Whoever wants few of many events would else come again for each few of the others.
+    read_at_once = max(limit, _PAGE) if event_filter.is_narrow else limit
     with Follower(services, request.state.principal.key_id, start, event_filter.namespace) as follower:
         while True:
-            page = await follower.read_page(limit)
-            items, remaining_seconds = event_filter.select(page), end - clock()
-            if items or remaining_seconds <= 0 or services.stopping:
+            page = await follower.read_page(read_at_once)
+            items, remaining_seconds, pages = event_filter.select(page), end - clock(), pages + 1
+            if len(items) > limit:
+                return items[:limit], items[limit - 1].cursor, True
+            is_late = remaining_seconds <= 0 and not (follower.is_behind and pages < _MOST_PAGES)
+            if items or is_late or services.stopping:
                 return items, follower.cursor, follower.is_behind
             # A page without a match leads on at once where it is not the last.
             if not follower.is_behind:

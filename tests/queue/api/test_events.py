@@ -8,6 +8,7 @@ import pytest
 
 from app.db.database import Database
 from app.queue.api import event_stream
+from app.queue.api import events as routes
 from tests.support.problems import is_problem
 from tests.support.service import Service
 from tests.support.sql import execute, until
@@ -106,6 +107,31 @@ async def test_next_is_usable_after_an_empty_page(service: Service) -> None:
     assert [event["task_id"] for event in page["items"]] == [task_id]
 
 
+async def test_few_among_many_are_found_without_as_many_calls(service: Service) -> None:
+    """Each page looked at no more events than it had room for: for the last of 20 a client came 300,000 times."""
+    for _ in range(12):
+        await service.submitted(goal_id="yours")
+    mine = [await service.submitted(goal_id="mine") for _ in range(3)]
+    page = await service.get("/events", goal_id="mine", limit=2)
+    assert [event["task_id"] for event in page["items"]] == mine[:2]
+    page = await service.get("/events", goal_id="mine", limit=1, after=page["next"])
+    assert [event["task_id"] for event in page["items"]] == mine[2:]
+
+
+async def test_others_are_passed_over_in_pages_of_which_one_call_reads_some(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routes, "_PAGE", 2)
+    monkeypatch.setattr(routes, "_MOST_PAGES", 3)
+    for _ in range(9):
+        await service.submitted(goal_id="yours")
+    mine = await service.submitted(goal_id="mine")
+    page = await service.get("/events", goal_id="mine", limit=1)
+    assert page["items"] == []
+    page = await service.get("/events", goal_id="mine", limit=1, after=page["next"])
+    assert [event["task_id"] for event in page["items"]] == [mine]
+
+
 async def test_events_of_one_goal(service: Service) -> None:
     """The cursor passes over the others, so that a quiet goal in a busy queue is not read again and again."""
     mine = await service.submitted(goal_id="mine")
@@ -113,6 +139,7 @@ async def test_events_of_one_goal(service: Service) -> None:
         await service.submitted(goal_id="yours")
     page = await service.get("/events", goal_id="mine", limit=3)
     assert [event["task_id"] for event in page["items"]] == [mine]
+    await service.submitted(goal_id="yours")
     nothing = await service.get("/events", goal_id="mine", after=page["next"])
     assert nothing["items"] == []
     assert nothing["next"] != page["next"]
