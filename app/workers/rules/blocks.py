@@ -144,7 +144,8 @@ def plan_blocks(blocks: Collection[Block], policy: BlockPolicy, size: int, now: 
     staying = [block for block in all_blocks if block not in expiring]
     capacity = sum(block.size for block in staying)
     running = sum(b.size for b in staying if b.is_running and now - (b.started_at or now) >= policy.start_seconds)
-    need = max(size, capacity)
+    # What is beyond whole blocks was asked for nobody, see `nodes_to_ask_for`.
+    need = max(size // policy.size * policy.size, capacity)
     serving, leaving = list(expiring), ending
     for block in expiring:
         rest = sum(other.size for other in serving if other is not block and not other.is_suspended)

@@ -83,6 +83,11 @@ def test_a_block_leaves_once_its_replacement_has_had_time_to_start() -> None:
     assert plan_blocks([old, running("b", started=15)], POLICY, 4, NOW).leaving == [old]
 
 
+def test_a_place_for_a_worker_that_left_meanwhile_keeps_no_block_that_is_replaced() -> None:
+    old = running("a", ends=299)
+    assert plan_blocks([old, running("b", started=15)], POLICY, 5, NOW).leaving == [old]
+
+
 def test_of_two_blocks_only_as_many_leave_as_are_replaced() -> None:
     old, older = running("a", ends=299), running("b", ends=200)
     plan = plan_blocks([old, older, running("c", started=15), queued("d")], POLICY, 8, NOW)
