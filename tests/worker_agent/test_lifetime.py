@@ -15,9 +15,10 @@ def test_a_little_is_kept_for_the_last_report() -> None:
 def test_a_worker_tells_how_long_it_has_and_stops_in_order_before(
     plane: FakeControlPlane, url: str, start_worker: StartWorker
 ) -> None:
-    began_at = time.monotonic()
     worker = start_worker(url, "--seconds-left", "8", "--grace", "1")
     (registration,) = plane.wait_for("register", 1)
+    # Its seconds count from when it has started, which may take long where the machine is busy.
+    began_at = time.monotonic()
     assert 0 < registration.body["seconds_left"] <= 3
     plane.wait_for("goodbye", 1)
     assert worker.exit_code() == 0

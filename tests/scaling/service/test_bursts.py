@@ -17,7 +17,7 @@ from app.scaling.service.bursts import Bursts
 from tests.support.factories import submission
 from tests.support.pools import bounds, crew, decided, passed
 from tests.support.runner import running
-from tests.support.sql import until, value
+from tests.support.sql import execute, until, value
 
 
 class _Ear:
@@ -94,6 +94,8 @@ async def test_a_pool_that_does_not_scale_is_not_woken(database: Database) -> No
 async def test_the_loop_decides_before_its_tick(database: Database, bursts: Bursts) -> None:
     """It would be due 4 to 5 s after the last decision, which was 2 s ago."""
     duty = next(duty for duty in DUTIES if duty.name == "scaling")
+    # Whatever time has gone by since the fixture was made.
+    await execute(database, "UPDATE scaling_state SET decided_at = now() - interval '2 s'")
     before = await value(database, "SELECT decided_at FROM scaling_state")
     async with running(database, duty):
         await asyncio.sleep(0)
