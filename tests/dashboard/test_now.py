@@ -29,12 +29,15 @@ from tests.support.sql import execute
 
 async def test_the_verdict_says_it_in_a_sentence_with_every_reason(service: Service) -> None:
     async with browser(service, Role.READER) as somebody:
+        before = await service.get("/health/report")
         page = await somebody.page("/dashboard")
         report = await service.get("/health/report")
         assert report["overall_health"] == "critical"
         assert "Critical: no background duty has ever run" in page
-        for reason in report["reasons"]:
-            assert reason["message"].replace("'", "&#39;") in page
+        # Of a busy machine some come and go.
+        lasting = [reason["message"] for reason in before["reasons"] if reason in report["reasons"]]
+        assert lasting
+        assert all(message.replace("'", "&#39;") in page for message in lasting)
 
 
 async def test_figures_of_agents_are_those_of_the_api(service: Service) -> None:
