@@ -12,12 +12,13 @@ from app.db import notify
 from app.kernel.access import Role
 
 # The lock waits for a rotation under way, which may take the secret from the key. One that the former secret opens is
-# as old as that, and ends with it like those of before the rotation.
+# as old as that, and ends with it like those of before the rotation; no other one does, also where the clock was set
+# back since.
 _INSERT = text("""
 INSERT INTO sessions (id, key_id, secret_hash, is_link, created_at, expires_at)
 SELECT :id, k.id, :secret_hash, :is_link,
        CASE WHEN CAST(:shown_hash AS bytea) = k.former_hash THEN k.rotated_at - interval '1 us'
-            ELSE coalesce(CAST(:created_at AS timestamptz), now()) END,
+            ELSE coalesce(CAST(:created_at AS timestamptz), greatest(now(), k.rotated_at)) END,
        least(now() + make_interval(secs => :seconds),
              CASE WHEN :shown_hash IN (k.secret_hash, k.former_hash) THEN NULL
                   WHEN :shown_hash IS NOT NULL THEN now() END)
@@ -31,20 +32,26 @@ SELECT s.id AS session_id, k.id, k.role, k.namespace, s.secret_hash, k.worker_id
        EXISTS (SELECT FROM keys other WHERE other.namespace <> 'default') AS is_divided
 FROM sessions s JOIN keys k ON k.id = s.key_id WHERE s.id = ANY ($1::text[]) AND NOT s.is_link
 """
+# Keys are locked before their sessions, as by a rotation.
 _TAKE_LINK = text("""
-DELETE FROM sessions WHERE id = :id AND secret_hash = :secret_hash AND is_link AND expires_at > now()
-RETURNING key_id, created_at
+WITH key AS MATERIALIZED (
+    SELECT k.id FROM sessions s JOIN keys k ON k.id = s.key_id WHERE s.id = :id FOR SHARE OF k
+)
+DELETE FROM sessions s USING key WHERE s.id = :id AND s.secret_hash = :secret_hash AND is_link AND s.expires_at > now()
+RETURNING s.key_id, s.created_at
 """)
 _END = text("DELETE FROM sessions WHERE id = :id AND NOT is_link RETURNING key_id")
-# Opened with the former secret, which the next rotation makes the one before it.
+# Opened with the former secret, which the next rotation makes the one before it. The lock is a statement of its own, so
+# that the next one sees what was opened while this waited.
+_LOCK_KEY = text("SELECT id FROM keys WHERE id = :key_id FOR UPDATE")
 _END_FORMER = text("""
-DELETE FROM sessions s USING (SELECT id, rotated_at FROM keys WHERE id = :key_id FOR UPDATE) k
-WHERE s.key_id = k.id AND s.created_at < k.rotated_at
+DELETE FROM sessions s USING keys k WHERE k.id = :key_id AND s.key_id = k.id AND s.created_at < k.rotated_at
 """)
 _TIDY = text("""
-DELETE FROM sessions WHERE expires_at <= now() OR id IN (
+WITH key AS MATERIALIZED (SELECT id FROM keys WHERE id = :key_id FOR SHARE)
+DELETE FROM sessions WHERE (SELECT count(*) FROM key) > 0 AND (expires_at <= now() OR id IN (
     SELECT id FROM sessions WHERE key_id = :key_id ORDER BY created_at DESC OFFSET :kept
-)
+))
 """)
 
 
@@ -89,6 +96,7 @@ async def end(connection: AsyncConnection, session_id: str) -> str | None:
 
 async def end_former(connection: AsyncConnection, key_id: str) -> None:
     """End the sessions and links of the former secret of a key, as it is about to be rotated."""
+    await connection.execute(_LOCK_KEY, {"key_id": key_id})
     await connection.execute(_END_FORMER, {"key_id": key_id})
 
 
