@@ -53,13 +53,15 @@ WHERE w.{LIVE}
 """
 
 
-# In the order of ids, as heartbeats lock them; one that a heartbeat has locked is told by that.
+# In the order of ids, as heartbeats lock them; one that a heartbeat has locked is told by that. What there is none of
+# stays so: a starting worker is one that has not been heard of.
 _BEGIN_ANEW = text(f"""
 WITH ahead AS MATERIALIZED (
     SELECT id FROM workers WHERE {LIVE} AND greatest(last_seen_at, launched_at) > now() + interval '1 min'
     ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
 )
-UPDATE workers w SET last_seen_at = least(w.last_seen_at, now()), launched_at = least(w.launched_at, now())
+UPDATE workers w SET last_seen_at = CASE WHEN w.last_seen_at IS NOT NULL THEN least(w.last_seen_at, now()) END,
+    launched_at = CASE WHEN w.launched_at IS NOT NULL THEN least(w.launched_at, now()) END
 FROM ahead WHERE w.id = ahead.id
 """)
 

@@ -21,7 +21,7 @@ from tests.support.factories import (
     submitted,
     turn,
 )
-from tests.support.sql import execute
+from tests.support.sql import execute, fetch
 from tests.workers.service.registered import lose_worker, register_worker, sweep, worker_state
 
 
@@ -195,3 +195,14 @@ async def test_a_worker_of_before_the_clock_was_set_back_is_lost_in_its_time(
     await execute(database, f"UPDATE workers SET {column} = {column} - interval '5 min'")
     await sweep(database)
     assert await worker_state(database, worker) == state
+
+
+async def test_a_starting_worker_is_unheard_of_also_where_the_clock_was_set_back(database: Database) -> None:
+    await ready_worker(database)
+    for seen, launched in (("NULL", "now() + interval '1 h'"), ("now() + interval '1 h'", "NULL")):
+        await execute(
+            database, f"UPDATE workers SET state = 'starting', last_seen_at = {seen}, launched_at = {launched}"
+        )
+        await sweep(database)
+        (row,) = await fetch(database, "SELECT last_seen_at, launched_at FROM workers")
+        assert [row["last_seen_at"] is None, row["launched_at"] is None] == [seen == "NULL", launched == "NULL"]
