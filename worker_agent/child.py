@@ -16,6 +16,7 @@ from _thread import allocate_lock  # threading would cost each task two millisec
 
 from worker_agent.failures import Failure, Postponed
 from worker_agent.handler_loading import load_handler
+from worker_agent.json_weight import TOO_HEAVY, is_too_heavy
 from worker_agent.resource_limits import memory_limit_gb, peak_memory_mb
 from worker_agent.task import Task
 
@@ -121,6 +122,8 @@ def _encode_result(result: object) -> bytes:
         raise Failure("invalid_result", f"the result is not JSON: {error}") from error
     if len(line) > MAX_RESULT_BYTES:
         raise Failure("result_too_large", f"the result has {len(line)} bytes, the limit is {MAX_RESULT_BYTES}")
+    if is_too_heavy(line):
+        raise Failure("result_too_large", f"the result is JSON {TOO_HEAVY}")
     return line
 
 

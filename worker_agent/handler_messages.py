@@ -1,16 +1,19 @@
 """Reads the messages of a handler's process from the message pipe."""
 
 import json
+import logging
 import math
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from worker_agent.failures import MAX_POSTPONEMENT_SECONDS
+from worker_agent.json_weight import TOO_HEAVY, is_too_heavy
 from worker_agent.task import MAX_METRIC_VALUE, is_metric_name
 from worker_agent.wire import JsonObject, Postponement, Progress, TaskError
 
 # The most memory that it believes.
 MAX_MEMORY_MB = 1e9
+log = logging.getLogger(__name__)
 
 
 class NotAnObject(ValueError):
@@ -18,7 +21,10 @@ class NotAnObject(ValueError):
 
 
 def read_json_object(text: bytes) -> JsonObject:
-    """Parse one JSON object; raises NotAnObject, also for NaN and infinity."""
+    """Parse one JSON object; raises NotAnObject, also for NaN, infinity, and what the control plane would not take."""
+    # 10 MB of empty lists take 550 MB here, which no limit of the task counts.
+    if is_too_heavy(text):
+        raise NotAnObject(f"JSON {TOO_HEAVY}")
     try:
         value = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
@@ -57,7 +63,9 @@ class HandlerMessages:
         try:
             self._dispatch(read_json_object(line))
         # OverflowError: JSON allows whole numbers that no float can hold.
-        except (ValueError, TypeError, KeyError, OverflowError):
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
+            if not self.unreadable_count:
+                log.warning("a message of the handler is left out", extra={"fields": {"why": str(error)[:300]}})
             self.unreadable_count += 1
 
     def take_progress(self) -> Progress | None:

@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from app.kernel.access import Principal
 from app.kernel.errors import BodyTooComplex, TooManyUploads, UploadsFull
+from worker_agent.json_weight import allowed_weight, weights, weights_outside_texts
 
 Model = TypeVar("Model", bound=BaseModel)
 T = TypeVar("T")
@@ -27,13 +28,7 @@ SMALL_BYTES = 64 << 10
 LISTS_BYTES = 1 << 20
 CONTENT_BYTES = 12 << 20
 _DECLARED = "x-max-body-bytes"
-# A key or a container weighs 4 and takes about 200 ns and 250 bytes, other values weigh 1. JSON with short names weighs
-# about as much as it has bytes; what weighs more is dear for its size, which is nothing as long as it is short.
-_FREE_WEIGHT = 64_000
 _MAX_WEIGHT: Mapping[int, int] = {SMALL_BYTES: 30_000, LISTS_BYTES: 120_000, CONTENT_BYTES: 1_000_000}
-# The time that a number takes grows with the square of its digits.
-_LONG_NUMBER = b"0" * 400
-_SAME_DIGIT = bytes.maketrans(b"123456789", b"0" * 9)
 _BLOCK_BYTES = 128 << 10
 # A key without a field costs 3 us and an error of 500 bytes, so few of them need no look before.
 _PLAIN_BYTES = 16 << 10
@@ -182,39 +177,22 @@ async def parse(body: bytes, max_bytes: int) -> Any:
 async def check_weight(body: bytes, max_bytes: int) -> None:
     """Raise BodyTooComplex for JSON that would cost more to parse than a body of its size should."""
     max_weight = next(weight for size, weight in sorted(_MAX_WEIGHT.items()) if max_bytes <= size)
-    allowed = min(max_weight, len(body) + _FREE_WEIGHT)
+    allowed = allowed_weight(len(body), max_weight)
     # Texts have commas and brackets too, so only a body that is too heavy with them is looked at more closely.
-    blocks = (body[start : start + _BLOCK_BYTES] for start in range(0, len(body), _BLOCK_BYTES))
-    if await _is_light(blocks, allowed) or await _is_light(_outside_texts(body), allowed):
+    if await _is_light(weights(body), allowed) or await _is_light(weights_outside_texts(body), allowed):
         return
     raise BodyTooComplex(f"a body of {len(body)} bytes has too many values here, or a number of over 400 digits")
 
 
-async def _is_light(blocks: Iterable[bytes], allowed: int) -> bool:
-    weight = 0
-    for number, block in enumerate(blocks):
+async def _is_light(parts: Iterable[float], allowed: int) -> bool:
+    in_all = 0.0
+    for number, weight in enumerate(parts):
         if number:
             await asyncio.sleep(0)
-        weight += _weight(block)
-        if weight > allowed or _LONG_NUMBER in block.translate(_SAME_DIGIT):
+        in_all += weight
+        if in_all > allowed:
             return False
     return True
-
-
-def _weight(part: bytes) -> int:
-    return 4 * (part.count(b"[") + part.count(b"{") + part.count(b":")) + part.count(b",")
-
-
-def _outside_texts(body: bytes) -> Iterator[bytes]:
-    """The parts of JSON that are in no string."""
-    is_inside, escape = False, b""
-    for start in range(0, len(body), _BLOCK_BYTES):
-        block = escape + body[start : start + _BLOCK_BYTES]
-        block = block.replace(b"\\\\", b"").replace(b'\\"', b"")
-        escape = b"\\" if block.endswith(b"\\") else b""
-        parts = block.split(b'"')
-        yield b"".join(parts[is_inside::2])
-        is_inside ^= len(parts) % 2 == 0
 
 
 async def in_parser(work: Callable[[], T]) -> T:

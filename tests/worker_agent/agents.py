@@ -66,6 +66,10 @@ def written(task: Task) -> Any:
     return json.loads(task.payload["json"])
 
 
+def many(task: Task) -> Json:
+    return {"a": [[]] * task.payload["count"]}
+
+
 def not_an_object(_: Task) -> Any:
     return [1, 2]
 
@@ -200,6 +204,7 @@ BEHAVIORS: dict[str, Callable[[Task], Any]] = {
         talk,
         nan,
         written,
+        many,
         not_an_object,
         noise,
         segfault,

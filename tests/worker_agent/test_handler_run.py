@@ -177,6 +177,16 @@ def test_what_only_looks_like_such_a_character_passes() -> None:
     assert finished({"do": "written", "json": r'{"x": "\\u0000"}'}) == {"x": r"\u0000"}
 
 
+def test_a_result_of_too_many_values_is_the_handlers_mistake() -> None:
+    error = failure({"do": "many", "count": 400_000})
+    assert error.code == "result_too_large"
+    assert "more values than a result may have" in error.message
+    program = command(sys.executable, "-c", "print('{\"a\": [' + '[],' * 400_000 + '1]}')")
+    error = failure({}, handler=program)
+    assert error.code == "invalid_result"
+    assert "more values than a result may have" in error.message
+
+
 def test_a_result_counts_as_it_is_sent() -> None:
     program = "import json; print(json.dumps({'text': 'é' * 4_000_000}, ensure_ascii=False))"
     assert failure({}, handler=command(sys.executable, "-c", program)).code == "result_too_large"

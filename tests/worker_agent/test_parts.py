@@ -66,6 +66,22 @@ def test_only_json_objects_are_results(text: bytes) -> None:
         read_json_object(text)
 
 
+@pytest.mark.parametrize("item", [b"[]", b"{}", b'{"":1}', b"1", b"1" * 401])
+def test_what_would_fill_the_memory_of_the_worker_is_not_parsed(item: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json, "loads", None)
+    text = b'{"result":{"a":[' + b",".join([item] * (10_000_000 // (len(item) + 1))) + b"]}}"
+    with pytest.raises(NotAnObject, match="more values than a result may have"):
+        read_json_object(text)
+    messages = HandlerMessages()
+    messages.receive(text)
+    assert (messages.result, messages.unreadable_count) == (None, 1)
+
+
+@pytest.mark.parametrize("text", ["1," * 4_000_000, '{"a":[1]}' * 400_000, "\\" * 3_000_000, "1" * 10_000])
+def test_what_stands_in_a_text_of_a_result_weighs_nothing(text: str) -> None:
+    assert read_json_object(json.dumps({"a": text, "b": '"'}).encode()) == {"a": text, "b": '"'}
+
+
 @given(st.binary(max_size=100))
 def test_messages_survive_any_line(line: bytes) -> None:
     HandlerMessages().receive(line)

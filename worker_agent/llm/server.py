@@ -15,6 +15,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from worker_agent.json_weight import is_too_heavy
 from worker_agent.llm.completions import CompletionService, Question
 from worker_agent.llm.held_permit import PermitLost, StreamedReply
 from worker_agent.llm.replies import Degradation, NoAnswer, NoCapacity, Reply, RequestRefused, with_origin
@@ -188,6 +189,8 @@ async def _read_body(request: Request) -> JsonObject:
         content += piece
         if len(content) > _MAX_BODY_BYTES:
             raise ValueError(f"the request has more than {_MAX_BODY_BYTES >> 20} MiB")
+    if is_too_heavy(content):
+        raise ValueError("the request has too many values, or a number of over 400 digits")
     try:
         body = json.loads(content, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):

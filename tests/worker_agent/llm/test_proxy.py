@@ -317,6 +317,19 @@ def test_a_request_without_messages_is_refused_before_anything_is_asked(start: S
     assert not bench.plane.requests
 
 
+def test_a_request_that_would_fill_the_memory_of_the_worker_is_refused(start: Start) -> None:
+    bench = start(Provider.of())
+
+    status, _, content = raw(bench, {"messages": [{"role": "user", "content": "[],{}," * 1_000_000}]})
+    assert status == 200
+    bench.plane.requests.clear()
+    status, _, content = raw(bench, {"messages": [*MESSAGES, [[]] * 400_000]})
+
+    assert status == 400
+    assert "too many values" in json.loads(content)["error"]["message"]
+    assert not bench.plane.requests
+
+
 _CONDITIONS = {
     "key_expired": [refuses(401), refuses(403)],
     "quota_exhausted": [refuses(402), refuses(429, body={"error": {"code": "insufficient_quota", "message": "no"}})],
