@@ -194,9 +194,12 @@ class Pruning(Protocol):
     async def __call__(self, connection: AsyncConnection, days: int, limit: int = BATCH) -> int: ...
 
 
-def pruning(table: str, moment: str, order: str | None = None) -> Pruning:
-    """Return the function that prunes a table by the age of this column, in this order; by default the oldest first."""
-    statement = deletion(table, f"{moment} < now() - make_interval(days => :days)", order or moment)
+def pruning(table: str, moment: str, order: str | None = None, *, condition: str = "true") -> Pruning:
+    """Return the function that prunes a table by the age of this column, in this order; by default the oldest first.
+
+    Rows for which the condition does not hold stay.
+    """
+    statement = deletion(table, f"{moment} < now() - make_interval(days => :days) AND {condition}", order or moment)
 
     async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
         return (await connection.execute(statement, {"days": days, "limit": limit})).rowcount

@@ -3,6 +3,7 @@
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
+from app.agents.service import performance
 from app.db import retention
 from app.db.database import Database
 from app.db.retention import BATCH
@@ -160,6 +161,18 @@ async def test_events_stay_until_all_sums_have_counted_them(own_database: Databa
     assert await value(own_database, "SELECT sum(seconds) FROM goal_compute WHERE goal_id = 'goal'") == 120
     done = await _round(own_database)
     assert (done["events dropped"], done["events default"]) == ([old], 1)
+
+
+async def test_judgements_stay_until_the_results_of_their_agents_have_counted_them(own_database: Database) -> None:
+    add = """INSERT INTO judgements (request_id, place, request_hash, agent_type, quality, judged_by, judged_at)
+        VALUES (gen_random_uuid(), 1, '', 'ranking', 0.5, 'key', now() - interval '31 days')"""
+    await execute(own_database, add)
+    assert (await _round(own_database))["judgements"] == 0
+    async with own_database.transaction() as connection:
+        assert (await performance.fold(connection))["judgements"] == 1
+    await execute(own_database, add)
+    assert (await _round(own_database))["judgements"] == 1
+    assert await value(own_database, "SELECT counted FROM agent_results") == 1
 
 
 async def test_a_round_is_begun_by_one_replica(database: Database) -> None:

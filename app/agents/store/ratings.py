@@ -13,6 +13,7 @@ from app.db.retention import pruning
 from app.kernel.agents import AgentType
 
 _NAME = "judgements"
+_FIRST_UNFOLDED = f"coalesce((SELECT transaction FROM folds WHERE name = '{_NAME}'), 0)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +55,7 @@ UNION ALL SELECT id, agent_type, state FROM tasks WHERE id = ANY (:ids) AND {WIT
 # mark knows only whole ones; one that is larger is taken all at once.
 _FOLD = text(f"""
 WITH mark AS MATERIALIZED (
-    SELECT coalesce((SELECT transaction FROM folds WHERE name = '{_NAME}'), 0) AS since,
+    SELECT {_FIRST_UNFOLDED} AS since,
            coalesce((SELECT transaction FROM folds WHERE name = 'performance'), 0) AS until
 ), ahead AS MATERIALIZED (
     SELECT j.transaction FROM mark CROSS JOIN LATERAL (
@@ -80,7 +81,7 @@ WITH mark AS MATERIALIZED (
 SELECT agent_type, task_id, quality, judged_at FROM taken ORDER BY id
 """)
 
-prune = pruning("judgements", "judged_at")
+prune = pruning("judgements", "judged_at", condition=f"transaction < {_FIRST_UNFOLDED}")
 
 
 async def add(
