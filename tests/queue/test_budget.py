@@ -5,6 +5,7 @@ To be changed with the reason in the commit: less where something was saved, mor
 
 import asyncio
 import sys
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,12 +15,15 @@ from uuid import uuid4
 
 import pytest
 
+from app.admin.service import keyring
 from app.db.database import Database
 from tests.support.plans import Cost, explained, explaining
 from tests.support.service import Worker, make_keys, serving
 
 # Of workers that call at once.
 _BATCH = 64
+# The first makes what the others keep; on a busy machine callers come together less often.
+_ROUNDS = 5
 # Per task, a fifth above what it is, and calls a half: pages that are touched, records and bytes of the log, and calls
 # of Python functions in the API, its libraries included.
 _BUDGET = {
@@ -43,6 +47,15 @@ class _Calls:
             self.count += 1
 
 
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """What calls that came together have cost, by the texts of statements."""
+
+    costs: dict[str, Cost]
+    calls: int
+    tasks: int
+
+
 @contextmanager
 def _counting() -> Iterator[_Calls]:
     calls = _Calls()
@@ -56,7 +69,10 @@ def _counting() -> Iterator[_Calls]:
 @pytest.mark.slow
 async def test_a_task_stays_within_its_budget(own_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     await explaining(own_database, "auto")
-    costs: dict[str, dict[str, float]] = {}
+    # A budget is for the task. Its caller's key is read once, and again where a check is late on a busy machine: that
+    # took eight pages.
+    monkeypatch.setattr(keyring, "_TRUST_SECONDS", 3600.0)
+    rounds: defaultdict[str, list[_Round]] = defaultdict(list)
     with explained(monkeypatch) as log:
         async with serving(own_database.url, await make_keys(own_database)) as service:
             workers = [await service.worker() for _ in range(_BATCH)]
@@ -67,17 +83,15 @@ async def test_a_task_stays_within_its_budget(own_database: Database, monkeypatc
                 "complete and lease": lambda: [_complete(*held) for held in zip(workers, leases, strict=True)],
                 "complete": lambda: [_complete(*held, and_lease=False) for held in zip(workers, leases, strict=True)],
             }
-            for _ in range(
-                5
-            ):  # the first makes what the others keep; on a busy machine callers come together less often
+            for _ in range(_ROUNDS):
                 for name, calls_of in steps.items():
                     log.take()
                     with _counting() as calls:
                         leases = await asyncio.gather(*calls_of())
-                    cost = _per_task(log.take(), calls.count, len(leases))
-                    costs[name] = {thing: min(cost[thing], costs.get(name, cost)[thing]) for thing in cost}
+                    rounds[name].append(_Round(log.take_by_text(), calls.count, len(leases)))
     for name, budget in _BUDGET.items():
-        assert all(costs[name][thing] <= limit for thing, limit in budget.items()), (name, costs[name], budget)
+        cost = _per_task(rounds[name])
+        assert all(cost[thing] <= limit for thing, limit in budget.items()), (name, cost, budget)
 
 
 async def _complete(worker: Worker, lease: Any, *, and_lease: bool = True) -> Any:
@@ -88,6 +102,12 @@ async def _complete(worker: Worker, lease: Any, *, and_lease: bool = True) -> An
     return answer.json()["lease"]
 
 
-def _per_task(cost: Cost, calls: int, tasks: int) -> dict[str, float]:
-    counts = {"pages": cost.pages, "records": cost.records, "bytes": cost.bytes, "calls": calls}
-    return {name: count / tasks for name, count in counts.items()}
+def _per_task(rounds: list[_Round]) -> dict[str, float]:
+    # What the API does beside its calls, and what a connection asks for at first, is missing in one of the rounds.
+    texts = set.intersection(*(set(one.costs) for one in rounds))
+    counts = {
+        thing: sum(min(getattr(one.costs[query], thing) / one.tasks for one in rounds) for query in texts)
+        for thing in ("pages", "records", "bytes")
+    }
+    assert counts["pages"], "nobody has explained it"
+    return counts | {"calls": min(one.calls / one.tasks for one in rounds)}

@@ -50,17 +50,17 @@ class PlanLog:
 
     def take(self) -> Cost:
         """The cost of all statements until now, which begins anew."""
-        nodes = [node for plan in self.plans for node in _nodes(plan["Plan"])]
-        tops = [top for plan in self.plans for top in _tops(plan["Plan"])]
-        cost = Cost(
-            statements=len(self.plans),
-            rows=sum(_rows(node) for node in nodes),
-            pages=sum(top["Shared Hit Blocks"] + top["Shared Read Blocks"] for top in tops),
-            records=sum(top["WAL Records"] for top in tops),
-            bytes=sum(top["WAL Bytes"] for top in tops),
-        )
+        cost = _cost(self.plans)
         self.plans.clear()
         return cost
+
+    def take_by_text(self) -> dict[str, Cost]:
+        """The same for the statements of each text."""
+        plans_by_text: dict[str, list[dict[str, Any]]] = {}
+        for plan in self.plans:
+            plans_by_text.setdefault(plan["Query Text"], []).append(plan)
+        self.plans.clear()
+        return {query: _cost(plans) for query, plans in plans_by_text.items()}
 
 
 class Costs:
@@ -107,6 +107,18 @@ async def explaining(database: Database, plan_cache_mode: str) -> None:
     name = await value(database, "SELECT current_database()")
     for setting, content in (_SETTINGS | {"plan_cache_mode": plan_cache_mode}).items():
         await execute(database, f"ALTER DATABASE {name} SET {setting} = '{content}'")
+
+
+def _cost(plans: list[dict[str, Any]]) -> Cost:
+    nodes = [node for plan in plans for node in _nodes(plan["Plan"])]
+    tops = [top for plan in plans for top in _tops(plan["Plan"])]
+    return Cost(
+        statements=len(plans),
+        rows=sum(_rows(node) for node in nodes),
+        pages=sum(top["Shared Hit Blocks"] + top["Shared Read Blocks"] for top in tops),
+        records=sum(top["WAL Records"] for top in tops),
+        bytes=sum(top["WAL Bytes"] for top in tops),
+    )
 
 
 def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
