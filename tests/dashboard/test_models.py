@@ -52,6 +52,20 @@ async def test_calls_are_told_by_model_agent_and_goal_with_429s_and_costs(servic
     assert permit[:6] == [_MODEL, "ranking", "medium", "kepler", NOTHING, "77"]
 
 
+async def test_a_model_was_last_used_when_it_was_called(service: Service) -> None:
+    await _listed(service)
+    model = await service.get(f"/llm/models/{_MODEL}")
+    assert (model["is_listed"], model["used_at"]) == (True, None)
+    async with browser(service, Role.READER) as reader:
+        assert "last used never" in await reader.page("/dashboard/models")
+        permit = await acquired(service, model=_MODEL)
+        under_way = (await service.get(f"/llm/models/{_MODEL}"))["used_at"]
+        assert under_way is not None
+        assert "last used never" not in await reader.page("/dashboard/models")
+    await settled(service, permit)
+    assert (await service.get("/llm/models"))["items"][0]["used_at"] > under_way
+
+
 async def test_the_state_of_a_key_is_told_and_reset_with_the_reason(service: Service) -> None:
     await _listed(service)
     permit = await acquired(service, model=_MODEL)

@@ -75,7 +75,8 @@ class ModelOut(LimitsIn):
     consecutive_failures: int
     cooldown_seconds: float = Field(description="for so long its service wants to be left alone, by all")
     mean_latency_ms: float | None = Field(description="decayed; null before the first call")
-    used_at: Moment | None = Field(description="null: it is not listed")
+    is_listed: bool = Field(description="whether permits are granted for it")
+    used_at: Moment | None = Field(description="null: nobody has called it since it was listed")
     held_back: list[HeldBackOut] = Field(description="those who alone have reported a cool-down, or failed")
 
 

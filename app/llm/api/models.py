@@ -181,6 +181,7 @@ def _model_out(status: ModelStatus, total_limit: int) -> ModelOut:
         consecutive_failures=model.breaker.failures,
         cooldown_seconds=model.concurrency.cooldown_seconds(at),
         mean_latency_ms=None if latency is None else latency * 1000,
+        is_listed=status.is_listed,
         used_at=status.used_at,
         held_back=[_held_back(name, caller, at) for name, caller in model.callers.items() if caller.is_blocked(at)],
     )

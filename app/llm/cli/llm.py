@@ -230,7 +230,7 @@ _STATES = {
 
 
 def _service(item: Json) -> Text:
-    if item["used_at"] is None:
+    if not item["is_listed"]:
         return Text(f"not listed, so nobody may call it: convener llm models add {item['model']}", style="yellow")
     if words := _STATES.get(item["state"]):
         return Text(f"{words}, until {item['state_until']}" if item["state_until"] else words, style="red")

@@ -22,9 +22,10 @@ from app.llm.rules.rate_limit import Dimension, Meter
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelStatus:
-    """A model and its live permits at a moment; `used_at` is None for a model without a row."""
+    """A model and its live permits at a moment; `used_at` is None where nobody has called it."""
 
     model: Model
+    is_listed: bool
     at: datetime
     used_at: datetime | None
     permits: int
@@ -58,9 +59,10 @@ _NAMES = text("SELECT model FROM llm_models ORDER BY model LIMIT :limit")
 _READ = text(f"SELECT {_COLUMNS} FROM llm_models WHERE model = ANY (CAST(:names AS text[]))")
 
 _STATUS = f"""
-SELECT {_COLUMNS}, used_at, coalesce(live.permits, 0) AS permits, now() AS at
+SELECT {_COLUMNS}, greatest(used_at, live.since) AS used_at, coalesce(live.permits, 0) AS permits, now() AS at
 FROM llm_models LEFT JOIN (
-    SELECT model, count(*) AS permits FROM llm_permits WHERE ended_at IS NULL AND expires_at > now() GROUP BY model
+    SELECT model, count(*) AS permits, max(granted_at) AS since
+    FROM llm_permits WHERE ended_at IS NULL AND expires_at > now() GROUP BY model
 ) live USING (model)
 """
 
@@ -135,7 +137,7 @@ async def read_status(connection: AsyncConnection, name: str) -> ModelStatus:
     row = (await connection.execute(_READ_STATUS, {"name": name})).mappings().first()
     if row is not None:
         return _model_status(row)
-    return ModelStatus(model=Model(name=name), at=await now(connection), used_at=None, permits=0)
+    return ModelStatus(model=Model(name=name), is_listed=False, at=await now(connection), used_at=None, permits=0)
 
 
 async def read_troubled(connection: AsyncConnection) -> list[tuple[Model, datetime]]:
@@ -189,7 +191,8 @@ async def _models(connection: AsyncConnection, statement: Any, values: Mapping[s
 
 
 def _model_status(row: Any) -> ModelStatus:
-    return ModelStatus(model=_model(row), at=row["at"], used_at=row["used_at"], permits=row["permits"])
+    values = {"at": row["at"], "used_at": row["used_at"], "permits": row["permits"]}
+    return ModelStatus(model=_model(row), is_listed=True, **values)
 
 
 def _model(row: Any) -> Model:

@@ -68,7 +68,7 @@ llm_models = Table(
     moment("requests_tat", comment="when all admitted requests will have been paid for"),
     moment("tokens_tat", comment="when all admitted tokens will have been paid for"),
     Column("worker_tats", JSONB, nullable=False, server_default="{}", comment="the same of single workers"),
-    moment("used_at", nullable=False, server_default=func.now()),
+    moment("used_at"),
     postgresql_with=_BUSY,
 )
 

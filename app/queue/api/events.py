@@ -41,6 +41,7 @@ _KINDS = WithJsonSchema({"type": "string", "enum": list(_KINDS_BY_NAME)})
 _STREAM = "text/event-stream"
 _OPEN_WRITERS = "open_writers"
 _WRITERS_SECONDS = 3.0
+_AFTER, _LAST_EVENT_ID = ("query", "after"), ("header", "last-event-id")
 _PAGE = 500
 # Read for one answer at the most where all before the first that is wanted are others.
 _MOST_PAGES = 4
@@ -135,8 +136,8 @@ async def page(
     """
     event_filter = _filter(namespace, goal_id, kind, since)
     if _STREAM in request.headers.get("accept", ""):
-        return await _open_stream(request, services, last_event_id or after, event_filter)
-    start = await _parse_cursor(services, after, since)
+        return await _open_stream(request, services, after, last_event_id, event_filter)
+    start = await _start(services, after, since)
     reading = _read_until_found(request, services, start, event_filter, limit, wait_seconds)
     # None: the client hung up, and nobody will see this answer.
     result = await (until_disconnect(request, reading) if wait_seconds else reading)
@@ -182,7 +183,7 @@ async def stream(
     `after=now`. Its id is refused with the problem of this name.
     """
     event_filter = _filter(namespace, goal_id, kind, since)
-    return await _open_stream(request, services, last_event_id or after, event_filter)
+    return await _open_stream(request, services, after, last_event_id, event_filter)
 
 
 def _filter(
@@ -193,10 +194,11 @@ def _filter(
 
 
 async def _open_stream(
-    request: Request, services: Services, cursor_text: str | None, event_filter: EventFilter
+    request: Request, services: Services, after: str | None, last_event_id: str | None, event_filter: EventFilter
 ) -> EventStream:
     services[EventReaders].check(request.state.principal.key_id)
-    start = await _parse_cursor(services, cursor_text, None if cursor_text else event_filter.since)
+    place = _LAST_EVENT_ID if last_event_id else _AFTER
+    start = await _start(services, last_event_id or after, event_filter.since, place)
     return EventStream(str(start), _turns(request, services, start, event_filter))
 
 
@@ -300,33 +302,37 @@ async def _read_until_found(
                 return [], follower.cursor, follower.is_behind
 
 
-async def _parse_cursor(services: Services, text: str | None, since: datetime | None) -> Cursor:
+async def _start(
+    services: Services, text: str | None, since: datetime | None, place: tuple[str, str] = _AFTER
+) -> Cursor:
     """The position from which to read. Raises RequestValidationError, CursorExpired, CursorAhead."""
     async with services.database.reading() as connection:
-        return await (
-            start_at(connection, text, "cursor") if since is None or text else events.cursor_before(connection, since)
-        )
+        if since is None or text:
+            return await start_at(connection, text, "cursor", place=place)
+        return await events.cursor_before(connection, since)
 
 
-async def start_at(connection: AsyncConnection, text: str | None, name: str, *, prefix: str = "") -> Cursor:
+async def start_at(
+    connection: AsyncConnection, text: str | None, name: str, *, prefix: str = "", place: tuple[str, str] = _AFTER
+) -> Cursor:
     """The position from which a client wants to read. Raises RequestValidationError, CursorExpired, CursorAhead."""
     if text == "now":
         return await events.latest(connection)
-    cursor = parse_cursor(text, name, prefix=prefix)
+    cursor = _parse_cursor(text, name, prefix, place)
     # Without a cursor reading begins with the first event that is kept.
     if text is not None:
         await cursors.check(connection, cursor)
     return cursor
 
 
-def parse_cursor(text: str | None, name: str, *, prefix: str = "") -> Cursor:
+def _parse_cursor(text: str | None, name: str, prefix: str, place: tuple[str, str]) -> Cursor:
     """The position that a client was given earlier; the beginning for None. Raises RequestValidationError."""
     if text is None:
         return BEGINNING
     match = re.fullmatch(rf"{prefix}(\d{{1,18}})-(\d{{1,19}})", text)
     if match is None:
         message = f"not a {name}; use `next` of a page, or `now`"
-        raise RequestValidationError([{"type": name, "loc": ("query", "after"), "msg": message}])
+        raise RequestValidationError([{"type": name, "loc": place, "msg": message}])
     # A larger number would not fit into the type of the column.
     return Cursor(transaction=int(match[1]), seq=min(int(match[2]), 2**63 - 1))
 

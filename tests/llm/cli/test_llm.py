@@ -30,7 +30,9 @@ async def test_a_model_that_nobody_has_listed_is_not_said_to_work(convener: Comm
     assert "works" not in shown.out
     assert f"not listed, so nobody may call it: convener llm models add {model}" in shown.out
     await convener("llm", "models", "add", model)
-    assert "works" in (await convener("llm", "models", "get", model)).out
+    shown = await convener("llm", "models", "get", model, COLUMNS="160")
+    assert "works" in shown.out
+    assert " ago" not in shown.out
 
 
 async def test_limits_are_set_and_shown(convener: CommandLine) -> None:
