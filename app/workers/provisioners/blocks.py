@@ -315,7 +315,7 @@ class BlockEngine:
                 await asyncio.to_thread(self._remove_what_is_over, running.keys())
             for token in await asyncio.to_thread(self._without_key, running.keys()):
                 # Each place may lose its worker once until the next key.
-                key = await self._make_key(token, 2 * running[token].size)
+                key = await self._make_key(token, 2 * running[token].places)
                 values = {**self._launch.other_secrets, "CONVENER_KEY": key}
                 await asyncio.to_thread(_write, self._secrets(token), values)
         except OSError as error:

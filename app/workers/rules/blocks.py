@@ -68,6 +68,11 @@ class Block:
     lost_nodes: int = 0
 
     @property
+    def places(self) -> int:
+        """Number of its workers with those of lost nodes, of which some may be there still."""
+        return self.nodes * self.slots
+
+    @property
     def size(self) -> int:
         """Number of its workers."""
         return (self.nodes - self.lost_nodes) * self.slots

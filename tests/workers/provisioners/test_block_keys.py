@@ -41,6 +41,16 @@ async def test_a_block_gets_a_key_of_its_own_when_it_runs_and_loses_it_afterward
     assert not secrets.exists()
 
 
+async def test_what_is_left_of_a_block_that_has_lost_nodes_still_gets_keys(tmp_path: Path) -> None:
+    jobs = Jobs()
+    blocks = engine(jobs, tmp_path, min_nodes=2)
+    await blocks.scale(await blocks.state(fresh=True), 4, [])
+    jobs.states["1"], jobs.nodes["1"] = JobState.RUNNING, 1
+    assert (await blocks.state(fresh=True)).requested == 0
+    (secrets,) = tmp_path.glob("*/secrets")
+    assert json.loads(secrets.read_text())["CONVENER_KEY"] == f"cvn_{secrets.parent.name}_8"
+
+
 async def test_keys_are_renewed_while_the_scheduler_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that starts again meanwhile would be refused: a key is good for ten minutes."""
     jobs = Jobs()
