@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import math
+from copyreg import __newobj__  # type: ignore[attr-defined]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 # The longest delay that the control plane accepts.
 MAX_POSTPONEMENT_SECONDS = 3600.0
@@ -39,3 +44,7 @@ class Postponed(Exception):
             raise ValueError("Postponed takes a number of seconds, not nan")
         self.seconds = min(max(0.0, float(seconds)), MAX_POSTPONEMENT_SECONDS)
         self.reason = str(reason)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As it crosses from a process of a pool: by default its reason would be taken for the seconds.
+        return __newobj__, (type(self), *self.args), self.__dict__

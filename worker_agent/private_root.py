@@ -26,6 +26,7 @@ from worker_agent.kernel_calls import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
     Json = dict[str, Any]
@@ -36,6 +37,8 @@ _SHELL = "/.shell"
 _COVERS = "/.covers"
 _TEMPORARY = ("/tmp", "/dev/shm")  # noqa: S108 - the task's own
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+# Directories within one that is covered which are shown as they are; each takes a mount for each attempt.
+_MAX_INNER = 256
 _PLAIN = MS_NOSUID | MS_NODEV
 
 
@@ -46,10 +49,14 @@ def build(view: Json) -> None:
     mount("none", "/", flags=MS_REC | MS_PRIVATE)
     mount("tmpfs", _ROOT, "tmpfs", _PLAIN, "size=1m,mode=755")
     _add_readable(view)
-    for directory, names in covered:
+    # The outermost first, as a directory within one that is covered may be closed, and the other way round.
+    for path in sorted({*view["closed"], *covered}):
+        if path in view["closed"]:
+            _open_up(path)
         # Where the file system can be no part of an overlay, the file itself is covered below.
         with contextlib.suppress(OSError):
-            _cover_names(directory, names)
+            _cover_names(path, covered.get(path, ()))
+    _make_devices(view["devices"])
     for path in ("/proc", *view["writable"]):
         _make_directory(_ROOT + path)
     make_read_only(_ROOT)
@@ -80,9 +87,6 @@ def _add_readable(view: Json) -> None:
         _link(path, target)
     for path in view["readable"]:
         _bind(path)
-    for path in view["closed"]:
-        _open_up(path)
-    _make_devices(view["devices"])
 
 
 def _make_directory(path: str) -> None:
@@ -126,8 +130,8 @@ def _make_devices(paths: list[str]) -> None:
         _link("/dev/ptmx", "pts/ptmx")
 
 
-def _directories_to_cover(view: Json) -> list[tuple[str, list[str]]]:
-    """Directories of hidden files with the names of those, the outermost first: such as can be an overlay's part.
+def _directories_to_cover(view: Json) -> dict[str, list[str]]:
+    """Directories of hidden files with the names of those, as far as they can be an overlay's part.
 
     What is mounted over a file goes with the file when another one takes its name, as renewed keys do.
     """
@@ -136,34 +140,46 @@ def _directories_to_cover(view: Json) -> list[tuple[str, list[str]]]:
         if os.path.lexists(path) and not os.path.isdir(path):
             names.setdefault(os.path.dirname(path), []).append(os.path.basename(path))
     if not names:
-        return []
+        return {}
     shown = [path for path in (*view["readable"], *view["closed"]) if os.path.isdir(path)]
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
-        points = [line.split(" ")[4] for line in mounts]
-    return [
-        (directory, names[directory])
-        for directory in sorted(names)
+        points = [line.split(" ")[4].replace("\\040", " ") for line in mounts]
+    return {
+        directory: names[directory]
+        for directory in names
         if any(_contains(path, directory) for path in shown)
         and not any(_contains(path, directory) for path in view["writable"])
         # What is mounted in it would be missing, and the options of a mount are parted by these.
         and not any(point != directory and _contains(directory, point) for point in points)
         and not set(directory) & set(":,\\")
-    ]
+    }
 
 
 def _contains(outer: str, inner: str) -> bool:
     return inner == outer or inner.startswith(f"{outer.rstrip('/')}/")
 
 
-def _cover_names(directory: str, names: list[str]) -> None:
+def _cover_names(directory: str, names: Sequence[str]) -> None:
     """Show a directory without these names, whatever comes to bear them."""
+    if not names:
+        return
     layer = f"{_ROOT}{_COVERS}{directory}/.layer"
     _make_directory(layer)
-    os.chmod(layer, stat.S_IMODE(os.stat(_ROOT + directory).st_mode))
+    status = os.stat(_ROOT + directory)
+    # Not in a user namespace that does not know them.
+    with contextlib.suppress(OSError):
+        os.chown(layer, status.st_uid, status.st_gid)
+    os.chmod(layer, stat.S_IMODE(status.st_mode))
     for name in names:
         # A device of this number is how an overlay writes down that there is nothing.
         os.mknod(f"{layer}/{name}", stat.S_IFCHR, os.makedev(0, 0))
     mount("overlay", _ROOT + directory, "overlay", _PLAIN, f"lowerdir={layer}:{directory}")
+    # An overlay keeps what a name was when it was first looked up. Files that come or change are rather in these.
+    with os.scandir(directory) as entries:
+        inner = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    for path in inner[:_MAX_INNER]:
+        with contextlib.suppress(OSError):
+            _bind(path)
 
 
 def _hide(path: str) -> None:

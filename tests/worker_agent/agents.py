@@ -11,6 +11,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +123,17 @@ def postponed(task: Task) -> Json:
     raise Postponed(float(task.payload.get("seconds", 7.5)), "the model has no room")
 
 
+def _postpone() -> None:
+    raise Postponed(7.5, "the model has no room")
+
+
+def postponed_by_a_process_of_a_pool(_: Task) -> Json:
+    # Forked, as a process of another kind looks for the main module.
+    with ProcessPoolExecutor(1, get_context("fork")) as pool:
+        pool.submit(_postpone).result()
+    return {}
+
+
 def coded_by_an_error(_: Task) -> Json:
     raise Permanent(ValueError("no such planet"))  # type: ignore[arg-type]  # what people write
 
@@ -215,6 +228,7 @@ BEHAVIORS: dict[str, Callable[[Task], Any]] = {
         unstorable,
         transient,
         postponed,
+        postponed_by_a_process_of_a_pool,
         coded_by_an_error,
         bug,
         gulp,

@@ -99,6 +99,44 @@ def test_what_is_hidden_stays_so_when_another_file_takes_its_name(method: Method
         assert not task.result()
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_files_that_come_to_directories_beside_what_is_hidden_are_seen(method: Method, tmp_path: Path) -> None:
+    data, signs = tmp_path / "code" / "data", tmp_path / "signs"
+    for directory in (data, signs):
+        directory.mkdir(parents=True)
+    (tmp_path / "code" / ".env").write_text("a secret")
+    open_to_others(tmp_path)
+    signs.chmod(0o777)
+    view = view_files(readable=[tmp_path / "code"], writable=[signs], uid=_uid())
+    waits = f"! test -e {data}/model; touch {signs}/began; while ! test -e {signs}/loaded; do sleep 0.05; done"
+    with ThreadPoolExecutor() as threads:
+        task = threads.submit(succeeds, f"{waits}; test -e {data}/model", replace(by(method), view=view))
+        while not (signs / "began").exists():
+            assert not task.done()
+            time.sleep(0.05)
+        (data / "model").touch()
+        (signs / "loaded").touch()
+        assert task.result(), "it waited for the file in vain"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives handlers a user of their own")
+def test_code_that_few_may_read_is_read_by_handlers_also_where_passwords_lie_beside_it(tmp_path: Path) -> None:
+    uid, code = _uid(), tmp_path / "code"
+    assert uid is not None
+    for directory in (code, code / "closed", code / "own"):
+        directory.mkdir()
+        for name in (".env", "agents.py"):
+            (directory / name).write_text("a secret")
+    os.chown(code / "own", uid, uid)
+    for path in (code / "own", code / "closed"):
+        path.chmod(0o700)
+    open_to_others(tmp_path)
+    view = view_files(readable=[code, code / "closed"], uid=uid)
+    confinement = replace(by(Method.NAMESPACES), view=view)
+    for directory in (code, code / "closed", code / "own"):
+        assert succeeds(f"grep secret {directory}/agents.py && ! grep secret {directory}/.env", confinement), directory
+
+
 def test_passwords_beside_code_are_hidden_also_where_it_lies_among_the_programs_of_the_system(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

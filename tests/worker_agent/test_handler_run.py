@@ -57,8 +57,9 @@ def start(
     return Started(lease, handler, ResourceLimits(memory_gb=memory_gb, cpu_cores=1.0), confinement or rules())
 
 
-def test_a_task_that_is_handed_back_for_later_has_not_failed() -> None:
-    end = start({"do": "postponed"}).end()
+@pytest.mark.parametrize("deed", ["postponed", "postponed_by_a_process_of_a_pool"])
+def test_a_task_that_is_handed_back_for_later_has_not_failed(deed: str) -> None:
+    end = start({"do": deed}).end()
     assert isinstance(end, ev.HandlerPostponed)
     assert (end.postponement.seconds, end.postponement.reason) == (7.5, "the model has no room")
 
