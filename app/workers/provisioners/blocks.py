@@ -236,10 +236,15 @@ class BlockEngine:
         self._rests_until = time.monotonic() + rest_seconds(times, self._policy)
 
     def _rest_after_early_ends(self, jobs: Sequence[Job]) -> None:
-        ended = self._early_ends.look([block for block in self._blocks if not block.is_ending], self._looked_at)
+        # One that has too few nodes from the start, as options of the site win, would be replaced at once as well.
+        lasting = [block for block in self._blocks if not block.is_ending and block.size]
+        ended = self._early_ends.look(lasting, self._looked_at)
         if not ended:
             return
         reasons = {job.id: job.reason for job in jobs}
+        nodes = {job.id: job.nodes for job in jobs}
+        few = (block for block in self._blocks if not block.size)
+        reasons |= {b.job_id: f"{b.reason}, on {nodes[b.job_id]} of {b.nodes} nodes" for b in few}
         reason = reasons.get(ended[0], f"{self.kind} does not list it")
         logs = self._launch.directory / _LOGS
         self._rest(f"job {ended[0]} did not last ({reason}): see its output in {logs}", self._early_ends.count)

@@ -302,3 +302,18 @@ def test_the_script_for_pbs_hands_environment_and_words_over_unchanged(tmp_path:
     assert (
         done.stdout.strip() == f"{said} 1 {['it' + chr(39) + 's', '--seconds', '90', '--', '--handlers', 'my agents']}"
     )
+
+
+async def test_jobs_that_get_fewer_nodes_than_a_block_has_are_not_submitted_without_end(tmp_path: Path) -> None:
+    """Options of the site win: with `--nodes=1` each is to be replaced as soon as it runs."""
+    jobs = Jobs()
+    blocks = engine(jobs, tmp_path, min_nodes=2)
+    for _ in range(10):
+        state = await blocks.state(fresh=True)
+        if not state.is_resting:
+            await blocks.scale(state, 4, [])
+        jobs.states = dict.fromkeys(jobs.states, JobState.RUNNING)
+        jobs.nodes = dict.fromkeys(jobs.states, 1)
+    assert len(jobs.requests) == 1
+    assert state.refusal is not None
+    assert "PENDING: Resources, on 1 of 2 nodes" in state.refusal
