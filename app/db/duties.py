@@ -36,7 +36,8 @@ _ENSURE = text("INSERT INTO loop_ticks (duty) VALUES (:duty) ON CONFLICT DO NOTH
 # Where one has run in the future the clock was set back, and nobody waits until it has come there again.
 _CLAIM = text("""
 SELECT duty, greatest(extract(epoch FROM now() - last_run_at), 0) AS seconds_since_last, held_back,
-       CASE WHEN held_back THEN extract(epoch FROM now() - (result ->> 'held_back_since')::timestamptz) END AS held_for
+       CASE WHEN held_back AND result ? 'held_back_since' THEN
+           greatest(extract(epoch FROM now() - (result ->> 'held_back_since')::timestamptz), 0) END AS held_for
 FROM loop_ticks
 WHERE duty = :duty AND (last_run_at IS NULL OR last_run_at <= now() - make_interval(secs => :interval)
                         OR last_run_at > now() + interval '1 min')

@@ -51,6 +51,14 @@ async def test_the_next_turn_knows_that_the_last_one_held_back(database: Databas
     assert not again.held_back
 
 
+async def test_who_holds_back_while_the_clock_is_set_back_does_so_no_longer(database: Database, duty: str) -> None:
+    """It would hold back until the old time has come again."""
+    await _turn(database, duty, held_back=True, held_back_since="2999-01-01T00:00:00Z")
+    turn = await _turn(database, duty)
+    assert turn is not None
+    assert turn.held_back_seconds == 0
+
+
 async def test_of_two_replicas_one_has_the_turn(database: Database, duty: str) -> None:
     async with database.transaction() as connection:
         assert await duties.claim(connection, duty, 0) is not None

@@ -57,11 +57,13 @@ WHERE w.{LIVE}
 # stays so: a starting worker is one that has not been heard of.
 _BEGIN_ANEW = text(f"""
 WITH ahead AS MATERIALIZED (
-    SELECT id FROM workers WHERE {LIVE} AND greatest(last_seen_at, launched_at) > now() + interval '1 min'
+    SELECT id FROM workers
+    WHERE {LIVE} AND greatest(last_seen_at, launched_at, requested_at) > now() + interval '1 min'
     ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
 )
 UPDATE workers w SET last_seen_at = CASE WHEN w.last_seen_at IS NOT NULL THEN least(w.last_seen_at, now()) END,
-    launched_at = CASE WHEN w.launched_at IS NOT NULL THEN least(w.launched_at, now()) END
+    launched_at = CASE WHEN w.launched_at IS NOT NULL THEN least(w.launched_at, now()) END,
+    requested_at = least(w.requested_at, now())
 FROM ahead WHERE w.id = ahead.id
 """)
 

@@ -183,13 +183,15 @@ async def test_a_guard_that_was_for_nothing_is_over(database: Database, heartbea
     assert (await _take_turn(database))["held_back"], "the next time is a time of its own"
 
 
-@pytest.mark.parametrize(("column", "state"), [("last_seen_at", "lost"), ("launched_at", "failed")])
+@pytest.mark.parametrize(
+    ("column", "state"), [("last_seen_at", "lost"), ("launched_at", "failed"), ("requested_at", "failed")]
+)
 async def test_a_worker_of_before_the_clock_was_set_back_is_lost_in_its_time(
     database: Database, column: str, state: str
 ) -> None:
     worker = await ready_worker(database)
     if state == "failed":
-        await execute(database, "UPDATE workers SET state = 'starting', last_seen_at = NULL, launched_at = now()")
+        await execute(database, "UPDATE workers SET state = 'starting', last_seen_at = NULL, launched_at = NULL")
     await execute(database, f"UPDATE workers SET {column} = now() + interval '1 h'")
     await sweep(database)
     await execute(database, f"UPDATE workers SET {column} = {column} - interval '5 min'")
