@@ -90,15 +90,15 @@ async def enforce_budgets(connection: AsyncConnection) -> dict[str, Any]:
         due = rules.enforce(usage, limits, capacity, ages=computes[goal.id].ages, is_metered=meter is not None)
         await _tell_of_low_budget(connection, goal, budgets.notices(limits, usage, budgets.SPENDING))
         if due.action is EnforcementAction.STOP:
-            stopped_ids += await _stop_goal(connection, goal.id, due.reason)
+            stopped_ids += await _stop_goal(connection, goal, due.reason)
         elif due.action is EnforcementAction.HOLD:
             held_ids += await _hold_goal(connection, goal, due.reason)
-            if due.excess_attempts and await goals.lock(connection, goal.id) is not None:
+            if due.excess_attempts and await _lock_as_judged(connection, goal) is not None:
                 excess += computes[goal.id].running[-due.excess_attempts :]
         elif due.action is EnforcementAction.METER:
             counts[goal.id] = await _meter(connection, goal, meter, due.remaining_attempts, usage.compute, served)
         elif meter is not None or goal.hold is Hold.BUDGET:
-            await _allow(connection, goal.id)
+            await _allow(connection, goal)
     # Goals are locked before tasks: whoever submits to one goal may hold it and wait for a task of another.
     let_through, taken_back = await _change_tasks(connection, counts, excess, served)
     return {"stopped": stopped_ids, "held": held_ids, "let_through": let_through, "taken_back": taken_back}
@@ -165,7 +165,9 @@ async def _set_strays_aside(connection: AsyncConnection, tasks: Sequence[Any]) -
 
 async def _tell_of_low_budget(connection: AsyncConnection, goal: Goal, notices: list[str]) -> None:
     """Write an event when four fifths of the money or the tokens are used, once until the limits are changed."""
-    if notices and not goal.is_budget_low and await goals.note_low_budget(connection, goal.id):
+    if not notices or goal.is_budget_low or await _lock_as_judged(connection, goal) is None:
+        return
+    if await goals.note_low_budget(connection, goal.id):
         await goals.append_event(connection, GoalEvent.BUDGET_LOW, goal.id, {"notices": notices})
 
 
@@ -188,7 +190,7 @@ async def _meter(
     attempts = total.attempts + total.running
     if goal.state is not GoalState.RUNNING or (meter is not None and not _is_due(meter, room, attempts)):
         return _NO_ROOM
-    if await goals.lock(connection, goal.id) is None:
+    if await _lock_as_judged(connection, goal) is None:
         return _NO_ROOM
     if meter is None:
         await meters.create(connection, goal.id, attempts)
@@ -226,24 +228,33 @@ async def _change_tasks(
     return let_through, await _take_back(connection, excess)
 
 
-async def _allow(connection: AsyncConnection, goal_id: str) -> None:
+async def _lock_as_judged(connection: AsyncConnection, goal: Goal) -> Goal | None:
+    """Lock a goal that was judged without a lock; None where its limits have changed since, so the next turn decides.
+
+    Its client has been told that it goes on by the new ones.
+    """
+    locked_goal = await goals.lock(connection, goal.id)
+    return locked_goal if locked_goal and locked_goal.constraints == goal.constraints else None
+
+
+async def _allow(connection: AsyncConnection, goal: Goal) -> None:
     # Locks are taken in the order goal, hold, tasks; so the goal first, although only its hold changes.
-    if await goals.lock(connection, goal_id) is not None:
-        await holds.reopen(connection, goal_id, Hold.BUDGET)
+    if await _lock_as_judged(connection, goal) is not None:
+        await holds.reopen(connection, goal.id, Hold.BUDGET)
 
 
-async def _stop_goal(connection: AsyncConnection, goal_id: str, reason: str) -> list[str]:
-    goal = await goals.lock(connection, goal_id)
-    if goal is None or goal.state is GoalState.STOPPED:
+async def _stop_goal(connection: AsyncConnection, goal: Goal, reason: str) -> list[str]:
+    locked_goal = await _lock_as_judged(connection, goal)
+    if locked_goal is None or locked_goal.state is GoalState.STOPPED:
         return []
-    await service.stop_locked(connection, goal, reason)
-    return [goal_id]
+    await service.stop_locked(connection, locked_goal, reason)
+    return [goal.id]
 
 
 async def _hold_goal(connection: AsyncConnection, goal: Goal, reason: str) -> list[str]:
     if goal.hold is not None:
         return []
-    locked_goal = await goals.lock(connection, goal.id)
+    locked_goal = await _lock_as_judged(connection, goal)
     if locked_goal is None or locked_goal.state is not GoalState.RUNNING or locked_goal.hold is not None:
         return []
     await holds.close(connection, goal.id, Hold.BUDGET)

@@ -7,6 +7,7 @@ from uuid import UUID
 import pytest
 
 from app.db.database import Database
+from app.goals.rules.goals import Constraints
 from app.goals.service import budget_enforcement, goals
 from app.goals.store import goals as store
 from app.queue.service import tasks
@@ -77,3 +78,30 @@ async def test_a_submit_to_one_goal_waits_for_a_task_of_another(
         await until_blocked(database)
         await tasks.submit(connection, [submission(goal_id="second", depends_on=(metered_task,))])
     assert (await enforcing)["let_through"] == 2
+
+
+@pytest.mark.parametrize(
+    ("spent", "limits"),
+    [
+        ("UPDATE goals SET started_at = now() - interval '61 s'", {"time_limit_seconds": 60}),
+        ("INSERT INTO llm_spending VALUES ('goal', 10, 0, 10, 0)", {"money_budget": 10}),
+    ],
+)
+async def test_a_goal_that_is_extended_as_it_is_judged_is_judged_anew(
+    database: Database, replica: Database, spent: str, limits: dict[str, Any]
+) -> None:
+    """What was decided by the old limits ends nothing after the answer that it goes on."""
+    await create_goal(database, **limits)
+    await execute(database, spent)
+    async with database.transaction() as connection:
+        await goals.extend(
+            connection, "goal", Constraints(**{name: 10 * value for name, value in limits.items()}), "me"
+        )
+        enforcing = asyncio.create_task(_enforce(replica))
+        await until_blocked(database)
+    done = await enforcing
+    assert (done["stopped"], done["held"]) == ([], [])
+    done = await _enforce(replica)
+    assert (done["stopped"], done["held"]) == ([], [])
+    assert await value(database, "SELECT state FROM goals") == "running"
+    assert await value(database, "SELECT count(*) FROM events WHERE kind = 'goal.budget_low'") == 0
