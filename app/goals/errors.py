@@ -16,7 +16,7 @@ class GoalConflict(Conflict):
 
 
 class LimitsRefused(ValuesRefused):
-    """The limits of the research goal do not go together; nothing was changed."""
+    """The limits of the research goal do not go together, or are used up already; nothing was changed."""
 
     code = "limits_refused"
 

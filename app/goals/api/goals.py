@@ -194,7 +194,7 @@ async def extend(
 ) -> GoalOut:
     """Those that are named; tasks that waited for a budget are leased again.
 
-    A goal that has stopped stays so, and one for which less is allowed now than it has used of time or compute stops.
+    A goal that has stopped stays so. Time, compute and iterations are not lowered to what is used of them already.
     """
     await service.extend(connection, goal_id, body.constraints.to_constraints(), caller.key_id, body.reason)
     return goal_out(await service.view(connection, goal_id, await _iteration_config(connection, services)))

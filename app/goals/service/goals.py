@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -165,6 +165,7 @@ async def extend(
     _next_state(goal, GoalEvent.EXTENDED)
     changes = {name: value for name, value in asdict(constraints).items() if value is not None}
     _check_iteration_bounds(replace(goal.constraints, **changes), changes)
+    await _check_use(connection, goal, changes)
     await goals.change_limits(connection, goal_id, constraints)
     await goals.append_event(connection, GoalEvent.EXTENDED, goal_id, {"limits": changes})
     extended_goal = await read(connection, goal_id)
@@ -227,6 +228,28 @@ def _check_iteration_bounds(constraints: Constraints, changes: Collection[str]) 
         raise LimitsRefused([("constraints.min_iterations", f"must not be above max_iterations, which is {maximum}")])
     if "max_iterations" in changes:
         raise LimitsRefused([("constraints.max_iterations", f"must not be below min_iterations, which is {minimum}")])
+
+
+async def _check_use(connection: AsyncConnection, goal: Goal, changes: Mapping[str, Any]) -> None:
+    """Refuse to lower a limit to what is used of it, which would end the goal for good. Raises LimitsRefused."""
+    usage = usage_at(goal, await compute.read(connection, goal.id), await now(connection))
+    # Money and tokens hold a goal until it is extended: they end nothing.
+    used = {
+        "time_limit_seconds": usage.elapsed_seconds,
+        "compute_budget_seconds": usage.compute.spent_seconds + usage.compute.running_seconds,
+        "max_iterations": usage.iterations,
+    }
+    refused = [
+        (f"constraints.{name}", f"must be above {used[name]:.10g}, which is used already; to end the goal, stop it")
+        for name, limit in changes.items()
+        if name in used and limit <= used[name] and _is_lower(limit, getattr(goal.constraints, name))
+    ]
+    if refused:
+        raise LimitsRefused(refused)
+
+
+def _is_lower(limit: float, former: float | None) -> bool:
+    return former is None or limit < former
 
 
 def _request_hash(request: GoalRequest) -> bytes:

@@ -244,6 +244,32 @@ async def test_limits_that_do_not_go_together_are_refused_in_two_bodies_as_in_on
         await service.post("/goals/kepler/extend", {"constraints": limits})
 
 
+async def test_no_limit_is_lowered_to_what_is_used_of_it(service: Service, database: Database) -> None:
+    """It would end the goal for good, and cancel its tasks, where somebody has left out a zero."""
+    await create_goal(service, compute_budget_seconds=100)
+    await report(service, 1, 1200)
+    await execute(database, "UPDATE goals SET started_at = now() - interval '61 s'")
+    spent = "INSERT INTO goal_compute (goal_id, agent_type, attempts, seconds) VALUES ('kepler', 'generation', 1, 50)"
+    await execute(database, spent)
+    before = await value(database, "SELECT (SELECT count(*) FROM every_event) || goals::text FROM goals")
+    for name, limit in (("time_limit_seconds", 60), ("compute_budget_seconds", 50), ("max_iterations", 1)):
+        answer = await service.ask("POST", "/goals/kepler/extend", {"constraints": {name: limit, "patience": 7}})
+        problem = is_problem(answer, 422, "limits_refused", f"constraints.{name}")
+        assert "which is used already; to end the goal, stop it" in problem["detail"]
+    assert await value(database, "SELECT (SELECT count(*) FROM every_event) || goals::text FROM goals") == before
+    for limits in ({"compute_budget_seconds": 51}, {"time_limit_seconds": 3600, "max_iterations": 2}):
+        await service.post("/goals/kepler/extend", {"constraints": limits})
+
+
+async def test_what_is_beyond_a_limit_hinders_no_change_of_others(service: Service, database: Database) -> None:
+    """Tasks may end beyond the budget; the same one once more lowers nothing, and what is raised ends nothing."""
+    await create_goal(service, compute_budget_seconds=100)
+    spent = "INSERT INTO goal_compute (goal_id, agent_type, attempts, seconds) VALUES ('kepler', 'generation', 1, 105)"
+    await execute(database, spent)
+    for limits in ({"compute_budget_seconds": 100, "patience": 7}, {"compute_budget_seconds": 104}):
+        await service.post("/goals/kepler/extend", {"constraints": limits})
+
+
 async def test_why_a_goal_is_extended_is_kept_where_somebody_says_it(service: Service) -> None:
     await create_goal(service)
     for fields in ({}, {"reason": "nearly there"}):
