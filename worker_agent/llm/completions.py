@@ -153,7 +153,14 @@ class CompletionService:
             permit, model, stream = await self._through_chain(question, self.upstream.open_stream)
         except _UseCachedAnswer as result:
             return _cached_reply(question, result.cached_answer)
-        return StreamedReply(permit=permit, stream=stream, asked_model=question.model, model=model, clock=self.clock)
+        return StreamedReply(
+            permit=permit,
+            stream=stream,
+            asked_model=question.model,
+            model=model,
+            question_tokens=requests.question_tokens(question.body),
+            clock=self.clock,
+        )
 
     async def _through_chain(
         self, question: Question, send: Callable[[JsonObject, str | None], Awaitable[T | CallFailure]]

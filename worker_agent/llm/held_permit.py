@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from worker_agent.llm.call_trace import UNTRACED
 from worker_agent.llm.cancellation import run_in_background, run_shielded
-from worker_agent.llm.outcomes import CallFailure, Outcome, read_error
+from worker_agent.llm.outcomes import CallFailure, Outcome, TokenUsage, read_error
 from worker_agent.llm.permits import Permit, PermitClient, Settlement
 from worker_agent.llm.rate_limit_hints import RateLimitHints
 from worker_agent.llm.replies import Degradation, degradation_of
@@ -86,6 +86,8 @@ class StreamedReply:
     stream: AnswerStream
     asked_model: str
     model: str
+    # As estimated.
+    question_tokens: int
     clock: Callable[[], float]
 
     def __post_init__(self) -> None:
@@ -117,7 +119,14 @@ class StreamedReply:
         latency = self.clock() - self.permit.started_at
         self.permit.trace.add_answer(self.stream.outline)
         settlement = settlement or Settlement(outcome=Outcome.CANCELLED)
-        await run_shielded(self._end(replace(settlement, tokens=self.stream.tokens, latency_seconds=latency)))
+        await run_shielded(self._end(replace(settlement, tokens=self._tokens(), latency_seconds=latency)))
+
+    def _tokens(self) -> TokenUsage:
+        """The tokens of the call; where the stream has not told of them, as it does with its end, about as many."""
+        # What was written is paid for, whoever hung up: uncounted, budgets would be overrun by hanging up.
+        if self.stream.tokens != TokenUsage():
+            return self.stream.tokens
+        return TokenUsage(prompt=self.question_tokens, completion=self.stream.pieces)
 
     async def _end(self, settlement: Settlement) -> None:
         try:

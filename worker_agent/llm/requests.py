@@ -50,9 +50,13 @@ def is_repeatable(body: Mapping[str, object]) -> bool:
 
 def estimated_tokens(body: Mapping[str, object]) -> int:
     """Estimate, corrected at settlement: a token per four characters of question, plus the longest answer allowed."""
-    question_tokens = len(json.dumps(body.get("messages", ""))) // _CHARACTERS_PER_TOKEN
     limits = [body.get(name) for name in ("max_completion_tokens", "max_tokens")]
     answer_tokens = next((int(limit) for limit in limits if type(limit) is int and limit > 0), _DEFAULT_ANSWER_TOKENS)
     choice_count = body.get("n")
     choices = choice_count if type(choice_count) is int and choice_count > 0 else 1
-    return min(_MAX_TOKENS, question_tokens + answer_tokens * choices)
+    return min(_MAX_TOKENS, question_tokens(body) + answer_tokens * choices)
+
+
+def question_tokens(body: Mapping[str, object]) -> int:
+    """Estimate of the tokens of a question alone."""
+    return min(_MAX_TOKENS, len(json.dumps(body.get("messages", ""))) // _CHARACTERS_PER_TOKEN)

@@ -44,6 +44,8 @@ class AnswerStream:
     rest: AsyncIterator[JsonObject]
     response: httpx.Response = field(repr=False)
     tokens: TokenUsage = field(default_factory=TokenUsage)
+    # Those with content so far: mostly a token each.
+    pieces: int = 0
     # Of the answer as a whole, without its content: id, model, and why each choice has ended.
     outline: JsonObject = field(default_factory=dict)
     _unfinished_choices: set[str] = field(default_factory=set)
@@ -68,6 +70,7 @@ class AnswerStream:
             self.outline = {"id": chunk.get("id"), "model": chunk.get("model"), "choices": []}
         if chunk.get("usage"):
             self.tokens = outcomes.read_token_usage(chunk["usage"])
+        self.pieces += bool(chunk.get("choices"))
         for choice in chunk.get("choices") or ():
             index = str(choice.get("index") or 0)
             if choice.get("finish_reason"):

@@ -21,7 +21,7 @@ from app.llm.rules.outcomes import CallReport, Outcome
 from app.llm.rules.permits import Ending, PermitRequest
 from app.llm.rules.rate_limit import Dimension, Meter, charge, correct, wait_time, worker_key, worker_meter
 from app.llm.rules.reports import FinishedTurn, ReportPolicy
-from app.llm.rules.spending import MAX_CALL_TOKENS, max_call_usd
+from app.llm.rules.spending import MAX_CALL_TOKENS, estimated_amount, max_call_usd
 from app.llm.store import cache, gate, models, permits, usage
 from app.llm.store.cache import NewAnswer
 from app.llm.store.gate import PermitLoad
@@ -244,6 +244,11 @@ class _SettlementBatch:
     def _add_call(self, permit: Permit, report: CallReport) -> None:
         prompt, completion = report.prompt_tokens, report.completion_tokens
         limits = self._models[permit.request.model].limits
+        cost = call_cost(limits, prompt, completion) if report.cost_usd is None else report.cost_usd
+        if report.outcome is Outcome.SUCCESS and report.tokens is None:
+            # It was paid for all the same: uncounted, the calls of a service that tells no tokens have no budget.
+            estimate = estimated_amount(limits, permit.request.tokens)
+            prompt, cost = estimate.tokens, estimate.usd if report.cost_usd is None else cost
         self._calls.append(
             FinishedCall(
                 model=permit.request.model,
@@ -254,7 +259,7 @@ class _SettlementBatch:
                 outcome=report.outcome,
                 prompt_tokens=prompt or 0,
                 completion_tokens=completion or 0,
-                cost_usd=call_cost(limits, prompt, completion) if report.cost_usd is None else report.cost_usd,
+                cost_usd=cost,
                 held_seconds=((permit.ended_at or self._at) - permit.granted_at).total_seconds(),
                 latency_seconds=report.latency_seconds,
             )

@@ -58,6 +58,19 @@ async def test_sixty_four_at_once_do_not_spend_more_than_the_budget_and_one_call
     assert 0.1 <= await used(service, "money") <= 0.112 + 1e-9
 
 
+async def test_an_answer_whose_tokens_nobody_tells_costs_what_was_reserved_for_it(
+    service: Service, database: Database
+) -> None:
+    """Many a gateway leaves out the usage; a call that failed has cost nothing."""
+    await allow_many(service, database)
+    await goal(service, money_budget=0.1, token_budget=9000)
+    for outcome, tokens, usd in (("success", 4000, 0.04), ("server_error", 4000, 0.04), ("success", 8000, 0.08)):
+        await settled(service, (await ask(service, 4000)).json(), outcome, key=Role.OPERATOR)
+        assert (await used(service, "tokens"), round(await used(service, "money"), 9)) == (tokens, usd)
+    await settled(service, (await ask(service, 4000)).json(), key=Role.OPERATOR)
+    assert is_problem(await ask(service, 4000), 429, "permit_refused")["reason"] == "budget"
+
+
 async def test_four_fifths_are_told_of_and_all_of_it_holds_the_goal_until_it_is_extended(
     service: Service, database: Database
 ) -> None:

@@ -251,6 +251,9 @@ def test_a_stream_that_breaks_off_does_not_look_whole(start: Start, act: Act) ->
     assert b"convener_stream_broken" in content
     wait_until_settled(bench, 1)
     assert bench.permits.outcomes[0] in ("server_error", "timeout")
+    # What came is paid for, though the stream tells so with its end only.
+    settlement = bench.permits.settlements[0]
+    assert (settlement["prompt_tokens"], settlement["completion_tokens"]) == (len(json.dumps(MESSAGES)) // 4, 1)
 
 
 def test_a_long_call_keeps_its_permit(start: Start) -> None:
