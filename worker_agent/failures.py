@@ -20,7 +20,7 @@ class Failure(Exception):
 
     def __init__(self, code: str, message: str = "", **detail: object) -> None:
         super().__init__(message or code)
-        self.code = str(code)
+        self.code = _as_text(code)
         self.detail = detail
 
 
@@ -43,8 +43,13 @@ class Postponed(Exception):
         if math.isnan(seconds):
             raise ValueError("Postponed takes a number of seconds, not nan")
         self.seconds = min(max(0.0, float(seconds)), MAX_POSTPONEMENT_SECONDS)
-        self.reason = str(reason)
+        self.reason = _as_text(reason)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # As it crosses from a process of a pool: by default its reason would be taken for the seconds.
         return __newobj__, (type(self), *self.args), self.__dict__
+
+
+def _as_text(value: object) -> str:
+    # A member of an enumeration of texts is one, and `str` would be its name.
+    return value if isinstance(value, str) else str(value)

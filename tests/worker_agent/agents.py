@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from enum import Enum
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,14 @@ def coded_by_an_error(_: Task) -> Json:
     raise Permanent(ValueError("no such planet"))  # type: ignore[arg-type]  # what people write
 
 
+class Code(str, Enum):  # noqa: UP042 - as many still write it
+    NO_PLANET = "no_planet"
+
+
+def coded_by_a_member_of_an_enumeration(_: Task) -> Json:
+    raise Permanent(Code.NO_PLANET)
+
+
 def bug(_: Task) -> Json:
     raise ValueError("a bug")
 
@@ -230,6 +239,7 @@ BEHAVIORS: dict[str, Callable[[Task], Any]] = {
         postponed,
         postponed_by_a_process_of_a_pool,
         coded_by_an_error,
+        coded_by_a_member_of_an_enumeration,
         bug,
         gulp,
         spin,

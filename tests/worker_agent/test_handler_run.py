@@ -71,10 +71,14 @@ def test_a_task_is_handed_back_until_a_moment_that_is_past_or_never_comes(second
     assert end.postponement.seconds == until
 
 
-def test_a_failure_whose_code_is_an_error_is_still_permanent() -> None:
-    end = start({"do": "coded_by_an_error"}).end()
+@pytest.mark.parametrize(
+    ("deed", "code"),
+    [("coded_by_an_error", "no such planet"), ("coded_by_a_member_of_an_enumeration", "no_planet")],
+)
+def test_a_failure_whose_code_is_no_plain_text_is_still_permanent(deed: str, code: str) -> None:
+    end = start({"do": deed}).end()
     assert isinstance(end, ev.HandlerFailed)
-    assert (end.error.code, end.error.retryable) == ("no such planet", False)
+    assert (end.error.code, end.error.retryable) == (code, False)
 
 
 def test_a_handler_that_nobody_can_watch_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
