@@ -65,8 +65,6 @@ def add_page(path: str, view: View, method: str = "GET") -> None:
         except ConvenerError as error:
             problem = {"detail": error.detail, "title": error.title(), "code": error.code}
             return _refused_page(viewer, Refused(status_of(type(error)), problem))
-        except ClientDisconnect:
-            return Response(status_code=400)
 
     router.add_api_route(path, endpoint, methods=[method], response_class=Response, include_in_schema=False)
 

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from app.http.bodies import Uploads, declared_limit, parse, uploader, validate
 from app.http.guard import admit_to_route, declared_scopes
 from app.http.shares import Shares
-from app.kernel.access import Scope
+from app.kernel.access import Principal, Scope
 from app.kernel.errors import ShuttingDown
 
 # First words of the addresses of what is recorded when it is read, where the mode wants that. Figures are not.
@@ -62,22 +62,25 @@ class GuardedRoute(APIRoute):
             if needs != (Scope.PUBLIC,):
                 principal = await admit_to_route(request, *needs)
                 request.state.principal = principal
-            if self.body_field is None:
-                return await answer(request)
-            uploads: Uploads = request.app.state.uploads
-            max_bytes = declared_limit(self.openapi_extra)
-            caller = uploader(request, principal)
-            with uploads.of(caller) as upload:
-                try:
-                    body = await upload.read(request, max_bytes)
-                except ClientDisconnect:
-                    # In the middle of its body: nobody is left to answer, and nothing went wrong here.
-                    return Response(status_code=400)
-                async with request.app.state.services[Shares].of_body(caller, len(body)):
-                    await self._hand_over(request, body, max_bytes)
+            try:
+                if self.body_field is None:
                     return await answer(request)
+                return await self._answer_with_body(answer, request, principal)
+            except ClientDisconnect:
+                # In the middle of its body: nobody is left to answer, and nothing went wrong here.
+                return Response(status_code=400)
 
         return handle
+
+    async def _answer_with_body(self, answer: Handler, request: Request, principal: Principal | None) -> Response:
+        uploads: Uploads = request.app.state.uploads
+        max_bytes = declared_limit(self.openapi_extra)
+        caller = uploader(request, principal)
+        with uploads.of(caller) as upload:
+            body = await upload.read(request, max_bytes)
+            async with request.app.state.services[Shares].of_body(caller, len(body)):
+                await self._hand_over(request, body, max_bytes)
+                return await answer(request)
 
     async def _hand_over(self, request: Request, body: bytes, max_bytes: int) -> None:
         """Leave the body where FastAPI looks for it, which takes a finished model as it is."""

@@ -75,3 +75,22 @@ async def test_answers_that_nobody_takes_any_more_are_dropped(process: Api, dire
     told = log.read_text()[start:]
     assert "Traceback" not in told, told[:2000]
     assert "returned without" not in told, told[:2000]
+
+
+@pytest.mark.parametrize("path", ["/dashboard/login", "/dashboard/logout", "/tasks", "/tasks/cancel", "/lease"])
+async def test_clients_that_hang_up_in_a_body_leave_no_traces(process: Api, directory: Path, path: str) -> None:
+    log = directory / "api.log"
+    start = log.stat().st_size
+    key = f"Authorization: Bearer {process.keys[Role.ADMIN]}\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\n{key}Content-Length: 100\r\n\r\nhalf"
+    _, writer = await asyncio.open_connection("127.0.0.1", process.port)
+    writer.write(head.encode())
+    await writer.drain()
+    await asyncio.sleep(0.2)
+    writer.close()
+    await asyncio.sleep(0.3)
+    async with httpx.AsyncClient(base_url=process.url, trust_env=False) as other:
+        assert (await other.get("/livez")).status_code == 200
+        metrics = await other.get("/metrics", headers=process.bearer(Role.READER))
+    assert "Traceback" not in log.read_text()[start:]
+    assert 'status="5xx"' not in metrics.text
