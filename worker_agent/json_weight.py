@@ -1,4 +1,4 @@
-"""What JSON costs a parser, estimated from its text before it is parsed."""
+"""The weight of JSON: an estimate of its cost to a parser, made from the text before it is parsed."""
 
 import math
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ TOO_HEAVY = "with more values than a result may have, or a number of over 400 di
 
 
 def allowed_weight(size: int, max_weight: int = _MAX_WEIGHT) -> int:
-    """What a text of so many bytes may weigh."""
+    """The most weight that a text of so many bytes may have."""
     return min(max_weight, size + _FREE_WEIGHT)
 
 
