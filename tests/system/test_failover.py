@@ -4,17 +4,27 @@ import asyncio
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import schema
 from app.db.database import Database
+from app.diagnosis.store.facts import blocking
+from app.health.rules.checks import locks_held
+from app.health.rules.snapshot import FOR_REPORT, BlockingSession
+from app.health.store.observations import blocking_session
 from app.kernel.access import Role
 from app.postgres.binaries import Binaries
+from app.queue.rules.status import OpenWriter
+from app.queue.store import open_writers
+from tests.support.factories import submitted
 from tests.support.journal import Client, Journal, compare, completed_by_others, submit, work
 from tests.support.replicas import Replicas, replicas
 from tests.support.standby import Node
@@ -73,6 +83,38 @@ async def _until_the_daemon_works(url: str, journal: Journal) -> None:
     async with asyncio.timeout(_PATIENCE_SECONDS):
         while await completed_by_others(url, journal) == before:
             await asyncio.sleep(0.2)
+
+
+async def test_whoever_waits_for_a_standby_is_not_to_be_ended(nodes: list[Node]) -> None:
+    """It was: repeated submits were then acknowledged by rows that no standby had, and a failover lost them."""
+    primary, standby = nodes
+    await primary.wait_for_standbys(synchronous=True)
+    await standby.kill()
+    database = Database(primary.url)
+    waiting = asyncio.create_task(submitted(database))
+    readers: list[Callable[[AsyncConnection], Awaitable[object]]] = [
+        blocking_session,
+        lambda connection: blocking(connection, timedelta(seconds=1)),
+        open_writers.read,
+    ]
+    try:
+        for read in readers:
+            session: Any = None
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                while session is None or not session.awaits_standby:
+                    async with database.transaction() as connection:
+                        found = await read(connection)
+                    session = next(iter(found), None) if isinstance(found, list) else found
+        assert isinstance(session, OpenWriter)
+        assert "synchronous_standby_names" in session.sentence
+        assert "pg_terminate_backend" not in session.sentence
+        (reason,) = locks_held(BlockingSession(pid=7, application="", seconds=60, awaits_standby=True), FOR_REPORT)
+        assert "synchronous_standby_names" in reason.advice
+        assert not waiting.done()
+    finally:
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        await database.close()
 
 
 async def test_nothing_acknowledged_is_lost_with_a_synchronous_standby(nodes: list[Node], tmp_path: Path) -> None:

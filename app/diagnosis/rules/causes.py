@@ -364,7 +364,7 @@ def _passed_over(facts: Facts) -> Cause | None:
         f"idle workers pass over it, and {session} of the database holds locks on tasks since "
         f"{moment_text(blocking.since, facts.at)}"
     )
-    ways = () if blocking.pid is None else (mends.end_session(blocking.pid),)
+    ways = () if blocking.pid is None else (mends.end_session(blocking.pid, awaits_standby=blocking.awaits_standby),)
     return Cause(code=Code.LOCKED, text=text, since=blocking.since, mends=ways)
 
 

@@ -167,6 +167,7 @@ class Blocking:
     pid: int | None
     application: str
     since: datetime
+    awaits_standby: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

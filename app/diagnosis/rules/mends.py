@@ -11,6 +11,7 @@ from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
 from app.kernel.namespaces import DEFAULT, split_name
 from app.kernel.resources import Resources
+from app.kernel.sessions import session_end
 from app.llm.rules.spending import BudgetOwner, BudgetScope
 from app.queue.rules.holds import Hold
 
@@ -115,9 +116,9 @@ def fit(needed_seconds: float, *, has_own_timeout: bool, fits_at_start: bool) ->
     return (shorter, Mend(text=text, command="convener loops"))
 
 
-def end_session(pid: int) -> Mend:
-    """End a session of the database."""
-    return Mend(text=f"end its transaction, or in the database: SELECT pg_terminate_backend({pid})")
+def end_session(pid: int, *, awaits_standby: bool) -> Mend:
+    """End what a session of the database holds."""
+    return Mend(text=session_end(pid, awaits_standby=awaits_standby))
 
 
 def of_hold(reason: Hold, goal_id: str | None) -> Sequence[Mend]:

@@ -18,6 +18,7 @@ from app.kernel.events import TaskEvent
 from app.kernel.histograms import Durations, total
 from app.kernel.lanes import Lane, Priority, class_of
 from app.kernel.resources import NOTHING, Resources
+from app.kernel.sessions import AWAITS_STANDBY
 from app.kernel.states import TaskState
 from app.queue.rules.holds import Hold
 from app.queue.store import counters, holds, lease_ledger
@@ -161,8 +162,8 @@ SELECT agent_type, tasks, seconds, histogram FROM queue_minutes
 WHERE minute > now() - interval '15 minutes' AND kind = '{TaskEvent.COMPLETED.value}'
 """)
 
-_BLOCKING = text("""
-SELECT a.pid, a.application_name AS application, a.xact_start AS since
+_BLOCKING = text(f"""
+SELECT a.pid, a.application_name AS application, a.xact_start AS since, {AWAITS_STANDBY} AS awaits_standby
 FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
 WHERE l.relation = 'tasks'::regclass AND l.granted AND l.mode NOT IN ('AccessShareLock', 'ShareUpdateExclusiveLock')
   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())

@@ -24,6 +24,7 @@ from app.health.rules.snapshot import (
 from app.health.rules.symptoms import symptom_of
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
+from app.kernel.sessions import session_end
 from app.kernel.text import plural, printable
 from app.queue.rules.degradation import MEANINGS, TOP_STEP, DegradationStep
 from app.queue.rules.status import QueueSnapshot
@@ -256,7 +257,7 @@ def locks_held(session: BlockingSession | None, policy: CheckPolicy) -> Iterator
         code="locks_held",
         message=f"session {session.pid}{name} of the database has held locks for {session.seconds:,.0f} s, "
         "which others wait for or pass over",
-        advice=f"end its transaction, or in the database: SELECT pg_terminate_backend({session.pid})",
+        advice=session_end(session.pid, awaits_standby=session.awaits_standby),
         facts={"seconds": session.seconds, "pid": session.pid},
     )
 
@@ -339,7 +340,7 @@ def results_delayed(observations: Observations, policy: CheckPolicy) -> Iterable
         Grade.WELL if oldest is None else Grade.DEGRADED,
         AlertKey(rule=AlertRule.RESULTS_DELAYED),
         message=oldest.sentence if oldest else "",
-        advice="look at who has it open (`convener queues status`), and end the transaction or its process",
+        advice="look at who has it open (`convener queues status`), and do what is said there",
         facts={"seconds": oldest.seconds if oldest else 0, "transactions": len(writers)},
     )
 

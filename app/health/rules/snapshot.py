@@ -167,11 +167,15 @@ class ModelTrouble:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockingSession:
-    """A session for whose locks others wait, or that holds some on tasks; seconds of its open transaction."""
+    """A session for whose locks others wait, or that holds some on tasks; seconds of its open transaction.
+
+    `awaits_standby`: it commits, and waits for a synchronous standby.
+    """
 
     pid: int
     application: str
     seconds: float
+    awaits_standby: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,7 @@ from app.health.rules.snapshot import (
 from app.kernel import resources
 from app.kernel.agents import AgentType
 from app.kernel.resources import Resources
+from app.kernel.sessions import AWAITS_STANDBY
 from app.llm.rules.conditions import service_state
 from app.llm.store import models
 from app.queue.store import lease_ledger
@@ -72,7 +73,7 @@ SELECT coalesce(max(seconds), 0) AS seconds, coalesce(max(transactions), 0) AS t
 
 # Short waits are ordinary: housekeeping gives up soon where a backup reads. Who waits itself is no cause. The start
 # of another role's transaction is hidden from roles without pg_read_all_stats: the length of the wait stands in.
-_BLOCKING = text("""
+_BLOCKING = text(f"""
 WITH waiter AS MATERIALIZED (
     SELECT unnest(pg_blocking_pids(pid)) AS pid, state_change AS since FROM (
         SELECT pid, state_change FROM pg_stat_activity
@@ -87,7 +88,7 @@ WITH waiter AS MATERIALIZED (
     WHERE relation = 'tasks'::regclass AND granted AND mode NOT IN ('AccessShareLock', 'ShareUpdateExclusiveLock')
       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 )
-SELECT a.pid, coalesce(a.application_name, '') AS application,
+SELECT a.pid, coalesce(a.application_name, '') AS application, bool_or({AWAITS_STANDBY}) AS awaits_standby,
        extract(epoch FROM clock_timestamp() - min(coalesce(a.xact_start, holder.since)))::float8 AS seconds
 FROM holder JOIN pg_stat_activity a ON a.pid = holder.pid
 WHERE a.pid <> pg_backend_pid() AND a.wait_event_type IS DISTINCT FROM 'Lock'

@@ -9,6 +9,7 @@ from app.kernel.agents import AgentType
 from app.kernel.events import TaskEvent
 from app.kernel.histograms import Durations, total
 from app.kernel.lanes import Lane, Priority
+from app.kernel.sessions import session_end
 from app.kernel.text import plural
 from app.queue.rules.admission import CapacityPolicy, cumulative, name_with_lower
 
@@ -81,7 +82,8 @@ class MinuteCount:
 class OpenWriter:
     """A transaction that writes events and has been open for `seconds`: later events and results wait for its end.
 
-    `pid` is its process in PostgreSQL; a prepared transaction has none, but the name `gid`.
+    `pid` is its process in PostgreSQL; a prepared transaction has none, but the name `gid`. `awaits_standby`: it
+    commits, and waits for a synchronous standby.
     """
 
     pid: int | None
@@ -89,16 +91,21 @@ class OpenWriter:
     database: str
     application: str | None
     seconds: float
+    awaits_standby: bool = False
 
     @property
     def sentence(self) -> str:
         """The transaction by name, its age, and how to end it."""
         name = f"process {self.pid}" if self.gid is None else f"the prepared transaction {self.gid}"
-        end = f"SELECT pg_terminate_backend({self.pid})" if self.gid is None else f"ROLLBACK PREPARED '{self.gid}'"
+        if self.pid is not None and self.awaits_standby:
+            end = session_end(self.pid, awaits_standby=True)
+        else:
+            way = f"SELECT pg_terminate_backend({self.pid})" if self.gid is None else f"ROLLBACK PREPARED '{self.gid}'"
+            end = f"this ends it: {way}"
         application = f", application {self.application}" if self.application else ""
         return (
             f"events and results have waited for {self.seconds:.0f} s for an open transaction of {name} "
-            f"(database {self.database}{application}); this ends it: {end}"
+            f"(database {self.database}{application}); {end}"
         )
 
 

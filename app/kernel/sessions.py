@@ -1,0 +1,17 @@
+"""How people end what a session of the database keeps from others."""
+
+# The condition of a row `a` of pg_stat_activity, as far as this role may see it.
+AWAITS_STANDBY = "coalesce(a.wait_event = 'SyncRep', false)"
+
+
+def session_end(pid: int, *, awaits_standby: bool) -> str:
+    """What ends the transaction of a session; one whose commit waits for a synchronous standby is not to be ended.
+
+    The server would show what it has stored and no standby has, and repeated calls would be acknowledged by that.
+    """
+    if awaits_standby:
+        return (
+            f"process {pid} waits for a synchronous standby, as whatever commits does: start a standby, or set "
+            "synchronous_standby_names to '' on the primary; do not end it, which would show what no standby has"
+        )
+    return f"end its transaction, or in the database: SELECT pg_terminate_backend({pid})"
