@@ -62,7 +62,7 @@ _SPENDING = ("money_since", "is_budget_low")
 _COLUMNS = ", ".join(f"g.{name}" for name in (*_FIELDS, *_CONSTRAINTS, *_SPENDING))
 _SELECT = f"""
 SELECT {_COLUMNS}, coalesce(last.number, 0) AS iterations, last.decision AS last_decision,
-       CASE WHEN h.is_closed THEN h.reason END AS hold, coalesce(s.cost_usd, 0) AS calls_usd,
+       CASE WHEN h.is_closed AND NOT h.is_metered THEN h.reason END AS hold, coalesce(s.cost_usd, 0) AS calls_usd,
        coalesce(s.tokens, 0) AS calls_tokens
 FROM goals g
 LEFT JOIN LATERAL (

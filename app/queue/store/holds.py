@@ -51,7 +51,7 @@ INSERT INTO holds AS stored (goal_id, reason) VALUES (:goal_id, :reason)
 ON CONFLICT (goal_id) DO UPDATE
 SET reason = excluded.reason, is_closed = true, is_metered = false, is_swept = false, swept_seq = 0, shifts = NULL,
     since = now()
-WHERE NOT stored.is_closed OR stored.reason <> excluded.reason
+WHERE NOT stored.is_closed OR stored.is_metered OR stored.reason <> excluded.reason
 """)
 
 _OPEN = text("""

@@ -6,9 +6,12 @@ from uuid import UUID
 import pytest
 
 from app.db.database import Database
+from app.goals.rules.goals import Constraints
+from app.goals.service import goals
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
 from app.kernel.resources import Resources
+from app.queue.rules.holds import Hold
 from app.queue.service import dead_letters, leases
 from app.queue.store import cancel
 from app.queue.store.listing import Selection
@@ -31,6 +34,25 @@ async def _check_twice(database: Database) -> list[UUID]:
     for _ in range(2):
         await enforce_budgets(database)
     return await ready_tasks(database)
+
+
+async def _hold(database: Database) -> Hold | None:
+    async with database.transaction() as connection:
+        return (await goals.read(connection, "goal")).hold
+
+
+async def test_a_new_goal_is_held_by_its_budget_only_once_that_is_used(database: Database) -> None:
+    """Whether its tasks are set aside by then or not; and it is told of once."""
+    assert await _hold(database) is None, "nothing is spent"
+    async with database.transaction() as connection:
+        await goals.extend(connection, "goal", Constraints(money_budget=1), "me")
+    await execute(database, "INSERT INTO llm_spending VALUES ('goal', 1, 0, 1, 0)")
+    await submitted(database)
+    for held in ({"held": ["goal"]}, {}):
+        assert await enforce_budgets(database) == held
+        assert await _hold(database) is Hold.BUDGET
+        assert await claim_lease(database) is None
+    assert await value(database, "SELECT count(*) FROM every_event WHERE kind = 'goal.held'") == 1
 
 
 async def test_a_blocked_task_keeps_no_room(database: Database) -> None:
