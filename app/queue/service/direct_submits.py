@@ -1,6 +1,7 @@
 """Submits by one statement: of tasks about which nothing has to be looked up before, as most are."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import inf
 from uuid import UUID
 
 from app.db import hot_path, notify
@@ -80,7 +81,9 @@ async def _submit(
             await tasks.take_turn(turns, submissions)
             created_ids = await _insert(database, new_tasks, ticket, all_or_none=all_or_none)
         finally:
-            created = {flow: [task for task in own if task.id in created_ids] for flow, own in flows.items()}
+            created = flows
+            if len(created_ids) < len(new_tasks):
+                created = {flow: [task for task in own if task.id in created_ids] for flow, own in flows.items()}
             tag_issuer.take_back({flow: tags[flow] for flow, own in created.items() if not own})
     if not created_ids:
         return refused
@@ -93,11 +96,11 @@ async def _submit(
 
 
 def _news(created: Mapping[Flow, Sequence[NewTask]]) -> dict[str, float]:
-    """The announcement of new tasks: the lowest tag of each lane."""
+    """The announcement of new tasks: the lowest tag of each lane, which is that of the first task of a flow."""
     lowest: dict[Lane, float] = {}
     for (lane, _), own in created.items():
-        for task in own:
-            lowest[lane] = min(task.tag, lowest.get(lane, task.tag))
+        if own:
+            lowest[lane] = min(own[0].tag, lowest.get(lane, inf))
     return {notify.EVENTS: 0.0, **{notify.work(lane): tag for lane, tag in lowest.items()}}
 
 

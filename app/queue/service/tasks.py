@@ -14,8 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.admin.service import audit
 from app.db import notify
 from app.db.database import now, shared_by
+from app.db.driver_uuids import new_uuid
 from app.db.turns import Turns, turn
-from app.db.uuids import time_ordered_uuid
 from app.kernel.agents import AgentType
 from app.kernel.errors import ConvenerError
 from app.kernel.events import TaskEvent
@@ -37,8 +37,7 @@ from app.queue.store.new_tasks import NewTask, TaskFields, insert, reserve_keys
 from app.queue.store.tasks import StoredTask
 
 _KEY_NAMESPACE = UUID("6f1a4c1e-5d0b-4c53-9a0e-2b8f2f3d7c11")
-_FIELDS = tuple(field.name for field in fields(TaskFields))
-_values_of = attrgetter(*_FIELDS)
+_values_of = attrgetter(*(field.name for field in fields(TaskFields)))
 # In a hash from the beginning on, or never, as the idempotency key is.
 _HASHED = frozenset(
     {"agent_type", "goal_id", "priority", "payload", "labels", "timeout_seconds", "deadline", "run_at", "retry"}
@@ -297,13 +296,14 @@ def new_task(submission: Submission) -> NewTask:
     """The task of a submission, with the id that follows from it or a new one."""
     chosen_id = identity(submission)
     task = NewTask(
-        **dict(zip(_FIELDS, _values_of(submission), strict=True)),
-        id=chosen_id or time_ordered_uuid(),
+        *_values_of(submission),
+        id=chosen_id or new_uuid(),
         id_is_chosen=chosen_id is not None,
         request_hash=_hash(submission) if chosen_id is not None else b"",
     )
-    task.depends_on = tuple(dict.fromkeys(task.depends_on))
-    task.trace_context = submission.traceparent or submission.trace_context
+    task.depends_on = tuple(dict.fromkeys(task.depends_on)) if task.depends_on else ()
+    if submission.traceparent:
+        task.trace_context = submission.traceparent
     return task
 
 

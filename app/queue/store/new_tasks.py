@@ -24,8 +24,9 @@ from app.queue.store import counters, event_rows, holds, lanes, tables
 from app.queue.store.tasks import StoredTask
 
 
-# Not frozen: to make one of a thousand tasks so would take twice as long as all else that is done with it.
-@dataclass(slots=True, kw_only=True)
+# Not frozen: to make one of a thousand tasks so would take twice as long as all else that is done with it. Nor are
+# these fields by name only, as a task is made of the values of its submission, in their order.
+@dataclass(slots=True)
 class TaskFields:
     """Fields that the submitter of a task chooses; JSON values are text.
 
@@ -108,9 +109,8 @@ _VALUES = {
 }
 _PARAMETERS = {**{name: "text" if name in _AS_TEXT else kind for name, kind in _INSERTED.items()}, "is_held": "boolean"}
 _NAMES = (*_PARAMETERS, *(f"all_{name}" for name in _PARAMETERS))
-_parameters_of = attrgetter(*_PARAMETERS)
 _values_of = itemgetter(*_NAMES)
-_SPELLINGS = tuple((name, f"all_{name}", name in _ARRAYS) for name in _PARAMETERS)
+_SPELLINGS = tuple((name, f"all_{name}", attrgetter(name), name in _ARRAYS) for name in _PARAMETERS)
 
 
 def _insertion(parameter: Callable[[str], str], condition: str = "true") -> str:
@@ -241,9 +241,8 @@ async def insert_at_gate(
 
 def _parameters(tasks: Sequence[NewTask]) -> dict[str, object]:
     parameters: dict[str, object] = {}
-    for (name, name_of_all, is_array), values in zip(
-        _SPELLINGS, zip(*map(_parameters_of, tasks), strict=True), strict=True
-    ):
+    for name, name_of_all, value_of, is_array in _SPELLINGS:
+        values = [*map(value_of, tasks)]
         head = values[0]
         # Never the ids, which the rows go by.
         if name != "id" and values.count(head) == len(values):
