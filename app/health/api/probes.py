@@ -34,6 +34,7 @@ from app.workers.store import workers as worker_store
 router = Router(tags=["health"])
 _MINUTE = timedelta(minutes=1)
 _PUBLIC = [requires(Scope.PUBLIC)]
+_PENDING = ("pending", "delayed", "held")
 
 
 class Alive(BaseModel):
@@ -48,8 +49,8 @@ class StatusOut(BaseModel):
     tasks: dict[str, dict[str, int]]
     workers: dict[str, int]
     finished_last_minute: dict[str, int] = Field(description="about; counted by the background loops")
-    tasks_per_second: float
-    waiting_leases: int
+    tasks_per_second: float = Field(description="finished in the last minute, however they ended")
+    waiting_leases: int = Field(description="calls for a task that wait at this process of the API")
     alerts: dict[str, int] = Field(description="those that are not resolved, by severity; `GET /alerts` tells more")
     warnings: list[str] = Field(description="what somebody should know, in plain words")
     overall_health: Overall
@@ -129,9 +130,9 @@ async def catalogue() -> Catalogue:
 
 
 def _tasks(queue: QueueSnapshot) -> dict[str, dict[str, int]]:
-    """Live tasks: agent type -> state -> how many. A task that waits for its time is a pending one."""
+    """Live tasks: agent type -> state -> how many. A task that waits for its time or its goal is a pending one."""
     tasks: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for lane, phases in queue.tasks.items():
         for phase, count in phases.items():
-            tasks[lane.agent_type]["pending" if phase == "delayed" else phase] += count
+            tasks[lane.agent_type]["pending" if phase in _PENDING else phase] += count
     return tasks

@@ -63,7 +63,7 @@ class PoolHealthOut(BaseModel):
 
 
 class QueueHealthOut(BaseModel):
-    """What waits: pending, delayed and blocked tasks. The oldest is that of those that may run."""
+    """What waits: pending, delayed, held and blocked tasks. The oldest is that of those that may run."""
 
     total_pending_tasks: int
     oldest_task_age_seconds: int

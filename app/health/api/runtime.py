@@ -44,7 +44,7 @@ _EXAMPLE: dict[str, Any] = {
 
 
 class QueueDepthOut(BaseModel):
-    """Tasks that are queued: pending, delayed or blocked."""
+    """Tasks that are queued: pending, delayed, held or blocked."""
 
     generation_tasks: int
     reflection_tasks: int

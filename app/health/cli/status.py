@@ -39,7 +39,7 @@ def render(status: Json) -> RenderableType:
     table.add_row(Text("all", style="bold"), *map(count, totals))
     lines: list[tuple[str, RenderableType | None]] = [
         ("Health", Text.assemble(verdict(status["overall_health"]), _reasons_text(status["health_reasons"]))),
-        ("Workers", f"{_counts_text(status['workers'])}; {status['waiting_leases']} of them waiting for a task"),
+        ("Workers", f"{_counts_text(status['workers'])}; {status['waiting_leases']} waiting at this API for a task"),
         ("Alerts", _alerts(status["alerts"])),
         (
             "Last minute",

@@ -1,6 +1,7 @@
 """Alive without a database, ready only with one, and numbers for whoever watches."""
 
 import asyncio
+from collections import Counter
 
 import pytest
 
@@ -86,6 +87,15 @@ async def test_the_status_counts(service: Service, database: Database) -> None:
     assert status["tasks_per_second"] == pytest.approx(1 / 60, abs=0.01)
     assert status["waiting_leases"] == 0
     assert status["warnings"] == []
+
+
+async def test_the_status_counts_every_live_task_by_its_state(service: Service) -> None:
+    await service.post("/goals", {"id": "held", "objective": "x"})
+    await service.post("/goals/held/pause", {"reason": "a look"})
+    await service.submitted(agent_type="ranking", goal_id="held")
+    await service.submitted(agent_type="ranking", depends_on=[await service.submitted(agent_type="ranking")])
+    shown = [task["state"] for task in (await service.get("/tasks"))["items"]]
+    assert (await service.get("/status"))["tasks"] == {"ranking": dict(Counter(shown))}
 
 
 async def test_the_status_says_when_nobody_serves_a_type(service: Service, database: Database) -> None:
