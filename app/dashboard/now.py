@@ -188,6 +188,7 @@ def sentence_of(report: Mapping[str, Any]) -> str:
 def _figures(sight: Sight) -> list[Figure]:
     fleet, queues, hour = sight.fleet, sight.queues, sight.hour
     states, capacity = fleet["workers"], queues["capacity"]
+    leasable = states["busy"] + states["ready"]
     target = sight.decision["target_workers"] if sight.decision else None
     minute, totals = queues["throughput"]["last_minute"], queues["totals"]
     return [
@@ -202,8 +203,8 @@ def _figures(sight: Sight) -> list[Figure]:
         ),
         Figure(
             name="Busy",
-            # Of the present workers, as the figure beside it counts them; the curve is a minute old at most.
-            value=percent(100 * states["busy"] / fleet["total"] if fleet["total"] else None),
+            # Of those that may be leased to, as the curve and the health report count; the curve is a minute old at most.
+            value=percent(100 * states["busy"] / leasable if leasable else None),
             note=f"processors {_last(hour.processors)} in use" if hour.processors else "of the pool",
             curve=sparkline(hour.busy, "% busy", ceiling=100),
         ),

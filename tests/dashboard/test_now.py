@@ -53,15 +53,16 @@ async def test_figures_of_agents_are_those_of_the_api(service: Service) -> None:
     assert "Weight</th>" not in seen_by_monitor
 
 
-async def test_busy_are_the_workers_that_the_number_of_workers_tells_of(service: Service) -> None:
-    worker = await service.worker()
-    await service.worker()
+async def test_the_busy_share_is_that_of_the_health_report_and_of_the_workers_beside_it(service: Service) -> None:
+    worker, _, leaving = [await service.worker() for _ in range(3)]
+    await leaving.beat(state="draining")
     await service.submitted(agent_type="ranking")
     assert await worker.lease()
     async with browser(service, Role.MONITOR) as monitor:
         page = await monitor.page("/dashboard")
-    assert "1 busy, 1 idle" in page
+    assert "1 busy, 1 idle, 1 draining" in page
     assert '<p class="value">50 %</p>' in page
+    assert (await service.get("/health/report"))["worker_pool_health"]["utilization_percentage"] == 50
 
 
 async def test_what_needs_attention_has_the_button_that_mends_it(service: Service) -> None:
