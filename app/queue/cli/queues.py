@@ -139,13 +139,17 @@ def board(queue: Json) -> RenderableType:
 
 
 def _priorities(queue: Json) -> Table:
-    """Depth, quota and waits by priority: OLDEST is of tasks that wait now, the others of the last five minutes."""
+    """Depth, quota and waits by priority: OLDEST is of tasks that wait now, the others of the last five minutes.
+
+    QUOTA says how much of it is taken up, which tasks of lower priorities do too.
+    """
     numbers = ("QUEUED", "QUOTA", "WAITED P50", "P95", "P99", "OLDEST")
     table = output.table("PRIORITY", *numbers, numbers=numbers)
     for name, quota in queue["capacity"]["quotas"].items():
         waits = queue["waits"][name]
         seconds = (waits["p50"], waits["p95"], waits["p99"], waits["oldest_waiting"])
-        table.add_row(name, count(quota["depth"]), f"{quota['limit']:,}", *map(_seconds, seconds))
+        used = f"{quota['depth']:,} / {quota['limit']:,}"
+        table.add_row(name, count(queue["depth"]["by_priority"][name]), used, *map(_seconds, seconds))
     return table
 
 

@@ -16,6 +16,13 @@ async def test_the_board_shows_depth_and_capacity(convener: CommandLine, goal: s
     assert all(len(line) <= 80 for line in done.out.splitlines() if not line.startswith("Warning"))
     high = next(line for line in done.out.splitlines() if line.startswith("high"))
     assert int(high.split()[1]) >= 1
+    # Tasks of lower priorities are no tasks of this one, but take up its quota.
+    await convener("tasks", "submit", "--agent", "generation", "--goal", goal, "--priority", "low")
+    depth = (await convener("queues", "status", "-o", "json")).json["depth"]
+    rows = {line.split()[0]: line.split() for line in (await convener("queues", "status")).out.splitlines() if line}
+    own = {name: f"{number:,}" for name, number in depth["by_priority"].items()}
+    assert {name: rows[name][1] for name in own} == own
+    assert rows["critical"][2:4] == [f"{depth['total']:,}", "/"]
     generation = next(line for line in done.out.splitlines() if line.startswith("generation"))
     assert int(generation.split()[1]) >= 1
     assert "of 10,000" in done.out
