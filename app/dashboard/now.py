@@ -203,7 +203,7 @@ def _figures(sight: Sight) -> list[Figure]:
         ),
         Figure(
             name="Busy",
-            # Of those that may be leased to, as the curve and the health report count; the curve is a minute old at most.
+            # As the health report counts, and the curve, which is a minute old at most.
             value=percent(100 * states["busy"] / leasable if leasable else None),
             note=f"processors {_last(hour.processors)} in use" if hour.processors else "of the pool",
             curve=sparkline(hour.busy, "% busy", ceiling=100),
