@@ -148,7 +148,7 @@ def _read_file(file: Path) -> tuple[Json, bytes]:
         head: Any = json.loads(line)
         bytes.fromhex(head["sha256"])
         is_readable = head[_FORMAT] == 1
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         is_readable = False
     if not is_readable:
         hint = "`convener checkpoints export` writes such files"

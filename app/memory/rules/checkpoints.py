@@ -11,6 +11,8 @@ from app.queue.rules.tasks import LEASED
 
 # Version of the content; a reader refuses any other.
 FORMAT = 1
+# What is no list of rows.
+_PLAIN = frozenset({"format", "taken_at", "revision", "event_cursor", "is_cut", "limits", "counts"})
 # Numbers of transactions and of events are bigint, and those of transactions have to have others after them.
 _CURSOR = re.compile(r"[0-9]{1,18}-[0-9]{1,19}", re.ASCII)
 
@@ -82,6 +84,7 @@ def find_violations(content: Mapping[str, Any]) -> list[str]:
         return [f"its format is {content.get('format')!r}, not {FORMAT}"]
     try:
         return [
+            *_shape_violations(content),
             *_cursor_violations(content["event_cursor"]),
             *_count_violations(content),
             *_task_violations(content["tasks"]),
@@ -90,6 +93,16 @@ def find_violations(content: Mapping[str, Any]) -> list[str]:
     # The content may come from any file: a part that is absent or of another shape is a violation, and no crash.
     except (KeyError, TypeError, AttributeError) as error:
         return [f"it is not complete: {type(error).__name__} {error}"]
+
+
+def _shape_violations(content: Mapping[str, Any]) -> Iterator[str]:
+    if not isinstance(content["taken_at"], str) or not isinstance(content["is_cut"], bool):
+        yield "it does not say when it was taken and whether it is cut"
+    for name in content.keys() - _PLAIN:
+        if not isinstance(content[name], list) or not all(isinstance(row, dict) for row in content[name]):
+            yield f"its {name:.60} are no list of rows"
+        elif name == "config_versions" and not all(isinstance(row["version"], int) for row in content[name]):
+            yield "a version of its configuration has no number"
 
 
 def _cursor_violations(cursor: str) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """`convener checkpoints` against the real service, and into an empty database."""
 
 import asyncio
+import hashlib
 import json
 import os
 import stat
@@ -85,7 +86,7 @@ async def test_restored_by_a_fresh_process(convener: CommandLine, goal: str, tmp
 
 async def test_files_that_are_no_checkpoints(offline: CommandLine, tmp_path: Path, empty_url: str) -> None:
     file = tmp_path / "c"
-    for text in ("", "nonsense", "{}", '{"convener_checkpoint": 2, "sha256": "00"}\n{}'):
+    for text in ("", "nonsense", "{}", "[" * 100_000, '{"convener_checkpoint": 2, "sha256": "00"}\n{}'):
         file.write_text(text)
         done = await offline("checkpoints", "restore", str(file), CONVENER_DATABASE_URL=empty_url)
         assert (done.code, done.out) == (2, ""), text
@@ -93,4 +94,12 @@ async def test_files_that_are_no_checkpoints(offline: CommandLine, tmp_path: Pat
     damaged = await offline("checkpoints", "restore", str(file), CONVENER_DATABASE_URL=empty_url)
     assert damaged.code == 1
     assert "damaged" in damaged.err
+    parts = ("tasks", "leased", "dependencies", "context")
+    lists = {"tasks": [], "dependencies": [], "context": [], "config_versions": [1]}
+    content = json.dumps({"format": 1, "event_cursor": "1-1", "counts": dict.fromkeys(parts, 0), **lists})
+    head = {"convener_checkpoint": 1, "sha256": hashlib.sha256(content.encode()).hexdigest()}
+    file.write_text(f"{json.dumps(head)}\n{content}")
+    incomplete = await offline("checkpoints", "restore", str(file), CONVENER_DATABASE_URL=empty_url)
+    assert incomplete.code == 1
+    assert "not complete" in incomplete.err
     assert (await offline("checkpoints", "restore", str(tmp_path / "none"))).code == 2

@@ -44,6 +44,8 @@ def _content(**changes: Any) -> dict[str, Any]:
         "tasks": tasks,
         "dependencies": [{"task_id": "b", "depends_on": "a"}],
         "context": [],
+        "taken_at": "2026-01-01T00:00:00+00:00",
+        "is_cut": False,
     }
     return {**usual, **changes}
 
@@ -60,6 +62,12 @@ def test_content_that_agrees_with_itself() -> None:
         ({"event_cursor": "17"}, "no place among events"),
         ({"event_cursor": f"{10**18}-1"}, "no place among events"),
         ({"tasks": None}, "not complete"),
+        ({"taken_at": None}, "does not say when"),
+        ({"is_cut": None}, "does not say when"),
+        ({"goals": 5}, "its goals are no list of rows"),
+        ({"goals": [None]}, "its goals are no list of rows"),
+        ({"config_versions": [{}]}, "not complete"),
+        ({"config_versions": [{"version": "x"}]}, "has no number"),
         ({"counts": {}}, "not complete"),
         ({"counts": {"tasks": 3, "leased": 1, "dependencies": 1, "context": 0}}, "3 tasks"),
         ({"dependencies": []}, "1 unmet"),
