@@ -40,8 +40,13 @@ def period_end(period: str, at: str) -> str:
 
 
 def is_past(at: str) -> str:
-    """Return SQL of whether the amounts of the budget `b` are of a period before a moment."""
-    return f"coalesce(b.ends_at <= {at}, false)"
+    """Return SQL of whether the amounts of the budget `b` are of another period than that around a moment.
+
+    Of one far ahead, where the clock was set back since: a budget that was used up would be so until that came.
+    """
+    # Not of the next one: a call may be charged late, by a moment from before the period that has just begun.
+    end_of_next = period_end("b.period", period_end("b.period", at))
+    return f"coalesce(b.ends_at <= {at} OR b.ends_at > {end_of_next}, false)"
 
 
 _AT = "clock_timestamp()"

@@ -109,6 +109,22 @@ async def test_a_budget_is_whole_again_when_its_period_ends(service: Service, da
 
 
 @pytest.mark.usefixtures("model")
+async def test_a_budget_of_a_period_that_is_to_come_is_whole_after_the_clock_was_set_back(
+    service: Service, database: Database
+) -> None:
+    """What was used up while the clock was a year ahead stayed so for a year, also when the budget was raised."""
+    await put(service, _AGENT, token_budget=1000, period="hour")
+    await spend(service, 1000)
+    await execute(database, "UPDATE llm_budgets SET ends_at = ends_at + interval '1 year'")
+    fresh = await service.get(_AGENT)
+    assert (fresh["spent_tokens"], fresh["is_used_up"]) == (0, False)
+    assert await value(database, "SELECT $1::text::timestamptz <= now() + interval '1 hour'", fresh["until"])
+    await spend(service, 300)
+    assert (await service.get(_AGENT))["spent_tokens"] == 300
+    assert await value(database, "SELECT ends_at <= now() + interval '1 hour' FROM llm_budgets")
+
+
+@pytest.mark.usefixtures("model")
 async def test_an_absurd_report_uses_up_no_budget_of_others_and_makes_none_serial(
     service: Service, database: Database
 ) -> None:

@@ -1,7 +1,7 @@
 """Budgets of many owners, under charge from several connections at once."""
 
 import asyncio
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -101,6 +101,17 @@ async def test_what_calls_cost_is_learned_anew_in_each_period_and_when_the_limit
     async with database.transaction() as connection:
         await budgets.write(connection, owner, limits)
     assert await costs() == (0, 0, None)
+
+
+async def test_a_call_that_is_charged_by_a_moment_before_the_period_takes_nothing_back(database: Database) -> None:
+    """It waited for the lock while another began the new period."""
+    owner = BudgetOwner(BudgetScope.KEY, "me")
+    async with database.transaction() as connection:
+        await budgets.write(connection, owner, BudgetLimits(token_budget=1000, period=BudgetPeriod.HOUR))
+        moments = [await _now(database) + timedelta(hours=hours) for hours in (1, 0)]
+        for tokens, at in zip((5, 3), moments, strict=True):
+            await usage.add(connection, [_call(tokens)], at)
+    assert await value(database, "SELECT tokens FROM llm_budgets") == 8
 
 
 async def test_of_many_budgets_only_those_that_are_awaited_are_read(database: Database) -> None:
