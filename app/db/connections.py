@@ -2,8 +2,9 @@
 
 import asyncio
 import socket
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -37,6 +38,12 @@ _SESSION = {
 }
 # As far as this system has them: bytes that nobody acknowledges, or no answer to probes, end a connection after 10 s.
 _SOCKET_OPTIONS = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 10_000}
+
+# Types below it are PostgreSQL's own, with the same numbers in every database and version.
+_FIRST_OWN_OID = 10_000
+_types: dict[frozenset[int], Any] = {}
+# In place of the statement that would have asked: as one with a name, it has taken the place of no other.
+_NAMED = SimpleNamespace(name="known")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +86,16 @@ class LimitedConnection(_Base):
         # The driver would ask the server, over another connection, to cancel the statement, and wait for that before
         # this connection serves again: for ever where the network is silent. The server sees that this one is closed.
         asyncio.get_running_loop().call_soon(self.terminate)
+
+    async def _introspect_types(self, oids: Collection[int], timeout: float | None) -> Any:  # noqa: ASYNC109
+        # The driver would ask for them on every connection, by a query that costs the server several milliseconds.
+        key = frozenset(oids)
+        if known := _types.get(key):
+            return known, _NAMED
+        types, statement = await super()._introspect_types(oids, timeout)  # type: ignore[misc]  # not in its stubs
+        if all(oid < _FIRST_OWN_OID for oid in key):
+            _types[key] = types
+        return types, statement
 
     async def _cleanup_stmts(self) -> None:
         # The driver closes statements that it has no room for without any limit.

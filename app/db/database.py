@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolExhausted
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from app.db import dialect
 from app.db.connections import Connections, Limits, StatementPool
 from app.db.notify import Announcer, begin_locked_work, pop_news
 from app.db.outage import Outage
@@ -71,7 +72,7 @@ class Database:
 
     def _engine(self, limits: Limits, size: int, *, overflow: int, timeout: float) -> AsyncEngine:
         engine = create_async_engine(
-            "postgresql+asyncpg://",
+            dialect.URL,
             async_creator=lambda: self._connections.open(limits),
             pool_size=size,
             max_overflow=overflow,
