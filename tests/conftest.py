@@ -1,12 +1,13 @@
 """Ways to a database: a connection that is rolled back (cheapest), a database that commits and is emptied afterwards
 (for races and loops), and one that is thrown away (for tests that change the schema or look at statistics)."""
 
+import gc
 import os
 import re
 import shutil
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import asynccontextmanager
 from math import ceil
 from pathlib import Path
@@ -78,6 +79,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     share = ceil(len(quick) / processes)
     parts = (slow[place::processes] + quick[place * share : (place + 1) * share] for place in range(processes))
     items[:] = [item for part in parts for item in part]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Nothing that is made here becomes garbage: to look for some takes seconds, now and in each long search later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(autouse=True)
