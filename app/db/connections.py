@@ -43,7 +43,7 @@ _SOCKET_OPTIONS = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP
 _FIRST_OWN_OID = 10_000
 _types: dict[frozenset[int], Any] = {}
 # In place of the statement that would have asked: as one with a name, it has taken the place of no other.
-_NAMED = SimpleNamespace(name="known")
+_NAMED = SimpleNamespace(name="types")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +90,8 @@ class LimitedConnection(_Base):
     async def _introspect_types(self, oids: Collection[int], timeout: float | None) -> Any:  # noqa: ASYNC109
         # The driver would ask for them on every connection, by a query that costs the server several milliseconds.
         key = frozenset(oids)
-        if known := _types.get(key):
-            return known, _NAMED
+        if types := _types.get(key):
+            return types, _NAMED
         types, statement = await super()._introspect_types(oids, timeout)  # type: ignore[misc]  # not in its stubs
         if all(oid < _FIRST_OWN_OID for oid in key):
             _types[key] = types
