@@ -54,3 +54,16 @@ async def test_leases_and_dependencies_stay_when_the_columns_of_tasks_move(own_d
     assert {result.task_id for result in await claimed(own_database, 2)} == {other, last}
     async with own_database.transaction() as connection:
         assert await counters.differences(connection) == []
+
+
+async def test_models_that_nobody_has_called_lose_their_last_use(own_database: Database) -> None:
+    await schema.downgrade(own_database.engine, "2026_11_30_weight_steps")
+    await execute(
+        own_database,
+        "INSERT INTO llm_models (model, concurrency, latency_seconds) VALUES ('called', 4, 0.5), ('listed', 4, NULL)",
+    )
+    await schema.migrate(own_database.engine)
+    unused = "SELECT model FROM llm_models WHERE used_at IS NULL"
+    assert await value(own_database, unused) == "listed"
+    await schema.downgrade(own_database.engine, "2026_11_30_weight_steps")
+    assert await value(own_database, unused) is None
