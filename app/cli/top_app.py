@@ -1,5 +1,6 @@
 """The screen of `convener top`: tables that are filled anew every few seconds, and a question before each action."""
 
+import contextlib
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, ClassVar
@@ -9,6 +10,7 @@ from textual import work
 from textual.app import App, ComposeResult
 from textual.binding import BindingType
 from textual.containers import Vertical
+from textual.css.query import NoMatches
 from textual.screen import ModalScreen
 from textual.widgets import DataTable, Footer, Input, Label, OptionList, Static
 
@@ -118,12 +120,18 @@ class Top(App[None]):
             return
         self._is_looking = True
         try:
+            # While the program ends, the parts of its screen go before this does.
+            with contextlib.suppress(NoMatches):
+                await self._look()
+        finally:
+            self._is_looking = False
+
+    async def _look(self) -> None:
+        try:
             self._show(await self._viewer.look())
         except Refused as refusal:
             sentence = f"{refusal.sentence}; what is below may be old"
             self.query_one("#verdict", Static).update(Text(plain(sentence), "bold red"))
-        finally:
-            self._is_looking = False
 
     def _show(self, view: dict[str, Any]) -> None:
         worst = {"healthy": "green", "degraded": "yellow"}.get(view["report"]["overall_health"], "red")

@@ -118,6 +118,15 @@ async def test_an_outage_is_told_and_waited_out(live_service: Service) -> None:
         await _until(pilot, lambda: "does not answer" in str(app.query_one("#verdict", Static).render()))
 
 
+async def test_a_look_under_way_may_end_after_the_parts_of_the_screen(live_service: Service) -> None:
+    """As on a busy machine: quitting ended with a traceback."""
+    app = await _app(live_service, Role.OPERATOR)
+    async with app.run_test() as pilot:
+        await _until(pilot, lambda: "looking" not in str(app.query_one("#verdict", Static).render()))
+        await app.screen.remove_children()
+        await app.action_refresh().wait()
+
+
 async def test_where_there_is_no_terminal_or_no_package_it_says_what_to_do(
     convener: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
