@@ -1,11 +1,11 @@
-"""How people end what a session of the database keeps from others."""
+"""Ends of sessions of the database that keep something from others."""
 
 # The condition of a row `a` of pg_stat_activity, as far as this role may see it.
 AWAITS_STANDBY = "coalesce(a.wait_event = 'SyncRep', false)"
 
 
 def session_end(pid: int, *, awaits_standby: bool) -> str:
-    """What ends the transaction of a session; one whose commit waits for a synchronous standby is not to be ended.
+    """Return how people end the transaction of a session, which they should not while it waits for a standby.
 
     The server would show what it has stored and no standby has, and repeated calls would be acknowledged by that.
     """
