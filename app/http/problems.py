@@ -48,6 +48,7 @@ PLAIN: Mapping[int, tuple[str, str]] = {
 _RETRY_AFTER_SECONDS = 1
 # What Pydantic says of a body that is no object, or that came as another type than JSON.
 _NO_OBJECT = frozenset({"model_type", "model_attributes_type"})
+WHAT_A_BODY_IS = "must be a JSON object, sent with the header `Content-Type: application/json`"
 _METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")
 
 
@@ -206,7 +207,7 @@ def _render(
 def _message(problem: Any) -> str:
     # Where the type is another, the framework takes the body for text.
     if tuple(problem["loc"]) == ("body",) and problem["type"] in _NO_OBJECT:
-        return "must be a JSON object, sent with the header `Content-Type: application/json`"
+        return WHAT_A_BODY_IS
     return str(problem["msg"].removeprefix("Value error, "))
 
 

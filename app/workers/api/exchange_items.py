@@ -14,6 +14,7 @@ from app.db.turns import Turns
 from app.http.bodies import SMALL_BYTES, too_long, validate_value
 from app.http.fast_routes import LeanRoute, uuid_of
 from app.http.guard import admit, admit_remembered, worker_of
+from app.http.problems import WHAT_A_BODY_IS
 from app.http.services import Services
 from app.kernel.access import Principal, Scope
 from app.kernel.errors import ConvenerError
@@ -101,7 +102,7 @@ def _read(index: int, value: Any, admitted: Mapping[str, Admission]) -> Item:
         raise _refused((min(value.keys() - _ALLOWED[operation]),), "Extra inputs are not permitted")
     body = value.get("body", {})
     if not isinstance(body, dict):
-        raise _refused(("body",), "Input should be an object")
+        raise _refused(("body",), WHAT_A_BODY_IS)
     item = Item(
         index=index,
         operation=operation,

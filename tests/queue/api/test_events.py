@@ -148,7 +148,9 @@ async def test_events_of_one_goal(service: Service) -> None:
     assert [event["task_id"] for event in found["items"]] == [again]
 
 
-async def test_an_empty_page_tells_whether_there_is_more(service: Service) -> None:
+async def test_an_empty_page_tells_whether_there_is_more(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes, "_PAGE", 2)
+    monkeypatch.setattr(routes, "_MOST_PAGES", 1)
     for _ in range(3):
         await service.submitted(goal_id="yours")
     await service.submitted(goal_id="mine")
