@@ -153,7 +153,8 @@ async def test_a_strangers_message_is_ignored(database: Database, other: Databas
         await execute(database, "SELECT pg_notify($1, $2)", notify.CHANNEL, message)
     ear.heard.clear()
     await _until_heard(other, ear, "ours again")
-    assert ear.heard == {"ours again"}
+    # It was told of again and again until it was heard, so the last of the first may come now.
+    assert ear.heard - {"ours"} == {"ours again"}
 
 
 async def test_a_burst_is_told_to_others_in_few_messages(database: Database, other: Database) -> None:
