@@ -19,8 +19,14 @@ _MOMENT = {"task_history": "finished_at", "events": "at"}
 _ORDER = {"task_history": "seq", "events": "transaction, seq"}
 _NAME = re.compile(r"^(task_history|events)_(default|\d{8})$")
 
-# Less than the half second after which a statement of the hot path gives up, the wait for the lock included.
+# To attach a partition PostgreSQL looks through all rows of the default one, and whoever writes there waits meanwhile:
+# a second for a million, which are there when nobody has made partitions for long. A small one is looked through in
+# less than the half second after which a statement of the hot path gives up, the wait for the lock included.
 _LONGEST_CREATION_MS = 400
+_SMALL_BYTES = 64 << 20
+# That of tomorrow is worth a longer wait, once a day: without it the default partition would grow for ever.
+_LONGEST_NEEDED_CREATION_MS = 10_000
+_LARGEST_BYTES = 2 << 30
 _CANCELED = "57014"
 
 # Rows deleted in some 20 ms: no transaction that readers of events, or writers of these rows, would have to wait for.
@@ -43,8 +49,9 @@ async def create_ahead(connection: AsyncConnection, days: int = 3) -> list[str]:
 
 
 async def missing_days(connection: AsyncConnection, table: str, days: int = 3) -> list[date]:
-    """Return today and the next `days` as far as they need a partition."""
+    """Return today and the next `days` as far as they need a partition; no more than one where each costs a lot."""
     names, today = await _partitions(connection, table), await _today(connection)
+    days = days if await _default_bytes(connection, table) <= _SMALL_BYTES else min(days, 1)
     coming_days = [today + timedelta(days=step) for step in range(days + 1)]
     # The default partition takes the rows of a day without one, so a stalled duty loses nothing. Once it has some, it
     # keeps that day: to attach another partition PostgreSQL would have to scan them under a lock.
@@ -79,10 +86,11 @@ async def create(connection: AsyncConnection, table: str, day: date) -> bool:
 
     So it does where the table is in use, or where the default partition, which takes the day until then, is large.
     """
-    # PostgreSQL looks through all rows of the default partition, and whoever writes to it waits meanwhile: a second for
-    # a million, which are there when nobody has made partitions for long.
-    limit = f"SET LOCAL statement_timeout = {_LONGEST_CREATION_MS}"
-    return await _execute_unless_busy(connection, limit, _creation(table, day))
+    size = await _default_bytes(connection, table)
+    if size > _LARGEST_BYTES:
+        return False
+    longest = _LONGEST_CREATION_MS if size <= _SMALL_BYTES else _LONGEST_NEEDED_CREATION_MS
+    return await _execute_unless_busy(connection, f"SET LOCAL statement_timeout = {longest}", _creation(table, day))
 
 
 async def drop(connection: AsyncConnection, name: str) -> bool:
@@ -142,6 +150,11 @@ async def _execute_unless_busy(connection: AsyncConnection, *statements: str) ->
 async def _today(connection: AsyncConnection) -> date:
     day: date = (await connection.execute(text("SELECT (now() AT TIME ZONE 'UTC')::date"))).scalar_one()
     return day
+
+
+async def _default_bytes(connection: AsyncConnection, table: str) -> int:
+    size = text(f"SELECT pg_relation_size('{table}_default')")
+    return int((await connection.execute(size)).scalar_one())
 
 
 async def _partitions(connection: AsyncConnection, table: str) -> set[str]:

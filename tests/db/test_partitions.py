@@ -88,6 +88,28 @@ async def test_a_large_default_partition_keeps_writers_waiting_only_briefly(
         assert await retention.create(connection, "events", day)
 
 
+async def test_of_a_larger_one_only_the_day_that_comes_is_taken(
+    own_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would grow for ever otherwise; and for no other day writers have to wait."""
+    today = await _today(own_database)
+    await execute(
+        own_database, "DROP TABLE " + ", ".join(f"events_{today + timedelta(days=n):%Y%m%d}" for n in (1, 2, 3))
+    )
+    await execute(own_database, f"{_EVENT.partition('VALUES')[0]} {_MANY}", today - timedelta(days=10))
+    monkeypatch.setattr(retention, "_LONGEST_CREATION_MS", 5)
+    monkeypatch.setattr(retention, "_SMALL_BYTES", 0)
+    async with own_database.transaction() as connection:
+        days = await retention.missing_days(connection, "events")
+        assert days == [today + timedelta(days=1)]
+        monkeypatch.setattr(retention, "_LARGEST_BYTES", 0)
+        assert not await retention.create(connection, "events", days[0])
+        monkeypatch.undo()
+        monkeypatch.setattr(retention, "_SMALL_BYTES", 0)
+        assert await retention.create(connection, "events", days[0])
+        assert await retention.missing_days(connection, "events") == []
+
+
 @pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/Los_Angeles"])
 @pytest.mark.parametrize("hour", [1, 23])
 async def test_days_are_those_of_utc_wherever_we_and_the_server_are(
