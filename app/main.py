@@ -35,7 +35,7 @@ from app.health.service.snapshot_cache import SnapshotCache, SnapshotSettings
 from app.health.service.stand_in import stand_in
 from app.health.service.utilisation import keep_sampling
 from app.http.bodies import Uploads
-from app.http.bounds import BoundedHeads, raise_file_limit
+from app.http.bounds import BoundedHeads, raise_limits
 from app.http.refusals import Refusals
 from app.http.services import PayloadLimit, Services
 from app.http.shares import Shares
@@ -250,7 +250,7 @@ def serve(settings: Settings) -> None:
 
     Raises SocketTaken, UnusableCertificate, and Failure where the port cannot be had.
     """
-    limits = raise_file_limit()
+    limits = raise_limits()
     certificate = served_certificate(settings.tls_certificate, settings.tls_key)
     on_config = _follow_log_level if settings.log_level is None else None
     tracing = start_tracing("convener-api")

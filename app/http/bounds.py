@@ -1,7 +1,6 @@
 """Bounds of connections: their number, their memory, and the time that an unfinished request may take."""
 
 import asyncio
-import resource
 from http import HTTPStatus
 from typing import ClassVar, NamedTuple
 
@@ -12,6 +11,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from app.http import problems
 from app.http.answers import JSON_BODY, JoinedAnswer
 from app.http.security import secured
+from worker_agent.connections.file_limit import ConnectionLimits, raise_file_limit
 
 # Four times the longest address that a list of tasks needs; node.js and nginx stop at 16 and 32 KiB.
 MAX_HEAD_BYTES = 64 << 10
@@ -43,19 +43,9 @@ class TakingPace(NamedTuple):
     bytes_per_second: int = 4 << 10
 
 
-class ConnectionLimits(NamedTuple):
-    """Connections that may be open, and those that may wait to be taken in."""
-
-    open: int
-    waiting: int
-
-
-def raise_file_limit() -> ConnectionLimits:
+def raise_limits() -> ConnectionLimits:
     """Let this process open as many files as it may, and share them out."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    files = 1 << 20 if hard == resource.RLIM_INFINITY else hard
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
-    return connection_limits(files)
+    return connection_limits(raise_file_limit(1 << 20))
 
 
 def connection_limits(files: int) -> ConnectionLimits:

@@ -12,7 +12,7 @@ from types import FrameType
 
 import uvicorn
 
-from app.http.bounds import BoundedHeads, raise_file_limit
+from app.http.bounds import BoundedHeads, raise_limits
 from app.http.quiet_server import QuietServer
 from app.http.sockets import SocketTaken, UnixSocket
 from app.relay.exchange import ExchangePolicy
@@ -61,7 +61,7 @@ def read_listen(text: str) -> Listen:
 
 def serve(url: str, trust: Trust, listen: Listen) -> None:
     """Serve until SIGTERM or SIGINT. Raises UnusableAddress, and ValueError or OSError for `url` and `trust`."""
-    limits = raise_file_limit()
+    limits = raise_limits()
     # Both sides of the relay take files.
     BoundedHeads.max_connections = max(16, limits.open // 2)
     upstream = Upstream(url, trust, max_connections=min(BoundedHeads.max_connections, _MAX_UPSTREAM_CONNECTIONS))

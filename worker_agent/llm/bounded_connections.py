@@ -1,27 +1,19 @@
 """Bounds of the connections to the proxy, which whoever shares the machine can reach: their number and their heads."""
 
 import asyncio
-import resource
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+
+from worker_agent.connections.file_limit import ConnectionLimits, raise_file_limit
 
 MAX_HEAD_BYTES = 16 << 10
 _MAX_CONNECTIONS = 2048
 
 
-class ConnectionLimits(NamedTuple):
-    """Connections that may be open, and those that may wait to be taken in."""
-
-    open: int
-    waiting: int
-
-
-def raise_file_limit() -> ConnectionLimits:
+def raise_limits() -> ConnectionLimits:
     """Let this process open as many files as it may; leave a quarter of them to whatever else the worker does."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    files = 1 << 16 if hard == resource.RLIM_INFINITY else hard
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    files = raise_file_limit(1 << 16)
     # All that wait are taken in at once, before the first of the others can be closed.
     return ConnectionLimits(open=min(_MAX_CONNECTIONS, files // 2), waiting=min(_MAX_CONNECTIONS, files // 4))
 

@@ -97,7 +97,7 @@ class ModelProxy:
         # Imported here, as a worker without a language model needs none of this.
         import uvicorn
 
-        from worker_agent.llm.bounded_connections import MAX_HEAD_BYTES, BoundedConnections, raise_file_limit
+        from worker_agent.llm.bounded_connections import MAX_HEAD_BYTES, BoundedConnections, raise_limits
         from worker_agent.llm.call_trace import CallTraces
         from worker_agent.llm.completions import CompletionService
         from worker_agent.llm.permits import PermitClient
@@ -118,7 +118,7 @@ class ModelProxy:
                 random_fraction=self._random_fraction,
                 traces=CallTraces(self._tracing, self._settings.base_url),
             )
-            limits = raise_file_limit()
+            limits = raise_limits()
             BoundedConnections.max_connections = limits.open
             config = uvicorn.Config(
                 server.app,
