@@ -102,10 +102,9 @@ async def test_of_a_larger_one_only_the_day_that_comes_is_taken(
     async with own_database.transaction() as connection:
         days = await retention.missing_days(connection, "events")
         assert days == [today + timedelta(days=1)]
-        monkeypatch.setattr(retention, "_LARGEST_BYTES", 0)
-        assert not await retention.create(connection, "events", days[0])
-        monkeypatch.undo()
-        monkeypatch.setattr(retention, "_SMALL_BYTES", 0)
+        with monkeypatch.context() as patch:
+            patch.setattr(retention, "_LARGEST_BYTES", 0)
+            assert not await retention.create(connection, "events", days[0])
         assert await retention.create(connection, "events", days[0])
         assert await retention.missing_days(connection, "events") == []
 

@@ -37,6 +37,15 @@ async def test_a_model_that_nobody_has_listed_has_no_limits(service: Service) ->
     assert "vendor/new:latest" not in [item["model"] for item in (await service.get("/llm/models"))["items"]]
 
 
+async def test_a_model_is_used_from_its_first_permit_on(service: Service) -> None:
+    assert (await limited(service))["used_at"] is None
+    permit = await acquired(service)
+    under_way = (await service.get(f"/llm/models/{_MODEL}"))["used_at"]
+    assert under_way is not None
+    await settled(service, permit)
+    assert (await service.get(f"/llm/models/{_MODEL}"))["used_at"] >= under_way
+
+
 async def test_limits_are_changed_under_a_condition_and_audited(service: Service) -> None:
     limits: dict[str, Any] = {"requests_per_window": 60, "max_concurrency": 2, "fallback_models": ["small"]}
     for _ in range(2):
