@@ -34,6 +34,16 @@ async def _first_page(port: Port) -> AsyncIterator[Page]:
         yield page
 
 
+@asynccontextmanager
+async def _task_page(port: Port, task_id: str) -> AsyncIterator[Page]:
+    """The page of a running task that waits for its output."""
+    async with opened(f"http://127.0.0.1:{port.number}") as page:
+        await log_in(page, port.service.keys[Role.READER])
+        async with page.expect_request("**/output?*"):
+            await page.goto(f"/dashboard/tasks/{task_id}")
+        yield page
+
+
 async def _tell(page: Page, region: str, text: str) -> None:
     script = "([region, text]) => sources.at(-1).dispatchEvent(new MessageEvent(region, { data: text }))"
     await page.evaluate(script, [region, text])
@@ -181,10 +191,7 @@ async def test_output_goes_on_after_a_failure_and_is_said_to_be_old_meanwhile(po
 
 async def test_a_page_of_a_task_that_writes_for_a_day_does_not_grow_for_ever(port: Port) -> None:
     worker, task_id, token = await _running(port)
-    async with opened(f"http://127.0.0.1:{port.number}") as page:
-        await log_in(page, port.service.keys[Role.READER])
-        async with page.expect_request("**/output?*"):
-            await page.goto(f"/dashboard/tasks/{task_id}")
+    async with _task_page(port, task_id) as page:
         await page.evaluate("""() => {
             const link = document.querySelector("#output a");
             for (let number = 0; number < 5000; number++) {
@@ -205,10 +212,7 @@ async def test_a_page_of_a_task_that_writes_for_a_day_does_not_grow_for_ever(por
 
 async def test_the_end_of_a_session_is_no_output(port: Port) -> None:
     worker, task_id, token = await _running(port)
-    async with opened(f"http://127.0.0.1:{port.number}") as page:
-        await log_in(page, port.service.keys[Role.READER])
-        async with page.expect_request("**/output?*"):
-            await page.goto(f"/dashboard/tasks/{task_id}")
+    async with _task_page(port, task_id) as page:
         await page.context.clear_cookies()
         await _write(worker, task_id, token, "the last that was seen")
         await expect(page.locator("#output")).to_contain_text("the last that was seen")
