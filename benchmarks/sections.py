@@ -30,10 +30,8 @@ from benchmarks.percentiles import percentile
 from benchmarks.processes import rss_mb
 from benchmarks.progress import say
 from benchmarks.testbed import Testbed, start_testbed
-from benchmarks.workers import register_workers, retire_workers
 
 _PACES = {200: None, 1_000: 25.0}
-_WORKERS_OF_LOG = 64
 Drawing = list[Curve | Level]
 
 
@@ -135,31 +133,26 @@ async def _paced(run: Run) -> None:
     run.add("latency of cycles at a fixed pace, from when each was due", figures)
 
 
-async def _log(run: Run) -> None:
-    workers = await register_workers(run.testbed, _WORKERS_OF_LOG)
-    await Backlog(testbed=run.testbed, tasks=run.options.tasks).fill()
-    cost = await writes.measure(run.testbed, workers, run.options.seconds, Ledger())
-    await retire_workers(run.testbed, workers)
-    figures = [
-        Figure(name="submit", value=cost.submit / 1024, unit="KiB/task"),
-        Figure(name=f"lease and complete, {_WORKERS_OF_LOG} workers", value=cost.cycle / 1024, unit="KiB/task"),
-        Figure(
-            name="together",
-            value=(cost.submit + cost.cycle) / 1024,
-            unit="KiB/task",
-            target=1.8,
-            more_is_better=False,
-        ),
-    ]
-    run.add("write-ahead log", figures)
-
-
 async def _peers(run: Run) -> None:
     options = run.options
     names = options.peers or list(peer_runs.PEERS)
     figures, levels = await peer_runs.measure(run.testbed, names, options.rounds, 0.2 if options.quick else 1.0)
     run.add("other queues on the same PostgreSQL, jobs that do nothing", figures)
     run.drawing += levels
+
+
+async def _log(options: argparse.Namespace) -> Section:
+    cost = await writes.measure(options.tasks, options.seconds)
+    cycle = f"lease and complete, {writes.WORKERS} workers"
+    figures = [
+        Figure(name="submit", value=cost.submit / 1024, unit="KiB/task"),
+        Figure(name=cycle, value=cost.cycle / 1024, unit="KiB/task"),
+        Figure(
+            name="together", value=(cost.submit + cost.cycle) / 1024, unit="KiB/task", target=1.8, more_is_better=False
+        ),
+        Figure(name=f"{cycle}, tasks from before the checkpoint", value=cost.old_cycle / 1024, unit="KiB/task"),
+    ]
+    return Section(title="write-ahead log", figures=figures)
 
 
 async def _claims(options: argparse.Namespace) -> Section:
@@ -194,10 +187,10 @@ SHARED: dict[str, Callable[[Run], Awaitable[None]]] = {
     "submit": _submit,
     "cycles": _cycles,
     "paced": _paced,
-    "log": _log,
     "peers": _peers,
 }
 OWN: dict[str, Callable[[argparse.Namespace], Awaitable[Section]]] = {
+    "log": _log,
     "claims": _claims,
     "decisions": _decisions,
     "heartbeats": _heartbeats,

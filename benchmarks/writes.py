@@ -5,9 +5,12 @@ from dataclasses import dataclass
 import asyncpg
 
 from benchmarks import cycles, submit
+from benchmarks.backlog import Backlog
 from benchmarks.cycles import Ledger
-from benchmarks.testbed import Testbed
-from benchmarks.workers import Worker
+from benchmarks.testbed import Testbed, start_testbed
+from benchmarks.workers import Worker, register_workers
+
+WORKERS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,22 +19,34 @@ class LogBytes:
 
     submit: float
     cycle: float
+    # Of tasks that were there before a checkpoint, right after it: most of their pages are written whole then.
+    old_cycle: float
 
 
-async def measure(testbed: Testbed, workers: list[Worker], seconds: float, ledger: Ledger) -> LogBytes:
-    """Submit as many tasks as are worked off then, so that most pages were new after the last checkpoint."""
-    connection = await asyncpg.connect(testbed.database_url)
-    try:
-        await connection.execute("CHECKPOINT")
-        start = await _position(connection)
-        count = 20_000
-        await submit.tasks_per_second(testbed, count)
-        submitted, before = await _position(connection), ledger.completed_count
-        await cycles.measure(testbed, workers, seconds, ledger)
-        end = await _position(connection)
-    finally:
-        await connection.close()
-    return LogBytes(submit=(submitted - start) / count, cycle=(end - submitted) / (ledger.completed_count - before))
+async def measure(tasks: int, seconds: float) -> LogBytes:
+    """Work off tasks that came after the last checkpoint, then others that came before it; `tasks` wait each time."""
+    async with start_testbed() as testbed:
+        workers = await register_workers(testbed, WORKERS)
+        connection = await asyncpg.connect(testbed.database_url)
+        try:
+            await connection.execute("CHECKPOINT")
+            start = await _position(connection)
+            await submit.tasks_per_second(testbed, tasks)
+            submitted = await _position(connection) - start
+            cycle = await _bytes_of_cycle(connection, testbed, workers, seconds)
+            await Backlog(testbed=testbed, tasks=tasks).fill()
+            old_cycle = await _bytes_of_cycle(connection, testbed, workers, seconds)
+        finally:
+            await connection.close()
+    return LogBytes(submit=submitted / tasks, cycle=cycle, old_cycle=old_cycle)
+
+
+async def _bytes_of_cycle(
+    connection: "asyncpg.Connection[asyncpg.Record]", testbed: Testbed, workers: list[Worker], seconds: float
+) -> float:
+    ledger, start = Ledger(), await _position(connection)
+    await cycles.measure(testbed, workers, seconds, ledger)
+    return (await _position(connection) - start) / ledger.completed_count
 
 
 async def _position(connection: "asyncpg.Connection[asyncpg.Record]") -> int:
