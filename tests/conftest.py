@@ -9,7 +9,6 @@ import signal
 import tempfile
 from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import asynccontextmanager
-from math import ceil
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -70,15 +69,13 @@ def pytest_make_parametrize_id(val: object) -> str | None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Each process has its share of the slow tests, and has them first: none of them may be what all wait for."""
-    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    if processes == 1:
-        return
-    slow = [item for item in items if item.get_closest_marker("slow")]
-    quick = [item for item in items if not item.get_closest_marker("slow")]
-    share = ceil(len(quick) / processes)
-    parts = (slow[place::processes] + quick[place * share : (place + 1) * share] for place in range(processes))
-    items[:] = [item for part in parts for item in part]
+    """Slow tests come first, so none of them is what all wait for at the end.
+
+    The first process has all of them until others have nothing left: slow tests start many processes and wait for them,
+    so each has a quick one beside it and no other slow one.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.hookimpl(wrapper=True)
