@@ -255,8 +255,9 @@ class Broker:
             # The lane is charged at once, so that the next worker of the batch goes by it; a refund follows where the
             # claim finds no task.
             call = waiter.call
-            fitting = call.agent_types - waiter.unfit_agents if waiter.unfit_agents else call.agent_types
-            waiter.lane = self._dispatcher.choose_lane(call.worker_id, fitting, batch_lanes, call.offer)
+            waiter.lane = self._dispatcher.choose_lane(
+                call.worker_id, call.agent_types, batch_lanes, call.offer, waiter.unfit_lanes
+            )
             if waiter.lane is not None and ends.setdefault(waiter.lane, call.ends_at) != call.ends_at:
                 # Its turn is the next one: one claim goes through a lane once.
                 continue
@@ -265,8 +266,8 @@ class Broker:
             elif not waiter.is_new:
                 # Where its lanes are only full, its turn is in a later claim, too.
                 is_waiting = waiter.may_wait and waiter.is_tried
-                if not is_waiting and fitting.isdisjoint(plain_agents):
-                    self._end_try(waiter, fitting)
+                if not is_waiting and (waiter.unfit_lanes or call.agent_types.isdisjoint(plain_agents)):
+                    self._end_try(waiter, call.agent_types)
                 continue
             batch.append(waiter)
             if len(batch) == _MAX_BATCH:
@@ -379,7 +380,7 @@ class Broker:
 
     def _end_try(self, waiter: Waiter, agents: frozenset[AgentType] = frozenset()) -> None:
         """Note that there is no work of these agent types for a call, if so: where it may not wait, it is answered."""
-        if self._dispatcher.is_open_to(agents, waiter.call.offer):
+        if self._dispatcher.is_open_to(agents, waiter.call.offer, waiter.unfit_lanes):
             return
         if waiter.may_wait:
             waiter.note_try()

@@ -1,7 +1,7 @@
 """Calls for tasks as they wait in the broker, and what is at hand for workers whose time is limited."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 from uuid import UUID
@@ -61,8 +61,8 @@ class Waiter:
     is_draining: bool = False
     lane: Lane | None = None
     charge: float = 0.0
-    # Agent types of which all tasks at hand take longer than its worker lives.
-    unfit_agents: set[AgentType] = field(default_factory=set)
+    # Lanes of which all tasks at hand take longer than its worker lives.
+    unfit_lanes: frozenset[Lane] = frozenset()
 
     def note_try(self) -> None:
         """Note that it was tried to serve the call."""
@@ -75,7 +75,7 @@ class Waiter:
 def reconsider(waiters: Iterable[Waiter]) -> None:
     """Let workers whose time is limited try again where nothing fitted before."""
     for waiter in waiters:
-        waiter.unfit_agents.clear()
+        waiter.unfit_lanes = frozenset()
 
 
 async def pass_over(
@@ -91,5 +91,5 @@ async def pass_over(
     lowest = await hot_path.run(database, lambda connection: claims.ready_lanes(connection, floors))
     for waiter, outcome in zip(batch, outcomes, strict=True):
         if outcome.lease is None and waiter.lane in lowest:
-            waiter.unfit_agents.add(waiter.lane.agent_type)
+            waiter.unfit_lanes |= {waiter.lane}
     return lowest

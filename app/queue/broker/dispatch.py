@@ -51,8 +51,8 @@ class WorkerPreferences:
         return self._agents.get(worker_id)
 
 
-# The agent types that a worker can run, and the resource classes that it can serve.
-Able = frozenset[AgentType] | tuple[frozenset[AgentType], tuple[int, ...]]
+# The agent types that a worker can run, the resource classes that it can serve, and the lanes that are unfit for it.
+Able = frozenset[AgentType] | tuple[frozenset[AgentType], tuple[int, ...], frozenset[Lane]]
 _Candidates = tuple[set[AgentType], set[AgentType], Mapping[AgentType, Lane]]
 
 
@@ -83,12 +83,13 @@ class Dispatcher:
         can_run: frozenset[AgentType],
         batch: BatchLanes,
         offer: Resources | None = None,
+        unfit_lanes: frozenset[Lane] = frozenset(),
     ) -> Lane | None:
-        """The lane from which a worker is served by this claim, or None."""
-        able: Able = can_run
+        """The lane from which a worker is served by this claim, none of those that are unfit for it; or None."""
+        able: Able = (can_run, (), unfit_lanes) if unfit_lanes else can_run
         if self._lanes.open_classes and (served := self.classes.served_by(offer, self._lanes.open_classes)):
             # What it can serve and few others can goes first.
-            able = can_run, ((0, *reversed(served)) if self.classes.takes_least() else served)
+            able = can_run, ((0, *reversed(served)) if self.classes.takes_least() else served), unfit_lanes
         # Most workers are able to the same, and what is open to them changes only when a lane is full.
         candidates = batch.candidates.get(able)
         if candidates is None:
@@ -104,11 +105,11 @@ class Dispatcher:
                 batch.candidates.clear()
         return lane
 
-    def is_open_to(self, can_run: frozenset[AgentType], offer: Resources | None) -> bool:
+    def is_open_to(self, can_run: frozenset[AgentType], offer: Resources | None, unfit_lanes: frozenset[Lane]) -> bool:
         """Whether a worker could be served from any lane, also where that has enough workers in this claim."""
         open_classes = self._lanes.open_classes
         served = self.classes.served_by(offer, open_classes) if open_classes else ()
-        return not can_run.isdisjoint(self._lanes.best_lanes(served))
+        return not can_run.isdisjoint(self._lanes.best_lanes(served, unfit_lanes))
 
     def request(self, call: LeaseCall, lane: Lane | None) -> ClaimRequest:
         """The request to claim a task from this lane for a call."""
@@ -124,8 +125,8 @@ class Dispatcher:
 
     def _candidates(self, able: Able, counts: Mapping[Lane, int]) -> _Candidates:
         """The agents with lanes that are not full yet, the most urgent of them without deferred ones, and the lanes."""
-        can_run, classes = able if isinstance(able, tuple) else (able, ())
-        best_lanes = self._lanes.best_lanes(classes)
+        can_run, classes, unfit_lanes = able if isinstance(able, tuple) else (able, (), frozenset[Lane]())
+        best_lanes = self._lanes.best_lanes(classes, unfit_lanes)
         open_agents = {
             agent
             for agent in can_run

@@ -96,11 +96,18 @@ class LaneView:
         """The agent types that may have work which asks for no resources."""
         return self._best_lanes.keys()
 
-    def best_lanes(self, classes: Sequence[int] = ()) -> Mapping[AgentType, Lane]:
+    def best_lanes(self, classes: Sequence[int] = (), without: Set[Lane] = frozenset()) -> Mapping[AgentType, Lane]:
         """The lane of highest priority in which each type may have work, that of one of these classes included.
 
         Of several of one priority the first class counts; 0, which else comes last, is that of those that ask for none.
         """
+        if without:
+            order = {number: place for place, number in enumerate(reversed((*classes, 0)))}
+            lanes = [lane for lane in self._floors if lane.resource_class in order and lane not in without]
+            return {
+                lane.agent_type: lane
+                for lane in sorted(lanes, key=lambda lane: (lane.priority, order[lane.resource_class]))
+            }
         if not classes:
             return self._best_lanes
         best = dict[AgentType, Lane]()

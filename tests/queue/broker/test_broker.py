@@ -758,6 +758,24 @@ async def test_a_worker_whose_time_is_limited_gets_what_ends_in_it(database: Dat
     assert unlimited.task_id == long
 
 
+@pytest.mark.parametrize("wait_seconds", [0, 5])
+@pytest.mark.parametrize("high", [None, resources.Resources(gpus=1).text()])
+async def test_a_worker_whose_time_is_limited_goes_on_to_less_urgent_tasks_of_the_agent_type(
+    database: Database, broker: Broker, wait_seconds: float, high: str | None
+) -> None:
+    await submitted(database, priority=Priority.HIGH, timeout_seconds=300, resources=high)
+    (short,) = await submitted(database, priority=Priority.LOW, timeout_seconds=20)
+    call = replace(
+        _call(await ready_worker(database), AgentType.GENERATION),
+        ends_at=datetime.now(UTC) + timedelta(seconds=60),
+        offer=resources.Resources(gpus=1),
+    )
+    lease = await broker.lease(call, wait_seconds)
+    assert lease is not None
+    assert lease.task_id == short
+    assert await broker.lease(replace(call, worker_id=await ready_worker(database), request_id=uuid4())) is None
+
+
 async def test_a_worker_for_which_nothing_fits_waits_for_news_and_holds_up_nobody(
     database: Database, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
