@@ -3,6 +3,8 @@
 Each reads every worker or connection, and no other tasks than those that workers hold.
 """
 
+import math
+from dataclasses import dataclass
 from datetime import timedelta
 
 from sqlalchemy import text
@@ -22,6 +24,7 @@ from app.kernel.resources import Resources
 from app.kernel.sessions import AWAITS_STANDBY
 from app.llm.rules.conditions import service_state
 from app.llm.store import models
+from app.queue.rules.tasks import BASE_COMPUTE_SECONDS
 from app.queue.store import lease_ledger
 from app.workers.store.tables import LIVE
 
@@ -33,13 +36,12 @@ FROM workers w {lease_ledger.last_and_held("w.id")}
 WHERE w.{LIVE} AND held.state = 'executing' GROUP BY held.agent_type
 """)
 
+_IDLE = {"idle_after": IDLE_AFTER.total_seconds()}
 # A worker that took its last task a moment ago does many short ones, and idles only at this moment. `greatest` passes
 # over nulls: one that never took any idles since its first heartbeat.
 _LIVING = f"""
-    SELECT w.state, w.capabilities, w.cpu_cores, w.memory_gb, w.gpus, w.resources,
-           w.state = 'ready' AND held.id IS NULL
-           AND greatest(w.first_beat_at, last_lease.leased_at) < now() - make_interval(secs => :idle_after)
-           AND coalesce(w.ends_at > now() + make_interval(secs => :needed), true) AS is_idle
+    SELECT w.*, w.state = 'ready' AND held.id IS NULL
+           AND greatest(w.first_beat_at, last_lease.leased_at) < now() - make_interval(secs => :idle_after) AS is_idle
     FROM workers w {lease_ledger.last_and_held("w.id")}
     LEFT JOIN leases last_lease ON last_lease.worker_id = w.id AND last_lease.n = last.n
     WHERE w.state IN ('ready', 'draining')
@@ -50,10 +52,12 @@ SELECT count(*) AS alive, count(*) FILTER (WHERE is_idle) AS idle,
        (SELECT array_agg(DISTINCT agent) FROM living CROSS JOIN unnest(capabilities) AS agent WHERE is_idle) AS idle_for
 FROM living
 """)
-_IDLE_OFFERS = text(f"""
-SELECT DISTINCT capabilities, coalesce(cpu_cores, 0) AS cores, coalesce(memory_gb, 0) AS memory_gb,
-       coalesce(gpus, 0) AS gpus, resources AS named
-FROM ({_LIVING}) living WHERE is_idle
+_IDLE_WORKERS = text(f"""
+SELECT capabilities, coalesce(cpu_cores, 0) AS cores, coalesce(memory_gb, 0) AS memory_gb,
+       coalesce(gpus, 0) AS gpus, resources AS named, extract(epoch FROM ends_at - now())::float8 AS seconds,
+       CASE WHEN ends_at IS NOT NULL THEN assigned_agent END AS agent,
+       CASE WHEN ends_at IS NOT NULL THEN assigned_compute_seconds END AS compute_seconds, count(*) AS workers
+FROM ({_LIVING}) living WHERE is_idle GROUP BY 1, 2, 3, 4, 5, 6, 7, 8
 """)
 
 # Snapshots of other databases do not matter to ours; those of standbys do, and these have no database. Prepared
@@ -110,6 +114,21 @@ SELECT (SELECT sum(numbackends) FROM pg_stat_database)::float8
 """)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdleWorkers:
+    """Idle workers with the same agents and offer that end in so many seconds.
+
+    A task of their assigned agent may take `stretch` times its timeout.
+    """
+
+    workers: int
+    agents: frozenset[AgentType]
+    offer: Resources
+    seconds: float = math.inf
+    assigned_agent: AgentType | None = None
+    stretch: float = 1.0
+
+
 # Callers tell of it with each call.
 _KEY_KNOWN_FOR = timedelta(days=1)
 
@@ -125,26 +144,27 @@ async def running_tasks(connection: AsyncConnection, grace_seconds: float) -> di
     }
 
 
-async def worker_counts(connection: AsyncConnection, minimum: int | None, needed_seconds: float) -> WorkerCounts:
-    """Counts of the workers that are past their start; `minimum` is passed on.
-
-    One that ends within the seconds that a task needs is not idle: it gets none any more.
-    """
-    row = (await connection.execute(_POOL, _idle(needed_seconds))).mappings().one()
+async def worker_counts(connection: AsyncConnection, minimum: int | None) -> WorkerCounts:
+    """Counts of the workers that are past their start; `minimum` is passed on."""
+    row = (await connection.execute(_POOL, _IDLE)).mappings().one()
     agents = frozenset(map(AgentType, row["idle_for"] or ()))
     return WorkerCounts(alive=row["alive"], idle=row["idle"], idle_for=agents, minimum=minimum)
 
 
-async def idle_offers(
-    connection: AsyncConnection, needed_seconds: float
-) -> list[tuple[frozenset[AgentType], Resources]]:
-    """Agent types and offers of the idle workers, each combination once."""
-    rows = (await connection.execute(_IDLE_OFFERS, _idle(needed_seconds))).mappings()
-    return [(frozenset(map(AgentType, row["capabilities"])), resources.read(dict(row))) for row in rows]
-
-
-def _idle(needed_seconds: float) -> dict[str, float]:
-    return {"idle_after": IDLE_AFTER.total_seconds(), "needed": needed_seconds}
+async def idle_workers(connection: AsyncConnection) -> list[IdleWorkers]:
+    """The idle workers, alike ones together."""
+    rows = [dict(row) for row in (await connection.execute(_IDLE_WORKERS, _IDLE)).mappings()]
+    return [
+        IdleWorkers(
+            workers=row["workers"],
+            agents=frozenset(map(AgentType, row["capabilities"])),
+            offer=resources.read(row),
+            seconds=math.inf if row["seconds"] is None else row["seconds"],
+            assigned_agent=row["agent"] and AgentType(row["agent"]),
+            stretch=max(1.0, (row["compute_seconds"] or 0.0) / BASE_COMPUTE_SECONDS),
+        )
+        for row in rows
+    ]
 
 
 async def model_troubles(connection: AsyncConnection) -> dict[str, ModelTrouble]:

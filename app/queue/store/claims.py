@@ -105,13 +105,13 @@ _LOG = event_rows.entry(
 STRETCH = f"""CASE WHEN assigned_agent = agent_type
                      THEN greatest(1, assigned_compute_seconds / {BASE_COMPUTE_SECONDS}) ELSE 1 END"""
 # Of a lane in which nothing fits the time that workers have left, no more than so many tasks are looked at.
-_LOOKED_AT = 500
+LOOKED_AT = 500
 _BOUND = f"""CROSS JOIN LATERAL (
         SELECT (
             SELECT t.tag FROM tasks t
             WHERE t.agent_type = demand.agent_type AND t.priority = demand.priority
               AND t.state = 'pending' AND t.blockers = 0 AND t.run_at IS NULL AND t.tag >= demand.floor
-            ORDER BY t.tag OFFSET {_LOOKED_AT} LIMIT 1
+            ORDER BY t.tag OFFSET {LOOKED_AT} LIMIT 1
         ) AS last_tag OFFSET 0
     ) bound"""
 _FITS = """AND tag <= coalesce(bound.last_tag, 'Infinity') AND (demand.ends_at IS NULL OR demand.ends_at >=

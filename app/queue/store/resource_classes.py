@@ -1,6 +1,8 @@
 """Resource classes: each distinct request of live tasks has a number, from which its lanes follow."""
 
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 import asyncpg
 from sqlalchemy import text
@@ -9,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.db import notify
 from app.kernel.lanes import Lane
 from app.kernel.resources import MAX_CLASSES
+from app.queue.store.claims import LOOKED_AT
 
 # Locked, so that no class goes while a submit makes tasks of it.
 _FIND = text("""
@@ -36,23 +39,32 @@ gone AS (
 DELETE FROM resource_lanes WHERE resource_class IN (SELECT id FROM gone)
 """)
 # From the virtual time of the lane on, below which are dead entries of tasks that were leased.
-_COUNT_WAITING = text("""
-SELECT asked.place, (
-    SELECT count(*) FROM (
-        SELECT FROM tasks t
+_WAITING = """FROM tasks t
         WHERE t.agent_type = asked.agent_type AND t.priority = asked.priority
           AND t.tag >= coalesce(plain.virtual_time, classed.virtual_time, asked.bottom) AND t.tag < asked.ceiling
-          AND state = 'pending' AND blockers = 0 AND run_at IS NULL
-        LIMIT :limit
-    ) first
-) AS tasks
+          AND state = 'pending' AND blockers = 0 AND run_at IS NULL"""
+_LANES = """LEFT JOIN lanes plain
+    ON asked.resource_class = 0 AND plain.agent_type = asked.agent_type AND plain.priority = asked.priority
+LEFT JOIN resource_lanes classed ON classed.resource_class = asked.resource_class
+    AND classed.agent_type = asked.agent_type AND classed.priority = asked.priority"""
+_COUNT_WAITING = text(f"""
+SELECT asked.place, (SELECT count(*) FROM (SELECT {_WAITING} LIMIT :limit) first) AS tasks
 FROM unnest(CAST(:agents AS text[]), CAST(:priorities AS smallint[]), CAST(:classes AS smallint[]),
             CAST(:bottoms AS float8[]), CAST(:ceilings AS float8[]))
      WITH ORDINALITY AS asked (agent_type, priority, resource_class, bottom, ceiling, place)
-LEFT JOIN lanes plain
-    ON asked.resource_class = 0 AND plain.agent_type = asked.agent_type AND plain.priority = asked.priority
-LEFT JOIN resource_lanes classed ON classed.resource_class = asked.resource_class
-    AND classed.agent_type = asked.agent_type AND classed.priority = asked.priority
+{_LANES}
+""")
+_COUNT_FITTING = text(f"""
+SELECT asked.place, fit.tasks, fit.least_seconds
+FROM unnest(CAST(:agents AS text[]), CAST(:priorities AS smallint[]), CAST(:classes AS smallint[]),
+            CAST(:bottoms AS float8[]), CAST(:ceilings AS float8[]), CAST(:longest AS float8[]))
+     WITH ORDINALITY AS asked (agent_type, priority, resource_class, bottom, ceiling, longest, place)
+{_LANES}
+CROSS JOIN LATERAL (
+    SELECT count(*) FILTER (WHERE seconds <= longest) AS tasks, min(seconds) AS least_seconds FROM (
+        SELECT coalesce(t.timeout_seconds, :usual_seconds)::float8 AS seconds {_WAITING} ORDER BY t.tag LIMIT :limit
+    ) first
+) fit
 """)
 _READ = "SELECT id, request::text AS request FROM resource_classes ORDER BY id"
 
@@ -91,6 +103,29 @@ async def read(connection: "asyncpg.Connection[asyncpg.Record]") -> dict[int, st
 async def requests(connection: AsyncConnection) -> dict[int, str]:
     """Class -> its request as JSON text, of all, in a transaction under way."""
     return {row.id: row.request for row in await connection.execute(text(_READ))}
+
+
+class FittingTasks(NamedTuple):
+    """Number of waiting tasks of a lane whose timeouts fit, and the least timeout of all that were looked at."""
+
+    tasks: int
+    least_seconds: float
+
+
+async def count_fitting(
+    connection: AsyncConnection, longest: Mapping[Lane, float], usual_seconds: float
+) -> dict[Lane, FittingTasks]:
+    """Lane -> its tasks that may run now within so many seconds, of as many as a claim looks at.
+
+    `usual_seconds` is the timeout of those that name none.
+    """
+    lanes = sorted(longest)
+    asked = {**_asked(lanes, LOOKED_AT), "longest": [longest[lane] for lane in lanes], "usual_seconds": usual_seconds}
+    rows = await connection.execute(_COUNT_FITTING, asked)
+    return {
+        lanes[row.place - 1]: FittingTasks(row.tasks, math.inf if row.least_seconds is None else row.least_seconds)
+        for row in rows
+    }
 
 
 async def count_waiting(connection: AsyncConnection, lanes: Sequence[Lane], limit: int) -> dict[Lane, int]:

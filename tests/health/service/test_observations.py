@@ -12,6 +12,7 @@ from app.kernel.agents import AgentType
 from app.kernel.resources import Resources
 from app.queue.rules.admission import CapacityPolicy
 from app.queue.rules.degradation import Strain
+from app.queue.rules.tasks import BASE_COMPUTE_SECONDS
 from tests.support.factories import ready_worker, submitted
 from tests.support.sql import execute
 from tests.support.watching import neglect_task, observe
@@ -114,13 +115,50 @@ async def test_a_worker_does_not_starve_beside_tasks_that_ask_for_what_it_lacks(
     await submitted(database, 3, resources=Resources(gpus=1).text())
     await submitted(database, 1, resources=Resources(gpus=2).text(), agent_type=AgentType.RANKING)
 
-    async def starvation() -> list[str]:
-        async with database.transaction() as connection:
-            return [symptom.message for symptom in worker_starvation(await _observed(connection), FOR_ALERTS) or ()]
-
-    assert await starvation() == []
+    assert await _starvation(database) == []
     await execute(database, "UPDATE workers SET gpus = 1 WHERE id = $1", worker)
-    assert await starvation() == ["1 worker idles although tasks wait that could be run there: 3"]
+    assert await _starvation(database) == ["1 worker idles although tasks wait that could be run there: 3"]
     await execute(database, "UPDATE workers SET gpus = 0")
     await submitted(database, 2, agent_type=AgentType.RANKING)
-    assert await starvation() == ["1 worker idles although tasks wait that could be run there: 2"]
+    assert await _starvation(database) == ["1 worker idles although tasks wait that could be run there: 2"]
+
+
+async def test_a_worker_that_ends_starves_only_beside_tasks_that_end_before_it(database: Database) -> None:
+    """By their own timeouts, in the time that the worker gives their agent."""
+    worker = await ready_worker(database)
+    await execute(database, "UPDATE workers SET first_beat_at = now() - interval '1 min'")
+    await submitted(database, 2, timeout_seconds=None)
+    (own,) = await submitted(database, timeout_seconds=1800)
+    for minutes, seconds, share, tasks in (
+        (None, 1800, 1, 3),  # it never ends
+        (6, 1800, 1, 2),  # the usual timeout is five minutes
+        (4, 1800, 1, 0),
+        (4, 60, 1, 1),
+        (4, 100, 2, 1),
+        (4, 200, 2, 0),  # of four minutes, with twice the usual time
+        (-1, 1, 1, 0),
+    ):
+        await execute(
+            database,
+            "UPDATE workers SET ends_at = now() + $2 * interval '1 min', assigned_agent = 'generation',"
+            " assigned_compute_seconds = $3 WHERE id = $1",
+            worker,
+            minutes,
+            share * BASE_COMPUTE_SECONDS,
+        )
+        await execute(database, "UPDATE tasks SET timeout_seconds = $2 WHERE id = $1", own, seconds)
+        message = f"1 worker idles although tasks wait that could be run there: {tasks}"
+        assert await _starvation(database) == ([message] if tasks else []), (minutes, seconds)
+
+
+async def test_only_those_idle_workers_starve_for_which_there_is_a_task(database: Database) -> None:
+    worker, *_ = [await ready_worker(database) for _ in range(3)]
+    await execute(database, "UPDATE workers SET first_beat_at = now() - interval '1 min'")
+    await execute(database, "UPDATE workers SET ends_at = now() + interval '1 min' WHERE id <> $1", worker)
+    await submitted(database)
+    assert await _starvation(database) == ["1 worker idles although tasks wait that could be run there: 1"]
+
+
+async def _starvation(database: Database) -> list[str]:
+    async with database.transaction() as connection:
+        return [symptom.message for symptom in worker_starvation(await _observed(connection), FOR_ALERTS) or ()]
