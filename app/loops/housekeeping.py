@@ -85,9 +85,11 @@ def _steps(history_days: int, events_days: int) -> Mapping[str, Step]:
         steps[f"{table} dropped"] = partial(_drop, table=table, days=days[table])
         prune_default = partial(retention.prune_default, table=table, keep_days=days[table])
         steps[f"{table} default"] = partial(_delete_all, delete_batch=prune_default)
-    return steps | {
-        name: partial(_delete_all, delete_batch=prune) for name, prune in _prunes(history_days, events_days).items()
-    }
+    return (
+        steps
+        | {name: partial(_delete_all, delete_batch=prune) for name, prune in _prunes(history_days, events_days).items()}
+        | {"context": partial(_prune_context, days=history_days)}
+    )
 
 
 def _prunes(days: int, events_days: int) -> Mapping[str, DeleteBatch]:
@@ -119,7 +121,6 @@ def _prunes(days: int, events_days: int) -> Mapping[str, DeleteBatch]:
         "duties": partial(duties.prune, days=days),
         "goals": partial(goals.prune, days=days, limit=_GOALS),
         "goal_compute": compute.prune,
-        "context": partial(context.prune, keep=KEPT_VERSIONS, days=days),
     }
 
 
@@ -134,6 +135,19 @@ async def _delete_all(database: Database, delete_batch: DeleteBatch) -> int:
             break
         await asyncio.sleep(_PAUSE_SECONDS)
     return total
+
+
+async def _prune_context(database: Database, days: int) -> int:
+    """Walk once along all entries, as no index leads to former versions; the number of those deleted."""
+    total, place = 0, context.FIRST
+    while True:
+        async with database.transaction() as connection:
+            count, following = await context.prune(connection, keep=KEPT_VERSIONS, days=days, after=place)
+        total += count
+        if following is None:
+            return total
+        place = following
+        await asyncio.sleep(_PAUSE_SECONDS)
 
 
 async def _make(database: Database, table: str) -> list[str]:

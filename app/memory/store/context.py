@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -39,6 +39,17 @@ class Version:
     written_by: str
     written_at: datetime
     value: Any = None
+
+
+class Place(NamedTuple):
+    """A version by its place among those of all entries."""
+
+    namespace: str
+    key: str
+    version: int
+
+
+FIRST = Place("", "", 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,18 +143,30 @@ SELECT count(*) AS entries, coalesce(sum(bytes), 0)::bigint AS bytes FROM heads 
 """.replace(":after", "''").replace("LIMIT :limit", "")
 )
 
-# By number rather than by count, as versions have no gaps but at their beginning; and from the few entries that have so
-# many: a look for the last version of each old row took ten seconds for a million, and then failed for good.
+# Along the primary key, whose entries tell of a former version by themselves: the one so many places further is of the
+# same entry. Only such rows are read, as a look at every row that is old took ten seconds for a million.
 _PRUNE = text("""
-WITH long AS MATERIALIZED (
-    SELECT namespace, key, max(version) - :keep AS version FROM context_entries
-    GROUP BY namespace, key HAVING max(version) > :keep
+WITH looked_at AS MATERIALIZED (
+    SELECT namespace, key, version, row_number() OVER all_rows AS place,
+           (lead(namespace, :keep) OVER all_rows, lead(key, :keep) OVER all_rows) = (namespace, key) AS is_former
+    FROM (
+        SELECT namespace, key, version FROM context_entries
+        WHERE (namespace, key, version) > (:namespace, :key, :version)
+        ORDER BY namespace, key, version LIMIT CAST(:limit AS int) + :keep
+    ) next_rows
+    WINDOW all_rows AS (ORDER BY namespace, key, version)
+), gone AS (
+    DELETE FROM context_entries WHERE ctid = ANY (ARRAY(
+        SELECT (
+            SELECT e.ctid FROM context_entries e
+            WHERE e.namespace = l.namespace AND e.key = l.key AND e.version = l.version
+              AND e.written_at < now() - make_interval(days => :days) FOR UPDATE SKIP LOCKED
+        )
+        FROM looked_at l WHERE place <= :limit AND is_former
+    )) RETURNING version
 )
-DELETE FROM context_entries WHERE ctid = ANY (ARRAY(
-    SELECT e.ctid FROM long JOIN context_entries e ON (e.namespace, e.key) = (long.namespace, long.key)
-      AND e.version <= long.version
-    WHERE e.written_at < now() - make_interval(days => :days) LIMIT :limit FOR UPDATE OF e SKIP LOCKED
-))
+SELECT (SELECT count(*) FROM gone) AS deleted, last.namespace, last.key, last.version
+FROM (SELECT) one LEFT JOIN (SELECT * FROM looked_at WHERE place = :limit) last ON true
 """)
 
 
@@ -205,12 +228,18 @@ async def history(
     return versions, last.version if last else None
 
 
-async def prune(connection: AsyncConnection, *, keep: int, days: int, limit: int = BATCH) -> int:
-    """Delete versions older than `days` that are not among the newest `keep` of their entry; return the number deleted.
+async def prune(
+    connection: AsyncConnection, *, keep: int, days: int, after: Place = FIRST, limit: int = BATCH
+) -> tuple[int, Place | None]:
+    """Delete versions older than `days` that are not among the newest `keep` of their entry.
 
-    The last version stays for ever, also where it is a deletion: version numbers must never start anew.
+    It looks at `limit` of them behind a place; returns the number of those deleted, and the place to go on after, None
+    at the end. The last version stays for ever, also where it
+    is a deletion: version numbers must never start anew.
     """
-    return (await connection.execute(_PRUNE, {"keep": keep, "days": days, "limit": limit})).rowcount
+    parameters = {**after._asdict(), "keep": keep, "days": days, "limit": limit}
+    row = (await connection.execute(_PRUNE, parameters)).one()
+    return row.deleted, None if row.key is None else Place(row.namespace, row.key, row.version)
 
 
 def _first(rows: Any) -> Version | None:

@@ -223,8 +223,8 @@ async def test_old_versions_are_pruned_and_numbers_go_on(service: Service, datab
         await _put(service, n, match=str(n) if n else None)
     await execute(database, "UPDATE context_entries SET written_at = now() - interval '40 days' WHERE version < 6")
     async with database.transaction() as connection:
-        assert await store.prune(connection, keep=3, days=30) == 3
-        assert await store.prune(connection, keep=3, days=30) == 0
+        assert await store.prune(connection, keep=3, days=30) == (3, None)
+        assert await store.prune(connection, keep=3, days=30) == (0, None)
     assert [v["version"] for v in (await service.get(f"{_ENTRY}/history"))["items"]] == [6, 5, 4]
     await service.ask("DELETE", _ENTRY, headers={"If-Match": '"6"'})
     await execute(database, "UPDATE context_entries SET written_at = now() - interval '40 days'")

@@ -10,7 +10,7 @@ from app.db.database import Database
 from app.memory.store import context
 from app.memory.store.context import EntryKey, Version, Write
 from tests.support.plans import explained, explaining
-from tests.support.sql import execute, until_blocked
+from tests.support.sql import execute, fetch, until_blocked
 
 _NAME = EntryKey(namespace="test", key="k")
 
@@ -127,5 +127,34 @@ async def test_pruning_looks_only_at_entries_with_many_versions(connection: Asyn
     """)
     looks = text("SELECT coalesce(idx_scan, 0) FROM pg_stat_xact_user_tables WHERE relname = 'context_entries'")
     before = (await connection.execute(looks)).scalar_one()
-    assert await context.prune(connection, keep=3, days=30) == 5
+    assert await context.prune(connection, keep=3, days=30) == (5, None)
     assert (await connection.execute(looks)).scalar_one() - before < 20
+
+
+async def test_a_round_of_pruning_walks_once_along_the_entries(
+    own_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a look at the whole table for each batch a round with very many to delete took minutes."""
+    await execute(
+        own_database,
+        """INSERT INTO context_entries (namespace, key, version, deleted, written_by, written_at)
+        SELECT 'test ' || s, 'k' || k, v, true, 'me', now() - CASE v WHEN 9 THEN interval '0' ELSE interval '1 year' END
+        FROM generate_series(1, 2) s, generate_series(1, 200) k, generate_series(1, 20) v""",
+    )
+    await execute(own_database, "VACUUM ANALYZE context_entries")
+    await explaining(own_database, "auto")
+    database = Database(own_database.url)
+    counts, place = [], context.FIRST
+    with explained(monkeypatch) as log:
+        while place is not None:
+            async with database.transaction() as connection:
+                count, place = await context.prune(connection, keep=3, days=30, after=place, limit=70)
+            counts.append(count)
+        cost = log.take()
+    await database.close()
+    left = await fetch(
+        own_database, "SELECT array_agg(version ORDER BY version) FROM context_entries GROUP BY namespace, key"
+    )
+    assert {tuple(versions) for (versions,) in left} == {(9, 18, 19, 20)}
+    assert (sum(counts), len(left), max(counts) <= 70) == (400 * 16, 400, True)
+    assert cost.rows < 12 * 8000, "the rows of one walk, whatever the number of batches"
