@@ -94,7 +94,7 @@ SELECT coalesce(max(version), 0) FROM context_entries WHERE namespace = :namespa
 
 # From key to key by one probe each, and from each to its last version by another: the cost grows with the page, and not
 # with the number of versions.
-_PAGE = """
+_HEADS = f"""
 WITH RECURSIVE keys AS (
     (SELECT key FROM context_entries WHERE namespace = :namespace AND key > :after ORDER BY key LIMIT 1)
     UNION ALL
@@ -102,7 +102,7 @@ WITH RECURSIVE keys AS (
             ORDER BY e.key LIMIT 1)
     FROM keys WHERE keys.key IS NOT NULL
 ), heads AS (
-    SELECT head.* FROM keys CROSS JOIN LATERAL ({head}) head WHERE keys.key IS NOT NULL LIMIT :limit
+    SELECT head.* FROM keys CROSS JOIN LATERAL ({_LAST_VERSION.format(columns=_COLUMNS, key="keys.key")}) head WHERE keys.key IS NOT NULL LIMIT :limit
 )
 """
 # One by one, so that no value is unpacked beyond the one with which the page is full, which is left out. Nobody joins
@@ -125,7 +125,6 @@ FROM walk JOIN placed USING (place) LEFT JOIN context_entries e
   AND (walk.bytes <= :page_bytes OR place = 1)
 ORDER BY place
 """
-_HEADS = _PAGE.format(head=_LAST_VERSION.format(columns=_COLUMNS, key="keys.key"))
 _PAGE_OF_KEYS = text(f"{_HEADS} SELECT {_COLUMNS} FROM heads ORDER BY key")
 _PAGE_OF_VALUES = text(_HEADS + _UNTIL_FULL.format(order="key"))
 
@@ -136,12 +135,13 @@ WITH RECURSIVE heads AS (
 ) {_UNTIL_FULL.format(order="version DESC")}
 """)
 
-_SIZE = text(
-    f"""
-{_PAGE.format(head=_LAST_VERSION.format(columns=f"{_COLUMNS}, octet_length(value::text) AS bytes", key="keys.key"))}
-SELECT count(*) AS entries, coalesce(sum(bytes), 0)::bigint AS bytes FROM heads WHERE NOT deleted
-""".replace(":after", "''").replace("LIMIT :limit", "")
-)
+# All at once, the last versions by the index alone: two probes for each of 100,000 entries touched 700,000 pages.
+_SIZE = text("""
+WITH last AS (SELECT key, max(version) AS version FROM context_entries WHERE namespace = :namespace GROUP BY key)
+SELECT count(*) AS entries, coalesce(sum(octet_length(e.value::text)), 0)::bigint AS bytes
+FROM last JOIN context_entries e ON e.namespace = :namespace AND e.key = last.key AND e.version = last.version
+WHERE NOT e.deleted
+""")
 
 # Along the primary key, whose entries tell of a former version by themselves: the one so many places further is of the
 # same entry. Only such rows are read, as a look at every row that is old took ten seconds for a million.

@@ -118,6 +118,27 @@ async def test_a_page_looks_at_each_of_its_entries_a_few_times_without_statistic
     assert 250 < page.pages < 40 * 250
 
 
+async def test_the_size_of_a_namespace_is_no_probe_for_each_key(
+    own_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By two probes for each of 100,000 keys it touched 700,000 pages of 8 KiB."""
+    await execute(
+        own_database,
+        "INSERT INTO context_entries (namespace, key, version, value, written_by)"
+        " SELECT 'test', 'k' || n, 1, '{\"a\": 1}', 'me' FROM generate_series(1, 2000) n",
+    )
+    await execute(own_database, "VACUUM ANALYZE context_entries")
+    await explaining(own_database, "auto")
+    database = Database(own_database.url)
+    with explained(monkeypatch) as log:
+        async with database.transaction() as connection:
+            size = await context.size(connection, "test")
+        cost = log.take()
+    await database.close()
+    assert (size.entries, size.bytes) == (2000, 2000 * len('{"a": 1}'))
+    assert cost.pages < 2000
+
+
 async def test_pruning_looks_only_at_entries_with_many_versions(connection: AsyncConnection) -> None:
     """However many others are old: with a million of them a look at each took longer than a statement may."""
     await connection.exec_driver_sql("""
