@@ -102,7 +102,8 @@ WITH RECURSIVE keys AS (
             ORDER BY e.key LIMIT 1)
     FROM keys WHERE keys.key IS NOT NULL
 ), heads AS (
-    SELECT head.* FROM keys CROSS JOIN LATERAL ({_LAST_VERSION.format(columns=_COLUMNS, key="keys.key")}) head WHERE keys.key IS NOT NULL LIMIT :limit
+    SELECT head.* FROM keys CROSS JOIN LATERAL ({_LAST_VERSION.format(columns=_COLUMNS, key="keys.key")}) head
+    WHERE keys.key IS NOT NULL LIMIT :limit
 )
 """
 # One by one, so that no value is unpacked beyond the one with which the page is full, which is left out. Nobody joins
