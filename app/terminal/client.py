@@ -62,7 +62,16 @@ _NAMESPACED = ("/tasks", "/dead-letters", "/events", "/outputs", "/goals", "/con
 _STALE = 412  # status of VersionStale: the version of If-Match is not the last one
 # With a page of their own these come from a proxy whose service is away, as while it starts again.
 _OF_PROXIES = (502, 503, 504)
+# Of fields whose absence says more than None does: that of a model, that the service asks for no list yet.
+_MEANINGS_OF_ABSENCE = {"is_listed": True}
 _CODES = {401: ExitCode.KEY, 403: ExitCode.KEY, 404: ExitCode.NOT_FOUND}
+
+
+class _Answer(Json):
+    """An object of an answer, in which fields that the service does not have yet, as it is older, are None."""
+
+    def __missing__(self, name: str) -> Any:
+        return _MEANINGS_OF_ABSENCE.get(name)
 
 
 class Unreachable(Failure):
@@ -274,7 +283,7 @@ def _refusal(response: httpx.Response) -> Failure:
 
 def _object(response: httpx.Response) -> Json | None:
     try:
-        answer = response.json()
+        answer = response.json(object_hook=_Answer)
     except ValueError:
         return None
     return answer if isinstance(answer, dict) else None

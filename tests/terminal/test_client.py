@@ -1,5 +1,6 @@
 """What the client makes of services that are busy, away, strange, or somebody else."""
 
+import json
 import time
 from collections.abc import Callable
 
@@ -27,6 +28,19 @@ def one_by_one(*responses: httpx.Response | Exception) -> Answer:
         return response
 
     return answer
+
+
+def test_fields_that_an_older_service_does_not_have_are_empty() -> None:
+    """So a newer command shows all else of them. A service that lists no models grants permits for each that it has."""
+    with client(one_by_one(httpx.Response(200, json={"items": [{"model": "large"}], "next": None}))) as older:
+        answer = older.get("/llm/models")
+    assert answer["reason"] is None
+    assert answer["items"][0]["leased_at"] is None
+    assert answer["items"][0]["is_listed"] is True
+    assert (answer, json.dumps(answer["items"])) == (
+        {"items": [{"model": "large"}], "next": None},
+        '[{"model": "large"}]',
+    )
 
 
 @pytest.fixture
