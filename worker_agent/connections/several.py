@@ -7,6 +7,9 @@ import httpx
 
 # Until an address that failed is tried first again: doubled with each failure in a row.
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 60.0
+# For one that failed to show that it is there: whoever hangs takes connections, and the call itself may wait long.
+_PROBE_SECONDS = 1.0
+_PROBE = "/livez"
 # A relay answers it for a control plane that it does not reach; straight to it, there may be a way.
 _BAD_GATEWAY = 502
 
@@ -23,6 +26,10 @@ class Preference:
         """All of them, by their place."""
         moment = self._clock()
         return sorted(range(len(self._failures)), key=lambda place: max(0.0, self._away_until[place] - moment))
+
+    def is_doubtful(self, place: int) -> bool:
+        """Whether this one has not answered since it failed."""
+        return self._failures[place] > 0
 
     def note_failure(self, place: int) -> None:
         """Note that this one did not answer."""
@@ -54,11 +61,17 @@ class SeveralTransports(httpx.BaseTransport):
         *earlier, last = self.preference.order()
         for place in (*earlier, last):
             base, transport = self._places[place]
+            is_sent = False
             try:
+                if place != last and self.preference.is_doubtful(place):
+                    probe = transport.handle_request(_probe(base))
+                    probe.read()
+                    probe.close()
+                is_sent = True
                 response = transport.handle_request(_redirected(request, base))
             except httpx.TransportError as error:
                 self.preference.note_failure(place)
-                if place == last or not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+                if place == last or (is_sent and not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)):
                     raise
             else:
                 self.preference.note(place, response.status_code)
@@ -83,11 +96,17 @@ class SeveralAsyncTransports(httpx.AsyncBaseTransport):
         *earlier, last = self.preference.order()
         for place in (*earlier, last):
             base, transport = self._places[place]
+            is_sent = False
             try:
+                if place != last and self.preference.is_doubtful(place):
+                    probe = await transport.handle_async_request(_probe(base))
+                    await probe.aread()
+                    await probe.aclose()
+                is_sent = True
                 response = await transport.handle_async_request(_redirected(request, base))
             except httpx.TransportError as error:
                 self.preference.note_failure(place)
-                if place == last or not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+                if place == last or (is_sent and not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)):
                     raise
             else:
                 self.preference.note(place, response.status_code)
@@ -98,6 +117,11 @@ class SeveralAsyncTransports(httpx.AsyncBaseTransport):
         """Close all connections."""
         for _, transport in self._places:
             await transport.aclose()
+
+
+def _probe(base: httpx.URL) -> httpx.Request:
+    timeout = httpx.Timeout(_PROBE_SECONDS).as_dict()
+    return httpx.Request("GET", str(base).rstrip("/") + _PROBE, extensions={"timeout": timeout})
 
 
 def _redirected(request: httpx.Request, base: httpx.URL) -> httpx.Request:

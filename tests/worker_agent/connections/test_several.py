@@ -1,5 +1,6 @@
 """Several addresses: the first that answers is used, none is asked twice, and an earlier one again once it is back."""
 
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -132,6 +133,26 @@ async def test_a_relay_that_does_not_reach_the_control_plane_is_passed_by() -> N
             assert (await client.post("/lease", content=b"1")).status_code == 502
             assert (await client.post("/lease", content=b"1")).status_code == 200
     assert (len(relay.requests), len(direct.requests)) == (1, 1)
+
+
+async def test_one_that_hangs_keeps_no_call_but_the_first_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a relay that is stopped does: the system goes on to take its connections."""
+    monkeypatch.setattr("worker_agent.connections.several._FIRST_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("worker_agent.connections.several._PROBE_SECONDS", 0.1, raising=False)
+    direct = Plane()
+    with socket.create_server(("127.0.0.1", 0)) as stopped, serving(direct) as second:
+        both = f"http://127.0.0.1:{stopped.getsockname()[1]},{second}"
+        with open_client(both, SYSTEM_TRUST) as client:
+            with pytest.raises(httpx.ReadTimeout):
+                client.post("/lease", content=b"1", timeout=0.1)
+            for _ in range(2):
+                assert client.post("/lease", content=b"1", timeout=5).status_code == 200
+        async with open_async_client(both, SYSTEM_TRUST) as asyncio_client:
+            with pytest.raises(httpx.ReadTimeout):
+                await asyncio_client.post("/lease", content=b"1", timeout=0.1)
+            for _ in range(2):
+                assert (await asyncio_client.post("/lease", content=b"1", timeout=5)).status_code == 200
+    assert len(direct.requests) == 4
 
 
 async def test_nobody_answers() -> None:
