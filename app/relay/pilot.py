@@ -19,8 +19,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
+
 from app.secrecy import PRIVATE_FILE, handed_over
-from worker_agent.connections.clients import MAX_SOCKET_PATH_BYTES
+from worker_agent.connections.clients import MAX_SOCKET_PATH_BYTES, open_async_client
+from worker_agent.connections.trust import SYSTEM_TRUST
 from worker_agent.processes import Process, start_process
 
 log = logging.getLogger(__name__)
@@ -32,6 +35,8 @@ _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 30.0
 # For a worker to give back its task after its grace, and for the relay to pass that on.
 _KILL_SECONDS = 5.0
 _RELAY_SECONDS = 6.0
+# Of the relay to be asked whether it lives. Workers count as lost when they are silent for longer than both.
+_ANSWER_SECONDS, _MAX_MISSES = 3.0, 2
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
 
@@ -121,11 +126,29 @@ class _Pilot:
 
     async def _run_relay(self, words: Sequence[str]) -> None:
         process = start_process(sys.executable, *words, before_exec=_end_with_the_pilot)
+        watching = asyncio.create_task(self._kill_when_hung(process), name="watch of the relay")
+        watching.add_done_callback(_tell_failure)
         try:
             code = await process.wait()
             log.warning("the relay has ended with %d, starting another", code)
         finally:
+            watching.cancel()
             await _end(process, _RELAY_SECONDS)
+
+    async def _kill_when_hung(self, relay: Process) -> None:
+        """Kill a relay that has answered and does so no more, as the workers have no other way."""
+        has_answered, misses = False, 0
+        async with open_async_client(f"unix:{self._socket}", SYSTEM_TRUST, timeout=_ANSWER_SECONDS) as client:
+            while misses < _MAX_MISSES:
+                await asyncio.sleep(_LOOK_SECONDS)
+                try:
+                    await client.get("/livez")
+                except httpx.HTTPError:
+                    misses += has_answered
+                else:
+                    has_answered, misses = True, 0
+        log.warning("the relay hangs, and is killed")
+        relay.kill()
 
     async def _keep_worker(self, slot: int) -> None:
         pause = _FIRST_PAUSE_SECONDS

@@ -18,6 +18,7 @@ from app.relay.pilot import PilotSettings, read_secrets
 from app.secrecy import write_private
 from tests.worker_agent.fake_control_plane import POOL_KEY, FakeControlPlane, served
 from tests.worker_agent.waiting import until
+from worker_agent.processes import Process
 
 
 def test_a_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
@@ -87,17 +88,7 @@ async def test_a_start_that_fails_is_repeated_and_ends_no_other(
     monkeypatch.setattr(pilot, "_FIRST_PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(pilot, "_LOOK_SECONDS", 0.005)
     write_private(tmp_path / "secrets", json.dumps({"CONVENER_KEY": "k"}))
-    settings = PilotSettings(
-        url="http://127.0.0.1:1",
-        name="b",
-        node=0,
-        slots=2,
-        secrets=tmp_path / "secrets",
-        seconds=None,
-        grace_seconds=1.0,
-        worker_arguments=[],
-    )
-    node = pilot._Pilot(settings, tmp_path)
+    node = pilot._Pilot(_settings(tmp_path, slots=2), tmp_path)
     running = asyncio.create_task(node.run())
     try:
         async with asyncio.timeout(10):
@@ -113,6 +104,65 @@ async def test_a_start_that_fails_is_repeated_and_ends_no_other(
             asyncio.get_running_loop().remove_signal_handler(number)
     assert sorted(ends[1:]) == ["b-0-0", "b-0-1", "relay"]
     assert ends[-1] == "relay", "workers report by the relay until they have ended"
+
+
+_RELAY = """
+import asyncio, sys
+async def answer(reader, writer):
+    await reader.readuntil(b"\\r\\n\\r\\n")
+    writer.write(b"HTTP/1.1 200 OK\\r\\nContent-Length: 0\\r\\nConnection: close\\r\\n\\r\\n")
+    writer.close()
+    print(flush=True)
+async def main():
+    async with await asyncio.start_unix_server(answer, sys.argv[1]) as server:
+        await server.serve_forever()
+asyncio.run(main())
+"""
+
+
+async def test_a_relay_that_hangs_is_started_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its workers have no other way, and those of one that is killed wait for a second."""
+    relays: list[subprocess.Popen[bytes]] = []
+
+    def start(*_: str, **__: Any) -> Process:
+        words = [sys.executable, "-c", _RELAY, str(tmp_path / "relay.sock")]
+        relays.append(subprocess.Popen(words, stdout=subprocess.PIPE))
+        return Process(relays[-1])
+
+    monkeypatch.setattr(pilot, "start_process", start)
+    monkeypatch.setattr(pilot, "_FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(pilot, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(pilot, "_ANSWER_SECONDS", 0.3, raising=False)
+    keeping = asyncio.create_task(pilot._Pilot(_settings(tmp_path, slots=0), tmp_path)._keep_relay())
+    try:
+        async with asyncio.timeout(10):
+            while not relays:
+                await asyncio.sleep(0.01)
+            assert relays[0].stdout is not None
+            await asyncio.to_thread(relays[0].stdout.readline)
+            relays[0].send_signal(signal.SIGSTOP)
+            while len(relays) < 2:
+                await asyncio.sleep(0.01)
+        assert relays[0].returncode == -signal.SIGKILL
+    finally:
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+        for relay in relays:
+            relay.kill()
+            relay.communicate()
+
+
+def _settings(directory: Path, *, slots: int) -> PilotSettings:
+    return PilotSettings(
+        url="http://127.0.0.1:1",
+        name="b",
+        node=0,
+        slots=slots,
+        secrets=directory / "secrets",
+        seconds=None,
+        grace_seconds=1.0,
+        worker_arguments=[],
+    )
 
 
 @pytest.fixture
