@@ -10,7 +10,7 @@ from app.diagnosis.rules.mends import Mend, of_model
 from app.health.rules.checks import locks_held
 from app.health.rules.finding import AlertRule, Finding, Level, Symptom
 from app.health.rules.snapshot import FOR_REPORT, BlockingSession, ModelTrouble
-from app.kernel.text import plural, printable
+from app.kernel.text import failure_text, plural, printable
 from app.llm.rules.conditions import ServiceState
 from app.terminal import output
 
@@ -19,7 +19,6 @@ _CLOCK_SECONDS = 5.0
 _KEY_DAYS = timedelta(days=7)
 _MODEL_KEY_SECONDS = 2 * 86_400.0
 MAX_LETTERS = 100
-_MAX_TEXT = 300
 # What only alerts tell: the rest is in the report, or checked by itself as models are.
 OF_ALERTS_ALONE = frozenset(
     {
@@ -138,9 +137,8 @@ def letters_check(letters: Sequence[Mapping[str, Any]]) -> Check:
     """The check of tasks that failed for good within an hour, by the newest of them."""
     if not letters:
         return Check(name="dead letters", status=Status.OK, detail="no task has failed for good within an hour")
-    last, error = letters[0], letters[0]["error"] or {}
+    last, why = letters[0], failure_text(letters[0]["error"])
     count = f"{MAX_LETTERS:,} tasks or more" if len(letters) >= MAX_LETTERS else plural(len(letters), "task")
-    why = printable(str(error.get("message") or error.get("code") or "no reason was given"))[:_MAX_TEXT]
     remedy = f"`convener dead-letters get {last['id']}` shows every attempt, its worker and error; when it is mended, "
     remedy += f"`convener dead-letters requeue {last['id']}` gives it another chance"
     return Check(

@@ -4,11 +4,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from app.dashboard.sight import Sight
-from app.kernel.text import NO_REASON, plural, printable
+from app.kernel.text import NO_REASON, failure_text, plural
 
 _LEVELS = ("critical", "warning", "note")
 _NAMES = {"degraded": "warning"}
-_MAX_TEXT = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,9 +158,7 @@ def _of_dead_letters(sight: Sight) -> Iterator[Item]:
     text = f"{plural(count, 'task has', 'tasks have')} failed for good within the last hour"
     links = [Link(text="Failed tasks", path="/tasks?state=failed")]
     if last:
-        error = last["error"] or {}
-        why = printable(str(error.get("message") or error.get("code") or "no reason was given"))[:_MAX_TEXT]
-        text += f", the last of {last['agent_type'].replace('_', ' ')}: {why}"
+        text += f", the last of {last['agent_type'].replace('_', ' ')}: {failure_text(last['error'])}"
         links.insert(0, Link(text="The last", path=f"/tasks/{last['id']}"))
     advice = "look at its attempts and their output, mend it, and requeue what has failed"
     yield Item(level="note", text=text, advice=advice, links=tuple(links))

@@ -7,6 +7,8 @@ that an error is derived from decides its HTTP status (`app/http/problems.py`).
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from app.kernel.text import NO_REASON
+
 # First words of the reasons for which a worker has ended, by which it is told what to do.
 SUPERSEDED = "superseded"
 EVICTED = "evicted:"
@@ -191,4 +193,4 @@ class WorkerGone(Conflict):
         kind = (ended_reason or "").partition(" ")[0]
         # One that was evicted stays away, as one that was stopped.
         reason = {SUPERSEDED: SUPERSEDED, EVICTED: "stopped"}.get(kind, state)
-        return cls(f"this worker is {state}: {ended_reason or 'no reason was given'}", reason=reason)
+        return cls(f"this worker is {state}: {ended_reason or NO_REASON}", reason=reason)

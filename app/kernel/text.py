@@ -1,9 +1,25 @@
-"""Text for people: numbers of things in words, and text of strangers in one line."""
+"""Text for people: numbers of things in words, moments, and text of strangers in one line."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+# Shown where a reason is looked for and none was given; the audit log keeps none.
+NO_REASON = "no reason was given"
+# Of text of strangers.
+MAX_TEXT = 300
 
 
 def plural(count: int, noun: str, plural_noun: str | None = None) -> str:
     """`1 worker`, `1,200 workers`; `plural_noun` for nouns that do not just add an s."""
     return f"{count:,} {noun if count == 1 else plural_noun or noun + 's'}"
+
+
+def moment_text(moment: datetime | None, now: datetime) -> str:
+    """The time of day, with the date where it is not today's."""
+    if moment is None:
+        return "an unknown time"
+    return f"{moment:%H:%M:%S} UTC" if moment.date() == now.date() else f"{moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def printable(text: str) -> str:
@@ -13,5 +29,12 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-# Shown where a reason is looked for and none was given; the audit log keeps none.
-NO_REASON = "no reason was given"
+def one_line(text: object) -> str:
+    """Text of strangers in one line of bounded length."""
+    return printable(" ".join(str(text or "").split()))[:MAX_TEXT]
+
+
+def failure_text(error: Mapping[str, Any] | None) -> str:
+    """The message of a task's error, else its code, in one line of bounded length."""
+    error = error or {}
+    return printable(str(error.get("message") or error.get("code") or NO_REASON))[:MAX_TEXT]

@@ -4,13 +4,12 @@ from collections import Counter
 from collections.abc import Iterable
 from datetime import datetime
 
-from app.kernel.text import printable
+from app.kernel.text import MAX_TEXT, printable
 from app.terminal.client import Client, Json
 from app.terminal.failures import Failure
 
 _MAX_WORKERS = 5
 _RECENT_SECONDS = 600.0
-_MAX_TEXT = 300
 _DEATHS = ("lost", "failed")
 
 
@@ -41,7 +40,7 @@ def recent_deaths(client: Client) -> list[str]:
 
 def _line(worker: Json) -> str:
     errors = worker["recent_errors"] or []
-    error = f"; last error: {printable(str(errors[-1].get('message')))[:_MAX_TEXT]}" if errors else ""
+    error = f"; last error: {printable(str(errors[-1].get('message')))[:MAX_TEXT]}" if errors else ""
     return f"{worker['name']} is {worker['state']}: {worker['ended_reason']}{error}; {log_place(worker)}"
 
 

@@ -8,11 +8,10 @@ from enum import StrEnum
 from app.diagnosis.rules import mends
 from app.diagnosis.rules.facts import Facts, GoalHold, Place, Workers
 from app.diagnosis.rules.mends import Mend
-from app.diagnosis.rules.sentences import moment_text, one_line
 from app.kernel.lanes import Lane
 from app.kernel.resources import Resources, in_words
 from app.kernel.states import TaskState
-from app.kernel.text import NO_REASON, plural
+from app.kernel.text import NO_REASON, moment_text, one_line, plural
 from app.queue.rules.degradation import MEANINGS, DegradationStep, deferred_lanes, suspended_agents
 from app.queue.rules.holds import Hold
 

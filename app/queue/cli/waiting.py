@@ -2,10 +2,8 @@
 
 from dataclasses import dataclass
 
-from app.kernel.text import printable
+from app.kernel.text import one_line
 from app.terminal.client import Client
-
-_MAX_TEXT = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,14 +21,9 @@ def reason_for(client: Client, task_id: str, released_because: str | None = None
     cause = answer["cause"]
     text = cause["text"]
     if cause["code"] == "handed_back" and released_because:
-        text += f": {_line(released_because)}"
+        text += f": {one_line(released_because)}"
     if answer["blocker"] is not None:
         text += f"; {answer['blocker']['cause']['text']}"
     if command := next((mend["command"] for mend in cause["mends"] if mend["command"]), None):
         text += f"; `{command}`"
     return Reason(code=cause["code"], subject=f"{cause['since']} {cause['until']}", text=text)
-
-
-def _line(text: str) -> str:
-    """Text of strangers in one line of bounded length."""
-    return printable(" ".join(str(text).split()))[:_MAX_TEXT]
