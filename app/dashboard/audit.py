@@ -1,6 +1,6 @@
 """The audit log: entries with what each has changed, and whether the chain of them is unbroken."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlencode
 
@@ -10,6 +10,7 @@ from app.dashboard.access import HOME, Viewer, read_viewers_form
 from app.dashboard.actions import whole
 from app.dashboard.api_calls import Refused
 from app.dashboard.rendering import page
+from app.kernel import changes as change_kernel
 
 _LIST = f"{HOME}/audit"
 _LIMIT = 50
@@ -55,14 +56,5 @@ async def _page(viewer: Viewer, values: Mapping[str, Any], *, status: int = 200)
 
 def changes(old_state: Any, new_state: Any) -> list[tuple[str, Any, Any]]:
     """Each value that differs, by its path, as it was and as it is; None where there is none."""
-    former, latter = dict(_leaves(old_state, "")), dict(_leaves(new_state, ""))
-    paths = [*latter, *(path for path in former if path not in latter)]
-    return [(path, former.get(path), latter.get(path)) for path in paths if former.get(path) != latter.get(path)]
-
-
-def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    if not isinstance(value, dict):
-        yield path, value
-        return
-    for name, inner in value.items():
-        yield from _leaves(inner, f"{path}.{name}" if path else str(name))
+    # Asked for backwards, as what is gone comes last.
+    return [(change.path, change.after, change.before) for change in change_kernel.changes(new_state, old_state)]

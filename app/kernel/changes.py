@@ -14,8 +14,8 @@ class Change:
     after: Any
 
 
-def changes(old_document: Mapping[str, Any], new_document: Mapping[str, Any]) -> list[Change]:
-    """Every single value that differs between two JSON objects, by its path; None stands for a missing value."""
+def changes(old_document: Any, new_document: Any) -> list[Change]:
+    """Every single value that differs between two JSON documents, by its path; None stands for a missing value."""
     old, new = dict(_leaves(old_document)), dict(_leaves(new_document))
     return [
         Change(path=path, before=old.get(path), after=new.get(path))
