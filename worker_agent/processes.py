@@ -3,10 +3,13 @@
 import asyncio
 import contextlib
 import os
+import signal
 import subprocess
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
+from functools import partial
 
 from worker_agent.exit_watcher import open_pidfd
+from worker_agent.kernel_calls import end_with_parent
 
 _POLL_SECONDS = 0.2
 
@@ -56,11 +59,11 @@ class Process:
 
 def start_process(
     *words: str,
-    before_exec: Callable[[], object],
+    parent_ended: signal.Signals,
     environment: Mapping[str, str] | None = None,
     pass_fds: Collection[int] = (),
 ) -> Process:
-    """Start a program in a session of its own, after a call in the child; without an input. Raises OSError."""
+    """Start a program in its own session, without an input; it gets a signal once we are killed. Raises OSError."""
     try:
         process = subprocess.Popen(
             words,
@@ -68,7 +71,7 @@ def start_process(
             env=environment,
             pass_fds=tuple(pass_fds),
             start_new_session=True,
-            preexec_fn=before_exec,  # noqa: PLW1509 - it makes one call of the kernel
+            preexec_fn=partial(end_with_parent, os.getpid(), parent_ended),  # noqa: PLW1509 - two calls of the kernel
         )
     except subprocess.SubprocessError as error:
         raise OSError(str(error)) from error

@@ -16,13 +16,12 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from worker_agent.actions import ExitCode
 from worker_agent.child_process import ResourceLimits
 from worker_agent.gpus import keep_gpus
-from worker_agent.kernel_calls import PARENT_ENDED, end_with_parent
+from worker_agent.kernel_calls import PARENT_ENDED
 from worker_agent.processes import Process, start_process
 
 log = logging.getLogger(__name__)
@@ -127,7 +126,7 @@ class _Slots:
                 sys.executable,
                 *("-m", "worker_agent", *self._arguments, *slot.arguments),
                 environment={**os.environ, **slot.variables},
-                before_exec=partial(end_with_parent, os.getpid(), PARENT_ENDED),
+                parent_ended=PARENT_ENDED,
             )
         except OSError as error:
             fields = {"slot": slot.name, "error": str(error)}

@@ -6,7 +6,6 @@ ends when it is told to, or shortly before the end of the job, which its workers
 
 import asyncio
 import contextlib
-import ctypes
 import json
 import logging
 import os
@@ -37,8 +36,8 @@ _KILL_SECONDS = 5.0
 _RELAY_SECONDS = 6.0
 # Of the relay to be asked whether it lives. Workers count as lost when they are silent for longer than both.
 _ANSWER_SECONDS, _MAX_MISSES = 3.0, 2
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None)
+# When the pilot is killed: a job is not over while its outputs are open.
+_PILOT_ENDED = signal.SIGTERM
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +124,7 @@ class _Pilot:
             await asyncio.sleep(_FIRST_PAUSE_SECONDS)
 
     async def _run_relay(self, words: Sequence[str]) -> None:
-        process = start_process(sys.executable, *words, before_exec=_end_with_the_pilot)
+        process = start_process(sys.executable, *words, parent_ended=_PILOT_ENDED)
         watching = asyncio.create_task(self._kill_when_hung(process), name="watch of the relay")
         watching.add_done_callback(_tell_failure)
         try:
@@ -202,7 +201,7 @@ class _Pilot:
             words += ["--seconds-left", f"{max(0.0, self._ends_at - time.monotonic()):.1f}"]
         with handed_over(secrets) as descriptor:
             words += ["--secrets-fd", str(descriptor)]
-            process = start_process(sys.executable, *words, pass_fds=(descriptor,), before_exec=_end_with_the_pilot)
+            process = start_process(sys.executable, *words, pass_fds=(descriptor,), parent_ended=_PILOT_ENDED)
         stopping = asyncio.create_task(self._stop.wait())
         ending = asyncio.create_task(process.wait())
         try:
@@ -223,12 +222,6 @@ class _Pilot:
 def _tell_failure(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         log.error("the keeper of the %s has failed", task.get_name(), exc_info=error)
-
-
-def _end_with_the_pilot() -> None:
-    """Ask the kernel for SIGTERM when the pilot is killed: a job is not over while its outputs are open."""
-    if sys.platform == "linux":
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 async def _end(process: Process, seconds: float) -> None:

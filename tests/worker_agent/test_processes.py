@@ -9,11 +9,12 @@ import psutil
 import pytest
 
 from worker_agent import processes
+from worker_agent.kernel_calls import end_with_parent
 from worker_agent.processes import Process, start_process
 
 
 def _sleeper() -> Process:
-    return start_process(sys.executable, "-c", "import time; time.sleep(60)", before_exec=lambda: None)
+    return start_process(sys.executable, "-c", "import time; time.sleep(60)", parent_ended=signal.SIGTERM)
 
 
 @pytest.mark.parametrize("has_pidfd", [True, False])
@@ -41,12 +42,13 @@ async def test_who_waits_no_longer_leaves_it_to_others() -> None:
     assert await process.wait() == -signal.SIGKILL
 
 
-def test_a_start_that_fails_leaves_no_process() -> None:
-    def fail() -> None:
+def test_a_start_that_fails_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
         raise ValueError("not here")
 
     before = set(psutil.Process().children())
-    for words, before_exec in (["/no/such/program"], lambda: None), ([sys.executable], fail):
+    for words, before_exec in (["/no/such/program"], end_with_parent), ([sys.executable], fail):
+        monkeypatch.setattr(processes, "end_with_parent", before_exec)
         with pytest.raises(OSError, match=r"No such file|preexec_fn"):
-            start_process(*words, before_exec=before_exec)
+            start_process(*words, parent_ended=signal.SIGTERM)
     assert set(psutil.Process().children()) <= before
