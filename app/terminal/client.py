@@ -150,13 +150,14 @@ class Client:
             raise _refusal(response)
         return answer
 
-    def post(self, path: str, body: Json | bytes, *, wait_seconds: float = 0) -> Json:
+    def post(self, path: str, body: Json | bytes, *, wait_seconds: float = 0, **parameters: Any) -> Json:
         """Send a body, which may be JSON text already; repeated while the service is busy."""
-        return self._json("POST", path, **_content(body), timeout=_TIMEOUT_SECONDS + wait_seconds)
+        timeout = _TIMEOUT_SECONDS + wait_seconds
+        return self._json("POST", path, **_content(body), params=parameters, timeout=timeout)
 
-    def put(self, path: str, body: Any, headers: Mapping[str, str] | None = None) -> Json:
+    def put(self, path: str, body: Any, headers: Mapping[str, str] | None = None, **parameters: Any) -> Json:
         """Replace a resource."""
-        return self._json("PUT", path, **_content(body, headers))
+        return self._json("PUT", path, **_content(body, headers), params=parameters)
 
     def patch(self, path: str, body: Json) -> Json:
         """Change fields of a resource."""
@@ -166,13 +167,13 @@ class Client:
         """Change a resource with versions, building on this one. Raises Refusal with 412 when it is not the last."""
         return self._json(method, path, json=body, headers={"If-Match": f'"{version}"'}, params=parameters)
 
-    def delete(self, path: str) -> None:
+    def delete(self, path: str, **parameters: Any) -> None:
         """Delete a resource."""
-        self._send("DELETE", path)
+        self._send("DELETE", path, params=parameters)
 
-    def remove(self, path: str, headers: Mapping[str, str]) -> Json:
+    def remove(self, path: str, headers: Mapping[str, str] | None = None, **parameters: Any) -> Json:
         """Delete a resource; return the answer."""
-        return self._json("DELETE", path, headers=headers)
+        return self._json("DELETE", path, headers=headers, params=parameters)
 
     def download(self, path: str) -> bytes:
         """Read the bytes of an answer as they are."""

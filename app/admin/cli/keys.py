@@ -3,7 +3,6 @@
 import os
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import urlencode
 
 import typer
 from rich.table import Table
@@ -167,9 +166,9 @@ def revoke(
     else:
         with _connect(url) as client:
             if evict_workers:
-                result |= client.remove(f"/keys/{key_id}?{urlencode({'evict_workers': 'true', 'reason': reason})}", {})
+                result |= client.remove(f"/keys/{key_id}", evict_workers="true", reason=reason)
             else:
-                client.delete(f"/keys/{key_id}?{urlencode({'reason': reason})}")
+                client.delete(f"/keys/{key_id}", reason=reason)
     evicted = f" and evicted {plural(result['evicted_workers'], 'worker')}" if evict_workers else ""
     output.present(result, fmt, lambda: Text(output.plain(f"revoked {key_id}{evicted}")))
 

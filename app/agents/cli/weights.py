@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated
-from urllib.parse import urlencode
 
 import typer
 from rich.console import Group, RenderableType
@@ -66,7 +65,7 @@ def override(
 def release(reason: Reason = "", url: Url = None, fmt: Output = Format.TABLE) -> None:
     """End the override before it expires."""
     with connect(url) as client:
-        _show(client, client.remove(f"/weights/override?{urlencode({'reason': reason})}", {}), fmt)
+        _show(client, client.remove("/weights/override", reason=reason), fmt)
 
 
 @app.command(epilog=output.examples("convener weights history", "convener weights history --limit 5 -o json"))

@@ -3,7 +3,7 @@
 import json
 from datetime import datetime
 from typing import Annotated, Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 import typer
 from rich.console import RenderableType
@@ -47,7 +47,7 @@ def set_budget(
 ) -> None:
     """Set a budget: what is left out is not limited, and the period is for ever. In force from the next permit on."""
     with connect(url) as client:
-        item = client.put(_because(_path(scope, name), reason), _body(values))
+        item = client.put(_path(scope, name), _body(values), reason=reason)
     output.present(item, fmt, lambda: _details(item))
 
 
@@ -55,16 +55,12 @@ def set_budget(
 def rm(scope: ScopeArgument, name: NameArgument, reason: Reason = "", url: Url = None) -> None:
     """Limit an agent type or a key no longer, and forget what was counted."""
     with connect(url) as client:
-        client.delete(_because(_path(scope, name), reason))
+        client.delete(_path(scope, name), reason=reason)
     output.note(f"{scope} {name} has no budget any more")
 
 
 def _path(scope: str, name: str) -> str:
     return f"/llm/budgets/{quote(scope, safe='')}/{quote(name, safe='')}"
-
-
-def _because(path: str, reason: str) -> str:
-    return f"{path}?{urlencode({'reason': reason})}"
 
 
 def _body(values: list[str]) -> Json:

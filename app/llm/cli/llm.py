@@ -3,7 +3,7 @@
 import json
 from datetime import datetime
 from typing import Annotated, Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 import typer
 from rich.console import Group, RenderableType
@@ -91,7 +91,7 @@ def add(model: ModelArgument, reason: Reason = "", url: Url = None, fmt: Output 
 def rm(model: ModelArgument, reason: Reason = "", url: Url = None) -> None:
     """Let nobody ask for a model any more, and forget its limits. Calls that are under way go on."""
     with connect(url) as client:
-        client.delete(_because(_path(model), reason))
+        client.delete(_path(model), reason=reason)
     output.note(f"{model} is not listed any more")
 
 
@@ -99,7 +99,7 @@ def rm(model: ModelArgument, reason: Reason = "", url: Url = None) -> None:
 def reset(model: ModelArgument, reason: Reason = "", url: Url = None, fmt: Output = Format.TABLE) -> None:
     """Lift the cool-down of a model, close its breaker, and forget what was measured of its service."""
     with connect(url) as client:
-        item = client.post(_because(f"{_path(model)}/reset", reason), {})
+        item = client.post(f"{_path(model)}/reset", {}, reason=reason)
     output.present(item, fmt, lambda: _model_details(item, None))
 
 
@@ -167,10 +167,6 @@ def _permit_table(items: list[Json], now: datetime) -> Table:
 
 def _path(model: str) -> str:
     return f"/llm/models/{quote(model, safe='/:')}"
-
-
-def _because(path: str, reason: str) -> str:
-    return f"{path}?{urlencode({'reason': reason})}"
 
 
 def _change(client: Client, model: str, changes: Json, reason: str) -> Json:
