@@ -101,7 +101,7 @@ async def create(
     )
     goal, is_new = await service.create(connection, request)
     response.status_code = 201 if is_new else 200
-    shown_goal = goal_out(await service.view(connection, goal.id, await _iteration_config(connection, services)))
+    shown_goal = await _shown(connection, goal.id, services)
     if caller.may(Scope.CONTENT):
         return shown_goal
     return shown_goal.model_copy(update={"objective": None, "reason": None, "last_decision": None})
@@ -134,7 +134,7 @@ async def page(
 )
 async def read(goal_id: StoredGoal, services: ServicesDep, connection: Reading) -> GoalOut:
     """Its limits, what is used of them by now, and the last decision. Compute is derived from leases."""
-    return goal_out(await service.view(connection, goal_id, await _iteration_config(connection, services)))
+    return await _shown(connection, goal_id, services)
 
 
 @router.post(
@@ -149,7 +149,7 @@ async def pause(
 ) -> GoalOut:
     """None of its tasks is leased any more; those that run go on, and submitting goes on. Its time goes on as well."""
     await service.pause(connection, goal_id, body.reason, caller.key_id)
-    return goal_out(await service.view(connection, goal_id, await _iteration_config(connection, services)))
+    return await _shown(connection, goal_id, services)
 
 
 @router.post(
@@ -164,7 +164,7 @@ async def resume(
 ) -> GoalOut:
     """Its tasks are leased again, in the order in which they waited."""
     await service.resume(connection, goal_id, body.reason, caller.key_id)
-    return goal_out(await service.view(connection, goal_id, await _iteration_config(connection, services)))
+    return await _shown(connection, goal_id, services)
 
 
 @router.post(
@@ -179,7 +179,7 @@ async def stop(
 ) -> GoalOut:
     """For good: its tasks are cancelled, workers that run one hear of it with their next call. Safe to repeat."""
     await service.stop(connection, goal_id, body.reason, caller.key_id)
-    return goal_out(await service.view(connection, goal_id, await _iteration_config(connection, services)))
+    return await _shown(connection, goal_id, services)
 
 
 @router.post(
@@ -197,7 +197,7 @@ async def extend(
     A goal that has stopped stays so. Time, compute and iterations are not lowered to what is used of them already.
     """
     await service.extend(connection, goal_id, body.constraints.to_constraints(), caller.key_id, body.reason)
-    return goal_out(await service.view(connection, goal_id, await _iteration_config(connection, services)))
+    return await _shown(connection, goal_id, services)
 
 
 @router.post(
@@ -292,6 +292,10 @@ async def weigh(goal_id: StoredGoal, weight: GoalWeightIn, connection: Writing, 
 async def read_weight(goal_id: StoredGoal, connection: Reading) -> GoalWeightOut:
     """1 for a goal that nobody has weighed."""
     return GoalWeightOut(goal_id=str(shown_name(goal_id)), weight=await store.read_weight(connection, goal_id))
+
+
+async def _shown(connection: AsyncConnection, goal_id: str, services: Services) -> GoalOut:
+    return goal_out(await service.view(connection, goal_id, await _iteration_config(connection, services)))
 
 
 async def _iteration_config(connection: AsyncConnection, services: Services) -> IterationConfig:
