@@ -4,6 +4,9 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
+from app.settings import Settings
+from app.settings_sources import SettingsError
+
 # Commands stand between backticks in sentences for people.
 _COMMAND = re.compile(r"`(convener [^`]+)`")
 
@@ -29,6 +32,14 @@ class Check:
     def commands(self) -> list[str]:
         """The commands of the remedy."""
         return commands_in(self.remedy)
+
+
+def usable_settings() -> Settings | None:
+    """The settings from the environment; None for unusable ones, of which the check `network` says why."""
+    try:
+        return Settings.from_environment()
+    except SettingsError:
+        return None
 
 
 def commands_in(sentence: str) -> list[str]:

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.admin.rules.config import Document, preset
 from app.admin.store import config
 from app.cli import findings
-from app.cli.checks import Check, Status
+from app.cli.checks import Check, Status, usable_settings
 from app.cli.pooler_checks import pooler_checks
 from app.db import schema
 from app.db.database import Database, now
@@ -32,7 +32,6 @@ from app.queue.service.admission import settings_policy
 from app.queue.store import listing
 from app.queue.store.listing import Selection
 from app.settings import Settings
-from app.settings_sources import SettingsError
 from app.terminal.databases import bundled_url, on_database
 from app.terminal.failures import Failure
 from app.workers.rules.workers import HealthPolicy
@@ -62,11 +61,8 @@ def database_checks(*, is_alone: bool, is_own: bool) -> Iterator[Check]:
     `is_alone`: the API is away, so that what it would tell of is read here. The bundled database belongs to this
     machine's own service alone, and is left out unless `is_own`.
     """
-    try:
-        settings = Settings.from_environment()
-    except SettingsError:  # `network` says why
-        return
-    if not (settings.database_url or (is_own and (settings.state_directory / "postgres").is_dir())):
+    settings = usable_settings()
+    if settings is None or not (settings.database_url or (is_own and (settings.state_directory / "postgres").is_dir())):
         return
     url = settings.session_url or bundled_url()
     if url is None:

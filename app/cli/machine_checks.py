@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from app.cli.checks import Check, Status
+from app.cli.checks import Check, Status, usable_settings
 from app.http.tls import EXPOSED, EXPOSED_REMEDY, UnusableCertificate, expiry_problem, served_certificate
 from app.settings import Settings
 from app.settings_sources import SettingsError
@@ -33,7 +33,7 @@ def variables() -> Iterable[Check]:
 
 def disk() -> Iterable[Check]:
     """Yield a check of the room for the database, logs and backups of this machine."""
-    settings = _settings()
+    settings = usable_settings()
     if settings is None:  # `network` says why
         return
     place = _existing(settings.state_directory)
@@ -58,7 +58,7 @@ def handlers_load() -> Iterable[Check]:
     """Yield a check that the handlers which the pool would run can be imported, as its workers would."""
     from app.workers.provisioners.environment import HandlersRefused, check_handlers
 
-    settings = _settings()
+    settings = usable_settings()
     if settings is None or settings.worker_handlers is None:
         return
     try:
@@ -118,13 +118,6 @@ def network() -> Iterable[Check]:
         detail = problem or f"the TLS certificate is valid until {certificate.expires_at.isoformat()}"
         remedy = "renew it: `convener tls create NAME` does for those that it has made" if problem else ""
         yield Check(name="certificate", status=status, detail=detail, remedy=remedy)
-
-
-def _settings() -> Settings | None:
-    try:
-        return Settings.from_environment()
-    except SettingsError:
-        return None
 
 
 # Each yields its checks, and none raises.

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from app.cli.checks import Check, Status
+from app.cli.checks import Check, Status, usable_settings
 from app.secrecy import is_closed
-from app.settings import Settings
-from app.settings_sources import SECRET_VARIABLES, SETTINGS_FILE, SettingsError
+from app.settings_sources import SECRET_VARIABLES, SETTINGS_FILE
 
 _SHOWN_PATHS = 3
 _ADDRESSES = ("CONVENER_DATABASE_URL", "CONVENER_DATABASE_DIRECT_URL")
@@ -52,7 +51,7 @@ def _holds_secret(name: str) -> bool:
 
 def private_files() -> Iterable[Check]:
     """Yield a check that nobody else can read keys, passwords and logs of this machine."""
-    settings = _settings()
+    settings = usable_settings()
     if settings is None:  # `network` says why
         return
     state, named = settings.state_directory, os.environ.get(SETTINGS_FILE)
@@ -71,7 +70,7 @@ def database_role() -> Iterable[Check]:
     """Yield a check that the role of the service owns its database and has no rights beyond."""
     from app.terminal.databases import bundled_url
 
-    settings = _settings()
+    settings = usable_settings()
     if settings is None or not (settings.database_url or (settings.state_directory / "postgres").is_dir()):
         return
     url = settings.session_url or bundled_url()
@@ -94,7 +93,7 @@ def database_role() -> Iterable[Check]:
 
 def bundled_server() -> Iterable[Check]:
     """Yield a check of what the bundled PostgreSQL could reach, should it be taken over."""
-    settings = _settings()
+    settings = usable_settings()
     if settings is None or settings.database_url is not None:
         return
     directory = settings.state_directory / "postgres"
@@ -134,13 +133,6 @@ async def _rights(url: str) -> list[str]:
             return await excess_rights(connection)
     finally:
         await database.close()
-
-
-def _settings() -> Settings | None:
-    try:
-        return Settings.from_environment()
-    except SettingsError:
-        return None
 
 
 def _kept_secrets(state: Path) -> list[Path]:
