@@ -199,9 +199,9 @@ async def end(connection: AsyncConnection, at: datetime, endings: Sequence[tuple
     await connection.execute(_END, values)
 
 
-async def end_lost(connection: AsyncConnection, worker_id: UUID) -> int:
-    """End the live permits of a worker that has ended; return their number."""
-    return (await connection.execute(END_LOST, {"worker_id": worker_id})).rowcount
+async def end_lost(connection: AsyncConnection, worker_id: UUID) -> None:
+    """End the live permits of a worker that has ended."""
+    await connection.execute(END_LOST, {"worker_id": worker_id})
 
 
 async def page(

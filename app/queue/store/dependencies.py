@@ -165,11 +165,8 @@ async def lock_blocked(connection: AsyncConnection, task_id: UUID, namespace: st
     await connection.execute(_LOCK_BLOCKED, {"id": task_id, "namespace": namespace})
 
 
-async def cancel_dependents(connection: AsyncConnection, task_id: UUID, outcome: str) -> int:
-    """Cancel all direct and indirect dependents of a task that failed or was cancelled; return their number.
-
-    The caller has locked that task.
-    """
+async def cancel_dependents(connection: AsyncConnection, task_id: UUID, outcome: str) -> None:
+    """Cancel all direct and indirect dependents of a task that failed or was cancelled, which the caller has locked."""
     message = f"it depends, directly or not, on the task {task_id}, which {outcome}"
     error = json.dumps({"code": "dependency_failed", "message": message, "dependency": str(task_id)})
     await connection.execute(_CUT, {"id": task_id})
@@ -179,4 +176,3 @@ async def cancel_dependents(connection: AsyncConnection, task_id: UUID, outcome:
         await connection.execute(_CANCEL_WAITING, {"ids": ids, "error": error})
     if waiting_ids:
         notify.note(connection, notify.EVENTS)
-    return len(waiting_ids)

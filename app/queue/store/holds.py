@@ -213,11 +213,10 @@ async def close(connection: AsyncConnection, goal_id: str, reason: Hold) -> None
     notify.note(connection, notify.GOALS)
 
 
-async def reopen(connection: AsyncConnection, goal_id: str, reason: Hold) -> bool:
-    """Lease tasks of a locked goal again; return False, having done nothing, where it is not held for this reason."""
-    count = (await connection.execute(_OPEN, {"goal_id": goal_id, "reason": reason.value})).rowcount
+async def reopen(connection: AsyncConnection, goal_id: str, reason: Hold) -> None:
+    """Lease tasks of a locked goal again, if it is held for this reason."""
+    await connection.execute(_OPEN, {"goal_id": goal_id, "reason": reason.value})
     notify.note(connection, notify.GOALS)
-    return count > 0
 
 
 async def change_reason(connection: AsyncConnection, goal_id: str, reason: Hold, to: Hold) -> None:

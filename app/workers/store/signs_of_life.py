@@ -68,9 +68,9 @@ FROM ahead WHERE w.id = ahead.id
 """)
 
 
-async def begin_anew(connection: AsyncConnection) -> int:
-    """Let workers that were heard of before the clock was set back be silent from now on; return their number."""
-    return (await connection.execute(_BEGIN_ANEW)).rowcount
+async def begin_anew(connection: AsyncConnection) -> None:
+    """Let workers that were heard of before the clock was set back be silent from now on."""
+    await connection.execute(_BEGIN_ANEW)
 
 
 async def store_signs(
