@@ -129,7 +129,7 @@ class TagRun:
         return self[self.count - 1]
 
 
-def assign_tags(*, virtual_time: float, last_tag: float, count: int, weight: float = 1.0, cost: float = 1.0) -> TagRun:
-    """Tags for `count` tasks of a goal: `max(virtual time, last tag of the goal) + cost / weight` for the first."""
-    step = cost / weight
+def assign_tags(*, virtual_time: float, last_tag: float, count: int, weight: float = 1.0) -> TagRun:
+    """Tags for `count` tasks of a goal: `max(virtual time, last tag of the goal) + 1 / weight` for the first."""
+    step = 1 / weight
     return TagRun(first=max(virtual_time, last_tag) + step, step=step, count=count)

@@ -59,6 +59,8 @@ class Ending:
     is_fault: bool = False
 
 
+# Attempts that one call takes up at most.
+_BATCH = 500
 _COLUMNS = (
     "t.id, t.state, t.agent_type, t.priority, t.goal_id, t.failures, t.rescues, t.unacknowledged, t.returns, "
     "t.max_attempts, t.retry_delays, t.token, t.worker_id, coalesce(t.leased_at, now()) AS leased_at, "
@@ -173,14 +175,12 @@ async def lock_of_worker(connection: AsyncConnection, worker_id: UUID) -> Attemp
     return rows[0] if rows else None
 
 
-async def lock_overdue(
-    connection: AsyncConnection, grace_seconds: float, since_seconds: float, limit: int = 500
-) -> list[Attempt]:
-    """Lock attempts whose lease has expired or whose deadline is more than `grace_seconds` ago, at most `limit`.
+async def lock_overdue(connection: AsyncConnection, grace_seconds: float, since_seconds: float) -> list[Attempt]:
+    """Lock attempts whose lease has expired or whose deadline is more than `grace_seconds` ago, at most a batch.
 
     Considers live workers and those that ended within the last `since_seconds`; skips rows that others have locked.
     """
-    values = {"grace": grace_seconds, "since": since_seconds, "limit": limit}
+    values = {"grace": grace_seconds, "since": since_seconds, "limit": _BATCH}
     return await _attempts(connection, _OVERDUE, values)
 
 
@@ -190,26 +190,22 @@ async def count_leases(connection: AsyncConnection, grace_seconds: float, since_
     return LeaseCounts(**(await connection.execute(_COUNT, values)).mappings().one())
 
 
-async def cut(
-    connection: AsyncConnection, grace_seconds: float, since_seconds: float, lease_seconds: float, limit: int = 500
-) -> int:
+async def cut(connection: AsyncConnection, grace_seconds: float, since_seconds: float, lease_seconds: float) -> int:
     """Let leases of before the clock was set back end after `lease_seconds`; return their number.
 
-    Those that began in a time to come begin now. At most `limit`; skips rows that others have locked.
+    Those that began in a time to come begin now. At most a batch; skips rows that others have locked.
     """
-    values = {"grace": grace_seconds, "since": since_seconds, "seconds": lease_seconds, "limit": limit}
+    values = {"grace": grace_seconds, "since": since_seconds, "seconds": lease_seconds, "limit": _BATCH}
     return (await connection.execute(_CUT, values)).rowcount
 
 
-async def lock_strays(
-    connection: AsyncConnection, grace_seconds: float, since_seconds: float, limit: int = 500
-) -> list[Attempt]:
-    """Lock attempts whose lease has expired and that the ledger of their worker does not lead to, at most `limit`."""
+async def lock_strays(connection: AsyncConnection, grace_seconds: float, since_seconds: float) -> list[Attempt]:
+    """Lock attempts whose lease has expired and that the ledger of their worker does not lead to, at most a batch."""
     values = {"grace": grace_seconds, "since": since_seconds}
     if (await connection.execute(_COUNT_STRAYS, values)).scalar_one() <= 0:
         return []
     await connection.execute(_READ_WHOLE_TABLES)
-    return await _attempts(connection, _STRAYS, {**values, "limit": limit})
+    return await _attempts(connection, _STRAYS, {**values, "limit": _BATCH})
 
 
 async def end(connection: AsyncConnection, attempt: Attempt, verdict: Verdict, ending: Ending) -> None:
