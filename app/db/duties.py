@@ -57,8 +57,6 @@ UPDATE loop_ticks SET last_run_at = last_run_at - make_interval(secs => :since) 
 
 _PRUNE = deletion("loop_ticks", "every_seconds IS NULL AND last_run_at < now() - make_interval(days => :days)", "duty")
 
-_ALL = text("SELECT duty, last_run_at, runs, result FROM loop_ticks ORDER BY duty")
-
 
 async def ensure(connection: AsyncConnection, duty: str) -> bool:
     """Create the row of a duty, and return whether there was none."""
@@ -126,11 +124,6 @@ async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> i
     Every host has a duty of its own, by its name, and hosts come and go. One that is due again gets a new row.
     """
     return (await connection.execute(_PRUNE, {"days": days, "limit": limit})).rowcount
-
-
-async def read_all(connection: AsyncConnection) -> list[dict[str, Any]]:
-    """Return all duties with their last turns."""
-    return [dict(row) for row in (await connection.execute(_ALL)).mappings()]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
