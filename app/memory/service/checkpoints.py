@@ -121,21 +121,13 @@ async def read(database: Database, checkpoint_id: int) -> Checkpoint:
 
 async def read_pieces(database: Database, checkpoint_id: int) -> Iterator[bytes]:
     """Read the content of a checkpoint, as pieces of JSON. Raises CheckpointNotFound."""
-    async with database.transaction() as connection:
-        packed_content = await store.read_content(connection, checkpoint_id)
-    if packed_content is None:
-        raise CheckpointNotFound
-    return _unpack(packed_content)
+    return _unpack(await _read_packed(database, checkpoint_id))
 
 
 async def verify(database: Database, checkpoint_id: int) -> Findings:
     """Recompute the checksum and check every invariant of the content. Raises CheckpointNotFound, VerificationBusy."""
     checkpoint = await read(database, checkpoint_id)
-    async with database.transaction() as connection:
-        packed_content = await store.read_content(connection, checkpoint_id)
-    if packed_content is None:
-        raise CheckpointNotFound
-    violations = await examine_elsewhere(packed_content, checkpoint.sha256)
+    violations = await examine_elsewhere(await _read_packed(database, checkpoint_id), checkpoint.sha256)
     return Findings(checkpoint=checkpoint, violations=violations)
 
 
@@ -210,6 +202,14 @@ async def _insert_content(connection: AsyncConnection, document: Mapping[str, An
         context=len(document["context"]),
         is_cut=document["is_cut"],
     )
+
+
+async def _read_packed(database: Database, checkpoint_id: int) -> bytes:
+    async with database.transaction() as connection:
+        packed_content = await store.read_content(connection, checkpoint_id)
+    if packed_content is None:
+        raise CheckpointNotFound
+    return packed_content
 
 
 def _unpack(packed_content: bytes) -> Iterator[bytes]:
