@@ -147,8 +147,7 @@ async def stop_locked(connection: AsyncConnection, goal: Goal, reason: str) -> N
 
 async def set_weight(connection: AsyncConnection, goal_id: str, weight: float, by: str) -> None:
     """Weigh a goal for the tasks that are submitted from now on; it need not exist yet."""
-    old_weight = await goals.read_weight(connection, goal_id)
-    await goals.set_weight(connection, goal_id, weight)
+    old_weight = await goals.set_weight(connection, goal_id, weight)
     if weight != old_weight:
         old_state, new_state = {"weight": old_weight}, {"goal_id": goal_id, "weight": weight}
         await audit.record(connection, "goal.weight", by=by, old_state=old_state, new_state=new_state)
@@ -206,7 +205,7 @@ async def _audit(
 
 def _audit_fields(goal: Goal) -> dict[str, Any]:
     constraints = {name: value for name, value in asdict(goal.constraints).items() if value is not None}
-    return {"goal_id": goal.id, "state": goal.state.value, "constraints": constraints}
+    return {"goal_id": goal.id, "state": goal.state.value, "weight": goal.weight, "constraints": constraints}
 
 
 def _next_state(goal: Goal, event: GoalEvent) -> GoalState:

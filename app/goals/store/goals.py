@@ -123,10 +123,13 @@ SELECT id, share FROM (
 _NOTE_MONEY = text("UPDATE goals SET money_base = :money, money_since = :calls_usd WHERE id = :id")
 _NOTE_LOW_BUDGET = text("UPDATE goals SET is_budget_low = true WHERE id = :id AND NOT is_budget_low")
 
-_SET_WEIGHT = text("""
+# Locks the row, which is new where there was none: of two rivals the second reads what the first has set.
+_LOCK_WEIGHT = text("""
 INSERT INTO goals AS present (id, weight) VALUES (:id, :weight)
-ON CONFLICT (id) DO UPDATE SET weight = excluded.weight WHERE present.weight <> excluded.weight
+ON CONFLICT (id) DO UPDATE SET weight = present.weight RETURNING weight
 """)
+
+_SET_WEIGHT = text("UPDATE goals SET weight = :weight WHERE id = :id")
 
 _READ_WEIGHT = text("SELECT weight FROM goals WHERE id = :id")
 
@@ -239,9 +242,13 @@ async def append_event(connection: AsyncConnection, kind: GoalEvent, goal_id: st
     notify.note(connection, notify.EVENTS)
 
 
-async def set_weight(connection: AsyncConnection, goal_id: str, weight: float) -> None:
-    """Set the weight of a goal for tasks submitted from now on; the goal need not exist yet."""
-    await connection.execute(_SET_WEIGHT, {"id": goal_id, "weight": weight})
+async def set_weight(connection: AsyncConnection, goal_id: str, weight: float) -> float:
+    """Set the weight of a goal for tasks submitted from now on; the goal need not exist yet. Return the former one."""
+    values = {"id": goal_id, "weight": DEFAULT_WEIGHT}
+    former_weight = float((await connection.execute(_LOCK_WEIGHT, values)).scalar_one())
+    if weight != former_weight:
+        await connection.execute(_SET_WEIGHT, {"id": goal_id, "weight": weight})
+    return former_weight
 
 
 async def read_weight(connection: AsyncConnection, goal_id: str) -> float:

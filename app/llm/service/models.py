@@ -25,8 +25,10 @@ async def set_limits(
     connection: AsyncConnection, name: str, expected_version: int, limits: ModelLimits, *, by: str, reason: str = ""
 ) -> None:
     """List a model with these limits, in force from the next permit on. Raises VersionStale. Safe to repeat."""
-    is_new = await models.add(connection, [name]) > 0
-    model = (await models.lock(connection, [name]))[name]
+    is_new = False
+    while (model := (await models.lock(connection, [name])).get(name)) is None:
+        # Again where somebody has removed, since it was looked for, the one that another has listed.
+        is_new = await models.add(connection, [name]) > 0
     # At the next version with the same limits, a first attempt has succeeded and its answer was lost.
     if not is_new and model.limits == limits and model.version in (expected_version, expected_version + 1):
         return
@@ -37,7 +39,7 @@ async def set_limits(
         connection,
         "llm_model.set",
         by=by,
-        old_state={"model": name, "version": model.version, **asdict(model.limits)},
+        old_state=None if is_new else {"model": name, "version": model.version, **asdict(model.limits)},
         new_state={"model": name, "version": model.version + 1, **asdict(limits)},
         reason=reason,
     )

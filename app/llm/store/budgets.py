@@ -123,6 +123,9 @@ _PAGE = _STORED.format(
 
 _READ = text(_STORED.format(chosen="b.scope = :scope AND b.name = :name"))
 
+# A budget that is not there yet has no row to lock.
+_LOCK_OWNER = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, hashtext(:scope)))")
+
 _LOCK = text("""
 SELECT money_budget, token_budget, period FROM llm_budgets WHERE scope = :scope AND name = :name FOR UPDATE
 """)
@@ -179,7 +182,8 @@ async def read(connection: AsyncConnection, owner: BudgetOwner) -> StoredBudget 
 
 
 async def lock(connection: AsyncConnection, owner: BudgetOwner) -> BudgetLimits | None:
-    """The limits of a budget, locked; None where there is none."""
+    """The limits of a budget, locked; None where there is none, which stays so until this transaction ends."""
+    await connection.execute(_LOCK_OWNER, owner._asdict())
     row = (await connection.execute(_LOCK, owner._asdict())).mappings().first()
     return None if row is None else BudgetLimits(**{**row, "period": BudgetPeriod(row["period"])})
 

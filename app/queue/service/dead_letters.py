@@ -45,6 +45,7 @@ class _Act:
     action: str
     by: str | None
     reason: str
+    priority: Priority | None = None
 
 
 async def read(connection: AsyncConnection, task_id: UUID, namespace: str | None = None) -> dict[str, Any]:
@@ -78,9 +79,8 @@ async def requeue(
     letter = await dead_letters.find_one(connection, task_id, namespace)
     if letter is not None and await _requeue(connection, [letter], reason, priority):
         if by is not None:
-            await audit.record(
-                connection, "dead_letter.requeue", by=by, new_state={"task_id": str(task_id)}, reason=reason
-            )
+            requeued = {"task_id": str(task_id), **_priority_given(priority)}
+            await audit.record(connection, "dead_letter.requeue", by=by, new_state=requeued, reason=reason)
         return
     # Nothing was requeued; whether that is an error depends on the state of the task.
     task = await tasks.read(connection, task_id, namespace)
@@ -90,6 +90,11 @@ async def requeue(
         raise TaskFinished(f"the task is {task['state']}; only failed tasks can be requeued")
     if task["state"] == TaskState.FAILED and (await holds.lock_gate(connection, [task["goal_id"] or ""])).stopped_goals:
         raise GoalStopped(f"the research goal {shown_name(task['goal_id'])} has stopped; the task stays a dead letter")
+
+
+def _priority_given(priority: Priority | None) -> dict[str, str]:
+    """The priority that an act has given, for its entry; nothing where tasks have kept their own."""
+    return {} if priority is None else {"priority": priority.name.lower()}
 
 
 async def _requeue(
@@ -123,7 +128,7 @@ async def requeue_many(
         selection,
         limit,
         lambda connection, letters: _requeue(connection, letters, reason, priority),
-        _Act(action="dead_letters.requeue", by=by, reason=reason),
+        _Act(action="dead_letters.requeue", by=by, reason=reason, priority=priority),
         may_run=True,
         dry_run=dry_run,
     )
@@ -171,7 +176,7 @@ async def _process_in_batches(
         async with database.transaction() as connection:
             count = await process(connection, letters[start : start + BATCH])
             if act.by is not None and count:
-                processed = {"filter": selection.as_json(), "tasks": count}
+                processed = {"filter": selection.as_json(), "tasks": count, **_priority_given(act.priority)}
                 await audit.record(connection, act.action, by=act.by, new_state=processed, reason=act.reason)
         processed_count += count
     return BulkResult(matching_count=matching_count, processed_count=processed_count)

@@ -72,7 +72,7 @@ async def depth_history(
 
 async def pause(connection: AsyncConnection, agents: Collection[AgentType], reason: str, by: str) -> list[Pause]:
     """Lease no more tasks of these types; running tasks go on. Return all pauses."""
-    old_pauses = await agent_types.read_pauses(connection)
+    old_pauses = await agent_types.lock_pauses(connection)
     await agent_types.pause(connection, agents, reason or NO_REASON, by)
     pauses = await agent_types.read_pauses(connection)
     await _record(connection, "queues.pause", by, reason, old_pauses, pauses)
@@ -81,7 +81,7 @@ async def pause(connection: AsyncConnection, agents: Collection[AgentType], reas
 
 async def resume(connection: AsyncConnection, agents: Collection[AgentType], reason: str, by: str) -> list[Pause]:
     """Lease tasks of these types again. Return the remaining pauses."""
-    old_pauses = await agent_types.read_pauses(connection)
+    old_pauses = await agent_types.lock_pauses(connection)
     await agent_types.resume(connection, agents)
     # Every lane, also one where nothing seems to wait: a task submitted just now was announced during the pause, when
     # brokers could not lease it.

@@ -8,6 +8,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.kernel.agents import AgentType
 from app.queue.rules.status import Pause
 
+# Of an agent type that is not paused there is no row to lock.
+_LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended('pauses', 0))")
+
 _PAUSE = text("""
 INSERT INTO pauses (agent_type, reason, paused_by)
 SELECT agent_type, :reason, :by FROM unnest(CAST(:agents AS text[])) AS agent (agent_type) ORDER BY agent_type
@@ -24,6 +27,12 @@ SELECT DISTINCT served.agent_type FROM workers w
 LEFT JOIN LATERAL unnest(w.capabilities) AS served (agent_type) ON true
 WHERE w.state IN ('starting', 'ready') AND w.not_ready_reason IS NULL
 """)
+
+
+async def lock_pauses(connection: AsyncConnection) -> list[Pause]:
+    """Return all pauses, which nobody else changes until the transaction ends."""
+    await connection.execute(_LOCK)
+    return await read_pauses(connection)
 
 
 async def pause(connection: AsyncConnection, agents: Collection[AgentType], reason: str, by: str) -> None:

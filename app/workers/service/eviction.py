@@ -26,7 +26,7 @@ async def evict(connection: AsyncConnection, worker_id: UUID, *, by: str, reason
 
     Safe to repeat. Raises WorkerNotFound.
     """
-    former = await workers.read(connection, worker_id)
+    former = await _locked(connection, worker_id)
     was_alive = await workers.lose(connection, worker_id, WorkerState.LOST, f"{EVICTED} {reason or NO_REASON}")
     # Also of one that has ended: it may be calling a language model still.
     await permits.end_lost(connection, worker_id)
@@ -40,11 +40,17 @@ async def evict(connection: AsyncConnection, worker_id: UUID, *, by: str, reason
 
 async def report_lost(connection: AsyncConnection, worker_id: UUID, *, by: str, reason: str) -> dict[str, Any]:
     """End a worker that somebody knows to be dead; return it as stored. Safe to repeat. Raises WorkerNotFound."""
-    former = await workers.read(connection, worker_id)
+    former = await _locked(connection, worker_id)
     if await workers.lose(connection, worker_id, WorkerState.LOST, f"reported dead: {reason or NO_REASON}"):
         await permits.end_lost(connection, worker_id)
         old_state = {"worker_id": str(worker_id), "name": former["name"], "state": former["state"]}
         await audit.record(connection, "worker.lost", by=by, old_state=old_state, reason=reason)
+    return await workers.read(connection, worker_id)
+
+
+async def _locked(connection: AsyncConnection, worker_id: UUID) -> dict[str, Any]:
+    # A live one locked before it is read, so that its entry tells the state that ends, and not one before.
+    await store.is_stopping(connection, worker_id)
     return await workers.read(connection, worker_id)
 
 
