@@ -34,6 +34,7 @@ def test_what_is_secret_is_in_no_repr() -> None:
     [
         ({"CONVENER_WEBHOOK_URL": "http://hooks.example.org/x?token=hidden"}, "must begin with https"),
         ({"CONVENER_WEBHOOK_URL": "https://169.254.169.254/latest"}, "must name a host"),
+        ({"CONVENER_WEBHOOK_URL": "https://höoks.example.org/x?token=hidden"}, "in ASCII"),
         ({"CONVENER_WEBHOOK_HOSTS": ""}, "not among those that are allowed"),
         ({"CONVENER_WEBHOOK_SECRET": ""}, "the secret must have 16 characters"),
     ],

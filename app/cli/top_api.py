@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, cast
 
-import httpx
-
 from app.dashboard.access import Viewer
 from app.dashboard.actions import ACTIONS, Fields, filled
 from app.dashboard.api_calls import Refused
@@ -14,7 +12,7 @@ from app.dashboard.now import view_of
 from app.dashboard.sight import Looker
 from app.kernel.access import Scope
 from app.terminal.connection import Access
-from worker_agent.connections.clients import open_async_client
+from worker_agent.connections.clients import HTTP_ERRORS, open_async_client
 
 _SECONDS = 10.0
 _MAX_WORKERS = 200
@@ -33,7 +31,7 @@ class RemoteApi:
         try:
             answer = await self._http.request(method, path, params=present, json=body)
             value = answer.json() if answer.content else None
-        except (httpx.HTTPError, ValueError) as error:
+        except (*HTTP_ERRORS, ValueError) as error:
             raise Refused(0, {"detail": f"the service does not answer ({type(error).__name__})"}) from error
         if answer.status_code >= 400:
             raise Refused(answer.status_code, value if isinstance(value, dict) else {})

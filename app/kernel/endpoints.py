@@ -31,8 +31,8 @@ def endpoint(url: str, hosts: Collection[str], secret: str) -> Endpoint:
         raise ValueError("the URL must not have a fragment")
     if port == 0:
         raise ValueError("the URL must not name the port 0")
-    if not host or _is_address(host):
-        raise ValueError("the URL must name a host, not an address")
+    if not _is_name(host):
+        raise ValueError("the URL must name a host in ASCII (xn--...), not an address")
     if host not in {name.strip().lower() for name in hosts}:
         raise ValueError(f"the host {host} is not among those that are allowed")
     if len(secret) < _MIN_SECRET_LENGTH:
@@ -41,9 +41,10 @@ def endpoint(url: str, hosts: Collection[str], secret: str) -> Endpoint:
     return Endpoint(host=host, port=443 if port is None else port, target=target, secret=secret)
 
 
-def _is_address(host: str) -> bool:
+def _is_name(host: str) -> bool:
     try:
         ipaddress.ip_address(host)
     except ValueError:
-        return False
-    return True
+        # In the other letters of an international name no request can say whom it is for.
+        return bool(host) and host.isascii()
+    return False

@@ -1,5 +1,6 @@
 """Certificates of authorities of a test's own, and servers that show them."""
 
+import os
 import socket
 import ssl
 import threading
@@ -12,6 +13,9 @@ from pathlib import Path
 import trustme
 
 from worker_agent.connections.certificates import public_key_digest, read_certificate
+
+# In the place of an encrypted record, which no client takes it for.
+ALERT_IN_CLEAR = b"\x15\x03\x03\x00\x02\x02\x28"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,9 +64,13 @@ class Listener:
 
 @contextmanager
 def listening(
-    context: ssl.SSLContext | None, answer: bytes = b"HTTP/1.1 204 No Content\r\n\r\n", port: int = 0
+    context: ssl.SSLContext | None,
+    answer: bytes = b"HTTP/1.1 204 No Content\r\n\r\n",
+    port: int = 0,
+    *,
+    beneath: bytes = b"",
 ) -> Iterator[Listener]:
-    """A server on loopback that answers every request with the same bytes."""
+    """A server on loopback that answers every request with the same bytes, and more `beneath` the encryption."""
     server = socket.create_server(("127.0.0.1", port))
     listener = Listener(port=server.getsockname()[1])
 
@@ -79,6 +87,7 @@ def listening(
                     if data := stream.recv(65_536):
                         listener.received.append(data)
                         stream.sendall(answer)
+                        os.write(stream.fileno(), beneath)
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()

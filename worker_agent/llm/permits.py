@@ -13,6 +13,7 @@ from uuid import UUID
 
 import httpx
 
+from worker_agent.connections.clients import HTTP_ERRORS
 from worker_agent.llm.cancellation import cancel_at_most_once
 from worker_agent.llm.outcomes import Outcome, TokenUsage, parse_json_object
 from worker_agent.llm.rate_limit_hints import RateLimitHints
@@ -208,7 +209,7 @@ class PermitClient:
         content = None if body is None else json.dumps(body)
         try:
             response = await cancel_at_most_once(self._http.request(method, path, content=content, headers=headers))
-        except httpx.HTTPError as error:
+        except HTTP_ERRORS as error:
             raise PermitsUnavailable(f"{type(error).__name__}: {error}") from error
         status, answer = response.status_code, parse_json_object(response.content) or {}
         if status >= 500 or status in (401, 408):

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 import httpx
 
+from worker_agent.connections.clients import HTTP_ERRORS
 from worker_agent.llm import outcomes
 from worker_agent.llm.cancellation import cancel_at_most_once, run_shielded
 from worker_agent.llm.keys import Key, KeySource
@@ -96,7 +97,7 @@ class UpstreamClient:
             async with asyncio.timeout(self._settings.total_seconds):
                 response = await self._send(request, trace_context)
                 content = await cancel_at_most_once(_read(response))
-        except (httpx.HTTPError, TimeoutError, _AnswerUnreadable) as error:
+        except (*HTTP_ERRORS, TimeoutError, _AnswerUnreadable) as error:
             return outcomes.read_error(error)
         finally:
             if response is not None:
@@ -114,7 +115,7 @@ class UpstreamClient:
                     return await self._refusal(response)
                 rest = self._chunks(response, ends_at)
                 first_chunks = [chunk async for chunk in _until_first_choice(rest)]
-        except (httpx.HTTPError, TimeoutError, StreamBroken, asyncio.CancelledError) as error:
+        except (*HTTP_ERRORS, TimeoutError, StreamBroken, asyncio.CancelledError) as error:
             if response is not None:
                 await run_shielded(response.aclose())
             if isinstance(error, asyncio.CancelledError):
@@ -166,7 +167,7 @@ class UpstreamClient:
                     line = await cancel_at_most_once(anext(lines))
             except StopAsyncIteration:
                 return
-            except (httpx.HTTPError, TimeoutError, _AnswerUnreadable) as error:
+            except (*HTTP_ERRORS, TimeoutError, _AnswerUnreadable) as error:
                 raise StreamBroken(outcomes.read_error(error)) from error
             if not line.startswith("data:"):
                 continue

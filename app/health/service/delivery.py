@@ -28,6 +28,7 @@ _RESOLVE_SECONDS = 5.0
 _MOST_ADDRESSES = 3
 # Only the status of an answer counts; its body is read no further than this.
 _MAX_BODY_BYTES = 64 * 1024
+_UNREADABLE = "the answer could not be read"
 
 
 async def resolve_host(host: str, port: int) -> Sequence[str]:
@@ -74,6 +75,8 @@ class WebhookSender:
         except httpx.HTTPError as error:
             # The text of the error may hold the URL, its kind does not.
             raise NotDelivered(f"{self._endpoint.host}: {_description(error)}") from None
+        except ssl.SSLError:  # of a record beneath an answer, which httpx passes on as it is
+            raise NotDelivered(f"{self._endpoint.host}: {_UNREADABLE}") from None
         except httpx.InvalidURL:
             raise NotDelivered(f"{self._endpoint.host}: the URL in the settings cannot be used") from None
         if 300 <= status < 400:
@@ -151,7 +154,7 @@ def _description(error: "httpx.HTTPError") -> str:
         return "no answer in time"
     if isinstance(error, httpx.ConnectError):
         return "no connection"
-    return "the answer could not be read"
+    return _UNREADABLE
 
 
 class NotDelivered(Exception):

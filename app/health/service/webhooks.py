@@ -60,6 +60,9 @@ async def deliver(database: Database, sender: MessageSender, policy: WebhookPoli
 
 
 async def _attempt(database: Database, sender: MessageSender, delivery: ClaimedDelivery, policy: WebhookPolicy) -> bool:
+    if delivery.attempts > policy.attempts:
+        await _record_failure(database, delivery, "no attempt has come to its end", policy)
+        return False
     message = Message(id=str(delivery.id), at=delivery.at, body=delivery.body.encode())
     try:
         await sender.deliver(message)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -12,6 +13,7 @@ from app.health.rules.webhooks import signature
 from app.health.service import delivery
 from app.health.service.delivery import Message, NotDelivered, WebhookSender
 from app.kernel.endpoints import Endpoint
+from tests.support.tls import ALERT_IN_CLEAR
 from tests.support.webhook_receiver import HOST, Answer, Authority, Receiver, receiving, saying
 
 SECRET = "a secret for tests only"
@@ -153,7 +155,11 @@ async def _hangs_up(writer: asyncio.StreamWriter) -> None:
     writer.close()
 
 
-@pytest.mark.parametrize("answer", [_never, _slowly, _garbage, _hangs_up])
+async def _breaks_the_encryption(writer: asyncio.StreamWriter) -> None:
+    os.write(writer.get_extra_info("socket").fileno(), ALERT_IN_CLEAR)
+
+
+@pytest.mark.parametrize("answer", [_never, _slowly, _garbage, _hangs_up, _breaks_the_encryption])
 async def test_an_answer_that_does_not_come(authority: Authority, answer: Answer, monkeypatch: Any) -> None:
     monkeypatch.setattr(delivery, "_WHOLE_SECONDS", 0.5)
     monkeypatch.setattr(delivery, "_TIMEOUT_SECONDS", 0.3)

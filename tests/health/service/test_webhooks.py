@@ -93,6 +93,19 @@ async def test_opening_and_end_are_told_with_all_that_is_known(database: Databas
     assert await webhooks.deliver(database, sender) == 0
 
 
+async def test_attempts_that_never_come_to_an_end_are_given_up_as_well(database: Database) -> None:
+    alert = await opened(database)
+    for _ in range(EAGER.attempts):
+        async with database.transaction() as connection:
+            assert len(await store.claim(connection, EAGER)) == 1
+        await execute(database, "UPDATE webhook_deliveries SET due_at = now()")
+    sender = Recorder()
+    assert await webhooks.deliver(database, sender, EAGER) == 0
+    (given_up,) = await deliveries(database, alert)
+    assert (sender.messages, given_up.due_at) == ([], None)
+    assert given_up.given_up_at is not None
+
+
 async def test_without_a_webhook_nothing_is_written(database: Database) -> None:
     await neglect_task(database, 11)
     await observe(database)

@@ -17,6 +17,7 @@ import httpx
 from app.kernel.text import printable
 from app.workers.provisioners.engine import EngineUnavailable
 from app.workers.provisioners.kubernetes.access import AccessRefused, ClusterAccess
+from worker_agent.connections.clients import HTTP_ERRORS
 
 Json = dict[str, Any]
 _TRIES = 4
@@ -116,7 +117,7 @@ class ApiClient:
                     if event["type"] == "ERROR":
                         _raise_refused_status(event["object"])
                     yield event["type"], event["object"]
-        except (httpx.HTTPError, ValueError, KeyError) as error:
+        except (*HTTP_ERRORS, ValueError, KeyError) as error:
             raise EngineUnavailable(f"the watch broke ({type(error).__name__})") from None
 
     async def _call(
@@ -132,7 +133,7 @@ class ApiClient:
                     content=None if body is None else json.dumps(body),
                     headers={**await self._credentials(), **({} if body is None else _MERGE_PATCH)},
                 )
-            except httpx.HTTPError as error:
+            except HTTP_ERRORS as error:
                 # Each call may be repeated: one that was carried out finds another version, or the same value.
                 problem: EngineUnavailable = EngineUnavailable(
                     f"the API server {self._access.server} does not answer ({type(error).__name__})"
