@@ -158,12 +158,16 @@ async def extend(
 ) -> Goal:
     """Set those limits that are not None; tasks held for the budget go on after the next check if there is room now.
 
-    Raises GoalNotFound, GoalStopped, LimitsRefused.
+    Safe to repeat: limits that the goal has already change nothing, and are told nowhere. Raises GoalNotFound,
+    GoalStopped, LimitsRefused.
     """
     goal = await lock(connection, goal_id)
     _next_state(goal, GoalEvent.EXTENDED)
     changes = {name: value for name, value in asdict(constraints).items() if value is not None}
-    _check_iteration_bounds(replace(goal.constraints, **changes), changes)
+    extended = replace(goal.constraints, **changes)
+    if extended == goal.constraints:
+        return goal
+    _check_iteration_bounds(extended, changes)
     await _check_use(connection, goal, changes)
     await goals.change_limits(connection, goal_id, constraints)
     await goals.append_event(connection, GoalEvent.EXTENDED, goal_id, {"limits": changes})

@@ -270,10 +270,20 @@ async def test_what_is_beyond_a_limit_hinders_no_change_of_others(service: Servi
         await service.post("/goals/kepler/extend", {"constraints": limits})
 
 
+async def test_an_extension_that_is_sent_again_is_told_once(service: Service) -> None:
+    await create_goal(service)
+    for _ in range(2):
+        goal = await service.post("/goals/kepler/extend", {"constraints": {"patience": 7}})
+        assert goal["constraints"]["patience"] == 7
+    assert len((await service.get("/audit", action="goal.extended"))["items"]) == 1
+    kinds = [event["kind"] for event in (await service.get("/events"))["items"]]
+    assert kinds.count("goal.extended") == 1
+
+
 async def test_why_a_goal_is_extended_is_kept_where_somebody_says_it(service: Service) -> None:
     await create_goal(service)
-    for fields in ({}, {"reason": "nearly there"}):
-        await service.post("/goals/kepler/extend", {"constraints": {"patience": 7}} | fields)
+    for patience, fields in ((7, {}), (8, {"reason": "nearly there"})):
+        await service.post("/goals/kepler/extend", {"constraints": {"patience": patience}} | fields)
     reasons = [entry["reason"] for entry in (await service.get("/audit", action="goal.extended"))["items"]]
     assert reasons == ["nearly there", ""]
 
@@ -362,5 +372,6 @@ async def test_what_people_do_to_goals_is_audited(service: Service) -> None:
     ]
     stopped = next(entry for entry in told if entry["action"] == "goal.stopped")
     assert stopped["before"]["state"] == "running"
-    assert stopped["after"] == {"goal_id": "kepler", "state": "stopped", "constraints": {"max_iterations": 20}}
+    constraints = {"max_iterations": 20}
+    assert stopped["after"] == {"goal_id": "kepler", "state": "stopped", "weight": 1, "constraints": constraints}
     assert stopped["reason"] == "because of stop"
