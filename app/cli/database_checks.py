@@ -21,6 +21,7 @@ from app.health.rules.snapshot import FOR_ALERTS, FOR_REPORT, BlockingSession, S
 from app.health.service.snapshot_cache import SnapshotSettings, read_snapshot
 from app.health.store import observations
 from app.health.store.pool_counts import limit_statement_time
+from app.kernel.database_urls import OLDEST_POSTGRES
 from app.kernel.errors import ConvenerError
 from app.kernel.modes import Mode
 from app.kernel.states import TaskState
@@ -73,6 +74,10 @@ def database_checks(*, is_alone: bool, is_own: bool) -> Iterator[Check]:
         detail = ": ".join([failure.message, *failure.details])
         yield Check(name="database", status=Status.FAILED, detail=detail, remedy=failure.hint or "")
         return
+    if major_version(state.server) < OLDEST_POSTGRES:
+        detail = f"the server is PostgreSQL {state.server}, and Convener needs {OLDEST_POSTGRES} or newer"
+        remedy = "move the database to a newer server: some of what the service does fails on this one"
+        yield Check(name="database", status=Status.FAILED, detail=detail, remedy=remedy)
     yield _schema(state)
     if settings.database_url:
         yield from pooler_checks(settings.database_url, settings.database_direct_url)

@@ -55,7 +55,8 @@ async def migrate(
     go on beside it: what is interrupted goes on where it was. Safe to call from several processes at once: one does the
     work, the others wait and have nothing left to do. Raises Refused where locks cannot be had for as little time as a
     service that goes on allows; with `is_alone` they are waited for, and kept for as long as it takes. Raises it, too,
-    for a schema of a newer version that does not serve this one, and for an encoding that lacks characters.
+    for a schema of a newer version that does not serve this one, for an encoding that lacks characters, and for a
+    server that is too old.
     """
     from app.db import upgrade
 

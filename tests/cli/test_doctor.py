@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
+from app.cli import database_checks
 from app.db.database import Database
 from app.kernel.access import Role
 from tests.support.command_line import CommandLine, Service, parse
@@ -135,6 +136,19 @@ async def test_where_the_api_is_away_it_reads_the_database(offline: CommandLine,
     }
     assert "trusted_tester, 5 to 50 workers; 0 live" in checks["mode"]["detail"]
     _parse_all(outcome.json)
+
+
+async def test_a_server_that_is_too_old_is_told(
+    offline: CommandLine, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def old(_: object) -> str:
+        return "14.23 (Debian 14.23-1)"
+
+    monkeypatch.setattr(database_checks, "server_version", old)
+    outcome = await offline("doctor", "-o", "json", CONVENER_DATABASE_URL=database_url)
+    checks = {check["name"]: check for check in outcome.json["checks"]}
+    assert checks["database"]["status"] == "failed"
+    assert "PostgreSQL 14.23 (Debian 14.23-1), and Convener needs 15 or newer" in checks["database"]["detail"]
 
 
 async def test_a_schema_that_is_behind_is_told_with_its_mend(offline: CommandLine, own_database: Database) -> None:

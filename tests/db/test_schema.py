@@ -11,6 +11,7 @@ from sqlalchemy import CheckConstraint, Connection, text
 
 from app.db import schema
 from app.db.database import Database
+from app.db.dialect import Dialect
 from app.kernel.errors import Refused
 from app.metadata import metadata
 from tests.conftest import PROCESS, named, run_on
@@ -77,6 +78,20 @@ async def test_a_database_that_cannot_hold_every_text_is_refused(server_url: str
     finally:
         await database.close()
         await run_on(server_url, f"DROP DATABASE {name}")
+
+
+async def test_a_server_that_is_too_old_is_refused(own_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostgreSQL 14 took every migration, and only some of the service's statements failed there."""
+    await schema.downgrade(own_database.engine, "2026_11_30_weight_steps")
+    monkeypatch.setattr(Dialect, "_get_server_version_info", lambda *_: (14, 23))
+    await own_database.engine.dispose()
+    database = Database(own_database.url)
+    try:
+        with pytest.raises(Refused, match="PostgreSQL 14, and Convener needs 15"):
+            await schema.migrate(database.engine)
+        assert await schema.revision(database.engine) == "2026_11_30_weight_steps"
+    finally:
+        await database.close()
 
 
 async def test_history_has_partitions_for_the_coming_days(database: Database) -> None:

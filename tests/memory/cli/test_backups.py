@@ -16,8 +16,9 @@ import pytest
 
 from app.db import schema
 from app.db.database import Database
+from app.kernel.database_urls import OLDEST_POSTGRES
 from app.memory.store.invariants import CHECKS
-from app.postgres.binaries import DUMPING, OLDEST_SUPPORTED, SERVER, Binaries, find_binaries, find_version
+from app.postgres.binaries import DUMPING, SERVER, Binaries, find_binaries, find_version
 from app.postgres.cluster import Cluster
 from app.postgres.errors import BinariesMissing
 from app.postgres.server import Server
@@ -183,7 +184,7 @@ async def test_wrong_usage(console: CommandLine, own_database: Database, tmp_pat
 
 def _other_versions() -> list[Binaries | None]:
     versions: list[Binaries | None] = []
-    for version in range(OLDEST_SUPPORTED, 30):
+    for version in range(OLDEST_POSTGRES, 30):
         with contextlib.suppress(BinariesMissing):
             versions.append(find_version(version, (*SERVER, *DUMPING)))
     ours = find_binaries(os.environ.get("CONVENER_POSTGRES_BIN")).version
