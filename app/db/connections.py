@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 from weakref import WeakSet
 
 import asyncpg
@@ -154,7 +155,7 @@ class Connections:
     """
 
     def __init__(self, url: str, direct_url: str | None = None) -> None:
-        self._url, self._direct_url = url, direct_url
+        self._url, self._direct_url = _to_primary(url), direct_url and _to_primary(direct_url)
         self._open: WeakSet[LimitedConnection] = WeakSet()
         self._opening: set[asyncio.Timeout] = set()
         self._is_closed = False
@@ -208,6 +209,17 @@ class Connections:
         for limit in tuple(self._opening):
             limit.reschedule(asyncio.get_running_loop().time())
         self.cut()
+
+
+def _to_primary(url: str) -> str:
+    """The URL so that of several servers the one is taken that takes writes, unless it says which one.
+
+    The driver takes the first that answers: a standby, while the primary starts anew, to which it would stay connected.
+    """
+    parts = urlsplit(url)
+    if "," not in parts.netloc.rpartition("@")[2] or "target_session_attrs=" in parts.query:
+        return url
+    return f"{url}{'&' if parts.query else '?'}target_session_attrs=read-write"
 
 
 def _limit_silence(connection: LimitedConnection) -> None:

@@ -205,6 +205,14 @@ async def now(connection: AsyncConnection) -> datetime:
     return moment
 
 
+_TAKES_WRITES = text("SELECT current_setting('transaction_read_only') = 'off'")
+
+
+async def takes_writes(connection: AsyncConnection) -> bool:
+    """Whether the server is no standby, and nothing says that our transactions may only read."""
+    return bool((await connection.execute(_TAKES_WRITES)).scalar_one())
+
+
 # A password that is changed on both sides, or a database that is restored, is right again later.
 _NOT_LET_IN = (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError)
 

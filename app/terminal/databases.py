@@ -108,6 +108,12 @@ def database_failure(domain_error: Exception, error: Exception) -> Failure:
     sqlstate = str(getattr(getattr(cause, "orig", cause), "sqlstate", None) or "")
     if trouble := _pooler_trouble(sqlstate, lines[0]):
         return trouble
+    if sqlstate == "25006":
+        hint = (
+            "name the primary in CONVENER_DATABASE_URL, not a standby, and look for default_transaction_read_only, "
+            "which may be set for the server, the database or its role"
+        )
+        return Failure("the database takes no writes", ExitCode.REFUSED, details=lines[:1], hint=hint)
     if sqlstate.startswith("28"):
         hint = "look at user and password in CONVENER_DATABASE_URL, its database too, and CONVENER_DATABASE_PASSWORD"
     elif sqlstate.startswith("3D"):

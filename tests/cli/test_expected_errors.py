@@ -11,7 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from asyncpg import InvalidPasswordError
+from asyncpg import InvalidPasswordError, ReadOnlySQLTransactionError
 from typer.main import get_command
 
 from app.cli.preparation import PREPARATION_ERRORS
@@ -87,6 +87,7 @@ def test_a_port_that_is_taken(tmp_path: Path, database_url: str) -> None:
         (ConnectionRefusedError(111, "Connection refused"), 3, "the database cannot be reached"),
         (DatabaseUnavailable(), 3, "the database cannot be reached"),
         (InvalidPasswordError("password authentication failed"), 1, "the database refused"),
+        (ReadOnlySQLTransactionError("cannot execute CREATE TABLE"), 1, "the database takes no writes"),
         (SettingsError("CONVENER_PORT: no number"), 2, "CONVENER_PORT"),
         (StackError("port 1 is taken; choose another"), 1, "choose another"),
         (UnusableCertificate("no certificate; make one"), 2, "make one"),

@@ -69,6 +69,22 @@ async def test_nobody_listens(nowhere: Database) -> None:
     await _ask_both_ways(nowhere)
 
 
+async def test_of_several_servers_none_is_taken_that_takes_no_writes(own_database: Database) -> None:
+    """As libpq has it, the first that answered was: a standby, while its primary started anew, and for ever after."""
+    name = own_database.url.rpartition("/")[2]
+    await execute(own_database, f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    place = own_database.url.rpartition("/")[0].rpartition("@")[2]
+    url = own_database.url.replace(place, f"{place},{place}")
+    several, whichever = Database(url), Database(f"{url}?target_session_attrs=any")
+    try:
+        await _ask_both_ways(several)
+        async with whichever.transaction() as connection:
+            await now(connection)
+    finally:
+        await several.close()
+        await whichever.close()
+
+
 async def test_an_outage_is_one_line_until_it_is_over(nowhere: Database, caplog: pytest.LogCaptureFixture) -> None:
     async def ask() -> None:
         async with nowhere.transaction() as connection:

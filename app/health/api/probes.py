@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
 
 from app.db import schema
-from app.db.database import now
+from app.db.database import takes_writes
 from app.db.schema import ExpectedSchema
 from app.health.rules.finding import Level, Overall
 from app.health.service.snapshot_cache import SnapshotCache
@@ -78,13 +78,14 @@ async def livez() -> Alive:
     responses=problems.responses_for(DatabaseUnavailable),
 )
 async def readyz(services: ServicesDep) -> Response:
-    """Ready means: the database answers, its schema is the expected one or a newer one that
+    """Ready means: the database answers and takes writes, its schema is the expected one or a newer one that
     serves this version, and no shutdown has begun."""
     # Not ready before the end, so that a load balancer sends no more requests while those under way finish.
     if services.stopping or services.is_draining:
         raise ShuttingDown
     async with services.database.transaction() as connection:
-        await now(connection)
+        if not await takes_writes(connection):
+            raise DatabaseUnavailable("the database takes no writes: it is a standby, or its role may only read")
     revision = await schema.revision(services.database.engine)
     if revision != services[ExpectedSchema].revision and not await schema.is_served(services.database.engine, revision):
         expected_revision = services[ExpectedSchema].revision

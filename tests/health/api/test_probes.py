@@ -35,6 +35,18 @@ async def test_without_a_database_it_lives_but_is_not_ready() -> None:
         assert "convener_database_up 0.0" in metrics.text
 
 
+async def test_a_database_that_takes_no_writes_is_not_ready(own_database: Database) -> None:
+    """As a standby is: a load balancer sent calls to an API that had to refuse each of them."""
+    name = own_database.url.rpartition("/")[2]
+    async with serving(own_database.url) as service:
+        assert (await service.ask("GET", "/readyz", key=None)).status_code == 200
+        await execute(own_database, f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+        await service.app.state.services.database.engine.dispose()
+        answer = await service.ask("GET", "/readyz", key=None)
+        assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable")
+        assert "takes no writes" in answer.json()["detail"]
+
+
 async def test_another_schema_is_not_ready(own_database: Database) -> None:
     async with serving(own_database.url) as service:
         assert (await service.ask("GET", "/readyz", key=None)).status_code == 200
