@@ -27,9 +27,12 @@ _PLANS = {
     # prepared statement would go on doing so when the table has grown.
     "enable_seqscan": "off",
 }
+# Whoever has waited for a lock looks again at what it protects, whatever is set for the server or the role.
+_ISOLATION, _COMMITTED = "transaction_isolation", "read committed"
 _SESSION = {
     **_NAME,
     **_PLANS,
+    f"default_{_ISOLATION}": _COMMITTED,
     # A server whose client is gone without a word gives back what it holds for it.
     "tcp_keepalives_idle": "10",
     "tcp_keepalives_interval": "5",
@@ -166,8 +169,8 @@ class Connections:
             return await self._connect(self._url, limits, _SESSION | _seconds(limits))
         # A pooler refuses parameters of the session, which is none of ours.
         connection = await self._connect(self._url, limits, _NAME)
-        settings = {**_PLANS, **_seconds(limits)}
-        connection.beginning = "".join(f"SET LOCAL {name} = {value};" for name, value in settings.items())
+        settings = {_ISOLATION: _COMMITTED, **_PLANS, **_seconds(limits)}
+        connection.beginning = "".join(f"SET LOCAL {name} = '{value}';" for name, value in settings.items())
         return connection
 
     async def open_session(self, limits: Limits) -> LimitedConnection:
@@ -196,7 +199,8 @@ class Connections:
     @staticmethod
     def session_settings(limits: Limits) -> dict[str, str]:
         """Settings of a session of our own with these limits, but for those of its connection."""
-        return {**_PLANS, **_seconds(limits), _CHECK_INTERVAL: _SESSION[_CHECK_INTERVAL]}
+        names = (*_PLANS, f"default_{_ISOLATION}", _CHECK_INTERVAL)
+        return {name: _SESSION[name] for name in names} | _seconds(limits)
 
     def cut(self) -> None:
         """Close all connections at once: what is under way on them fails, and whoever comes next gets new ones."""

@@ -15,7 +15,7 @@ from app.kernel.presence import PresencePolicy
 from app.terminal.databases import check_database
 from app.terminal.failures import Failure
 from tests.support.proxies import Pooler, pgbouncer
-from tests.support.sql import until
+from tests.support.sql import execute, until
 
 _SETTINGS = ("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout", "enable_seqscan", "jit")
 
@@ -60,6 +60,20 @@ async def test_statements_of_the_hot_path_have_theirs_whoever_had_the_session_be
 
     await _settings(pooled)
     assert await hot_path.run(pooled, shown) == ["500ms", "5s", "8s", "off", "off"]
+
+
+async def test_each_transaction_is_read_committed_whatever_the_server_has(
+    own_database: Database, bouncer: Pooler
+) -> None:
+    """Elsewhere who has waited for a lock does not see what was changed meanwhile, or fails."""
+    name = own_database.url.rpartition("/")[2]
+    await execute(own_database, f"ALTER DATABASE {name} SET default_transaction_isolation = serializable")
+    for database in (Database(own_database.url), Database(bouncer.url(name), direct_url=own_database.url)):
+        async with database.transaction() as connection:
+            shown = [(await connection.execute(text("SHOW transaction_isolation"))).scalar_one()]
+        shown.append(await hot_path.run(database, lambda c: c.fetchval("SHOW transaction_isolation")))
+        assert shown == ["read committed"] * 2
+        await database.close()
 
 
 async def test_nothing_is_missing_with_the_files_of_deploy(pooled: Database) -> None:
@@ -114,7 +128,7 @@ def test_deaf_listening_is_told_by_doctor(server_url: str, name: str, tmp_path: 
         ini = bouncer.directory / "pgbouncer.ini"
         ours = "jit, enable_seqscan, statement_timeout, lock_timeout, idle_in_transaction_session_timeout"
         ours += ", tcp_keepalives_idle, tcp_keepalives_interval, tcp_keepalives_count, tcp_user_timeout"
-        ours += ", client_connection_check_interval"
+        ours += ", client_connection_check_interval, default_transaction_isolation"
         ini.write_text(ini.read_text().replace("%include", f"ignore_startup_parameters = {ours}\n%include"))
         bouncer.reload()
         checks = list(pooler_checks(bouncer.url(name), None))
