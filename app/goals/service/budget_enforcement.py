@@ -205,7 +205,7 @@ async def _meter(
 def _is_due(meter: Meter, room: int, attempts: int) -> bool:
     # `is_ready`: its tasks are set aside. Before that they cannot be let through one by one.
     has_changed = meter.allowed_attempts - attempts != meter.waiting_tasks
-    return meter.is_ready and (has_changed or sum(_free_room(meter, room, attempts)) > 0)
+    return meter.is_ready and (has_changed or (meter.has_free_tasks and sum(_free_room(meter, room, attempts)) > 0))
 
 
 def _free_room(meter: Meter, room: int, attempts: int) -> _Room:

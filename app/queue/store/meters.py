@@ -21,7 +21,7 @@ class Meter:
     """Number of attempts allowed to a metered goal in all; ready once its tasks have been set aside.
 
     Of the tasks that were let through `live_ids` have not ended, and `waiting_tasks` could be leased now, of which no
-    present worker can run `stuck_tasks`.
+    present worker can run `stuck_tasks`. With `has_free_tasks` some that are set aside could be let through.
     """
 
     is_ready: bool
@@ -29,6 +29,7 @@ class Meter:
     live_ids: Sequence[UUID] = ()
     waiting_tasks: int = 0
     stuck_tasks: int = 0
+    has_free_tasks: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,9 +55,13 @@ SET is_metered = true, is_closed = NOT stored.is_swept, released = 0, base = exc
 WHERE stored.reason = 'budget'
 """)
 
+# Those only that could run at once: any other would keep the room of one that could. Blocked ones are not in the index.
+_IS_FREE = """goal_id = {goal} AND run_at = 'infinity' AND blockers = 0 AND state = 'pending'
+      AND (due_at IS NULL OR due_at <= now())
+    ORDER BY priority DESC, tag, seq"""
 _READ = text(f"""
 SELECT h.goal_id, h.is_closed, h.released + h.base AS allowed_attempts, live.ids AS live_ids, live.waiting_tasks,
-       live.stuck_tasks
+       live.stuck_tasks, free.goal_id IS NOT NULL AS has_free_tasks
 FROM holds h CROSS JOIN LATERAL (
     SELECT coalesce(array_agg(released.id), '{{}}') AS ids,
            count(*) FILTER (WHERE task.state = 'pending' AND task.run_at IS NULL) AS waiting_tasks,
@@ -65,7 +70,7 @@ FROM holds h CROSS JOIN LATERAL (
     CROSS JOIN LATERAL (
         SELECT state, run_at, {_IS_SERVED} AS is_served FROM tasks WHERE tasks.id = released.id OFFSET 0
     ) task
-) live
+) live LEFT JOIN LATERAL (SELECT goal_id FROM tasks WHERE {_IS_FREE.format(goal="h.goal_id")} LIMIT 1) free ON true
 WHERE h.is_metered AND h.goal_id = ANY (CAST(:goal_ids AS text[]))
 """)
 
@@ -80,12 +85,8 @@ _SETTLE = text("""
 UPDATE holds SET base = :allowed - released, released_ids = CAST(:ids AS uuid[]) WHERE goal_id = :goal_id
 """)
 
-# Those only that could run at once: any other would keep the room of one that could. Blocked ones are not in the index.
 _FREE = f"""
-SELECT id, priority, tag, seq, {_IS_SERVED} AS is_served FROM tasks
-WHERE goal_id = :goal_id AND run_at = 'infinity' AND blockers = 0 AND state = 'pending'
-  AND (due_at IS NULL OR due_at <= now())
-ORDER BY priority DESC, tag, seq LIMIT"""
+SELECT id, priority, tag, seq, {_IS_SERVED} AS is_served FROM tasks WHERE {_IS_FREE.format(goal=":goal_id")} LIMIT"""
 _CHOOSE = text(f"{_FREE} :limit")
 # Of so many of the most urgent.
 _LOOK_AT = 1000
@@ -114,6 +115,7 @@ async def read(connection: AsyncConnection, goal_ids: Collection[str], served: S
             live_ids=row["live_ids"],
             waiting_tasks=row["waiting_tasks"],
             stuck_tasks=row["stuck_tasks"],
+            has_free_tasks=row["has_free_tasks"],
         )
         for row in rows
     }

@@ -4,10 +4,11 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import pytest
+from sqlalchemy import event
 
 from app.db.database import Database
 from app.goals.rules.goals import Constraints
-from app.goals.service import goals
+from app.goals.service import budget_enforcement, goals
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
 from app.kernel.resources import Resources
@@ -161,3 +162,34 @@ async def test_of_tasks_that_are_set_aside_those_come_first_that_a_present_worke
     await submitted(database, resources=Resources(memory_gb=64).text(), priority=Priority.HIGH)
     (served,) = await submitted(database, priority=Priority.LOW)
     assert await _check_twice(database) == [served]
+
+
+async def _count_statements(database: Database) -> int:
+    """Number of statements of the next turn."""
+    statements = []
+
+    def note(*args: object) -> None:
+        statements.append(args[2])
+
+    event.listen(database.engine.sync_engine, "before_cursor_execute", note)
+    try:
+        async with database.transaction() as connection:
+            await budget_enforcement.enforce_budgets(connection)
+    finally:
+        event.remove(database.engine.sync_engine, "before_cursor_execute", note)
+    return len(statements)
+
+
+async def test_goals_without_a_task_to_let_through_cost_a_turn_no_statement(database: Database) -> None:
+    """Each took six, and was locked until the end of the turn: submits to it waited 10 s at 1000 of them."""
+    (running,) = await submitted(database)
+    assert await _check_twice(database) == [running]
+    statements = await _count_statements(database)
+    for number in range(10):
+        await create_goal(database, f"goal-{number}", compute_budget_seconds=1e6)
+        await submitted(database, goal_id=f"goal-{number}", run_at=datetime.now(UTC) + _TOMORROW)
+    await enforce_budgets(database)
+    assert await value(database, "SELECT count(*) FROM holds WHERE is_metered AND NOT is_closed") == 11
+    assert await _count_statements(database) == statements
+    await execute(database, "UPDATE tasks SET due_at = now() WHERE goal_id <> 'goal'")
+    assert len(await _check_twice(database)) == 11

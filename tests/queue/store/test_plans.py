@@ -186,5 +186,7 @@ async def test_the_tasks_of_a_held_goal_are_found_by_their_goal(full: Database) 
     )
     assert chosen.count("using tasks_held_free on tasks") == 4
     assert "Sort" not in chosen
-    for plan in (ahead, back, strays, shift, first, lost, chosen):
+    metered = await _plans(full, _plain(meters._READ.text, "agents", "classes", "goal_ids"), *kinds, ["goal"])
+    assert metered.count("using tasks_held_free on tasks") == 2
+    for plan in (ahead, back, strays, shift, first, lost, chosen, metered):
         assert not _walks(plan, "tasks")
