@@ -235,8 +235,7 @@ async def prune(
     """Delete versions older than `days` that are not among the newest `keep` of their entry.
 
     It looks at `limit` of them behind a place; returns the number of those deleted, and the place to go on after, None
-    at the end. The last version stays for ever, also where it
-    is a deletion: version numbers must never start anew.
+    at the end. The last version stays for ever, also where it is a deletion: version numbers must never start anew.
     """
     parameters = {**after._asdict(), "keep": keep, "days": days, "limit": limit}
     row = (await connection.execute(_PRUNE, parameters)).one()
