@@ -165,7 +165,8 @@ async def test_a_round_of_pruning_walks_once_along_the_entries(
     await execute(own_database, "VACUUM ANALYZE context_entries")
     await explaining(own_database, "auto")
     database = Database(own_database.url)
-    counts, place = [], context.FIRST
+    counts: list[int] = []
+    place: context.Place | None = context.FIRST
     with explained(monkeypatch) as log:
         while place is not None:
             async with database.transaction() as connection:
