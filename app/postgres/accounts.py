@@ -107,7 +107,7 @@ def _candidates(directory: Path) -> Sequence[Account]:
     """Accounts from the safest on. PostgreSQL itself refuses to run as root, and needs a user that has a name."""
     user, owner = os.geteuid(), directory.stat()
     if user != 0:
-        return (own_account(launch.CONFINED), own_account(launch.SAME if _is_named(user) else launch.NAMESPACE))
+        return (own_account(launch.CONFINED), own_account(launch.SAME if launch.is_named(user) else launch.NAMESPACE))
     # `nobody` is what earlier versions gave the directory to.
     if owner.st_uid not in (0, _nobody().owner[0]):
         return (user_account(owner.st_uid, owner.st_gid),)
@@ -154,14 +154,6 @@ def _parts(directory: Path) -> list[Path]:
     """Return the directories that the server itself writes to, as far as there are any."""
     parts = [directory / "log", directory / "socket", *directory.glob("*/data")]
     return [part for part in parts if part.is_dir() and not part.is_symlink()]
-
-
-def _is_named(uid: int) -> bool:
-    try:
-        pwd.getpwuid(uid)
-    except KeyError:
-        return False
-    return True
 
 
 def _nobody() -> Account:
