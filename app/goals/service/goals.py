@@ -19,7 +19,7 @@ from app.goals.rules.budgets import Usage
 from app.goals.rules.goals import Constraints, GoalPolicy, GoalState
 from app.goals.service import priors
 from app.goals.store import compute, goals
-from app.goals.store.compute import GoalCompute
+from app.goals.store.compute import DetailedCompute, GoalCompute
 from app.goals.store.goals import Goal, GoalRequest
 from app.kernel.events import GoalEvent
 from app.kernel.namespaces import shown_name
@@ -36,7 +36,7 @@ class GoalView:
     goal: Goal
     at: datetime
     usage: Usage
-    compute: GoalCompute
+    compute: DetailedCompute
     policy: GoalPolicy
     notices: list[str]
 
@@ -88,7 +88,7 @@ def usage_at(goal: Goal, goal_compute: GoalCompute, moment: datetime, *, money: 
     """
     assert goal.state is not None
     until = goal.ended_at or moment
-    recorded_money = (goal.last_decision or {}).get("money_spent", 0.0) + goal.calls_usd - goal.money_since
+    recorded_money = goal.money_base + goal.calls_usd - goal.money_since
     return Usage(
         iterations=goal.iterations,
         elapsed_seconds=max(0.0, (until - goal.started_at).total_seconds()),

@@ -20,7 +20,7 @@ from app.goals.rules.goals import GoalAction, GoalDecision, GoalPolicy, GoalSnap
 from app.goals.rules.stopping import Quality, StoppingPolicy, StoppingRule, Unit
 from app.goals.service import goals as service
 from app.goals.store import compute, goals, iterations
-from app.goals.store.compute import GoalCompute
+from app.goals.store.compute import DetailedCompute
 from app.goals.store.goals import Goal
 from app.goals.store.iterations import Iteration, NewIteration
 from app.kernel.agents import AgentType
@@ -161,7 +161,7 @@ async def _decide_and_store(
 
 
 def _measure(
-    report: IterationReport, goal: Goal, goal_compute: GoalCompute, moment: datetime, previous: Mapping[str, Any]
+    report: IterationReport, goal: Goal, goal_compute: DetailedCompute, moment: datetime, previous: Mapping[str, Any]
 ) -> MeasuredIteration:
     """The report completed by what the service has measured since `previous`, the inputs of the last decision."""
     agents: Mapping[str, float] = previous.get("by_agent", {})
@@ -180,7 +180,7 @@ def _measure(
     )
 
 
-def _seconds_since(agent: AgentType, goal_compute: GoalCompute, previous: Mapping[str, float]) -> float:
+def _seconds_since(agent: AgentType, goal_compute: DetailedCompute, previous: Mapping[str, float]) -> float:
     return max(0.0, goal_compute.by_agent.get(agent, 0.0) - previous.get(agent.value, 0.0))
 
 

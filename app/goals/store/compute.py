@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from sqlalchemy import RowMapping, text
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import folds
@@ -59,20 +59,23 @@ class RunningAttempt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoalCompute:
-    """Compute of a goal in all, the seconds of it by agent type, totals of its tasks by name, and its leases.
-
-    The longest lease is the first.
-    """
+    """Compute of a goal in all, and its leases, of which the longest is the first."""
 
     total: Compute
-    by_agent: dict[AgentType, float]
-    tasks: dict[str, int]
     running: Sequence[RunningAttempt] = ()
 
     @property
     def ages(self) -> list[float]:
         """Seconds for which each attempt has been running."""
         return [attempt.seconds for attempt in self.running]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetailedCompute(GoalCompute):
+    """Compute of a goal with the seconds of it by agent type, and totals of its tasks by name."""
+
+    by_agent: dict[AgentType, float]
+    tasks: dict[str, int]
 
 
 _NAMES = ", ".join(TOTALS)
@@ -102,15 +105,20 @@ SELECT (SELECT coalesce(sum(size), 0) FROM ahead)::bigint AS events, more AS has
 
 # Folded rows and events beyond the mark in one statement: its one snapshot counts each event exactly once, also while a
 # fold commits.
-_SUMMED = f"""
-SELECT goal_id, agent_type, {_SUMS} FROM (
+_SPENT_IN_PARTS = f"""
     SELECT goal_id, agent_type, attempts, seconds, {_NAMES} FROM goal_compute WHERE {{condition}}
     UNION ALL
     {_EVENT} AND {{condition}}
       AND transaction >= coalesce((SELECT transaction FROM folds WHERE name = '{_NAME}'), 0)
-) spent GROUP BY goal_id, agent_type
 """
-_SPENT = text(f"{_SUMMED.format(condition='goal_id = ANY (CAST(:goal_ids AS text[]))')} ORDER BY goal_id, agent_type")
+_SUMMED = f"SELECT goal_id, agent_type, {_SUMS} FROM ({_SPENT_IN_PARTS}) spent GROUP BY goal_id, agent_type"
+# By a set that is hashed: an array of thousands would be walked through for each row once the plan is a generic one.
+_AMONG = "goal_id IN (SELECT unnest(CAST(:goal_ids AS text[])))"
+_SPENT = text(f"{_SUMMED.format(condition=_AMONG)} ORDER BY agent_type")
+_TOTALS = text(f"""
+SELECT goal_id, sum(attempts)::bigint AS attempts, sum(seconds)::float8 AS seconds
+FROM ({_SPENT_IN_PARTS.format(condition=_AMONG)}) spent GROUP BY goal_id
+""")
 # Of all goals: a checkpoint takes no events along, so it needs the sums with what is not folded yet. Totals of tasks
 # begin anew after a restore, which submits tasks again.
 ALL_SPENT = f"""
@@ -124,7 +132,7 @@ SELECT t.goal_id, t.id AS task_id, t.token, t.worker_id,
        greatest(0, extract(epoch FROM now() - t.leased_at))::float8 AS seconds
 FROM workers w CROSS JOIN LATERAL {lease_ledger.last_lease("w.id")} last
 CROSS JOIN LATERAL {lease_ledger.held_task("w.id")} t
-WHERE w.{LIVE} AND t.goal_id = ANY (CAST(:goal_ids AS text[]))
+WHERE w.{LIVE} AND t.{_AMONG}
 ORDER BY t.leased_at, t.id
 """)
 
@@ -162,40 +170,51 @@ async def fold(connection: AsyncConnection, limit: int = 20_000) -> FoldResult:
 
 async def read_many(connection: AsyncConnection, goal_ids: Collection[str]) -> dict[str, GoalCompute]:
     """Exact compute of each of these goals until now, including attempts not folded yet and those that run."""
-    values = {"goal_ids": list(goal_ids)}
-    spent: dict[str, list[RowMapping]] = {goal_id: [] for goal_id in goal_ids}
-    for row in (await connection.execute(_SPENT, values)).mappings():
-        spent[row["goal_id"]].append(row)
-    running: dict[str, list[RunningAttempt]] = {goal_id: [] for goal_id in goal_ids}
-    for row in (await connection.execute(_RUNNING, values)).mappings():
-        fields = {name: row[name] for name in RunningAttempt.__dataclass_fields__}
-        running[row["goal_id"]].append(RunningAttempt(**fields))
-    compute = {}
+    rows = (await connection.execute(_TOTALS, {"goal_ids": list(goal_ids)})).all()
+    spent = {goal_id: (seconds, attempts) for goal_id, attempts, seconds in rows}
+    running, compute = await _running(connection, goal_ids), {}
     for number, goal_id in enumerate(goal_ids, 1):
         if number % _SHARE == 0:
             await asyncio.sleep(0)
-        rows = spent[goal_id]
-        total = Compute(
-            spent_seconds=sum(row["seconds"] for row in rows),
-            attempts=sum(row["attempts"] for row in rows),
-            running=len(running[goal_id]),
-            running_seconds=sum(attempt.seconds for attempt in running[goal_id]),
-        )
-        by_agent = {AgentType(row["agent_type"]): row["seconds"] for row in rows if row["attempts"]}
-        tasks = {name: sum(row[name] for row in rows) for name in TOTALS}
-        compute[goal_id] = GoalCompute(total=total, by_agent=by_agent, tasks=tasks, running=running[goal_id])
+        total = _total(*spent.get(goal_id, (0.0, 0)), running[goal_id])
+        compute[goal_id] = GoalCompute(total=total, running=running[goal_id])
     return compute
+
+
+async def read(connection: AsyncConnection, goal_id: str) -> DetailedCompute:
+    """Exact compute of one goal until now."""
+    rows = (await connection.execute(_SPENT, {"goal_ids": [goal_id]})).mappings().all()
+    running = (await _running(connection, [goal_id]))[goal_id]
+    seconds, attempts = sum(row["seconds"] for row in rows), sum(row["attempts"] for row in rows)
+    return DetailedCompute(
+        total=_total(seconds, attempts, running),
+        running=running,
+        by_agent={AgentType(row["agent_type"]): row["seconds"] for row in rows if row["attempts"]},
+        tasks={name: sum(row[name] for row in rows) for name in TOTALS},
+    )
+
+
+async def _running(connection: AsyncConnection, goal_ids: Collection[str]) -> dict[str, list[RunningAttempt]]:
+    running: dict[str, list[RunningAttempt]] = {goal_id: [] for goal_id in goal_ids}
+    for row in (await connection.execute(_RUNNING, {"goal_ids": list(goal_ids)})).mappings():
+        fields = {name: row[name] for name in RunningAttempt.__dataclass_fields__}
+        running[row["goal_id"]].append(RunningAttempt(**fields))
+    return running
+
+
+def _total(seconds: float, attempts: int, running: Sequence[RunningAttempt]) -> Compute:
+    return Compute(
+        spent_seconds=seconds,
+        attempts=attempts,
+        running=len(running),
+        running_seconds=sum(attempt.seconds for attempt in running),
+    )
 
 
 async def first_task_types(connection: AsyncConnection, goal_ids: Collection[str]) -> dict[str, AgentType]:
     """Agent type of the first live task of each goal; goals without tasks are left out."""
     rows = await connection.execute(_FIRST_TYPES, {"goal_ids": list(goal_ids)})
     return {row.goal_id: AgentType(row.agent_type) for row in rows}
-
-
-async def read(connection: AsyncConnection, goal_id: str) -> GoalCompute:
-    """Exact compute of one goal until now."""
-    return (await read_many(connection, [goal_id]))[goal_id]
 
 
 async def prune(connection: AsyncConnection, limit: int = BATCH) -> int:

@@ -13,6 +13,7 @@ from app.db import notify, pages
 from app.db.namespaces import within
 from app.db.pages import Page
 from app.db.retention import BATCH
+from app.goals.rules.budgets import NOTICE_SHARES
 from app.goals.rules.goals import LIVE_STATES, Constraints, GoalState
 from app.goals.rules.stopping import StoppingRule, Unit
 from app.kernel.events import GoalEvent
@@ -49,27 +50,29 @@ class Goal:
     iterations: int
     last_decision: dict[str, Any] | None
     hold: Hold | None
-    # What its calls of language models have cost, and had cost when its last iteration was reported.
+    # What its calls of language models have cost; all its money, and the cost of calls, when it last reported.
     calls_usd: float
     calls_tokens: int
+    money_base: float
     money_since: float
     is_budget_low: bool
 
 
 _CONSTRAINTS = tuple(Constraints.__dataclass_fields__)
 _FIELDS = ("id", "state", "objective", "weight", "created_by", "request_hash", "started_at", "ended_at", "reason")
-_SPENDING = ("money_since", "is_budget_low")
+_SPENDING = ("money_base", "money_since", "is_budget_low")
 _COLUMNS = ", ".join(f"g.{name}" for name in (*_FIELDS, *_CONSTRAINTS, *_SPENDING))
-_SELECT = f"""
-SELECT {_COLUMNS}, coalesce(last.number, 0) AS iterations, last.decision AS last_decision,
+_JOINS = "LEFT JOIN holds h ON h.goal_id = g.id LEFT JOIN llm_spending s ON s.goal_id = g.id"
+_READING = f"""
+SELECT {_COLUMNS}, {{iterations}} AS iterations, {{last_decision}} AS last_decision,
        CASE WHEN h.is_closed AND NOT h.is_metered THEN h.reason END AS hold, coalesce(s.cost_usd, 0) AS calls_usd,
        coalesce(s.tokens, 0) AS calls_tokens
-FROM goals g
+FROM goals g {_JOINS}
+"""
+_SELECT = f"""{_READING.format(iterations="coalesce(last.number, 0)", last_decision="last.decision")}
 LEFT JOIN LATERAL (
     SELECT number, decision FROM goal_iterations i WHERE i.goal_id = g.id ORDER BY number DESC LIMIT 1
 ) last ON true
-LEFT JOIN holds h ON h.goal_id = g.id
-LEFT JOIN llm_spending s ON s.goal_id = g.id
 """
 
 # A row without a state was made by a weight that came first: creating the goal completes that row. With a state the
@@ -106,8 +109,16 @@ _APPEND_EVENT = text("INSERT INTO events (kind, goal_id, detail) VALUES (:kind, 
 
 _LIMITED = """(g.time_limit_seconds IS NOT NULL OR g.compute_budget_seconds IS NOT NULL
        OR g.money_budget IS NOT NULL OR g.token_budget IS NOT NULL)"""
+# Those that a check may change or tell of: compute is used up while nobody reports any, what else is far from its limit
+# stays so until the next check. By a little less than the rules take, which decide.
+_MAY_BE_DUE = f"""(g.compute_budget_seconds IS NOT NULL OR h.reason = '{Hold.BUDGET}'
+       OR extract(epoch FROM now() - g.started_at) > g.time_limit_seconds - 1
+       OR g.money_base + coalesce(s.cost_usd, 0) - g.money_since > {{share}} * g.money_budget - 1e-9
+       OR coalesce(s.tokens, 0) > {{share}} * g.token_budget - 1e-9)"""
 _READ_LIMITED = text(f"""
-{_SELECT} WHERE g.state = ANY (CAST(:states AS text[])) AND {_LIMITED} ORDER BY g.id
+{_READING.format(iterations=0, last_decision="NULL")}
+WHERE g.state = ANY (CAST(:states AS text[])) AND {_LIMITED}
+  AND {_MAY_BE_DUE.format(share=0.99 * min(NOTICE_SHARES))} ORDER BY g.id
 """)
 HAS_LIMITED = f"EXISTS (SELECT FROM goals g WHERE g.state <> '{GoalState.STOPPED}' AND {_LIMITED})"
 
@@ -200,7 +211,7 @@ async def page(
 
 
 async def read_limited(connection: AsyncConnection) -> list[Goal]:
-    """All live goals that have a limit of time, compute, money or tokens."""
+    """Live goals with a limit of compute, and those that have nearly reached another; without their iterations."""
     rows = (await connection.execute(_READ_LIMITED, {"states": [state.value for state in LIVE_STATES]})).mappings()
     return [_goal(row) for row in rows]
 

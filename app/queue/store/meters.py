@@ -71,7 +71,7 @@ FROM holds h CROSS JOIN LATERAL (
         SELECT state, run_at, {_IS_SERVED} AS is_served FROM tasks WHERE tasks.id = released.id OFFSET 0
     ) task
 ) live LEFT JOIN LATERAL (SELECT goal_id FROM tasks WHERE {_IS_FREE.format(goal="h.goal_id")} LIMIT 1) free ON true
-WHERE h.is_metered AND h.goal_id = ANY (CAST(:goal_ids AS text[]))
+WHERE h.is_metered AND h.goal_id IN (SELECT unnest(CAST(:goal_ids AS text[])))
 """)
 
 _LOCK = text("SELECT FROM holds WHERE goal_id = :goal_id FOR UPDATE")

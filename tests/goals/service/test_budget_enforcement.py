@@ -12,13 +12,15 @@ from app.db import hot_path
 from app.db.database import Database
 from app.goals.rules.goals import Constraints
 from app.goals.service import budget_enforcement, goals
+from app.goals.store import goals as goal_store
 from app.kernel.agents import AgentType
 from app.kernel.ids import WorkerId
 from app.queue.errors import GoalStopped
+from app.queue.rules.holds import Hold
 from app.queue.rules.tasks import LeasePolicy
 from app.queue.service import dead_letters, leases
 from app.queue.service.leases import LeaseService
-from app.queue.store import claims
+from app.queue.store import claims, holds
 from app.queue.store.claims import ClaimRequest, Lease
 from app.queue.store.listing import Selection
 from app.scaling.rules.estimates import Estimates, ServiceTime
@@ -44,6 +46,7 @@ from tests.support.factories import (
     ready_worker,
     submitted,
 )
+from tests.support.plans import explained, explaining
 from tests.support.sql import execute, fetch, value
 
 
@@ -377,3 +380,56 @@ async def test_the_work_of_a_turn_grows_with_the_number_of_goals_and_no_faster(d
     few, many = await _count_lines(database, 50), await _count_lines(database, 400)
     assert few > 50 * 20
     assert many < 8.5 * few
+
+
+async def _judged_ids(database: Database) -> set[str]:
+    async with database.transaction() as connection:
+        return {goal.id for goal in await goal_store.read_limited(connection)}
+
+
+async def test_goals_far_from_their_limits_are_not_judged(database: Database) -> None:
+    """But whatever the rules may act on or tell of is, and a goal that waits for its budget, which may have room."""
+    limits = {"time_limit_seconds": 1000, "money_budget": 1000, "token_budget": 1000}
+    for name, limit in limits.items():
+        await create_goal(database, name, **{name: limit})
+    await create_goal(database, "nothing", money_budget=1e-12)
+    await create_goal(database, "computing", compute_budget_seconds=1e9)
+    await create_goal(database, "held", money_budget=1000)
+    async with database.transaction() as connection:
+        await holds.close(connection, "held", Hold.BUDGET)
+    assert await _judged_ids(database) == {"nothing", "computing", "held"}
+    await execute(
+        database, "INSERT INTO llm_spending VALUES ('money_budget', 300, 0, 1, 1), ('token_budget', 1, 0, 1, 1)"
+    )
+    await execute(database, "UPDATE goals SET money_base = 600, money_since = 200 WHERE id = 'money_budget'")
+    for used, judged_ids in ((780, set()), (800, set(limits))):
+        await execute(database, "UPDATE goals SET money_base = $1 - 100 WHERE id = 'money_budget'", float(used))
+        await execute(database, "UPDATE llm_spending SET tokens = $1 WHERE goal_id = 'token_budget'", used)
+        seconds = used if used < 800 else 1000
+        await execute(database, "UPDATE goals SET started_at = now() - make_interval(secs => $1)", float(seconds))
+        assert await _judged_ids(database) - {"nothing", "computing", "held"} == judged_ids
+
+
+@pytest.mark.slow
+async def test_a_turn_does_not_read_what_goals_have_reported(
+    own_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last decision of each of 17,000 goals was four fifths of the pages that a turn read."""
+    await _count_lines(own_database, 400)
+    await explaining(own_database, "auto")
+    database, pages = Database(own_database.url), []
+    with explained(monkeypatch) as log:
+        for _ in range(2):
+            for _ in range(2):  # the first asks for the types of values
+                log.take()
+                async with database.transaction() as connection:
+                    await budget_enforcement.enforce_budgets(connection)
+            pages.append(log.take().pages)
+            await execute(
+                own_database,
+                """INSERT INTO goal_iterations (goal_id, number, request_hash, report, inputs, decision)
+                   SELECT id, number, '', '{}', '{}', '{}' FROM goals, generate_series(1, 5) number
+                   ON CONFLICT DO NOTHING""",
+            )
+    await database.close()
+    assert 0 < pages[1] <= 1.05 * pages[0]

@@ -146,6 +146,14 @@ async def test_the_place_of_a_goal_is_one_probe(full: Database) -> None:
 
 
 @pytest.mark.slow
+async def test_sums_of_many_goals_compare_no_row_with_each_of_them(full: Database) -> None:
+    for statement in (compute._TOTALS, compute._RUNNING):
+        plan = await _plans(full, _plain(statement.text, "goal_ids"), [f"goal-{number}" for number in range(1000)])
+        assert "goal_id = ANY" not in plan
+        assert not _walks(plan, "tasks")
+
+
+@pytest.mark.slow
 async def test_the_sweep_goes_by_worker(full: Database) -> None:
     plan = await _plans(full, _plain(attempts._COUNT.text, "grace", "since"), 10.0, 3600.0)
     assert "using leases_pkey on leases l" in plan
