@@ -71,9 +71,10 @@ def snapshot(*models: Model, total_limit: int = 100, in_use: Mapping[str, int] |
 
 @dataclass(kw_only=True)
 class Caller:
-    """Calls again and again. One that `gives_up` asks once and never comes back after a refusal."""
+    """Calls again and again, for itself or by a key of several. One that `gives_up` asks once, and never again."""
 
     name: str
+    key: str | None = None
     agent: AgentType
     hold_seconds: float = 1.0
     priority: Priority = Priority.MEDIUM
@@ -110,7 +111,7 @@ class PermitSimulation:
                 continue
             now = START + timedelta(seconds=at)
             request = replace(
-                permit_request(caller.agent, caller=caller.name)
+                permit_request(caller.agent, caller=caller.key or caller.name)
                 if previous is None or caller.uses_new_ids
                 else previous,
                 priority=caller.priority,

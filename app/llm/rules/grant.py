@@ -292,7 +292,7 @@ class _Capacity:
             return None
         if has_room and own is not None and self._held[request.holder, request.model] < max(1, int(own.limit or 1)):
             return None
-        return Refused.CONCURRENCY, self._free_in(request.model, self._queue_lengths[request.model] + 1)
+        return Refused.CONCURRENCY, self._free_in(request.model, self._queue_lengths[request.model] + 1, limit)
 
     def _is_for_others(self, request: PermitRequest, limit: int) -> bool:
         """Whether a key that is no worker's holds all permits but one, which is for others while any call or wait."""
@@ -313,13 +313,13 @@ class _Capacity:
         held = self._held[request.holder, request.model]
         if self._held_of_all[request.holder] < of_all and held < of_model:
             return None
-        return Refused.SHARE, self._free_in(request.model, 1)
+        return Refused.SHARE, self._free_in(request.model, 1, min(of_all, of_model))
 
-    def _free_in(self, name: str, place: int) -> timedelta:
-        """The wait until a permit is free for the one at this place of the queue."""
-        # By Little's law one of `limit` permits, each in use for `latency`, is freed every latency / limit seconds.
+    def _free_in(self, name: str, place: int, permits: int) -> timedelta:
+        """The wait until one of so many permits is free for the one at this place of the queue."""
+        # By Little's law one of them, each in use for `latency`, is freed every latency / permits seconds.
         policy, latency = self._policy, self._snapshot.models[name].concurrency.mean_latency(self._concurrency_policy)
-        seconds = policy.retry_share * place * latency / self._limits[name]
+        seconds = policy.retry_share * place * latency / permits
         return timedelta(seconds=min(policy.max_retry_seconds, max(policy.min_retry_seconds, seconds)))
 
     def _rate_refusal(self, request: PermitRequest) -> Refusal | None:

@@ -17,15 +17,17 @@ def match_reservations(
     """The places of these requests, with the time since which each waits; and the reservations that none resumes."""
     absent = {reservation.request.id: reservation for reservation in snapshot.reservations}
     own = {request.id: absent.pop(request.id) for request in requests if request.id in absent}
-    by_caller: dict[tuple[object, ...], deque[Reservation]] = defaultdict(deque)
+    by_caller: dict[tuple[object, ...], list[Reservation]] = defaultdict(list)
     for place in sorted(absent.values(), key=lambda place: place.since):
-        by_caller[place.request.caller].append(place)
+        if place.due <= snapshot.now:
+            by_caller[place.request.caller].append(place)
     present = []
     for request in requests:
         previous = own.get(request.id)
-        # Some callers make up a new id for every attempt; they must not lose their place by it, nor hold two.
+        # Some callers make up a new id for every attempt; they must not lose their place by it, nor hold two. A caller
+        # may also have several calls: before its time comes a place is that of another one, and the oldest ones last.
         if previous is None and (same_caller := by_caller[request.caller]):
-            previous = absent.pop(same_caller.popleft().request.id)
+            previous = absent.pop(same_caller.pop().request.id)
         since = snapshot.now if previous is None else previous.since
         present.append(Reservation(request=request, since=since, due=snapshot.now, lapses=snapshot.now))
     return present, list(absent.values())

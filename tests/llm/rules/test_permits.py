@@ -108,11 +108,28 @@ def test_no_permit_is_kept_for_one_who_is_not_due() -> None:
 
 
 def test_a_request_under_another_id_resumes_the_reservation_of_its_caller() -> None:
-    place = reservation(permit_request(caller="earlier"), due=3)
+    place = reservation(permit_request(caller="earlier"), due=0)
     busy = replace(snapshot(model(1), in_use={"m": 1}), reservations=[place])
     plan = decide(busy, permit_request(caller="earlier"))
     assert plan.resumed_ids == [place.request.id]
     assert denied(plan)[0].since == place.since
+
+
+def test_a_later_call_of_the_same_caller_takes_no_place_before_its_time_and_none_of_the_older_ones() -> None:
+    first, second = (reservation(permit_request(caller="k"), since=since, due=0) for since in (-9, -8))
+    early = reservation(permit_request(caller="k"), since=-7, due=0.1)
+    current = replace(snapshot(model(1), in_use={"m": 1}), reservations=[first, second, early])
+    assert decide(current, permit_request(caller="k")).resumed_ids == [second.request.id]
+    assert decide(replace(current, reservations=[early]), permit_request(caller="k")).resumed_ids == []
+
+
+def test_every_call_of_one_key_is_served() -> None:
+    """A call that comes just when another one ends does not go before those of the same key that wait."""
+    simulation = PermitSimulation(callers=[Caller(name=f"a{n}", key="k", agent=A) for n in range(20)], limit=4)
+    simulation.run(60)
+    assert len(simulation.served) == 20
+    assert min(simulation.served.values()) >= 4
+    assert simulation.busy_seconds > 0.85 * 4 * 60
 
 
 def test_an_agent_type_behind_its_share_goes_first() -> None:

@@ -86,6 +86,16 @@ def test_a_worker_queues_up_for_no_more_than_it_may_have() -> None:
     assert len(places) == POLICY.max_per_worker
 
 
+@pytest.mark.parametrize(("latency", "seconds"), [(2.0, 0.125), (16.0, 1.0)])
+def test_who_holds_its_share_waits_for_one_of_its_own(latency: float, seconds: float) -> None:
+    """Half the mean time until one of eight ends: by the limit of all it would ask in vain many times."""
+    current = replace(snapshot(model(64, latency=latency), in_use={"m": 8}), held={(str(UUID(int=1)), "m"): 8})
+    (answer,) = decide(current, of_worker(1)).answers
+    assert isinstance(answer, Denial)
+    assert answer.reason is Refused.SHARE
+    assert answer.retry_after == timedelta(seconds=seconds)
+
+
 def test_the_share_is_one_of_all_models_together() -> None:
     current = replace(snapshot(model(100), model(100, name="n"), in_use={"n": 8}), held={(str(UUID(int=1)), "n"): 8})
     assert granted(decide(current, of_worker(1), of_worker(2))) == {2: 1}
