@@ -1,9 +1,9 @@
 """Answers questions by a chain of models, with permits, waits, retries and, as a last resort, cached answers."""
 
 import asyncio
-import contextlib
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -12,12 +12,11 @@ from uuid import uuid4
 from worker_agent.llm import requests
 from worker_agent.llm.call_trace import CallTraces
 from worker_agent.llm.cancellation import run_in_background
-from worker_agent.llm.held_permit import HeldPermit, PermitLost, StreamedReply, failure_settlement
+from worker_agent.llm.held_permit import HeldPermit, PermitLost, StreamedReply, failure_settlement, hold_permit
 from worker_agent.llm.outcomes import CallFailure, ModelAnswer, Outcome, is_complete
 from worker_agent.llm.permits import (
     PERMIT_OVER,
     ModelNotAllowed,
-    Permit,
     PermitClient,
     PermitRefusal,
     PermitRequest,
@@ -46,6 +45,8 @@ T = TypeVar("T", ModelAnswer, AnswerStream)
 # The longest wait for a model's limits while another model, or a cached answer, would do.
 _MAX_WAIT_SECONDS = 10.0
 _RETRY_SECONDS = 0.5
+# Reasons for which a call waits its turn among those of its task; a rate tells each of them its own time.
+_TURN_REASONS = frozenset({"share", "concurrency"})
 # Reasons for which the task is set aside, unless the model may be tried at once; and for how long without being told.
 _CONDITIONS = frozenset({"key_expired", "quota_exhausted", "maintenance", "loading", "budget"})
 _SHORT_WAIT_SECONDS = 0.5
@@ -124,6 +125,9 @@ class CompletionService:
     traces: CallTraces = field(default_factory=CallTraces)
     # Models that have turned out to refuse `max_tokens`.
     _learned_models: set[str] = field(default_factory=set)
+    # Of the calls that wait for permits of a model one at a time asks: each for itself they would ask a hundred times
+    # for a permit, and a call that comes when one is free would go before those that have waited.
+    _lines: defaultdict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
 
     async def answer(self, question: Question) -> Reply:
         """Return the whole answer. Raises NoCapacity, NoAnswer, RequestRefused."""
@@ -160,6 +164,7 @@ class CompletionService:
             model=model,
             question_tokens=requests.question_tokens(question.body),
             clock=self.clock,
+            key_expires_at=self.upstream.keys.expires_at,
         )
 
     async def _through_chain(
@@ -212,12 +217,12 @@ class CompletionService:
                     result = await send(request, trace.traceparent)
             except PermitLost:
                 # The control plane may be away, which is no reason to wait.
-                run_in_background(self._settle_cancelled(permit))
+                run_in_background(permit.settle_cancelled(self.clock()))
                 await self._wait(turn, self._retry_delay(), f"the permit for {turn.model} was lost")
                 continue
             except BaseException:
                 # Cancelled calls as well: an unsettled permit keeps others waiting until it expires.
-                await self._settle_cancelled(permit)
+                await permit.settle_cancelled(self.clock())
                 raise
             if not isinstance(result, CallFailure):
                 return permit, result
@@ -237,7 +242,7 @@ class CompletionService:
         )
         while True:
             try:
-                answer = await self._acquire(permit_request)
+                answer = await self._acquire_in_line(permit_request, turn)
             except PermitsUnavailable as unavailable:
                 await self._wait(turn, self._retry_delay(), f"no permit: {unavailable}")
                 continue
@@ -246,37 +251,54 @@ class CompletionService:
             except UnfitRequest as error:
                 failure = CallFailure(outcome=Outcome.CLIENT_ERROR, message=str(error), status=400)
                 raise RequestRefused(failure) from error
-            turn.fallbacks = answer.fallback_models or turn.fallbacks
-            # A name that comes from an operator is there for this model alone.
-            turn.has_other = turn.has_other or bool(turn.fallbacks)
             if isinstance(answer, HeldPermit):
                 return answer
             if answer.reason == PERMIT_OVER:
                 permit_request = replace(permit_request, request_id=uuid4())
             await self._handle_refusal(answer, turn)
 
-    async def _acquire(self, permit_request: PermitRequest) -> HeldPermit | PermitRefusal:
-        """Acquire as `PermitClient.acquire` does; a permit that is granted after cancellation is given back."""
-        # Shielded: a request that is cut off may still be granted, and its permit would be held until it expires.
-        acquisition = asyncio.ensure_future(self._request_permit(permit_request))
-        try:
-            return await asyncio.shield(acquisition)
-        except asyncio.CancelledError:
-            run_in_background(self._give_back(acquisition))
-            raise
+    async def _acquire_in_line(self, permit_request: PermitRequest, turn: _ModelTurn) -> HeldPermit | PermitRefusal:
+        """Acquire a permit behind those calls that wait for their turn; the answer is another reason's refusal, if any.
 
-    async def _request_permit(self, permit_request: PermitRequest) -> HeldPermit | PermitRefusal:
-        answer = await self.permits.acquire(permit_request)
-        return HeldPermit(answer, self.permits, started_at=self.clock()) if isinstance(answer, Permit) else answer
+        Whoever waits asks again and again for the whole line.
+        """
+        line, refusal = self._lines[turn.model], None
+        if not line.locked():
+            answer = await self._ask_for_permit(permit_request, turn)
+            if isinstance(answer, HeldPermit) or answer.reason not in _TURN_REASONS:
+                return answer
+            refusal = answer
+            if line.locked():
+                # Its turn comes when that of others is over, whatever it was told; a cached answer serves at once.
+                self._check_alternatives(answer, turn)
+                refusal = None
+        joined_at = self.clock()
+        async with line:
+            turn.waited_seconds += self.clock() - joined_at
+            while True:
+                if refusal is not None:
+                    await self._handle_refusal(refusal, turn)
+                answer = await self._ask_for_permit(permit_request, turn)
+                if isinstance(answer, HeldPermit) or answer.reason not in _TURN_REASONS:
+                    return answer
+                refusal = answer
 
-    async def _give_back(self, acquisition: Awaitable[HeldPermit | PermitRefusal]) -> None:
-        with contextlib.suppress(PermitsUnavailable, ModelNotAllowed, UnfitRequest):
-            answer = await acquisition
-            if isinstance(answer, HeldPermit):
-                await self._settle_cancelled(answer)
+    async def _ask_for_permit(self, permit_request: PermitRequest, turn: _ModelTurn) -> HeldPermit | PermitRefusal:
+        answer = await hold_permit(self.permits, permit_request, self.clock)
+        turn.fallbacks = answer.fallback_models or turn.fallbacks
+        # A name that comes from an operator is there for this model alone.
+        turn.has_other = turn.has_other or bool(turn.fallbacks)
+        return answer
 
     async def _handle_refusal(self, refusal: PermitRefusal, turn: _ModelTurn) -> None:
         """Wait for as long as the refusal says, unless a cached answer or another model serves better."""
+        cached_answer = self._check_alternatives(refusal, turn)
+        # A tenth more at most, so that those who got the same delay do not all return at once.
+        seconds = max(0.02, refusal.retry_after) * (1 + 0.1 * self.random_fraction())
+        await self._wait(turn, seconds, f"{turn.model} has no room ({refusal.reason})", cached_answer)
+
+    def _check_alternatives(self, refusal: PermitRefusal, turn: _ModelTurn) -> JsonObject | None:
+        """The cached answer, if any; raises _UseCachedAnswer or _TryNextModel where one of these serves better."""
         waits_too_long = turn.waited_seconds + refusal.retry_after > _MAX_WAIT_SECONDS
         prefers_cache = waits_too_long or requests.is_repeatable(turn.question.body)
         cached_answer = _usable(refusal.cached_answer)
@@ -288,9 +310,7 @@ class CompletionService:
             raise _TryNextModel(message, seconds, cached_answer, awaited_model=refusal.waits_for or turn.model)
         if refusal.reason == "breaker_open":
             raise _TryNextModel(f"{turn.model} has failed too often and rests", refusal.retry_after)
-        # A tenth more at most, so that those who got the same delay do not all return at once.
-        seconds = max(0.02, refusal.retry_after) * (1 + 0.1 * self.random_fraction())
-        await self._wait(turn, seconds, f"{turn.model} has no room ({refusal.reason})", cached_answer)
+        return cached_answer
 
     async def _handle_failure(self, failure: CallFailure, turn: _ModelTurn) -> None:
         """Back off before the next try, or give up on this model or on the question."""
@@ -341,9 +361,6 @@ class CompletionService:
     def _request(self, turn: _ModelTurn) -> JsonObject:
         completion_tokens = turn.model in self._learned_models or requests.wants_completion_tokens(turn.model)
         return requests.for_model(turn.question.body, turn.model, completion_tokens=completion_tokens)
-
-    async def _settle_cancelled(self, permit: HeldPermit) -> None:
-        await permit.settle(Settlement(outcome=Outcome.CANCELLED, latency_seconds=self.clock() - permit.started_at))
 
 
 def _usable(cached_answer: JsonObject | None) -> JsonObject | None:

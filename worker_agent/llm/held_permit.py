@@ -1,15 +1,26 @@
 """A permit kept alive during its call, and a streamed reply that holds one until its end."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 from worker_agent.llm.call_trace import UNTRACED
 from worker_agent.llm.cancellation import run_in_background, run_shielded
 from worker_agent.llm.outcomes import CallFailure, Outcome, TokenUsage, read_error
-from worker_agent.llm.permits import Permit, PermitClient, Settlement
+from worker_agent.llm.permits import (
+    ModelNotAllowed,
+    Permit,
+    PermitClient,
+    PermitRefusal,
+    PermitRequest,
+    PermitsUnavailable,
+    Settlement,
+    UnfitRequest,
+)
 from worker_agent.llm.rate_limit_hints import RateLimitHints
 from worker_agent.llm.replies import Degradation, degradation_of
 from worker_agent.llm.upstream import AnswerStream, StreamBroken
@@ -70,12 +81,40 @@ class HeldPermit:
         if settlement_task.done():
             settlement_task.result()
 
+    async def settle_cancelled(self, now: float) -> None:
+        """Free the permit of a call of which nobody waits for the answer."""
+        await self.settle(Settlement(outcome=Outcome.CANCELLED, latency_seconds=now - self.started_at))
+
     async def _keep_alive(self) -> None:
         await self._permits.keep_alive(self._permit)
         self.is_lost = True
         log.warning("a permit was lost", extra={"fields": {"permit_id": self._permit.permit_id}})
         if self._end_call is not None:
             self._end_call()
+
+
+async def hold_permit(
+    permits: PermitClient, request: PermitRequest, clock: Callable[[], float]
+) -> HeldPermit | PermitRefusal:
+    """Acquire as `PermitClient.acquire` does; a permit that is granted after cancellation is given back."""
+
+    async def acquire() -> HeldPermit | PermitRefusal:
+        answer = await permits.acquire(request)
+        return HeldPermit(answer, permits, started_at=clock()) if isinstance(answer, Permit) else answer
+
+    async def give_back() -> None:
+        with contextlib.suppress(PermitsUnavailable, ModelNotAllowed, UnfitRequest):
+            answer = await acquisition
+            if isinstance(answer, HeldPermit):
+                await answer.settle_cancelled(clock())
+
+    # Shielded: a request that is cut off may still be granted, and its permit would be held until it expires.
+    acquisition = asyncio.ensure_future(acquire())
+    try:
+        return await asyncio.shield(acquisition)
+    except asyncio.CancelledError:
+        run_in_background(give_back())
+        raise
 
 
 @dataclass(slots=True, kw_only=True)
@@ -89,6 +128,7 @@ class StreamedReply:
     # As estimated.
     question_tokens: int
     clock: Callable[[], float]
+    key_expires_at: datetime | None = None
 
     def __post_init__(self) -> None:
         self.permit.on_lost(lambda: run_in_background(self.stream.close()))
@@ -119,7 +159,8 @@ class StreamedReply:
         latency = self.clock() - self.permit.started_at
         self.permit.trace.add_answer(self.stream.outline)
         settlement = settlement or Settlement(outcome=Outcome.CANCELLED)
-        await run_shielded(self._end(replace(settlement, tokens=self._tokens(), latency_seconds=latency)))
+        settlement = replace(settlement, tokens=self._tokens(), latency_seconds=latency)
+        await run_shielded(self._end(replace(settlement, key_expires_at=self.key_expires_at)))
 
     def _tokens(self) -> TokenUsage:
         """The tokens of the call; where the stream has not told of them, as it does with its end, about as many."""

@@ -34,10 +34,11 @@ def piece(text: str, model: str, finish_reason: str | None = None) -> str:
     return f"data: {json.dumps(chunk)}\n\n"
 
 
-def says(text: str) -> Act:
-    """A good answer, as a stream where one is asked for."""
+def says(text: str, seconds: float = 0.0) -> Act:
+    """A good answer after a while, as a stream where one is asked for."""
 
     def act(request: ReceivedRequest, writer: ResponseWriter) -> None:
+        time.sleep(seconds)
         model = request.body["model"]
         if not request.body.get("stream"):
             writer.answer(200, completion(text, model))

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.worker_agent.llm.conftest import Start
+from tests.worker_agent.llm.conftest import Start, raw, wait_until_settled
 from tests.worker_agent.llm.loopback import ReceivedRequest, ResponseWriter
-from tests.worker_agent.llm.provider import Provider, refuses, says
+from tests.worker_agent.llm.provider import MESSAGES, Provider, refuses, says
 from worker_agent.llm import keys
 from worker_agent.llm.keys import KeySource, read_key
 from worker_agent.llm.settings import GatewaySettings, read_settings
@@ -90,6 +90,10 @@ def test_a_command_is_run_anew_and_its_end_is_reported(start: Start, tmp_path: P
     bench = start(accepts(file), key="", key_command=str(command))
     assert bench.model().ask("Why?").text == "Yes."
     assert bench.permits.settlements[0]["key_expires_at"] == "2020-01-01T00:00:00+00:00"
+    # An answer without it would say that another key has taken the place of the one that ends.
+    raw(bench, {"messages": MESSAGES, "stream": True})
+    wait_until_settled(bench, 2)
+    assert bench.permits.settlements[1]["key_expires_at"] == "2020-01-01T00:00:00+00:00"
 
 
 async def test_a_key_that_somebody_renews_in_time_is_told_of_by_nobody(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -182,6 +183,61 @@ def test_permits_are_waited_for(start: Start) -> None:
     ids = [request.body["request_id"] for request in bench.plane.requests if request.path == "/llm/permits"]
     assert len(ids) == 3
     assert len(set(ids)) == 1, "the same request keeps its place among those who wait"
+
+
+class OneAtATime(Permits):
+    """Refuses while a call is under way, and tells all to come back in `retry_after`."""
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__()
+        self.retry_after = retry_after
+        self.request_count = 0
+
+    def _acquire(self, writer: ResponseWriter) -> None:
+        self.request_count += 1
+        if self.live:
+            self.refuse([{"reason": "share", "retry_after": self.retry_after}])
+        super()._acquire(writer)
+
+
+def test_of_the_calls_of_a_task_that_wait_for_permits_one_asks(start: Start) -> None:
+    permits = OneAtATime(0.05)
+    bench = start(Provider.of(then=says("It is a law.", 0.2)), permits)
+    secret = bench.access().environment["OPENAI_API_KEY"]
+    asking = [threading.Thread(target=raw, args=(bench, {"messages": MESSAGES}, secret)) for _ in range(12)]
+    for thread in asking:
+        thread.start()
+    for thread in asking:
+        thread.join(20)
+    assert permits.outcomes == ["success"] * 12
+    # Four for each call, and one of each at its start; each for itself they would ask 250 times.
+    assert permits.request_count < 12 * 7
+
+
+def test_a_call_that_waits_goes_before_one_that_comes_when_a_permit_is_free(start: Start) -> None:
+    permits = OneAtATime(1.0)
+    bench = start(Provider.of(then=says("It is a law.", 0.3)), permits)
+    secret = bench.access().environment["OPENAI_API_KEY"]
+
+    def ask(question: str) -> None:
+        raw(bench, {"messages": [{"role": "user", "content": question}]}, secret)
+
+    running, waiting = (threading.Thread(target=ask, args=(name,)) for name in ("first", "second"))
+    running.start()
+    _until(lambda: len(permits.live) == 1)
+    waiting.start()
+    _until(lambda: permits.request_count == 2)
+    running.join(20)
+    ask("third")
+    waiting.join(20)
+    assert [r.body["messages"][0]["content"] for r in bench.upstream.requests] == ["first", "second", "third"]
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.005)
+    assert condition()
 
 
 def test_a_request_that_can_never_be_served_is_shown_as_the_gateway_refused_it(start: Start) -> None:
