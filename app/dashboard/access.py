@@ -140,21 +140,22 @@ def forget_session(request: Request, response: Response) -> None:
 
 
 def notify(request: Request, response: Response, sentence: str) -> None:
-    """Have the next page show a sentence."""
+    """Have the page that a response leads to show a sentence."""
     # Cookies hold ASCII only.
-    _set(request, response, _notice_name(request), sentence[:600].encode().hex(), 60)
+    name = _notice_name(request, response.headers["location"])
+    _set(request, response, name, sentence[:600].encode().hex(), 60)
 
 
 def take_notice(request: Request, response: Response) -> None:
     """Have no other page show the sentence that this one has shown."""
-    if _notice_name(request) in request.cookies:
-        response.delete_cookie(_notice_name(request), path=HOME)
+    if (name := _notice_name(request, here(request))) in request.cookies:
+        response.delete_cookie(name, path=HOME)
 
 
 def notice(request: Request) -> str:
     """The sentence that the page before has left for this one; "" without any."""
     try:
-        return bytes.fromhex(request.cookies.get(_notice_name(request), "")).decode()
+        return bytes.fromhex(request.cookies.get(_notice_name(request, here(request)), "")).decode()
     except ValueError:
         return ""
 
@@ -173,8 +174,9 @@ def _login_name(request: Request) -> str:
     return f"convener_login_{_port(request)}"
 
 
-def _notice_name(request: Request) -> str:
-    return f"convener_notice_{_port(request)}"
+def _notice_name(request: Request, address: str) -> str:
+    """All tabs send it: the name says for which page it is, so that no other shows it, or takes it away."""
+    return f"convener_notice_{_port(request)}_{hashlib.sha256(address.encode()).hexdigest()[:16]}"
 
 
 def _port(request: Request) -> str:

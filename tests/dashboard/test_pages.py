@@ -125,3 +125,15 @@ async def test_keys_of_a_namespace_see_only_its_own(service: Service) -> None:
         assert (await somebody.get("/dashboard")).headers["location"] == "/dashboard/tasks"
         assert (await somebody.get("/dashboard/stream")).status_code == 403
         assert "belongs to the namespace ours" in await somebody.do("pause-queue", agent="ranking", reason="x")
+
+
+async def test_what_came_of_an_action_is_told_on_the_page_that_it_leads_to_alone(service: Service) -> None:
+    """A cookie is that of all tabs, and another may load its page, or act, in between."""
+    sentence = "ranking is paused"
+    async with browser(service, Role.OPERATOR) as somebody:
+        acted = await somebody.send("/dashboard/do/pause-queue", agent="ranking", back="/dashboard/workers?show=all")
+        assert sentence not in await somebody.page("/dashboard/tasks")
+        await somebody.send("/dashboard/do/pause-queue", agent="evolution")
+        assert sentence in await somebody.page(acted.headers["location"])
+        assert sentence not in await somebody.page(acted.headers["location"])
+        assert "evolution is paused" in await somebody.page("/dashboard")
