@@ -278,12 +278,17 @@ def action_of(call: str | None) -> tuple[str, dict[str, str]] | None:
     return None
 
 
+def wrong_value(field: str, message: str) -> Refused:
+    """The refusal of what was typed into a field, in the form of the API's own."""
+    return Refused(422, {"detail": f"{field}: {message}", "errors": [{"path": field, "message": message}]})
+
+
 def whole(fields: Fields, name: str) -> int:
     """A whole number of a form. Raises Refused."""
     try:
         return int(fields.get(name, ""))
     except ValueError:
-        raise Refused(422, {"detail": f"{name} must be a whole number"}) from None
+        raise wrong_value(name, "that must be a whole number") from None
 
 
 def number(fields: Fields, name: str) -> float:
@@ -292,7 +297,7 @@ def number(fields: Fields, name: str) -> float:
         value = float(fields.get(name, ""))
         return int(value) if value.is_integer() else value
     except (ValueError, OverflowError):
-        raise Refused(422, {"detail": f"{name.replace('_', ' ')} must be a number"}) from None
+        raise wrong_value(name, "that must be a number") from None
 
 
 def filled(text: str, fields: Fields, *, is_path: bool) -> str:

@@ -25,6 +25,11 @@ class Refused(Exception):
         self.status = status
         self.problem = problem
 
+    def is_of(self, field: str) -> bool:
+        """Whether the problem is with this field, or with a part of it."""
+        paths = [str(item["path"]) for item in self.problem.get("errors") or ()]
+        return any(f"{path}.".startswith(f"{field}.") for path in paths)
+
     @property
     def sentence(self) -> str:
         """The problem in words, with each field that is wrong."""

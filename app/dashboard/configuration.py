@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from app.admin.api.config_schemas import DocumentIn
 from app.dashboard.access import HOME, Viewer, notify, read_viewers_form
-from app.dashboard.actions import whole
+from app.dashboard.actions import whole, wrong_value
 from app.dashboard.api_calls import Refused
 from app.dashboard.rendering import page
 from app.dashboard.suppositions import hour_chart
@@ -152,7 +152,7 @@ def _patch(config: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, An
         try:
             value, former = json.loads(text), json.loads(setting.value)
         except (ValueError, RecursionError):
-            raise Refused(422, {"detail": f"{setting.path}: {text[:50]} is no number"}) from None
+            raise wrong_value(setting.path, f"{text[:50]} is no number") from None
         if value != former or isinstance(value, bool) != isinstance(former, bool):
             _put(patch, setting.path.split("."), value)
     return patch

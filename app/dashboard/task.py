@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 from starlette.responses import Response
 
 from app.dashboard.access import HOME, Viewer, notify, read_viewers_form
+from app.dashboard.actions import number, wrong_value
 from app.dashboard.api_calls import Refused
 from app.dashboard.rendering import SECURITY, page, pretty, render
 from app.kernel.agents import AgentType
@@ -85,16 +86,20 @@ async def submit(viewer: Viewer) -> Response:
 
 def _body(task: dict[str, Any], fields: Any) -> dict[str, Any]:
     """The body of the submit. Raises Refused."""
-    try:
-        payload, labels = json.loads(fields.get("payload", "")), json.loads(fields.get("labels") or "{}")
-        timeout = float(fields["timeout_seconds"]) if fields.get("timeout_seconds") else None
-    except (ValueError, RecursionError) as error:
-        raise Refused(422, {"detail": f"the input is not JSON, or the time no number: {error}"}) from None
+    payload, labels = _json(fields, "payload"), _json(fields, "labels") if fields.get("labels") else {}
+    timeout = number(fields, "timeout_seconds") if fields.get("timeout_seconds") else None
     body = {"agent_type": fields.get("agent_type", ""), "goal_id": fields.get("goal_id") or None, "payload": payload}
     retry = {"max_attempts": task["max_attempts"]}
     body |= {"priority": fields.get("priority", ""), "labels": labels, "timeout_seconds": timeout, "retry": retry}
     # The same form sent twice is one submit.
     return body | {"idempotency_key": fields.get("once") or None}
+
+
+def _json(fields: Any, name: str) -> Any:
+    try:
+        return json.loads(fields.get(name, ""))
+    except (ValueError, RecursionError) as error:
+        raise wrong_value(name, f"that is not JSON: {error}") from None
 
 
 def _form(viewer: Viewer, task: dict[str, Any], values: dict[str, Any], refusal: Refused | None = None) -> Response:

@@ -29,18 +29,24 @@
     return source;
   };
 
-  // Somebody fills in a form there, which a change must not take away.
+  // Somebody fills in a form there, which a change must not take away, or reads with all changes held.
+  const hold = document.getElementById("hold");
+  const isHeld = () => hold.getAttribute("aria-pressed") === "true";
   const isBusy = (place) => {
     const focused = place.contains(document.activeElement) && document.activeElement;
-    return place.querySelector("details.act[open]") || (focused && focused.matches("input, select, textarea"));
+    const isTyping = focused && focused.matches("input, select, textarea");
+    return isHeld() || isTyping || place.querySelector("details.act[open]");
   };
   // The same control in a later text of a place has the same form, or the same address.
   const signature = (control) =>
     (control.closest("details.act")?.querySelector("form") ?? control.cloneNode(false)).outerHTML;
   // Keeps in a place what its reader has done there: the focus, open notes, and how far tables are scrolled aside.
+  // What has the focus may be gone, as the button of a worker that has ended: then what it was in has it.
   const keep = (place) => {
     const focused = place.contains(document.activeElement) && document.activeElement;
     const kept = focused && signature(focused);
+    const equals = (where) => [...where.querySelectorAll(focused.tagName)].filter((one) => signature(one) === kept);
+    const position = focused && equals(place).indexOf(focused);
     const hasNotes = place.querySelector("details.notes[open]");
     const tables = [...place.querySelectorAll(".scroll")].map((table) => table.scrollLeft);
     return (fresh) => {
@@ -48,8 +54,9 @@
       if (notes && hasNotes) notes.open = true;
       fresh.querySelectorAll(".scroll").forEach((table, number) => { table.scrollLeft = tables[number] || 0; });
       if (!focused) return;
-      const same = [...fresh.querySelectorAll(focused.tagName)].find((control) => signature(control) === kept);
-      if (same) same.focus({ preventScroll: true });
+      const same = equals(fresh)[position] ?? equals(fresh).at(-1) ?? fresh.querySelector(".scroll") ?? fresh;
+      if (same === fresh) fresh.tabIndex = -1;
+      same.focus({ preventScroll: true });
     };
   };
   // A fresh element connects anew, and is told everything.
@@ -126,15 +133,40 @@
     event.target.classList.remove("held");
     restores.set(event.target, keep(event.target));
   });
+  const verdictIn = (place) => place.querySelector("[data-verdict]");
+  let spoken = verdictIn(document)?.dataset.verdict;
   const changed = (place) => {
     restores.get(place)(place);
     // Before it is painted, which "htmx:load" may come after.
     localize(place);
+    const verdict = verdictIn(place);
+    if (!verdict || verdict.dataset.verdict === spoken) return;
+    spoken = verdict.dataset.verdict;
+    document.getElementById("spoken").textContent = verdict.querySelector("strong").textContent;
   };
   document.addEventListener("htmx:sseMessage", (event) => changed(event.target));
 
+  // A task that is over: the rest of its page tells of one that still ran.
+  let isOver = false;
+  const showEnd = () => {
+    const restore = keep(document.getElementById("main"));
+    const swapped = htmx.ajax("GET", location.href, { target: "#main", select: "#main", swap: "outerHTML" });
+    swapped.then(() => restore(document.getElementById("main")));
+  };
+  document.addEventListener("htmx:beforeOnLoad", (event) => {
+    if (!event.detail.xhr.getResponseHeader("HX-Refresh")) return;
+    event.preventDefault();
+    isOver = true;
+    document.getElementById("main").classList.add("held");
+    catchUp();
+  });
+
   // What came while somebody filled in a form is shown once that is over.
   const catchUp = () => {
+    if (isOver && !isBusy(document.getElementById("main"))) {
+      isOver = false;
+      showEnd();
+    }
     for (const live of asleep) {
       if (isBusy(live)) continue;
       asleep.delete(live);
@@ -153,6 +185,18 @@
   };
   // After the focus is where it goes.
   for (const kind of ["toggle", "focusout"]) document.addEventListener(kind, () => setTimeout(catchUp), true);
+  // What moves by itself can be held, for those who read slowly, or hear it.
+  hold.hidden = !document.querySelector("[data-live]");
+  hold.addEventListener("click", () => {
+    hold.setAttribute("aria-pressed", String(!isHeld()));
+    catchUp();
+  });
+  document.addEventListener("keydown", (event) => {
+    const form = event.key === "Escape" && !event.isComposing && document.activeElement.closest("details.act[open]");
+    if (!form) return;
+    form.open = false;
+    form.querySelector("summary").focus();
+  });
 
   // Times in the reader's own zone; the server writes UTC.
   const format = new Intl.DateTimeFormat(undefined, { dateStyle: "short", timeStyle: "medium" });
@@ -189,6 +233,7 @@
     if (document.hidden) return;
     const isSilent = Date.now() - Math.max(heardAt, wokeAt) > SILENCE;
     if (isSilent && !asleep.size && document.querySelector("[data-live]")) tellAge(true);
+    if (isHeld()) return;
     const now = Date.now() + ahead;
     for (const age of document.querySelectorAll(".age")) {
       const { since, until } = age.dataset;
