@@ -266,8 +266,12 @@ async def test_forced_colours_leave_the_present_page_and_what_is_used_of_a_limit
         others = await page.locator("nav a:not([aria-current])").evaluate_all(borders)
         assert present != others
         assert others == [await page.evaluate("getComputedStyle(document.body).backgroundColor")]
-        appearances = "all => all.map((one) => getComputedStyle(one).appearance)"
-        assert set(await page.locator("progress").evaluate_all(appearances)) == {"auto"}
+        bar = page.locator("progress").first
+        pictures = set()
+        for share in (0, 0.5, 1):
+            await bar.evaluate("(bar, share) => { bar.value = share; }", share)
+            pictures.add(await bar.screenshot())
+        assert len(pictures) == 3
 
 
 async def test_words_from_right_to_left_are_ordered_among_themselves(port: Port) -> None:
