@@ -92,11 +92,16 @@ async def _encode(start: str, batches: AsyncGenerator[Batch, None]) -> AsyncGene
     last_id, sent_at = start, clock()
     async for batch in batches:
         silent = clock() - sent_at
-        if batch.messages:
-            last_id = batch.messages[-1].id
-            yield b"".join(message.encode() for message in batch.messages)
-        elif batch.cursor != last_id and silent >= _CURSOR_SECONDS:
-            last_id = batch.cursor
+        messages, cursor = batch.messages, batch.cursor
+        # Not held while the client takes the text, or the next ones are waited for.
+        del batch
+        if messages:
+            last_id, text = messages[-1].id, b"".join(message.encode() for message in messages)
+            del messages
+            yield text
+            del text
+        elif cursor != last_id and silent >= _CURSOR_SECONDS:
+            last_id = cursor
             yield format_sse_event(id=last_id)
         elif silent >= HEARTBEAT_SECONDS:
             yield KEEPALIVE_COMMENT

@@ -215,17 +215,24 @@ async def _turns(
     with suppress(TooManyRequests), Follower(services, key_id, start, event_filter.namespace) as follower:
         while await _may_continue(request, services, event_filter) and not await request.is_disconnected():
             try:
-                page = await follower.read_page(_PAGE, _PAGE_BYTES)
+                # No name for it: a stream that waits for its client, or its turn to read, holds no page in memory.
+                yield await _read_turn(follower, event_filter, delay)
             except CursorAhead as error:
                 cursor, data = str(follower.cursor), json.dumps({"code": error.code, "detail": error.detail})
                 yield Batch(messages=[Message(id=cursor, kind=error.code, data=data)], cursor=cursor)
                 return
-            except DatabaseUnavailable:
-                page, follower.is_behind = (), False
-            messages = [_message(event) for event in event_filter.select(page)]
-            yield Batch(messages=messages + await delay.news(follower), cursor=str(follower.cursor))
             if not follower.is_behind and not services.stopping:
                 await follower.wait()
+
+
+async def _read_turn(follower: Follower, event_filter: EventFilter, delay: "_Delay") -> Batch:
+    """The next events that the filter selects, none in an outage. Raises CursorAhead."""
+    try:
+        page = await follower.read_page(_PAGE, _PAGE_BYTES)
+    except DatabaseUnavailable:
+        page, follower.is_behind = (), False
+    messages = [_message(event) for event in event_filter.select(page)]
+    return Batch(messages=messages + await delay.news(follower), cursor=str(follower.cursor))
 
 
 class _Delay:
