@@ -1,6 +1,6 @@
 """Checks on the database itself: its schema, the programs for backups, and where the API is away what it would tell."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -13,7 +13,7 @@ from app.admin.store import config
 from app.cli import findings
 from app.cli.checks import Check, Status, usable_settings
 from app.cli.pooler_checks import pooler_checks
-from app.db import schema
+from app.db import retention, schema
 from app.db.database import Database, now
 from app.health.rules.checks import alert_symptoms
 from app.health.rules.report import make_report
@@ -50,6 +50,7 @@ class _State:
     server: str
     at: datetime
     blocking: BlockingSession | None
+    large_defaults: Mapping[str, int]
     snapshot: Snapshot | None = None
     mode: Mode | None = None
     document: Document | None = None
@@ -81,6 +82,7 @@ def database_checks(*, is_alone: bool, is_own: bool) -> Iterator[Check]:
     yield _schema(state)
     if settings.database_url:
         yield from pooler_checks(settings.database_url, settings.database_direct_url)
+    yield from _partitions(state)
     yield from findings.lock_checks(state.blocking)
     yield _programs(state, settings)
     yield findings.clock_check((state.at - datetime.now(UTC)).total_seconds(), "the database's")
@@ -93,9 +95,17 @@ async def _read(database: Database, settings: Settings, *, is_alone: bool) -> _S
     async with database.transaction() as connection:
         # Before all that may have to wait for its locks.
         blocking = await observations.blocking_session(connection) if revision == schema.head() else None
+        large_defaults = await retention.too_large(connection) if revision == schema.head() else {}
         server, at = await server_version(connection), await now(connection)
     is_served = await schema.is_served(database.engine, revision)
-    state = _State(revision=revision, is_served=is_served, server=server, at=at, blocking=blocking)
+    state = _State(
+        revision=revision,
+        is_served=is_served,
+        server=server,
+        at=at,
+        blocking=blocking,
+        large_defaults=large_defaults,
+    )
     if not is_alone or revision != schema.head():
         return state
     try:
@@ -124,6 +134,17 @@ async def _look_around(connection: AsyncConnection, state: _State, settings: Set
         document=version.document if version else preset(initial),
         letters=list(letters.items),
     )
+
+
+def _partitions(state: _State) -> Iterator[Check]:
+    for table, size in state.large_defaults.items():
+        yield Check(
+            name="partitions",
+            status=Status.WARNING,
+            detail=f"the default partition of {table} holds {size / (1 << 30):.1f} GB, so no other is made beside it: "
+            "rows go one by one when they are old, instead of by day",
+            remedy="`convener db partition`, in a quiet moment, makes those of the coming days",
+        )
 
 
 def _schema(state: _State) -> Check:

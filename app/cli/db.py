@@ -70,6 +70,47 @@ def migrate(
         output.show(Text(f"migrated from {old_revision or 'an empty database'} to {new_revision}"))
 
 
+@app.command(epilog=output.examples("convener db partition", "convener db partition --days 60 --seconds 300"))
+def partition(
+    days: Annotated[int, typer.Option(min=1, max=366, help="the days to come that get partitions")] = 31,
+    seconds: Annotated[
+        int, typer.Option(min=1, max=3600, help="the longest that those may wait who write events and results")
+    ] = 60,
+    fmt: Output = Format.TABLE,
+) -> None:
+    """Make partitions of the coming days beside default ones that have grown too large for housekeeping to do it.
+
+    PostgreSQL looks through the default partition once, about a second for each million rows, and nobody reads or
+    writes events or finished tasks meanwhile: choose a quiet moment. Where it takes longer, or somebody uses the table,
+    nothing is changed.
+    """
+    from app.admin.service.audit import record
+    from app.db import retention
+
+    by = author("convener db partition")
+
+    async def make(database: "Database") -> dict[str, list[str] | None]:
+        made = {}
+        for table in retention.PARTITIONED:
+            async with database.transaction() as connection:
+                made[table] = await retention.create_beside_default(connection, table, days=days, seconds=seconds)
+        async with database.transaction() as connection:
+            await record(connection, "db.partition", by=by, new_state=made)
+        return made
+
+    made = on_database(make, bundled_url())
+    if fmt is Format.JSON:
+        output.write_json({"made": made})
+    else:
+        for table, names in made.items():
+            words = f"{len(names)} new partitions" if names is not None else "in use, or too large for this time"
+            output.show(Text(f"{table}: {words}"))
+    if None in made.values():
+        raise Failure(
+            "not all partitions were made", ExitCode.REFUSED, hint="try again in a moment, or with more --seconds"
+        )
+
+
 def _tell_of_long_locks(migrations: "Sequence[Migration]") -> None:
     for migration in migrations:
         if migration.offline is not None:

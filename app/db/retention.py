@@ -2,6 +2,7 @@
 
 import re
 from datetime import UTC, date, datetime, time, timedelta
+from itertools import dropwhile
 from typing import Protocol
 
 from sqlalchemy import TextClause, text
@@ -91,6 +92,44 @@ async def create(connection: AsyncConnection, table: str, day: date) -> bool:
         return False
     longest = _LONGEST_CREATION_MS if size <= _SMALL_BYTES else _LONGEST_NEEDED_CREATION_MS
     return await _execute_unless_busy(connection, f"SET LOCAL statement_timeout = {longest}", _creation(table, day))
+
+
+async def too_large(connection: AsyncConnection) -> dict[str, int]:
+    """Table -> bytes of its default partition, of those beside which no partition is made any more."""
+    sizes = {table: await _default_bytes(connection, table) for table in PARTITIONED}
+    return {table: size for table, size in sizes.items() if size > _LARGEST_BYTES}
+
+
+async def create_beside_default(
+    connection: AsyncConnection, table: str, *, days: int, seconds: float
+) -> list[str] | None:
+    """Create the partitions of the next `days`; their names, or None where the table is in use, or it took too long.
+
+    Writers and readers wait for as long as PostgreSQL looks through the default partition, once for all of them.
+    """
+    names, today = await _partitions(connection, table), await _today(connection)
+    coming_days = (today + timedelta(days=step) for step in range(1, days + 1))
+    missing = list(dropwhile(lambda day: _name(table, day) in names, coming_days))
+    new_days = []
+    for day in missing:
+        if _name(table, day) in names or await _default_has_rows(connection, table, day):
+            break
+        new_days.append(day)
+    if not new_days:
+        return []
+    start, end = f"{new_days[0]} 00:00+00", f"{new_days[-1] + timedelta(days=1)} 00:00+00"
+    moment = _MOMENT[table]
+    # By a constraint that excludes them PostgreSQL knows that none of their rows is there. All within a transaction:
+    # left behind, it would refuse rows.
+    is_done = await _execute_unless_busy(
+        connection,
+        f"LOCK TABLE ONLY {table} IN ACCESS EXCLUSIVE MODE",
+        f"SET LOCAL statement_timeout = {round(seconds * 1000)}",
+        f"ALTER TABLE {table}_default ADD CONSTRAINT coming_days CHECK ({moment} < '{start}' OR {moment} >= '{end}')",
+        *(_creation(table, day) for day in new_days),
+        f"ALTER TABLE {table}_default DROP CONSTRAINT coming_days",
+    )
+    return [_name(table, day) for day in new_days] if is_done else None
 
 
 async def drop(connection: AsyncConnection, name: str) -> bool:

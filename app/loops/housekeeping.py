@@ -154,13 +154,15 @@ async def _make(database: Database, table: str) -> list[str]:
     """Make missing partitions; return their days. The first that cannot be made ends this round: others are ahead."""
     async with database.transaction() as connection:
         days = await retention.missing_days(connection, table)
+        is_too_large = table in await retention.too_large(connection)
+    if days and is_too_large:
+        log.warning("%s_default is too large to make a partition beside it: use `convener db partition`", table)
+        return []
     new_days = []
     for day in days:
         async with database.transaction() as connection:
             if not await retention.create(connection, table, day):
-                log.info(
-                    "%s is in use, or its default partition large: that of %s is made in another round", table, day
-                )
+                log.info("%s is in use, or its default large: that of %s is made in another round", table, day)
                 break
         new_days.append(str(day))
     return new_days

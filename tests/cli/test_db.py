@@ -7,12 +7,14 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pytest
+from sqlalchemy import text
 
 import app
 from app.admin.cli import keys
 from app.cli import db
-from app.db import schema
+from app.db import retention, schema
 from app.db.database import Database
+from app.loops import housekeeping
 from tests.conftest import named, run_on
 from tests.support.command_line import CommandLine
 from tests.support.sql import execute, fetch
@@ -113,6 +115,7 @@ _DIRECT = {
     "admin/cli/keys.py::ls": "it shows neither secrets nor content",
     "cli/database_checks.py::database_checks": "it only looks",
     "cli/db.py::migrate": "db.migrate",
+    "cli/db.py::partition": "db.partition",
     "cli/db.py::status": "it shows a revision",
     "memory/cli/backups.py::backup": "db.backup",
     "memory/cli/backups.py::restore": "db.restore",
@@ -133,3 +136,27 @@ def test_whoever_works_on_the_database_itself_is_audited() -> None:
             ):
                 direct.add(f"{file.relative_to(root)}::{node.name}")
     assert direct == _DIRECT.keys()
+
+
+async def test_partitions_beside_a_large_default_one(
+    offline: CommandLine, own_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Housekeeping and the doctor say what to do, and that helps."""
+    url = {"CONVENER_DATABASE_URL": own_database.url}
+    monkeypatch.setattr(retention, "_LARGEST_BYTES", -1)
+    names = await fetch(
+        own_database, "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'events'::regclass"
+    )
+    last = max(name for (name,) in names if not name.endswith("default"))
+    await execute(own_database, f"DROP TABLE {last}")
+    assert (await housekeeping.run(own_database, history_days=9, events_days=9))["events made"] == []
+    checks = (await offline("doctor", "-o", "json", **url)).json["checks"]
+    (remedy,) = {check["remedy"] for check in checks if check["name"] == "partitions"}
+    assert "`convener db partition`" in remedy
+    answer = await offline("db", "partition", "--days", "5", "-o", "json", **url)
+    assert last in answer.json["made"]["events"]
+    assert await fetch(own_database, "SELECT FROM audit WHERE action = 'db.partition'")
+    async with own_database.transaction() as reader:
+        await reader.execute(text("SELECT FROM events LIMIT 1"))
+        busy = await offline("db", "partition", "--days", "7", **url)
+    assert (busy.code, "try again" in busy.err) == (1, True)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
+from sqlalchemy import text
 
 from app.db import retention
 from app.db.database import Database
@@ -16,6 +17,7 @@ _EVENT = (
     "INSERT INTO events (at, kind, task_id, agent_type) VALUES ($1, 'task.submitted', gen_random_uuid(), 'ranking')"
 )
 _MANY = "SELECT $1, 'task.submitted', gen_random_uuid(), 'ranking' FROM generate_series(1, 100000)"
+_BYTES = "SELECT pg_relation_size('events_default')"
 _PLACE = "SELECT DISTINCT tableoid::regclass::text FROM events"
 
 
@@ -107,6 +109,40 @@ async def test_of_a_larger_one_only_the_day_that_comes_is_taken(
             assert not await retention.create(connection, "events", days[0])
         assert await retention.create(connection, "events", days[0])
         assert await retention.missing_days(connection, "events") == []
+
+
+async def test_an_operator_makes_partitions_beside_the_largest_default_one_by_one_look_at_it(
+    own_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No row of another day is in the way of them, and none is refused afterwards."""
+    today = await _today(own_database)
+    days = [today + timedelta(days=n) for n in range(1, 7)]
+    await execute(own_database, "DROP TABLE " + ", ".join(f"events_{day:%Y%m%d}" for day in days[:3]))
+    await execute(own_database, _EVENT, datetime.combine(today, datetime.min.time(), UTC) - timedelta(days=10))
+    ahead = datetime.combine(days[5], datetime.min.time(), UTC)  # by a clock that was set back since
+    await execute(own_database, _EVENT, ahead)
+    monkeypatch.setattr(retention, "_LARGEST_BYTES", 0)
+    async with own_database.transaction() as connection:
+        assert await retention.too_large(connection) == {"events": await value(own_database, _BYTES)}
+        assert not await retention.create(connection, "events", days[0])
+        looks = text("SELECT seq_scan FROM pg_stat_xact_user_tables WHERE relname = 'events_default'")
+        before = (await connection.execute(looks)).scalar_one()
+        made = await retention.create_beside_default(connection, "events", days=30, seconds=60)
+        assert made == [f"events_{day:%Y%m%d}" for day in days[:5]]
+        assert (await connection.execute(looks)).scalar_one() - before == 1
+    for day in (days[0], days[5], days[5] + timedelta(days=1)):
+        await execute(own_database, _EVENT, datetime.combine(day, datetime.min.time(), UTC))
+    names = await fetch(own_database, _PLACE)
+    assert {name for (name,) in names} == {"events_default", made[0]}
+    async with own_database.transaction() as connection:
+        assert await retention.create_beside_default(connection, "events", days=5, seconds=60) == []
+
+
+async def test_an_operator_who_makes_partitions_waits_for_nobody(own_database: Database) -> None:
+    await execute(own_database, f"DROP TABLE events_{await _today(own_database) + timedelta(days=1):%Y%m%d}")
+    async with own_database.transaction() as reader, own_database.transaction() as connection:
+        await reader.execute(text("SELECT FROM events LIMIT 1"))
+        assert await retention.create_beside_default(connection, "events", days=1, seconds=60) is None
 
 
 @pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/Los_Angeles"])
