@@ -1,12 +1,13 @@
-"""What PostgreSQL does for a call: every statement of it is explained with the rows and pages that it touched."""
+"""What PostgreSQL does for a call: every statement of it is explained, with the rows and pages that it touched."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 
 from app.db.connections import LimitedConnection
 from app.db.database import Database
@@ -144,3 +145,19 @@ def _tops(plan: dict[str, Any]) -> list[dict[str, Any]]:
 def _rows(node: dict[str, Any]) -> float:
     removed = sum(node.get(name, 0) for name in _ROWS)
     return float((node["Actual Rows"] + removed) * max(1, node["Actual Loops"]))
+
+
+async def plans_of(database: Database, work: Callable[[], Awaitable[object]]) -> list[str]:
+    """The plan of each statement that the work sends to the database."""
+    sent: list[tuple[str, Any]] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, values: Any, *_: Any) -> None:
+        sent.append((f"EXPLAIN {statement}", tuple(values)))
+
+    event.listen(database.engine.sync_engine, "before_cursor_execute", note)
+    try:
+        await work()
+    finally:
+        event.remove(database.engine.sync_engine, "before_cursor_execute", note)
+    async with database.engine.connect() as connection:
+        return ["\n".join((await connection.exec_driver_sql(*each)).scalars()) for each in sent]

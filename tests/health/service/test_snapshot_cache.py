@@ -4,10 +4,9 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import text
 
 from app.db.database import Database
 from app.health.rules.finding import Overall
@@ -18,6 +17,7 @@ from app.kernel.modes import Mode
 from app.queue.rules.admission import CapacityPolicy
 from tests.conftest import run_on
 from tests.support.factories import leased, ready_worker, submitted
+from tests.support.plans import plans_of
 from tests.support.ports import free_port
 from tests.support.proxy import silent_line
 from tests.support.sql import execute, until, until_blocked
@@ -191,32 +191,14 @@ async def test_a_snapshot_walks_through_nothing_that_grows_with_the_tasks(own_da
         await leased(own_database, await ready_worker(own_database))
     for preparation in ("SELECT 1", "ANALYZE"):
         await execute(own_database, preparation)
-        statements = await _statements(own_database)
-        assert len(statements) >= 15
-        for statement, values in statements:
-            plan = await _plan(own_database, statement, values)
+        plans = await plans_of(own_database, lambda: _take_snapshot(own_database))
+        assert len(plans) >= 15
+        for plan in plans:
             assert not re.search(r" on (task_history|events|task_attempts)\w*", plan), plan
             for line in re.findall(r"^.* on (?:tasks|leases)\b.*$", plan, re.MULTILINE):
                 assert re.search(r"using (tasks|leases)_pkey", line), plan
 
 
-async def _statements(database: Database) -> list[tuple[str, Any]]:
-    """Statements with their values that one snapshot sends to the database."""
-    sent: list[tuple[str, Any]] = []
-
-    def note(_connection: Any, _cursor: Any, statement: str, values: Any, *_: Any) -> None:
-        sent.append((statement, values))
-
-    event.listen(database.engine.sync_engine, "before_cursor_execute", note)
-    try:
-        async with database.transaction() as connection:
-            await read_snapshot(connection, _SETTINGS)
-    finally:
-        event.remove(database.engine.sync_engine, "before_cursor_execute", note)
-    return sent
-
-
-async def _plan(database: Database, statement: str, values: Any) -> str:
-    async with database.engine.connect() as connection:
-        rows = await connection.exec_driver_sql(f"EXPLAIN {statement}", tuple(values))
-        return "\n".join(rows.scalars())
+async def _take_snapshot(database: Database) -> None:
+    async with database.transaction() as connection:
+        await read_snapshot(connection, _SETTINGS)

@@ -9,7 +9,6 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import hot_path, notify
@@ -25,6 +24,7 @@ from app.queue.service import counters, status
 from app.queue.store import claims
 from app.queue.store.claims import ClaimRequest
 from tests.support.factories import GENERATION, leased, ready_worker, submitted
+from tests.support.plans import plans_of
 from tests.support.sql import execute, fetch, until, until_blocked
 from tests.support.turns import take_turn
 
@@ -274,32 +274,10 @@ async def test_the_cost_of_a_snapshot_does_not_grow_with_the_tasks(own_database:
     await leased(own_database, await ready_worker(own_database))
     for preparation in ("SELECT 1", "ANALYZE"):
         await execute(own_database, preparation)
-        statements = await _statements(own_database)
-        assert len(statements) >= 7
-        for statement, values in statements:
-            plan = await _plan(own_database, statement, values)
+        plans = await plans_of(own_database, lambda: _look(own_database))
+        assert len(plans) >= 7
+        for plan in plans:
             assert not re.search(r" on (tasks|task_history|events|task_attempts|leases)\w*", plan), plan
-
-
-async def _statements(database: Database) -> list[tuple[str, Any]]:
-    """What a look sends to the database."""
-    sent: list[tuple[str, Any]] = []
-
-    def note(_connection: Any, _cursor: Any, statement: str, values: Any, *_: Any) -> None:
-        sent.append((statement, values))
-
-    event.listen(database.engine.sync_engine, "before_cursor_execute", note)
-    try:
-        await _look(database)
-    finally:
-        event.remove(database.engine.sync_engine, "before_cursor_execute", note)
-    return sent
-
-
-async def _plan(database: Database, statement: str, values: Any) -> str:
-    async with database.engine.connect() as connection:
-        rows = await connection.exec_driver_sql(f"EXPLAIN {statement}", tuple(values))
-        return "\n".join(rows.scalars())
 
 
 async def test_the_oldest_task_is_found_after_the_clock_was_set_back(database: Database) -> None:
