@@ -105,3 +105,13 @@ async def test_a_requeue_tells_the_priority_that_it_gave(service: Service) -> No
         (entry,) = await _entries(service, 1)
         assert entry["after"]["priority"] == "low"
         await service.post(f"/tasks/{task_id}/cancel")
+
+
+async def test_the_objective_of_a_goal_is_for_those_who_may_read_content(service: Service) -> None:
+    await service.post("/goals", {"id": "g", "objective": "what moves the planets?"})
+    body = {"role": "reader", "label": "figures", "withheld": ["content:read"]}
+    key = (await service.post("/keys", body))["key"]
+    assert (await service.ask("GET", "/goals/g", key=key)).status_code == 403
+    answer = await service.ask("GET", "/audit", key=key)
+    assert answer.json()["items"][1]["action"] == "goal.created"
+    assert "planets" not in answer.text

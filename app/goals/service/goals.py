@@ -50,7 +50,8 @@ async def create(connection: AsyncConnection, request: GoalRequest) -> tuple[Goa
         raise GoalConflict(f"the research goal {shown_name(request.id)} exists already with another body")
     if is_new:
         await goals.append_event(connection, GoalEvent.CREATED, goal.id, {"objective": goal.objective})
-        await _audit(connection, GoalEvent.CREATED, request.created_by, None, goal, goal.objective)
+        # Without its objective, which is for those who may read content.
+        await _audit(connection, GoalEvent.CREATED, request.created_by, None, goal, None)
         await priors.meter_new_goal(connection, goal)
     return goal, is_new
 
