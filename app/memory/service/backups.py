@@ -44,8 +44,8 @@ class RestoredBackup:
 async def backup(database: Database, dumps: Dumps, file: Path, report: Callable[[str], object], by: str) -> Manifest:
     """Write a backup into a new file, and its manifest beside it, while the service works on.
 
-    It is recorded in the audit log where that can be written: not on a standby, nor in a schema of another version.
-    Raises Refused, DumpFailed.
+    It is recorded in the audit log where that can be written: not on a standby, nor by a role that may only read, nor
+    in a schema of another version. Raises Refused, DumpFailed.
     """
     revision = await schema.revision(database.engine)
     if revision is None:
@@ -74,7 +74,7 @@ async def backup(database: Database, dumps: Dumps, file: Path, report: Callable[
 
 async def _record_backup(database: Database, manifest: Manifest, by: str) -> None:
     async with database.transaction() as connection:
-        if manifest.revision == schema.head() and not await backups.is_standby(connection):
+        if manifest.revision == schema.head() and await backups.is_log_writable(connection):
             copied = {"file": manifest.file, "size_bytes": manifest.size_bytes, "sha256": manifest.sha256}
             await audit.record(connection, "db.backup", by=by, new_state=copied)
 

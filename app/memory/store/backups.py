@@ -63,6 +63,12 @@ SELECT count(*) FROM held
 """)
 
 
+# On a standby every transaction is read only.
+_IS_LOG_WRITABLE = text("""
+SELECT NOT CAST(current_setting('transaction_read_only') AS boolean) AND has_table_privilege('audit', 'INSERT')
+""")
+
+
 async def count_other_sessions(connection: AsyncConnection) -> int:
     """Number of other sessions of this service on the database; `connection` must be the only one of this process."""
     return int((await connection.execute(_COUNT_SESSIONS)).scalar_one())
@@ -116,9 +122,9 @@ async def analyze(connection: AsyncConnection) -> None:
     await connection.execute(text("ANALYZE"))
 
 
-async def is_standby(connection: AsyncConnection) -> bool:
-    """Whether the server only follows another one and cannot be written to."""
-    return bool((await connection.execute(text("SELECT pg_is_in_recovery()"))).scalar_one())
+async def is_log_writable(connection: AsyncConnection) -> bool:
+    """Whether the audit log can be written: not on a server that follows another, nor by a role that may only read."""
+    return bool((await connection.execute(_IS_LOG_WRITABLE)).scalar_one())
 
 
 async def server_version(connection: AsyncConnection) -> str:

@@ -335,3 +335,18 @@ async def test_a_system_whose_loops_have_told_of_it_is_still_unused(database: Da
     await submitted(database)
     async with database.transaction() as connection:
         assert not await store.is_unused(connection)
+
+
+_ONLY_READING = "ALTER DATABASE {name} SET default_transaction_read_only = on"
+
+
+@pytest.mark.parametrize("restriction", ["REVOKE INSERT ON audit FROM CURRENT_USER", _ONLY_READING])
+async def test_whoever_may_only_read_makes_a_backup_without_an_entry(
+    own_database: Database, dumps: Dumps, tmp_path: Path, restriction: str
+) -> None:
+    await execute(own_database, restriction.format(name=await value(own_database, "SELECT current_database()")))
+    reader = Database(own_database.url)
+    manifest = await backups.backup(reader, dumps, tmp_path / "dump", lambda _: None, "a reader")
+    assert archives.read_manifest(tmp_path / "dump") == manifest
+    assert await fetch(reader, "SELECT FROM audit WHERE action = 'db.backup'") == []
+    await reader.close()
