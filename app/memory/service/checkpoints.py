@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.service import audit
 from app.admin.store import config
+from app.agents.store import weights
 from app.db import duties, schema
 from app.db.database import Database, now
 from app.kernel.errors import Refused
@@ -192,6 +193,7 @@ async def _insert_content(connection: AsyncConnection, document: Mapping[str, An
     for part, table in store.TABLES.items():
         if parts[part]:
             await store.insert_rows(connection, table, parts[part])
+    await _check_readable(connection)
     released_ids = [task["id"] for task in document["tasks"] if task["state"] in LEASED]
     await store.finish_restore(connection, released_ids, f"restored from the checkpoint of {document['taken_at']}")
     return RestoredCheckpoint(
@@ -210,6 +212,15 @@ async def _read_packed(database: Database, checkpoint_id: int) -> bytes:
     if packed_content is None:
         raise CheckpointNotFound
     return packed_content
+
+
+async def _check_readable(connection: AsyncConnection) -> None:
+    """Raise Refused unless a service can read what it works by: the database takes any JSON for a document."""
+    for name, read_last in (("configuration", config.last), ("weights", weights.last)):
+        try:
+            await read_last(connection)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise Refused(f"the checkpoint is damaged: its {name} cannot be read ({error!r:.200})") from None
 
 
 def _unpack(packed_content: bytes) -> Iterator[bytes]:

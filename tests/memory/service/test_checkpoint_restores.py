@@ -260,6 +260,21 @@ async def test_a_restore_of_what_is_damaged_or_newer_changes_nothing(own_databas
         assert await value(database, "SELECT convener_transaction_offset()") == 0
 
 
+@pytest.mark.parametrize(("part", "column"), [("config_versions", "document"), ("weights", "weights")])
+async def test_a_restore_of_what_no_service_could_work_by_changes_nothing(
+    own_database: Database, server_url: str, part: str, column: str
+) -> None:
+    await configure_example_2(own_database)
+    await tick(own_database)
+    _, content = await take(own_database)
+    damaged = json.dumps({**content, part: [{**row, column: ["nothing"]} for row in content[part]]}).encode()
+    async with _empty(server_url) as database:
+        with pytest.raises(Refused, match="cannot be read"):
+            await checkpoints.restore(database, damaged, hashlib.sha256(damaged).digest(), "test")
+        assert await value(database, f"SELECT count(*) FROM {part}") == 0
+        assert await value(database, "SELECT convener_transaction_offset()") == 0
+
+
 async def test_goals_go_on_where_they_were(own_database: Database, server_url: str) -> None:
     """A paused one stays paused and its tasks stay held; what it has cost and reached is known; decisions replay."""
     async with own_database.transaction() as connection:
