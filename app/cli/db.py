@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 app.command("backup", epilog=backups.BACKUP_EPILOG)(backups.backup)
 app.command("restore", epilog=backups.RESTORE_EPILOG)(backups.restore)
+app.command("advance", epilog=backups.ADVANCE_EPILOG)(backups.advance)
 app.command("verify", epilog=backups.VERIFY_EPILOG)(backups.verify)
 
 

@@ -119,6 +119,7 @@ _DIRECT = {
     "cli/db.py::status": "it shows a revision",
     "memory/cli/backups.py::backup": "db.backup",
     "memory/cli/backups.py::restore": "db.restore",
+    "memory/cli/backups.py::advance": "db.advance",
     "memory/cli/backups.py::_check_database": "it counts, in a read-only transaction",
     "memory/cli/backups.py::_dumps": "it shows the version of the server",
     "memory/cli/checkpoints.py::restore": "checkpoint.restore",

@@ -1,4 +1,4 @@
-"""`convener db backup`, `restore` and `verify`: dump the whole database, restore it, and check its invariants."""
+"""`convener db backup`, `restore`, `verify` and `advance`: dump and restore the whole database, check it, count on."""
 
 import asyncio
 from collections.abc import Sequence
@@ -36,6 +36,7 @@ RESTORE_EPILOG = output.examples(
     "CONVENER_DATABASE_URL=postgresql://.../new convener db restore convener-2030-01-31.dump",
     "CONVENER_STATE_DIRECTORY=~/restored convener db restore b.dump --bundled",
 )
+ADVANCE_EPILOG = output.examples("CONVENER_DATABASE_URL=postgresql://convener@db2/convener convener db advance")
 VERIFY_EPILOG = output.examples(
     "convener db verify", "convener db verify b.dump", "convener db verify -o json | jq '.checks[] | select(.ok | not)'"
 )
@@ -98,6 +99,20 @@ def restore(
     output.show(Text(f"restored at revision {result.revision}{upgrade}; {leases}"))
     start = "`convener up` goes on with it, and then " if is_bundled else ""
     output.note(f"{start}`convener db verify` checks what is there now")
+
+
+def advance(url: DatabaseUrl = None, fmt: Output = Format.TABLE) -> None:
+    """Number events on above all that a former primary may have given out, once a standby is promoted that lagged.
+
+    Readers whose cursors are of what was lost then miss nothing that comes. Best done before the service writes there;
+    it may be at work meanwhile, and repeating does no harm.
+    """
+    from app.memory.service import backups
+
+    by = author("convener db advance")
+    with as_failures():
+        offset = on_database(lambda database: backups.advance(database, by), url or bundled_url())
+    output.present({"transaction_offset": offset}, fmt, lambda: Text(f"events to come have numbers above {offset}"))
 
 
 def verify(

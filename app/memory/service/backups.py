@@ -8,7 +8,7 @@ from pathlib import Path
 from app.admin.service import audit
 from app.db import schema
 from app.db.database import Database, now
-from app.kernel.errors import Refused
+from app.kernel.errors import Locked, Refused
 from app.memory.service import archives
 from app.memory.service.archives import Manifest
 from app.memory.service.dumps import Dumps
@@ -16,6 +16,7 @@ from app.memory.store import backups
 from app.postgres.binaries import major_version
 from app.postgres.errors import DumpFailed
 
+_ATTEMPTS, _PAUSE_SECONDS = 30, 0.05
 _RELEASE_REASON = "restored from a backup: nobody holds this lease any more"
 
 
@@ -147,6 +148,27 @@ async def restore(
     await asyncio.to_thread(dumps.restore, database.url, file)
     report("counting on, and releasing leases")
     return await _finish_restore(database, inspection, file.name, by)
+
+
+async def advance(database: Database, by: str) -> int:
+    """Number what comes above all that a former primary may have given out; return the new offset.
+
+    Readers with cursors of what a promoted standby had not received miss nothing that comes, beside a service at work.
+    Raises Refused.
+    """
+    if await schema.revision(database.engine) != schema.head():
+        raise Refused("the schema is not the one of this version", "`convener db status` tells of both")
+    for attempt in range(_ATTEMPTS):
+        try:
+            async with database.transaction() as connection:
+                await backups.lock_out_numbering(connection)
+                offset = await backups.advance_transactions(connection)
+                await audit.record(connection, "db.advance", by=by, new_state={"transaction_offset": offset})
+                return offset
+        except Locked:
+            # Others have the tables in another order, so neither waits for the other until one is given up.
+            await asyncio.sleep(_PAUSE_SECONDS * (attempt + 1))
+    raise Refused("others write events all the time", "`convener doctor` names whoever keeps locks; then repeat this")
 
 
 async def _finish_restore(database: Database, inspection: Inspection, name: str, by: str) -> RestoredBackup:

@@ -5,7 +5,7 @@ import json
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.db.database import now
+from app.db.database import limit_lock_waits, now
 from app.kernel.events import TaskEvent
 from app.memory.rules.backups import next_offset
 from app.queue.store import lanes
@@ -41,6 +41,9 @@ SELECT greatest(convener_transaction_offset(),
                 (SELECT max(transaction) FROM folds), (SELECT max(transaction) FROM judgements),
                 (SELECT max(cursor_transaction) FROM checkpoints))
 """)
+
+# All writers of such numbers, each of which has then committed or will take a number of afterwards.
+_LOCK_NUMBERED = text("LOCK TABLE events, queue_changes, folds, judgements, checkpoints IN SHARE ROW EXCLUSIVE MODE")
 
 # One statement, so that rows, attempts and events describe exactly the same leases. The token stays: the next lease
 # takes a higher one, which fences off a worker of the old server that comes back.
@@ -92,6 +95,15 @@ async def lock_out_writers(connection: AsyncConnection) -> None:
 async def disable_statement_timeout(connection: AsyncConnection) -> None:
     """Let statements of this transaction run as long as they need, which grows with the database."""
     await connection.execute(text("SET LOCAL statement_timeout = 0"))
+
+
+async def lock_out_numbering(connection: AsyncConnection) -> None:
+    """Block whoever stores numbers of transactions until this transaction ends, and none of them for long.
+
+    Raises an error of a lock that cannot be had, which the end of the transaction makes Locked.
+    """
+    await limit_lock_waits(connection)
+    await connection.execute(_LOCK_NUMBERED)
 
 
 async def advance_transactions(connection: AsyncConnection, at_least: int = 0) -> int:

@@ -77,6 +77,19 @@ async def test_backed_up_verified_and_restored(
     await restored_database.close()
 
 
+async def test_numbers_go_on_above_those_of_a_former_primary(console: CommandLine, own_database: Database) -> None:
+    ours = {"CONVENER_DATABASE_URL": own_database.url}
+    done = await console("db", "advance", "-o", "json", **ours)
+    offset = "SELECT convener_transaction_offset()"
+    assert done.json == {"transaction_offset": await value(own_database, offset)}
+    by = await value(own_database, "SELECT by FROM audit WHERE action = 'db.advance'")
+    assert str(by).startswith("convener db advance by ")
+    await execute(own_database, "UPDATE alembic_version SET version_num = 'elsewhere'")
+    refused = await console("db", "advance", **ours)
+    assert (refused.code, "db status" in refused.err) == (1, True)
+    assert await value(own_database, offset) == done.json["transaction_offset"]
+
+
 async def test_a_damaged_backup(console: CommandLine, own_database: Database, empty_url: str, tmp_path: Path) -> None:
     file = tmp_path / "b.dump"
     await console("db", "backup", str(file), CONVENER_DATABASE_URL=own_database.url)

@@ -1,5 +1,6 @@
 """Backups restored on another server, where transactions are counted anew: readers of events lose none."""
 
+import asyncio
 import os
 import shutil
 import stat
@@ -27,7 +28,7 @@ from app.queue.store.events import BEGINNING, Cursor
 from tests.conftest import named, run_on
 from tests.support.factories import completion, everything, holding, leased, ready_worker, submitted
 from tests.support.postgres import running_server
-from tests.support.sql import execute, fetch, value
+from tests.support.sql import execute, fetch, until_blocked, value
 
 GPU = '{"gpus": 1}'
 
@@ -116,6 +117,38 @@ async def test_a_reader_of_events_goes_on_on_another_server(
         assert (await _follow(restored, beyond))[0] == new
         assert not {task_id for _, task_id in seen} & set(lost)
         await _check_invariants(restored)
+
+
+async def test_a_reader_ahead_of_a_promoted_standby_misses_nothing_that_comes(own_database: Database) -> None:
+    """Once as many had come as were lost, nothing told that its cursor was of those, and it missed others."""
+    await submitted(own_database, 3)
+    async with own_database.transaction() as connection:
+        current = await events.latest(connection)
+    beyond = Cursor(transaction=current.transaction + 1000, seq=0)
+    offset = await backups.advance(own_database, "test")
+    # By the connections that have written before.
+    new = [("task.submitted", task_id) for task_id in await submitted(own_database, 2)]
+    assert (await _follow(own_database, beyond))[0] == new
+    seen, cursor = await _follow(own_database, current)
+    assert (seen, cursor.transaction > offset) == (new, True)
+    assert await backups.advance(own_database, "test") > cursor.transaction
+    (entry, *_) = await fetch(own_database, "SELECT action FROM audit ORDER BY seq DESC")
+    assert entry["action"] == "db.advance"
+    await _check_invariants(own_database)
+
+
+async def test_whoever_is_writing_has_committed_before_it_is_counted_on(own_database: Database) -> None:
+    """Otherwise a reader could be past it by then, and miss it."""
+    writer = await own_database.connect()
+    transaction = writer.transaction()
+    await transaction.start()
+    await writer.execute("INSERT INTO events (kind) VALUES ('task.submitted')")
+    advancing = asyncio.create_task(backups.advance(own_database, "test"))
+    await until_blocked(own_database)
+    await transaction.commit()
+    await writer.close()
+    highest = await value(own_database, "SELECT max(transaction) FROM events")
+    assert await advancing > highest
 
 
 async def test_what_has_moved_can_move_again(
