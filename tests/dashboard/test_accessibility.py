@@ -190,6 +190,10 @@ async def test_values_that_are_refused_say_so_at_their_fields(port: Port) -> Non
         await expect(page.locator("#key")).to_have_attribute("aria-invalid", "true")
         await log_in(page, service.keys[Role.ADMIN])
         await page.goto("/dashboard/config")
+        # Whoever cannot point at a label reads the hint as well.
+        await expect(page.get_by_text("below scale_up_threshold")).to_be_visible()
+        hinted = page.locator("[name='worker_pool.scale_down_threshold']")
+        await expect(hinted).to_have_accessible_description("below scale_up_threshold")
         field = page.locator("[name='worker_pool.max_workers']")
         await field.fill("0")
         await expect(field).to_have_accessible_name(re.compile("outside 1 to 1,000"))
