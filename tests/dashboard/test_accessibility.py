@@ -66,6 +66,22 @@ async def test_focus_stays_on_the_same_one_of_several_equal_links(port: Port) ->
         await expect(region.locator("a", has_text="second")).to_be_focused()
 
 
+async def test_focus_is_not_lost_with_the_line_that_tells_of_silence(port: Port) -> None:
+    async with opened(f"http://127.0.0.1:{port.number}") as page:
+        await page.clock.install()
+        await log_in(page, port.service.keys[Role.OPERATOR])
+        # At once, as the service may be heard again within a moment.
+        await page.evaluate("""() => new MutationObserver((_, observer) => {
+            observer.disconnect();
+            document.querySelector("#stale a").focus();
+            window.isThere = document.activeElement.closest("#stale") !== null;
+        }).observe(document.querySelector("#stale"), { attributeFilter: ["hidden"] })""")
+        await page.clock.fast_forward(60_000)
+        await page.wait_for_function("window.isThere")
+        await expect(page.locator("#stale")).to_be_hidden()
+        await expect(page.locator("main")).to_be_focused()
+
+
 async def test_escape_leaves_an_open_form_for_the_button_that_opened_it(port: Port) -> None:
     async with _first_page(port) as page:
         summary = _row(page, "evolution").locator("summary")

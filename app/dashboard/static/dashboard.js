@@ -43,7 +43,8 @@
   // Keeps in a place what its reader has done there: the focus, open notes, and how far tables are scrolled aside.
   // What has the focus may be gone, as the button of a worker that has ended: then what it was in has it.
   const keep = (place) => {
-    const focused = place.contains(document.activeElement) && document.activeElement;
+    const active = document.activeElement;
+    const focused = active !== place && place.contains(active) && active;
     const kept = focused && signature(focused);
     const equals = (where) => [...where.querySelectorAll(focused.tagName)].filter((one) => signature(one) === kept);
     const position = focused && equals(place).indexOf(focused);
@@ -227,6 +228,8 @@
     const line = document.getElementById("stale");
     if (!line.hidden === isOld || !document.querySelector("[data-live], [hx-get]")) return;
     line.querySelector("time").textContent = format.format(new Date(heardAt));
+    // The focus of the link in the line that goes would be lost.
+    if (line.contains(document.activeElement)) document.getElementById("main").focus({ preventScroll: true });
     line.hidden = !isOld;
   };
   const count = () => {
