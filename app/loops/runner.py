@@ -35,6 +35,8 @@ class Runner:
         # Set when a look finds that there is something to do, and by whatever wakes.
         self._due_events = {item.name: asyncio.Event() for item in schedule}
         self._ended_at: dict[str, float] = {}
+        # Names of those whose last turn has left some of its work.
+        self._behind: set[str] = set()
         self._failures: dict[tuple[str, type[Exception]], float] = {}
         context.database.announcer.subscribe(self._on_announcement)
 
@@ -56,14 +58,17 @@ class Runner:
         wake, due = self._wake_events[item.name], self._due_events[item.name]
         while True:
             # Cleared before the work: an announcement during it must lead to another turn.
-            is_woken = wake.is_set()
+            is_woken = wake.is_set() or item.name in self._behind
             wake.clear()
             due.clear()
+            self._behind.discard(item.name)
             took = await self._run_once(item, is_woken=is_woken)
             rest = _rest_seconds(took) if isinstance(item, Duty) and item.rests else 0.0
             # A little jitter keeps replicas from trying in step.
             jitter = random.uniform(0.9, 1.0)  # noqa: S311
-            if not await _is_set_within(wake, max(item.seconds * jitter, rest)) and item.due is not None:
+            if item.name in self._behind:
+                await _is_set_within(wake, rest)
+            elif not await _is_set_within(wake, max(item.seconds * jitter, rest)) and item.due is not None:
                 await _is_set_within(due, (item.longest_seconds - item.seconds) * jitter)
 
     async def _look_for_work(self) -> None:
@@ -152,6 +157,8 @@ class Runner:
             every_seconds = None if duty.is_local else duty.longest_seconds
             held_back = bool(result.get("held_back"))
             await duties.record(connection, duty.name, result, held_back=held_back, every_seconds=every_seconds)
+        if result.get("behind"):
+            self._behind.add(duty.name)
         if any(result.values()):
             log.debug("%s: %s", duty.name, result)
 

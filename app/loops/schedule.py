@@ -93,7 +93,8 @@ class Duty(_Item):
     """Periodic work in one transaction, done by one replica at a time.
 
     A duty of one host (`is_local`) ends with its host, so its interval is not stored: no one must miss it. One that
-    `rests` is not taken up again soon after a turn that took long.
+    `rests` is not taken up again soon after a turn that took long. After a turn whose result says that it is `behind`
+    the next one comes without another pause.
     """
 
     run: Callable[[Context, AsyncConnection, Turn], Awaitable[dict[str, Any]]]

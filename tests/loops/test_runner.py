@@ -244,6 +244,26 @@ async def test_a_duty_that_takes_long_rests_for_four_times_as_long(database: Dat
         await until(has_not_rested)
 
 
+async def test_a_turn_that_leaves_work_is_followed_by_the_next(database: Database) -> None:
+    """100,000 tasks that became due at one moment were promoted by 1000 in half a second."""
+    results: list[Done] = [{"behind": True}, {"behind": True}, {}]
+    begun: list[float] = []
+
+    async def work(*_: object) -> Done:
+        begun.append(asyncio.get_running_loop().time())
+        await asyncio.sleep(0.1)
+        return results[len(begun) - 1]
+
+    async def has_three() -> bool:
+        return await _runs(database) == 3
+
+    async with running(database, _duty(work, seconds=600)):
+        await until(has_three)
+        await asyncio.sleep(1)
+    assert len(begun) == 3
+    assert min(later - earlier for earlier, later in pairwise(begun)) >= 0.45, "it rests none the less"
+
+
 async def test_a_turn_is_not_taken_before_its_time(database: Database, replica: Database) -> None:
     one, other, beside = _Counter(), _Counter(), _Counter()
     async with running(database, _duty(one.duty, seconds=600)):

@@ -18,6 +18,8 @@ from app.queue.store.attempts import Attempt, Ending
 
 _ENDED_WORKERS_SECONDS = 3600.0
 PROMOTE = "promote delayed tasks"
+# In one turn, some 50 ms: readers of events wait for the oldest open transaction that has written.
+_PROMOTED = 1000
 TRIM_LEDGER = "trim the ledger"
 # How far back a turn looks, in lines of a worker: twice as far as the last one found any, and every so many
 # turns, or after a pause, farther than any worker comes meanwhile.
@@ -63,8 +65,9 @@ async def sweep_strays(connection: AsyncConnection, policy: LeasePolicy) -> dict
 
 
 async def promote_delayed(connection: AsyncConnection) -> dict[str, Any]:
-    """Make delayed tasks ready whose time has come; return their number."""
-    return {"promoted": await tasks.promote(connection)}
+    """Make delayed tasks ready whose time has come, a batch of them; return their number, and whether it was full."""
+    count = await tasks.promote(connection, _PROMOTED)
+    return {"promoted": count} | ({"behind": True} if count == _PROMOTED else {})
 
 
 async def _end_attempt(connection: AsyncConnection, attempt: Attempt) -> None:

@@ -170,7 +170,7 @@ async def finish(
     )
 
 
-async def promote(connection: AsyncConnection, limit: int = 1000) -> int:
+async def promote(connection: AsyncConnection, limit: int) -> int:
     """Make delayed tasks ready whose time has come, at most `limit`; return their number."""
     rows = (await connection.execute(_PROMOTE, {"limit": limit})).mappings().all()
     notify.note_work(connection, lanes.lowest_tags(row for row in rows if row["state"] == "pending"))

@@ -258,6 +258,15 @@ async def test_a_delayed_task_waits_for_its_time(database: Database, broker: Bro
     assert lease.task_id == task_id
 
 
+async def test_promotion_tells_that_it_leaves_some(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(expiry, "_PROMOTED", 7)
+    await submitted(database, 10)
+    await execute(database, "UPDATE tasks SET run_at = now()")
+    for result in ({"promoted": 7, "behind": True}, {"promoted": 3}, {"promoted": 0}):
+        async with database.transaction() as connection:
+            assert await expiry.promote_delayed(connection) == result
+
+
 async def test_promotion_wakes_who_waits(database: Database) -> None:
     await submitted(database, agent_type=AgentType.RANKING)
     await execute(database, "UPDATE tasks SET run_at = now()")
