@@ -17,8 +17,11 @@ expect.set_options(timeout=30_000)
 
 
 @asynccontextmanager
-async def _first_page(port: Port, role: Role = Role.OPERATOR) -> AsyncIterator[Page]:
+async def _first_page(port: Port, role: Role = Role.OPERATOR, *, is_live: bool = True) -> AsyncIterator[Page]:
+    """The first page; one that is not live changes only as the test has it."""
     async with opened(f"http://127.0.0.1:{port.number}") as page:
+        if not is_live:
+            await page.route("**/dashboard/stream", lambda route: route.abort())
         await log_in(page, port.service.keys[role])
         yield page
 
@@ -53,7 +56,7 @@ async def test_focus_stays_near_where_its_control_was_when_a_change_takes_that_a
 
 
 async def test_focus_stays_on_the_same_one_of_several_equal_links(port: Port) -> None:
-    async with _first_page(port) as page:
+    async with _first_page(port, is_live=False) as page:
         region = page.locator("#agents")
         text = '<a href="/dashboard/alerts">first</a><a href="/dashboard/alerts">second</a>'
         show = "([region, html]) => { region.dispatchEvent(new CustomEvent('htmx:sseBeforeMessage', "
@@ -108,6 +111,22 @@ async def test_what_came_of_an_action_has_the_focus(port: Port) -> None:
         assert await page.evaluate("document.querySelector('main').contains(document.activeElement)")
 
 
+async def test_an_order_for_all_tasks_of_a_filter_is_given_without_going_through_the_list(port: Port) -> None:
+    for _ in range(3):
+        await port.service.submitted(agent_type="ranking")
+    async with _first_page(port) as page:
+        await page.goto("/dashboard/tasks?state=pending")
+        await page.locator("button", has_text="Show").focus()
+        for _ in range(2):
+            await page.keyboard.press("Tab")
+        await expect(page.locator("button", has_text="Cancel…")).to_be_focused()
+        await page.keyboard.press("Enter")
+        await expect(page.locator("h1")).to_have_text("Cancel 3 tasks?")
+        await page.locator("input[name=reason]").focus()
+        await page.keyboard.press("Enter")
+        await expect(page.locator(".notice")).to_be_focused()
+
+
 async def test_a_refusal_has_the_focus(port: Port) -> None:
     async with _first_page(port) as page:
         await page.goto("/dashboard/workers")
@@ -118,7 +137,7 @@ async def test_a_refusal_has_the_focus(port: Port) -> None:
 
 
 async def test_a_verdict_is_spoken_once_it_is_another_and_not_with_each_figure(port: Port) -> None:
-    async with _first_page(port) as page:
+    async with _first_page(port, is_live=False) as page:
         spoken = page.locator("#spoken")
         assert (
             await page.locator("#verdict, #verdict *").evaluate_all("all => all.some((one) => one.ariaLive)") is False
