@@ -77,7 +77,7 @@ def database_checks(*, is_alone: bool, is_own: bool) -> Iterator[Check]:
         return
     if major_version(state.server) < OLDEST_POSTGRES:
         detail = f"the server is PostgreSQL {state.server}, and Convener needs {OLDEST_POSTGRES} or newer"
-        remedy = "move the database to a newer server: some of what the service does fails on this one"
+        remedy = "move the database to a newer server: the service is made for such, and tried on no other"
         yield Check(name="database", status=Status.FAILED, detail=detail, remedy=remedy)
     yield _schema(state)
     if settings.database_url:

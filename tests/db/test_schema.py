@@ -81,7 +81,7 @@ async def test_a_database_that_cannot_hold_every_text_is_refused(server_url: str
 
 
 async def test_a_server_that_is_too_old_is_refused(own_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PostgreSQL 14 took every migration, and only some of the service's statements failed there."""
+    """PostgreSQL 14 took every migration, and nothing said that the service is not made for it."""
     await schema.downgrade(own_database.engine, "2026_11_30_weight_steps")
     monkeypatch.setattr(Dialect, "_get_server_version_info", lambda *_: (14, 23))
     await own_database.engine.dispose()
