@@ -233,7 +233,11 @@ class _Capacity:
             self._queue_lengths[request.model] += 1
         elif has_place:
             self._meters[request.model] = _charge_all(self._meters[request.model], request, self._snapshot.now)
-        return refusal, has_place
+        return (refusal[0], self._bounded(refusal[1])), has_place
+
+    def _bounded(self, wait: timedelta) -> timedelta:
+        """The wait, or the longest for which there are places: by then people may have set another rate."""
+        return min(wait, timedelta(seconds=self._policy.max_place_seconds))
 
     def _may_keep_place(self, request: PermitRequest, wait: timedelta) -> bool:
         """Whether a refused request gets a place, of which a key has a number and a worker its share of calls."""
@@ -313,7 +317,9 @@ class _Capacity:
         held = self._held[request.holder, request.model]
         if self._held_of_all[request.holder] < of_all and held < of_model:
             return None
-        return Refused.SHARE, self._free_in(request.model, 1, min(of_all, of_model))
+        # One of its own calls makes room for another soon, but a rate lets nobody in sooner for that.
+        wait, rate = self._free_in(request.model, 1, min(of_all, of_model)), self._rate_refusal(request)
+        return Refused.SHARE, wait if rate is None else max(wait, self._bounded(rate[1]))
 
     def _free_in(self, name: str, place: int, permits: int) -> timedelta:
         """The wait until one of so many permits is free for the one at this place of the queue."""

@@ -89,6 +89,13 @@ def test_rates_are_shared_out_in_turn_and_each_is_told_its_own_time() -> None:
     assert {answer.reason for answer in denied(plan)} == {Refused.REQUESTS}
 
 
+def test_who_has_no_place_comes_again_within_a_minute_as_the_rate_may_be_another_by_then() -> None:
+    limited = model(limits=ModelLimits(requests_per_window=1, window_seconds=86_400, burst=1))
+    plan = decide(snapshot(limited), *[permit_request(caller=f"k{n}") for n in range(3)])
+    waits = [(denial.has_place, denial.retry_after.total_seconds()) for denial in denied(plan)]
+    assert waits == [(False, 60.0), (False, 60.0)]
+
+
 def test_a_throttled_model_does_not_block_another() -> None:
     limited = model(50, limits=ModelLimits(tokens_per_window=60, token_burst=1), name="slow")
     first, second = permit_request(model="slow", tokens=50), permit_request(model="slow", tokens=50)

@@ -13,6 +13,7 @@ from app.llm.rules.callers import CallerState
 from app.llm.rules.circuit_breaker import Breaker
 from app.llm.rules.concurrency import ConcurrencyPolicy
 from app.llm.rules.grant import PermitPlan, plan_permits
+from app.llm.rules.models import ModelLimits
 from app.llm.rules.permits import (
     Denial,
     Grant,
@@ -94,6 +95,13 @@ def test_who_holds_its_share_waits_for_one_of_its_own(latency: float, seconds: f
     assert isinstance(answer, Denial)
     assert answer.reason is Refused.SHARE
     assert answer.retry_after == timedelta(seconds=seconds)
+
+
+def test_who_queues_up_for_its_share_of_a_rate_waits_for_the_rate() -> None:
+    limited = model(64, limits=ModelLimits(requests_per_window=60, burst=1))
+    plan = decide(replace(snapshot(limited), held={}), *[of_worker(1) for _ in range(12)])
+    waits = [(a.reason, a.retry_after.total_seconds()) for a in plan.answers if isinstance(a, Denial)]
+    assert waits == [(Refused.REQUESTS, float(n)) for n in range(1, 8)] + [(Refused.SHARE, 8.0)] * 4
 
 
 def test_the_share_is_one_of_all_models_together() -> None:

@@ -187,11 +187,11 @@ async def test_everything_at_once_ends_without_a_deadlock(own_database: Database
 
 async def test_a_crash_frees_a_permit_when_its_time_is_over(database: Database, permit_service: PermitService) -> None:
     await allow_calls(database, 1)
-    held = (await permit_service.acquire(request(tokens=100))).permit
+    held, waiting = (await permit_service.acquire(request(tokens=100))).permit, request()
     with pytest.raises(PermitRefused):
-        await permit_service.acquire(request())
+        await permit_service.acquire(waiting)
     await execute(database, _EXPIRE)
-    await permit_service.acquire(request())
+    await permit_service.acquire(waiting)
     late = settlement(held, prompt_tokens=700)
     assert (await permit_service.settle(late)).late
     assert (await permit_service.settle(late)).late
@@ -275,14 +275,15 @@ async def test_a_configuration_that_shrinks_gives_nobody_a_new_permit(
     await allow_calls(database, 4)
     held = [(await permit_service.acquire(request())).permit for _ in range(4)]
     await allow_calls(database, 2)
+    waiting = request()
     for permit in held[:2]:
         with pytest.raises(PermitRefused):
-            await permit_service.acquire(request())
+            await permit_service.acquire(waiting)
         await permit_service.settle(settlement(permit))
     with pytest.raises(PermitRefused):
-        await permit_service.acquire(request())
+        await permit_service.acquire(waiting)
     await permit_service.settle(settlement(held[2]))
-    await permit_service.acquire(request())
+    await permit_service.acquire(waiting)
 
 
 async def test_a_change_of_the_configuration_waits_for_permits_that_are_being_granted(database: Database) -> None:
