@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.rules.config import conduct
@@ -281,6 +282,29 @@ async def test_what_cannot_be_recorded_does_not_happen(
         assert await _state(database) == before, act.route
         # The next ones build on it.
         assert (await act.carry_out(service)).is_success, act.route
+
+
+async def test_whatever_supervisors_do_to_goals_ends_with_its_entry(service: Service) -> None:
+    """Every other act in the system waits for the end of the log until the commit."""
+    later: list[str] = []
+    # Each transaction has a connection of its own.
+    holders: set[Any] = set()
+
+    def note(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
+        if "convener audit" in statement:
+            holders.add(connection)
+        elif connection in holders and not ("FROM audit" in statement or "INTO audit" in statement):
+            later.append(statement)
+
+    engine = service.app.state.services.database.engine.sync_engine
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        async for act in _acts_on_goals_and_context():
+            assert (await act.carry_out(service)).is_success, act.route
+            assert later == [], act.route
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
+    assert holders
 
 
 # Changes to what a Supervisor works on, which carry no reason.
