@@ -5,7 +5,7 @@ import hashlib
 import json
 import threading
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.service import audit
 from app.admin.store import config
-from app.agents.store import weights
+from app.agents.store import performance, weights
 from app.db import duties, schema
 from app.db.database import Database, now
+from app.kernel import resources
 from app.kernel.errors import Refused
+from app.kernel.resources import Resources
 from app.memory.errors import CheckpointBusy, CheckpointNotFound
 from app.memory.rules.backups import without_lease
 from app.memory.rules.checkpoints import FORMAT, CheckpointPolicy, due_reason, unreachable_tasks
@@ -25,7 +27,7 @@ from app.memory.store import backups
 from app.memory.store import checkpoints as store
 from app.memory.store.checkpoints import Checkpoint, NewCheckpoint, Snapshot
 from app.queue.rules.tasks import LEASED
-from app.queue.store import events
+from app.queue.store import events, resource_classes
 
 _DUTY_NAME = "checkpoint"
 # The fastest level has most of the effect, because tasks resemble each other.
@@ -193,9 +195,9 @@ async def _insert_content(connection: AsyncConnection, document: Mapping[str, An
     for part, table in store.TABLES.items():
         if parts[part]:
             await store.insert_rows(connection, table, parts[part])
-    await _check_readable(connection)
     released_ids = [task["id"] for task in document["tasks"] if task["state"] in LEASED]
     await store.finish_restore(connection, released_ids, f"restored from the checkpoint of {document['taken_at']}")
+    await _check_readable(connection)
     return RestoredCheckpoint(
         taken_at=document["taken_at"],
         tasks=len(document["tasks"]),
@@ -216,11 +218,21 @@ async def _read_packed(database: Database, checkpoint_id: int) -> bytes:
 
 async def _check_readable(connection: AsyncConnection) -> None:
     """Raise Refused unless a service can read what it works by: the database takes any JSON for a document."""
-    for name, read_last in (("configuration", config.last), ("weights", weights.last)):
+    readers: Mapping[str, Callable[[AsyncConnection], Awaitable[object]]] = {
+        "configuration": config.last,
+        "weights": weights.last,
+        "results of agents": performance.read_results,
+        "resources of tasks": _requested_resources,
+    }
+    for name, reader in readers.items():
         try:
-            await read_last(connection)
+            await reader(connection)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise Refused(f"the checkpoint is damaged: its {name} cannot be read ({error!r:.200})") from None
+
+
+async def _requested_resources(connection: AsyncConnection) -> list[Resources]:
+    return [resources.parse(request) for request in (await resource_classes.requests(connection)).values()]
 
 
 def _unpack(packed_content: bytes) -> Iterator[bytes]:

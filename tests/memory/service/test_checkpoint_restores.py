@@ -260,12 +260,18 @@ async def test_a_restore_of_what_is_damaged_or_newer_changes_nothing(own_databas
         assert await value(database, "SELECT convener_transaction_offset()") == 0
 
 
-@pytest.mark.parametrize(("part", "column"), [("config_versions", "document"), ("weights", "weights")])
+@pytest.mark.parametrize(
+    ("part", "column"),
+    [("config_versions", "document"), ("weights", "weights"), ("agent_results", "recent"), ("tasks", "resources")],
+)
 async def test_a_restore_of_what_no_service_could_work_by_changes_nothing(
     own_database: Database, server_url: str, part: str, column: str
 ) -> None:
     await configure_example_2(own_database)
     await tick(own_database)
+    await add_example_2_results(own_database)
+    await tick(own_database)
+    await submitted(own_database, resources=GPU)
     _, content = await take(own_database)
     damaged = json.dumps({**content, part: [{**row, column: ["nothing"]} for row in content[part]]}).encode()
     async with _empty(server_url) as database:
