@@ -148,7 +148,7 @@ _FIGURES = """sum(prompt_tokens)::bigint AS prompt_tokens, sum(completion_tokens
 _SUMS = f"""
 WITH part AS MATERIALIZED (
     SELECT {{key}} AS name, outcome, sum(calls)::bigint AS calls, {_FIGURES},
-           {", ".join(f"sum(histogram[{place}])::bigint AS bucket_{place}" for place in _PLACES)}
+           {", ".join(f"coalesce(sum(histogram[{place}]), 0)::bigint AS bucket_{place}" for place in _PLACES)}
     FROM llm_minutes WHERE minute > CAST(:since AS timestamptz) - interval '1 minute' AND {{within}}
     GROUP BY name, outcome
 )

@@ -64,6 +64,13 @@ async def test_calls_of_one_minute_add_up(connection: AsyncConnection) -> None:
     assert (recent.calls, recent.in_use, recent.limit) == (4, 0, 20)
 
 
+async def test_a_row_with_a_short_histogram_hides_no_other(connection: AsyncConnection) -> None:
+    await count(connection, call("odd"), call(latency=1.5))
+    await connection.execute(text("UPDATE llm_minutes SET histogram = '{1}' WHERE model = 'odd'"))
+    sums = {one.name: one for one in await usage.sums(connection, "model", datetime.now(UTC) - _HOUR, 10)}
+    assert {name: sum(one.latency.histogram) for name, one in sums.items()} == {"odd": 1, "m": 1}
+
+
 async def test_nothing_is_known_of_a_system_that_calls_nobody(connection: AsyncConnection) -> None:
     assert await usage.recent(connection, _HOUR) == (None, 0, 0, 20)
     assert await usage.call_capacity(connection, _HOUR) == (20, None)
