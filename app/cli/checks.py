@@ -3,9 +3,10 @@
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
-from app.settings import Settings
-from app.settings_sources import SettingsError
+if TYPE_CHECKING:
+    from app.settings import Settings
 
 # Commands stand between backticks in sentences for people.
 _COMMAND = re.compile(r"`(convener [^`]+)`")
@@ -34,8 +35,11 @@ class Check:
         return commands_in(self.remedy)
 
 
-def usable_settings() -> Settings | None:
+def usable_settings() -> "Settings | None":
     """The settings from the environment; None for unusable ones, of which the check `network` says why."""
+    from app.settings import Settings
+    from app.settings_sources import SettingsError
+
     try:
         return Settings.from_environment()
     except SettingsError:
