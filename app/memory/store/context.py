@@ -136,12 +136,15 @@ WITH RECURSIVE heads AS (
 ) {_UNTIL_FULL.format(order="version DESC")}
 """)
 
-# All at once, the last versions by the index alone: two probes for each of 100,000 entries touched 700,000 pages.
+# In one pass, backwards along the primary key. Without a join, which compares each entry with each other one where
+# PostgreSQL knows of few in a namespace, as of one that is new: 4,000 entries took 5 s.
 _SIZE = text("""
-WITH last AS (SELECT key, max(version) AS version FROM context_entries WHERE namespace = :namespace GROUP BY key)
-SELECT count(*) AS entries, coalesce(sum(octet_length(e.value::text)), 0)::bigint AS bytes
-FROM last JOIN context_entries e ON e.namespace = :namespace AND e.key = last.key AND e.version = last.version
-WHERE NOT e.deleted
+SELECT count(*) AS entries, coalesce(sum(octet_length(value::text)), 0)::bigint AS bytes
+FROM (
+    SELECT DISTINCT ON (key) deleted, value FROM context_entries WHERE namespace = :namespace
+    ORDER BY key DESC, version DESC
+) last
+WHERE NOT deleted
 """)
 
 # Along the primary key, whose entries tell of a former version by themselves: the one so many places further is of the

@@ -139,6 +139,27 @@ async def test_the_size_of_a_namespace_is_no_probe_for_each_key(
     assert cost.pages < 2000
 
 
+async def test_the_size_of_a_new_namespace_compares_no_entry_with_each_other(
+    own_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL knows nothing of it: 4,000 entries took 5 s."""
+    fill = """INSERT INTO context_entries (namespace, key, version, deleted, value, written_by)
+        SELECT $1, 'k' || k, v, k > 1000, '{"a": 1}', 'me' FROM generate_series(1, 1010) k, generate_series(1, 2) v"""
+    await execute(own_database, "ALTER TABLE context_entries SET (autovacuum_enabled = off)")
+    await execute(own_database, fill, "old")
+    await execute(own_database, "VACUUM ANALYZE context_entries")
+    await execute(own_database, fill, "new")
+    await explaining(own_database, "auto")
+    database = Database(own_database.url)
+    with explained(monkeypatch) as log:
+        async with database.transaction() as connection:
+            size = await context.size(connection, "new")
+        cost = log.take()
+    await database.close()
+    assert (size.entries, size.bytes) == (1000, 1000 * len('{"a": 1}'))
+    assert cost.rows < 10 * 2020
+
+
 async def test_pruning_looks_only_at_entries_with_many_versions(connection: AsyncConnection) -> None:
     """However many others are old: with a million of them a look at each took longer than a statement may."""
     await connection.exec_driver_sql("""
