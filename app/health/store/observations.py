@@ -3,7 +3,7 @@
 Each reads every worker or connection, and no other tasks than those that workers hold.
 """
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -54,10 +54,11 @@ FROM living
 """)
 _IDLE_WORKERS = text(f"""
 SELECT capabilities, coalesce(cpu_cores, 0) AS cores, coalesce(memory_gb, 0) AS memory_gb,
-       coalesce(gpus, 0) AS gpus, resources AS named, extract(epoch FROM ends_at - now())::float8 AS seconds,
+       coalesce(gpus, 0) AS gpus, resources AS named,
        CASE WHEN ends_at IS NOT NULL THEN assigned_agent END AS agent,
-       CASE WHEN ends_at IS NOT NULL THEN assigned_compute_seconds END AS compute_seconds, count(*) AS workers
-FROM ({_LIVING}) living WHERE is_idle GROUP BY 1, 2, 3, 4, 5, 6, 7, 8
+       CASE WHEN ends_at IS NOT NULL THEN assigned_compute_seconds END AS compute_seconds,
+       array_agg(coalesce(extract(epoch FROM ends_at - now())::float8, 'Infinity')) AS seconds
+FROM ({_LIVING}) living WHERE is_idle GROUP BY 1, 2, 3, 4, 5, 6, 7
 """)
 
 # Snapshots of other databases do not matter to ours; those of standbys do, and these have no database. Prepared
@@ -116,15 +117,14 @@ SELECT (SELECT sum(numbackends) FROM pg_stat_database)::float8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IdleWorkers:
-    """Idle workers with the same agents and offer that end in so many seconds.
+    """Idle workers with the same agents and offer, with the seconds until each of them ends.
 
     A task of their assigned agent may take `stretch` times its timeout.
     """
 
-    workers: int
+    seconds: Sequence[float]
     agents: frozenset[AgentType]
     offer: Resources
-    seconds: float = math.inf
     assigned_agent: AgentType | None = None
     stretch: float = 1.0
 
@@ -156,10 +156,9 @@ async def idle_workers(connection: AsyncConnection) -> list[IdleWorkers]:
     rows = [dict(row) for row in (await connection.execute(_IDLE_WORKERS, _IDLE)).mappings()]
     return [
         IdleWorkers(
-            workers=row["workers"],
+            seconds=row["seconds"],
             agents=frozenset(map(AgentType, row["capabilities"])),
             offer=resources.read(row),
-            seconds=math.inf if row["seconds"] is None else row["seconds"],
             assigned_agent=row["agent"] and AgentType(row["agent"]),
             stretch=max(1.0, (row["compute_seconds"] or 0.0) / BASE_COMPUTE_SECONDS),
         )

@@ -1,5 +1,6 @@
 """Observations for alerts and degradation."""
 
+import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.database import Database
@@ -157,6 +158,38 @@ async def test_only_those_idle_workers_starve_for_which_there_is_a_task(database
     await execute(database, "UPDATE workers SET ends_at = now() + interval '1 min' WHERE id <> $1", worker)
     await submitted(database)
     assert await _starvation(database) == ["1 worker idles although tasks wait that could be run there: 1"]
+
+
+async def test_idle_workers_without_what_all_tasks_ask_for_do_not_starve(database: Database) -> None:
+    worker, *_ = [await ready_worker(database) for _ in range(3)]
+    await execute(database, "UPDATE workers SET first_beat_at = now() - interval '1 min'")
+    await execute(database, "UPDATE workers SET gpus = 1 WHERE id = $1", worker)
+    await submitted(database, resources=Resources(gpus=1).text())
+    assert await _starvation(database) == ["1 worker idles although tasks wait that could be run there: 1"]
+
+
+async def test_workers_that_end_at_different_times_are_looked_at_as_one(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each with each lane, 1,000 of them kept the event loop for seconds."""
+    for number in range(1, 5):
+        worker = await ready_worker(database)
+        await execute(
+            database, "UPDATE workers SET ends_at = now() + $2 * interval '100 s' WHERE id = $1", worker, number
+        )
+    await execute(database, "UPDATE workers SET first_beat_at = now() - interval '1 min', cpu_cores = 2")
+    await submitted(database, timeout_seconds=250, resources=Resources(cores=1).text())
+    await submitted(database, timeout_seconds=1800)
+    looks: list[Resources] = []
+    covers = Resources.covers
+
+    def look(offer: Resources, request: Resources) -> bool:
+        looks.append(offer)
+        return covers(offer, request)
+
+    monkeypatch.setattr(Resources, "covers", look)
+    assert await _starvation(database) == ["2 workers idle although tasks wait that could be run there: 1"]
+    assert len(looks) == 1
 
 
 async def _starvation(database: Database) -> list[str]:
