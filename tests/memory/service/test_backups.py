@@ -151,6 +151,13 @@ async def test_whoever_is_writing_has_committed_before_it_is_counted_on(own_data
     assert await advancing > highest
 
 
+async def test_numbers_go_on_while_a_partition_of_events_is_vacuumed(own_database: Database) -> None:
+    """That takes minutes, and once for each of 30 attempts advance waited for 200 ms, which cancels no vacuum."""
+    async with own_database.transaction() as vacuum:
+        await vacuum.exec_driver_sql("LOCK TABLE events_default IN SHARE UPDATE EXCLUSIVE MODE")
+        assert await asyncio.wait_for(backups.advance(own_database, "test"), 10) > 0
+
+
 async def test_what_has_moved_can_move_again(
     own_database: Database, other_server: str, server_url: str, dumps: Dumps, tmp_path: Path
 ) -> None:
