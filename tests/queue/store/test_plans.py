@@ -196,5 +196,6 @@ async def test_the_tasks_of_a_held_goal_are_found_by_their_goal(full: Database) 
     assert "Sort" not in chosen
     metered = await _plans(full, _plain(meters._READ.text, "agents", "classes", "goal_ids"), *kinds, ["goal"])
     assert metered.count("using tasks_held_free on tasks") == 2
+    assert metered.count("Index Cond: (goal_id = h.goal_id)") == 2
     for plan in (ahead, back, strays, shift, first, lost, chosen, metered):
         assert not _walks(plan, "tasks")
