@@ -213,8 +213,13 @@ async def takes_writes(connection: AsyncConnection) -> bool:
     return bool((await connection.execute(_TAKES_WRITES)).scalar_one())
 
 
-# A password that is changed on both sides, or a database that is restored, is right again later.
-_NOT_LET_IN = (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError)
+# A password that is changed on both sides, a database that is restored, or a standby that is promoted, while no server
+# takes writes, is right again later.
+_NOT_LET_IN = (
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.exceptions.TargetServerAttributeNotMatched,
+)
 
 
 def is_outage(error: BaseException) -> bool:

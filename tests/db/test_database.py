@@ -85,6 +85,16 @@ async def test_of_several_servers_none_is_taken_that_takes_no_writes(own_databas
         await whichever.close()
 
 
+async def test_servers_of_which_none_takes_writes_are_an_outage(database_url: str) -> None:
+    """As while a standby is promoted: each duty told of it at each of its turns."""
+    standbys = Database(f"{database_url}?target_session_attrs=standby")
+    with pytest.raises(DatabaseUnavailable):
+        async with standbys.transaction():
+            pass
+    assert standbys.outage.is_on
+    await standbys.close()
+
+
 async def test_an_outage_is_one_line_until_it_is_over(nowhere: Database, caplog: pytest.LogCaptureFixture) -> None:
     async def ask() -> None:
         async with nowhere.transaction() as connection:
