@@ -125,6 +125,8 @@ async def create_beside_default(
         connection,
         f"LOCK TABLE ONLY {table} IN ACCESS EXCLUSIVE MODE",
         f"SET LOCAL statement_timeout = {round(seconds * 1000)}",
+        # A vacuum ends for whoever waits for it for a second; others come to the default one through its table alone.
+        "SET LOCAL lock_timeout = 0",
         f"ALTER TABLE {table}_default ADD CONSTRAINT coming_days CHECK ({moment} < '{start}' OR {moment} >= '{end}')",
         *(_creation(table, day) for day in new_days),
         f"ALTER TABLE {table}_default DROP CONSTRAINT coming_days",

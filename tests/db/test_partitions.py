@@ -1,5 +1,6 @@
 """Daily partitions: made ahead, dropped when their time is over, and never in the way of a row."""
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
@@ -10,7 +11,7 @@ from sqlalchemy import text
 from app.db import retention
 from app.db.database import Database
 from app.settings import MAX_DAYS
-from tests.support.sql import execute, fetch, value
+from tests.support.sql import execute, fetch, until_blocked, value
 from tests.support.turns import fold_events
 
 _EVENT = (
@@ -143,6 +144,18 @@ async def test_an_operator_who_makes_partitions_waits_for_nobody(own_database: D
     async with own_database.transaction() as reader, own_database.transaction() as connection:
         await reader.execute(text("SELECT FROM events LIMIT 1"))
         assert await retention.create_beside_default(connection, "events", days=1, seconds=60) is None
+
+
+async def test_an_operator_who_makes_partitions_ends_a_vacuum_of_the_default_one(own_database: Database) -> None:
+    """PostgreSQL ends an automatic one for whoever has waited for a second, and that of a large table takes long."""
+    await execute(own_database, f"DROP TABLE events_{await _today(own_database) + timedelta(days=1):%Y%m%d}")
+    async with asyncio.TaskGroup() as group, own_database.transaction() as connection:
+        async with own_database.transaction() as vacuum:
+            await vacuum.exec_driver_sql("LOCK TABLE events_default IN SHARE UPDATE EXCLUSIVE MODE")
+            made = group.create_task(retention.create_beside_default(connection, "events", days=1, seconds=60))
+            await until_blocked(own_database)
+            await asyncio.sleep(1.2)
+        assert await made is not None
 
 
 @pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/Los_Angeles"])
