@@ -12,7 +12,8 @@ from app.dashboard.now import view_of
 from app.dashboard.sight import Looker
 from app.kernel.access import Scope
 from app.terminal.connection import Access
-from worker_agent.connections.clients import HTTP_ERRORS, open_async_client
+from worker_agent.connections.clients import open_async_client
+from worker_agent.connections.several import HTTP_ERRORS
 
 _SECONDS = 10.0
 _MAX_WORKERS = 200

@@ -21,8 +21,6 @@ _SCHEME = "unix:"
 # The size of sun_path, less its final zero.
 MAX_SOCKET_PATH_BYTES = 107 if sys.platform == "linux" else 103
 _NO_LIMITS = httpx.Limits()
-# Why there is no whole answer. Under asyncio, errors of the encryption come through httpx as they are.
-HTTP_ERRORS = (httpx.HTTPError, ssl.SSLError)
 
 
 def check_address(address: str, trust: Trust) -> str:

@@ -1,10 +1,14 @@
 """Several addresses of one control plane: the first that answers is used, and an earlier one again once it is back."""
 
+import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
 import httpx
 
+# Why there is no whole answer. Under asyncio, errors of the encryption come through httpx as they are.
+HTTP_ERRORS = (httpx.HTTPError, ssl.SSLError)
 # Until an address that failed is tried first again: doubled with each failure in a row.
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 60.0
 # For one that failed to show that it is there: whoever hangs takes connections, and the call itself may wait long.
@@ -49,6 +53,36 @@ class Preference:
             self.note_answer(place)
 
 
+class _Turns:
+    """The addresses in the order in which a call tries them: once more those that were slow to show a sign of life."""
+
+    def __init__(self, preference: Preference) -> None:
+        self._preference = preference
+        self._order = preference.order()
+        # Under heavy load one may take longer for that than it is given, and be the only one that is there.
+        self._slow: list[int] = []
+        self._is_last = self._is_again = self.is_sent = False
+
+    def __iter__(self) -> Iterator[int]:
+        for number, place in enumerate(chain(self._order, self._slow), 1):
+            self._is_again = number > len(self._order)
+            self._is_last = number == len(self._order) + len(self._slow)
+            self.is_sent = False
+            yield place
+
+    def is_doubtful(self, place: int) -> bool:
+        """Whether this one has to show a sign of life first: it has failed, and it is not the last way."""
+        return self._preference.is_doubtful(place) and not (self._is_last or self._is_again)
+
+    def is_over(self, place: int, error: Exception) -> bool:
+        """Note that this one did not answer; whether the call has failed with that."""
+        self._preference.note_failure(place)
+        if not self.is_sent and isinstance(error, httpx.TimeoutException):
+            self._slow.append(place)
+            return False
+        return self._is_last or (self.is_sent and not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout))
+
+
 class SeveralTransports(httpx.BaseTransport):
     """Sends each request to the first address that can be connected to."""
 
@@ -58,20 +92,18 @@ class SeveralTransports(httpx.BaseTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send it; one that may have been sent already is not sent again, which is for its caller to decide."""
-        *earlier, last = self.preference.order()
-        for place in (*earlier, last):
+        turns = _Turns(self.preference)
+        for place in turns:
             base, transport = self._places[place]
-            is_sent = False
             try:
-                if place != last and self.preference.is_doubtful(place):
+                if turns.is_doubtful(place):
                     probe = transport.handle_request(_probe(base))
                     probe.read()
                     probe.close()
-                is_sent = True
+                turns.is_sent = True
                 response = transport.handle_request(_redirected(request, base))
-            except httpx.TransportError as error:
-                self.preference.note_failure(place)
-                if place == last or (is_sent and not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)):
+            except HTTP_ERRORS as error:
+                if turns.is_over(place, error):
                     raise
             else:
                 self.preference.note(place, response.status_code)
@@ -93,20 +125,18 @@ class SeveralAsyncTransports(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send it, as above."""
-        *earlier, last = self.preference.order()
-        for place in (*earlier, last):
+        turns = _Turns(self.preference)
+        for place in turns:
             base, transport = self._places[place]
-            is_sent = False
             try:
-                if place != last and self.preference.is_doubtful(place):
+                if turns.is_doubtful(place):
                     probe = await transport.handle_async_request(_probe(base))
                     await probe.aread()
                     await probe.aclose()
-                is_sent = True
+                turns.is_sent = True
                 response = await transport.handle_async_request(_redirected(request, base))
-            except httpx.TransportError as error:
-                self.preference.note_failure(place)
-                if place == last or (is_sent and not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)):
+            except HTTP_ERRORS as error:
+                if turns.is_over(place, error):
                     raise
             else:
                 self.preference.note(place, response.status_code)

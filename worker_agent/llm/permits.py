@@ -13,7 +13,7 @@ from uuid import UUID
 
 import httpx
 
-from worker_agent.connections.clients import HTTP_ERRORS
+from worker_agent.connections.several import HTTP_ERRORS
 from worker_agent.llm.cancellation import cancel_at_most_once
 from worker_agent.llm.outcomes import Outcome, TokenUsage, parse_json_object
 from worker_agent.llm.rate_limit_hints import RateLimitHints

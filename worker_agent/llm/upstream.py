@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import httpx
 
-from worker_agent.connections.clients import HTTP_ERRORS
+from worker_agent.connections.several import HTTP_ERRORS
 from worker_agent.llm import outcomes
 from worker_agent.llm.cancellation import cancel_at_most_once, run_shielded
 from worker_agent.llm.keys import Key, KeySource

@@ -17,7 +17,7 @@ import httpx
 from app.kernel.text import printable
 from app.workers.provisioners.engine import EngineUnavailable
 from app.workers.provisioners.kubernetes.access import AccessRefused, ClusterAccess
-from worker_agent.connections.clients import HTTP_ERRORS
+from worker_agent.connections.several import HTTP_ERRORS
 
 Json = dict[str, Any]
 _TRIES = 4
