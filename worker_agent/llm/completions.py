@@ -267,14 +267,13 @@ class CompletionService:
             answer = await self._ask_for_permit(permit_request, turn)
             if isinstance(answer, HeldPermit) or answer.reason not in _TURN_REASONS:
                 return answer
-            refusal = answer
-            if line.locked():
-                # Its turn comes when that of others is over, whatever it was told; a cached answer serves at once.
-                self._check_alternatives(answer, turn)
-                refusal = None
-        joined_at = self.clock()
-        async with line:
-            turn.waited_seconds += self.clock() - joined_at
+            # Its turn comes when that of others is over, whatever it was told; a cached answer serves at once.
+            self._check_alternatives(answer, turn)
+            refusal = None if line.locked() else answer
+        elif requests.is_repeatable(turn.question.body) and (cached := await self._cached_answer(turn.question)):
+            raise _UseCachedAnswer(cached)
+        await self._wait_in_line(line, turn)
+        try:
             while True:
                 if refusal is not None:
                     await self._handle_refusal(refusal, turn)
@@ -282,6 +281,18 @@ class CompletionService:
                 if isinstance(answer, HeldPermit) or answer.reason not in _TURN_REASONS:
                     return answer
                 refusal = answer
+        finally:
+            line.release()
+
+    async def _wait_in_line(self, line: asyncio.Lock, turn: _ModelTurn) -> None:
+        """Wait for the turn among the calls of the task. Raises _TryNextModel when another model would do sooner."""
+        joined_at = self.clock()
+        try:
+            async with asyncio.timeout(_MAX_WAIT_SECONDS - turn.waited_seconds if turn.has_other else None):
+                await line.acquire()
+        except TimeoutError:
+            raise _TryNextModel(f"others wait for {turn.model} before this call", _CONDITION_SECONDS) from None
+        turn.waited_seconds += self.clock() - joined_at
 
     async def _ask_for_permit(self, permit_request: PermitRequest, turn: _ModelTurn) -> HeldPermit | PermitRefusal:
         answer = await hold_permit(self.permits, permit_request, self.clock)

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -231,6 +232,57 @@ def test_a_call_that_waits_goes_before_one_that_comes_when_a_permit_is_free(star
     ask("third")
     waiting.join(20)
     assert [r.body["messages"][0]["content"] for r in bench.upstream.requests] == ["first", "second", "third"]
+
+
+def test_a_call_behind_others_is_served_by_an_earlier_answer_where_that_is_as_good(start: Start) -> None:
+    bench = start(Provider.of(then=says("It is a law.", 1.5)), OneAtATime(1.0))
+    secret = bench.access().environment["OPENAI_API_KEY"]
+    repeated = {"messages": MESSAGES, "temperature": 0}
+    raw(bench, repeated, secret)
+    key = bench.plane.requests[0].body["cache_key"]
+    bench.permits.cache[key] = {"answer": completion("As I said.", "gpt-4.1"), "stored_at": "2026-11-24T12:00:00Z"}
+    others = [threading.Thread(target=raw, args=(bench, {"messages": MESSAGES}, secret)) for _ in range(2)]
+
+    def has_asked(count: int) -> bool:
+        return sum(request.path == "/llm/permits" for request in bench.plane.requests) == count
+
+    for count, thread in enumerate(others, 2):
+        thread.start()
+        _until(partial(has_asked, count))
+    _, headers, _ = raw(bench, repeated, secret)
+    for thread in others:
+        thread.join(20)
+    assert headers.get("x-convener-degraded") == "cached"
+
+
+class SmallOneAtATime(OneAtATime):
+    """Refuses so for the small model alone."""
+
+    def respond(self, request: ReceivedRequest, writer: ResponseWriter) -> None:
+        if request.path == "/llm/permits" and request.body["model"] == "gpt-4.1":
+            Permits._acquire(self, writer)
+        else:
+            super().respond(request, writer)
+
+
+def test_a_call_that_another_model_would_serve_waits_no_longer_behind_others_for_that(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker_agent.llm.completions._MAX_WAIT_SECONDS", 0.3)
+    permits = SmallOneAtATime(0.1)
+    bench = start(Provider.of(then=says("It is a law.", 2.0)), permits)
+    secret = bench.access().environment["OPENAI_API_KEY"]
+    small, large = {"messages": MESSAGES, "model": "gpt-4.1-mini"}, {"messages": MESSAGES, "model": "gpt-4.1"}
+    running, waiting = (threading.Thread(target=raw, args=(bench, body, secret)) for body in (small, large))
+    running.start()
+    _until(lambda: len(permits.live) == 1)
+    permits.refuse([{"reason": "breaker_open", "retry_after": 30.0}])
+    waiting.start()
+    _until(lambda: permits.request_count >= 3)
+    raw(bench, small, secret)
+    running.join(20)
+    waiting.join(20)
+    assert [request.body["model"] for request in bench.upstream.requests] == ["gpt-4.1-mini", "gpt-4.1", "gpt-4.1-mini"]
 
 
 def _until(condition: Callable[[], bool]) -> None:
