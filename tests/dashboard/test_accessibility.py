@@ -58,7 +58,7 @@ async def test_focus_stays_near_where_its_control_was_when_a_change_takes_that_a
 async def test_focus_stays_on_the_same_one_of_several_equal_links(port: Port) -> None:
     async with _first_page(port, is_live=False) as page:
         region = page.locator("#agents")
-        text = '<a href="/dashboard/alerts">first</a><a href="/dashboard/alerts">second</a>'
+        text = "".join(f'<a href="/dashboard/alerts">{name}</a>' for name in ("first", "second", "third"))
         show = "([region, html]) => { region.dispatchEvent(new CustomEvent('htmx:sseBeforeMessage', "
         show += "{ bubbles: true, cancelable: true, detail: { data: html } })); region.innerHTML = html;"
         show += " region.dispatchEvent(new CustomEvent('htmx:sseMessage', { bubbles: true })); }"
