@@ -170,8 +170,8 @@ class Broker:
     def _on_announcement(self, news: News) -> None:
         if RESOURCES in news:
             self._classes.is_stale = True
-        if self._lanes.receive(news):
-            reconsider(self._waiters.values())
+        if lanes := self._lanes.receive(news):
+            reconsider(self._waiters.values(), lanes)
             self._wake.set()
 
     async def _scan_lanes(self) -> None:
@@ -265,7 +265,7 @@ class Broker:
                 waiter.charge = self.fairness.charge(waiter.lane.agent_type)
             elif not waiter.is_new:
                 # Where its lanes are only full, its turn is in a later claim, too.
-                is_waiting = waiter.may_wait and waiter.is_tried
+                is_waiting = waiter.may_wait and waiter.is_tried and not waiter.renewed_lanes
                 if not is_waiting and (waiter.unfit_lanes or call.agent_types.isdisjoint(plain_agents)):
                     self._end_try(waiter, call.agent_types)
                 continue
@@ -312,8 +312,7 @@ class Broker:
         leases: dict[WorkerId, Lease] = {}
         untaken: dict[WorkerId, Lease] = {}
         for waiter, outcome in zip(batch, outcomes, strict=True):
-            lease = outcome.lease
-            if lease is None:
+            if (lease := outcome.lease) is None:
                 continue
             worker_id = waiter.call.worker_id
             leases[worker_id] = lease
@@ -380,6 +379,8 @@ class Broker:
 
     def _end_try(self, waiter: Waiter, agents: frozenset[AgentType] = frozenset()) -> None:
         """Note that there is no work of these agent types for a call, if so: where it may not wait, it is answered."""
+        if waiter.try_renewed():
+            self._wake.set()
         if self._dispatcher.is_open_to(agents, waiter.call.offer, waiter.unfit_lanes):
             return
         if waiter.may_wait:

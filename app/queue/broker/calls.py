@@ -1,6 +1,6 @@
 """Calls for tasks as they wait in the broker, and what is at hand for workers whose time is limited."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -61,8 +61,9 @@ class Waiter:
     is_draining: bool = False
     lane: Lane | None = None
     charge: float = 0.0
-    # Lanes of which all tasks at hand take longer than its worker lives.
+    # Lanes of which all tasks at hand take longer than its worker lives, and those with others since.
     unfit_lanes: frozenset[Lane] = frozenset()
+    renewed_lanes: frozenset[Lane] = frozenset()
 
     def note_try(self) -> None:
         """Note that it was tried to serve the call."""
@@ -71,11 +72,23 @@ class Waiter:
             if self.on_try is not None:
                 self.on_try()
 
+    def try_renewed(self) -> bool:
+        """Let it try again where others wait by now; whether there is such a lane."""
+        again = self.unfit_lanes & self.renewed_lanes
+        self.unfit_lanes, self.renewed_lanes = self.unfit_lanes - again, frozenset()
+        return bool(again)
 
-def reconsider(waiters: Iterable[Waiter]) -> None:
-    """Let workers whose time is limited try again where nothing fitted before."""
+
+def reconsider(waiters: Iterable[Waiter], lanes: Collection[Lane] | None = None) -> None:
+    """Let workers whose time is limited try again where nothing fitted before; in these lanes once it has tried all.
+
+    By news of the most urgent lane alone, which may come all the time, it would never get to another.
+    """
     for waiter in waiters:
-        waiter.unfit_lanes = frozenset()
+        if lanes is None:
+            waiter.unfit_lanes = frozenset()
+        elif waiter.call.ends_at is not None:
+            waiter.renewed_lanes = waiter.renewed_lanes.union(lanes)
 
 
 async def pass_over(

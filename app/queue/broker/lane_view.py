@@ -79,12 +79,12 @@ class LaneView:
         """The resource classes whose lanes may have work."""
         return self._best_of_class
 
-    def receive(self, news: News) -> bool:
-        """Take in announcements; return whether any was about work."""
+    def receive(self, news: News) -> Collection[Lane]:
+        """Take in announcements; return the lanes that they tell of."""
         topics = self._topics
         tags = {lane: tag for topic, tag in news.items() if (lane := topics.get(topic)) is not None}
         self.mark_ready(tags)
-        return bool(tags)
+        return tags.keys()
 
     def mark_ready(self, tags: Mapping[Lane, float]) -> None:
         """Note that tasks may wait in these lanes, at these tags or above."""

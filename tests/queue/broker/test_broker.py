@@ -11,14 +11,14 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from app.db import hot_path
+from app.db import hot_path, notify
 from app.db.database import Database
 from app.db.hot_path import HotConnection
 from app.kernel import resources
 from app.kernel.agents import AgentType
 from app.kernel.errors import DatabaseUnavailable, ShuttingDown, WorkerGone
 from app.kernel.ids import WorkerId
-from app.kernel.lanes import Priority
+from app.kernel.lanes import Lane, Priority
 from app.kernel.states import WorkerState
 from app.queue.broker import lane_view
 from app.queue.broker.broker import Broker
@@ -774,6 +774,30 @@ async def test_a_worker_whose_time_is_limited_goes_on_to_less_urgent_tasks_of_th
     assert lease is not None
     assert lease.task_id == short
     assert await broker.lease(replace(call, worker_id=await ready_worker(database), request_id=uuid4())) is None
+
+
+@pytest.mark.parametrize("news_of", [Priority.HIGH, Priority.LOW])
+async def test_news_during_its_claims_keep_no_worker_whose_time_is_limited_from_what_it_can_do(
+    database: Database, broker: Broker, monkeypatch: pytest.MonkeyPatch, news_of: Priority
+) -> None:
+    """By them it began anew each time, and never got to the lane that had something for it."""
+    claim, news = store.claim, {notify.work(Lane(agent_type=AgentType.GENERATION, priority=news_of)): 1.0}
+    lanes: list[Any] = []
+
+    async def claim_amid_news(connection: Any, requests: Any, policy: Any) -> Any:
+        lanes.extend(request.lane.priority for request in requests)
+        # No more than these: a broker that goes round for ever would not let the call's time end.
+        if len(lanes) < 40:
+            broker._on_announcement(news)
+        return await claim(connection, requests, policy)
+
+    monkeypatch.setattr(store, "claim", claim_amid_news)
+    for priority in (Priority.HIGH, Priority.MEDIUM):
+        await submitted(database, priority=priority, timeout_seconds=300)
+    (short,) = await submitted(database, priority=Priority.LOW, timeout_seconds=20)
+    call = _call(await ready_worker(database), AgentType.GENERATION)
+    lease = await broker.lease(replace(call, ends_at=datetime.now(UTC) + timedelta(seconds=60)), 5)
+    assert (lease and lease.task_id, lanes[:3]) == (short, [Priority.HIGH, Priority.MEDIUM, Priority.LOW])
 
 
 async def test_a_worker_for_which_nothing_fits_waits_for_news_and_holds_up_nobody(
