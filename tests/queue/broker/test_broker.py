@@ -800,6 +800,25 @@ async def test_news_during_its_claims_keep_no_worker_whose_time_is_limited_from_
     assert (lease and lease.task_id, lanes[:3]) == (short, [Priority.HIGH, Priority.MEDIUM, Priority.LOW])
 
 
+async def test_a_worker_for_which_nothing_fitted_tries_again_with_news_of_that_lane(
+    database: Database, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without the poll, which tries all lanes again.
+    monkeypatch.setattr("app.queue.broker.broker.random.uniform", lambda *_: 60.0)
+    await submitted(database, timeout_seconds=300)
+    call = replace(
+        _call(await ready_worker(database), AgentType.GENERATION), ends_at=datetime.now(UTC) + timedelta(seconds=60)
+    )
+    waiting = asyncio.create_task(broker.lease(call, 10))
+    async with asyncio.timeout(5):
+        while not any(waiter.unfit_lanes for waiter in broker._waiters.values()):
+            await asyncio.sleep(0.01)
+    (short,) = await submitted(database, timeout_seconds=5)
+    lease = await waiting
+    assert lease is not None
+    assert lease.task_id == short
+
+
 async def test_a_worker_for_which_nothing_fits_waits_for_news_and_holds_up_nobody(
     database: Database, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
