@@ -27,6 +27,7 @@ from app.health.service.delivery import MessageSender
 from app.kernel.modes import Mode
 from app.llm.service import budgets, parking, permits
 from app.llm.store import budgets as budget_store
+from app.llm.store import permits as permit_store
 from app.loops import housekeeping
 from app.memory.rules.checkpoints import CheckpointPolicy
 from app.memory.service import checkpoints
@@ -188,7 +189,12 @@ DUTIES: Sequence[Duty] = (
         run=lambda c, db, turn: alerts.watch(db, c.capacity, with_webhooks=c.webhook_sender is not None),
     ),
     Duty(name=degradation.WATCH, seconds=5, run=lambda c, db, turn: _watch_resources(c, db)),
-    Duty(name="sweep permits", seconds=5, run=lambda _, db, turn: permits.sweep(db)),
+    Duty(
+        name="sweep permits",
+        seconds=5,
+        run=lambda _, db, turn: permits.sweep(db),
+        due=lambda _: permit_store.HAS_EXPIRED,
+    ),
     # With the promotion of delayed tasks and the start of a handler within 5 s of when the model answers again.
     Duty(
         name="wake parked tasks",
@@ -209,7 +215,8 @@ DUTIES: Sequence[Duty] = (
         run=lambda c, db, turn: tick.tick(db, c.database, c.mode),
         wakes_on=notify.BURST,
         due=lambda _: f"{counter_store.HAS_TASKS} OR {tick.IS_DUE}",
-        idle_seconds=5,
+        # Later than one is due: a turn just before that would read the queue in vain.
+        idle_seconds=6,
     ),
     Duty(name="prune decisions", seconds=600, run=lambda c, db, turn: tick.prune(db, c.history_days)),
     Duty(

@@ -19,6 +19,11 @@ from tests.support.sql import execute, until, value
 # Statements a second, those within functions and triggers included: a third above what they are.
 _LOOPS, _API = 35, 7
 _SECONDS = 10
+_EXPIRED_PERMIT = """
+INSERT INTO llm_permits (id, key_id, request_id, token, model, agent_type, priority, estimated_tokens, is_probe,
+                         granted_at, expires_at)
+VALUES (gen_random_uuid(), 'key', gen_random_uuid(), 'token', 'm', 'ranking', 2, 1, false, now(), now())
+"""
 
 
 async def _due(database: Database) -> set[str]:
@@ -37,12 +42,13 @@ async def test_what_is_to_be_done_is_seen(database: Database) -> None:
     assert await _due(database) == never_run | submits | {"sweep leases", "share lanes"}
     await execute(database, "UPDATE tasks SET run_at = now() WHERE run_at IS NOT NULL")
     await execute(database, "INSERT INTO parked_tasks (task_id, model) VALUES ($1, 'm')", uuid4())
+    await execute(database, _EXPIRED_PERMIT)
     await execute(database, "INSERT INTO holds (goal_id, reason, is_closed) VALUES ('goal', 'paused', true)")
     await execute(
         database, "INSERT INTO llm_budgets (scope, name, money_budget, period) VALUES ('agent', 'ranking', 1, 'day')"
     )
     others = {"promote delayed tasks", "wake parked tasks", "hold tasks back", "look for strays of held goals"}
-    assert await _due(database) >= others | {"tell of low budgets"}
+    assert await _due(database) >= others | {"tell of low budgets", "sweep permits"}
 
 
 async def test_a_decision_is_due_by_its_time_and_after_a_change_of_the_configuration(database: Database) -> None:

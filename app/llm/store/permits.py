@@ -52,6 +52,8 @@ class Permit(NewPermit):
 
 
 _REQUEST = "key_id, request_id, model, agent_type, priority, goal_id, task_id, worker_id, estimated_tokens"
+# The condition under which their sweep has something to do.
+HAS_EXPIRED = "EXISTS (SELECT FROM llm_permits WHERE ended_at IS NULL AND expires_at <= clock_timestamp())"
 _PERMIT = f"id, token, {_REQUEST}, cache_key, principal, is_probe, granted_at, expires_at, ended_at, ending, digest"
 
 # Locked in the order of ids, so that two transactions that end the same permits cannot deadlock.
