@@ -55,7 +55,11 @@ settings.load_profile("whenever")
 
 
 def pytest_configure() -> None:
-    """Let programs that tests interrupt notice it, also where a script runs the tests in its background."""
+    """Let programs that tests interrupt notice it, also where a script runs the tests in its background.
+
+    Drivers ask no PostgreSQL of the tests for TLS, which it has not: a context for it is made for every connection.
+    """
+    os.environ.setdefault("PGSSLMODE", "disable")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
