@@ -96,7 +96,7 @@ def partition(
             async with database.transaction() as connection:
                 made[table] = await retention.create_beside_default(connection, table, days=days, seconds=seconds)
         async with database.transaction() as connection:
-            await record(connection, "db.partition", by=by, new_state=made)
+            record(connection, "db.partition", by=by, new_state=made)
         return made
 
     made = on_database(make, bundled_url())

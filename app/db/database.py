@@ -1,7 +1,7 @@
 """Connections to PostgreSQL: asyncpg's own pool for the hot path, SQLAlchemy for everything else."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
 from typing import Any, TypeVar
@@ -23,6 +23,7 @@ Kind = TypeVar("Kind")
 SharedObjects = dict[type, Any]
 
 _CALLBACKS = "convener_ended"
+_LAST_WORK = "convener_last_work"
 _SHARED = "convener_shared"
 # On the hot path everything takes milliseconds, and what is locked for longer must not hold up the others of a batch.
 HOT = Limits(statement_seconds=5.0, lock_seconds=0.5)
@@ -133,9 +134,13 @@ class Database:
                 locked_work = begin_locked_work(connection)
                 callbacks: list[Callable[[], None]] = []
                 connection.info[_CALLBACKS] = callbacks
+                last_work: list[Callable[[], Awaitable[None]]] = []
+                connection.info[_LAST_WORK] = last_work
                 try:
                     async with connection.begin():
                         yield connection
+                        for work in last_work:
+                            await work()
                 except BaseException:
                     self.announcer.announce(locked_work)
                     raise
@@ -178,6 +183,11 @@ def _get_or_create(objects: SharedObjects, kind: type[Kind]) -> Kind:
         objects[kind] = kind()
     shared: Kind = objects[kind]
     return shared
+
+
+def before_commit(connection: AsyncConnection, work: Callable[[], Awaitable[None]]) -> None:
+    """Do this as the last work of the transaction of the connection; not where that is given up before."""
+    connection.info[_LAST_WORK].append(work)
 
 
 def when_ended(connection: AsyncConnection, callback: Callable[[], None]) -> None:

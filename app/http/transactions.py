@@ -34,6 +34,5 @@ async def _reading(services: ServicesDep) -> AsyncIterator[AsyncConnection]:
 # client would get its 200 and only then the commit might fail.
 Writing = Annotated[AsyncConnection, Depends(_writing, scope="function")]
 Reading = Annotated[AsyncConnection, Depends(_reading, scope="function")]
-# For work that would hold up others in one transaction: the operation opens one for each batch, or another one to show
-# what it did.
+# For work on so many rows that one transaction would hold up others: the operation opens one for each batch.
 InBatches = Annotated[Database, Depends(_batches)]

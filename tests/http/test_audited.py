@@ -4,7 +4,7 @@ Each is really asked. Those that leave none are listed, with where to read inste
 """
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -284,27 +284,38 @@ async def test_what_cannot_be_recorded_does_not_happen(
         assert (await act.carry_out(service)).is_success, act.route
 
 
-async def test_whatever_supervisors_do_to_goals_ends_with_its_entry(service: Service) -> None:
-    """Every other act in the system waits for the end of the log until the commit."""
+async def test_no_route_goes_on_after_its_entry(service: Service, database: Database) -> None:
+    """Every other act in the system waits for the end of the log from the entry to the commit."""
     later: list[str] = []
     # Each transaction has a connection of its own.
     holders: set[Any] = set()
+    entries = 0
 
     def note(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
+        nonlocal entries
         if "convener audit" in statement:
             holders.add(connection)
+            entries += 1
         elif connection in holders and not ("FROM audit" in statement or "INTO audit" in statement):
             later.append(statement)
 
     engine = service.app.state.services.database.engine.sync_engine
-    event.listen(engine, "before_cursor_execute", note)
+    listeners: dict[str, Callable[..., Any]] = {
+        "before_cursor_execute": note,
+        "commit": holders.discard,
+        "rollback": holders.discard,
+    }
+    for name, listener in listeners.items():
+        event.listen(engine, name, listener)
     try:
-        async for act in _acts_on_goals_and_context():
+        async for act in _acts(service, database):
+            entries = 0
             assert (await act.carry_out(service)).is_success, act.route
+            assert entries, act.route
             assert later == [], act.route
     finally:
-        event.remove(engine, "before_cursor_execute", note)
-    assert holders
+        for name, listener in listeners.items():
+            event.remove(engine, name, listener)
 
 
 # Changes to what a Supervisor works on, which carry no reason.

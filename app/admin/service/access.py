@@ -44,7 +44,7 @@ async def issue_key(
     if problems:
         raise KeyRefused(problems)
     created = await create_key(connection, key)
-    await audit.record(connection, "key.create", by=by, new_state=created.description(), reason=reason)
+    audit.record(connection, "key.create", by=by, new_state=created.description(), reason=reason)
     return created
 
 
@@ -86,7 +86,7 @@ async def rotate_key(
     if scopes := excess(rotated.role, [Scope(scope) for scope in rotated.withheld], maker_withheld):
         raise Forbidden(f"the key includes {', '.join(scopes)}, which your own was made without")
     new_state = rotated.description() | {"overlap_seconds": overlap_seconds}
-    await audit.record(connection, "key.rotate", by=by, new_state=new_state, reason=reason)
+    audit.record(connection, "key.rotate", by=by, new_state=new_state, reason=reason)
     return rotated
 
 
@@ -96,7 +96,7 @@ async def revoke_key(connection: AsyncConnection, key_id: str, by: str, reason: 
     if was_valid is None:
         raise KeyNotFound
     if was_valid:
-        await audit.record(connection, "key.revoke", by=by, old_state={"id": key_id}, reason=reason)
+        audit.record(connection, "key.revoke", by=by, old_state={"id": key_id}, reason=reason)
 
 
 async def use_to_register(connection: AsyncConnection, key_id: str, *, is_repeatable: bool = False) -> UUID | None:

@@ -11,7 +11,7 @@ from app.admin.rules.audit import AuditEntry, Entry, Link, flaw, next_entry
 from app.admin.rules.config import conduct
 from app.admin.store import audit
 from app.db import schema
-from app.db.database import Database
+from app.db.database import Database, before_commit
 from app.http import computing
 
 
@@ -24,7 +24,7 @@ class Verdict:
     violation: str | None
 
 
-async def record(
+def record(
     connection: AsyncConnection,
     action: str,
     *,
@@ -32,20 +32,25 @@ async def record(
     old_state: Any = None,
     new_state: Any = None,
     reason: str | None = None,
-) -> Entry:
-    """Add to the log, in the transaction of the change itself: both are kept, or neither.
+) -> None:
+    """Add to the log, as the last work of the transaction of the change itself: both are kept, or neither.
 
-    Call it last: every other transaction that records something waits from here to the end of this one. `reason` is
-    None for what needs none. Raises ReasonRequired where it is blank, and the mode wants one.
+    `reason` is None for what needs none. The transaction raises ReasonRequired where it is blank, and the mode wants
+    one.
     """
-    # The last lock that any transaction takes: its holder waits for no other, so it is never part of a deadlock.
-    tail = await audit.lock_tail(connection, by)
-    if reason is not None and not reason.strip() and tail.mode is not None and conduct(tail.mode).wants_reasons:
-        raise ReasonRequired([("reason", f"say why; the mode {tail.mode.value} wants a reason for every change")])
-    content = AuditEntry(by=by, label=tail.label, action=action, before=old_state, after=new_state, reason=reason or "")
-    entry = next_entry(tail.link, tail.at, content)
-    await audit.append(connection, entry)
-    return entry
+
+    async def add() -> None:
+        # The last lock that any transaction takes: its holder waits for no other, so it is never part of a deadlock,
+        # and it is held for no statement but these, as every other transaction that records something waits meanwhile.
+        tail = await audit.lock_tail(connection, by)
+        if reason is not None and not reason.strip() and tail.mode is not None and conduct(tail.mode).wants_reasons:
+            raise ReasonRequired([("reason", f"say why; the mode {tail.mode.value} wants a reason for every change")])
+        content = AuditEntry(
+            by=by, label=tail.label, action=action, before=old_state, after=new_state, reason=reason or ""
+        )
+        await audit.append(connection, next_entry(tail.link, tail.at, content))
+
+    before_commit(connection, add)
 
 
 async def migrate(
@@ -57,7 +62,7 @@ async def migrate(
     # A revision of before the head may have no log yet, or one of another shape.
     if old_revision != new_revision and new_revision == schema.head():
         async with database.transaction() as connection:
-            await record(connection, "db.migrate", by=by, old_state=old_revision, new_state=new_revision)
+            record(connection, "db.migrate", by=by, old_state=old_revision, new_state=new_revision)
     return old_revision, new_revision
 
 

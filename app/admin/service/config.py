@@ -66,7 +66,7 @@ async def current(connection: AsyncConnection, initial: Mode) -> Version:
     new = NewVersion(mode=initial, document=document, changed_by=_NOBODY, reason="preset", action=ConfigAction.INITIAL)
     first = await store.write(connection, 0, new)
     if first is not None:
-        await _record(connection, None, first)
+        _record(connection, None, first)
         return first
     # Another process has written the first version meanwhile; versions are never deleted, so it is there.
     version_in_force = await store.last(connection)
@@ -151,7 +151,7 @@ async def _write(connection: AsyncConnection, previous: Version, new: NewVersion
     new_version = await store.write(connection, previous.version, new)
     if new_version is not None:
         notify.note(connection, notify.CONFIG)
-        await _record(connection, previous, new_version)
+        _record(connection, previous, new_version)
         return new_version
     # Another version follows already. If it is this very change, the answer to the first request was lost.
     new_version = await store.read(connection, previous.version + 1)
@@ -173,8 +173,8 @@ def _check(previous: Version, request: ChangeRequest, mode: Mode, document: Docu
         raise ConfigRefused(problems)
 
 
-async def _record(connection: AsyncConnection, previous: Version | None, current_version: Version) -> None:
-    await audit.record(
+def _record(connection: AsyncConnection, previous: Version | None, current_version: Version) -> None:
+    audit.record(
         connection,
         f"config.{current_version.action.value}",
         by=current_version.changed_by,
@@ -277,6 +277,4 @@ class AuditedReads(ReadLog):
         """Record that the caller has read what is at this address, by the mode in force a moment ago."""
         if (await self._config.read()).conduct.audits_reads:
             async with self._database.transaction() as connection:
-                await audit.record(
-                    connection, action, by=principal.key_id, new_state={"address": address[:_MAX_ADDRESS]}
-                )
+                audit.record(connection, action, by=principal.key_id, new_state={"address": address[:_MAX_ADDRESS]})

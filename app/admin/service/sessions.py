@@ -42,7 +42,7 @@ async def _open(
     session = await _create(
         connection, key_id, is_link=False, seconds=SESSION_SECONDS, shown_hash=shown_hash, created_at=created_at
     )
-    await audit.record(connection, "session.open", by=key_id)
+    audit.record(connection, "session.open", by=key_id)
     return session
 
 
@@ -51,7 +51,7 @@ async def end_session(connection: AsyncConnection, session: str) -> None:
     parts = read_session(session)
     key_id = await sessions.end(connection, parts[0]) if parts else None
     if key_id is not None:
-        await audit.record(connection, "session.end", by=key_id)
+        audit.record(connection, "session.end", by=key_id)
 
 
 async def _create(

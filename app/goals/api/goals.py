@@ -11,7 +11,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.admin.rules.config import IterationConfig
 from app.admin.service import config
 from app.admin.service.config import CurrentConfig
-from app.db.database import Database
 from app.goals import errors
 from app.goals.api.schemas import (
     ExtendIn,
@@ -40,7 +39,7 @@ from app.http.namespaces import Into, Within
 from app.http.problems import responses_for
 from app.http.routing import Router
 from app.http.services import Services, ServicesDep
-from app.http.transactions import InBatches, Reading, Writing
+from app.http.transactions import Reading, Writing
 from app.kernel.access import Scope
 from app.kernel.namespaces import DEFAULT, shown_name, stored_name
 from app.queue.errors import GoalStopped
@@ -86,7 +85,7 @@ class GoalWeightOut(BaseModel):
     responses={200: {"model": GoalOut, "description": "it exists already"}, **responses_for(errors.GoalConflict)},
 )
 async def create(
-    body: GoalIn, services: ServicesDep, database: InBatches, caller: Caller, namespace: Into, response: Response
+    body: GoalIn, services: ServicesDep, connection: Writing, caller: Caller, namespace: Into, response: Response
 ) -> GoalOut:
     """Then submit its tasks with its `goal_id`, and report each iteration. Limits hold whether you report or not.
 
@@ -100,10 +99,9 @@ async def create(
         weight=body.weight,
         created_by=caller.key_id,
     )
-    async with database.transaction() as connection:
-        goal, is_new = await service.create(connection, request)
+    goal, is_new = await service.create(connection, request)
     response.status_code = 201 if is_new else 200
-    shown_goal = await _shown_after_commit(database, goal.id, services)
+    shown_goal = await _shown(connection, goal.id, services)
     if caller.may(Scope.CONTENT):
         return shown_goal
     return shown_goal.model_copy(update={"objective": None, "reason": None, "last_decision": None})
@@ -147,12 +145,11 @@ async def read(goal_id: StoredGoal, services: ServicesDep, connection: Reading) 
     responses=_LIVE,
 )
 async def pause(
-    goal_id: StoredGoal, body: ReasonIn, services: ServicesDep, database: InBatches, caller: Caller
+    goal_id: StoredGoal, body: ReasonIn, services: ServicesDep, connection: Writing, caller: Caller
 ) -> GoalOut:
     """None of its tasks is leased any more; those that run go on, and submitting goes on. Its time goes on as well."""
-    async with database.transaction() as connection:
-        await service.pause(connection, goal_id, body.reason, caller.key_id)
-    return await _shown_after_commit(database, goal_id, services)
+    await service.pause(connection, goal_id, body.reason, caller.key_id)
+    return await _shown(connection, goal_id, services)
 
 
 @router.post(
@@ -163,12 +160,11 @@ async def pause(
     responses=_LIVE,
 )
 async def resume(
-    goal_id: StoredGoal, body: ReasonIn, services: ServicesDep, database: InBatches, caller: Caller
+    goal_id: StoredGoal, body: ReasonIn, services: ServicesDep, connection: Writing, caller: Caller
 ) -> GoalOut:
     """Its tasks are leased again, in the order in which they waited."""
-    async with database.transaction() as connection:
-        await service.resume(connection, goal_id, body.reason, caller.key_id)
-    return await _shown_after_commit(database, goal_id, services)
+    await service.resume(connection, goal_id, body.reason, caller.key_id)
+    return await _shown(connection, goal_id, services)
 
 
 @router.post(
@@ -179,12 +175,11 @@ async def resume(
     responses=_FOUND,
 )
 async def stop(
-    goal_id: StoredGoal, body: ReasonIn, services: ServicesDep, database: InBatches, caller: Caller
+    goal_id: StoredGoal, body: ReasonIn, services: ServicesDep, connection: Writing, caller: Caller
 ) -> GoalOut:
     """For good: its tasks are cancelled, workers that run one hear of it with their next call. Safe to repeat."""
-    async with database.transaction() as connection:
-        await service.stop(connection, goal_id, body.reason, caller.key_id)
-    return await _shown_after_commit(database, goal_id, services)
+    await service.stop(connection, goal_id, body.reason, caller.key_id)
+    return await _shown(connection, goal_id, services)
 
 
 @router.post(
@@ -195,15 +190,14 @@ async def stop(
     responses=responses_for(errors.GoalNotFound, GoalStopped, errors.LimitsRefused),
 )
 async def extend(
-    goal_id: StoredGoal, body: ExtendIn, services: ServicesDep, database: InBatches, caller: Caller
+    goal_id: StoredGoal, body: ExtendIn, services: ServicesDep, connection: Writing, caller: Caller
 ) -> GoalOut:
     """Those that are named; tasks that waited for a budget are leased again.
 
     A goal that has stopped stays so. Time, compute and iterations are not lowered to what is used of them already.
     """
-    async with database.transaction() as connection:
-        await service.extend(connection, goal_id, body.constraints.to_constraints(), caller.key_id, body.reason)
-    return await _shown_after_commit(database, goal_id, services)
+    await service.extend(connection, goal_id, body.constraints.to_constraints(), caller.key_id, body.reason)
+    return await _shown(connection, goal_id, services)
 
 
 @router.post(
@@ -302,12 +296,6 @@ async def read_weight(goal_id: StoredGoal, connection: Reading) -> GoalWeightOut
 
 async def _shown(connection: AsyncConnection, goal_id: str, services: Services) -> GoalOut:
     return goal_out(await service.view(connection, goal_id, await _iteration_config(connection, services)))
-
-
-async def _shown_after_commit(database: Database, goal_id: str, services: Services) -> GoalOut:
-    # Not in the transaction of the change: whoever changes anything else waits for the end of the audit log until then.
-    async with database.transaction() as connection:
-        return await _shown(connection, goal_id, services)
 
 
 async def _iteration_config(connection: AsyncConnection, services: Services) -> IterationConfig:

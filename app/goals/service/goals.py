@@ -51,7 +51,7 @@ async def create(connection: AsyncConnection, request: GoalRequest) -> tuple[Goa
     if is_new:
         await goals.append_event(connection, GoalEvent.CREATED, goal.id, {"objective": goal.objective})
         # Without its objective, which is for those who may read content.
-        await _audit(connection, GoalEvent.CREATED, request.created_by, None, goal, None)
+        _audit(connection, GoalEvent.CREATED, request.created_by, None, goal, None)
         await priors.meter_new_goal(connection, goal)
     return goal, is_new
 
@@ -133,7 +133,7 @@ async def stop(connection: AsyncConnection, goal_id: str, reason: str, by: str) 
         return goal
     await stop_locked(connection, goal, reason)
     stopped_goal = await read(connection, goal_id)
-    await _audit(connection, GoalEvent.STOPPED, by, goal, stopped_goal, reason)
+    _audit(connection, GoalEvent.STOPPED, by, goal, stopped_goal, reason)
     return stopped_goal
 
 
@@ -151,7 +151,7 @@ async def set_weight(connection: AsyncConnection, goal_id: str, weight: float, b
     old_weight = await goals.set_weight(connection, goal_id, weight)
     if weight != old_weight:
         old_state, new_state = {"weight": old_weight}, {"goal_id": goal_id, "weight": weight}
-        await audit.record(connection, "goal.weight", by=by, old_state=old_state, new_state=new_state)
+        audit.record(connection, "goal.weight", by=by, old_state=old_state, new_state=new_state)
 
 
 async def extend(
@@ -173,7 +173,7 @@ async def extend(
     await goals.change_limits(connection, goal_id, constraints)
     await goals.append_event(connection, GoalEvent.EXTENDED, goal_id, {"limits": changes})
     extended_goal = await read(connection, goal_id)
-    await _audit(connection, GoalEvent.EXTENDED, by, goal, extended_goal, reason)
+    _audit(connection, GoalEvent.EXTENDED, by, goal, extended_goal, reason)
     return extended_goal
 
 
@@ -195,17 +195,17 @@ async def _change_state(
     await carry_out(goal)
     await goals.append_event(connection, event, goal_id, {"reason": reason})
     moved_goal = await read(connection, goal_id)
-    await _audit(connection, event, by, goal, moved_goal, reason)
+    _audit(connection, event, by, goal, moved_goal, reason)
     return moved_goal
 
 
-async def _audit(
+def _audit(
     connection: AsyncConnection, event: GoalEvent, by: str, previous: Goal | None, current: Goal, reason: str | None
 ) -> None:
     """Record what a person did to a goal; what the rules do by themselves is in its events only."""
     old_state = _audit_fields(previous) if previous else None
     new_state = _audit_fields(current)
-    await audit.record(connection, event.value, by=by, old_state=old_state, new_state=new_state, reason=reason)
+    audit.record(connection, event.value, by=by, old_state=old_state, new_state=new_state, reason=reason)
 
 
 def _audit_fields(goal: Goal) -> dict[str, Any]:

@@ -84,7 +84,7 @@ async def record(
     assert iteration is not None, "it was written a moment ago"
     if by is not None:
         reported = {"goal_id": goal_id, "iteration": report.number}
-        await audit.record(connection, GoalEvent.ITERATION.value, by=by, new_state=reported)
+        audit.record(connection, GoalEvent.ITERATION.value, by=by, new_state=reported)
     return RecordedIteration(iteration=iteration, is_new=True)
 
 

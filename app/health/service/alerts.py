@@ -83,7 +83,7 @@ async def acknowledge(connection: AsyncConnection, alert_id: int, *, by: str, no
     open_state, new_state = ({"alert": alert.id, "state": state.value} for state in (AlertState.OPEN, alert.state))
     new_state |= {"rule": alert.rule.value, "subject": alert.subject}
     notify.note(connection, notify.STATUS)
-    await audit.record(connection, "alert.acknowledge", by=by, old_state=open_state, new_state=new_state, reason=note)
+    audit.record(connection, "alert.acknowledge", by=by, old_state=open_state, new_state=new_state, reason=note)
     return alert
 
 

@@ -28,7 +28,7 @@ async def set_limits(
     await budgets.write(connection, owner, limits)
     old_state = None if former is None else _fields(owner, former)
     new_state = _fields(owner, limits)
-    await audit.record(connection, "llm_budget.set", by=by, old_state=old_state, new_state=new_state, reason=reason)
+    audit.record(connection, "llm_budget.set", by=by, old_state=old_state, new_state=new_state, reason=reason)
 
 
 async def remove(connection: AsyncConnection, owner: BudgetOwner, *, by: str, reason: str = "") -> None:
@@ -37,7 +37,7 @@ async def remove(connection: AsyncConnection, owner: BudgetOwner, *, by: str, re
     if former is None:
         raise BudgetNotFound
     await budgets.remove(connection, owner)
-    await audit.record(connection, "llm_budget.remove", by=by, old_state=_fields(owner, former), reason=reason)
+    audit.record(connection, "llm_budget.remove", by=by, old_state=_fields(owner, former), reason=reason)
 
 
 async def tell_of_low_budgets(connection: AsyncConnection) -> dict[str, Any]:

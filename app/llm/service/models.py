@@ -35,7 +35,7 @@ async def set_limits(
     if model.version != expected_version:
         raise VersionStale(f"the limits of this model are at version {model.version} now")
     await models.set_limits(connection, name, limits)
-    await audit.record(
+    audit.record(
         connection,
         "llm_model.set",
         by=by,
@@ -50,7 +50,7 @@ async def remove(connection: AsyncConnection, name: str, *, by: str, reason: str
     model = await _locked(connection, name)
     await models.remove(connection, name)
     old_state = {"model": name, "version": model.version, **asdict(model.limits)}
-    await audit.record(connection, "llm_model.remove", by=by, old_state=old_state, reason=reason)
+    audit.record(connection, "llm_model.remove", by=by, old_state=old_state, reason=reason)
 
 
 async def reset(connection: AsyncConnection, name: str, *, by: str, reason: str = "") -> None:
@@ -65,7 +65,7 @@ async def reset(connection: AsyncConnection, name: str, *, by: str, reason: str 
         "open_until": _text(model.breaker.open_until),
         "callers": sorted(model.callers),
     }
-    await audit.record(connection, "llm_model.reset", by=by, old_state=old_state, reason=reason)
+    audit.record(connection, "llm_model.reset", by=by, old_state=old_state, reason=reason)
 
 
 async def list_models(database: Database, names: Collection[str]) -> None:

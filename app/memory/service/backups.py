@@ -77,7 +77,7 @@ async def _record_backup(database: Database, manifest: Manifest, by: str) -> Non
     async with database.transaction() as connection:
         if manifest.revision == schema.head() and await backups.is_log_writable(connection):
             copied = {"file": manifest.file, "size_bytes": manifest.size_bytes, "sha256": manifest.sha256}
-            await audit.record(connection, "db.backup", by=by, new_state=copied)
+            audit.record(connection, "db.backup", by=by, new_state=copied)
 
 
 def inspect(dumps: Dumps, file: Path) -> Inspection:
@@ -163,7 +163,7 @@ async def advance(database: Database, by: str) -> int:
             async with database.transaction() as connection:
                 await backups.lock_out_numbering(connection)
                 offset = await backups.advance_transactions(connection)
-                await audit.record(connection, "db.advance", by=by, new_state={"transaction_offset": offset})
+                audit.record(connection, "db.advance", by=by, new_state={"transaction_offset": offset})
                 return offset
         except Locked:
             # Others have the tables in another order, so neither waits for the other until one is given up.
@@ -185,7 +185,7 @@ async def _finish_restore(database: Database, inspection: Inspection, name: str,
         # A restored database has no statistics: without them the first claims would read whole tables.
         await backups.analyze(connection)
         source = {"file": name, "sha256": manifest and manifest.sha256, "released_leases": released_leases}
-        await audit.record(connection, "db.restore", by=by, new_state=source)
+        audit.record(connection, "db.restore", by=by, new_state=source)
     return RestoredBackup(
         dump_revision=revision,
         revision=schema.head(),

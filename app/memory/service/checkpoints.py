@@ -109,7 +109,7 @@ async def _take(database: Database, reason: str, taken_by: str | None, policy: C
         checkpoint = await store.insert(connection, new)
         if taken_by is not None:
             taken = {"id": checkpoint.id, "sha256": checkpoint.sha256.hex()}
-            await audit.record(connection, "checkpoint.take", by=taken_by, new_state=taken, reason=reason)
+            audit.record(connection, "checkpoint.take", by=taken_by, new_state=taken, reason=reason)
         return checkpoint
 
 
@@ -157,7 +157,7 @@ async def restore(database: Database, content: bytes, sha256: bytes, by: str) ->
         await backups.advance_transactions(connection, at_least=int(document["event_cursor"].partition("-")[0]))
         restored = await _insert_content(connection, document)
         source = {"taken_at": restored.taken_at, "sha256": sha256.hex(), "tasks": restored.tasks}
-        await audit.record(connection, "checkpoint.restore", by=by, new_state=source)
+        audit.record(connection, "checkpoint.restore", by=by, new_state=source)
         return restored
 
 

@@ -35,7 +35,7 @@ async def replace(connection: AsyncConnection, entry: EntryKey, expected_version
     is_new = previous is None or previous.deleted
     version = await context.write(connection, entry, expected_version, change)
     if version is not None:
-        await _record(connection, entry, version)
+        _record(connection, entry, version)
         return WriteResult(version=version, is_new=is_new)
     repetition = await context.find_repetition(connection, entry, expected_version + 1, change)
     if repetition is None:
@@ -49,7 +49,7 @@ async def create(connection: AsyncConnection, entry: EntryKey, change: Write) ->
     if current is None or current.deleted:
         version = await context.write(connection, entry, current.version if current else 0, change)
         if version is not None:
-            await _record(connection, entry, version)
+            _record(connection, entry, version)
             return WriteResult(version=version, is_new=True)
     # The entry exists. Perhaps this very write has created it, in a request whose answer was lost.
     first = await context.last_deleted_version(connection, entry) + 1
@@ -65,7 +65,7 @@ async def overwrite(connection: AsyncConnection, entry: EntryKey, change: Write)
         current = await context.read(connection, entry)
         version = await context.write(connection, entry, current.version if current else 0, change)
         if version is not None:
-            await _record(connection, entry, version)
+            _record(connection, entry, version)
             return WriteResult(version=version, is_new=current is None or current.deleted)
     raise DatabaseUnavailable("others are writing this entry at this moment; send it again")
 
@@ -95,11 +95,11 @@ async def read(connection: AsyncConnection, entry: EntryKey, number: int | None 
     return current
 
 
-async def _record(connection: AsyncConnection, entry: EntryKey, version: Version) -> None:
+def _record(connection: AsyncConnection, entry: EntryKey, version: Version) -> None:
     """The audit entry of a write. It has no value, which is in the history of the entry for as long as that is kept."""
     action = "context.delete" if version.deleted else "context.write"
     written = {"namespace": entry.namespace, "key": entry.key, "version": version.version}
-    await audit.record(connection, action, by=version.written_by, new_state=written)
+    audit.record(connection, action, by=version.written_by, new_state=written)
 
 
 async def _version_stale(connection: AsyncConnection, entry: EntryKey) -> VersionStale:

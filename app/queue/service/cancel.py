@@ -52,7 +52,7 @@ async def cancel(
             batch = await cancel_store.cancel(connection, ids[start : start + BATCH], selection, reason)
             if by is not None and batch.selected_tasks:
                 cancelled = {"filter": selection.as_json(), **asdict(batch)}
-                await audit.record(connection, "tasks.cancel", by=by, new_state=cancelled, reason=reason)
+                audit.record(connection, "tasks.cancel", by=by, new_state=cancelled, reason=reason)
         cancelled_count += batch.selected_tasks
         dependent_count += batch.dependents
     return CancelResult(matching_count=matching_count, cancelled_count=cancelled_count, dependent_count=dependent_count)

@@ -71,7 +71,7 @@ async def change(
     )
     if by is not None:
         states = {"old_state": old_state, "new_state": {"task_id": str(task.id), **new_state}}
-        await audit.record(connection, "task.change", by=by, **states, reason=reason)
+        audit.record(connection, "task.change", by=by, **states, reason=reason)
 
 
 def _announce(connection: AsyncConnection, task: LiveTask) -> None:

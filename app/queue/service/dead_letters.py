@@ -80,7 +80,7 @@ async def requeue(
     if letter is not None and await _requeue(connection, [letter], reason, priority):
         if by is not None:
             requeued = {"task_id": str(task_id), **_priority_given(priority)}
-            await audit.record(connection, "dead_letter.requeue", by=by, new_state=requeued, reason=reason)
+            audit.record(connection, "dead_letter.requeue", by=by, new_state=requeued, reason=reason)
         return
     # Nothing was requeued; whether that is an error depends on the state of the task.
     task = await tasks.read(connection, task_id, namespace)
@@ -177,6 +177,6 @@ async def _process_in_batches(
             count = await process(connection, letters[start : start + BATCH])
             if act.by is not None and count:
                 processed = {"filter": selection.as_json(), "tasks": count, **_priority_given(act.priority)}
-                await audit.record(connection, act.action, by=act.by, new_state=processed, reason=act.reason)
+                audit.record(connection, act.action, by=act.by, new_state=processed, reason=act.reason)
         processed_count += count
     return BulkResult(matching_count=matching_count, processed_count=processed_count)

@@ -79,7 +79,7 @@ async def _audit(
     connection: AsyncConnection, previous: LadderState, action: str, *, by: str, reason: str
 ) -> LadderState:
     current = await store.read(connection)
-    await audit.record(
+    audit.record(
         connection, action, by=by, old_state=_audit_fields(previous), new_state=_audit_fields(current), reason=reason
     )
     return current

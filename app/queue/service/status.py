@@ -75,7 +75,7 @@ async def pause(connection: AsyncConnection, agents: Collection[AgentType], reas
     old_pauses = await agent_types.lock_pauses(connection)
     await agent_types.pause(connection, agents, reason or NO_REASON, by)
     pauses = await agent_types.read_pauses(connection)
-    await _record(connection, "queues.pause", by, reason, old_pauses, pauses)
+    _record(connection, "queues.pause", by, reason, old_pauses, pauses)
     return pauses
 
 
@@ -88,18 +88,18 @@ async def resume(connection: AsyncConnection, agents: Collection[AgentType], rea
     lanes = (Lane(agent_type=agent, priority=priority) for agent in agents for priority in Priority)
     notify.note_work(connection, dict.fromkeys(lanes, 0.0))
     pauses = await agent_types.read_pauses(connection)
-    await _record(connection, "queues.resume", by, reason, old_pauses, pauses)
+    _record(connection, "queues.resume", by, reason, old_pauses, pauses)
     return pauses
 
 
-async def _record(
+def _record(
     connection: AsyncConnection, action: str, by: str, reason: str, old: Iterable[Pause], new: Iterable[Pause]
 ) -> None:
     old_types, new_types = ([pause.agent_type.value for pause in pauses] for pauses in (old, new))
     if old_types != new_types:
         notify.note(connection, notify.STATUS)
         states = {"old_state": {"paused": old_types}, "new_state": {"paused": new_types}}
-        await audit.record(connection, action, by=by, **states, reason=reason)
+        audit.record(connection, action, by=by, **states, reason=reason)
 
 
 def _by_lane(counts: Iterable[TaskCount]) -> Mapping[Lane, Mapping[str, int]]:

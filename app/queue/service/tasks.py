@@ -243,7 +243,7 @@ async def cancel(
             "old_state": {"state": task.state.value},
             "new_state": {"task_id": str(task.id), "state": state.value},
         }
-        await audit.record(connection, "task.cancel", by=by, **states, reason=reason)
+        audit.record(connection, "task.cancel", by=by, **states, reason=reason)
 
 
 async def _check_cancelled(connection: AsyncConnection, task_id: UUID, namespace: str | None) -> None:

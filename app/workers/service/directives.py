@@ -52,7 +52,7 @@ async def direct(connection: AsyncConnection, worker_id: UUID, order: Order) -> 
     row = await workers.read(connection, worker_id)
     if row["state"] in ENDED_STATES and not _is_as_strong(row["directive"], order.directive):
         raise WorkerGone(f"this worker is {row['state']} already", reason=row["state"])
-    await _audit(connection, changed_workers, order)
+    _audit(connection, changed_workers, order)
     return row
 
 
@@ -67,16 +67,16 @@ async def direct_many(
     if dry_run:
         return Outcome(selected_workers=count, directed_workers=0)
     changed_workers = await store.direct(connection, selector, order.directive, order.shown_reason, limit=limit)
-    await _audit(connection, changed_workers, order)
+    _audit(connection, changed_workers, order)
     # Workers may have come between the two statements.
     return Outcome(selected_workers=max(count, len(changed_workers)), directed_workers=len(changed_workers))
 
 
-async def _audit(connection: AsyncConnection, workers: Sequence[DirectedWorker], order: Order) -> None:
+def _audit(connection: AsyncConnection, workers: Sequence[DirectedWorker], order: Order) -> None:
     if not workers:
         return
     notify.note(connection, notify.FLEET)
-    await audit.record(
+    audit.record(
         connection,
         f"workers.{order.directive}",
         by=order.by,

@@ -34,7 +34,7 @@ async def evict(connection: AsyncConnection, worker_id: UUID, *, by: str, reason
         state = {"worker_id": str(worker_id), "name": former["name"], "incarnation": former["incarnation"]}
         await events.append_system(connection, WorkerEvent.EVICTED, {**state, "reason": reason}, worker_id)
         old_state = {**state, "state": former["state"]}
-        await audit.record(connection, "worker.evict", by=by, old_state=old_state, reason=reason)
+        audit.record(connection, "worker.evict", by=by, old_state=old_state, reason=reason)
     return await workers.read(connection, worker_id)
 
 
@@ -44,7 +44,7 @@ async def report_lost(connection: AsyncConnection, worker_id: UUID, *, by: str, 
     if await workers.lose(connection, worker_id, WorkerState.LOST, f"reported dead: {reason or NO_REASON}"):
         await permits.end_lost(connection, worker_id)
         old_state = {"worker_id": str(worker_id), "name": former["name"], "state": former["state"]}
-        await audit.record(connection, "worker.lost", by=by, old_state=old_state, reason=reason)
+        audit.record(connection, "worker.lost", by=by, old_state=old_state, reason=reason)
     return await workers.read(connection, worker_id)
 
 

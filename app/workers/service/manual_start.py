@@ -64,7 +64,7 @@ async def start(connection: AsyncConnection, initial: Mode, order: StartOrder) -
     new_workers = await roster.request(connection, pool, counts, due, [(worker_id, UNDECIDED) for worker_id in ids])
     notify.note(connection, notify.FLEET, notify.LAUNCHES)
     starting = [Starting(worker_id=worker.id, name=worker.name) for worker in new_workers]
-    await _note(connection, order, len(pool.staying), starting)
+    _note(connection, order, len(pool.staying), starting)
     return starting
 
 
@@ -109,8 +109,8 @@ def _check_step(pool: Pool, due: DueStarts, document: Document, conduct: Conduct
         )
 
 
-async def _note(connection: AsyncConnection, order: StartOrder, workers: int, starting: Sequence[Starting]) -> None:
-    await audit.record(
+def _note(connection: AsyncConnection, order: StartOrder, workers: int, starting: Sequence[Starting]) -> None:
+    audit.record(
         connection,
         "workers.start",
         by=order.by,

@@ -96,7 +96,7 @@ async def register(
         new_state = {"worker_id": str(worker_id), "incarnation": incarnation}
         old_state = [{"worker_id": str(former.id), "incarnation": former.incarnation} for former in superseded]
         by = registration.registered_by or "nobody"
-        await audit.record(connection, "worker.supersede", by=by, old_state=old_state, new_state=new_state, reason=name)
+        audit.record(connection, "worker.supersede", by=by, old_state=old_state, new_state=new_state, reason=name)
     return WorkerIdentity(worker_id=WorkerId(worker_id), name=name, incarnation=incarnation, key=key)
 
 

@@ -1,21 +1,30 @@
 """The chain of the audit log, under rivals, roll-backs and hands that should not have touched it."""
 
 import asyncio
+from collections.abc import Sequence
 
 import asyncpg
 import pytest
 
-from app.admin.rules.audit import Entry, Link
+from app.admin.rules.audit import AuditEntry, Entry, Link, next_entry
 from app.admin.service import audit
 from app.admin.service.audit import Verdict
 from app.admin.store import audit as store
 from app.db.database import Database
+from app.goals.errors import GoalNotFound
+from app.http.fields import NEWEST
 from tests.support.sql import execute, fetch, until_blocked
 
 
-async def _recorded(database: Database, action: str) -> Entry:
+async def _record(database: Database, action: str) -> None:
     async with database.transaction() as connection:
-        return await audit.record(connection, action, by="me", old_state={"n": 0.1}, new_state={"n": 1e22}, reason="ü")
+        audit.record(connection, action, by="me", old_state={"n": 0.1}, new_state={"n": 1e22}, reason="ü")
+
+
+async def _entries(database: Database, action: str | None = None) -> Sequence[Entry]:
+    """Newest first."""
+    async with database.transaction() as connection:
+        return (await store.page(connection, below=NEWEST, action=action, limit=99)).items
 
 
 async def _verdict(database: Database, known: Link | None = None) -> Verdict:
@@ -34,39 +43,67 @@ async def test_an_empty_log_is_sound(database: Database) -> None:
 
 async def test_several_entries_of_one_transaction(database: Database) -> None:
     async with database.transaction() as connection:
-        entries = [await audit.record(connection, f"test.{number}", by="me") for number in range(3)]
-        assert [entry.seq for entry in entries] == [1, 2, 3]
-        assert (await store.page(connection, below=4, action=None, limit=9)).items == entries[::-1]
-        assert (await store.page(connection, below=4, action="test.1", limit=9)).items == [entries[1]]
+        for number in range(3):
+            audit.record(connection, f"test.{number}", by="me")
+    entries = await _entries(database)
+    assert [(entry.seq, entry.content.action) for entry in entries] == [(3, "test.2"), (2, "test.1"), (1, "test.0")]
+    assert await _entries(database, "test.1") == [entries[1]]
     verdict = await audit.verify(database)
-    assert (verdict.entries, verdict.end.digest, verdict.violation) == (3, entries[2].digest, None)
+    assert (verdict.entries, verdict.end.digest, verdict.violation) == (3, entries[0].digest, None)
+
+
+async def test_whoever_goes_on_after_recording_holds_up_nobody(database: Database) -> None:
+    async with database.transaction() as connection:
+        audit.record(connection, "first", by="me")
+        assert (await store.lock_tail(connection, "me")).link == Link()
+    async with database.transaction() as connection:
+        audit.record(connection, "third", by="me")
+        await _record(database, "second")
+    assert [entry.content.action for entry in await _entries(database)] == ["third", "second", "first"]
+
+
+async def test_what_is_given_up_leaves_no_entry(database: Database) -> None:
+    async def fail() -> None:
+        async with database.transaction() as connection:
+            audit.record(connection, "first", by="me")
+            raise GoalNotFound
+
+    with pytest.raises(GoalNotFound):
+        await fail()
+    # Nor does the next transaction of the same connection write it.
+    await _record(database, "second")
+    assert [entry.content.action for entry in await _entries(database)] == ["second"]
 
 
 async def test_the_second_waits_for_the_first_and_follows_it(database: Database) -> None:
     async with database.transaction() as connection:
-        first = await audit.record(connection, "first", by="me")
-        rival = asyncio.create_task(_recorded(database, "second"))
+        await store.lock_tail(connection, "me")
+        rival = asyncio.create_task(_record(database, "second"))
         await until_blocked(database)
-    second = await rival
-    assert (first.seq, second.seq) == (1, 2)
+        audit.record(connection, "first", by="me")
+    await rival
+    second, first = await _entries(database)
+    assert (first.content.action, second.content.action) == ("first", "second")
     assert first.at < second.at
     assert (await _verdict(database)).violation is None
 
 
 async def test_where_the_first_gives_up_there_is_no_gap(database: Database) -> None:
     async with database.engine.connect() as connection:
-        await audit.record(connection, "first", by="me")
-        rival = asyncio.create_task(_recorded(database, "second"))
+        tail = await store.lock_tail(connection, "me")
+        await store.append(connection, next_entry(tail.link, tail.at, AuditEntry(by="me", action="first")))
+        rival = asyncio.create_task(_record(database, "second"))
         await until_blocked(database)
         await connection.rollback()
-        assert (await rival).seq == 1
+        await rival
+    assert [entry.seq for entry in await _entries(database)] == [1]
     verdict = await _verdict(database)
     assert (verdict.entries, verdict.violation) == (1, None)
 
 
 async def test_many_at_once_make_one_chain(database: Database, replica: Database) -> None:
-    entries = await asyncio.gather(*(_recorded([database, replica][n % 2], f"n{n}") for n in range(40)))
-    assert sorted(entry.seq for entry in entries) == list(range(1, 41))
+    await asyncio.gather(*(_record([database, replica][n % 2], f"n{n}") for n in range(40)))
+    assert len({entry.content.action for entry in await _entries(database)}) == 40
     verdict = await _verdict(database)
     assert (verdict.entries, verdict.violation) == (40, None)
 
@@ -74,7 +111,7 @@ async def test_many_at_once_make_one_chain(database: Database, replica: Database
 async def test_more_entries_than_are_read_at_once(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "_BATCH", 2)
     for number in range(5):
-        await _recorded(database, str(number))
+        await _record(database, str(number))
     assert (await _verdict(database)).entries == 5
 
 
@@ -88,7 +125,7 @@ UPDATE audit SET seq = -seq - 1 WHERE seq < 0
 
 @pytest.mark.parametrize("statement", ["UPDATE audit SET by = 'you'", "DELETE FROM audit", "TRUNCATE audit"])
 async def test_rows_are_only_added(database: Database, statement: str) -> None:
-    await _recorded(database, "one")
+    await _record(database, "one")
     with pytest.raises(asyncpg.RaiseError, match="only added"):
         await execute(database, statement)
     with pytest.raises(asyncpg.RaiseError, match="only added"):
@@ -112,7 +149,7 @@ async def test_rows_are_only_added(database: Database, statement: str) -> None:
 )
 async def test_what_was_changed_is_found(database: Database, statement: str, sound: int) -> None:
     for action in ("one", "two", "three", "four"):
-        await _recorded(database, action)
+        await _record(database, action)
     assert (await _verdict(database)).violation is None
     await _forged(database, statement)
     verdict = await _verdict(database)
@@ -122,10 +159,10 @@ async def test_what_was_changed_is_found(database: Database, statement: str, sou
 
 async def test_what_was_cut_off_is_missed_by_whoever_noted_the_end(database: Database) -> None:
     for action in ("one", "two", "three"):
-        await _recorded(database, action)
+        await _record(database, action)
     end = (await _verdict(database)).end
     await _forged(database, "DELETE FROM audit WHERE seq = 3")
     assert (await _verdict(database)).violation is None
     assert "entry 3 is missing" in str((await _verdict(database, end)).violation)
-    await _recorded(database, "another")
+    await _record(database, "another")
     assert "another digest" in str((await _verdict(database, end)).violation)
