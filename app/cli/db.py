@@ -94,9 +94,11 @@ def partition(
         made = {}
         for table in retention.PARTITIONED:
             async with database.transaction() as connection:
-                made[table] = await retention.create_beside_default(connection, table, days=days, seconds=seconds)
-        async with database.transaction() as connection:
-            record(connection, "db.partition", by=by, new_state=made)
+                names = made[table] = await retention.create_beside_default(
+                    connection, table, days=days, seconds=seconds
+                )
+                if names:
+                    record(connection, "db.partition", by=by, new_state={table: names})
         return made
 
     made = on_database(make, bundled_url())

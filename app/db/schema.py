@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,14 +33,22 @@ _TRY_LOCK = text("SELECT pg_try_advisory_lock(:key)")
 _LOCK_POLL_SECONDS = 0.2
 
 
+async def _ignore(old_revision: str | None, new_revision: str | None) -> None:
+    pass
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watch:
-    """Functions that are called with what an upgrade is about to do, and with what each of its steps needed."""
+    """Functions that are called with what an upgrade is about to do, what each of its steps needed, and what is done.
+
+    `moved` is called with the revisions before and after where they differ, also where later steps have failed.
+    """
 
     pending: Callable[[Sequence["Migration"]], object] = lambda _: None
     applied: Callable[["Step"], object] = lambda _: None
     # Called in the transaction of each step before its commit.
     before_commit: Callable[[Connection], object] = lambda _: None
+    moved: Callable[[str | None, str | None], Awaitable[None]] = _ignore
 
 
 _NOBODY = Watch()

@@ -31,13 +31,18 @@ async def take(
         raise Refused(f"the schema is at {old_revision}, which this version does not know: a newer one made it", hint)
     script = ScriptDirectory(str(schema.MIGRATIONS))
     migrations = migration_steps.pending(script, target, old_revision, is_alone=is_alone)
-    if old_revision is None:
-        await _fill(engine, target)
-    else:
-        watch.pending(migrations)
-        await _take_steps(engine, script, migrations, watch)
-        await _create_partitions(engine)
-    return old_revision, await schema.revision(engine)
+    try:
+        if old_revision is None:
+            await _fill(engine, target)
+        else:
+            watch.pending(migrations)
+            await _take_steps(engine, script, migrations, watch)
+            await _create_partitions(engine)
+    finally:
+        new_revision = await schema.revision(engine)
+        if new_revision != old_revision:
+            await watch.moved(old_revision, new_revision)
+    return old_revision, new_revision
 
 
 async def _fill(engine: AsyncEngine, target: str) -> None:

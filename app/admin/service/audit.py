@@ -1,7 +1,7 @@
 """The audit log: written in the transaction of the recorded change, and checked from its first entry on."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -56,14 +56,16 @@ def record(
 async def migrate(
     database: Database, to: str = "head", *, by: str, watch: schema.Watch | None = None, is_alone: bool = False
 ) -> tuple[str | None, str | None]:
-    """Migrate the schema and record that; return the revisions before and after it. Raises Refused."""
-    watch = watch or schema.Watch()
-    old_revision, new_revision = await schema.migrate(database.engine, to, watch, is_alone=is_alone)
-    # A revision of before the head may have no log yet, or one of another shape.
-    if old_revision != new_revision and new_revision == schema.head():
-        async with database.transaction() as connection:
-            record(connection, "db.migrate", by=by, old_state=old_revision, new_state=new_revision)
-    return old_revision, new_revision
+    """Migrate the schema and record how far that went; return the revisions before and after it. Raises Refused."""
+
+    async def note(old_revision: str | None, new_revision: str | None) -> None:
+        # A revision of before the last release may have no log yet, or one of another shape.
+        if new_revision in schema.served():
+            async with database.transaction() as connection:
+                record(connection, "db.migrate", by=by, old_state=old_revision, new_state=new_revision)
+
+    watch = replace(watch or schema.Watch(), moved=note)
+    return await schema.migrate(database.engine, to, watch, is_alone=is_alone)
 
 
 async def verify(database: Database, noted_end: Link | None = None) -> Verdict:

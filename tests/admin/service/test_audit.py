@@ -10,9 +10,12 @@ from app.admin.rules.audit import AuditEntry, Entry, Link, next_entry
 from app.admin.service import audit
 from app.admin.service.audit import Verdict
 from app.admin.store import audit as store
+from app.db import schema
 from app.db.database import Database
+from app.db.migration_steps import Step
 from app.goals.errors import GoalNotFound
 from app.http.fields import NEWEST
+from app.kernel.errors import Refused
 from tests.support.sql import execute, fetch, until_blocked
 
 
@@ -73,6 +76,19 @@ async def test_what_is_given_up_leaves_no_entry(database: Database) -> None:
     # Nor does the next transaction of the same connection write it.
     await _record(database, "second")
     assert [entry.content.action for entry in await _entries(database)] == ["second"]
+
+
+async def test_a_migration_that_gives_up_tells_how_far_it_went(own_database: Database) -> None:
+    def give_up(step: Step) -> None:
+        raise Refused(step.revision, "")
+
+    *_, second, first = schema.served()
+    await schema.downgrade(own_database.engine, first)
+    with pytest.raises(Refused, match=second):
+        await audit.migrate(own_database, by="me", watch=schema.Watch(applied=give_up))
+    await audit.migrate(own_database, by="me")
+    states = [(entry.content.before, entry.content.after) for entry in await _entries(own_database, "db.migrate")]
+    assert states == [(second, schema.head()), (first, second)]
 
 
 async def test_the_second_waits_for_the_first_and_follows_it(database: Database) -> None:
