@@ -1,8 +1,8 @@
 """Work on the database itself, for commands that need no running service, such as making the first key."""
 
 import asyncio
-import getpass
 import os
+import pwd
 import shutil
 import socket
 from collections.abc import Awaitable, Callable, Iterator
@@ -26,9 +26,10 @@ _CHECK_SECONDS = 6.0
 
 def author(command: str) -> str:
     """The author of a change on the database itself, for the audit log: the command, and who runs it where."""
+    # Not getpass, which believes LOGNAME of the environment.
     try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a user id that has no name, as in many containers
+        user = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a user id that has no name, as in many containers
         user = str(os.getuid())
     return f"{command} by {user}@{socket.gethostname()}"
 

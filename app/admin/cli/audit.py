@@ -84,7 +84,8 @@ def _listing(items: list[Json], now: datetime) -> Table:
     for item in items:
         cells = (
             output.age(item["at"], now),
-            item["label"] or item["by"],
+            # The id first, as anybody's key may have the label.
+            f"{item['by']} {item['label'] or ''}",
             item["action"],
             _changes(item),
             item["reason"],

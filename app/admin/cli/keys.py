@@ -31,7 +31,16 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 Direct = Annotated[bool, typer.Option("--database", help="on the database, without the service")]
-Label = Annotated[str, typer.Option(help="whose it is, so that you know it again")]
+
+
+def _label(value: str) -> str:
+    # The service refuses others too; every entry of the key in the audit log has it.
+    if not 1 <= len(value) <= 200:
+        raise typer.BadParameter(f"has {len(value)} characters, not 1 to 200")
+    return value
+
+
+Label = Annotated[str, typer.Option(callback=_label, help="whose it is, so that you know it again")]
 KeyId = Annotated[str, typer.Argument(metavar="ID", help="as `convener key ls` shows it")]
 ExpiresIn = Annotated[
     str | None, typer.Option(metavar="DURATION", help="when it stops working: 90s, 30min, 2h, 30d; never when absent")

@@ -67,6 +67,8 @@ def digest(previous: bytes, seq: int, at: datetime, action: AuditEntry) -> bytes
 
 def flaw(link: Link, entry: Entry) -> str | None:
     """Reason why the entry cannot follow `link`; None when it can."""
+    if entry.seq <= link.seq:
+        return f"entry {entry.seq} precedes the first, and was added by another hand"
     if entry.seq != link.seq + 1:
         return f"entry {link.seq + 1} is missing"
     if entry.digest != digest(link.digest, entry.seq, entry.at, entry.content):

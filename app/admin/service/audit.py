@@ -75,13 +75,17 @@ async def verify(database: Database, noted_end: Link | None = None) -> Verdict:
     """
     link, violation = Link(), None
     while violation is None:
-        # A transaction for each batch: entries are only added, so the batches fit together without one snapshot.
-        async with database.transaction() as connection:
-            entries = await audit.entries_after(connection, seq=link.seq)
-        if not entries:
-            break
-        # In a thread and without a connection: hashing a long log would hold up every other request.
-        link, violation = await computing.run(_check_entries, link, entries, noted_end)
+        try:
+            # A transaction for each batch: entries are only added, so the batches fit together without one snapshot.
+            async with database.transaction() as connection:
+                entries = await audit.entries_after(connection, link)
+            if not entries:
+                break
+            # In a thread and without a connection: hashing a long log would hold up every other request.
+            link, violation = await computing.run(_check_entries, link, entries, noted_end)
+        except (ValueError, OverflowError, RecursionError):
+            # A number, a moment or a depth that the database takes, and nothing here has written.
+            violation = f"an entry after {link.seq} cannot be read, so it is not what was written"
     if violation is None and noted_end is not None and noted_end.seq > link.seq:
         violation = f"entry {noted_end.seq} is missing; the log ends with {link.seq}"
     return Verdict(entries=link.seq, end=link, violation=violation)

@@ -37,7 +37,8 @@ _COLUMNS = "seq, at, by, label, action, before, after, reason, digest"
 _PAGE = f"SELECT {_COLUMNS} FROM audit WHERE seq < :before {{only}} ORDER BY seq DESC"
 _ANY, _ONE_ACTION = _PAGE.format(only=""), _PAGE.format(only="AND action = :action")
 
-_ONWARD = f"SELECT {_COLUMNS} FROM audit WHERE seq > :after ORDER BY seq"
+_ONWARD = f"SELECT {_COLUMNS} FROM audit WHERE seq >= :first ORDER BY seq"
+_LOWEST = -(2**63)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,9 +76,10 @@ async def page(connection: AsyncConnection, *, below: int, action: str | None, l
     return await pages.read(connection, _ONE_ACTION, {"before": below, "action": action}, limit, _entry)
 
 
-async def entries_after(connection: AsyncConnection, *, seq: int) -> Sequence[Entry]:
-    """The next entries numbered above `seq`, at most a batch; none at the end."""
-    return (await pages.read(connection, _ONWARD, {"after": seq}, _BATCH, _entry)).items
+async def entries_after(connection: AsyncConnection, link: Link) -> Sequence[Entry]:
+    """The next entries after `link`, at most a batch; none at the end. At the start also any that precede the first."""
+    first = link.seq + 1 if link.seq else _LOWEST
+    return (await pages.read(connection, _ONWARD, {"first": first}, _BATCH, _entry)).items
 
 
 def _entry(row: Any) -> Entry:

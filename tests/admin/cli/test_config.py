@@ -152,6 +152,9 @@ async def test_the_audit_log(convener: CommandLine) -> None:
     lines = (await convener("audit", "ls", "--limit", "1", COLUMNS="120")).out.splitlines()
     assert lines[1].endswith("for the log")
     assert lines[1].split()[-5:-3] == ["config.patch", "1"]
+    (entry,) = (await convener("audit", "ls", "--limit", "1", "-o", "json")).json["items"]
+    # Another key may have the same label.
+    assert f" {entry['by']} {entry['label']} " in lines[1]
     items = (await convener("audit", "ls", "--action", "config.initial", "-o", "json")).json["items"]
     assert [item["seq"] for item in items] == [1]
     found = (await convener("audit", "verify", "-o", "json")).json

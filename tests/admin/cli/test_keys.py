@@ -1,6 +1,9 @@
 """`convener key`, through the service and on the database."""
 
 import asyncio
+import os
+import pwd
+import socket
 from pathlib import Path
 
 import httpx
@@ -46,6 +49,18 @@ async def test_on_the_database_the_same_things_happen(offline: CommandLine, live
     assert next(item for item in items if item["id"] == made["id"])["revoked_at"] is not None
     unknown = await offline("key", "revoke", "nothing", **direct)
     assert unknown.code == 5
+    for label in ("", "x" * 201):
+        assert (await offline("key", "create", "reader", "--label", label, "--database", **direct)).code == 2
+
+
+async def test_the_log_names_whoever_runs_the_command_and_nobody_of_the_environment(
+    convener: CommandLine, offline: CommandLine, live_service: Service
+) -> None:
+    direct = {"CONVENER_DATABASE_URL": live_service.database_url}
+    await offline("key", "create", "reader", "--label", "x", "--database", LOGNAME="alice", USER="alice", **direct)
+    (entry,) = (await convener("audit", "ls", "--limit", "1", "-o", "json")).json["items"]
+    user = pwd.getpwuid(os.getuid()).pw_name
+    assert entry["by"] == f"convener key ... --database by {user}@{socket.gethostname()}"
 
 
 async def test_the_admin_key_of_this_machine_is_used(

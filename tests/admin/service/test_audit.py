@@ -161,6 +161,13 @@ async def test_rows_are_only_added(database: Database, statement: str) -> None:
         ("DELETE FROM audit WHERE seq = 1", 0),
         ("UPDATE audit SET seq = 9 WHERE seq = 2", 1),
         (_CLOSE_UP, 1),
+        ("UPDATE audit SET seq = -seq WHERE seq IN (2, 3); UPDATE audit SET seq = 5 + seq WHERE seq < 0", 1),
+        ("UPDATE audit SET seq = -9223372036854775808 WHERE seq = 4", 0),
+        ("UPDATE audit SET seq = 0 WHERE seq = 4", 0),
+        ("UPDATE audit SET after = '{\"n\": 1e400}' WHERE seq = 3", 0),
+        ("UPDATE audit SET after = repeat('9', 6000)::json WHERE seq = 3", 0),
+        ("UPDATE audit SET after = (repeat('[', 3000) || repeat(']', 3000))::json WHERE seq = 3", 0),
+        ("UPDATE audit SET at = '4000-01-01 BC' WHERE seq = 3", 0),
     ],
 )
 async def test_what_was_changed_is_found(database: Database, statement: str, sound: int) -> None:
