@@ -6,10 +6,11 @@ from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 from weakref import WeakSet
 
 import asyncpg
+
+from app.kernel.database_urls import server_urls
 
 if TYPE_CHECKING:
     _Base = asyncpg.Connection[asyncpg.Record]
@@ -42,6 +43,14 @@ _SESSION = {
 }
 # As far as this system has them: bytes that nobody acknowledges, or no answer to probes, end a connection after 10 s.
 _SOCKET_OPTIONS = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 10_000}
+
+# What another server may do better, as libpq has it.
+_ELSEWHERE = (
+    OSError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.exceptions.TargetServerAttributeNotMatched,
+)
 
 # Types below it are PostgreSQL's own, with the same numbers in every database and version.
 _FIRST_OWN_OID = 10_000
@@ -158,40 +167,41 @@ class Connections:
     """
 
     def __init__(self, url: str, direct_url: str | None = None) -> None:
-        self._url, self._direct_url = _to_primary(url), direct_url and _to_primary(direct_url)
+        self._servers = server_urls(url)
+        self._direct_servers = None if direct_url is None else server_urls(direct_url)
         self._open: WeakSet[LimitedConnection] = WeakSet()
         self._opening: set[asyncio.Timeout] = set()
         self._is_closed = False
 
     async def open(self, limits: Limits) -> LimitedConnection:
         """A new connection for transactions. Raises OSError, TimeoutError, and what asyncpg raises."""
-        if self._direct_url is None:
-            return await self._connect(self._url, limits, _SESSION | _seconds(limits))
+        if self._direct_servers is None:
+            return await self._connect(self._servers, limits, _SESSION | _seconds(limits))
         # A pooler refuses parameters of the session, which is none of ours.
-        connection = await self._connect(self._url, limits, _NAME)
+        connection = await self._connect(self._servers, limits, _NAME)
         settings = {_ISOLATION: _COMMITTED, **_PLANS, **_seconds(limits)}
         connection.beginning = "".join(f"SET LOCAL {name} = '{value}';" for name, value in settings.items())
         return connection
 
     async def open_session(self, limits: Limits) -> LimitedConnection:
         """A new connection whose session is its own, as LISTEN needs it. Raises as `open` does."""
-        return await self._connect(self._direct_url or self._url, limits, _SESSION | _seconds(limits))
+        return await self._connect(self._direct_servers or self._servers, limits, _SESSION | _seconds(limits))
 
-    async def _connect(self, url: str, limits: Limits, settings: Mapping[str, str]) -> LimitedConnection:
+    async def _connect(self, servers: list[str], limits: Limits, settings: Mapping[str, str]) -> LimitedConnection:
         if self._is_closed:
             raise ConnectionError("the connections to the database are closed")
         async with asyncio.timeout(CONNECT_SECONDS) as limit:
             self._opening.add(limit)
             try:
-                seconds = limits.statement_seconds
-                connection: LimitedConnection = await asyncpg.connect(
-                    url,
-                    connection_class=LimitedConnection,
-                    command_timeout=None if seconds is None else seconds + _MARGIN_SECONDS,
-                    server_settings=dict(settings),
-                )
+                connection, server = await _first_to_answer(servers, limits, settings)
             finally:
                 self._opening.discard(limit)
+        if server != servers[0]:
+            # One process never works on two servers at once, of which one may be a former primary that nobody has
+            # stopped; and it stays where it is, though an earlier one comes back.
+            servers.remove(server)
+            servers.insert(0, server)
+            self.cut()
         _limit_silence(connection)
         self._open.add(connection)
         return connection
@@ -215,15 +225,29 @@ class Connections:
         self.cut()
 
 
-def _to_primary(url: str) -> str:
-    """The URL so that of several servers the one is taken that takes writes, unless it says which one.
+async def _first_to_answer(
+    servers: list[str], limits: Limits, settings: Mapping[str, str]
+) -> tuple[LimitedConnection, str]:
+    """A connection to the first of the servers that lets us in, and which one that is.
 
-    The driver takes the first that answers: a standby, while the primary starts anew, to which it would stay connected.
+    The driver would wait for one that is silent, a host that is off, until no time is left for the others.
     """
-    parts = urlsplit(url)
-    if "," not in parts.netloc.rpartition("@")[2] or "target_session_attrs=" in parts.query:
-        return url
-    return f"{url}{'&' if parts.query else '?'}target_session_attrs=read-write"
+    seconds = limits.statement_seconds
+    failure: Exception | None = None
+    for server in tuple(servers):
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS / len(servers)):
+                connection: LimitedConnection = await asyncpg.connect(
+                    server,
+                    connection_class=LimitedConnection,
+                    command_timeout=None if seconds is None else seconds + _MARGIN_SECONDS,
+                    server_settings=dict(settings),
+                )
+            return connection, server
+        except _ELSEWHERE as error:
+            failure = error
+    assert failure is not None
+    raise failure
 
 
 def _limit_silence(connection: LimitedConnection) -> None:

@@ -1,14 +1,14 @@
 """PostgreSQL as it may be: the oldest version, and URLs, whether one can be read, told without showing any of it."""
 
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 # The oldest major version of PostgreSQL that has all we need.
 OLDEST_POSTGRES = 15
 _SCHEMES = ("postgresql", "postgres")
 _REMEDY = (
-    "cannot be read: no part of a host's name is empty or has over 63 characters, the port is at most 65535, and a "
-    "password with other characters than letters and digits is given apart, as CONVENER_DATABASE_PASSWORD, or with # "
-    "as %23, / as %2F, ? as %3F, @ as %40 and % as %25"
+    "cannot be read: no part of a host's name is empty or has over 63 characters, a port is at most 65535, and one "
+    "for all hosts or one for each, and a password with other characters than letters and digits is given apart, as "
+    "CONVENER_DATABASE_PASSWORD, or with # as %23, / as %2F, ? as %3F, @ as %40 and % as %25"
 )
 
 
@@ -19,13 +19,39 @@ def check_database_url(url: str) -> None:
         raise ValueError("must begin with postgresql://")
     try:
         parts = urlsplit(url)
-        # Several hosts are tried one after the other.
-        for host in parts.netloc.rpartition("@")[2].split(","):
-            _check_host(host)
+        for server in server_urls(url):
+            _check_host(urlsplit(server).netloc.rpartition("@")[2])
     except ValueError:
         raise ValueError(_REMEDY) from None
     if parts.fragment or ("@" in parts.path and "@" not in parts.netloc):
         raise ValueError(_REMEDY)
+
+
+def server_urls(url: str) -> list[str]:
+    """One URL for each server that a URL names, in their order: `a:1,b:2`, or `?host=a,b&port=1,2`. Raises ValueError.
+
+    Of several servers those are taken that take writes, unless `target_session_attrs` says otherwise.
+    """
+    parts = urlsplit(url)
+    user, at, hosts = parts.netloc.rpartition("@")
+    query = dict(parse_qsl(parts.query))
+    named_hosts = query.get("host", "")
+    # As the driver has it: hosts of the query count where there are no others.
+    names = (hosts or named_hosts).split(",")
+    if len(names) == 1:
+        return [url]
+    if not all(names):
+        raise ValueError("a host without a name")
+    query.setdefault("target_session_attrs", "read-write")
+    if hosts:
+        return [parts._replace(netloc=f"{user}{at}{name}", query=urlencode(query)).geturl() for name in names]
+    ports = query.pop("port", "").split(",")
+    ports = ports * len(names) if len(ports) == 1 else ports
+    queries = [
+        urlencode({**query, "host": name} | ({"port": str(int(port))} if port else {}))
+        for name, port in zip(names, ports, strict=True)
+    ]
+    return [parts._replace(query=one).geturl() for one in queries]
 
 
 def _check_host(host: str) -> None:

@@ -31,7 +31,7 @@ async def nowhere() -> AsyncIterator[Database]:
         await database.close()
 
 
-async def _refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, code: str) -> None:
+async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, code: str) -> None:
     """Answer as PostgreSQL does while it starts, stops or is full."""
     while True:
         (length,) = struct.unpack("!i", await reader.readexactly(4))
@@ -46,14 +46,14 @@ async def _refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, co
 
 @pytest.fixture(params=["57P03", "53300", "57P01"], ids=["starting up", "too many connections", "shutting down"])
 async def refusing(request: pytest.FixtureRequest) -> AsyncIterator[Database]:
-    server = await asyncio.start_server(lambda r, w: _refuse(r, w, request.param), "127.0.0.1")
+    server = await asyncio.start_server(lambda r, w: refuse(r, w, request.param), "127.0.0.1")
     database = Database(f"postgresql://nobody@127.0.0.1:{server.sockets[0].getsockname()[1]}/nothing")
     yield database
     await database.close()
     server.close()
 
 
-async def _look(connection: "asyncpg.Connection[asyncpg.Record]") -> dict[Lane, float]:
+async def look(connection: "asyncpg.Connection[asyncpg.Record]") -> dict[Lane, float]:
     return await claims.ready_lanes(connection, LANES)
 
 
@@ -62,7 +62,7 @@ async def _ask_both_ways(database: Database) -> None:
         async with database.transaction() as connection:
             await now(connection)
     with pytest.raises(DatabaseUnavailable):
-        await hot_path.run(database, _look)
+        await hot_path.run(database, look)
 
 
 async def test_nobody_listens(nowhere: Database) -> None:
@@ -126,7 +126,7 @@ async def test_the_server_takes_no_connections_now(refusing: Database) -> None:
 async def test_connections_that_broke_are_replaced(database: Database) -> None:
     async with database.transaction() as connection:
         await now(connection)
-    await hot_path.run(database, _look)
+    await hot_path.run(database, look)
     statement = """
         SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
         WHERE datname = current_database() AND pid <> pg_backend_pid() AND application_name = 'convener'
@@ -137,7 +137,7 @@ async def test_connections_that_broke_are_replaced(database: Database) -> None:
         await now(connection)
     for _ in range(3):
         try:
-            assert await hot_path.run(database, _look) == {}
+            assert await hot_path.run(database, look) == {}
             break
         except DatabaseUnavailable:
             continue
@@ -231,7 +231,7 @@ async def test_whoever_runs_a_hot_statement_learns_that_its_locks_are_free_again
 async def test_nothing_is_undone_where_there_was_no_connection(nowhere: Database) -> None:
     undone: list[str] = []
     with pytest.raises(DatabaseUnavailable):
-        await hot_path.run(nowhere, _look, on_undone=lambda: undone.append("try"))
+        await hot_path.run(nowhere, look, on_undone=lambda: undone.append("try"))
     assert undone == []
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
+from app.kernel.database_urls import server_urls
 from app.postgres.binaries import Binaries
 from app.postgres.errors import DumpFailed
 
@@ -105,6 +106,9 @@ def connection_arguments(url: str) -> tuple[list[str], str]:
     """Arguments by which a program of PostgreSQL connects to the database at `url`, and the password for it."""
     parts = urlsplit(url)
     parameters = parse_qsl(parts.query)
+    if len(server_urls(url)) > 1:
+        # Before what the address says itself, which is the last to count: a standby may lag.
+        parameters.insert(0, ("target_session_attrs", "read-write"))
     password = next((value for name, value in parameters if name == "password"), unquote(parts.password or ""))
     # By hand, because `hostname` and `port` fail on an address with several hosts.
     hosts = parts.netloc.rpartition("@")[2]

@@ -19,8 +19,13 @@ from app.postgres.errors import DumpFailed
         ("postgresql:///db?host=/run/pg&port=1", "postgresql:///db?host=%2Frun%2Fpg&port=1", ""),
         (
             "postgresql://m%40e:secret@a:1,b:2/db?sslmode=require&x=y",
-            "postgresql://m%40e@a:1,b:2/db?sslmode=require",
+            "postgresql://m%40e@a:1,b:2/db?target_session_attrs=read-write&sslmode=require",
             "secret",
+        ),
+        (
+            "postgresql:///db?host=a,b&target_session_attrs=any",
+            "postgresql:///db?target_session_attrs=read-write&host=a%2Cb&target_session_attrs=any",
+            "",
         ),
         ("postgresql://me@host/db?password=secret&user=you", "postgresql://me@host/db?user=you", "secret"),
     ],
