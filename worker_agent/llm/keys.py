@@ -84,12 +84,14 @@ class KeySource:
             # Others may have waited for the same; and a command is not run for each of many calls.
             if self._key.text != refused.text or time.monotonic() - self._read_at < self._pause_seconds:
                 return self._key
-            self._read_at = time.monotonic()
             try:
                 key = read_key(await self._read(), datetime.now(UTC))
             except (OSError, ValueError, TimeoutError) as error:
                 log.warning("the key of the language model cannot be read", extra={"fields": {"why": str(error)}})
                 return self._key
+            finally:
+                # From its end on: those who have waited for a slow command must not run it again one by one.
+                self._read_at = time.monotonic()
             if key.text != self._key.text or self._begun_at is None:
                 self._begun_at = self._file_written_at() or datetime.now(UTC)
             self._key, self._is_read = key, True

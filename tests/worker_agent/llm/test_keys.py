@@ -1,5 +1,6 @@
 """The key of the gateway is read anew where it is refused, or about to expire."""
 
+import asyncio
 import base64
 import json
 import os
@@ -148,3 +149,13 @@ async def test_a_key_that_is_about_to_expire_is_read_anew_and_one_that_cannot_be
     assert (await source.renew(await source.current())).text == "new", "it is being written"
     file.unlink()
     assert (await source.renew(await source.current())).text == "new"
+
+
+async def test_a_command_that_hangs_is_waited_for_once_by_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keys, "_COMMAND_SECONDS", 0.2)
+    monkeypatch.setattr(keys, "_AGAIN_SECONDS", 0.1)
+    runs = tmp_path / "runs"
+    command = f"echo >>{runs}; sleep 60"
+    source = KeySource(GatewaySettings(base_url="http://h", key="good", models=("m",), key_command=command))
+    assert {key.text for key in await asyncio.gather(*(source.current() for _ in range(20)))} == {"good"}
+    assert len(runs.read_text()) == 1
