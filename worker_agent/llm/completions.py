@@ -45,6 +45,8 @@ T = TypeVar("T", ModelAnswer, AnswerStream)
 # The longest wait for a model's limits while another model, or a cached answer, would do.
 _MAX_WAIT_SECONDS = 10.0
 _RETRY_SECONDS = 0.5
+# A service may ask for a day: its tasks come back when the control plane lets somebody try again.
+_MAX_AWAY_SECONDS = 300.0
 # Reasons for which a call waits its turn among those of its task; a rate tells each of them its own time.
 _TURN_REASONS = frozenset({"share", "concurrency"})
 # Reasons for which the task is set aside, unless the model may be tried at once; and for how long without being told.
@@ -345,7 +347,8 @@ class CompletionService:
             raise _TryNextModel(f"{turn.model}: {failure.message}")
         seconds = backoff_seconds(turn.failures, failure.hints, self.random_fraction())
         if self.clock() + seconds > turn.question.task_key.ends_at:
-            raise _TryNextModel(f"{turn.model}: {failure.message}; no time is left to try again")
+            message = f"{turn.model}: {failure.message}; no time is left to try again"
+            raise _TryNextModel(message, min(seconds, _MAX_AWAY_SECONDS) if failure.hints.retry_after else None)
         await self.sleep(seconds)
 
     def _learn_completion_tokens(self, failure: CallFailure, turn: _ModelTurn) -> bool:
@@ -366,7 +369,8 @@ class CompletionService:
         if turn.has_other and turn.waited_seconds > _MAX_WAIT_SECONDS:
             raise _TryNextModel(f"{reason} for another {seconds:.1f} s", seconds, cached_answer)
         if self.clock() + seconds > turn.question.task_key.ends_at:
-            raise _TryNextModel(f"{reason}; the task has no time left to wait {seconds:.1f} s", seconds, cached_answer)
+            message = f"{reason}; the task has no time left to wait {seconds:.1f} s"
+            raise _TryNextModel(message, min(seconds, _MAX_AWAY_SECONDS), cached_answer)
         await self.sleep(seconds)
 
     def _request(self, turn: _ModelTurn) -> JsonObject:

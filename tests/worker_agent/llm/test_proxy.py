@@ -124,6 +124,20 @@ def test_who_has_no_time_left_to_wait_is_told_when_to_come_back(start: Start) ->
     assert bench.permits.outcomes == ["rate_limited", "rate_limited"]
 
 
+@pytest.mark.parametrize("status", [429, 503, 529])
+@pytest.mark.parametrize("retry_after", ["86400", "Wed, 21 Oct 2099 07:28:00 GMT"])
+def test_a_task_that_a_service_sends_away_for_long_costs_no_attempt_and_is_back_in_minutes(
+    start: Start, status: int, retry_after: str
+) -> None:
+    bench = start(Provider.of(then=refuses(status, {"retry-after": retry_after})), models=("gpt-4.1",))
+
+    with pytest.raises(Postponed) as postponed:
+        bench.model().ask("Why?")
+
+    assert postponed.value.seconds == 300
+    assert len(bench.upstream.requests) == 1
+
+
 def test_another_model_answers_when_the_first_cannot(start: Start) -> None:
 
     def by_model(request: Any, writer: Any) -> None:
