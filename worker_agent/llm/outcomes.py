@@ -66,15 +66,15 @@ class ModelAnswer:
     tokens: TokenUsage
 
 
-def read_answer(status: int, content: bytes, hints: RateLimitHints) -> ModelAnswer | CallFailure:
-    """Read the answer to a call without streaming."""
-    if not 200 <= status < 300:
-        return read_refusal(status, content, hints)
+def read_answer(status: int, content: bytes) -> ModelAnswer | CallFailure:
+    """Read a whole answer, whose status is a success."""
     body = parse_json_object(content)
     if body is None:
         return CallFailure(outcome=Outcome.SERVER_ERROR, message="the answer is not JSON", status=status)
     if not is_complete(body):
-        return CallFailure(outcome=Outcome.SERVER_ERROR, message="the answer is incomplete", status=status)
+        error = _error_message(body)
+        message = f"the answer says: {error}" if error else "the answer is incomplete"
+        return CallFailure(outcome=Outcome.SERVER_ERROR, message=message, status=status)
     return ModelAnswer(body=body, model=str(body.get("model") or ""), tokens=read_token_usage(body.get("usage")))
 
 

@@ -23,6 +23,8 @@ _MAX_REFUSAL_BYTES = 65_536
 _MAX_ANSWER_BYTES = 32 << 20
 _MAX_LINE_BYTES = 4 << 20
 _MAX_ENDS = 16
+# A shorter key may be a word of the answer.
+_MIN_SECRET_BYTES = 8
 
 
 class _AnswerUnreadable(Exception):
@@ -96,13 +98,15 @@ class UpstreamClient:
         try:
             async with asyncio.timeout(self._settings.total_seconds):
                 response = await self._send(request, trace_context)
+                if not response.is_success:
+                    return await self._refusal(response)
                 content = await cancel_at_most_once(_read(response))
         except (*HTTP_ERRORS, TimeoutError, _AnswerUnreadable) as error:
             return outcomes.read_error(error)
         finally:
             if response is not None:
                 await run_shielded(response.aclose())
-        return outcomes.read_answer(response.status_code, content, read_hints(response.headers, datetime.now(UTC)))
+        return outcomes.read_answer(response.status_code, content)
 
     async def open_stream(self, request: JsonObject, trace_context: str | None) -> AnswerStream | CallFailure:
         """Open a stream and read up to its first content, as until then the call can be repeated unnoticed."""
@@ -180,7 +184,7 @@ class UpstreamClient:
 
 async def _pieces(response: httpx.Response) -> AsyncIterator[bytes]:
     """Yield the body as it comes. Raises _AnswerUnreadable for one that is compressed, or does not end in time."""
-    if response.headers.get("content-encoding", "identity") != "identity":
+    if _is_compressed(response):
         raise _AnswerUnreadable("the answer is compressed")
     size = 0
     async for piece in response.aiter_raw():
@@ -190,8 +194,18 @@ async def _pieces(response: httpx.Response) -> AsyncIterator[bytes]:
         yield piece
 
 
+def _is_compressed(response: httpx.Response) -> bool:
+    return response.headers.get("content-encoding") not in (None, "identity")
+
+
 async def _read(response: httpx.Response) -> bytes:
-    return b"".join([piece async for piece in _pieces(response)])
+    return _without_key(b"".join([piece async for piece in _pieces(response)]), response)
+
+
+def _without_key(content: bytes, response: httpx.Response) -> bytes:
+    """The content without the key that was sent, as some gateways repeat it, above all one that they refuse."""
+    key = response.request.headers.get("authorization", "").removeprefix("Bearer ").encode()
+    return content.replace(key, b"***") if len(key) >= _MIN_SECRET_BYTES else content
 
 
 async def _lines(response: httpx.Response) -> AsyncIterator[str]:
@@ -200,23 +214,25 @@ async def _lines(response: httpx.Response) -> AsyncIterator[str]:
     async for piece in _pieces(response):
         buffer += piece
         while (end := buffer.find(b"\n", searched)) >= 0:
-            yield buffer[:end].decode(errors="replace").rstrip("\r")
+            yield _without_key(bytes(buffer[:end]), response).decode(errors="replace").rstrip("\r")
             del buffer[: end + 1]
             searched = 0
         searched = len(buffer)
         if searched > _MAX_LINE_BYTES:
             raise _AnswerUnreadable(f"a line of the answer has more than {_MAX_LINE_BYTES >> 20} MiB")
     if buffer:
-        yield buffer.decode(errors="replace")
+        yield _without_key(bytes(buffer), response).decode(errors="replace")
 
 
 async def _read_beginning(response: httpx.Response) -> bytes:
+    if _is_compressed(response):
+        return b"(compressed)"
     content = b""
     async for piece in response.aiter_raw():
         content += piece
         if len(content) > _MAX_REFUSAL_BYTES:
             break
-    return content
+    return _without_key(content, response)
 
 
 async def _until_first_choice(pieces: AsyncIterator[JsonObject]) -> AsyncIterator[JsonObject]:

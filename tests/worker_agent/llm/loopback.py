@@ -45,10 +45,10 @@ class ResponseWriter:
         kind = {"content-type": "application/problem+json"}
         self.answer(status, {"code": code, "title": code, **members}, {**kind, **(headers or {})})
 
-    def begin(self, headers: dict[str, str]) -> None:
+    def begin(self, headers: dict[str, str], status: int = 200) -> None:
         """A body whose end is the end of the connection."""
         self._handler.close_connection = True
-        self._handler.send_response(200)
+        self._handler.send_response(status)
         for name, value in headers.items():
             self._handler.send_header(name, value)
         self._handler.end_headers()

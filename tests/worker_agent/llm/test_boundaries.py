@@ -129,6 +129,55 @@ def test_an_answer_without_an_end_is_given_up(start: Start, stream: bool, header
     assert bench.permits.outcomes == ["server_error"]
 
 
+def _refuses_for_ever(request: ReceivedRequest, writer: ResponseWriter) -> None:
+    """A 429 whose body has no end."""
+    writer.begin({"retry-after": "0.01"}, 429)
+    while True:
+        writer.write("x" * (1 << 20))
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize(
+    ("refusal", "outcome"),
+    [
+        (refuses(429, {"content-encoding": "gzip"}, b"\x1f\x8b\x08"), "rate_limited"),
+        (refuses(402, {"content-encoding": "gzip"}, b"\x1f\x8b\x08"), "client_error"),
+        (_refuses_for_ever, "rate_limited"),
+    ],
+    ids=["compressed 429", "compressed 402", "429 without an end"],
+)
+def test_a_refusal_is_one_whatever_its_body_is(start: Start, stream: bool, refusal: Act, outcome: str) -> None:
+    bench = start(Provider.of(refusal), models=("gpt-4.1",))
+
+    assert raw(bench, {"messages": MESSAGES, "stream": stream})[0] == 200
+    wait_until_settled(bench, 2)
+    assert bench.permits.outcomes == [outcome, "success"]
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("status", [200, 400, 401, 500])
+def test_a_key_that_the_gateway_repeats_reaches_nobody(
+    start: Start, caplog: pytest.LogCaptureFixture, stream: bool, status: int
+) -> None:
+    caplog.set_level("DEBUG")
+    said = {"error": {"message": "the key the-gateway is not good"}}
+
+    def repeats(request: ReceivedRequest, writer: ResponseWriter) -> None:
+        if status != 200 or not stream:
+            writer.answer(status, said)
+            return
+        writer.begin({"content-type": "text/event-stream"})
+        writer.write(piece("It ", request.body["model"]) + f"data: {json.dumps(said)}\n\n")
+
+    bench = start(Provider.of(then=repeats), attempts=1, models=("gpt-4.1",))
+
+    _, _, content = raw(bench, {"messages": MESSAGES, "stream": stream})
+
+    assert "the key *** is not good" in content.decode()
+    logged = str([vars(record) for record in caplog.records])
+    assert "the-gateway" not in content.decode() + logged + str(bench.permits.settlements)
+
+
 def test_a_stream_that_drips_for_ever_ends_with_the_time_of_the_call(start: Start) -> None:
     hung_up = threading.Event()
 

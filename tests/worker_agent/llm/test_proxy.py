@@ -138,6 +138,14 @@ def test_a_task_that_a_service_sends_away_for_long_costs_no_attempt_and_is_back_
     assert len(bench.upstream.requests) == 1
 
 
+def test_an_error_in_the_place_of_an_answer_is_told(start: Start) -> None:
+    trouble = refuses(200, body={"error": {"message": "the provider behind is away", "code": 502}})
+    bench = start(Provider.of(then=trouble), attempts=1, models=("gpt-4.1",))
+
+    with pytest.raises(Transient, match="the answer says: the provider behind is away"):
+        bench.model().ask("Why?")
+
+
 def test_another_model_answers_when_the_first_cannot(start: Start) -> None:
 
     def by_model(request: Any, writer: Any) -> None:
