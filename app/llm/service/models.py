@@ -29,18 +29,19 @@ async def set_limits(
     while (model := (await models.lock(connection, [name])).get(name)) is None:
         # Again where somebody has removed, since it was looked for, the one that another has listed.
         is_new = await models.add(connection, [name]) > 0
-    # At the next version with the same limits, a first attempt has succeeded and its answer was lost.
-    if not is_new and model.limits == limits and model.version in (expected_version, expected_version + 1):
+    # At the next version with the same limits, a first attempt has succeeded and its answer was lost. Next to 0 may be
+    # any, as a model that was removed goes on where it was.
+    if not is_new and model.limits == limits and expected_version in (0, model.version, model.version - 1):
         return
     if model.version != expected_version:
         raise VersionStale(f"the limits of this model are at version {model.version} now")
-    await models.set_limits(connection, name, limits)
+    version = await models.set_limits(connection, name, limits)
     audit.record(
         connection,
         "llm_model.set",
         by=by,
         old_state=None if is_new else {"model": name, "version": model.version, **asdict(model.limits)},
-        new_state={"model": name, "version": model.version + 1, **asdict(limits)},
+        new_state={"model": name, "version": version, **asdict(limits)},
         reason=reason,
     )
 
@@ -50,7 +51,7 @@ async def remove(connection: AsyncConnection, name: str, *, by: str, reason: str
     model = await _locked(connection, name)
     await models.remove(connection, name)
     old_state = {"model": name, "version": model.version, **asdict(model.limits)}
-    audit.record(connection, "llm_model.remove", by=by, old_state=old_state, reason=reason)
+    audit.record(connection, models.REMOVAL, by=by, old_state=old_state, reason=reason)
 
 
 async def reset(connection: AsyncConnection, name: str, *, by: str, reason: str = "") -> None:

@@ -36,6 +36,8 @@ _CONCURRENCY = ("ramping", "shrunk_at", "latency_seconds", "cooldown_until")
 _BREAKER = ("failures", "open_until", "cause", "until")
 _KEY = ("key_expires_at", "key_reported_by", "key_reported_at")
 _SERVICE = f"concurrency, {', '.join(_CONCURRENCY)}, {', '.join(_BREAKER)}, callers, worker_tats, {', '.join(_KEY)}"
+# In the audit log, with the model and its version as the state before.
+REMOVAL = "llm_model.remove"
 # Of what a caller has reported, all other texts are times.
 _WORDS = ("principal", "condition")
 _COLUMNS = f"model, version, {', '.join(_LIMITS)}, {_SERVICE}, requests_tat, tokens_tat"
@@ -91,10 +93,13 @@ UPDATE llm_models SET concurrency = :concurrency, ramping = :ramping, shrunk_at 
 WHERE model = :model
 """)
 
+# Above all that a removed model of this name has had, which the audit log keeps: an ETag stands for one version.
 _SET_LIMITS = text(f"""
-UPDATE llm_models SET version = version + 1,
+UPDATE llm_models SET version = 1 + greatest(version, (
+        SELECT max((before ->> 'version')::bigint) FROM audit
+        WHERE action = '{REMOVAL}' AND before ->> 'model' = :model)),
     {", ".join(f"{name} = :{name}" for name in _LIMITS)}
-WHERE model = :model
+WHERE model = :model RETURNING version
 """)
 
 _RESET = text(f"""
@@ -174,10 +179,11 @@ async def write_state(connection: AsyncConnection, model: Model) -> None:
     await connection.execute(_WRITE_STATE, {"model": model.name, **values})
 
 
-async def set_limits(connection: AsyncConnection, name: str, limits: ModelLimits) -> None:
-    """Set the limits of a locked model, as a new version."""
-    await connection.execute(_SET_LIMITS, {"model": name, **asdict(limits)})
+async def set_limits(connection: AsyncConnection, name: str, limits: ModelLimits) -> int:
+    """Set the limits of a locked model, as a new version, which is returned."""
+    version: int = (await connection.execute(_SET_LIMITS, {"model": name, **asdict(limits)})).scalar_one()
     notify.note(connection, notify.STATUS)
+    return version
 
 
 async def reset(connection: AsyncConnection, name: str) -> None:

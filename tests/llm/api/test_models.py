@@ -64,6 +64,23 @@ async def test_limits_are_changed_under_a_condition_and_audited(service: Service
     assert denied.status_code == 403
 
 
+async def test_a_version_of_a_model_that_was_removed_is_none_of_one_that_is_listed_again(service: Service) -> None:
+    path = f"/llm/models/{_MODEL}"
+    for version in range(2):
+        await limited(service, version=version, burst=1 + version)
+    for former in (2, 3):
+        assert (await service.ask("DELETE", path)).status_code == 204
+        for _ in range(2):
+            assert (await limited(service, burst=9))["version"] == former + 1, "safe to repeat"
+    stale = await service.ask("PUT", path, {"burst": 5}, headers={"If-Match": '"1"'})
+    is_problem(stale, 412, "version_stale")
+    assert (await service.ask("GET", path, headers={"If-None-Match": '"1", "2", "3"'})).status_code == 200
+    assert (await limited(service, version=4, burst=5))["version"] == 5
+    entries = (await service.get("/audit"))["items"]
+    told = [entry["after"]["version"] for entry in entries if entry["action"] == "llm_model.set"]
+    assert told == [5, 4, 3, 2, 1]
+
+
 @pytest.mark.parametrize("limits", [{"burst": 0}, {"window_seconds": 0}, {"max_concurrency": 0}, {"bursts": 3}])
 async def test_limits_that_make_no_sense(service: Service, limits: dict[str, Any]) -> None:
     answer = await service.ask("PUT", f"/llm/models/{_MODEL}", limits, headers={"If-Match": '"0"'})
