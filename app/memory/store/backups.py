@@ -49,7 +49,7 @@ _LOCK_NUMBERED = text(
 )
 
 # One statement, so that rows, attempts and events describe exactly the same leases. The token stays: the next lease
-# takes a higher one, which fences off a worker of the old server that comes back.
+# takes one above the new offset, which fences off a worker of the old server that comes back.
 _RELEASE_LEASES = text(f"""
 WITH held AS MATERIALIZED (
     SELECT * FROM tasks WHERE worker_id IS NOT NULL

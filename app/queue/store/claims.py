@@ -134,6 +134,8 @@ _WORKER = """LEFT JOIN LATERAL (
 #   LOCKED: a task that somebody else is about to lease, cancel or hold is not worth waiting for.
 # - `is_shifted` are the lanes in which a worker would get the task that its attempt has just failed at: there everybody
 #   gets the task of the one before. A lone worker gets that task only when it has waited for `avoid_seconds`.
+# - `token` leaves behind what a database may have given out that this one was restored from, or follows: its offset is
+#   0 until then, grows by 10^12 at least and by 5 * 10^8 a second, and no task is leased 500 times a second.
 # - `recorded` is the fence between replicas: two that lease to one worker at once write the same key (worker_id, n), so
 #   the second waits for the first, and fails as a whole.
 #
@@ -193,7 +195,8 @@ WITH request AS MATERIALIZED (
 ), leased AS (
     UPDATE tasks t
     SET state = CASE WHEN e.acknowledge THEN 'executing' ELSE 'assigned' END,
-        token = t.token + 1, worker_id = e.worker_id, leased_at = now(),
+        token = greatest(t.token, convener_transaction_offset() / 1000000) + 1,
+        worker_id = e.worker_id, leased_at = now(),
         lease_expires_at = now() + make_interval(secs => CASE WHEN e.acknowledge THEN $7::float8 ELSE $8::float8 END),
         deadline_at = now() + make_interval(secs => coalesce(t.timeout_seconds, $10::float8) * e.stretch)
     FROM picked CROSS JOIN LATERAL unnest(

@@ -115,7 +115,8 @@ async def test_a_restore_brings_everything_back(own_database: Database, server_u
         assert (await tick(database))["kept"] == "0 new results; a step takes 10"
         # Work goes on: with a higher token, from the checkpoint, and what was blocked comes free in the end.
         again = await leased(database, await ready_worker(database))
-        assert (again.task_id, again.token, again.attempt, again.checkpoint) == (lease.task_id, 8, 2, '{"n": 4}')
+        assert (again.task_id, again.attempt, again.checkpoint) == (lease.task_id, 2, '{"n": 4}')
+        assert again.token > 7
         assert not await is_accepted(database, completion(worker_id, lease))
         (new,) = await submitted(database)
         assert (await everything(database, new))["seq"] > (await everything(database, blocked))["seq"]
