@@ -40,10 +40,9 @@ def read_manifest(file: Path) -> Manifest | None:
         raise ValueError(f"{manifest_path(file)} is no manifest: {error}") from None
 
 
-def write_manifest(manifest: Manifest, file: Path) -> None:
-    """Write the manifest of a dump."""
-    with new_file(manifest_path(file)) as draft:
-        draft.write_text(json.dumps(asdict(manifest), indent=2) + "\n")
+def write_manifest(manifest: Manifest, draft: Path) -> None:
+    """Write the manifest of a dump into a draft."""
+    draft.write_text(json.dumps(asdict(manifest), indent=2) + "\n")
 
 
 @contextmanager

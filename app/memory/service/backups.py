@@ -55,16 +55,14 @@ async def backup(database: Database, dumps: Dumps, file: Path, report: Callable[
         moment, server = (await now(connection)).isoformat(), await backups.server_version(connection)
     _check_programs(dumps, server)
     try:
-        # Checked before the dump, which may take hours, rather than when the manifest is written.
-        if archives.manifest_path(file).exists():
-            raise FileExistsError(f"{archives.manifest_path(file)} exists already")
-        with archives.new_file(file) as draft:
+        # Both get their names at the end, so that a full disk leaves no dump without its manifest.
+        with archives.new_file(archives.manifest_path(file)) as manifest_draft, archives.new_file(file) as draft:
             await asyncio.to_thread(dumps.dump, database.url, draft, lambda size: report(f"backing up: {size:,} bytes"))
             size, digest = draft.stat().st_size, await asyncio.to_thread(archives.checksum, draft)
-        manifest = Manifest(
-            file=file.name, taken_at=moment, revision=revision, server=server, size_bytes=size, sha256=digest
-        )
-        archives.write_manifest(manifest, file)
+            manifest = Manifest(
+                file=file.name, taken_at=moment, revision=revision, server=server, size_bytes=size, sha256=digest
+            )
+            archives.write_manifest(manifest, manifest_draft)
     except FileExistsError as error:
         raise Refused(str(error), "name another file; a backup never replaces one") from None
     except OSError as error:

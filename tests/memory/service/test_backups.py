@@ -1,6 +1,7 @@
 """Backups restored on another server, where transactions are counted anew: readers of events lose none."""
 
 import asyncio
+import errno
 import os
 import shutil
 import stat
@@ -310,6 +311,22 @@ async def test_a_failed_backup_leaves_nothing_behind(own_database: Database, dum
     with pytest.raises(DumpFailed, match="convener_nowhere"), archives.new_file(tmp_path / "b") as draft:
         dumps.dump(gone.url, draft, lambda _: None)
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_disk_that_has_no_room_for_the_manifest_keeps_no_dump_without_it(
+    own_database: Database, dumps: Dumps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the same command is refused as there is such a file, and a restore takes that one unchecked."""
+
+    def write_into_full_disk(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(archives, "write_manifest", write_into_full_disk)
+        with pytest.raises(Refused, match="No space left"):
+            await backups.backup(own_database, dumps, tmp_path / "b", lambda _: None, "test")
+    assert list(tmp_path.iterdir()) == []
+    await backups.backup(own_database, dumps, tmp_path / "b", lambda _: None, "test")
 
 
 async def test_damage_is_found(own_database: Database, dumps: Dumps, tmp_path: Path, server_url: str) -> None:

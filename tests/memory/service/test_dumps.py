@@ -61,3 +61,11 @@ def test_a_failure_says_why(binaries: Binaries, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x" * 100)
     with pytest.raises(DumpFailed, match=r"pg_restore: .*archive"):
         Dumps(binaries=binaries).contents(tmp_path / "file")
+
+
+def test_a_program_that_says_nothing_had_perhaps_no_room_to(tmp_path: Path) -> None:
+    """It says it in a temporary file, and a backup is not damaged because that cannot be written."""
+    (tmp_path / "pg_restore").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "pg_restore").chmod(0o755)
+    with pytest.raises(DumpFailed, match="TMPDIR"):
+        Dumps(binaries=Binaries(directory=tmp_path, version=18)).contents(tmp_path / "file")
