@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any
@@ -112,6 +113,8 @@ class FittingTable(Table):
                 if self._needed_width() <= options.max_width:
                     break
                 self.columns = [column for column in self.columns if column.header != name]
+            # By its number rich tells which column is the last, after which it leaves no gap.
+            self.columns = [replace(column, _index=number) for number, column in enumerate(self.columns)]
             yield from super().__rich_console__(console, options)
         finally:
             self.columns, self.padding = columns, padding

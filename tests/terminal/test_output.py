@@ -146,3 +146,12 @@ def test_names_that_callers_choose_shorten_no_other_column_and_empty_columns_giv
     heading, line = captured.get().splitlines()
     assert heading.split() == ["AT", "EVENT", "GOAL", "DETAIL"]
     assert "goal.created orbits why do planets" in line
+
+
+def test_a_column_left_out_in_the_middle_takes_no_digit_from_those_after_it() -> None:
+    table = output.table("NAME", "TASK", "HOST", "PID", "WORKER", whole=["TASK", "WORKER"], optional=["PID", "WORKER"])
+    table.add_row(*map(output.cell, ("vm-1", None, "a-host", "2622345", "0" * 36)))
+    console = Console(width=40)
+    with console.capture() as captured:
+        console.print(table)
+    assert captured.get().splitlines()[1].split() == ["vm-1", "a-host", "2622345"]

@@ -62,7 +62,7 @@ def _listing(items: list[Json], now: datetime) -> Table:
         numbers=["CPU", "MEMORY"],
         whole=["TASK", "WORKER"],
         flexible="NAME",
-        optional=["CPU", "SEEN", "ASSIGNED", "HOST", "MEMORY", "PID", "WORKER"],
+        optional=["SEEN", "PID", "CPU", "HOST", "ASSIGNED", "MEMORY", "WORKER"],
     )
     for worker in items:
         more = [worker["assigned_agent"], worker["host"], worker["pid"]]
