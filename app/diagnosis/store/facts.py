@@ -128,11 +128,10 @@ WHERE :agent_type = ANY (capabilities) ORDER BY ended_at DESC LIMIT 1
 
 # From the floor of the lane on: below are tasks that were leased, and dead entries of others.
 _READY = "agent_type = :agent_type AND state = 'pending' AND blockers = 0 AND run_at IS NULL"
-_OPEN = f"coalesce(goal_id, '') NOT IN ({holds.CLOSED})"
 _AHEAD = text(f"""
 SELECT count(*) AS tasks, max(tag) AS tag FROM (
     SELECT tag FROM tasks
-    WHERE {_READY} AND priority = :priority AND tag >= :floor AND (tag, seq) < (:tag, :seq) AND {_OPEN}
+    WHERE {_READY} AND priority = :priority AND tag >= :floor AND (tag, seq) < (:tag, :seq) AND {holds.IS_OPEN}
     ORDER BY tag, seq LIMIT :limit
 ) ahead
 """)
@@ -150,7 +149,7 @@ CROSS JOIN LATERAL (
     SELECT count(*) AS tasks FROM (
         SELECT FROM tasks WHERE tasks.{_READY} AND tasks.priority = lane.priority::smallint
           AND tag >= CASE WHEN :resource_class = 0 THEN coalesce(l.virtual_time, 0) ELSE :bottom END
-          AND tag < :ceiling AND {_OPEN}
+          AND tag < :ceiling AND {holds.IS_OPEN}
         ORDER BY tag, seq LIMIT :limit
     ) counted
 ) head

@@ -120,3 +120,5 @@ holds = Table(
     moment("since", nullable=False, server_default=func.now()),
     one_of("reason", Hold),
 )
+# Claims ask whether any goal is closed, and read those that are not swept yet.
+Index("holds_closed", holds.c.is_swept, holds.c.goal_id, postgresql_where=text("is_closed"))

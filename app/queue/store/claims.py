@@ -185,7 +185,7 @@ WITH request AS MATERIALIZED (
             SELECT id, tag, seq, avoid_worker_id FROM tasks
             WHERE tasks.agent_type = demand.agent_type AND tasks.priority = demand.priority
               AND state = 'pending' AND blockers = 0 AND run_at IS NULL AND tag >= demand.floor {fits}
-              AND coalesce(goal_id, '') NOT IN ({holds.CLOSED})
+              AND {holds.IS_OPEN}
               AND (demand.places > 1 OR avoid_worker_id IS DISTINCT FROM demand.workers[1]
                    OR waiting_since < now() - make_interval(secs => $9::float8))
             ORDER BY tag, seq LIMIT demand.places FOR UPDATE SKIP LOCKED

@@ -43,8 +43,14 @@ class Gate:
     stopped_goals: frozenset[str] = frozenset()
 
 
-# For the claim: the goals whose tasks it skips. PostgreSQL runs this once for each statement.
-CLOSED = "SELECT h.goal_id FROM holds h WHERE h.is_closed"
+# Whether a claim may lease one of `tasks`: its goal is not closed. The probe at the end decides, and costs the same
+# however many goals are held. The first condition spares it while none is closed. The second, a set that is read once
+# for each statement, spares it for the tasks that the sweep has yet to set aside, of which there may be many.
+IS_OPEN = """(
+    NOT EXISTS (SELECT FROM holds h WHERE h.is_closed)
+    OR coalesce(goal_id, '') NOT IN (SELECT h.goal_id FROM holds h WHERE h.is_closed AND NOT h.is_swept)
+    AND (SELECT h.is_closed FROM holds h WHERE h.goal_id = tasks.goal_id) IS NOT TRUE
+)"""
 
 _CLOSE = text("""
 INSERT INTO holds AS stored (goal_id, reason) VALUES (:goal_id, :reason)

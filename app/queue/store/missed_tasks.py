@@ -22,10 +22,10 @@ _LOWEST = f"""
 SELECT span.agent_type, span.priority, head.tag
 FROM unnest($1::text[], $2::smallint[], $3::float8[], $4::float8[]) AS span (agent_type, priority, start_tag, end_tag)
 CROSS JOIN LATERAL (
-    SELECT tag FROM tasks t
-    WHERE t.agent_type = span.agent_type AND t.priority = span.priority
+    SELECT tag FROM tasks
+    WHERE tasks.agent_type = span.agent_type AND tasks.priority = span.priority
       AND state = 'pending' AND blockers = 0 AND run_at IS NULL AND tag >= span.start_tag AND tag < span.end_tag
-      AND coalesce(goal_id, '') NOT IN ({holds.CLOSED})
+      AND {holds.IS_OPEN}
     ORDER BY tag LIMIT 1
 ) head
 WHERE NOT EXISTS (SELECT FROM pauses p WHERE p.agent_type = span.agent_type)

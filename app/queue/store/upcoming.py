@@ -35,7 +35,7 @@ SELECT placed.* FROM unnest(CAST(:agents AS text[])) AS kind (agent_type) CROSS 
     FROM generate_series(1, 4) AS lane (priority) CROSS JOIN LATERAL (
         SELECT id, agent_type, goal_id, priority, submitted_priority, created_at, waiting_since, tag, seq FROM tasks
         WHERE tasks.agent_type = kind.agent_type AND tasks.priority = lane.priority::smallint
-          AND state = 'pending' AND blockers = 0 AND run_at IS NULL AND coalesce(goal_id, '') NOT IN ({holds.CLOSED})
+          AND state = 'pending' AND blockers = 0 AND run_at IS NULL AND {holds.IS_OPEN}
         ORDER BY tag, seq LIMIT :limit
     ) head
     ORDER BY place LIMIT :limit

@@ -20,6 +20,7 @@ from app.queue.rules.tasks import LeasePolicy
 from app.queue.service import leases, tasks
 from app.queue.service.leases import LeaseService
 from app.queue.store import claims, holds
+from app.queue.store import tasks as task_store
 from app.queue.store.claims import ClaimRequest, Lease
 from tests.goals.service.budgeted_goals import (
     claim_lease,
@@ -147,16 +148,48 @@ async def test_what_comes_back_from_a_worker_is_found(database: Database) -> Non
     assert await ready_tasks(database) == [task_id]
 
 
-async def _come_back(database: Database) -> UUID:
-    """Give a task of a held goal back, so that it is ready again."""
+async def _come_back(database: Database, delay_seconds: float = 0.0) -> UUID:
+    """Give a task of a held goal back, so that it is ready again, after the delay if there is one."""
     (task_id,) = await submitted(database)
     worker = await ready_worker(database)
     lease = await leased(database, worker)
     await pause(database)
     await budget_enforcement.process_holds(database)
     async with database.transaction() as connection:
-        await leases.release(connection, fence(worker, lease), "going home")
+        await leases.release(connection, fence(worker, lease), "going home", delay_seconds)
     return task_id
+
+
+@pytest.mark.parametrize("way", ["given back", "delayed", "submitted", "submitted behind another"])
+async def test_what_gets_past_the_sweep_is_leased_once_its_goal_goes_on(
+    database: Database, replica: Database, desk: LeaseService, way: str
+) -> None:
+    """The claims' connection has made its plan while no goal was held."""
+    await create_goal(database)
+    assert await claim_lease(replica) is None
+    if way == "given back":
+        task_id = await _come_back(database)
+    elif way == "delayed":
+        task_id = await _come_back(database, delay_seconds=0.001)
+        async with database.transaction() as connection:
+            assert await task_store.promote(connection, 10) == 1
+    else:
+        first = await submitted(database, goal_id="other") if way == "submitted behind another" else []
+        async with replica.transaction() as connection:
+            (task,) = await tasks.submit(connection, [submission(depends_on=first)])
+            await pause(database)
+            await budget_enforcement.process_holds(database)
+        task_id = task.id
+        if first:
+            worker = await ready_worker(database)
+            await desk.complete(completion(worker, await leased(database, worker)))
+    assert await value(database, "SELECT is_swept FROM holds")
+    assert await ready_tasks(database) == [task_id]
+    assert await claim_lease(replica) is None
+    await resume(database)
+    lease = await claim_lease(replica)
+    assert lease is not None
+    assert lease.task_id == task_id
 
 
 async def test_what_comes_back_as_its_goal_is_resumed_is_left_alone(

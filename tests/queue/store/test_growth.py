@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import count, islice
 from typing import TypeAlias
 from uuid import uuid4
 
@@ -40,7 +41,7 @@ from app.queue.store.listing import Selection
 from app.workers.store import workers as worker_store
 from tests.conftest import PROCESS, named, run_on
 from tests.support.factories import GENERATION, beat, completion, submission, submitted
-from tests.support.plans import Costs, PlanLog, explained, explaining
+from tests.support.plans import Cost, Costs, PlanLog, explained, explaining
 from tests.support.sql import execute, fetch
 
 pytestmark = pytest.mark.slow
@@ -59,8 +60,9 @@ FROM generate_series(1, {_TASKS}) AS n
 _ENLIST = f"""
 INSERT INTO workers (id, name, incarnation, state, host, pid, capabilities, labels, version, memory_gb, cpu_cores,
                      started_at, registered_at)
-SELECT gen_random_uuid(), 'w' || n, 1, 'ready', 'test', n, ARRAY['generation'], '{{}}', '0', 1, 1, now(), now()
-FROM generate_series(1, {_WORKERS}) AS n
+SELECT id, 'w-' || id, 1, 'ready', 'test', n, ARRAY['generation'], '{{}}', '0', 1, 1, now(), now()
+FROM (SELECT gen_random_uuid() AS id, n FROM generate_series(1, {_WORKERS}) AS n) each
+RETURNING id
 """
 _FOR_GOAL = """
 INSERT INTO tasks (id, state, agent_type, priority, payload, labels, timeout_seconds, max_attempts, retry_delays,
@@ -68,6 +70,17 @@ INSERT INTO tasks (id, state, agent_type, priority, payload, labels, timeout_sec
 SELECT gen_random_uuid(), 'pending', 'ranking', 1, '{}', '{}', 60, 3, '{}', '', now(), n, 'goal', now()
 FROM generate_series(1, $1) AS n
 """
+_FOR_GOALS = """
+INSERT INTO tasks (id, state, agent_type, priority, payload, labels, timeout_seconds, max_attempts, retry_delays,
+                   request_hash, created_at, tag, goal_id)
+SELECT gen_random_uuid(), 'pending', 'reflection', 2, '{}', '{}', 60, 3, '{}', '', now(), $1, $3 || n % 50
+FROM generate_series(1, $2) AS n
+"""
+_PAUSED = """
+INSERT INTO holds (goal_id, reason, is_swept) SELECT 'paused' || n, 'paused', true FROM generate_series(1, $1) AS n
+ON CONFLICT DO NOTHING
+"""
+_CLOSED = "INSERT INTO holds (goal_id, reason) SELECT 'closed' || n, 'paused' FROM generate_series(0, 49) AS n"
 _FAILED = """
 INSERT INTO task_history (id, state, agent_type, priority, payload, labels, timeout_seconds, max_attempts, retry_delays,
                           request_hash, created_at, seq, token, failures, rescues, error, finished_at)
@@ -256,3 +269,48 @@ async def test_dead_letters(full: Database, log: PlanLog) -> None:
                     done = dead_letters.requeue if call == "requeueing" else dead_letters.purge
                     assert await done(connection, letters, "test") == batch
     costs.check()
+
+
+async def test_paused_goals_cost_a_claim_no_more_the_more_they_are(
+    full: Database, hot: Connection, log: PlanLog, statistics: str
+) -> None:
+    """A look at two pages of an index for each task that it leases, if any; none for one that is not set aside yet."""
+    batches, rounds = (min(_BATCHES), *_BATCHES), 5
+    transaction, tags = hot.transaction(), count(1.0)
+    await transaction.start()
+    workers = iter([row["id"] for _ in range(2 * rounds) for row in await hot.fetch(_ENLIST)])
+    for tag, batch in enumerate(batches * rounds, 1):
+        await hot.execute(_FOR_GOALS, float(tag), batch, "goal")
+
+    async def claim_costs(unswept_tasks: int = 0) -> dict[int, Cost]:
+        """Of workers and tasks without a past, which would count too."""
+        costs, lane = {}, Lane(agent_type=AgentType.REFLECTION, priority=Priority.MEDIUM)
+        for batch in batches:
+            tag = next(tags)
+            await hot.execute(_FOR_GOALS, tag - 0.5, unswept_tasks, "closed")
+            asks = [
+                ClaimRequest(worker_id=worker, request_id=uuid4(), lane=lane, acknowledge=True, floor=tag - 0.5)
+                for worker in islice(workers, batch)
+            ]
+            log.take()
+            outcomes = await claims.claim(hot, asks, LeasePolicy())
+            costs[batch] = log.take()
+            assert all(outcome.lease for outcome in outcomes)
+        return costs
+
+    await claim_costs()
+    costs_by_goals = {}
+    for goals in (0, 50, 5000):
+        await hot.execute(_PAUSED, goals)
+        if statistics == "analysed":
+            await hot.execute("ANALYZE holds")
+        costs_by_goals[goals] = await claim_costs()
+    await hot.execute(_CLOSED)
+    unswept = await claim_costs(2000)
+    await transaction.rollback()
+    for batch, cost in costs_by_goals[0].items():
+        for costs in costs_by_goals[50], costs_by_goals[5000]:
+            assert costs[batch].rows <= cost.rows + 4, batch
+            # One more for the ledger of leases, which has grown meanwhile.
+            assert costs[batch].pages <= cost.pages + 3 * batch + 24, batch
+        assert unswept[batch].pages <= costs_by_goals[5000][batch].pages + 1000, batch
