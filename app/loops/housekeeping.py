@@ -111,6 +111,7 @@ def _prunes(days: int, events_days: int) -> Mapping[str, DeleteBatch]:
         "performance": partial(performance.prune, days=days),
         "judgements": partial(ratings.prune, days=days),
         "calls": partial(usage.prune, days=days),
+        "calls by hour": usage.fold,
         "spending": partial(usage.prune_spending, days=days),
         "utilisation": partial(utilisation.prune, days=days),
         "refusals": partial(refusals.prune, days=days),

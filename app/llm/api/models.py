@@ -1,7 +1,7 @@
 """Routes of language models: limits, the state of their services, and usage."""
 
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 from fastapi import Path, Query, Response
@@ -34,6 +34,7 @@ router = Router(prefix="/llm", tags=["language models"])
 _READ = [requires(Scope.READ)]
 # Prices have longer names in bodies.
 _LIMITS = LimitsIn.model_fields.keys() & ModelLimits.__dataclass_fields__.keys()
+_SINCE = "an hour ago by default; by the minute, more than two hours ago by the hour, whose beginning is answered"
 _UNLISTED = responses_for(ModelNotAllowed)
 _CHANGING = responses_for(errors.PreconditionRequired, errors.VersionStale)
 ModelPath = Annotated[ModelName, Path(description="as callers name it; slashes and colons are part of it")]
@@ -135,14 +136,17 @@ async def reset(model: ModelPath, connection: Writing, caller: Caller, reason: R
 async def usage(
     connection: Reading,
     namespace: Within,
-    since: Annotated[Moment | None, Query(description="an hour ago by default; by the minute")] = None,
+    since: Annotated[Moment | None, Query(description=_SINCE)] = None,
     by: Annotated[Grouping, Query()] = "model",
     limit: Limit = 100,
 ) -> UsagePage:
     """Calls by outcome, tokens, costs and latencies of each model, agent type, goal, or key of somebody who is no
     worker, those with most calls first.
     """
-    start = since or await now(connection) - timedelta(hours=1)
+    moment = await now(connection)
+    start = since or moment - timedelta(hours=1)
+    if start < moment - timedelta(hours=usage_store.WHOLE_HOURS_AFTER):
+        start = start.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
     sums = await usage_store.sums(connection, by, start, limit, namespace)
     if by == "goal" and namespace is not None:
         sums = [replace(item, name=shown_name(item.name)) for item in sums]

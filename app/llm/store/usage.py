@@ -1,4 +1,4 @@
-"""Finished calls of language models, summed by minute, and the capacity for calls."""
+"""Finished calls of language models, summed by minute and later by hour, and the capacity for calls."""
 
 import json
 from collections.abc import Collection
@@ -70,6 +70,8 @@ class CallCapacity(NamedTuple):
     held_share: float | None
 
 
+# Hours are kept by the minute until so many later ones are over.
+WHOLE_HOURS_AFTER = 2
 # With fewer, one long task would decide.
 _MIN_TASKS = 10
 _COLUMNS = {"model": "model", "agent": "agent_type", "goal": "goal_id", "key": "key_id"}
@@ -77,6 +79,25 @@ _BUCKETS = ", ".join(
     f"coalesce(sum(timed) FILTER (WHERE bucket = {number}), 0)::bigint" for number in range(len(BOUNDS) + 1)
 )
 
+# What a row counts already is kept.
+_MERGE = """
+ON CONFLICT (minute, model, agent_type, goal_id, key_id, outcome) DO UPDATE SET
+    calls = known.calls + excluded.calls,
+    prompt_tokens = known.prompt_tokens + excluded.prompt_tokens,
+    completion_tokens = known.completion_tokens + excluded.completion_tokens,
+    cost_usd = known.cost_usd + excluded.cost_usd,
+    held_seconds = known.held_seconds + excluded.held_seconds,
+    task_seconds = known.task_seconds + excluded.task_seconds,
+    timed = known.timed + excluded.timed,
+    seconds = known.seconds + excluded.seconds,
+    longest = greatest(known.longest, excluded.longest),
+    histogram = ARRAY(
+        SELECT ours + theirs
+        FROM unnest(known.histogram, excluded.histogram) WITH ORDINALITY AS part (ours, theirs, place) ORDER BY place
+    )
+"""
+_SUMMED = """minute, model, agent_type, goal_id, key_id, outcome, calls, prompt_tokens, completion_tokens, cost_usd,
+    held_seconds, task_seconds, timed, seconds, longest, histogram"""
 # Calls that failed at once say nothing of what calls cost.
 _COSTLY = "count(*) FILTER (WHERE cost_usd > 0 OR prompt_tokens + completion_tokens > 0)"
 _AT = "CAST(:at AS timestamptz)"
@@ -116,35 +137,19 @@ WITH called AS MATERIALIZED (
         calls = c.calls + CASE WHEN {budgets.is_past(_AT)} THEN 0 ELSE b.calls END
     FROM budgeted c WHERE b.scope = c.scope AND b.name = c.name
 )
-INSERT INTO llm_minutes AS known (minute, model, agent_type, goal_id, key_id, outcome, calls, prompt_tokens,
-    completion_tokens, cost_usd, held_seconds, task_seconds, timed, seconds, longest, histogram)
+INSERT INTO llm_minutes AS known ({_SUMMED})
 SELECT date_trunc('minute', CAST(:at AS timestamptz)), model, agent_type, goal_id, key_id, outcome, count(*),
        sum(prompt_tokens), sum(completion_tokens), sum(cost_usd), sum(held_seconds), sum(task_seconds),
        sum(timed), coalesce(sum(latency_seconds), 0), coalesce(max(latency_seconds), 0), ARRAY[{_BUCKETS}]
 FROM called GROUP BY model, agent_type, goal_id, key_id, outcome ORDER BY model, agent_type, goal_id, key_id, outcome
-ON CONFLICT (minute, model, agent_type, goal_id, key_id, outcome) DO UPDATE SET
-    calls = known.calls + excluded.calls,
-    prompt_tokens = known.prompt_tokens + excluded.prompt_tokens,
-    completion_tokens = known.completion_tokens + excluded.completion_tokens,
-    cost_usd = known.cost_usd + excluded.cost_usd,
-    held_seconds = known.held_seconds + excluded.held_seconds,
-    task_seconds = known.task_seconds + excluded.task_seconds,
-    timed = known.timed + excluded.timed,
-    seconds = known.seconds + excluded.seconds,
-    longest = greatest(known.longest, excluded.longest),
-    histogram = ARRAY(
-        SELECT ours + theirs
-        FROM unnest(known.histogram, excluded.histogram) WITH ORDINALITY AS part (ours, theirs, place) ORDER BY place
-    )
-""")
+{_MERGE}""")
 
 _PLACES = range(1, len(BOUNDS) + 2)
 _FIGURES = """sum(prompt_tokens)::bigint AS prompt_tokens, sum(completion_tokens)::bigint AS completion_tokens,
        sum(cost_usd) AS cost_usd, sum(held_seconds) AS held_seconds, sum(timed)::bigint AS timed,
        sum(seconds) AS seconds, max(longest) AS longest"""
 
-# Percentiles of parts cannot be combined, so histograms are added bucket by bucket: in one walk over the minutes, of
-# which there may be a million.
+# Percentiles of parts cannot be combined, so histograms are added bucket by bucket: in one walk over the rows.
 _SUMS = f"""
 WITH part AS MATERIALIZED (
     SELECT {{key}} AS name, outcome, sum(calls)::bigint AS calls, {_FIGURES},
@@ -188,6 +193,29 @@ SELECT least(total.calls, coalesce(borne.calls, total.calls))::int AS "limit",
 FROM total CROSS JOIN borne CROSS JOIN ran
 """)
 
+# The minutes of an hour that is over for long become the row of its first one. Of two days only, as it looks at all of
+# their rows; what is left, after days without loops, is read as it is.
+_FOLD = text(f"""
+WITH gone AS (
+    DELETE FROM llm_minutes WHERE ctid = ANY (ARRAY(
+        SELECT ctid FROM llm_minutes
+        WHERE minute > now() - interval '2 days'
+          AND minute < date_trunc('hour', now(), 'UTC') - make_interval(hours => {WHOLE_HOURS_AFTER})
+          AND minute > date_trunc('hour', minute, 'UTC')
+        ORDER BY minute LIMIT :limit FOR UPDATE SKIP LOCKED))
+    RETURNING *, date_trunc('hour', minute, 'UTC') AS hour
+), folded AS (
+    INSERT INTO llm_minutes AS known ({_SUMMED})
+    SELECT hour, model, agent_type, goal_id, key_id, outcome, sum(calls), sum(prompt_tokens), sum(completion_tokens),
+           sum(cost_usd), sum(held_seconds), sum(task_seconds), sum(timed), sum(seconds), max(longest),
+           ARRAY[{", ".join(f"coalesce(sum(histogram[{place}]), 0)::bigint" for place in _PLACES)}]
+    FROM gone GROUP BY hour, model, agent_type, goal_id, key_id, outcome
+    ORDER BY hour, model, agent_type, goal_id, key_id, outcome
+    {_MERGE}
+)
+SELECT count(*) FROM gone
+""")
+
 prune = pruning("llm_minutes", "minute")
 # A client that invents a goal for each run would leave rows for ever.
 _PRUNE_SPENDING = deletion(
@@ -210,6 +238,11 @@ async def add(connection: AsyncConnection, calls: Collection[FinishedCall], at: 
         for call in calls
     ]
     await connection.execute(_ADD, {"calls": json.dumps(rows), "at": at, "bounds": list(BOUNDS)})
+
+
+async def fold(connection: AsyncConnection, limit: int = BATCH) -> int:
+    """Fold minutes of hours that are over for long into one row each, at most `limit`; return the number folded."""
+    return int((await connection.execute(_FOLD, {"limit": limit})).scalar_one())
 
 
 async def prune_spending(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:

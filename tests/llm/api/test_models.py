@@ -1,5 +1,6 @@
 """Limits, state and usage of language models, over HTTP."""
 
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -169,6 +170,17 @@ async def test_usage_is_summed_by_model_agent_and_goal(service: Service, databas
         item["name"]: item["completion_tokens"] for item in (await service.get("/llm/usage", by="agent"))["items"]
     }
     assert by_agent == {"ranking": 1000, "evolution": 500}
+
+
+async def test_usage_of_long_ago_is_by_the_hour_and_says_so(service: Service, database: Database) -> None:
+    await limited(service)
+    await settled(service, await acquired(service))
+    await execute(database, "UPDATE llm_minutes SET minute = date_trunc('hour', now(), 'UTC') - interval '5 hours'")
+    hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(hours=5)
+    asked = (hour + timedelta(minutes=59, seconds=30)).astimezone(timezone(timedelta(hours=5, minutes=30)))
+    answer = await service.get("/llm/usage", since=asked.isoformat())
+    assert (datetime.fromisoformat(answer["since"]), len(answer["items"])) == (hour, 1)
+    assert (await service.get("/llm/usage", since=(hour + timedelta(hours=1)).isoformat()))["items"] == []
 
 
 async def test_no_key_says_that_its_call_took_longer_than_its_permit_was_held(

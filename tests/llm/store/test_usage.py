@@ -71,6 +71,27 @@ async def test_a_row_with_a_short_histogram_hides_no_other(connection: AsyncConn
     assert {name: sum(one.latency.histogram) for name, one in sums.items()} == {"odd": 1, "m": 1}
 
 
+async def test_hours_that_are_over_for_long_are_folded_and_count_as_before(connection: AsyncConnection) -> None:
+    this_hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    for hours in (1, 2, 3, 4, 5):
+        for minute in (0, 7, 59):
+            at = this_hour - hours * _HOUR + timedelta(minutes=minute)
+            await usage.add(connection, [call(latency=hours * 1.0), call("n", latency=None)], at)
+    await connection.execute(text("UPDATE llm_minutes SET histogram = '{1}' WHERE model = 'n'"))
+
+    async def rows_and_sums() -> tuple[int, list[usage.UsageSum]]:
+        rows: int = (await connection.execute(text("SELECT count(*) FROM llm_minutes"))).scalar_one()
+        return rows, await usage.sums(connection, "model", this_hour - 5 * _HOUR, 10)
+
+    _, before = await rows_and_sums()
+    assert [await usage.fold(connection, limit=5) for _ in range(4)] == [5, 5, 2, 0]
+    assert await rows_and_sums() == (2 * (2 * 3 + 3), before)
+    await usage.add(connection, [call(), call("late")], this_hour - 4 * _HOUR + timedelta(minutes=7))
+    assert (await usage.fold(connection), await usage.fold(connection)) == (2, 0)
+    after = {one.name: one.outcomes[Outcome.SUCCESS] for one in (await rows_and_sums())[1]}
+    assert after == {"m": 16, "n": 15, "late": 1}
+
+
 async def test_nothing_is_known_of_a_system_that_calls_nobody(connection: AsyncConnection) -> None:
     assert await usage.recent(connection, _HOUR) == (None, 0, 0, 20)
     assert await usage.call_capacity(connection, _HOUR) == (20, None)
