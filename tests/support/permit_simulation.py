@@ -84,10 +84,11 @@ class Caller:
 
 @dataclass(kw_only=True)
 class PermitSimulation:
-    """One model, and a clock that goes from event to event."""
+    """One model, and a clock that goes from event to event; answers come `late_seconds` late."""
 
     callers: Sequence[Caller]
     limit: float
+    late_seconds: float = 0.0
     weights: Mapping[AgentType, float] = field(default_factory=lambda: EQUAL_WEIGHTS)
     policy: PermitPolicy = field(default_factory=PermitPolicy)
     seed: int = 1
@@ -140,7 +141,7 @@ class PermitSimulation:
                     reservation = denial.reservation(now, self.policy)
                     assert reservation is not None
                     reservations[request.id] = reservation
-                    pause = denial.retry_after.total_seconds() * (1 + 0.1 * draw.random())
+                    pause = self.late_seconds + denial.retry_after.total_seconds() * (1 + 0.1 * draw.random())
                     if caller.gives_up:
                         pause, request, began = pause * 20, None, -1.0  # type: ignore[assignment]
                     heapq.heappush(events, (at + pause, next(order), "ask", caller, request, began))

@@ -66,8 +66,9 @@ class PermitPolicy:
     hold_before_latency_share: float = 0.1
     hold_after_seconds: float = 0.15
     # A reservation lapses so long after it was due, or after this share of the wait where that is longer: those who
-    # were told to wait long come back less punctually, and a busy system answers late.
-    lapse_seconds: float = 2.0
+    # were told to wait long come back less punctually. A busy system answers late, and whoever loses a place for that
+    # waits anew, so that the urgent alone get permits: as long as a worker waits for an answer at most.
+    lapse_seconds: float = 10.0
     lapse_wait_share: float = 0.2
     # No place is kept for longer: each makes others wait, and may be that of somebody who never comes back. Whoever is
     # told to wait for longer has none.

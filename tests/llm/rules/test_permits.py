@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import timedelta
+from itertools import product
 
 import pytest
 from hypothesis import given
@@ -192,6 +193,17 @@ def test_low_priority_is_not_starved() -> None:
     simulation = PermitSimulation(callers=[*urgent, Caller(name="b", agent=B, priority=Priority.LOW)], limit=4)
     simulation.run(200)
     assert simulation.served["b"] >= 2
+
+
+def test_nobody_is_starved_where_answers_come_late() -> None:
+    callers = [
+        Caller(name=f"{priority}{n}", agent=agent, priority=priority, hold_seconds=2.0)
+        for n, (agent, priority) in enumerate(5 * list(product((A, B), (Priority.HIGH, Priority.MEDIUM, Priority.LOW))))
+    ]
+    simulation = PermitSimulation(callers=callers, limit=2, late_seconds=4.0)
+    simulation.run(300)
+    assert min(simulation.served[caller.name] for caller in callers) >= 2
+    assert simulation.busy_seconds > 0.75 * 2 * 300
 
 
 def test_those_who_never_come_back_do_not_stop_the_others() -> None:
