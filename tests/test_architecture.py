@@ -1,9 +1,8 @@
 """What import contracts cannot see: where queries are made, who commits, which clock decides."""
 
 import ast
+from collections.abc import Callable, Sequence
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[1]
 APP = ROOT / "app"
@@ -45,58 +44,71 @@ def _imported(tree: ast.AST, package: str) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("path", _files(), ids=_name)
-def test_queries_are_made_in_store_only(path: Path) -> None:
-    if "store" in path.parts or path.is_relative_to(APP / "db"):
-        return
-    made = _imported(ast.parse(path.read_text()), "sqlalchemy") & _CONSTRUCTORS
-    assert not made, (
-        f"{_name(path)} makes queries ({made}); move them into a function of a `store` that is named for it"
-    )
+def _breaches(files: Sequence[Path], look: Callable[[Path], object]) -> dict[str, object]:
+    """What is against a rule, by file: one test for all files, as a test for each takes longer than to read it."""
+    return {_name(path): breach for path in files if (breach := look(path))}
 
 
-@pytest.mark.parametrize("path", _files(), ids=_name)
-def test_one_place_commits(path: Path) -> None:
-    commits = [
-        node.lineno
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Attribute) and node.attr in ("commit", "begin")
-    ]
+def test_queries_are_made_in_store_only() -> None:
+    def made(path: Path) -> set[str]:
+        return _imported(ast.parse(path.read_text()), "sqlalchemy") & _CONSTRUCTORS
+
+    others = [path for path in _files() if "store" not in path.parts and not path.is_relative_to(APP / "db")]
+    breaches = _breaches(others, made)
+    assert not breaches, f"these make queries; move them into a function of a `store` that is named for it: {breaches}"
+
+
+def test_one_place_commits() -> None:
+    def commits(path: Path) -> list[int]:
+        return [
+            node.lineno
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Attribute) and node.attr in ("commit", "begin")
+        ]
+
     allowed = {f"app/db/{name}.py" for name in ("database", "migration_steps", "schema", "upgrade")}
-    assert not commits or _name(path) in allowed, f"{_name(path)}:{commits} commits; only {allowed} may"
+    breaches = _breaches([path for path in _files() if _name(path) not in allowed], commits)
+    assert not breaches, f"these commit; only {allowed} may: {breaches}"
 
 
-@pytest.mark.parametrize("path", _files("rules", "kernel"), ids=_name)
-def test_rules_are_not_async(path: Path) -> None:
+def test_rules_are_not_async() -> None:
     kinds = (ast.AsyncFunctionDef, ast.Await, ast.AsyncFor, ast.AsyncWith)
-    found = [type(node).__name__ for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, kinds)]
-    assert not found, f"{_name(path)} is async; a rule takes a snapshot and returns a plan"
+
+    def asynchronous(path: Path) -> list[str]:
+        return [type(node).__name__ for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, kinds)]
+
+    breaches = _breaches(_files("rules", "kernel"), asynchronous)
+    assert not breaches, f"these are async; a rule takes a snapshot and returns a plan: {breaches}"
 
 
-@pytest.mark.parametrize("path", _files(), ids=_name)
-def test_only_the_database_clock_decides(path: Path) -> None:
-    clocks = [
-        ast.unparse(node)
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Attribute)
-        and ast.unparse(node) in ("datetime.now", "datetime.utcnow", "time.time", "time.time_ns", "date.today")
-    ]
-    assert not clocks or "cli" in path.parts or _name(path).startswith(_LOCAL_CLOCKS), (
-        f"{_name(path)} reads {clocks}; ask the database: db.database.now"
-    )
+def test_only_the_database_clock_decides() -> None:
+    def clocks(path: Path) -> list[str]:
+        return [
+            ast.unparse(node)
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Attribute)
+            and ast.unparse(node) in ("datetime.now", "datetime.utcnow", "time.time", "time.time_ns", "date.today")
+        ]
+
+    others = [path for path in _files() if "cli" not in path.parts and not _name(path).startswith(_LOCAL_CLOCKS)]
+    breaches = _breaches(others, clocks)
+    assert not breaches, f"these read clocks; ask the database: db.database.now: {breaches}"
 
 
-@pytest.mark.parametrize(
-    "path", _files("rules", "service", "store", "broker", "provisioners", "postgres", "db", "loops"), ids=_name
-)
-def test_http_is_known_to_the_api_only(path: Path) -> None:
-    assert "HTTPException" not in path.read_text(), f"{_name(path)}: raise an error of the feature instead"
+def test_http_is_known_to_the_api_only() -> None:
+    files = _files("rules", "service", "store", "broker", "provisioners", "postgres", "db", "loops")
+    breaches = _breaches(files, lambda path: "HTTPException" in path.read_text())
+    assert not breaches, f"raise an error of the feature instead: {[*breaches]}"
 
 
-@pytest.mark.parametrize("path", [*_files(), *sorted((ROOT / "worker_agent").rglob("*.py"))], ids=_name)
-def test_files_stay_short_and_say_what_they_are_for(path: Path) -> None:
-    source = path.read_text()
-    assert len(source.splitlines()) <= _LONGEST_FILE, f"{_name(path)} has grown; split it along its nouns"
-    assert not source or ast.get_docstring(ast.parse(source)), (
-        f"{_name(path)} does not open with a sentence that says its duty"
-    )
+def test_files_stay_short_and_say_what_they_are_for() -> None:
+    files = [*_files(), *sorted((ROOT / "worker_agent").rglob("*.py"))]
+    long = _breaches(files, lambda path: len(path.read_text().splitlines()) > _LONGEST_FILE)
+    assert not long, f"these have grown; split them along their nouns: {[*long]}"
+
+    def is_silent(path: Path) -> bool:
+        source = path.read_text()
+        return bool(source) and not ast.get_docstring(ast.parse(source))
+
+    silent = _breaches(files, is_silent)
+    assert not silent, f"these do not open with a sentence that says their duty: {[*silent]}"

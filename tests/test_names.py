@@ -6,8 +6,6 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 FILES = sorted([*(ROOT / "app").rglob("*.py"), *(ROOT / "worker_agent").rglob("*.py")])
 # Each could be anything: say what was found, known or wanted.
@@ -64,24 +62,26 @@ def _variables(tree: ast.AST) -> Iterator[tuple[int, str]]:
                 pass
 
 
-@pytest.mark.parametrize("path", FILES, ids=_name)
-def test_variables_say_what_they_hold(path: Path) -> None:
+def test_variables_say_what_they_hold() -> None:
     empty = [
-        f"{line}: {name}" for line, name in _variables(ast.parse(path.read_text())) if name.strip("_") in _EMPTY_WORDS
+        f"{_name(path)}:{line}: {name}"
+        for path in FILES
+        for line, name in _variables(ast.parse(path.read_text()))
+        if name.strip("_") in _EMPTY_WORDS
     ]
-    assert not empty, f"{_name(path)} has names that say nothing ({empty}); name the thing: `rows`, `waiting_tasks`"
+    assert not empty, f"these names say nothing ({empty}); name the thing: `rows`, `waiting_tasks`"
 
 
-@pytest.mark.parametrize("path", FILES, ids=_name)
-def test_docstrings_are_sentences(path: Path) -> None:
+def test_docstrings_are_sentences() -> None:
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    texts = [ast.get_docstring(node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, documented)]
     riddles = [
-        text.splitlines()[0]
-        for text in texts
-        if text and text.split(maxsplit=1)[0] in _RIDDLES and " ".join(text.split()) not in PUBLISHED
+        f"{_name(path)}: {text.splitlines()[0]}"
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, documented) and (text := ast.get_docstring(node))
+        if text.split(maxsplit=1)[0] in _RIDDLES and " ".join(text.split()) not in PUBLISHED
     ]
-    assert not riddles, f"{_name(path)}: say in a plain sentence what the thing is or does, not {riddles}"
+    assert not riddles, f"say in a plain sentence what the thing is or does, not {riddles}"
 
 
 def test_no_two_classes_of_a_feature_share_a_name() -> None:
