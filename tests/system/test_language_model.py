@@ -22,6 +22,7 @@ pytestmark = pytest.mark.slow
 
 _LIMIT = 2
 _WORKERS = 4
+_ENDED = ("completed", "failed", "cancelled")
 _TROUBLE: list[Act] = [
     refuses(429, {"retry-after": "1"}),
     refuses(500),
@@ -78,12 +79,13 @@ async def _submit(up: Up, payloads: list[dict[str, Any]], **more: Any) -> list[s
 
 
 async def _finished(up: Up, ids: list[str], seconds: float = 120) -> list[dict[str, Any]]:
+    found = []
     async with asyncio.timeout(seconds), _client(up) as client:
-        while True:
-            found = [(await client.get(f"/tasks/{task_id}")).json() for task_id in ids]
-            if all(task["state"] in ("completed", "failed", "cancelled") for task in found):
-                return found
-            await asyncio.sleep(0.3)
+        for task_id in ids:
+            while (task := (await client.get(f"/tasks/{task_id}")).json())["state"] not in _ENDED:
+                await asyncio.sleep(0.3)
+            found.append(task)
+    return found
 
 
 async def _in_use(up: Up) -> int:

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.slow
 # Production begins with ten workers by itself, which is more than is needed to see this.
 _BOUNDS = {Mode.DEVELOPMENT: (2, 3), Mode.PRODUCTION: (2, 6), Mode.TRUSTED_TESTER: (5, 7)}
 _REASON = {"reason": "conformance"}
+_ENDED = ("completed", "failed", "cancelled")
 
 
 class Machine:
@@ -63,12 +64,13 @@ class Machine:
 
     async def ended(self, ids: list[str]) -> list[Any]:
         """The tasks, once all of them have ended."""
+        found = []
         async with asyncio.timeout(120):
-            while True:
-                found = [await self.get(f"/tasks/{task_id}") for task_id in ids]
-                if all(task["state"] in ("completed", "failed", "cancelled") for task in found):
-                    return found
-                await asyncio.sleep(0.2)
+            for task_id in ids:
+                while (task := await self.get(f"/tasks/{task_id}"))["state"] not in _ENDED:
+                    await asyncio.sleep(0.2)
+                found.append(task)
+        return found
 
     async def workers(self) -> list[Any]:
         """The live workers, once there are as few as there may be at least, and all can work."""
