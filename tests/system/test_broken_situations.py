@@ -239,18 +239,30 @@ async def test_page_why_and_doctor_name_the_cause_and_the_mend_of_six_situations
 
 
 async def _look(night: Night) -> dict[str, list[str]]:
-    """The words that are missing, by situation and by who should say them."""
-    first, doctor = await night.page(""), await night.command("doctor", "-o", "json")
-    checks = json.loads(doctor)["checks"]
-    told = " ".join(f"{check['detail']} {check['remedy']}" for check in checks)
-    missing = {}
-    for name, situation in _SITUATIONS.items():
-        task = night.tasks[name]
-        page = first + await night.page(f"/tasks/{task}")
-        missing[f"page: {name}"] = _missing(situation.page, page)
-        missing[f"why: {name}"] = _missing(situation.why, await night.command("why", task))
-        missing[f"doctor: {name}"] = _missing(situation.doctor, told)
-    return {who: words for who, words in missing.items() if words}
+    """The words that are missing, by situation, of the first of the three that does not say all.
+
+    The one comes last that is a program for each situation.
+    """
+    for who, listen in (("page", _pages), ("doctor", _doctor), ("why", _why)):
+        told = await listen(night)
+        missing = {f"{who}: {name}": _missing(getattr(_SITUATIONS[name], who), told[name]) for name in _SITUATIONS}
+        if any(missing.values()):
+            return {place: words for place, words in missing.items() if words}
+    return {}
+
+
+async def _pages(night: Night) -> dict[str, str]:
+    first = await night.page("")
+    return {name: first + await night.page(f"/tasks/{night.tasks[name]}") for name in _SITUATIONS}
+
+
+async def _doctor(night: Night) -> dict[str, str]:
+    checks = json.loads(await night.command("doctor", "-o", "json"))["checks"]
+    return dict.fromkeys(_SITUATIONS, " ".join(f"{check['detail']} {check['remedy']}" for check in checks))
+
+
+async def _why(night: Night) -> dict[str, str]:
+    return {name: await night.command("why", night.tasks[name]) for name in _SITUATIONS}
 
 
 async def _check_commands(night: Night) -> None:
