@@ -46,13 +46,15 @@ class Api:
         return {"Authorization": f"Bearer {self.keys[role]}"}
 
 
-async def until(condition: Callable[[], object], seconds: float = 60.0, what: str = "condition") -> None:
-    """Wait for the condition to hold."""
+async def until(
+    condition: Callable[[], object], seconds: float = 60.0, what: str = "condition", pause: float = 0.05
+) -> None:
+    """Wait for the condition to hold, with a pause after each look."""
     end = asyncio.get_running_loop().time() + seconds
     while not condition():
         if asyncio.get_running_loop().time() > end:
             raise AssertionError(f"{what} did not come true within {seconds:.0f} s")
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(pause)
 
 
 async def make_keys(database_url: str) -> dict[Role, str]:

@@ -11,6 +11,8 @@ from tests.support.slurm import SlurmCluster
 from tests.system.conftest import Up, until
 from tests.system.supervising import ask
 
+# Between two looks at the jobs, each of which is a program that asks the controller.
+PAUSE = 0.3
 _SETTINGS = {
     "CONVENER_PROVISIONER": "slurm",
     "CONVENER_HOST_NAME": "lab",
@@ -34,7 +36,7 @@ async def control_plane(cluster: SlurmCluster, place: Path, *arguments: str, **s
         cluster.command("scancel", "--full", "--user=root")
         for left in up.processes():
             left.kill()
-        await until(lambda: not jobs(cluster), what="the end of all jobs")
+        await until(lambda: not jobs(cluster), what="the end of all jobs", pause=PAUSE)
 
 
 def jobs(cluster: SlurmCluster, state: str = "") -> list[str]:
@@ -56,7 +58,7 @@ async def ready(up: Up, count: int, seconds: float = 90) -> Sequence[dict[str, A
 async def back_at_one_block(cluster: SlurmCluster, up: Up) -> None:
     """Return once one block with two workers is left. Idle workers stay the longer the longer their start took."""
     try:
-        await until(lambda: len(jobs(cluster)) == 1, seconds=400)
+        await until(lambda: len(jobs(cluster)) == 1, seconds=400, pause=PAUSE)
     except AssertionError:
         facts = {path: await ask(up, path) for path in ("/fleet", "/workers", "/scaling/decisions")}
         raise AssertionError(f"blocks {jobs(cluster)} stay: {json.dumps(facts)}") from None

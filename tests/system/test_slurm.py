@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.slurm import SlurmCluster
 from tests.system.conftest import Up, until
-from tests.system.slurm_pool import back_at_one_block, control_plane, jobs, ready
+from tests.system.slurm_pool import PAUSE, back_at_one_block, control_plane, jobs, ready
 from tests.system.supervising import all_completed, ask, completions, submit
 
 pytestmark = pytest.mark.slow
@@ -41,11 +41,11 @@ async def test_a_block_serves_and_is_found_again_and_replaced(cluster: SlurmClus
         await all_completed(up, ids)
         assert await completions(up) == Counter(dict.fromkeys(ids, 1))
         # The job completes once its last process has ended, which may be after the tasks are done elsewhere.
-        await until(lambda: job not in jobs(cluster), what="the end of the job that was canceled")
+        await until(lambda: job not in jobs(cluster), what="the end of the job that was canceled", pause=PAUSE)
 
         await _let_it_grow(up)
         ids += await submit(up, 12, 1.0, timeout_seconds=30)
-        await until(lambda: len(jobs(cluster, "RUNNING")) == 2, what="a second block")
+        await until(lambda: len(jobs(cluster, "RUNNING")) == 2, what="a second block", pause=PAUSE)
         await all_completed(up, ids)
         await back_at_one_block(cluster, up)
         assert await completions(up) == Counter(dict.fromkeys(ids, 1))
@@ -56,7 +56,7 @@ async def test_a_full_partition_is_no_failure_and_a_lost_node_no_loss(cluster: S
     async with control_plane(
         cluster, tmp_path, CONVENER_POOL_SIZE="4", CONVENER_BLOCK_MIN_NODES="2", CONVENER_BLOCK_MAX_NODES="2"
     ) as up:
-        await until(lambda: jobs(cluster, "PENDING"), what="a job that waits")
+        await until(lambda: jobs(cluster, "PENDING"), what="a job that waits", pause=PAUSE)
         ids = await submit(up, 12, 0.5, timeout_seconds=30)
         await asyncio.sleep(3)
         assert len(jobs(cluster, "PENDING")) == 1
