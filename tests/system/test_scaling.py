@@ -15,7 +15,9 @@ from tests.system.conftest import Up
 
 pytestmark = pytest.mark.slow
 
-_LEAST, _MOST, _TASKS, _BATCH = 2, 12, 2000, 500
+_LEAST, _MOST, _TASKS, _BATCH = 2, 12, 500, 125
+# Each task is a process, which costs more of a machine than the sleep. Together they are ten seconds of work of all.
+_TASK_SECONDS = 0.25
 _SIZE = """
 SELECT count(*) FILTER (WHERE state IN ('starting', 'ready', 'draining')) AS live,
        count(*) FILTER (WHERE state IN ('starting', 'ready') AND directive IS NULL) AS staying FROM workers
@@ -73,10 +75,10 @@ async def test_a_burst_grows_the_pool_and_its_end_shrinks_it(up: Up) -> None:
 
 async def _submit(client: httpx.AsyncClient) -> list[str]:
     """A burst of short tasks of all types."""
-    agents, ids = list(AgentType), list[str]()
+    agents, ids, payload = list(AgentType), list[str](), {"sleep_seconds": _TASK_SECONDS}
     for first in range(0, _TASKS, _BATCH):
         tasks = [
-            {"agent_type": agents[n % len(agents)], "goal_id": f"goal-{n % 7}", "payload": {"sleep_seconds": 0.02}}
+            {"agent_type": agents[n % len(agents)], "goal_id": f"goal-{n % 7}", "payload": payload}
             for n in range(first, first + _BATCH)
         ]
         answer = await client.post("/tasks/batch", json={"tasks": tasks})
