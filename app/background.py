@@ -86,7 +86,7 @@ async def run(settings: Settings) -> None:
         schedule = [*schedule, *webhook_jobs(webhook_sender)]
     context = _context(settings, database, provisioner, webhook_sender)
     runner = Runner(context, schedule, liveness_file=settings.liveness_file)
-    database.announcer.start()
+    database.start()
     work = asyncio.create_task(runner.run())
     following = [asyncio.create_task(engine.run()) for engine in engines]
     log.info("loops are running: %s", ", ".join(item.name for item in schedule))

@@ -189,7 +189,7 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         database = Database(url, direct_url=settings.database_direct_url, statement_seconds=_STATEMENT_SECONDS)
         services = app.state.services = services_for(settings, database, certificate, traces)
-        database.announcer.start()
+        database.start()
         broker, config = services[Broker], services[CurrentConfig]
         if on_config is not None:
             config.subscribe(on_config)

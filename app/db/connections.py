@@ -1,9 +1,11 @@
 """Connections to PostgreSQL that end by limits of their own, also when the network loses everything in silence."""
 
 import asyncio
+import logging
 import socket
 from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -17,7 +19,9 @@ if TYPE_CHECKING:
 else:
     _Base = asyncpg.Connection
 
+log = logging.getLogger(__name__)
 CONNECT_SECONDS = 5.0
+_WATCH_SECONDS = 10.0
 # The server ends a statement by its own limit first; a client that has heard nothing so much later never will.
 _MARGIN_SECONDS = 2.0
 _CHECK_INTERVAL = "client_connection_check_interval"
@@ -59,6 +63,31 @@ _types: dict[frozenset[int], Any] = {}
 _NAMED = SimpleNamespace(name="types")
 
 
+# A promotion begins a new timeline, with a higher number; a standby has none yet.
+SELECT_SERVER = """
+SELECT coalesce(host(inet_server_addr()) || ':', 'port ') || current_setting('port') AS place,
+       pg_postmaster_start_time() AS started_at,
+       (SELECT system_identifier FROM pg_control_system()) AS system,
+       CASE WHEN pg_is_in_recovery() THEN 0
+            ELSE CAST(CAST('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8) AS bit(32)) AS integer)
+       END AS timeline
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningServer:
+    """A run of a server: its address, the system that it shares with its standbys, and its timeline, 0 of a standby."""
+
+    place: str
+    started_at: datetime
+    system: int
+    timeline: int
+
+    def has_replaced(self, other: "RunningServer") -> bool:
+        """Whether it was promoted later than the other one, which takes writes as well."""
+        return self.system == other.system and self.timeline > other.timeline > 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """Seconds that a statement may take, and that it may wait for a lock of somebody else; None: without a limit.
@@ -69,6 +98,9 @@ class Limits:
 
     statement_seconds: float | None = None
     lock_seconds: float | None = None
+
+
+_WATCH_LIMITS = Limits(statement_seconds=2.0)
 
 
 class LimitedConnection(_Base):
@@ -172,6 +204,9 @@ class Connections:
         self._open: WeakSet[LimitedConnection] = WeakSet()
         self._opening: set[asyncio.Timeout] = set()
         self._is_closed = False
+        self._rivals: set[RunningServer] = set()
+        self.primary: RunningServer | None = None
+        """That of several servers on which this process works, as it was last looked at."""
 
     async def open(self, limits: Limits) -> LimitedConnection:
         """A new connection for transactions. Raises OSError, TimeoutError, and what asyncpg raises."""
@@ -194,17 +229,62 @@ class Connections:
             self._opening.add(limit)
             try:
                 connection, server = await _first_to_answer(servers, limits, settings)
+                if server != servers[0]:
+                    await self._refuse_former(connection)
+                    self._move(servers, server)
             finally:
                 self._opening.discard(limit)
-        if server != servers[0]:
-            # One process never works on two servers at once, of which one may be a former primary that nobody has
-            # stopped; and it stays where it is, though an earlier one comes back.
-            servers.remove(server)
-            servers.insert(0, server)
-            self.cut()
         _limit_silence(connection)
         self._open.add(connection)
         return connection
+
+    def _move(self, servers: list[str], server: str) -> None:
+        """Leave the server on which this process works for another one.
+
+        It never works on both at once, of which one may be a former primary that nobody has stopped; and it stays where
+        it is, though an earlier one comes back.
+        """
+        servers.remove(server)
+        servers.insert(0, server)
+        self.cut()
+
+    async def _refuse_former(self, connection: LimitedConnection) -> None:
+        try:
+            server = await _read_server(connection)
+            if self.primary is not None and self.primary.has_replaced(server):
+                raise ConnectionRefusedError(f"{server.place} is a former primary, and its successor does not answer")
+        except BaseException:
+            connection.terminate()
+            raise
+        self.primary = server
+
+    async def watch(self) -> None:
+        """Leave a primary in whose place another of several servers was promoted, for as long as this runs."""
+        servers = self._direct_servers or self._servers
+        while len(servers) > 1:
+            await self._look_for_successor(servers)
+            await asyncio.sleep(_WATCH_SECONDS)
+
+    async def _look_for_successor(self, servers: list[str]) -> None:
+        present = await _server_at(servers[0])
+        if present is None:
+            return
+        self.primary, rivals = present, set()
+        for url in servers[1:]:
+            server = await _server_at(url)
+            # Two addresses may lead to one server.
+            if server is None or not server.timeline or server.started_at == present.started_at:
+                continue
+            rivals.add(server)
+            if server not in self._rivals:
+                places = " and ".join(f"{one.place} (timeline {one.timeline})" for one in (present, server))
+                log.error("two servers take writes, %s: stop the one that is no longer the primary", places)
+            if server.has_replaced(present):
+                log.error("this process goes from %s to %s, which was promoted", present.place, server.place)
+                self.primary = server
+                self._move(servers, url)
+                break
+        self._rivals = rivals
 
     @staticmethod
     def session_settings(limits: Limits) -> dict[str, str]:
@@ -248,6 +328,24 @@ async def _first_to_answer(
             failure = error
     assert failure is not None
     raise failure
+
+
+async def _server_at(url: str) -> RunningServer | None:
+    """The server at a URL; None where it lets nobody in."""
+    try:
+        connection, _ = await _first_to_answer([url], _WATCH_LIMITS, _NAME)
+        try:
+            return await _read_server(connection)
+        finally:
+            connection.terminate()
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+        return None
+
+
+async def _read_server(connection: LimitedConnection) -> RunningServer:
+    row = await connection.fetchrow(SELECT_SERVER)
+    assert row is not None
+    return RunningServer(**row)
 
 
 def _limit_silence(connection: LimitedConnection) -> None:

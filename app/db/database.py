@@ -13,7 +13,7 @@ from sqlalchemy.exc import TimeoutError as PoolExhausted
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from app.db import dialect
-from app.db.connections import Connections, Limits, StatementPool
+from app.db.connections import SELECT_SERVER, Connections, Limits, RunningServer, StatementPool
 from app.db.notify import Announcer, begin_locked_work, pop_news
 from app.db.outage import Outage
 from app.kernel.database_urls import check_database_url
@@ -32,6 +32,7 @@ _LOCK_SECONDS, _READ_LOCK_SECONDS = 5.0, 2.0
 # Reads under way and those that wait for a connection; more would only wait in vain.
 _MAX_READS = 100
 _LOCK_NOT_AVAILABLE = "55P03"
+_SERVER = text(SELECT_SERVER)
 
 
 class Database:
@@ -70,6 +71,7 @@ class Database:
         read_limits = Limits(statement_seconds=statement_seconds, lock_seconds=_READ_LOCK_SECONDS)
         self._read_engine = self._engine(read_limits, 4, overflow=2, timeout=3)
         self._reads = 0
+        self._watch: asyncio.Task[None] | None = None
 
     def _engine(self, limits: Limits, size: int, *, overflow: int, timeout: float) -> AsyncEngine:
         engine = create_async_engine(
@@ -154,9 +156,25 @@ class Database:
                 self.outage.note_failure(_cause(error) or error)
             raise cancellation_or(error) from error
 
+    async def is_former_primary(self, connection: AsyncConnection) -> bool:
+        """Whether the connection leads to a server in whose place another one was promoted, as a pooler's may."""
+        primary = self._connections.primary
+        if primary is None:
+            return False
+        row = (await connection.execute(_SERVER)).mappings().one()
+        return primary.has_replaced(RunningServer(**row))
+
+    def start(self) -> None:
+        """Begin to announce and to hear news, and to watch which of several servers is the primary."""
+        self.announcer.start()
+        self._watch = asyncio.create_task(self._connections.watch(), name="primary")
+
     async def close(self) -> None:
         """Close all connections, without waiting for any answer."""
         await self.announcer.stop()
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
         self.give_up()
         self.hot.terminate()
         self.submits.terminate()

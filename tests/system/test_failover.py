@@ -14,13 +14,14 @@ import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.db import schema
+from app.db import connections, schema
 from app.db.database import Database
 from app.diagnosis.store.facts import blocking
 from app.health.rules.checks import locks_held
 from app.health.rules.snapshot import FOR_REPORT, BlockingSession
 from app.health.store.observations import blocking_session
 from app.kernel.access import Role
+from app.kernel.errors import DatabaseUnavailable
 from app.postgres.binaries import Binaries
 from app.queue.rules.status import OpenWriter
 from app.queue.store import open_writers
@@ -115,6 +116,49 @@ async def test_whoever_waits_for_a_standby_is_not_to_be_ended(nodes: list[Node])
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
         await database.close()
+
+
+async def test_a_process_leaves_a_former_primary_that_nobody_has_stopped(
+    nodes: list[Node], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It stayed there for good, ready and without a word, while those that were started anew worked on the other."""
+    monkeypatch.setattr(connections, "_WATCH_SECONDS", 0.2)
+    primary, standby = nodes
+    several = f"{primary.url.rpartition(':')[0]}:{primary.port},127.0.0.1:{standby.port}/convener"
+    # As with a pooler that still leads to the former primary.
+    database, pooled = Database(several), Database(primary.url, direct_url=several)
+    try:
+        for process in (database, pooled):
+            process.start()
+        assert await _port(database) == await _port(pooled) == primary.port
+        await primary.wait_for_standbys(synchronous=False)
+        async with pooled.transaction() as connection:
+            assert not await pooled.is_former_primary(connection)
+        session = await database.connect()
+        standby.promote()
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            while not session.is_closed():
+                await asyncio.sleep(0.05)
+        assert await _port(database) == standby.port
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            while True:
+                async with pooled.transaction() as connection:
+                    if await pooled.is_former_primary(connection):
+                        break
+        assert f":{primary.port} (timeline 1) and 127.0.0.1:{standby.port} (timeline 2)" in caplog.text
+        assert f"to 127.0.0.1:{standby.port}, which was promoted" in caplog.text
+        await standby.kill()
+        for _ in range(3):
+            with pytest.raises(DatabaseUnavailable):
+                await _port(database)
+    finally:
+        await database.close()
+        await pooled.close()
+
+
+async def _port(database: Database) -> int:
+    async with database.transaction() as connection:
+        return int((await connection.exec_driver_sql("SELECT current_setting('port')")).scalar_one())
 
 
 async def test_nothing_acknowledged_is_lost_with_a_synchronous_standby(nodes: list[Node], tmp_path: Path) -> None:

@@ -78,14 +78,16 @@ async def livez() -> Alive:
     responses=problems.responses_for(DatabaseUnavailable),
 )
 async def readyz(services: ServicesDep) -> Response:
-    """Ready means: the database answers and takes writes, its schema is the expected one or a newer one that
-    serves this version, and no shutdown has begun."""
+    """Ready means: the database answers, takes writes and is no former primary, its schema is the expected one or a
+    newer one that serves this version, and no shutdown has begun."""
     # Not ready before the end, so that a load balancer sends no more requests while those under way finish.
     if services.stopping or services.is_draining:
         raise ShuttingDown
     async with services.database.transaction() as connection:
         if not await takes_writes(connection):
             raise DatabaseUnavailable("the database takes no writes: it is a standby, or its role may only read")
+        if await services.database.is_former_primary(connection):
+            raise DatabaseUnavailable("the database is a former primary: another server was promoted in its place")
     revision = await schema.revision(services.database.engine)
     if revision != services[ExpectedSchema].revision and not await schema.is_served(services.database.engine, revision):
         expected_revision = services[ExpectedSchema].revision

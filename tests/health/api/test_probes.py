@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 
+from app.db.connections import SELECT_SERVER, RunningServer
 from app.db.database import Database
 from app.kernel.access import Role
 from app.server import begin_shutdown
@@ -45,6 +46,21 @@ async def test_a_database_that_takes_no_writes_is_not_ready(own_database: Databa
         answer = await service.ask("GET", "/readyz", key=None)
         assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable")
         assert "takes no writes" in answer.json()["detail"]
+
+
+async def test_a_former_primary_is_not_ready(own_database: Database) -> None:
+    """As where a pooler still leads there: what it took was lost for those who went on with its successor."""
+    connection = await own_database.connect()
+    row = await connection.fetchrow(SELECT_SERVER)
+    await connection.close()
+    assert row is not None
+    async with serving(own_database.url) as service:
+        connections = service.app.state.services.database._connections
+        for later, status in ((0, 200), (1, 503)):
+            connections.primary = RunningServer(**{**row, "timeline": row["timeline"] + later})
+            answer = await service.ask("GET", "/readyz", key=None)
+            assert answer.status_code == status
+        assert "was promoted in its place" in answer.json()["detail"]
 
 
 async def test_another_schema_is_not_ready(own_database: Database) -> None:
