@@ -63,14 +63,13 @@ _types: dict[frozenset[int], Any] = {}
 _NAMED = SimpleNamespace(name="types")
 
 
-# A promotion begins a new timeline, with a higher number; a standby has none yet.
-SELECT_SERVER = """
+# A promotion begins a new timeline, with a higher number. A standby cannot be asked for its own.
+TIMELINE = "CAST(CAST('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8) AS bit(32)) AS integer)"
+SELECT_SERVER = f"""
 SELECT coalesce(host(inet_server_addr()) || ':', 'port ') || current_setting('port') AS place,
        pg_postmaster_start_time() AS started_at,
        (SELECT system_identifier FROM pg_control_system()) AS system,
-       CASE WHEN pg_is_in_recovery() THEN 0
-            ELSE CAST(CAST('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8) AS bit(32)) AS integer)
-       END AS timeline
+       CASE WHEN pg_is_in_recovery() THEN 0 ELSE {TIMELINE} END AS timeline
 """
 
 

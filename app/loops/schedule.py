@@ -30,7 +30,8 @@ from app.llm.store import budgets as budget_store
 from app.llm.store import permits as permit_store
 from app.loops import housekeeping
 from app.memory.rules.checkpoints import CheckpointPolicy
-from app.memory.service import checkpoints
+from app.memory.service import backups, checkpoints
+from app.memory.store import backups as backup_store
 from app.queue.rules.admission import CapacityPolicy
 from app.queue.rules.aging import AgingPolicy
 from app.queue.rules.tasks import LeasePolicy, SweepPolicy
@@ -145,6 +146,14 @@ DUTIES: Sequence[Duty] = (
         seconds=0.5,
         run=lambda _, db, turn: expiry.promote_delayed(db),
         due=lambda _: task_store.HAS_DUE,
+    ),
+    # Where the standby had lagged, readers may be ahead of it, and would miss what is written before this.
+    Duty(
+        name="follow promotions",
+        seconds=1,
+        run=lambda _, db, turn: backups.follow_promotion(db),
+        due=lambda _: backup_store.HAS_BEEN_PROMOTED,
+        idle_seconds=600,
     ),
     # The ledger grows by an entry a lease, and every claim reads its end.
     Duty(name=expiry.TRIM_LEDGER, seconds=30, run=lambda _, db, turn: expiry.trim_ledger(db)),

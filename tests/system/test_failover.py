@@ -22,6 +22,7 @@ from app.health.rules.snapshot import FOR_REPORT, BlockingSession
 from app.health.store.observations import blocking_session
 from app.kernel.access import Role
 from app.kernel.errors import DatabaseUnavailable
+from app.memory.service import backups
 from app.postgres.binaries import Binaries
 from app.queue.rules.status import OpenWriter
 from app.queue.store import open_writers
@@ -131,15 +132,17 @@ async def test_a_process_leaves_a_former_primary_that_nobody_has_stopped(
         for process in (database, pooled):
             process.start()
         assert await _port(database) == await _port(pooled) == primary.port
-        await primary.wait_for_standbys(synchronous=False)
+        await primary.wait_for_standbys(synchronous=True)
         async with pooled.transaction() as connection:
             assert not await pooled.is_former_primary(connection)
+        assert await _follow_promotion(database) == {}
         session = await database.connect()
         standby.promote()
         async with asyncio.timeout(_PATIENCE_SECONDS):
             while not session.is_closed():
                 await asyncio.sleep(0.05)
         assert await _port(database) == standby.port
+        assert (await _follow_promotion(database))["transaction_offset"] > 0
         async with asyncio.timeout(_PATIENCE_SECONDS):
             while True:
                 async with pooled.transaction() as connection:
@@ -154,6 +157,11 @@ async def test_a_process_leaves_a_former_primary_that_nobody_has_stopped(
     finally:
         await database.close()
         await pooled.close()
+
+
+async def _follow_promotion(database: Database) -> dict[str, int]:
+    async with database.transaction() as connection:
+        return await backups.follow_promotion(connection)
 
 
 async def _port(database: Database) -> int:

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sqlalchemy.ext.asyncio import AsyncConnection
+
 from app.admin.service import audit
 from app.db import schema
 from app.db.database import Database, now
@@ -148,6 +150,20 @@ async def restore(
     return await _finish_restore(database, inspection, file.name, by)
 
 
+async def follow_promotion(connection: AsyncConnection) -> dict[str, int]:
+    """Do what `advance` does where the server was promoted; note its timeline where none is noted yet.
+
+    Raises an error of a lock that cannot be had.
+    """
+    timelines = await backups.read_timelines(connection)
+    if timelines is None or timelines.noted == timelines.present:
+        return {}
+    if timelines.noted is None:
+        await backups.note_timeline(connection)
+        return {}
+    return {"transaction_offset": await _advance(connection, "convener loops")}
+
+
 async def advance(database: Database, by: str) -> int:
     """Number what comes above all that a former primary may have given out; return the new offset.
 
@@ -159,14 +175,18 @@ async def advance(database: Database, by: str) -> int:
     for attempt in range(_ATTEMPTS):
         try:
             async with database.transaction() as connection:
-                await backups.lock_out_numbering(connection)
-                offset = await backups.advance_transactions(connection)
-                audit.record(connection, "db.advance", by=by, new_state={"transaction_offset": offset})
-                return offset
+                return await _advance(connection, by)
         except Locked:
             # Others have the tables in another order, so neither waits for the other until one is given up.
             await asyncio.sleep(_PAUSE_SECONDS * (attempt + 1))
     raise Refused("others write events all the time", "`convener doctor` names whoever keeps locks; then repeat this")
+
+
+async def _advance(connection: AsyncConnection, by: str) -> int:
+    await backups.lock_out_numbering(connection)
+    offset = await backups.advance_transactions(connection)
+    audit.record(connection, "db.advance", by=by, new_state={"transaction_offset": offset})
+    return offset
 
 
 async def _finish_restore(database: Database, inspection: Inspection, name: str, by: str) -> RestoredBackup:

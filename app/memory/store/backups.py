@@ -1,10 +1,12 @@
 """Preparing a restored database for work: exclusive use, transaction numbers that keep growing, and no old leases."""
 
 import json
+from dataclasses import dataclass
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.db.connections import TIMELINE
 from app.db.database import limit_lock_waits, now
 from app.kernel.events import TaskEvent
 from app.memory.rules.backups import next_offset
@@ -42,6 +44,13 @@ SELECT greatest(convener_transaction_offset(),
                 (SELECT max(cursor_transaction) FROM checkpoints))
 """)
 
+# The comment of the function is the timeline on which its offset was chosen. Only its owner can choose another.
+_TIMELINES = f"""
+SELECT obj_description(oid, 'pg_proc') AS noted, 'timeline ' || {TIMELINE} AS present FROM pg_proc
+WHERE oid = to_regprocedure('convener_transaction_offset()') AND pg_has_role(proowner, 'USAGE')
+"""
+HAS_BEEN_PROMOTED = f"EXISTS (SELECT FROM ({_TIMELINES}) timelines WHERE noted <> present)"
+
 # All writers of such numbers, each of which has then committed or will take a number of afterwards. Without the
 # partitions of events, where nobody writes but through the whole table: a vacuum of a large one takes minutes.
 _LOCK_NUMBERED = text(
@@ -73,6 +82,14 @@ SELECT count(*) FROM held
 _IS_LOG_WRITABLE = text("""
 SELECT NOT CAST(current_setting('transaction_read_only') AS boolean) AND has_table_privilege('audit', 'INSERT')
 """)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timelines:
+    """The timeline on which transactions were last numbered on, None where nobody has noted it, and the present one."""
+
+    noted: str | None
+    present: str
 
 
 async def count_other_sessions(connection: AsyncConnection) -> int:
@@ -124,7 +141,20 @@ async def advance_transactions(connection: AsyncConnection, at_least: int = 0) -
             f"AS 'SELECT {int(offset)}::bigint'"
         )
     )
+    await note_timeline(connection)
     return offset
+
+
+async def read_timelines(connection: AsyncConnection) -> Timelines | None:
+    """Return the timelines; None where somebody else owns the schema."""
+    row = (await connection.execute(text(_TIMELINES))).mappings().one_or_none()
+    return None if row is None else Timelines(**row)
+
+
+async def note_timeline(connection: AsyncConnection) -> None:
+    """Note the present timeline as the one on which transactions are numbered."""
+    timeline = int((await connection.execute(text(f"SELECT {TIMELINE}"))).scalar_one())
+    await connection.execute(text(f"COMMENT ON FUNCTION convener_transaction_offset() IS 'timeline {timeline}'"))
 
 
 async def release_leases(connection: AsyncConnection, reason: str) -> int:

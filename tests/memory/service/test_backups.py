@@ -141,6 +141,23 @@ async def test_a_reader_ahead_of_a_promoted_standby_misses_nothing_that_comes(ow
     await _check_invariants(own_database)
 
 
+async def test_loops_number_on_once_after_a_promotion(own_database: Database) -> None:
+    """Readers missed what came, until somebody had thought of `convener db advance`."""
+
+    async def turn() -> tuple[bool, dict[str, int]]:
+        async with own_database.transaction() as connection:
+            is_due = bool((await connection.exec_driver_sql(f"SELECT {store.HAS_BEEN_PROMOTED}")).scalar_one())
+            return is_due, await backups.follow_promotion(connection)
+
+    assert [await turn(), await turn()] == [(False, {}), (False, {})]
+    current = await value(own_database, "SELECT convener_transaction_offset()")
+    await execute(own_database, "COMMENT ON FUNCTION convener_transaction_offset() IS 'timeline 0'")
+    is_due, result = await turn()
+    assert is_due
+    assert result["transaction_offset"] > current
+    assert await turn() == (False, {})
+
+
 async def test_whoever_is_writing_has_committed_before_it_is_counted_on(own_database: Database) -> None:
     """Otherwise a reader could be past it by then, and miss it."""
     writer = await own_database.connect()
