@@ -7,6 +7,7 @@ import threading
 import zlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -16,18 +17,19 @@ from app.admin.store import config
 from app.agents.store import performance, weights
 from app.db import duties, schema
 from app.db.database import Database, now
-from app.kernel import resources
+from app.goals.rules.goals import GoalAction
+from app.goals.service import iterations
 from app.kernel.errors import Refused
-from app.kernel.resources import Resources
 from app.memory.errors import CheckpointBusy, CheckpointNotFound
 from app.memory.rules.backups import without_lease
 from app.memory.rules.checkpoints import FORMAT, CheckpointPolicy, due_reason, unreachable_tasks
+from app.memory.rules.restored_values import find_odd_values
 from app.memory.service.examination import examine_content, examine_elsewhere
 from app.memory.store import backups
 from app.memory.store import checkpoints as store
 from app.memory.store.checkpoints import Checkpoint, NewCheckpoint, Snapshot
 from app.queue.rules.tasks import LEASED
-from app.queue.store import events, resource_classes
+from app.queue.store import events
 
 _DUTY_NAME = "checkpoint"
 # The fastest level has most of the effect, because tasks resemble each other.
@@ -183,6 +185,8 @@ async def _insert_content(connection: AsyncConnection, document: Mapping[str, An
         columns = store.unknown_columns(table, parts[part])
         if columns:
             raise Refused(f"it was taken by another version, whose {table.name} have {', '.join(sorted(columns))}")
+        if (odd := next(find_odd_values(part, parts[part], store.column_types(table)), None)) is not None:
+            raise Refused(f"the checkpoint is damaged: {odd}")
     moment = (await now(connection)).isoformat()
     # A service that has begun here has written its first version, and the last one is in force.
     last = await config.last(connection)
@@ -197,7 +201,8 @@ async def _insert_content(connection: AsyncConnection, document: Mapping[str, An
             await store.insert_rows(connection, table, parts[part])
     released_ids = [task["id"] for task in document["tasks"] if task["state"] in LEASED]
     await store.finish_restore(connection, released_ids, f"restored from the checkpoint of {document['taken_at']}")
-    await _check_readable(connection)
+    numbers = sorted((row["goal_id"], row["number"]) for row in parts["goal_iterations"])
+    await _check_readable(connection, dict(numbers))
     return RestoredCheckpoint(
         taken_at=document["taken_at"],
         tasks=len(document["tasks"]),
@@ -216,23 +221,30 @@ async def _read_packed(database: Database, checkpoint_id: int) -> bytes:
     return packed_content
 
 
-async def _check_readable(connection: AsyncConnection) -> None:
-    """Raise Refused unless a service can read what it works by: the database takes any JSON for a document."""
+async def _check_readable(connection: AsyncConnection, last_numbers: Mapping[str, int]) -> None:
+    """Raise Refused unless a service can read what it works by: the database takes any JSON for a document.
+
+    `last_numbers` are those of the last iteration of each goal.
+    """
     readers: Mapping[str, Callable[[AsyncConnection], Awaitable[object]]] = {
         "configuration": config.last,
         "weights": weights.last,
         "results of agents": performance.read_results,
-        "resources of tasks": _requested_resources,
+        "iterations of goals": partial(_replay_iterations, last_numbers=last_numbers),
     }
     for name, reader in readers.items():
         try:
             await reader(connection)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
             raise Refused(f"the checkpoint is damaged: its {name} cannot be read ({error!r:.200})") from None
 
 
-async def _requested_resources(connection: AsyncConnection) -> list[Resources]:
-    return [resources.parse(request) for request in (await resource_classes.requests(connection)).values()]
+async def _replay_iterations(connection: AsyncConnection, last_numbers: Mapping[str, int]) -> None:
+    for goal_id, number in last_numbers.items():
+        history = await iterations.read_history(connection, goal_id, number)
+        iterations.replay(goal_id, history)
+        for iteration in history:
+            GoalAction(json.loads(iteration.decision)["decision"])
 
 
 def _unpack(packed_content: bytes) -> Iterator[bytes]:

@@ -4,9 +4,10 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from types import GenericAlias
 from typing import Any
 
-from sqlalchemy import Table, TextClause, text
+from sqlalchemy import ARRAY, Table, TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.store import tables as admin
@@ -347,6 +348,15 @@ async def prune(connection: AsyncConnection, *, keep: int, days: int) -> int:
 def unknown_columns(table: Table, rows: Sequence[Mapping[str, Any]]) -> set[str]:
     """Columns of the rows that the table does not have."""
     return {name for row in rows for name in row} - {column.name for column in table.c}
+
+
+def column_types(table: Table) -> dict[str, type | GenericAlias]:
+    """The Python type of each column, as `list[float]` of an array."""
+    types = {column.name: column.type for column in table.c}
+    return {
+        name: GenericAlias(list, kind.item_type.python_type) if isinstance(kind, ARRAY) else kind.python_type
+        for name, kind in types.items()
+    }
 
 
 async def insert_rows(connection: AsyncConnection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:

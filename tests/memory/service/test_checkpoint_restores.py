@@ -263,7 +263,10 @@ async def test_a_restore_of_what_is_damaged_or_newer_changes_nothing(own_databas
 
 @pytest.mark.parametrize(
     ("part", "column"),
-    [("config_versions", "document"), ("weights", "weights"), ("agent_results", "recent"), ("tasks", "resources")],
+    [
+        *(("config_versions", "document"), ("weights", "weights"), ("agent_results", "recent")),
+        *(("tasks", "resources"), ("tasks", "labels"), ("goal_iterations", "report"), ("goal_iterations", "decision")),
+    ],
 )
 async def test_a_restore_of_what_no_service_could_work_by_changes_nothing(
     own_database: Database, server_url: str, part: str, column: str
@@ -273,6 +276,9 @@ async def test_a_restore_of_what_no_service_could_work_by_changes_nothing(
     await add_example_2_results(own_database)
     await tick(own_database)
     await submitted(own_database, resources=GPU)
+    async with own_database.transaction() as connection:
+        await goals.create(connection, goal_request())
+        await iterations.record(connection, "goal", IterationReport(number=1, quality=Quality(best=1.0)), Configured())
     _, content = await take(own_database)
     damaged = json.dumps({**content, part: [{**row, column: ["nothing"]} for row in content[part]]}).encode()
     async with _empty(server_url) as database:
