@@ -102,7 +102,8 @@ def restore(
 
 
 def advance(url: DatabaseUrl = None, fmt: Output = Format.TABLE) -> None:
-    """Number events on above all that a former primary may have given out, once a standby is promoted that lagged.
+    """Number events and leases on above all that a former primary may have given out, once a standby is promoted that
+    lagged.
 
     Readers whose cursors are of what was lost then miss nothing that comes. Best done before the service writes there;
     it may be at work meanwhile, and repeating does no harm.
