@@ -8,12 +8,14 @@ from datetime import datetime
 from math import inf
 
 from app.db import notify
+from app.db.database import Database
 from app.http.services import Services
 from app.kernel.errors import TooManyRequests
 from app.kernel.events import EventKind
+from app.queue.errors import CursorAhead
 from app.queue.service import cursors
 from app.queue.store import events
-from app.queue.store.events import Cursor, Event
+from app.queue.store.events import Cursor, Event, EventBatch
 
 _POLL_SECONDS = 1.0
 # Announcements of one burst of events are waited for, so that it is read as one page.
@@ -45,14 +47,55 @@ class EventFilter:
         ]
 
 
+@dataclass(frozen=True, slots=True)
+class PageRequest:
+    """A page of events, of one namespace if one is given, after a cursor."""
+
+    cursor: Cursor
+    namespace: str | None
+    limit: int
+    max_bytes: int | None
+
+
 class EventReaders:
-    """Limits on concurrent reads of events, and on the followers of a key: each of them reads every second."""
+    """Reads pages for all followers of this process, the same one once, with limits on reads and followers of a key."""
 
     def __init__(self, max_concurrency: int = 3, max_followers: int = 100) -> None:
         # Fewer than the connections of the pool, so that other requests get one meanwhile.
         self.slots = asyncio.Semaphore(max_concurrency)
         self.max_followers = max_followers
         self._followers: Counter[str] = Counter()
+        self._queued: dict[PageRequest, asyncio.Task[EventBatch]] = {}
+        self._ends: dict[str | None, Cursor] = {}
+
+    async def read(self, database: Database, request: PageRequest) -> EventBatch:
+        """A page that is read from now on, once for all who ask for it before it is.
+
+        Raises DatabaseUnavailable, CursorAhead.
+        """
+        task = self._queued.get(request)
+        if task is None:
+            task = self._queued[request] = asyncio.create_task(self._read(database, request))
+        # Whoever hangs up takes the page from nobody else.
+        return await asyncio.shield(task)
+
+    async def _read(self, database: Database, request: PageRequest) -> EventBatch:
+        async with self.slots:
+            # Whoever asks from here on may have heard of events that this read does not see.
+            del self._queued[request]
+            async with database.reading() as connection:
+                batch = await events.read_batch(
+                    connection, request.cursor, request.namespace, request.limit, request.max_bytes
+                )
+                # A horizon may go back for a moment, so this alone is no proof.
+                if batch.is_ahead:
+                    await cursors.check(connection, request.cursor)
+        return batch
+
+    def common_end(self, batch: EventBatch, namespace: str | None) -> Cursor:
+        """The cursor of all that have read everything: those that began apart ask for the same page from there on."""
+        end = self._ends[namespace] = max(batch.next, self._ends.get(namespace, batch.next))
+        return end if end.transaction < batch.complete_until else batch.next
 
     def check(self, key_id: str) -> None:
         """Refuse another follower of a key that has enough. Raises TooManyRequests."""
@@ -78,6 +121,7 @@ class Follower:
         self.cursor = cursor
         self.is_behind = True
         self.is_held = False
+        self._start = cursor
         self._namespace = namespace
         self._services = services
         self._key_id = key_id
@@ -98,18 +142,30 @@ class Follower:
 
         Raises DatabaseUnavailable, CursorAhead.
         """
-        async with self._services[EventReaders].slots, self._services.database.reading() as connection:
-            batch = await events.read_batch(connection, self.cursor, self._namespace, limit, max_bytes)
-            # A horizon may go back for a moment, so this alone is no proof.
-            if batch.is_ahead:
-                await cursors.check(connection, self.cursor)
-        self.cursor, self.is_behind, self.is_held = batch.next, batch.has_more, batch.is_held
+        readers = self._services[EventReaders]
+        request = PageRequest(self._start, self._namespace, limit, max_bytes)
+        try:
+            batch = await readers.read(self._services.database, request)
+        except CursorAhead:
+            # After a failover the common end may be ahead where all that the client was given is there.
+            if self._start == self.cursor:
+                raise
+            self._start, self.is_behind = self.cursor, True
+            return ()
+        # A client is told of the end of what it was given, not of where all read on.
+        if batch.next != self._start:
+            self.cursor = batch.next
+        is_at_end = not batch.items and not batch.has_more
+        self._start = readers.common_end(batch, self._namespace) if is_at_end else batch.next
+        self.is_behind, self.is_held = batch.has_more, batch.is_held
         return batch.items
 
     async def wait(self, seconds: float = inf) -> None:
-        """Wait for an announcement of events, but no longer than a second or `seconds`."""
+        """Wait for an announcement of events, but no longer than `seconds` or until the next second of the clock."""
+        # All followers look at the same moment, so that one read serves them.
+        poll_seconds = _POLL_SECONDS - asyncio.get_running_loop().time() % _POLL_SECONDS
         try:
-            await asyncio.wait_for(self._wake.wait(), min(seconds, _POLL_SECONDS))
+            await asyncio.wait_for(self._wake.wait(), min(seconds, poll_seconds))
             await asyncio.sleep(_BURST_SECONDS)
         except TimeoutError:
             pass

@@ -46,7 +46,7 @@ class EventBatch:
     """Events, and the cursor to go on from.
 
     `has_more`: there may be more already. `is_held`: an open transaction may keep some waiting. `is_ahead`: the cursor
-    is beyond what can be read now, as one of before a failover may be.
+    is beyond what can be read now, as one of before a failover may be. Transactions before `complete_until` have ended.
     """
 
     items: Sequence["Event"]
@@ -54,6 +54,7 @@ class EventBatch:
     has_more: bool
     is_held: bool
     is_ahead: bool
+    complete_until: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +178,8 @@ async def read_batch(
     fill the window that it reads.
     """
     horizon = await folds.horizon(connection, "events")
-    edges = {"is_held": horizon.is_held, "is_ahead": start.transaction > horizon.transaction}
+    until = horizon.transaction
+    edges: dict[str, Any] = {"is_held": horizon.is_held, "is_ahead": start.transaction > until, "complete_until": until}
     values: dict[str, Any] = {**_span(start, horizon), "limit": limit, "page_bytes": max_bytes or PAGE_BYTES}
     if namespace is None:
         rows = (await connection.execute(_READ, values)).mappings().all()

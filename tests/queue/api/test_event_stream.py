@@ -377,3 +377,36 @@ async def test_a_key_has_so_many_followers(port: Port) -> None:
         while port.listeners > before:
             await asyncio.sleep(0.01)
     assert (await port.service.get("/events"))["next"]
+
+
+async def test_streams_share_their_reads_wherever_they_began(
+    port: Port, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads, read_batch = [], events.read_batch
+
+    async def counted(*values: Any) -> events.EventBatch:
+        reads.append(values)
+        return await read_batch(*values)
+
+    monkeypatch.setattr(events, "read_batch", counted)
+    streams: list[asyncio.Task[list[tuple[str, str, str]]]] = []
+    for _ in range(30):
+        # Another transaction, so that each begins elsewhere.
+        await execute(database, "SELECT pg_current_xact_id()")
+        opened = len(reads)
+        source = Source(service=port.service, query={"after": "now"})
+        streams.append(asyncio.create_task(_take(source, 40)))
+        while len(reads) == opened:
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(2.2)
+    reads.clear()
+    await asyncio.sleep(4)
+    # Each looked four times: 120 times for itself.
+    assert 4 <= len(reads) <= 40
+    reads.clear()
+    for start in range(0, 40, 10):
+        await _tell(database, 10, start=start)
+        await asyncio.sleep(0.2)
+    for found in await asyncio.gather(*streams):
+        assert _numbers(found) == list(range(40))
+    assert len(reads) <= 60
