@@ -4,7 +4,7 @@ Everything that a decision depends on is in its inputs, so that the same inputs 
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import NamedTuple
@@ -198,7 +198,7 @@ def _reasons(
     inputs: DecisionInputs, plan: ScalingPlan, class_plans: Mapping[str, ScalingPlan], allocation: Allocation
 ) -> list[str]:
     of_classes = [f"{name}: {reason}" for name, each in class_plans.items() for reason in each.reasons]
-    reasons = [*plan.reasons, *of_classes, *map(_excluded_words, inputs.excluded_tasks), *inputs.notes]
+    reasons = [*plan.reasons, *of_classes, *_excluded_words(inputs.excluded_tasks), *inputs.notes]
     if allocation.moved_workers:
         moves, workers = len(allocation.moved_workers), len(allocation.agents)
         reasons.append(f"{moves:,} of {workers:,} workers get another agent; {allocation.reason}")
@@ -295,6 +295,12 @@ def _suffices(member: Member, usual: Assignment) -> bool:
     )
 
 
-def _excluded_words(group: ExcludedTasks) -> str:
-    tasks = plural(group.tasks, "task")
-    return f"{tasks} of {group.agent_type} {'does' if group.tasks == 1 else 'do'} not count: {group.reason}"
+def _excluded_words(groups: Sequence[ExcludedTasks]) -> Iterator[str]:
+    """One sentence for each reason, with all agent types that it holds for."""
+    tasks_by_reason: dict[str, dict[AgentType, int]] = {}
+    for group in groups:
+        tasks_by_reason.setdefault(group.reason, {})[group.agent_type] = group.tasks
+    for reason, counts in tasks_by_reason.items():
+        total = sum(counts.values())
+        agents = ", ".join(f"{agent} ({tasks:,})" if len(counts) > 1 else agent for agent, tasks in counts.items())
+        yield f"{plural(total, 'task')} of {agents} {'does' if total == 1 else 'do'} not count: {reason}"

@@ -282,6 +282,9 @@ async def test_tasks_of_a_goal_that_is_on_hold_do_not_count(database: Database) 
     decision = await decided(database)
     assert decision["target_workers"] == 2
     assert "300 tasks of generation do not count: their research goals are on hold" in decision["reasons"]
+    await submitted(database, 20, goal_id="goal", agent_type=AgentType.RANKING)
+    told = "320 tasks of generation (300), ranking (20) do not count: their research goals are on hold"
+    assert told in (await decided(database))["reasons"]
 
 
 async def test_a_cpu_that_nobody_measures_is_not_a_cpu_that_idles(database: Database) -> None:
