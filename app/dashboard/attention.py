@@ -126,7 +126,8 @@ def _of_report(sight: Sight) -> Iterator[Item]:
 def _of_pauses(sight: Sight) -> Iterator[Item]:
     for pause in sight.queues["paused"]:
         agent = pause["agent_type"]
-        waiting = sight.queues["depth"]["by_agent"][agent]
+        # Tasks of goals on hold would wait anyway.
+        waiting = sum(phases["pending"] for phases in sight.queues["queues"][agent].values())
         tasks = plural(waiting, "task of it waits", "tasks of it wait")
         yield Item(
             level="warning" if waiting else "note",

@@ -75,6 +75,19 @@ async def test_what_needs_attention_has_the_button_that_mends_it(service: Servic
         assert "ranking is paused" not in await operator.page("/dashboard")
 
 
+async def test_a_pause_counts_the_tasks_that_its_end_lets_go_as_the_queue_and_the_health_report_do(
+    service: Service,
+) -> None:
+    await service.post("/queues/ranking/pause", {"reason": "a look"})
+    await service.post("/goals", {"id": "kepler", "objective": "to know it"})
+    await service.post("/goals/kepler/pause", {"reason": "waits for data"})
+    await service.submitted(agent_type="ranking")
+    await service.submitted(agent_type="ranking", goal_id="kepler")
+    async with browser(service, Role.OPERATOR) as operator:
+        assert "ranking is paused, and 1 task of it waits: a look" in await operator.page("/dashboard")
+    assert "ranking is paused and 1 task of it waits: a look" in (await service.get("/queues"))["warnings"]
+
+
 async def test_an_alert_comes_once_with_its_advice(service: Service) -> None:
     alert: dict[str, Any] = {"id": 7, "rule": "pool_below_minimum", "subject": "", "severity": "critical"}
     alert |= {"state": "open", "summary": "too few", "advice": "look", "opened_at": "2026-01-31T12:00:00+00:00"}
