@@ -42,6 +42,15 @@ async def test_the_list_leads_through_all_goals_by_state(service: Service) -> No
         assert (await somebody.get("/dashboard/goals?state=lost")).status_code == 422
 
 
+async def test_a_task_leads_to_its_goal_and_the_goal_to_its_tasks(service: Service) -> None:
+    await _goal(service, "kepler")
+    task = await service.submitted(goal_id="kepler")
+    async with browser(service, Role.READER) as somebody:
+        for path in ("/dashboard/tasks", f"/dashboard/tasks/{task}"):
+            assert '<a href="/dashboard/goals/kepler">kepler</a>' in await somebody.page(path)
+        assert "/dashboard/tasks?goal_id=kepler" in await somebody.page("/dashboard/goals/kepler")
+
+
 async def test_the_page_of_a_goal_says_what_it_reached_and_what_is_left(service: Service) -> None:
     await _goal(service, "kepler", constraints={"money_budget": 5, "max_iterations": 30})
     await _reported(service, "kepler", 1200, 1260, 1240)
