@@ -107,7 +107,8 @@ class Service:
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Let the replicas live until this is done."""
-        return self._runner.run(work)
+        # Not by the runner, which changes a signal's handler for each step, and puts what came of it into words.
+        return self._runner.get_loop().run_until_complete(work)
 
     async def begin(self) -> None:
         """Both replicas anew, on an empty database."""
