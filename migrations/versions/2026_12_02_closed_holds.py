@@ -12,7 +12,7 @@ depends_on = None
 
 def upgrade() -> None:
     """An index of the closed ones alone, made beside writers."""
-    create_index("holds_closed", "holds", "(is_swept, goal_id) WHERE is_closed")
+    create_index("holds_closed", "holds", "(is_swept) WHERE is_closed")
 
 
 def downgrade() -> None:
