@@ -63,6 +63,8 @@ _types: dict[frozenset[int], Any] = {}
 _NAMED = SimpleNamespace(name="types")
 
 
+# States of errors of a function that a server lacks, or lets others call.
+UNSUPPORTED = frozenset({"0A000", "42501", "42883"})
 # A promotion begins a new timeline, with a higher number. A standby cannot be asked for its own.
 TIMELINE = "CAST(CAST('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8) AS bit(32)) AS integer)"
 SELECT_SERVER = f"""
@@ -250,7 +252,7 @@ class Connections:
     async def _refuse_former(self, connection: LimitedConnection) -> None:
         try:
             server = await _read_server(connection)
-            if self.primary is not None and self.primary.has_replaced(server):
+            if server is not None and self.primary is not None and self.primary.has_replaced(server):
                 raise ConnectionRefusedError(f"{server.place} is a former primary, and its successor does not answer")
         except BaseException:
             connection.terminate()
@@ -341,8 +343,14 @@ async def _server_at(url: str) -> RunningServer | None:
         return None
 
 
-async def _read_server(connection: LimitedConnection) -> RunningServer:
-    row = await connection.fetchrow(SELECT_SERVER)
+async def _read_server(connection: LimitedConnection) -> RunningServer | None:
+    """The server of a connection; None where it does not tell, as some of clouds have no log of their own."""
+    try:
+        row = await connection.fetchrow(SELECT_SERVER)
+    except asyncpg.PostgresError as error:
+        if error.sqlstate not in UNSUPPORTED:
+            raise
+        return None
     assert row is not None
     return RunningServer(**row)
 

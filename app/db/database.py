@@ -13,7 +13,7 @@ from sqlalchemy.exc import TimeoutError as PoolExhausted
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from app.db import dialect
-from app.db.connections import SELECT_SERVER, Connections, Limits, RunningServer, StatementPool
+from app.db.connections import SELECT_SERVER, UNSUPPORTED, Connections, Limits, RunningServer, StatementPool
 from app.db.notify import Announcer, begin_locked_work, pop_news
 from app.db.outage import Outage
 from app.kernel.database_urls import check_database_url
@@ -290,6 +290,11 @@ def is_locked(error: BaseException | None) -> bool:
     """Whether an error means that somebody else has held a lock for longer than the statement may wait."""
     cause = error.orig if isinstance(error, DBAPIError) else error
     return getattr(cause, "sqlstate", None) == _LOCK_NOT_AVAILABLE
+
+
+def is_unsupported(error: DBAPIError) -> bool:
+    """Whether an error means that this server has no such function, or not for this role."""
+    return getattr(error.orig, "sqlstate", None) in UNSUPPORTED
 
 
 def cancellation_or(error: Exception) -> BaseException:

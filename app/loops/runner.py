@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 
-from app.db import duties, hot_path
+from app.db import duties, hot_path, notify
 from app.kernel.errors import DatabaseUnavailable, Locked
 from app.loops.schedule import Context, Duty, Job
 
@@ -39,6 +39,7 @@ class Runner:
         self._behind: set[str] = set()
         self._failures: dict[tuple[str, type[Exception]], float] = {}
         context.database.announcer.subscribe(self._on_announcement)
+        context.database.announcer.on_connection = partial(self._on_announcement, (notify.CONNECTED,))
 
     async def run(self) -> None:
         """Run all items of the schedule, each at its own interval."""

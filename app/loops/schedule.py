@@ -31,7 +31,6 @@ from app.llm.store import permits as permit_store
 from app.loops import housekeeping
 from app.memory.rules.checkpoints import CheckpointPolicy
 from app.memory.service import backups, checkpoints
-from app.memory.store import backups as backup_store
 from app.queue.rules.admission import CapacityPolicy
 from app.queue.rules.aging import AgingPolicy
 from app.queue.rules.tasks import LeasePolicy, SweepPolicy
@@ -150,10 +149,9 @@ DUTIES: Sequence[Duty] = (
     # Where the standby had lagged, readers may be ahead of it, and would miss what is written before this.
     Duty(
         name="follow promotions",
-        seconds=1,
+        seconds=60,
         run=lambda _, db, turn: backups.follow_promotion(db),
-        due=lambda _: backup_store.HAS_BEEN_PROMOTED,
-        idle_seconds=600,
+        wakes_on=notify.CONNECTED,
     ),
     # The ledger grows by an entry a lease, and every claim reads its end.
     Duty(name=expiry.TRIM_LEDGER, seconds=30, run=lambda _, db, turn: expiry.trim_ledger(db)),

@@ -101,8 +101,11 @@ async def _holds(condition: bool) -> bool:
 async def test_a_lost_connection_is_made_again(database: Database, other: Database) -> None:
     ear = _Ear(other)
     await _until_heard(database, ear, "before")
+    connections: list[None] = []
+    other.announcer.on_connection = lambda: connections.append(None)
     assert int((await execute(database, _HANG_UP)).split()[-1]) >= 2
     await _until_heard(database, ear, "after")
+    assert connections == [None]
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,11 @@ import json
 from dataclasses import dataclass
 
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.connections import TIMELINE
-from app.db.database import limit_lock_waits, now
+from app.db.database import is_unsupported, limit_lock_waits, now
 from app.kernel.events import TaskEvent
 from app.memory.rules.backups import next_offset
 from app.queue.store import lanes
@@ -45,11 +46,11 @@ SELECT greatest(convener_transaction_offset(),
 """)
 
 # The comment of the function is the timeline on which its offset was chosen. Only its owner can choose another.
-_TIMELINES = f"""
-SELECT obj_description(oid, 'pg_proc') AS noted, 'timeline ' || {TIMELINE} AS present FROM pg_proc
+_NOTED_TIMELINE = text("""
+SELECT obj_description(oid, 'pg_proc') FROM pg_proc
 WHERE oid = to_regprocedure('convener_transaction_offset()') AND pg_has_role(proowner, 'USAGE')
-"""
-HAS_BEEN_PROMOTED = f"EXISTS (SELECT FROM ({_TIMELINES}) timelines WHERE noted <> present)"
+""")
+_PRESENT_TIMELINE = text(f"SELECT 'timeline ' || {TIMELINE}")
 
 # All writers of such numbers, each of which has then committed or will take a number of afterwards. Without the
 # partitions of events, where nobody writes but through the whole table: a vacuum of a large one takes minutes.
@@ -146,15 +147,28 @@ async def advance_transactions(connection: AsyncConnection, at_least: int = 0) -
 
 
 async def read_timelines(connection: AsyncConnection) -> Timelines | None:
-    """Return the timelines; None where somebody else owns the schema."""
-    row = (await connection.execute(text(_TIMELINES))).mappings().one_or_none()
-    return None if row is None else Timelines(**row)
+    """Return the timelines; None where somebody else owns the schema, or the server does not tell of its own."""
+    present = await _present_timeline(connection)
+    row = (await connection.execute(_NOTED_TIMELINE)).one_or_none()
+    return None if present is None or row is None else Timelines(noted=row[0], present=present)
 
 
 async def note_timeline(connection: AsyncConnection) -> None:
-    """Note the present timeline as the one on which transactions are numbered."""
-    timeline = int((await connection.execute(text(f"SELECT {TIMELINE}"))).scalar_one())
-    await connection.execute(text(f"COMMENT ON FUNCTION convener_transaction_offset() IS 'timeline {timeline}'"))
+    """Note the present timeline, where the server tells of it, as the one on which transactions are numbered."""
+    present = await _present_timeline(connection)
+    if present is not None:
+        await connection.execute(text(f"COMMENT ON FUNCTION convener_transaction_offset() IS '{present}'"))
+
+
+async def _present_timeline(connection: AsyncConnection) -> str | None:
+    try:
+        async with connection.begin_nested():
+            return str((await connection.execute(_PRESENT_TIMELINE)).scalar_one())
+    except DBAPIError as error:
+        # Some servers of clouds have no log of their own.
+        if not is_unsupported(error):
+            raise
+        return None
 
 
 async def release_leases(connection: AsyncConnection, reason: str) -> int:
