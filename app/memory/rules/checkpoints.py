@@ -103,6 +103,15 @@ def _shape_violations(content: Mapping[str, Any]) -> Iterator[str]:
             yield f"its {name:.60} are no list of rows"
         elif name == "config_versions" and not all(isinstance(row["version"], int) for row in content[name]):
             yield "a version of its configuration has no number"
+        elif name == "goals" and any(map(_lacks_facts, content[name])):
+            yield "a goal of it does not say what it is for, who made it, and when it began"
+
+
+def _lacks_facts(goal: Mapping[str, Any]) -> bool:
+    # One that was only given a weight has no state, nor any of them.
+    return goal.get("state") is not None and None in (
+        goal.get(name, "") for name in ("objective", "created_by", "started_at")
+    )
 
 
 def _cursor_violations(cursor: str) -> Iterator[str]:

@@ -19,6 +19,7 @@ from app.db import duties, schema
 from app.db.database import Database, now
 from app.goals.rules.goals import GoalAction
 from app.goals.service import iterations
+from app.goals.store import iterations as iteration_store
 from app.kernel.errors import Refused
 from app.memory.errors import CheckpointBusy, CheckpointNotFound
 from app.memory.rules.backups import without_lease
@@ -241,7 +242,8 @@ async def _check_readable(connection: AsyncConnection, last_numbers: Mapping[str
 
 async def _replay_iterations(connection: AsyncConnection, last_numbers: Mapping[str, int]) -> None:
     for goal_id, number in last_numbers.items():
-        history = await iterations.read_history(connection, goal_id, number)
+        # Their goal may be beyond what a cut checkpoint holds.
+        history = await iteration_store.read_up_to(connection, goal_id, number)
         iterations.replay(goal_id, history)
         for iteration in history:
             GoalAction(json.loads(iteration.decision)["decision"])

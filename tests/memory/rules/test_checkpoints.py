@@ -52,6 +52,9 @@ def _content(**changes: Any) -> dict[str, Any]:
 
 def test_content_that_agrees_with_itself() -> None:
     assert find_violations(_content()) == []
+    weighted = {"id": "b", "state": None, "objective": None, "created_by": None, "started_at": None}
+    running = {"id": "a", "state": "running", "objective": "to know", "created_by": "me", "started_at": "2026-12-01"}
+    assert find_violations(_content(goals=[weighted, running])) == []
 
 
 @pytest.mark.parametrize(
@@ -66,6 +69,8 @@ def test_content_that_agrees_with_itself() -> None:
         ({"is_cut": None}, "does not say when"),
         ({"goals": 5}, "its goals are no list of rows"),
         ({"goals": [None]}, "its goals are no list of rows"),
+        ({"goals": [{"state": "running", "objective": None}]}, "what it is for"),
+        ({"goals": [{"state": "running", "started_at": None}]}, "when it began"),
         ({"config_versions": [{}]}, "not complete"),
         ({"config_versions": [{"version": "x"}]}, "has no number"),
         ({"counts": {}}, "not complete"),

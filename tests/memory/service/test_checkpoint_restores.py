@@ -288,6 +288,19 @@ async def test_a_restore_of_what_no_service_could_work_by_changes_nothing(
         assert await value(database, "SELECT convener_transaction_offset()") == 0
 
 
+async def test_iterations_of_a_goal_that_a_cut_has_left_out_are_no_damage(
+    own_database: Database, server_url: str
+) -> None:
+    async with own_database.transaction() as connection:
+        await goals.create(connection, goal_request())
+        await iterations.record(connection, "goal", IterationReport(number=1, quality=Quality(best=1.0)), Configured())
+    _, content = await take(own_database)
+    cut = json.dumps({**content, "goals": []}).encode()
+    async with _empty(server_url) as database:
+        await checkpoints.restore(database, cut, hashlib.sha256(cut).digest(), "test")
+        assert await value(database, "SELECT count(*) FROM goal_iterations") == 1
+
+
 async def test_goals_go_on_where_they_were(own_database: Database, server_url: str) -> None:
     """A paused one stays paused and its tasks stay held; what it has cost and reached is known; decisions replay."""
     async with own_database.transaction() as connection:
