@@ -77,6 +77,10 @@ def _is_progress(value: Any) -> bool:
     return isinstance(value, dict) and _is_amount(value.get("percent")) and isinstance(message, str | None)
 
 
+def _is_division(value: Any) -> bool:
+    return isinstance(value, dict) and all(_is_amount(value.get(agent)) for agent in AgentType)
+
+
 def _is_text_of_record(value: Any) -> bool:
     try:
         return _is_record(json.loads(value))
@@ -116,6 +120,7 @@ _BY_NAME: Mapping[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("burst", "token_burst"), _is_limit),
     **dict.fromkeys(("weight", "money_budget", "token_budget"), _is_divisor),
     **dict.fromkeys(("input_price", "output_price"), _is_count),
+    "weights": _is_division,
     "resources": _are_resources,
     "labels": _are_texts,
     "payload": _is_record,

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from app.kernel.agents import AgentType
 from app.memory.rules.restored_values import find_odd_values
 
 _TYPES: dict[str, type | GenericAlias] = {
@@ -27,6 +28,7 @@ _TYPES: dict[str, type | GenericAlias] = {
     "payload_text": str,
     "shifts": dict,
     "error": dict,
+    "weights": dict,
 }
 
 
@@ -50,6 +52,7 @@ _TYPES: dict[str, type | GenericAlias] = {
         ("payload_text", '{"x": 1}'),
         ("error", {"code": "timeout", "message": "too slow", "retryable": True}),
         ("shifts", {}),
+        ("weights", dict.fromkeys(AgentType, 0.1)),
     ],
 )
 def test_what_a_service_has_written_can_be_read(name: str, value: Any) -> None:
@@ -76,6 +79,7 @@ _ODD_VALUES: dict[str, list[Any]] = {
     "payload_text": ["", "{", "[]", "[" * 100_000],
     "error": [{}, {"code": "x"}, {"code": 1, "message": "x"}, []],
     "shifts": [[]],
+    "weights": [{}, {"ranking": 1.0}, dict.fromkeys(AgentType, "NaN")],
 }
 
 
