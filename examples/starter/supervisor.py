@@ -58,8 +58,12 @@ def _wait(service: Convener, goal_id: str, task_ids: list[str], cursor: str) -> 
     return cursor
 
 
+def _tell_of_pause(cause: str, _: float) -> None:
+    print(f"{cause}, trying again: `convener up --handlers my_agents` starts the service", flush=True)
+
+
 if __name__ == "__main__":
     # As the command line does: CONVENER_URL and CONVENER_KEY, else what `convener up` has left on this machine.
     access = find_access(os.environ.get("CONVENER_URL"), ("supervisor.key",))
-    with Convener(access.url, access.key, waiting=lambda cause, _: print(f"trying again: {cause}")) as convener:
+    with Convener(access.url, access.key, waiting=_tell_of_pause) as convener:
         print(pursue(convener, sys.argv[1] if len(sys.argv) > 1 else "square-root"))

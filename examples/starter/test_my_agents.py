@@ -9,7 +9,7 @@ from supervisor import pursue
 
 from app.terminal.connection import find_access
 from app.terminal.failures import Failure
-from examples.supervising.client import Convener
+from examples.supervising.client import Convener, Unreachable
 from worker_agent.task import Task
 
 
@@ -22,10 +22,10 @@ class MyAgents(unittest.TestCase):
     def test_the_supervisor_pursues_a_goal_until_the_service_stops_it(self) -> None:
         try:
             access = find_access(os.environ.get("CONVENER_URL"), ("supervisor.key",))
-        except Failure:
-            self.skipTest("no service: `convener up --handlers my_agents` starts one here")
-        with Convener(access.url, access.key, give_up_seconds=10) as service:
-            result = pursue(service, f"test-{uuid4().hex[:8]}")
+            with Convener(access.url, access.key, give_up_seconds=10) as service:
+                result = pursue(service, f"test-{uuid4().hex[:8]}")
+        except (Failure, Unreachable) as error:
+            self.skipTest(f"no service: `convener up --handlers my_agents` starts one here ({error})")
         assert error_of(result["number"]) < 0.5
         assert result["iterations"] >= 1
 

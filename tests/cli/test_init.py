@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.command_line import CommandLine, parse
+from tests.support.ports import free_port
 
 _FILES = ["my_agents.py", "supervisor.py", "test_my_agents.py"]
 
@@ -40,10 +41,16 @@ def test_it_says_what_comes_next_and_replaces_nothing(offline: CommandLine, tmp_
     assert offline.run("init", str(folder / "supervisor.py" / "x")).code == 1
 
 
-def test_without_a_service_its_test_is_left_out(offline: CommandLine, tmp_path: Path) -> None:
-    folder = tmp_path / "lab"
+@pytest.mark.parametrize("is_stopped", [False, True], ids=["never started", "stopped"])
+def test_without_a_service_its_test_is_left_out(offline: CommandLine, tmp_path: Path, is_stopped: bool) -> None:
+    folder, state = tmp_path / "lab", tmp_path / "state"
     assert offline.run("init", str(folder)).code == 0
-    done = _run(["-m", "unittest"], folder, _variables(tmp_path / "state"))
+    if is_stopped:
+        state.mkdir()
+        (state / "url").write_text(f"http://127.0.0.1:{free_port()}")
+        (state / "supervisor.key").write_text("cvn_a_b")
+        (state / "supervisor.key").chmod(0o600)
+    done = _run(["-m", "unittest"], folder, _variables(state))
     assert (done.returncode, "OK (skipped=1)" in done.stderr) == (0, True), done.stderr
 
 
