@@ -20,7 +20,7 @@ _MORE_RIGHTS = (
     "GRANT SET ON PARAMETER session_replication_role, deadlock_timeout, session_preload_libraries, "
     f"{', '.join(f'auto_explain.log_{name}' for name in _EXPLAINING)} TO convener;\n"
 )
-# Hashing the password is a third of what a connection costs, and most tests open eight of them to a database of their
+# Hashing the password is a third of what a connection costs, and a test of the API opens eight to a database of its
 # own. The one that the service would have asks for it.
 _EVERY_DATABASE = access_rules("convener") + "local all convener trust\nhost all convener 127.0.0.1/32 trust\n"
 # Tests may lose their data in a power failure, so nothing waits for the disk. Servers of others may have prepared
