@@ -150,7 +150,8 @@ def _wait_for_exit(child: "subprocess.Popen[bytes]", report: Callable[[], object
 
 
 def _error_message(program: str, code: int, stderr: str) -> str:
-    # What they say is a temporary file, so nothing is said where that cannot be written.
-    silence = f"it ended with code {code} and said nothing: is there room for temporary files (TMPDIR)?"
+    silence = f"it ended with code {code}"
+    if code > 0:  # and not by a signal: what it says goes into a temporary file
+        silence += " and said nothing: is there room for temporary files (TMPDIR)?"
     lines = [line for line in stderr.strip().splitlines() if line.strip()] or [silence]
     return f"{program}: " + " / ".join(line.removeprefix(f"{program}: ") for line in lines[:_MAX_ERROR_LINES])
