@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from types import GenericAlias
 from typing import Any, get_args
 
@@ -12,6 +12,8 @@ from app.kernel.lanes import Priority
 
 # Beyond it programs tell neighbouring integers apart no more, and sums come to the ends of what the database holds.
 _MOST = 2**53
+# The ends of the calendar are read as infinity. The API takes the years between them in any zone, so up to a day more.
+_FIRST, _LAST = datetime(1, 12, 31, tzinfo=UTC), datetime(9999, 1, 2, tzinfo=UTC)
 
 
 def find_odd_values(
@@ -28,12 +30,11 @@ def find_odd_values(
 
 
 def _is_moment(value: Any) -> bool:
-    # The ends of the calendar are read as infinity, which has no zone.
     try:
         moment = datetime.fromisoformat(value)
     except (TypeError, ValueError):
         return False
-    return moment.tzinfo is not None and 1 < moment.year < 9999
+    return moment.tzinfo is not None and _FIRST <= moment <= _LAST
 
 
 def _is_start(value: Any) -> bool:
@@ -66,6 +67,11 @@ def _is_agent_type(value: Any) -> bool:
 
 def _is_priority(value: Any) -> bool:
     return value in list(Priority)
+
+
+def _is_base(value: Any) -> bool:
+    # Of weights a document; of a hold a number, below 0 where tasks that were let through have never begun.
+    return _is_record(value) or _is_amount(value)
 
 
 def _are_texts(value: Any) -> bool:
@@ -130,6 +136,7 @@ _BY_NAME: Mapping[str, Callable[[Any], bool]] = {
     "progress": _is_progress,
     "error": _is_error,
     "shifts": _is_record,
+    "base": _is_base,
     "callers": _is_record,
     "worker_tats": _is_record,
 }

@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 from uuid import uuid4
 
 import pytest
@@ -33,8 +34,10 @@ from app.llm.store import models
 from app.memory.service import checkpoints
 from app.memory.store import context, invariants
 from app.memory.store.context import EntryKey, Write
-from app.queue.store import events
+from app.queue.store import cancel, events
+from app.queue.store.listing import Selection
 from tests.conftest import named, run_on
+from tests.goals.service.budgeted_goals import enforce_budgets
 from tests.memory.service.test_checkpoints import complete, is_accepted, take
 from tests.support.agent_results import add_example_2_results, configure_example_2, in_force, tick
 from tests.support.factories import completion, everything, goal_request, holding, leased, ready_worker, submitted
@@ -331,3 +334,32 @@ async def test_goals_go_on_where_they_were(own_database: Database, server_url: s
             await keeping.enforce_budgets(connection)
         await keeping.process_holds(database)
         assert (await leased(database, await ready_worker(database))).task_id == waiting
+
+
+async def test_a_goal_whose_room_was_given_anew_comes_back(own_database: Database, server_url: str) -> None:
+    """The attempts that its meter counts from are fewer than none, as a task that was let through never began."""
+    await ready_worker(own_database)
+    async with own_database.transaction() as connection:
+        await goals.create(connection, goal_request(compute_budget_seconds=1e6))
+    first, _ = await submitted(own_database, 2)
+    for _ in range(2):
+        await enforce_budgets(own_database)
+    async with own_database.transaction() as connection:
+        await cancel.cancel(connection, [first], Selection(goal_id="goal"), "not needed")
+    await enforce_budgets(own_database)
+    assert await value(own_database, "SELECT base FROM holds") == -1
+    async with _empty(server_url) as database:
+        await _restore(database, own_database)
+        assert await fetch(database, "SELECT * FROM holds") == await fetch(own_database, "SELECT * FROM holds")
+
+
+async def test_the_ends_of_the_calendar_that_a_submit_takes_in_any_zone_come_back(
+    own_database: Database, server_url: str
+) -> None:
+    west, east = timezone(-timedelta(hours=14)), timezone(timedelta(hours=14))
+    for deadline in (datetime(2, 1, 1, tzinfo=east), datetime(9998, 12, 31, 23, 59, tzinfo=west)):
+        await submitted(own_database, deadline=deadline)
+    async with _empty(server_url) as database:
+        await _restore(database, own_database)
+        query = "SELECT deadline FROM tasks ORDER BY seq"
+        assert await fetch(database, query) == await fetch(own_database, query)
