@@ -24,6 +24,8 @@ from app.llm.store.cache import CachedAnswer
 from app.queue.rules.fair_queueing import FairQueue
 from app.queue.store import parking
 
+_MAX_PRUNED = 5000
+
 
 class PermitService:
     """Acquires and settles permits, in batches."""
@@ -150,11 +152,16 @@ async def cached_answer(
 
 
 async def sweep(connection: AsyncConnection) -> dict[str, Any]:
-    """End expired permits, and delete old permits, reservations and answers; return the number of each."""
+    """End expired permits, and delete old permits, reservations and answers; return the number of each.
+
+    It is `behind` where there may be more old permits.
+    """
+    expired_count, pruned_count = await permits.expire(connection), await permits.prune(connection, _MAX_PRUNED)
     return {
-        "expired": await permits.expire(connection),
-        "permits": await permits.prune(connection),
+        "expired": expired_count,
+        "permits": pruned_count,
         "claims": await gate.prune(connection),
         "answers": await cache.prune(connection),
         "parked": await parking.prune(connection),
+        "behind": pruned_count == _MAX_PRUNED,
     }

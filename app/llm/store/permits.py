@@ -213,7 +213,7 @@ async def page(
     return await pages.read(connection, _LIVE, {"namespace": namespace, "after_id": after_id}, limit, _permit)
 
 
-async def prune(connection: AsyncConnection, limit: int = 5000) -> int:
+async def prune(connection: AsyncConnection, limit: int) -> int:
     """Delete permits that ended an hour ago, at most `limit`; return the number deleted."""
     return (await connection.execute(_PRUNE, {"limit": limit})).rowcount
 

@@ -334,6 +334,21 @@ async def test_the_sweep_forgets_what_is_long_over(database: Database, permit_se
     assert await value(database, "SELECT id FROM llm_permits") == live.id
 
 
+async def test_permits_are_forgotten_as_fast_as_they_end_where_none_expires(
+    database: Database, permit_service: PermitService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next turn would come after 15 s, and have room for as many again."""
+    monkeypatch.setattr(permits, "_MAX_PRUNED", 2)
+    for _ in range(3):
+        await permit_service.settle(settlement((await permit_service.acquire(request())).permit))
+    await execute(database, "UPDATE llm_permits SET ended_at = now() - interval '2 h'")
+    turns = []
+    for _ in range(2):
+        async with database.transaction() as connection:
+            turns.append(await permits.sweep(connection))
+    assert [(turn["permits"], turn["behind"]) for turn in turns] == [(2, True), (1, False)]
+
+
 async def test_the_cache_keeps_the_newest_within_its_bounds(connection: AsyncConnection) -> None:
     for number in range(6):
         await _store(connection, number, '{"n": 1}', ttl_seconds=0.0 if number == 5 else 60.0)
