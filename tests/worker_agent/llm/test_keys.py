@@ -152,8 +152,8 @@ async def test_a_key_that_is_about_to_expire_is_read_anew_and_one_that_cannot_be
 
 
 async def test_a_command_that_hangs_is_waited_for_once_by_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keys, "_COMMAND_SECONDS", 0.2)
-    monkeypatch.setattr(keys, "_AGAIN_SECONDS", 0.1)
+    monkeypatch.setattr(keys, "_COMMAND_SECONDS", 0.6)
+    monkeypatch.setattr(keys, "_AGAIN_SECONDS", 0.5)
     runs = tmp_path / "runs"
     command = f"echo >>{runs}; sleep 60"
     source = KeySource(GatewaySettings(base_url="http://h", key="good", models=("m",), key_command=command))
