@@ -205,7 +205,10 @@ async def _read(response: httpx.Response) -> bytes:
 def _without_key(content: bytes, response: httpx.Response) -> bytes:
     """The content without the key that was sent, as some gateways repeat it, above all one that they refuse."""
     key = response.request.headers.get("authorization", "").removeprefix("Bearer ").encode()
-    return content.replace(key, b"***") if len(key) >= _MIN_SECRET_BYTES else content
+    if len(key) < _MIN_SECRET_BYTES:
+        return content
+    # As some write a slash in JSON.
+    return content.replace(key, b"***").replace(key.replace(b"/", rb"\/"), b"***")
 
 
 async def _lines(response: httpx.Response) -> AsyncIterator[str]:

@@ -178,6 +178,12 @@ def test_a_key_that_the_gateway_repeats_reaches_nobody(
     assert "the-gateway" not in content.decode() + logged + str(bench.permits.settlements)
 
 
+def test_nor_does_one_whose_slashes_the_gateway_writes_as_json_allows(start: Start) -> None:
+    said = rb'{"error": {"message": "the key k\/e\/y-of-ours is not good"}}'
+    bench = start(Provider.of(then=refuses(401, body=said)), key="k/e/y-of-ours", attempts=1, models=("gpt-4.1",))
+    assert "the key *** is not good" in raw(bench, {"messages": MESSAGES})[2].decode()
+
+
 def test_a_stream_that_drips_for_ever_ends_with_the_time_of_the_call(start: Start) -> None:
     hung_up = threading.Event()
 
