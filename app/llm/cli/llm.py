@@ -26,6 +26,7 @@ app.add_typer(models, name="models")
 app.add_typer(permits, name="permits")
 app.add_typer(budgets.app, name="budgets")
 
+_SINCE = "calls since then, by whole hours where that is over two hours ago; an hour ago by default"
 _LIMITS = (
     "requests_per_window",
     "tokens_per_window",
@@ -110,7 +111,7 @@ def reset(model: ModelArgument, reason: Reason = "", url: Url = None, fmt: Outpu
 )
 def usage(
     by: Annotated[str, typer.Option(help="model, agent, goal or key")] = "model",
-    since: Annotated[str | None, moment_option("--since", "calls since then; an hour ago by default")] = None,
+    since: Annotated[str | None, moment_option("--since", _SINCE)] = None,
     limit: Limit = 100,
     url: Url = None,
     fmt: Output = Format.TABLE,
