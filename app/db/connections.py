@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from types import SimpleNamespace
@@ -229,15 +229,27 @@ class Connections:
         async with asyncio.timeout(CONNECT_SECONDS) as limit:
             self._opening.add(limit)
             try:
-                connection, server = await _first_to_answer(servers, limits, settings)
-                if server != servers[0]:
-                    await self._refuse_former(connection)
-                    self._move(servers, server)
+                connection = await self._find(servers, limits, settings)
             finally:
                 self._opening.discard(limit)
         _limit_silence(connection)
         self._open.add(connection)
         return connection
+
+    async def _find(self, servers: list[str], limits: Limits, settings: Mapping[str, str]) -> LimitedConnection:
+        """A connection to the server on which this process works; moves to another one where that lets nobody in."""
+        while True:
+            order = tuple(servers)
+            connection, url = await _first_to_answer(order, limits, settings)
+            server = None if url == order[0] else await self._refuse_former(connection)
+            if url != order[0] and order == tuple(servers):
+                self.primary = server
+                self._move(servers, url)
+            elif url != servers[0]:
+                # The process has moved meanwhile, and this one leads to where it no longer works.
+                connection.terminate()
+                continue
+            return connection
 
     def _move(self, servers: list[str], server: str) -> None:
         """Leave the server on which this process works for another one.
@@ -249,7 +261,7 @@ class Connections:
         servers.insert(0, server)
         self.cut()
 
-    async def _refuse_former(self, connection: LimitedConnection) -> None:
+    async def _refuse_former(self, connection: LimitedConnection) -> RunningServer | None:
         try:
             server = await _read_server(connection)
             if server is not None and self.primary is not None and self.primary.has_replaced(server):
@@ -257,7 +269,7 @@ class Connections:
         except BaseException:
             connection.terminate()
             raise
-        self.primary = server
+        return server
 
     async def watch(self) -> None:
         """Leave a primary in whose place another of several servers was promoted, for as long as this runs."""
@@ -307,7 +319,7 @@ class Connections:
 
 
 async def _first_to_answer(
-    servers: list[str], limits: Limits, settings: Mapping[str, str]
+    servers: Sequence[str], limits: Limits, settings: Mapping[str, str]
 ) -> tuple[LimitedConnection, str]:
     """A connection to the first of the servers that lets us in, and which one that is.
 
@@ -315,7 +327,7 @@ async def _first_to_answer(
     """
     seconds = limits.statement_seconds
     failure: Exception | None = None
-    for server in tuple(servers):
+    for server in servers:
         try:
             async with asyncio.timeout(CONNECT_SECONDS / len(servers)):
                 connection: LimitedConnection = await asyncpg.connect(

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from app.db import hot_path
+from app.db import connections, hot_path
 from app.db.database import Database, now
 from tests.db.test_database import look, refuse
 from tests.support.proxy import Line, silent_line
@@ -80,3 +80,35 @@ async def test_whoever_has_found_another_server_leaves_the_former_for_good(datab
         count = former.count
         await _serves(database)
         assert former.count == count
+
+
+async def test_whoever_gets_through_to_the_former_server_late_leads_nobody_back(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cut all connections to the other one, and the process worked on the former again."""
+    monkeypatch.setattr(connections, "CONNECT_SECONDS", 2.0)
+    parts, line, may_answer = urlsplit(database_url), Line(), asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await may_answer.wait()
+        await line.serve(reader, writer, parts.hostname or "127.0.0.1", parts.port or 5432)
+
+    async with _server(answer) as former, _database(database_url, former) as database:
+        first = asyncio.create_task(database.connect())
+        await asyncio.sleep(0.5)
+        late = asyncio.create_task(database.connect())
+        connection = await first
+        may_answer.set()
+        second = await late
+        assert not connection.is_closed()
+        assert line.count == 2
+        assert not second.is_closed()
+        await _serves(database)
+        assert line.count == 2
+        line.close()
+
+
+async def test_many_that_find_another_server_at_once_do_not_cut_each_other(database_url: str) -> None:
+    async with _server(_hang_up) as other, _database(database_url, other) as database:
+        found = await asyncio.gather(*(database.connect() for _ in range(5)))
+        assert not any(connection.is_closed() for connection in found)
