@@ -15,7 +15,7 @@ from app.kernel.events import EventKind
 from app.queue.errors import CursorAhead
 from app.queue.service import cursors
 from app.queue.store import events
-from app.queue.store.events import Cursor, Event, EventBatch
+from app.queue.store.events import BEGINNING, Cursor, Event, EventBatch
 
 _POLL_SECONDS = 1.0
 # Announcements of one burst of events are waited for, so that it is read as one page.
@@ -66,7 +66,7 @@ class EventReaders:
         self.max_followers = max_followers
         self._followers: Counter[str] = Counter()
         self._queued: dict[PageRequest, asyncio.Task[EventBatch]] = {}
-        self._ends: dict[str | None, Cursor] = {}
+        self._end = BEGINNING
 
     async def read(self, database: Database, request: PageRequest) -> EventBatch:
         """A page that is read from now on, once for all who ask for it before it is.
@@ -76,6 +76,8 @@ class EventReaders:
         task = self._queued.get(request)
         if task is None:
             task = self._queued[request] = asyncio.create_task(self._read(database, request))
+            # Where all have hung up, nobody else asks how it ended, and its error would be logged with a traceback.
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
         # Whoever hangs up takes the page from nobody else.
         return await asyncio.shield(task)
 
@@ -92,10 +94,10 @@ class EventReaders:
                     await cursors.check(connection, request.cursor)
         return batch
 
-    def common_end(self, batch: EventBatch, namespace: str | None) -> Cursor:
+    def common_end(self, batch: EventBatch) -> Cursor:
         """The cursor of all that have read everything: those that began apart ask for the same page from there on."""
-        end = self._ends[namespace] = max(batch.next, self._ends.get(namespace, batch.next))
-        return end if end.transaction < batch.complete_until else batch.next
+        self._end = max(batch.next, self._end)
+        return self._end if self._end.transaction < batch.complete_until else batch.next
 
     def check(self, key_id: str) -> None:
         """Refuse another follower of a key that has enough. Raises TooManyRequests."""
@@ -156,7 +158,7 @@ class Follower:
         if batch.next != self._start:
             self.cursor = batch.next
         is_at_end = not batch.items and not batch.has_more
-        self._start = readers.common_end(batch, self._namespace) if is_at_end else batch.next
+        self._start = readers.common_end(batch) if is_at_end else batch.next
         self.is_behind, self.is_held = batch.has_more, batch.is_held
         return batch.items
 

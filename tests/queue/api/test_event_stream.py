@@ -19,7 +19,7 @@ from app.db.database import Database
 from app.http import streaming
 from app.kernel.access import Role
 from app.kernel.errors import DatabaseUnavailable
-from app.queue.api.event_stream import EventReaders, Follower
+from app.queue.api.event_stream import EventReaders, Follower, PageRequest
 from app.queue.store import events
 from tests.support.problems import is_problem
 from tests.support.sql import execute, until, value
@@ -410,3 +410,18 @@ async def test_streams_share_their_reads_wherever_they_began(
     for found in await asyncio.gather(*streams):
         assert _numbers(found) == list(range(40))
     assert len(reads) <= 60
+
+
+async def test_a_read_that_fails_after_its_client_hung_up_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Each would leave a traceback in an outage, of which the connections tell once."""
+    nowhere, readers = Database("postgresql://nobody@127.0.0.1:1/nowhere"), EventReaders(max_concurrency=1)
+    async with readers.slots:
+        client = asyncio.create_task(readers.read(nowhere, PageRequest(events.BEGINNING, None, 1, None)))
+        await asyncio.sleep(0)
+        client.cancel()
+        await asyncio.gather(client, return_exceptions=True)
+    del client
+    async with readers.slots:
+        gc.collect()
+    await nowhere.close()
+    assert "never retrieved" not in caplog.text
