@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.db import notify
 from app.db.database import Database
 from app.db.duties import Turn
-from app.kernel.errors import DatabaseUnavailable
+from app.kernel.errors import DatabaseUnavailable, Locked
 from app.loops import runner
 from app.loops.schedule import Context, Duty, Job
 from app.queue.service import tasks
@@ -81,6 +81,16 @@ async def test_one_that_fails_stops_neither_itself_nor_the_others(
         await _until_runs(database, 2, "failing")
     assert "bad luck" in caplog.text
     assert "failing: The database does not answer" in caplog.text
+
+
+async def test_a_turn_that_found_something_locked_comes_again_soon(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A promotion was followed a minute later, where a transaction wrote events at its first turn."""
+    monkeypatch.setattr(runner, "_AFTER_LOCKED_SECONDS", 0.1)
+    counter = _Counter(Locked(), Locked())
+    async with running(database, _duty(counter.duty, seconds=600)):
+        await counter.reaches(3)
 
 
 async def test_work_and_turn_are_rolled_back_together(database: Database) -> None:
