@@ -129,8 +129,12 @@ async def test_too_much_is_cut_and_says_so(database: Database) -> None:
 
 
 async def test_live_goals_come_before_those_that_have_ended_and_too_many_are_told(database: Database) -> None:
-    await execute(database, "INSERT INTO goals (id, state) SELECT 'a' || n, 'stopped' FROM generate_series(1, 9) n")
-    await execute(database, "INSERT INTO goals (id, state) SELECT 'z' || n, 'running' FROM generate_series(1, 3) n")
+    for prefix, state, number in (("a", "stopped", 9), ("z", "running", 3)):
+        await execute(
+            database,
+            "INSERT INTO goals (id, state, objective, created_by, started_at)"
+            f" SELECT '{prefix}' || n, '{state}', 'orbits', 'key', now() FROM generate_series(1, {number}) n",
+        )
     for table, columns in (
         ("goal_compute", "goal_id, agent_type, attempts, seconds) SELECT id, 'ranking', 1, 5"),
         ("llm_spending", "goal_id, cost_usd, tokens, max_cost_usd, max_tokens) SELECT id, 1, 1, 1, 1"),

@@ -36,9 +36,8 @@ async def test_a_pool_does_not_grow_for_what_none_of_its_workers_offers(database
     await submitted(database, 1, resources=_GPU, agent_type=AgentType.RANKING, priority=Priority.HIGH)
     current, target, reasons = await _decision(database)
     assert (current, target) == (2, 2)
-    said = "not count: no worker offers what they ask for, such as 1 GPU"
-    assert f"300 tasks of generation do {said}" in reasons
-    assert f"1 task of ranking does {said}" in reasons
+    said = "do not count: no worker offers what they ask for, such as 1 GPU"
+    assert f"301 tasks of generation (300), ranking (1) {said}" in reasons
     # It does for the others, by as many as these need.
     await submitted(database, 400)
     assert (await _decision(database))[:2] == (2, 4)
