@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 from starlette.responses import Response
 
 from app.dashboard.access import HOME, Viewer
+from app.dashboard.api_calls import Refused
 from app.dashboard.charts import UNITS, Chart, Series, chart, time_unit
 from app.dashboard.rendering import amount, dollars, duration, page
 from app.goals.rules.goals import GoalState
@@ -38,11 +39,17 @@ async def show(viewer: Viewer) -> Response:
 
 
 async def show_one(viewer: Viewer) -> Response:
-    """Everything about one."""
+    """Everything about one; the tasks of one that nobody has created, as a task may name any."""
     goal_id, space = viewer.request.path_params["goal_id"], viewer.request.query_params.get("namespace")
-    goal, iterations = await asyncio.gather(
-        viewer.api.get(f"/goals/{goal_id}", namespace=space), _iterations(viewer, goal_id, space)
-    )
+    try:
+        goal, iterations = await asyncio.gather(
+            viewer.api.get(f"/goals/{goal_id}", namespace=space), _iterations(viewer, goal_id, space)
+        )
+    except Refused as refusal:
+        chosen = {"goal_id": goal_id} | ({"namespace": space} if space else {})
+        if refusal.status != 404 or not (await viewer.api.get("/tasks", chosen, limit=1))["items"]:
+            raise
+        return Response(status_code=303, headers={"Location": f"{HOME}/tasks?{urlencode(chosen)}"})
     is_whole = viewer.request.query_params.get("iterations") == "all"
     shown = iterations if is_whole else iterations[-_SHOWN_ITERATIONS:]
     values = {"goal": goal, "iterations": shown[::-1], "count": len(iterations), "uses": _uses(goal)}

@@ -49,6 +49,11 @@ async def test_a_task_leads_to_its_goal_and_the_goal_to_its_tasks(service: Servi
         for path in ("/dashboard/tasks", f"/dashboard/tasks/{task}"):
             assert '<a href="/dashboard/goals/kepler">kepler</a>' in await somebody.page(path)
         assert "/dashboard/tasks?goal_id=kepler" in await somebody.page("/dashboard/goals/kepler")
+        # One that nobody has created is no goal yet, but its tasks are there.
+        await service.submitted(goal_id="tycho")
+        answer = await somebody.get("/dashboard/goals/tycho")
+        assert (answer.status_code, answer.headers["location"]) == (303, "/dashboard/tasks?goal_id=tycho")
+        assert (await somebody.get("/dashboard/goals/nobody")).status_code == 404
 
 
 async def test_the_page_of_a_goal_says_what_it_reached_and_what_is_left(service: Service) -> None:
