@@ -2,13 +2,16 @@
 
 import asyncio
 import os
+import signal
 import sys
+from contextlib import suppress
 
 from app.settings import Settings
 from app.settings_sources import SETTINGS_FILE
 from worker_agent.connections.trust import TRUST_VARIABLES, certificate_pin
 
 _CHECK_SECONDS = 130.0  # a little more than the worker gives the handlers itself
+_END_SECONDS = 5.0
 
 
 class HandlersRefused(Exception):
@@ -35,7 +38,10 @@ async def check_handlers(settings: Settings) -> None:
         raise HandlersRefused(f"the handlers {settings.worker_handlers} {problem}") from None
     finally:
         if process.returncode is None:
-            process.kill()
+            # Heard of before the event loop may close, which would be told with a traceback.
+            with suppress(ProcessLookupError, TimeoutError):
+                os.killpg(process.pid, signal.SIGKILL)
+                await asyncio.wait_for(process.wait(), _END_SECONDS)
     if process.returncode:
         last_line = (output.decode(errors="replace").strip().splitlines() or ["no reason was given"])[-1]
         reason = last_line.partition("error: ")[2] or last_line
