@@ -275,16 +275,23 @@ class Connections:
         """Leave a primary in whose place another of several servers was promoted, for as long as this runs."""
         servers = self._direct_servers or self._servers
         while len(servers) > 1:
-            await self._look_for_successor(servers)
+            try:
+                await self._look_for_successor(servers)
+            except Exception:
+                # Nothing would start this task again.
+                log.exception("the look for a promoted server stumbled, trying again")
             await asyncio.sleep(_WATCH_SECONDS)
 
     async def _look_for_successor(self, servers: list[str]) -> None:
-        present = await _server_at(servers[0])
-        if present is None:
+        order = tuple(servers)
+        present = await _server_at(order[0])
+        if present is None or order != tuple(servers):
             return
         self.primary, rivals = present, set()
-        for url in servers[1:]:
+        for url in order[1:]:
             server = await _server_at(url)
+            if order != tuple(servers):
+                return  # this process has moved meanwhile
             # Two addresses may lead to one server.
             if server is None or not server.timeline or server.started_at == present.started_at:
                 continue

@@ -3,11 +3,13 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from urllib.parse import urlsplit
 
 import pytest
 
 from app.db import connections, hot_path
+from app.db.connections import Connections, RunningServer
 from app.db.database import Database, now
 from tests.db.test_database import look, refuse
 from tests.support.proxy import Line, silent_line
@@ -112,3 +114,44 @@ async def test_many_that_find_another_server_at_once_do_not_cut_each_other(datab
     async with _server(_hang_up) as other, _database(database_url, other) as database:
         found = await asyncio.gather(*(database.connect() for _ in range(5)))
         assert not any(connection.is_closed() for connection in found)
+
+
+async def test_the_look_for_a_successor_goes_on_after_whatever_went_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[str] = []
+
+    async def stumble(url: str) -> RunningServer | None:
+        looks.append(url)
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(connections, "_WATCH_SECONDS", 0.001)
+    monkeypatch.setattr(connections, "_server_at", stumble)
+    watch = asyncio.create_task(Connections("postgresql://a,b/convener", None).watch())
+    async with asyncio.timeout(10):
+        while len(looks) < 3:
+            await asyncio.sleep(0.001)
+    watch.cancel()
+    await asyncio.gather(watch, return_exceptions=True)
+
+
+async def test_who_has_moved_during_the_look_stays_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was cut once more, and took the former server for the one on which it works."""
+    pool, cuts, looks = Connections("postgresql://a,b/convener", None), 0, 0
+
+    def cut() -> None:
+        nonlocal cuts
+        cuts += 1
+
+    async def move_meanwhile(url: str) -> RunningServer:
+        nonlocal looks
+        looks += 1
+        if looks == moves_at:
+            pool._move(pool._servers, pool._servers[1])
+        started_at = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=looks)
+        return RunningServer(place=url, started_at=started_at, system=1, timeline=looks)
+
+    monkeypatch.setattr(pool, "cut", cut)
+    monkeypatch.setattr(connections, "_server_at", move_meanwhile)
+    for moves_at in (1, 2):
+        looks, cuts = 0, 0
+        await pool._look_for_successor(pool._servers)
+        assert (looks, cuts) == (moves_at, 1)
