@@ -211,6 +211,21 @@ async def test_a_ring_during_a_turn_is_not_lost(database: Database) -> None:
         await until(again)
 
 
+async def test_a_connection_that_was_made_anew_wakes_what_waits_for_it(database: Database) -> None:
+    """Such as the duty that follows promotions: it leads to another server after one."""
+    counter = _Counter()
+    async with running(database, _duty(counter.duty, seconds=600, wakes_on=notify.CONNECTED)):
+
+        async def is_connected() -> bool:
+            return database.announcer.backend is not None
+
+        await until(is_connected)
+        await counter.reaches(1)
+        turns = counter.turns
+        await execute(database, "SELECT pg_terminate_backend($1)", database.announcer.backend)
+        await counter.reaches(turns + 1)
+
+
 async def test_turns_go_on_after_the_clock_was_set_back(database: Database) -> None:
     async with running(database, _duty(_Counter().duty)):
         await _until_runs(database, 1)
