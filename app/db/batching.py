@@ -30,7 +30,7 @@ class Coalescer(Generic[Call, Answer]):
         run_batch: Callable[[Sequence[Call]], Awaitable[Sequence[Answer]]],
         key: Callable[[Call], Hashable] | None = None,
         *,
-        limit: int = 128,
+        limit: int = 512,
     ) -> None:
         self._run_batch = run_batch
         self._key = key
@@ -107,6 +107,13 @@ class Coalescer(Generic[Call, Answer]):
             self._ended_at = time.monotonic()
 
     def _next_batch(self) -> list[tuple[Call, asyncio.Future[Answer]]]:
+        waiting, key_of = self._waiting, self._key
+        # Mostly they are few enough, and no two of one key.
+        if len(waiting) <= self._limit and (
+            key_of is None or len({key_of(call) for call, _ in waiting}) == len(waiting)
+        ):
+            self._waiting = []
+            return waiting
         batch: dict[Hashable, tuple[Call, asyncio.Future[Answer]]] = {}
         rest = []
         for item in self._waiting:

@@ -7,6 +7,7 @@ second.
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import ClassVar
 
 from starlette.types import Message
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
@@ -26,6 +27,8 @@ class JoinedAnswer(RequestResponseCycle):
     """uvicorn's request with its answer, whose head waits for the body where its length is known by then."""
 
     _head: Message | None = None
+    # The beginning of usual answers, with the headers of the server that it was made for.
+    _usual: ClassVar[tuple[Sequence[tuple[bytes, bytes]], bytes]] = (), b""
 
     async def send(self, message: Message) -> None:  # type: ignore[override]  # the same, by its older name
         """ASGI."""
@@ -64,8 +67,12 @@ class JoinedAnswer(RequestResponseCycle):
         return {"type": "http.request", "body": body, "more_body": False}
 
     def _send_json(self, body: bytes) -> None:
-        lines = _usual_head(tuple(self.default_headers)), b"%d\r\n" % len(body), _USUAL_HEADERS
-        self._write(*lines, *self._last_lines(), body)
+        # uvicorn makes a new list when the date changes, so whether it is the same one tells whether it says the same.
+        if JoinedAnswer._usual[0] is not self.default_headers:
+            start = STATUS_LINE[200] + _lines_of_server(tuple(self.default_headers)) + b"content-length: "
+            JoinedAnswer._usual = self.default_headers, start
+        last_lines = b"" if self.keep_alive else b"connection: close\r\n"
+        self._write(b"%b%d\r\n%b%b\r\n%b" % (JoinedAnswer._usual[1], len(body), _USUAL_HEADERS, last_lines, body))
 
     def _write_whole(self, head: Message, message: Message) -> bool:
         """Write the answer if it is whole; return whether that was done."""
@@ -103,11 +110,6 @@ class JoinedAnswer(RequestResponseCycle):
 @lru_cache(maxsize=2)
 def _lines_of_server(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
     return b"".join(b"%b: %b\r\n" % header for header in headers)
-
-
-@lru_cache(maxsize=2)
-def _usual_head(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
-    return STATUS_LINE[200] + _lines_of_server(headers) + b"content-length: "
 
 
 def _has_length(head: Message) -> bool:

@@ -137,8 +137,10 @@ def too_long(limit: int) -> HTTPException:
 
 def _announced_bytes(headers: Iterable[tuple[bytes, bytes]]) -> int:
     """The length of the body, which the parser takes once only; 0 where it comes in chunks."""
-    length = dict(headers).get(b"content-length", b"")
-    return int(length) if length.isdigit() else 0
+    for name, value in headers:
+        if name == b"content-length":
+            return int(value) if value.isdigit() else 0
+    return 0
 
 
 def uploader(request: Request, principal: Principal | None) -> Hashable:
@@ -215,10 +217,15 @@ def _parsed(body: bytes) -> Any:
 def validate_value(model: type[Model], value: Any) -> Model:
     """A parsed body as a model. Raises RequestValidationError."""
     # Fields of what stands in a list say nothing to somebody who was to send an object.
-    if not isinstance(value, list) and _has_unknown(model, value):
+    if not isinstance(value, list) and have_unknown(model, [value]):
         unknown_paths = islice(_unknown_paths(model, value, ("body",)), _MAX_PROBLEMS)
         message = "Extra inputs are not permitted"
         raise RequestValidationError([{"type": "extra_forbidden", "loc": p, "msg": message} for p in unknown_paths])
+    return validate_known(model, value)
+
+
+def validate_known(model: type[Model], value: Any) -> Model:
+    """A parsed body without unknown keys as a model. Raises RequestValidationError."""
     try:
         return model.model_validate(value)
     except ValidationError as error:
@@ -230,12 +237,8 @@ def _of_body(error: ValidationError) -> RequestValidationError:
     return RequestValidationError([{**problem, "loc": ("body", *problem["loc"])} for problem in problems])
 
 
-def _has_unknown(model: type[BaseModel], value: Any) -> bool:
-    """Whether there are any of `_unknown_paths`: mostly there are none, and to tell so costs less than a list."""
-    return _have_unknown(model, [value])
-
-
-def _have_unknown(model: type[BaseModel], values: Collection[Any]) -> bool:
+def have_unknown(model: type[BaseModel], values: Collection[Any]) -> bool:
+    """Whether any of these has keys that no field has: mostly none has, and to tell so costs less than their list."""
     # What stands in one field of a thousand tasks is looked at in one go, as a call for each would take thrice as long.
     fields, nested_models = _fields(model)
     objects = [value for value in values if isinstance(value, dict)]
@@ -245,10 +248,10 @@ def _have_unknown(model: type[BaseModel], values: Collection[Any]) -> bool:
     if not names <= fields:
         return True
     for name, nested in nested_models:
-        if name in names and _have_unknown(nested, [item[name] for item in objects if name in item]):
+        if name in names and have_unknown(nested, [item[name] for item in objects if name in item]):
             return True
     lists = (value for value in values if isinstance(value, list)) if len(objects) < len(values) else ()
-    return any(_have_unknown(model, list(islice(items, _MAX_LOOKED_AT))) for items in lists)
+    return any(have_unknown(model, list(islice(items, _MAX_LOOKED_AT))) for items in lists)
 
 
 def _unknown_paths(model: type[BaseModel], value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[str | int, ...]]:

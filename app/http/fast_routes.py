@@ -47,7 +47,7 @@ class LeanRoute(APIRoute):
         self.max_bytes = declared_limit(self.openapi_extra)
         self.model: type[BaseModel] = hints["call"]
         parameters = inspect.signature(self.endpoint).parameters
-        self._takes = [name for name in ("principal", "request") if name in parameters]
+        self._takes_principal, self._takes_request = "principal" in parameters, "request" in parameters
         self.from_path = tuple(name for name, hint in hints.items() if name in self.param_convertors and hint)
         # The router calls `app` for a matched request; replacing it skips FastAPI's resolution of dependencies.
         self.app = self._serve
@@ -108,12 +108,12 @@ class LeanRoute(APIRoute):
         path: Mapping[str, UUID],
         request: Request | None = None,
     ) -> Awaitable[Response]:
-        more: dict[str, object] = {}
-        if "principal" in self._takes:
-            more["principal"] = principal
-        if "request" in self._takes:
-            more["request"] = request
-        answer: Awaitable[Response] = self.endpoint(services=services, call=call, **path, **more)
+        arguments: dict[str, object] = {"services": services, "call": call, **path}
+        if self._takes_principal:
+            arguments["principal"] = principal
+        if self._takes_request:
+            arguments["request"] = request
+        answer: Awaitable[Response] = self.endpoint(**arguments)
         return answer
 
 
@@ -217,8 +217,11 @@ class FastLane:
 
 def _authorization(scope: Scope) -> str | None:
     # Of several the first counts.
-    authorization: bytes | None = dict(reversed(scope["headers"])).get(b"authorization")
-    return None if authorization is None else authorization.decode("latin-1")
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            authorization: str = value.decode("latin-1")
+            return authorization
+    return None
 
 
 def uuid_of(text: str, name: str) -> UUID:

@@ -136,15 +136,21 @@ class _Answer:
         self._scope, self._send, self._refusals = scope, send, refusals
         self._is_replaced = False
 
-    async def send(self, message: Message) -> None:
+    def send(self, message: Message) -> Awaitable[None]:
         """ASGI."""
-        if message["type"] == "http.response.start" and message["status"] in (401, 403):
-            wait = self._record(message["status"])
-            if wait:
-                self._is_replaced = True
-                error = TooManyFailures(retry_after_seconds=ceil(wait))
-                await secured(problems.from_error(error))(self._scope, _nothing, self._send)
-        if not self._is_replaced:
+        if self._is_replaced or (message["type"] == "http.response.start" and message["status"] in (401, 403)):
+            return self._send_watched(message)
+        return self._send(message)
+
+    async def _send_watched(self, message: Message) -> None:
+        if self._is_replaced:
+            return
+        wait = self._record(message["status"])
+        if wait:
+            self._is_replaced = True
+            error = TooManyFailures(retry_after_seconds=ceil(wait))
+            await secured(problems.from_error(error))(self._scope, _nothing, self._send)
+        else:
             await self._send(message)
 
     def _record(self, status: int) -> float:

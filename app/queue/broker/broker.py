@@ -7,6 +7,7 @@ process or a notification from another; a jittered poll covers lost ones.
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from operator import attrgetter
@@ -35,7 +36,7 @@ from app.queue.store.lanes import TagIssuer
 
 log = logging.getLogger(__name__)
 # Workers served by one claim; more of them would make each wait for a longer statement.
-_MAX_BATCH = 128
+_MAX_BATCH = 512
 # Seconds between tries to repeat a lease that is locked, as by another replica that repeats or releases it. All other
 # workers wait for them.
 _UNLOCKED_PAUSES = (0.01, 0.03)
@@ -146,7 +147,7 @@ class Broker:
             call=call,
             answer=answer,
             may_wait=may_wait,
-            idle_since=self._idle.begin_call(call.worker_id, asyncio.get_running_loop().time()),
+            idle_since=self._idle.begin_call(call.worker_id, time.monotonic()),
             on_try=on_try,
         )
         self._waiters[call.worker_id] = waiter
@@ -157,7 +158,7 @@ class Broker:
     def leave(self, waiter: Waiter) -> None:
         """Let a call wait no longer, because it is answered or nobody wants an answer."""
         worker_id = waiter.call.worker_id
-        self._idle.end_call(worker_id, asyncio.get_running_loop().time())
+        self._idle.end_call(worker_id, time.monotonic())
         if self._waiters.get(worker_id) is waiter:
             del self._waiters[worker_id]
 

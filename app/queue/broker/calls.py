@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from uuid import UUID
 
 from app.db import hot_path
@@ -16,8 +16,8 @@ from app.queue.store import claims
 from app.queue.store.claims import ClaimOutcome, ClaimRequest, Lease
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeaseCall:
+# A tuple, as one is made for each call of a worker.
+class LeaseCall(NamedTuple):
     """The request of a worker for a task, which must end by `ends_at` where the worker does."""
 
     worker_id: WorkerId

@@ -181,7 +181,7 @@ class Dispatcher:
 
 @dataclass(slots=True)
 class IdleTimes:
-    """Since when each worker has been asking for a task without getting one, by the clock of the event loop.
+    """Since when each worker has been asking for a task without getting one, by a monotonic clock.
 
     Only who is idle asks, so the first call after a lease tells when its task was over. Calls that follow each other
     closely continue one wait; after a longer break the worker may have had a task from another process meanwhile.

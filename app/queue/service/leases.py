@@ -4,7 +4,6 @@ import asyncio
 import json
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TypeVar
@@ -99,9 +98,11 @@ class LeaseService:
         Raises LeaseExpired, LeaseSuperseded, LeaseEnded, TaskCancelled, LeaseNotFound, Locked.
         """
         # The common statement skips tasks that others wait for, as well as those that are refused.
-        with suppress(Locked):
+        try:
             if await self._completions.enqueue_one(completion) is not None:
                 return
+        except Locked:
+            pass
         fence = Fence(task_id=completion.task_id, token=completion.token, worker_id=completion.worker_id)
 
         async def is_repetition(connection: AsyncConnection) -> bool:

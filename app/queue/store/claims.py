@@ -170,14 +170,12 @@ WITH request AS MATERIALIZED (
     {lease_ledger.last_and_held("r.worker_id", "held.id")}
 ), demand AS (
     SELECT agent_type, priority{group}{asked}, min(floor) AS floor, count(*) AS places,
-           array_agg(turn ORDER BY turn) AS turns, array_agg(worker_id ORDER BY turn) AS workers,
-           array_agg(request_id ORDER BY turn) AS requests, array_agg(acknowledge ORDER BY turn) AS acknowledged,
-           array_agg(leases_before ORDER BY turn) AS leases_before,
+           array_agg(turn::int ORDER BY turn) AS turns, array_agg(leases_before ORDER BY turn) AS leases_before,
            array_agg({STRETCH} ORDER BY turn) AS stretches{longest}
     FROM request WHERE worker_state = 'ready' AND NOT holds_another GROUP BY agent_type, priority{group}
 ), picked AS MATERIALIZED (
     SELECT demand.*, head.ids,
-           EXISTS (SELECT FROM unnest(head.avoided, workers) AS pair (avoided, worker_id) WHERE avoided = worker_id)
+           EXISTS (SELECT FROM unnest(head.avoided, turns) AS pair (avoided, turn) WHERE avoided = ($1::uuid[])[turn])
                AS is_shifted
     FROM demand {bound} CROSS JOIN LATERAL (
         SELECT array_agg(id ORDER BY tag, seq) AS ids, array_agg(avoid_worker_id ORDER BY tag, seq) AS avoided
@@ -186,7 +184,7 @@ WITH request AS MATERIALIZED (
             WHERE tasks.agent_type = demand.agent_type AND tasks.priority = demand.priority
               AND state = 'pending' AND blockers = 0 AND run_at IS NULL AND tag >= demand.floor {fits}
               AND {holds.IS_OPEN}
-              AND (demand.places > 1 OR avoid_worker_id IS DISTINCT FROM demand.workers[1]
+              AND (demand.places > 1 OR avoid_worker_id IS DISTINCT FROM ($1::uuid[])[demand.turns[1]]
                    OR waiting_since < now() - make_interval(secs => $9::float8))
             ORDER BY tag, seq LIMIT demand.places FOR UPDATE SKIP LOCKED
         ) locked
@@ -194,20 +192,21 @@ WITH request AS MATERIALIZED (
     WHERE NOT EXISTS (SELECT FROM pauses p WHERE p.agent_type = demand.agent_type)
 ), leased AS (
     UPDATE tasks t
-    SET state = CASE WHEN e.acknowledge THEN 'executing' ELSE 'assigned' END,
+    SET state = CASE WHEN ($6::boolean[])[e.turn] THEN 'executing' ELSE 'assigned' END,
         token = greatest(t.token, convener_transaction_offset() / 1000000) + 1,
-        worker_id = e.worker_id, leased_at = now(),
-        lease_expires_at = now() + make_interval(secs => CASE WHEN e.acknowledge THEN $7::float8 ELSE $8::float8 END),
+        worker_id = ($1::uuid[])[e.turn], leased_at = now(),
+        lease_expires_at = now()
+            + make_interval(secs => CASE WHEN ($6::boolean[])[e.turn] THEN $7::float8 ELSE $8::float8 END),
         deadline_at = now() + make_interval(secs => coalesce(t.timeout_seconds, $10::float8) * e.stretch)
     FROM picked CROSS JOIN LATERAL unnest(
         CASE WHEN is_shifted THEN array_prepend(ids[places], ids[:places - 1]) ELSE ids END,
-        turns, workers, requests, acknowledged, leases_before, stretches
-    ) AS e (task_id, turn, worker_id, request_id, acknowledge, leases_before, stretch)
+        turns, leases_before, stretches
+    ) AS e (task_id, turn, leases_before, stretch)
     WHERE t.id = e.task_id AND {counters.COUNTS_ITSELF}
-    RETURNING {_LEASE_COLUMNS}, t.submitted_priority, t.state, e.turn, e.worker_id, e.request_id, e.leases_before
+    RETURNING {_LEASE_COLUMNS}, t.submitted_priority, t.state, t.worker_id, e.turn, e.leases_before
 ), recorded AS (
     INSERT INTO leases (worker_id, n, task_id, token, request_id, leased_at)
-    SELECT worker_id, leases_before + 1, task_id, token, request_id, leased_at FROM leased
+    SELECT worker_id, leases_before + 1, task_id, token, ($2::uuid[])[turn], leased_at FROM leased
 ), logged AS (
     {_LOG}
 ), counted AS (

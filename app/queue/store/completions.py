@@ -37,8 +37,7 @@ class Completion(NamedTuple):
     quality: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServiceTime:
+class ServiceTime(NamedTuple):
     """Time for which a completed task held its lease."""
 
     agent_type: AgentType
@@ -55,6 +54,8 @@ class Renewal:
     progress: str | None = None
     checkpoint: str | None = None
 
+
+_AGENTS = {str(agent): agent for agent in AgentType}
 
 # The fence: exactly this lease, of this worker, not expired yet. Whoever lost a lease holds an old token, so what it
 # still sends changes nothing. IS NOT DISTINCT FROM keeps the planner from any index by worker, where it would walk over
@@ -197,4 +198,4 @@ def _columns(calls: Sequence[Completion]) -> list[list[object]]:
 
 
 def _service_times(rows: Sequence[asyncpg.Record]) -> dict[UUID, ServiceTime]:
-    return {row["id"]: ServiceTime(agent_type=AgentType(row["agent_type"]), seconds=row["seconds"]) for row in rows}
+    return {task_id: ServiceTime(_AGENTS[agent_type], seconds) for task_id, agent_type, seconds in rows}

@@ -1,7 +1,8 @@
 """Items of an exchange: each a call of one worker, admitted, read and refused as if it had come alone."""
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -11,7 +12,7 @@ from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
 from app.db.turns import Turns
-from app.http.bodies import SMALL_BYTES, too_long, validate_value
+from app.http.bodies import SMALL_BYTES, have_unknown, too_long, validate_known, validate_value
 from app.http.fast_routes import LeanRoute, uuid_of
 from app.http.guard import admit, admit_remembered, worker_of
 from app.http.problems import WHAT_A_BODY_IS
@@ -77,9 +78,10 @@ def authorization_of(value: Any) -> str:
 def read(values: Sequence[Any], start: int, admitted: Mapping[str, Admission]) -> list[Item | Exception]:
     """Items from index `start` on as calls, or the errors that their plain routes would answer with."""
     items: list[Item | Exception] = []
+    clean_operations = _clean_operations(values)
     for index, value in enumerate(values, start):
         try:
-            items.append(_read(index, value, admitted))
+            items.append(_read(index, value, admitted, clean_operations))
         except (ConvenerError, RequestValidationError, HTTPException) as error:
             # Its traceback leads to this list: to collect hundreds of such circles would take half a second.
             items.append(error.with_traceback(None))
@@ -88,7 +90,17 @@ def read(values: Sequence[Any], start: int, admitted: Mapping[str, Admission]) -
     return items
 
 
-def _read(index: int, value: Any, admitted: Mapping[str, Admission]) -> Item:
+def _clean_operations(values: Iterable[Any]) -> set[str]:
+    """The operations whose bodies have no unknown keys, which takes less to tell of all at once than of each."""
+    bodies: defaultdict[str, list[Any]] = defaultdict(list)
+    for value in values:
+        operation = value.get("operation") if isinstance(value, dict) else None
+        if isinstance(operation, str) and operation in OPERATIONS:
+            bodies[operation].append(value.get("body"))
+    return {name for name, values in bodies.items() if not have_unknown(OPERATIONS[name].model, values)}
+
+
+def _read(index: int, value: Any, admitted: Mapping[str, Admission], clean_operations: Collection[str]) -> Item:
     if not isinstance(value, dict):
         raise _refused(("body",), "must be an object")
     operation = value.get("operation")
@@ -108,7 +120,7 @@ def _read(index: int, value: Any, admitted: Mapping[str, Admission]) -> Item:
         operation=operation,
         principal=principal,
         worker_id=worker_of(principal),
-        call=validate_value(route.model, body),
+        call=(validate_known if operation in clean_operations else validate_value)(route.model, body),
         path={name: _identifier(value, name) for name in route.from_path},
     )
     if operation == "heartbeat":

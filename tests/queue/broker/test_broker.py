@@ -4,7 +4,6 @@ import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -493,7 +492,7 @@ async def test_a_lease_of_a_worker_that_called_twice_and_hung_up_is_released(
 ) -> None:
     worker_id, gate = await ready_worker(database), _Gate(monkeypatch)
     await submitted(database)
-    calls = [replace(_call(worker_id), acknowledge=acknowledge) for _ in range(2)]
+    calls = [_call(worker_id)._replace(acknowledge=acknowledge) for _ in range(2)]
     older = asyncio.create_task(broker.lease(calls[0], 30))
     await gate.is_reached.wait()
     newer = asyncio.create_task(broker.lease(calls[not is_same], 30))
@@ -693,7 +692,7 @@ async def crowd(
 ) -> _Crowd:
     offer = resources.parse(request.param) if request.param else None
     calls = [
-        replace(_call(await ready_worker(database), AgentType.GENERATION), offer=offer, acknowledge=True)
+        _call(await ready_worker(database), AgentType.GENERATION)._replace(offer=offer, acknowledge=True)
         for _ in range(_CROWD)
     ]
     await submitted(database, _CROWD, resources=request.param)
@@ -748,7 +747,7 @@ async def test_a_worker_whose_time_is_limited_gets_what_ends_in_it(database: Dat
     worker_id = await ready_worker(database)
     (long,) = await submitted(database, timeout_seconds=300)
     (short,) = await submitted(database, timeout_seconds=20)
-    call = replace(_call(worker_id, AgentType.GENERATION), ends_at=datetime.now(UTC) + timedelta(seconds=60))
+    call = _call(worker_id, AgentType.GENERATION)._replace(ends_at=datetime.now(UTC) + timedelta(seconds=60))
     lease = await broker.lease(call)
     assert lease is not None
     assert lease.task_id == short
@@ -765,15 +764,14 @@ async def test_a_worker_whose_time_is_limited_goes_on_to_less_urgent_tasks_of_th
 ) -> None:
     await submitted(database, priority=Priority.HIGH, timeout_seconds=300, resources=high)
     (short,) = await submitted(database, priority=Priority.LOW, timeout_seconds=20)
-    call = replace(
-        _call(await ready_worker(database), AgentType.GENERATION),
+    call = _call(await ready_worker(database), AgentType.GENERATION)._replace(
         ends_at=datetime.now(UTC) + timedelta(seconds=60),
         offer=resources.Resources(gpus=1),
     )
     lease = await broker.lease(call, wait_seconds)
     assert lease is not None
     assert lease.task_id == short
-    assert await broker.lease(replace(call, worker_id=await ready_worker(database), request_id=uuid4())) is None
+    assert await broker.lease(call._replace(worker_id=await ready_worker(database), request_id=uuid4())) is None
 
 
 @pytest.mark.parametrize("news_of", [Priority.HIGH, Priority.LOW])
@@ -796,7 +794,7 @@ async def test_news_during_its_claims_keep_no_worker_whose_time_is_limited_from_
         await submitted(database, priority=priority, timeout_seconds=300)
     (short,) = await submitted(database, priority=Priority.LOW, timeout_seconds=20)
     call = _call(await ready_worker(database), AgentType.GENERATION)
-    lease = await broker.lease(replace(call, ends_at=datetime.now(UTC) + timedelta(seconds=60)), 5)
+    lease = await broker.lease(call._replace(ends_at=datetime.now(UTC) + timedelta(seconds=60)), 5)
     assert (lease and lease.task_id, lanes[:3]) == (short, [Priority.HIGH, Priority.MEDIUM, Priority.LOW])
 
 
@@ -806,8 +804,8 @@ async def test_a_worker_for_which_nothing_fitted_tries_again_with_news_of_that_l
     # Without the poll, which tries all lanes again.
     monkeypatch.setattr("app.queue.broker.broker.random.uniform", lambda *_: 60.0)
     await submitted(database, timeout_seconds=300)
-    call = replace(
-        _call(await ready_worker(database), AgentType.GENERATION), ends_at=datetime.now(UTC) + timedelta(seconds=60)
+    call = _call(await ready_worker(database), AgentType.GENERATION)._replace(
+        ends_at=datetime.now(UTC) + timedelta(seconds=60)
     )
     waiting = asyncio.create_task(broker.lease(call, 10))
     async with asyncio.timeout(5):
@@ -832,7 +830,7 @@ async def test_a_worker_for_which_nothing_fits_waits_for_news_and_holds_up_nobod
     monkeypatch.setattr(store, "claim", counted)
     await submitted(database, timeout_seconds=300)
     worker_id = await ready_worker(database)
-    call = replace(_call(worker_id, AgentType.GENERATION), ends_at=datetime.now(UTC) + timedelta(seconds=60))
+    call = _call(worker_id, AgentType.GENERATION)._replace(ends_at=datetime.now(UTC) + timedelta(seconds=60))
     waiting = asyncio.create_task(broker.lease(call, 20))
     await asyncio.sleep(0.5)
     assert len(claimed) <= 3
@@ -850,8 +848,7 @@ async def test_workers_that_end_at_different_times_get_tasks_of_one_lane_each_on
 ) -> None:
     ids = {*await submitted(database, 6, timeout_seconds=5)}
     calls = [
-        replace(
-            _call(await ready_worker(database), AgentType.GENERATION),
+        _call(await ready_worker(database), AgentType.GENERATION)._replace(
             ends_at=None if n % 3 == 0 else datetime.now(UTC) + timedelta(seconds=60 * (n % 3)),
         )
         for n in range(6)

@@ -4,7 +4,6 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -158,7 +157,7 @@ async def test_a_lease_is_not_released_by_one_replica_once_the_other_has_repeate
 
     monkeypatch.setattr(claims, "claim", slow)
     await submitted(database)
-    call = replace(_call(worker_id), acknowledge=acknowledge)
+    call = _call(worker_id)._replace(acknowledge=acknowledge)
     caller = asyncio.create_task(brokers[0].lease(call, 30))
     await is_claimed.wait()
     caller.cancel()
