@@ -179,7 +179,8 @@ async def test_only_what_is_older_is_dropped_and_whole(own_database: Database) -
     today = await _today(own_database)
     old = [today - timedelta(days=ago) for ago in (9, 8, 7, 6)]
     for day in old:
-        await execute(own_database, retention._creation("events", day))
+        for statement in retention._creation("events", day):
+            await execute(own_database, statement)
         await execute(own_database, _EVENT, datetime.combine(day, datetime.min.time(), UTC))
     await fold_events(own_database)
     dropped = await _drop_older(own_database, 7)

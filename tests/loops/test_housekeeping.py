@@ -36,7 +36,8 @@ async def _old_partition(database: Database, days: int = 9) -> str:
     """An old partition with one row, which all sums have counted."""
     today: date = await value(database, "SELECT (now() AT TIME ZONE 'UTC')::date")
     day = today - timedelta(days=days)
-    await execute(database, retention._creation("events", day))
+    for statement in retention._creation("events", day):
+        await execute(database, statement)
     await execute(database, _EVENT, datetime.combine(day, datetime.min.time(), UTC))
     await fold_events(database)
     return f"events_{day:%Y%m%d}"

@@ -48,8 +48,8 @@ pytestmark = pytest.mark.slow
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 _NAME = f"convener_growth_{PROCESS}"
-_BATCHES = (8, 64, 256)
-_TASKS, _WORKERS = 20_000, 256
+_BATCHES = (8, 64, 512)
+_TASKS, _WORKERS = 20_000, 512
 _FILL = f"""
 INSERT INTO tasks (id, state, agent_type, priority, payload, labels, timeout_seconds, max_attempts, retry_delays,
                    request_hash, created_at, tag)

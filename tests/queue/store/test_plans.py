@@ -27,7 +27,7 @@ SELECT gen_random_uuid(), 'pending', (ARRAY['generation', 'ranking', 'evolution'
        60, 3, '{}', '', now(), n
 FROM generate_series(1, 50000) AS n
 """
-_BATCHES = (1, 8, 64, 256)
+_BATCHES = (1, 8, 64, 512)
 
 
 @pytest.fixture(scope="module", params=["never analysed", "analysed when empty", "analysed"])
