@@ -13,6 +13,8 @@ log = logging.getLogger(__name__)
 _LARGE_BATCH = 4
 _LOCKED_IN_ROW = 2
 _LINGER_SECONDS = 0.001
+# A statement with its values is in memory several times.
+_MAX_BYTES = 32 << 20
 # Whoever got no answer has called again by then.
 _REPEAT_SECONDS = 2.0
 Call = TypeVar("Call")
@@ -22,7 +24,8 @@ Answer = TypeVar("Answer")
 class Coalescer(Generic[Call, Answer]):
     """Answers concurrent calls in batches by `run_batch`; a lone call runs at once, so it is not delayed.
 
-    Two calls of the same key never share a batch, because a statement can change each row only once.
+    Two calls of the same key never share a batch, because a statement can change each row only once. Where calls have a
+    `size`, in bytes, those of a batch have 32 MiB together, or it has one call.
     """
 
     def __init__(
@@ -30,11 +33,13 @@ class Coalescer(Generic[Call, Answer]):
         run_batch: Callable[[Sequence[Call]], Awaitable[Sequence[Answer]]],
         key: Callable[[Call], Hashable] | None = None,
         *,
-        limit: int = 512,
+        limit: int = 128,
+        size: Callable[[Call], int] | None = None,
     ) -> None:
         self._run_batch = run_batch
         self._key = key
         self._limit = limit
+        self._size = size
         self._waiting: list[tuple[Call, asyncio.Future[Answer]]] = []
         self._task: asyncio.Task[None] | None = None
         self._is_closed = False
@@ -107,23 +112,29 @@ class Coalescer(Generic[Call, Answer]):
             self._ended_at = time.monotonic()
 
     def _next_batch(self) -> list[tuple[Call, asyncio.Future[Answer]]]:
-        waiting, key_of = self._waiting, self._key
-        # Mostly they are few enough, and no two of one key.
-        if len(waiting) <= self._limit and (
-            key_of is None or len({key_of(call) for call, _ in waiting}) == len(waiting)
-        ):
-            self._waiting = []
-            return waiting
-        batch: dict[Hashable, tuple[Call, asyncio.Future[Answer]]] = {}
-        rest = []
+        if self._are_one_batch():
+            batch, self._waiting = self._waiting, []
+            return batch
+        calls: dict[Hashable, tuple[Call, asyncio.Future[Answer]]] = {}
+        rest, size = [], 0
         for item in self._waiting:
-            key = self._key(item[0]) if self._key else object()
-            if key in batch or len(batch) >= self._limit:
+            key, more = self._key(item[0]) if self._key else object(), self._size(item[0]) if self._size else 0
+            if key in calls or len(calls) >= self._limit or (calls and size + more > _MAX_BYTES):
                 rest.append(item)
             else:
-                batch[key] = item
+                calls[key] = item
+                size += more
         self._waiting = rest
-        return list(batch.values())
+        return list(calls.values())
+
+    def _are_one_batch(self) -> bool:
+        """Whether the calls that wait are few enough, small enough, and of different keys, as they mostly are."""
+        waiting, key_of, size_of = self._waiting, self._key, self._size
+        return (
+            len(waiting) <= self._limit
+            and (key_of is None or len({key_of(call) for call, _ in waiting}) == len(waiting))
+            and (size_of is None or sum([size_of(call) for call, _ in waiting]) <= _MAX_BYTES)
+        )
 
     async def _answer(self, batch: list[tuple[Call, asyncio.Future[Answer]]]) -> Exception | None:
         """Answer the calls of a batch; return the error of the statement for all of them, if there was one."""

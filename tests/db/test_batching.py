@@ -67,6 +67,13 @@ async def test_a_batch_has_a_limit() -> None:
     assert flush.batches == [[1, 2, 3], [4, 5, 6], [7]]
 
 
+async def test_large_calls_share_a_batch_as_far_as_they_have_room_together() -> None:
+    flush = _Flush()
+    coalescer = Coalescer(flush, abs, size=lambda call: call << 20)
+    await asyncio.gather(*map(coalescer, [10, 20, 3, 2, 40, 33, 1]))
+    assert flush.batches == [[10, 20, 2], [3, 1], [40], [33]]
+
+
 async def test_one_bad_call_does_not_poison_the_others() -> None:
     flush = _Flush()
     outcomes = await asyncio.gather(*map(_coalescer(flush), [1, -2, 3]), return_exceptions=True)

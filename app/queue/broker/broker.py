@@ -35,8 +35,6 @@ from app.queue.store.claims import ClaimOutcome, ClaimRequest, Lease
 from app.queue.store.lanes import TagIssuer
 
 log = logging.getLogger(__name__)
-# Workers served by one claim; more of them would make each wait for a longer statement.
-_MAX_BATCH = 512
 # Seconds between tries to repeat a lease that is locked, as by another replica that repeats or releases it. All other
 # workers wait for them.
 _UNLOCKED_PAUSES = (0.01, 0.03)
@@ -271,7 +269,7 @@ class Broker:
                     self._end_try(waiter, call.agent_types)
                 continue
             batch.append(waiter)
-            if len(batch) == _MAX_BATCH:
+            if len(batch) == self._dispatcher.workers_of_claim:
                 break
         return batch
 

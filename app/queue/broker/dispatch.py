@@ -20,12 +20,15 @@ from app.queue.broker.retries import Retries
 from app.queue.rules.degradation import deferred_lanes
 from app.queue.rules.fair_queueing import FairQueue
 from app.queue.service.degradation import CurrentStep
-from app.queue.store.claims import BOTTOM, ClaimOutcome, ClaimRequest
+from app.queue.store.claims import BOTTOM, ClaimOutcome, ClaimRequest, Lease
 from app.queue.store.lanes import TagIssuer
 
 # Of more workers the oldest records are forgotten, which costs no more than a little fairness among them.
 _MAX_WORKERS = 20_000
 _LONGEST_BREAK_SECONDS = 5.0
+# Workers served by one claim: as many as an exchange brings, or fewer where tasks were large lately, as all of a claim
+# are in memory at once. With more of them each would wait for a longer statement.
+_MOST_WORKERS, _WORKERS_OF_LARGE, _LARGE_CHARACTERS = 512, 128, 16 << 10
 
 # Called with workers that get the first lease that this process knows of, on a connection of the hot path.
 OnFirstLeases = Callable[[HotConnection, Sequence[WorkerId]], Awaitable[None]]
@@ -72,6 +75,7 @@ class Dispatcher:
     ) -> None:
         self.degradation = CurrentStep()
         self.classes = ClassView()
+        self.workers_of_claim = _WORKERS_OF_LARGE
         self._lanes = lanes
         self._fairness = fairness
         self._tag_issuer = tag_issuer
@@ -157,6 +161,7 @@ class Dispatcher:
 
         `ready_from` are the lowest tags of lanes where the claim may have passed over tasks.
         """
+        self._note_sizes([outcome.lease for outcome in outcomes if outcome.lease is not None])
         tags: dict[Lane, list[float]] = defaultdict(list)
         exhausted_lanes: set[Lane] = set()
         passed = ready_from or {}
@@ -177,6 +182,12 @@ class Dispatcher:
                 self._tag_issuer.advance(lane, max(tags[lane]))
         for agent in {lane.agent_type for lane in exhausted_lanes} - self._lanes.agents():
             self._fairness.mark_idle(agent)
+
+    def _note_sizes(self, leases: Sequence[Lease]) -> None:
+        """Let the next claim be for fewer workers where one of these tasks was large."""
+        sizes = [len(lease.payload) + len(lease.checkpoint or "") for lease in leases]
+        if sizes:
+            self.workers_of_claim = _WORKERS_OF_LARGE if max(sizes) > _LARGE_CHARACTERS else _MOST_WORKERS
 
 
 @dataclass(slots=True)

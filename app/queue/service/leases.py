@@ -79,7 +79,10 @@ class LeaseService:
         self._database = database
         self.policy = policy
         self._fairness = fairness
-        self._completions: Coalescer[Completion, ServiceTime | None] = Coalescer(self._complete, lambda c: c.task_id)
+        # As many as an exchange brings.
+        self._completions: Coalescer[Completion, ServiceTime | None] = Coalescer(
+            self._complete, lambda c: c.task_id, limit=512, size=lambda c: len(c.result)
+        )
         # Apart, because to unblock dependents takes locks for which the others must not wait.
         self._last_tries: Coalescer[Completion, ServiceTime | None] = Coalescer(
             self._complete_and_unblock, lambda c: c.task_id
