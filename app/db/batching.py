@@ -25,7 +25,7 @@ class Coalescer(Generic[Call, Answer]):
     """Answers concurrent calls in batches by `run_batch`; a lone call runs at once, so it is not delayed.
 
     Two calls of the same key never share a batch, because a statement can change each row only once. Where calls have a
-    `size`, in bytes, those of a batch have 32 MiB together, or it has one call.
+    `size`, in bytes or characters, a batch has 32 Mi of them at most, or one call.
     """
 
     def __init__(

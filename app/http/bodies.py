@@ -251,14 +251,20 @@ def have_unknown(model: type[BaseModel], values: Collection[Any]) -> bool:
         if name in names and have_unknown(nested, [item[name] for item in objects if name in item]):
             return True
     lists = (value for value in values if isinstance(value, list)) if len(objects) < len(values) else ()
-    return any(have_unknown(model, list(islice(items, _MAX_LOOKED_AT))) for items in lists)
+    return any(have_unknown(model, _objects(items)) for items in lists)
+
+
+def _objects(items: Iterable[Any]) -> list[Any]:
+    # No field is a list of lists: to go through all of them would take half a second for 1 MB.
+    return [item for item in islice(items, _MAX_LOOKED_AT) if isinstance(item, dict)]
 
 
 def _unknown_paths(model: type[BaseModel], value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[str | int, ...]]:
     """Paths of keys that no field of the model has; Pydantic would build an error for each of them."""
     if isinstance(value, list):
         for number, item in enumerate(islice(value, _MAX_LOOKED_AT)):
-            yield from _unknown_paths(model, item, (*path, number))
+            if isinstance(item, dict):
+                yield from _unknown_paths(model, item, (*path, number))
     elif isinstance(value, dict):
         fields, nested_models = _fields(model)
         if not value.keys() <= fields:

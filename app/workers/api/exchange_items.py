@@ -94,9 +94,10 @@ def _clean_operations(values: Iterable[Any]) -> set[str]:
     """The operations whose bodies have no unknown keys, which takes less to tell of all at once than of each."""
     bodies: defaultdict[str, list[Any]] = defaultdict(list)
     for value in values:
-        operation = value.get("operation") if isinstance(value, dict) else None
-        if isinstance(operation, str) and operation in OPERATIONS:
-            bodies[operation].append(value.get("body"))
+        operation, body = (value.get("operation"), value.get("body")) if isinstance(value, dict) else (None, None)
+        # A list is refused as such: to look through all that it may hold would take long.
+        if isinstance(body, dict) and isinstance(operation, str) and operation in OPERATIONS:
+            bodies[operation].append(body)
     return {name for name, values in bodies.items() if not have_unknown(OPERATIONS[name].model, values)}
 
 
