@@ -71,8 +71,7 @@ class JoinedAnswer(RequestResponseCycle):
         if JoinedAnswer._usual[0] is not self.default_headers:
             start = STATUS_LINE[200] + _lines_of_server(tuple(self.default_headers)) + b"content-length: "
             JoinedAnswer._usual = self.default_headers, start
-        last_lines = b"" if self.keep_alive else b"connection: close\r\n"
-        self._write(b"%b%d\r\n%b%b\r\n%b" % (JoinedAnswer._usual[1], len(body), _USUAL_HEADERS, last_lines, body))
+        self._write(JoinedAnswer._usual[1], b"%d\r\n" % len(body), _USUAL_HEADERS, self._last_lines(), body)
 
     def _write_whole(self, head: Message, message: Message) -> bool:
         """Write the answer if it is whole; return whether that was done."""
@@ -89,11 +88,11 @@ class JoinedAnswer(RequestResponseCycle):
         lines = [STATUS_LINE[head["status"]], _lines_of_server(tuple(self.default_headers))]
         for name, value in headers:
             lines += (name, b": ", value, b"\r\n")
-        self._write(*lines, *self._last_lines(), body)
+        self._write(*lines, self._last_lines(), body)
         return True
 
-    def _last_lines(self) -> Sequence[bytes]:
-        return (b"\r\n",) if self.keep_alive else (b"connection: close\r\n", b"\r\n")
+    def _last_lines(self) -> bytes:
+        return b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
 
     def _write(self, *parts: bytes) -> None:
         """Write an answer, and do what comes after one."""

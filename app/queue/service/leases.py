@@ -81,13 +81,15 @@ class LeaseService:
         self._fairness = fairness
         # As many as an exchange brings.
         self._completions: Coalescer[Completion, ServiceTime | None] = Coalescer(
-            self._complete, lambda c: c.task_id, limit=512, size=lambda c: len(c.result)
+            self._complete, lambda c: c.task_id, limit=512, size=_result_size
         )
         # Apart, because to unblock dependents takes locks for which the others must not wait.
         self._last_tries: Coalescer[Completion, ServiceTime | None] = Coalescer(
-            self._complete_and_unblock, lambda c: c.task_id
+            self._complete_and_unblock, lambda c: c.task_id, size=_result_size
         )
-        self._renewals: Coalescer[Renewal, datetime | None] = Coalescer(self._renew, lambda r: r.task_id)
+        self._renewals: Coalescer[Renewal, datetime | None] = Coalescer(
+            self._renew, lambda r: r.task_id, size=lambda r: len(r.checkpoint or "")
+        )
 
     async def stop(self) -> None:
         """Finish the calls that have arrived."""
@@ -181,6 +183,10 @@ class LeaseService:
     async def _renew(self, renewals: Sequence[Renewal]) -> list[datetime | None]:
         expiries = await hot_path.run(self._database, lambda c: completions.renew(c, renewals, self.policy))
         return [expiries.get(renewal.task_id) for renewal in renewals]
+
+
+def _result_size(completion: Completion) -> int:
+    return len(completion.result)
 
 
 async def fail(connection: AsyncConnection, fence: Fence, failure: Failure) -> EndedLease:
