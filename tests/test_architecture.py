@@ -8,6 +8,11 @@ ROOT = Path(__file__).parents[1]
 APP = ROOT / "app"
 _CONSTRUCTORS = {"text", "select", "insert", "update", "delete", "table", "column"}
 _LONGEST_FILE = 400
+_TOP_LEVEL = {
+    *("app", "benchmarks", "clients", "deploy", "docker", "docs", "examples", "migrations", "openapi", "requirements"),
+    *("tests", "worker_agent", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", "SECURITY.md"),
+    "pyproject.toml",
+}
 # Where a local clock is right: making ids, telling people the time, measuring how long something took, judging a
 # certificate as its clients do, and comparing the times that a batch scheduler tells by its own clock.
 _LOCAL_CLOCKS = (
@@ -47,6 +52,13 @@ def _imported(tree: ast.AST, package: str) -> set[str]:
 def _breaches(files: Sequence[Path], look: Callable[[Path], object]) -> dict[str, object]:
     """What is against a rule, by file: one test for all files, as a test for each takes longer than to read it."""
     return {_name(path): breach for path in files if (breach := look(path))}
+
+
+def test_nothing_strange_stands_at_the_top_level() -> None:
+    # What git ignores is hidden or one of these.
+    made = {"dist", "sbom.json", "__pycache__"}
+    names = {path.name for path in ROOT.iterdir() if not path.name.startswith(".") and path.suffix != ".egg-info"}
+    assert names - made <= _TOP_LEVEL
 
 
 def test_queries_are_made_in_store_only() -> None:
