@@ -216,15 +216,17 @@ async def revoke(
     evict_workers: Annotated[bool, Query(description="also evict the live workers that registered with it")] = False,
     reason: ReasonQuery = "",
 ) -> RevokedOut | None:
-    """It stops working within 1 s everywhere, and registers no worker any more. Safe to repeat."""
+    """It stops working within 1 s everywhere, and registers no worker any more. Safe to repeat.
+
+    A worker is evicted with its own key.
+    """
+    evictor = services[WorkerEvictor]
     async with database.transaction() as connection:
-        await service.revoke_key(connection, key_id, caller.key_id, reason)
+        await service.revoke_key(connection, key_id, caller.key_id, reason, evictor=evictor)
     if not evict_workers:
         return None
     response.status_code = 200
-    return RevokedOut(
-        evicted_workers=await services[WorkerEvictor].evict_registered_by(database, key_id, caller.key_id)
-    )
+    return RevokedOut(evicted_workers=await evictor.evict_registered_by(database, key_id, caller.key_id))
 
 
 def _created(key: CreatedKey) -> ApiKeyCreated:

@@ -23,6 +23,10 @@ UNKNOWN = "the key is unknown or revoked"
 class WorkerEvictor:
     """Evicts workers; `app.workers` implements it."""
 
+    async def evict(self, connection: AsyncConnection, worker_id: UUID, *, by: str, reason: str) -> None:
+        """Evict a worker, which revokes its key."""
+        raise NotImplementedError
+
     async def evict_registered_by(self, database: Database, key_id: str, by: str) -> int:
         """Evict all live workers that registered with this key; return their number."""
         raise NotImplementedError
@@ -90,8 +94,19 @@ async def rotate_key(
     return rotated
 
 
-async def revoke_key(connection: AsyncConnection, key_id: str, by: str, reason: str = "") -> None:
-    """Revoke a key: at once in processes that receive the announcement, within 1 s in all. Raises KeyNotFound."""
+async def revoke_key(
+    connection: AsyncConnection, key_id: str, by: str, reason: str = "", *, evictor: WorkerEvictor | None = None
+) -> None:
+    """Revoke a key: at once in processes that receive the announcement, within 1 s in all. Raises KeyNotFound.
+
+    A worker is evicted with its own key: a call of it that waits would still be given a task.
+    """
+    worker_id = await keys.worker_of(connection, key_id)
+    if worker_id is not None:
+        if evictor is None:
+            raise KeyNotFound("this is the key of a worker, which ends with it: revoke it by the running service")
+        await evictor.evict(connection, worker_id, by=by, reason=reason or f"the key {key_id} was revoked")
+        return
     was_valid = await keys.revoke(connection, key_id)
     if was_valid is None:
         raise KeyNotFound

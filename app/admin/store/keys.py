@@ -91,6 +91,7 @@ class StoredKey:
 
 
 _READ_OWN = text("SELECT label, created_at, expires_at FROM keys WHERE id = :id")
+_WORKER_OF = text("SELECT worker_id FROM keys WHERE id = :id")
 _INSERT = text("""
 INSERT INTO keys (id, role, label, namespace, secret_hash, worker_id, withheld, launches, uses_left, expires_at)
 VALUES (:id, :role, :label, :namespace, :secret_hash, :worker_id, :withheld, :launches, :uses_left,
@@ -194,6 +195,12 @@ async def read_own(connection: AsyncConnection, key_id: str) -> OwnKey | None:
     """The key of this id; None when it is gone."""
     row = (await connection.execute(_READ_OWN, {"id": key_id})).mappings().first()
     return OwnKey(**row) if row else None
+
+
+async def worker_of(connection: AsyncConnection, key_id: str) -> UUID | None:
+    """The worker whose own key this is; None for all other keys."""
+    worker_id: UUID | None = (await connection.execute(_WORKER_OF, {"id": key_id})).scalar()
+    return worker_id
 
 
 async def changed(connection: "asyncpg.Connection[asyncpg.Record]") -> set[str]:

@@ -55,7 +55,11 @@ async def _locked(connection: AsyncConnection, worker_id: UUID) -> dict[str, Any
 
 
 class Evictor(WorkerEvictor):
-    """Evicts workers by the key that they registered with."""
+    """Evicts workers by their own key, or the one that they registered with."""
+
+    async def evict(self, connection: AsyncConnection, worker_id: UUID, *, by: str, reason: str) -> None:
+        """Evict a worker, which revokes its key."""
+        await evict(connection, worker_id, by=by, reason=reason)
 
     async def evict_registered_by(self, database: Database, key_id: str, by: str) -> int:
         """Evict all live workers that registered with this key; return their number."""

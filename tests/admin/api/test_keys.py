@@ -1,11 +1,14 @@
 """Keys over HTTP: they expire, are rotated, enrol workers, and take their workers with them."""
 
+import asyncio
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from app.db.database import Database
 from app.kernel.access import Role
+from app.queue.broker.broker import Broker
 from tests.support.problems import is_problem
 from tests.support.service import Service, registration
 from tests.support.sql import execute, value
@@ -108,6 +111,30 @@ async def test_without_it_the_workers_of_a_revoked_key_go_on(service: Service) -
     assert (await service.ask("DELETE", f"/keys/{pool['id']}")).status_code == 204
     path = f"/workers/{worker['worker_id']}/heartbeat"
     assert (await service.ask("POST", path, {"state": "ready"}, key=worker["key"])).status_code == 200
+
+
+@pytest.mark.parametrize("is_joined", [False, True])
+async def test_a_worker_ends_with_its_own_key_and_gets_no_task_by_a_call_that_waits(
+    service: Service, database: Database, is_joined: bool
+) -> None:
+    """It got one up to 30 s later, which it could not report any more."""
+    worker = await service.worker()
+    call: dict[str, Any] = {"request_id": str(uuid4()), "wait_seconds": 30, "acknowledge": True}
+    item = {"authorization": f"Bearer {worker.key}", "operation": "lease", "body": call}
+    path, body = ("/leases/exchange", {"items": [item]}) if is_joined else ("/lease", call)
+    waiting = asyncio.create_task(worker.ask(path, body))
+    broker = service.app.state.services[Broker]
+    while not broker.waiting_count:
+        await asyncio.sleep(0.01)
+    key_id = worker.key.split("_")[1]
+    for _ in range(2):
+        assert (await service.ask("DELETE", f"/keys/{key_id}?reason=leaked")).status_code == 204
+    task_id = await service.submitted()
+    answer = await waiting
+    assert ("worker_gone" in answer.text, task_id in answer.text) == (True, False)
+    assert (await service.get(f"/tasks/{task_id}"))["state"] == "pending"
+    assert (await service.get(f"/workers/{worker.id}"))["ended_reason"] == "evicted: leaked"
+    assert await value(database, "SELECT count(*) FROM audit WHERE action = 'worker.evict'") == 1
 
 
 async def test_nobody_makes_or_rotates_a_key_that_may_more(service: Service) -> None:

@@ -127,10 +127,13 @@ async def test_workers_go_with_their_key_where_they_are_to(
     token = (await convener("key", "enrol", "--label", "x", "-o", "json", **admin)).json
     async with httpx.AsyncClient(base_url=live_service.url, trust_env=False) as http:
         headers = {"Authorization": f"Bearer {token['key']}"}
-        assert (await http.post("/workers", json=registration(), headers=headers)).status_code == 201
+        registered = await http.post("/workers", json=registration(), headers=headers)
+    assert registered.status_code == 201
+    database = {"CONVENER_DATABASE_URL": live_service.database_url}
+    refused = await offline("key", "revoke", registered.json()["key"].split("_")[1], **database)
+    assert (refused.code, "by the running service" in refused.err) == (5, True)
     revoked = await convener("key", "revoke", token["id"], "--evict-workers", **admin)
     assert revoked.out == f"revoked {token['id']} and evicted 1 worker\n"
-    database = {"CONVENER_DATABASE_URL": live_service.database_url}
     assert (await offline("key", "revoke", token["id"], "--evict-workers", **database)).code == 2
 
 
