@@ -125,10 +125,13 @@ def served() -> list[str]:
 
 async def is_served(engine: AsyncEngine, revision: str | None) -> bool:
     """Return whether a schema of this revision, which is newer than the one of this program, serves this program."""
-    if revision is None or knows(revision):
-        return False
     async with engine.connect() as connection:
-        return await served_revisions.includes(connection, head())
+        return await serves(connection, revision)
+
+
+async def serves(connection: AsyncConnection, revision: str | None) -> bool:
+    """As `is_served`, at a connection."""
+    return revision is not None and not knows(revision) and await served_revisions.includes(connection, head())
 
 
 def _followers() -> dict[str, str | None]:

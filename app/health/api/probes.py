@@ -88,12 +88,11 @@ async def readyz(services: ServicesDep) -> Response:
             raise DatabaseUnavailable("the database takes no writes: it is a standby, or its role may only read")
         if await services.database.is_former_primary(connection):
             raise DatabaseUnavailable("the database is a former primary: another server was promoted in its place")
-    revision = await schema.revision(services.database.engine)
-    if revision != services[ExpectedSchema].revision and not await schema.is_served(services.database.engine, revision):
-        expected_revision = services[ExpectedSchema].revision
-        raise DatabaseUnavailable(
-            f"the schema is at {revision}, this version needs {expected_revision}: run `convener db migrate`"
-        )
+        revision, expected_revision = await connection.run_sync(schema.revision_of), services[ExpectedSchema].revision
+        if revision != expected_revision and not await schema.serves(connection, revision):
+            raise DatabaseUnavailable(
+                f"the schema is at {revision}, this version needs {expected_revision}: run `convener db migrate`"
+            )
     return JSONResponse({"status": "ready"})
 
 

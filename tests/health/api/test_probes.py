@@ -2,8 +2,10 @@
 
 import asyncio
 from collections import Counter
+from typing import Any
 
 import pytest
+from sqlalchemy import event
 
 from app.db.connections import SELECT_SERVER, RunningServer
 from app.db.database import Database
@@ -61,6 +63,21 @@ async def test_a_former_primary_is_not_ready(own_database: Database) -> None:
             answer = await service.ask("GET", "/readyz", key=None)
             assert answer.status_code == status
         assert "was promoted in its place" in answer.json()["detail"]
+
+
+async def test_a_connection_that_breaks_while_the_schema_is_looked_up_is_no_error_of_ours(service: Service) -> None:
+    """It was answered 500 with two traces in the log, as one of several checks was that hit the start of an outage."""
+
+    def cut(connection: Any, _: object, statement: str, *rest: object) -> None:
+        if "alembic_version" in statement:
+            connection.connection.driver_connection.terminate()
+
+    engine = service.app.state.services.database.engine.sync_engine
+    event.listen(engine, "before_cursor_execute", cut)
+    answer = await service.ask("GET", "/readyz", key=None)
+    assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable")
+    event.remove(engine, "before_cursor_execute", cut)
+    assert (await service.ask("GET", "/readyz", key=None)).status_code == 200
 
 
 async def test_another_schema_is_not_ready(own_database: Database) -> None:
