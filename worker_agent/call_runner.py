@@ -37,14 +37,14 @@ class _PendingCall:
 
 
 class CallRunner:
-    """Calls to the control plane; `profile` is the body of a registration, `pool_key` its credential."""
+    """Calls to the control plane; `profile` is the body of a registration, `pool_key` gives its credential."""
 
     def __init__(
         self,
         transport: Transport,
         *,
         profile: JsonObject,
-        pool_key: str,
+        pool_key: Callable[[], str],
         post: PostEvent,
         errors: LocalErrors,
         outage: Outage,
@@ -172,7 +172,7 @@ class CallRunner:
                 # By the member, so that a control plane too old to know it serves workers without an end.
                 end = {} if self._lifetime is None else {"seconds_left": round(self._lifetime.seconds_left, 1)}
                 body = self._profile | end | {"request_id": request_id}
-                registration = register(self._transport, body, self._pool_key)
+                registration = register(self._transport, body, self._pool_key())
                 self._client = Client(self._transport, registration)
                 return ev.Registered(registration)
             case act.RequestLease():

@@ -5,8 +5,10 @@ import signal
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import current_thread, main_thread
 from typing import assert_never
@@ -54,6 +56,7 @@ class DaemonSettings:
     url: str
     trust: Trust = SYSTEM_TRUST
     pool_key: str = field(repr=False)
+    key_file: Path | None = None
     profile: JsonObject
     is_launched: bool  # by somebody who also starts the next one
     handlers: Mapping[str, Handler]
@@ -66,6 +69,20 @@ class DaemonSettings:
     seconds_left: float | None = None
     language_model: GatewaySettings | None = None
     gpus: GpuKeeper = field(default_factory=GpuKeeper)
+
+    def read_pool_key(self) -> str:
+        """The key of the pool that its file holds by now, as after a rotation; else that of the start."""
+        with suppress(OSError, ValueError):
+            return self.pool_key if self.key_file is None else usable_key(self.key_file.read_text())
+        return self.pool_key
+
+
+def usable_key(text: str) -> str:
+    """The key in a text. Raises ValueError."""
+    key = text.strip()
+    if not key or not key.isascii() or not key.isprintable():
+        raise ValueError("no usable pool key: set CONVENER_KEY, or give --key-file")
+    return key
 
 
 class Daemon:
@@ -96,7 +113,7 @@ class Daemon:
             Transport(settings.url, settings.trust),
             profile=settings.profile,
             lifetime=self._lifetime,
-            pool_key=settings.pool_key,
+            pool_key=settings.read_pool_key,
             post=self._events.put,
             errors=errors,
             outage=outage,

@@ -16,7 +16,7 @@ from worker_agent.capacity import cpu_cores, memory_gb
 from worker_agent.child_process import ResourceLimits
 from worker_agent.connections.clients import check_address
 from worker_agent.connections.trust import Trust, read_trust
-from worker_agent.daemon import DaemonSettings
+from worker_agent.daemon import DaemonSettings, usable_key
 from worker_agent.gpus import GpuKeeper, NoGpus, keep_gpus
 from worker_agent.handler_options import add_handler_options, arguments_from_variables, read_rules
 from worker_agent.handlers import Handler, collect_handlers, parse_handler
@@ -179,7 +179,12 @@ def _parser() -> argparse.ArgumentParser:
         help="until whatever this worker is part of ends, as a job of a cluster at its walltime: it gets no task that "
         "could last longer, and stops before (default: it has no end)",
     )
-    add("--key-file", type=Path, metavar="PATH", help="file that holds the pool key (default: $CONVENER_KEY)")
+    add(
+        "--key-file",
+        type=Path,
+        metavar="PATH",
+        help="file with the pool key, read anew for each registration (default: $CONVENER_KEY)",
+    )
     add(
         "--check-isolation",
         action="store_true",
@@ -232,6 +237,7 @@ def _settings(options: argparse.Namespace, environment: Mapping[str, str]) -> Da
         url=url,
         trust=trust,
         pool_key=pool_key,
+        key_file=options.key_file,
         profile=_profile(options, limits, capabilities, len(keeper.gpus)),
         gpus=keeper,
         is_launched=options.launched_as is not None,
@@ -272,11 +278,7 @@ def _handed_over(descriptor: int | None) -> dict[str, str]:
 
 
 def _pool_key(options: argparse.Namespace, environment: Mapping[str, str]) -> str:
-    text = environment.get("CONVENER_KEY", "") if options.key_file is None else options.key_file.read_text()
-    key: str = text.strip()
-    if not key or not key.isascii() or not key.isprintable():
-        raise ValueError("no usable pool key: set CONVENER_KEY, or give --key-file")
-    return key
+    return usable_key(environment.get("CONVENER_KEY", "") if options.key_file is None else options.key_file.read_text())
 
 
 def _limits(options: argparse.Namespace) -> ResourceLimits:

@@ -32,7 +32,7 @@ class Subject:
         self.runner = CallRunner(
             Transport(url),
             profile={"name": "one"},
-            pool_key=POOL_KEY,
+            pool_key=lambda: POOL_KEY,
             post=self.events.put,
             errors=self.errors,
             outage=Outage(self.errors),

@@ -106,6 +106,22 @@ def test_a_fenced_completion_is_not_reported_again(
     assert [call.path for call in plane.calls if first in call.path] == [f"/leases/{first}/complete"]
 
 
+def test_whoever_registers_anew_shows_the_key_that_its_file_has_by_then(
+    plane: FakeControlPlane, url: str, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    """As after a rotation; with that of its start it was refused, and ended."""
+    file = tmp_path / "pool.key"
+    file.write_text("cvn_pool_former\n")
+    start_worker(url, "--key-file", str(file))
+    for count, text in enumerate(("cvn_pool_rotated\n", ""), 2):
+        plane.wait_for("lease", count - 1)
+        file.write_text(text)
+        plane.script["heartbeat"].append(problem(409, "worker_gone", reason="lost"))
+        plane.wait_for("register", count)
+    # One that is just being written is no key.
+    assert [call.key for call in plane.of("register")] == ["cvn_pool_former", "cvn_pool_rotated", "cvn_pool_former"]
+
+
 def test_a_cancelled_task_is_killed_and_not_reported(
     plane: FakeControlPlane, url: str, start_worker: StartWorker, tmp_path: Path
 ) -> None:
