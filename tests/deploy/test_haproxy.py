@@ -223,6 +223,39 @@ async def test_a_stream_of_events_outlives_the_timeouts_by_its_heartbeat(
     assert (kind, json.loads(data)["task_id"]) == ("task.submitted", task)
 
 
+@pytest.mark.parametrize(("fault", "status"), [("dies", 502), ("is gone", 503), ("hangs", 504)])
+async def test_what_haproxy_answers_for_an_api_has_the_form_of_the_service(
+    tmp_path: Path, fault: str, status: int
+) -> None:
+    """It was a page of HTML, without a word of when to come again."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        if b"/readyz" in head:
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        elif fault == "hangs":
+            await reader.read()
+        writer.close()
+
+    # haproxy looks once, so that it does not see an API go; and waits for 2 s, not 75 s.
+    text, file = HAPROXY.read_text(), tmp_path / "haproxy.cfg"
+    text = text.replace("check inter 1s", "check inter 60s").replace("timeout server 75s", "timeout server 2s")
+    file.write_text(text)
+    api = await asyncio.start_server(serve, "127.0.0.1", 0)
+    number = api.sockets[0].getsockname()[1]
+    with haproxy([number, free_port()], tmp_path / "haproxy.log", file) as port:
+        await until_ready(f"http://127.0.0.1:{port}")
+        if fault == "is gone":
+            api.close()
+            await api.wait_closed()
+        async with _client(f"http://127.0.0.1:{port}") as client:
+            answer = await client.post("/lease", json={})
+    api.close()
+    problem = answer.json()
+    assert (answer.status_code, problem["status"], problem["code"]) == (status, status, "control_plane_away")
+    assert (answer.headers["content-type"], answer.headers["retry-after"]) == ("application/problem+json", "1")
+
+
 async def until_ready(url: str) -> None:
     """Wait until haproxy has seen an API."""
     async with asyncio.timeout(_PATIENCE_SECONDS):
