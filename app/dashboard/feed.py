@@ -149,10 +149,11 @@ class Feed:
         if await viewer.request.is_disconnected():
             return False
         try:
-            await self._services[Authenticator].recognise(viewer.session)
+            principal = await self._services[Authenticator].recognise(viewer.session)
         except ConvenerError:
             return False
-        return True
+        # A key of `default` is confined by the first one of another namespace: its page is another one then.
+        return replace(viewer, principal=principal).rights == viewer.rights
 
     async def _wait(self, version: int) -> None:
         with suppress(TimeoutError):

@@ -212,6 +212,17 @@ async def test_what_an_open_page_repeats_is_recorded_once_and_refused_to_those_w
             assert (await monitor.get(f"/dashboard{path}")).status_code == 403, path
 
 
+async def test_a_feed_ends_when_its_viewer_may_see_less(service: Service) -> None:
+    """It went on with signs of life, and showed for good what there was before."""
+    await service.worker("lab-1")
+    async with _stream(service, Role.READER, "/dashboard/feeds/workers?show=live") as batches:
+        await _until(batches, "lab-1")
+        await service.post("/keys", {"role": "supervisor", "label": "x", "namespace": "theirs"})
+        async with asyncio.timeout(20):
+            async for _ in batches:
+                pass
+
+
 async def test_feeds_that_nobody_follows_are_not_kept_for_ever(service: Service) -> None:
     feeds = service.app.state.services[Feeds]
     async with _stream(service, Role.OPERATOR, "/dashboard/feeds/workers") as batches:
