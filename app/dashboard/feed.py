@@ -106,6 +106,8 @@ class Feed:
         self._viewers: list[Viewer] = []
         self._regions: dict[str, tuple[int, str]] = {}
         self._version = 0
+        # Whether the last look has seen how things are: of one that failed, pages show what was before.
+        self._is_current = False
         self._changed = asyncio.Condition()
         self._news: set[str] | None = None
         self._wake = asyncio.Event()
@@ -136,7 +138,7 @@ class Feed:
                         if number > version
                     ]
                     version = self._version
-                    if time.monotonic() - alive_at >= _ALIVE_SECONDS:
+                    if self._is_current and time.monotonic() - alive_at >= _ALIVE_SECONDS:
                         messages.append(Message(id=str(version), kind="alive", data="yes"))
                         alive_at = time.monotonic()
                     yield Batch(messages=messages, cursor=str(version))
@@ -163,7 +165,7 @@ class Feed:
     def _join(self, viewer: Viewer) -> None:
         self._viewers.append(viewer)
         if self._looking is None:
-            self._news = None
+            self._news, self._is_current = None, False
             self._services.database.announcer.subscribe(self._hear)
             self._looking = asyncio.create_task(self._keep_looking(), name="dashboard")
 
@@ -187,9 +189,13 @@ class Feed:
                 try:
                     await self._read(news)
                 except Refused:
-                    pass  # of the viewer that it was read for, whose own stream finds that out
+                    # For want of the database, or of the viewer that it was read for, whose own stream finds that out.
+                    self._is_current = False
                 except Exception:
+                    self._is_current = False
                     log.exception("the dashboard could not be looked at")
+                else:
+                    self._is_current = True
                 took = watch.elapsed
             pause = self._budget.pause(watch.cost, time.monotonic())
             await asyncio.sleep(max(_SHORT_SECONDS - took, pause))

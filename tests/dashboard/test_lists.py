@@ -7,11 +7,14 @@ from collections.abc import AsyncIterator
 from datetime import datetime
 from html import unescape
 from typing import Any
+from unittest.mock import AsyncMock
 
+import pytest
 from starlette.requests import Request
 
-from app.dashboard import tasks
+from app.dashboard import feed, tasks
 from app.dashboard.access import Viewer, viewer_of
+from app.dashboard.api_calls import Api, Refused
 from app.dashboard.feed import CSRF_PLACE, Feed, Feeds, News
 from app.dashboard.lists import LISTINGS
 from app.db.database import Database
@@ -221,6 +224,27 @@ async def test_a_feed_ends_when_its_viewer_may_see_less(service: Service) -> Non
         async with asyncio.timeout(20):
             async for _ in batches:
                 pass
+
+
+async def test_a_list_gives_no_sign_of_life_while_it_cannot_be_looked_at(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the database pages passed for the present, with ages that went on, for as long as it was away."""
+    monkeypatch.setattr(feed, "_ALIVE_SECONDS", 0.0)
+    async with _stream(service, Role.OPERATOR, "/dashboard/feeds/workers?show=live") as batches, asyncio.timeout(60):
+        while not await _is_alive(batches):
+            pass
+        with monkeypatch.context() as patch:
+            patch.setattr(Api, "get", AsyncMock(side_effect=Refused(503, {})))
+            while await _is_alive(batches):
+                pass
+            assert not await _is_alive(batches)
+        while not await _is_alive(batches):
+            pass
+
+
+async def _is_alive(batches: Any) -> bool:
+    return any(message.kind == "alive" for message in (await anext(batches)).messages)
 
 
 async def test_feeds_that_nobody_follows_are_not_kept_for_ever(service: Service) -> None:

@@ -15,7 +15,7 @@ from app.queue.cli.waiting import Reason, reason_for
 from app.queue.rules.tasks import TRANSITIONS
 from app.terminal import output
 from app.terminal.client import PAGE, Client, Json, Unreachable
-from app.terminal.failures import Failure
+from app.terminal.failures import ExitCode, Failure
 from app.terminal.output import Format
 
 _FINAL_EVENTS = {event: state.value for event, (_, state) in TRANSITIONS.items() if state in FINISHED}
@@ -44,8 +44,8 @@ def until_finished(
     """Follow events from `cursor` until all of these tasks have ended, or the time is over; return their states.
 
     `states` are their current states. With `goal` only its events are read, so all tasks must belong to it.
-    Meanwhile stderr says why the first of them has not finished. An outage of up to 30 s is waited out; a longer one
-    raises Failure.
+    Meanwhile stderr says why the first of them has not finished. An outage of up to 30 s is waited out. Raises Failure
+    after a longer one, and where that task is no more.
     """
     final_states = dict(states)
     open_ids = {task_id: None for task_id, state in final_states.items() if state not in FINISHED}
@@ -90,8 +90,8 @@ class _Remarks:
 
     def __exit__(self, kind: type[BaseException] | None, _: object, trace: TracebackType | None) -> None:
         self._status.stop()
-        if kind is KeyboardInterrupt and self._open_ids:
-            # Only the waiting ends; people should not believe that their tasks were cancelled.
+        if kind is not None and self._open_ids:
+            # Only the waiting ends; people should not believe that their tasks were cancelled, nor submit them again.
             first = self._open_ids[0]
             how = f"`convener tasks get {first}` shows it, `convener tasks logs {first} --follow` follows it"
             others = f" and {plural(len(self._open_ids) - 1, 'task')} more" if len(self._open_ids) > 1 else ""
@@ -116,6 +116,10 @@ class _Remarks:
         try:
             reason = reason_for(self._client, task_id, self._released.get(task_id))
         except Failure as failure:
+            if failure.code is ExitCode.NOT_FOUND:
+                self._open_ids = []
+                hint = "an older state of the database was restored, or a standby promoted that lagged: submit it again"
+                raise Failure(f"the task {task_id} is no more", failure.code, hint=hint) from failure
             reason = Reason(code="unknown", subject=failure.message, text=failure.message)
         self._next_at = time.monotonic() + _LOOK_SECONDS
         others = f" ({plural(len(open_ids) - 1, 'task')} more)" if len(open_ids) > 1 else ""

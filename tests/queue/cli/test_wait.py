@@ -9,6 +9,7 @@ import pytest
 from app.queue.cli import wait
 from app.terminal.client import Client, Unreachable
 from app.terminal.connection import Access
+from app.terminal.failures import ExitCode, Failure
 
 
 def client(answer: Callable[[httpx.Request], httpx.Response]) -> Client:
@@ -62,6 +63,36 @@ def test_what_is_finished_already_needs_no_waiting() -> None:
         raise AssertionError("nothing is to be asked")
 
     assert wait.until_finished(client(answer), "1-1", {"a": "failed"}, goal=None) == {"a": "failed"}
+
+
+def test_a_task_that_a_restore_has_taken_away_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was, without end: no event tells of its end."""
+    monkeypatch.setattr(wait, "_FIRST_LOOK_SECONDS", 0.0)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        assert request.url.path == "/tasks/a/why"
+        return httpx.Response(404, json={"code": "task_not_found"})
+
+    with pytest.raises(Failure, match="the task a is no more") as caught:
+        wait.until_finished(client(answer), "1-1", {"a": "pending"}, goal=None)
+    assert caught.value.code is ExitCode.NOT_FOUND
+    assert "goes on" not in capsys.readouterr().err
+
+
+def test_a_wait_that_an_outage_ends_says_that_the_task_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It told to try again, and who submitted again had it twice."""
+    monkeypatch.setattr(wait, "_MAX_OUTAGE_SECONDS", -1.0)
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused")
+
+    with pytest.raises(Unreachable):
+        wait.until_finished(client(answer), "1-1", {"a": "pending"}, goal=None)
+    assert "goes on" in capsys.readouterr().err
 
 
 def test_an_interrupted_wait_says_that_the_task_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
