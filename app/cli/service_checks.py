@@ -18,7 +18,7 @@ from app.llm.rules.conditions import ServiceState
 from app.terminal.client import Client, Json
 from app.terminal.connection import Address, find_access, find_address
 from app.terminal.failures import ExitCode, Failure
-from worker_agent.connections.clients import open_client
+from worker_agent.connections.clients import advice, open_client
 
 _SECONDS = 5.0
 _ANOTHER = "give its address in CONVENER_URL"
@@ -66,7 +66,7 @@ class Service:
                 # Where nobody has set up anything, that is no fault.
                 status=Status.FAILED if address.is_named else Status.WARNING,
                 detail=f"nothing answers at {address.url} ({str(error) or type(error).__name__})",
-                remedy=f"start it with `convener up`, or {_ANOTHER}",
+                remedy=advice(error, address.url) or f"start it with `convener up`, or {_ANOTHER}",
             )
             return
         self.is_there = True

@@ -17,7 +17,7 @@ from app.kernel.access import Role
 from tests.support.command_line import CommandLine, Service, parse
 from tests.support.ports import free_port
 from tests.support.sql import execute
-from tests.support.tls import issue
+from tests.support.tls import issue, listening
 
 
 def test_it_tells_each_protection_of_a_worker(offline: CommandLine) -> None:
@@ -100,6 +100,13 @@ def test_without_a_service_it_says_how_to_start_one(offline: CommandLine) -> Non
     checks = {check["name"]: check["status"] for check in away.json["checks"]}
     assert (away.code, checks["service"]) == (1, "failed")
     assert "key" not in checks
+
+
+def test_a_service_that_is_not_trusted_is_not_to_be_started(offline: CommandLine, tmp_path: Path) -> None:
+    with listening(issue(tmp_path).context()) as server:
+        variables = {"CONVENER_URL": f"https://localhost:{server.port}", "CONVENER_KEY": "cvn_a_b"}
+        checks = {check["name"]: check for check in offline.run("doctor", "-o", "json", **variables).json["checks"]}
+    assert "name its authority" in checks["service"]["remedy"]
 
 
 async def test_it_asks_the_service_for_what_is_wrong(convener: CommandLine, live_service: Service) -> None:

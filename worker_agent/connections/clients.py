@@ -108,6 +108,14 @@ def advice(error: Exception, address: str) -> str | None:
     """One sentence about a failed connection where TLS, or its absence, is the likely cause."""
     text = str(error)
     if "certificate verify failed" in text.lower() or "CERTIFICATE_VERIFY_FAILED" in text:
+        if "expired" in text or "not yet valid" in text:
+            return (
+                "the server is not trusted: its certificate is not valid now; renew it there, or set this clock right"
+            )
+        if "mismatch" in text:
+            return (
+                "the server is not trusted: its certificate is not for this name; use one of its own, or renew it there"
+            )
         return (
             "the server is not trusted: name its authority by CONVENER_CA_FILE (--ca-file), "
             "or its key by CONVENER_TLS_PIN (--pin)"

@@ -79,10 +79,10 @@ def _send(address: str, trust: Trust) -> int:
         return client.get("/lease", headers=KEY).status_code
 
 
-def _refused(address: str, trust: Trust) -> str:
+def _refused(address: str, trust: Trust, why: str = "name its authority") -> str:
     with pytest.raises(httpx.ConnectError) as caught:
         _send(address, trust)
-    assert "not trusted" in str(advice(caught.value, address))
+    assert f"not trusted: {why}" in str(advice(caught.value, address))
     return str(caught.value)
 
 
@@ -101,9 +101,10 @@ def test_another_name_and_another_time_are_refused(tmp_path: Path) -> None:
     authority = trustme.CA()
     named = issue(tmp_path / "named", "other.test", authority=authority)
     expired = issue(tmp_path / "expired", authority=authority, not_after=datetime(2020, 1, 1, tzinfo=UTC))
-    for files, words in ((named, "Hostname mismatch"), (expired, "expired")):
+    name_advice, date_advice = "its certificate is not for this name", "its certificate is not valid now"
+    for files, words, why in ((named, "Hostname mismatch", name_advice), (expired, "expired", date_advice)):
         with listening(files.context()) as server:
-            assert words in _refused(f"https://localhost:{server.port}", Trust(ca_file=files.ca_file))
+            assert words in _refused(f"https://localhost:{server.port}", Trust(ca_file=files.ca_file), why)
             assert not server.received
 
 
