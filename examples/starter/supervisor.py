@@ -25,8 +25,7 @@ def pursue(service: Convener, goal_id: str) -> dict[str, Any]:
     for iteration in range(1, 1001):
         tasks = [_task(goal_id, iteration, n, best) for n in range(TASKS)]
         try:
-            service.submit(tasks)
-            cursor = _wait(service, goal_id, [task["id"] for task in tasks], cursor)
+            cursor = _carry_out(service, goal_id, tasks, cursor)
             results = [service.task(task["id"])["result"] or best for task in tasks]
             if any("quality" not in result for result in results):
                 raise SystemExit(
@@ -48,14 +47,21 @@ def _task(goal_id: str, iteration: int, n: int, best: dict[str, Any]) -> dict[st
     return {"id": task_id, "agent_type": "generation", "goal_id": goal_id, "payload": payload}
 
 
-def _wait(service: Convener, goal_id: str, task_ids: list[str], cursor: str) -> str:
-    """Wait until all of these tasks have finished; events tell when, each exactly once."""
-    open_ids = {task_id for task_id in task_ids if service.task(task_id)["state"] not in FINISHED}
+def _carry_out(service: Convener, goal_id: str, tasks: list[dict[str, Any]], cursor: str) -> str:
+    """Submit these tasks and wait until all have finished; events tell when, each exactly once."""
+    open_ids = _submit(service, tasks)
     while open_ids:
         page = service.events(goal_id, cursor, wait_seconds=20)
         cursor = page.next
         open_ids -= {event["task_id"] for event in page.items if event["kind"] in ENDS}
+        if not page.items:
+            # A restore of an older state takes tasks away, of which no event tells; these ids make each once.
+            open_ids = _submit(service, tasks)
     return cursor
+
+
+def _submit(service: Convener, tasks: list[dict[str, Any]]) -> set[str]:
+    return {task_id for task_id, state in service.submit(tasks).items() if state not in FINISHED}
 
 
 def _tell_of_pause(cause: str, _: float) -> None:

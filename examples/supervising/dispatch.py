@@ -52,10 +52,8 @@ class Dispatch:
         # From before the first task on: all that the service keeps of other goals would take hours to read.
         self._cursor = self._cursor or self._service.events(self._goal_id, "now", 0).next
         tasks = {task_id(self._goal_id, order.number): order for order in orders}
-        states = self._service.submit([self._body(key, order) for key, order in tasks.items()])
+        self._send(tasks)
         self._pending |= tasks
-        # A supervisor that starts again finds earlier answers waiting, perhaps older than the events that are kept.
-        self._ended_ids += [key for key in tasks if states[key] in FINISHED]
         self.submitted.update(order.agent_type for order in orders)
 
     def outcomes(self) -> Iterator[Outcome]:
@@ -67,10 +65,18 @@ class Dispatch:
             if self._pending:
                 self._listen()
 
+    def _send(self, tasks: dict[str, Order]) -> None:
+        states = self._service.submit([self._body(key, order) for key, order in tasks.items()])
+        # A supervisor that starts again finds earlier answers waiting, perhaps older than the events that are kept.
+        self._ended_ids += [key for key in tasks if states[key] in FINISHED]
+
     def _listen(self) -> None:
         page = self._service.events(self._goal_id, self._cursor, LONGEST_WAIT_SECONDS)
         self._cursor = page.next
         self._ended_ids += [event["task_id"] for event in page.items if event["kind"] in ENDS]
+        if not page.items:
+            # A restore of an older state takes tasks away, of which no event tells; these ids make each once.
+            self._send(self._pending)
 
     def _collect(self, key: str, order: Order) -> Outcome:
         task = self._service.task(key)

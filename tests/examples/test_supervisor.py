@@ -233,6 +233,34 @@ def test_each_result_is_taken_once_though_it_is_announced_twice() -> None:
     assert dispatch.done == {"generation": 3}
 
 
+class RestoredConvener(FakeConvener):
+    """Put back, at the first wait for events, to a state of before all tasks."""
+
+    reads = 0
+
+    def news(self, params: httpx.QueryParams) -> httpx.Response:
+        self.reads += params["after"] != "now"
+        assert self.reads < 10, "it waits for ever"
+        if self.reads == 1:
+            self.tasks.clear()
+        return super().news(params)
+
+
+def test_tasks_that_a_restore_has_taken_away_are_submitted_again() -> None:
+    """Supervisors that stayed attached waited for the ends of these for ever."""
+    payload = {"seed": "1", "count": 1, "guidance": {}}
+    fake = RestoredConvener()
+    with Convener("http://fake", "k", transport=fake.transport) as service:
+        dispatch = Dispatch(service, goal_id="goal")
+        dispatch.submit([Order(number=n, agent_type="generation", payload=payload) for n in range(3)])
+        assert sorted(outcome.order.number for outcome in dispatch.outcomes()) == [0, 1, 2]
+    fake = RestoredConvener()
+    task = {"id": "a", "agent_type": "generation", "goal_id": "g", "payload": payload, "labels": {"number": "1"}}
+    with Convener("http://fake", "k", transport=fake.transport) as service:
+        starter._carry_out(service, "g", [task], "0")
+    assert fake.tasks["a"]["state"] == "completed"
+
+
 def test_supervisors_know_every_event_with_which_a_task_ends() -> None:
     ends = {event.value for event, (_, state) in TRANSITIONS.items() if state in FINISHED}
     assert (set(starter.ENDS), set(supervising.ENDS)) == (ends, ends)
