@@ -106,7 +106,7 @@ class Feed:
         self._viewers: list[Viewer] = []
         self._regions: dict[str, tuple[int, str]] = {}
         self._version = 0
-        # Whether the last look has seen how things are: of one that failed, pages show what was before.
+        # Whether the last look has come to its end: of one that fails or hangs, pages show what was before.
         self._is_current = False
         self._changed = asyncio.Condition()
         self._news: set[str] | None = None
@@ -165,7 +165,7 @@ class Feed:
     def _join(self, viewer: Viewer) -> None:
         self._viewers.append(viewer)
         if self._looking is None:
-            self._news, self._is_current = None, False
+            self._news = None
             self._services.database.announcer.subscribe(self._hear)
             self._looking = asyncio.create_task(self._keep_looking(), name="dashboard")
 
@@ -182,20 +182,18 @@ class Feed:
     async def _keep_looking(self) -> None:
         task = self._looking
         while self._looking is task and not self._services.stopping:
+            self._is_current = False
             async with self._slots:
                 self._wake.clear()
                 news, self._news = self._news, set()
                 watch = Stopwatch()
                 try:
                     await self._read(news)
-                except Refused:
-                    # For want of the database, or of the viewer that it was read for, whose own stream finds that out.
-                    self._is_current = False
-                except Exception:
-                    self._is_current = False
-                    log.exception("the dashboard could not be looked at")
-                else:
                     self._is_current = True
+                except Refused:
+                    pass  # for want of the database, or of the viewer that it was read for, whose stream finds that out
+                except Exception:
+                    log.exception("the dashboard could not be looked at")
                 took = watch.elapsed
             pause = self._budget.pause(watch.cost, time.monotonic())
             await asyncio.sleep(max(_SHORT_SECONDS - took, pause))

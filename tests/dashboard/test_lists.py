@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from datetime import datetime
 from html import unescape
 from typing import Any
-from unittest.mock import AsyncMock
 
 import pytest
 from starlette.requests import Request
@@ -226,19 +225,28 @@ async def test_a_feed_ends_when_its_viewer_may_see_less(service: Service) -> Non
                 pass
 
 
+@pytest.mark.parametrize("is_hung", [False, True])
 async def test_a_list_gives_no_sign_of_life_while_it_cannot_be_looked_at(
-    service: Service, monkeypatch: pytest.MonkeyPatch
+    service: Service, monkeypatch: pytest.MonkeyPatch, is_hung: bool
 ) -> None:
     """Without the database pages passed for the present, with ages that went on, for as long as it was away."""
     monkeypatch.setattr(feed, "_ALIVE_SECONDS", 0.0)
+    is_back = asyncio.Event()
+
+    async def refuse(*_: Any, **__: Any) -> None:
+        if is_hung:
+            await is_back.wait()
+        raise Refused(503, {})
+
     async with _stream(service, Role.OPERATOR, "/dashboard/feeds/workers?show=live") as batches, asyncio.timeout(60):
         while not await _is_alive(batches):
             pass
         with monkeypatch.context() as patch:
-            patch.setattr(Api, "get", AsyncMock(side_effect=Refused(503, {})))
+            patch.setattr(Api, "get", refuse)
             while await _is_alive(batches):
                 pass
             assert not await _is_alive(batches)
+        is_back.set()
         while not await _is_alive(batches):
             pass
 
