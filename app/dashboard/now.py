@@ -11,7 +11,7 @@ from app.dashboard.access import HOME, Viewer
 from app.dashboard.api_calls import Refused
 from app.dashboard.attention import attention
 from app.dashboard.feed import CSRF_PLACE, Budget, Feed, Feeds, Look, News
-from app.dashboard.rendering import amount, page, percent, present, render
+from app.dashboard.rendering import amount, page, percent, present, render, words
 from app.dashboard.sight import IDLE_SECONDS, TOPICS, LastHours, Looker, Sight, read_report
 from app.dashboard.sparklines import Sparkline, sparkline
 from app.http.services import Services
@@ -182,7 +182,7 @@ def sentence_of(report: Mapping[str, Any]) -> str:
     if not worst:
         return ""
     others = f", and {plural(len(worst) - 1, 'more reason')}" if len(worst) > 1 else ""
-    return f"{report['overall_health'].capitalize()}: {worst[0]['message'] or worst[0]['code']}{others}."
+    return f"{report['overall_health'].capitalize()}: {worst[0]['message'] or words(worst[0]['code'])}{others}."
 
 
 def _figures(sight: Sight) -> list[Figure]:

@@ -40,6 +40,12 @@ async def test_the_verdict_says_it_in_a_sentence_with_every_reason(service: Serv
         assert all(message.replace("'", "&#39;") in page for message in lasting)
 
 
+def test_a_verdict_without_messages_is_in_words() -> None:
+    """So comes a report while the database hangs, and keys cannot be checked."""
+    reason = {"code": "database_slow", "level": "critical", "message": None}
+    assert now.sentence_of({"overall_health": "critical", "reasons": [reason]}) == "Critical: database slow."
+
+
 async def test_figures_of_agents_are_those_of_the_api(service: Service) -> None:
     for _ in range(3):
         await service.submitted(agent_type="evolution")
