@@ -35,10 +35,14 @@ def read_json_object(text: bytes) -> JsonObject:
 
 
 def read_quality(value: JsonObject) -> float | None:
-    """Number from 0 to 1 under the key `quality`; None when it is absent or anything else."""
+    """Number from 0 to 1 under the key `quality`; None without one. Raises ValueError for anything else."""
     quality = value.get("quality")
-    if not isinstance(quality, int | float) or isinstance(quality, bool) or not 0 <= quality <= 1:
+    if quality is None:
         return None
+    is_number = isinstance(quality, int | float) and not isinstance(quality, bool)
+    if not is_number or not 0 <= quality <= 1:
+        shown = str(quality)[:100] if is_number else type(quality).__name__
+        raise ValueError(f"quality must be a number within 0..1, not {shown}")
     return float(quality)
 
 

@@ -1,6 +1,7 @@
 """Decides how a task ended, from the exit code and the messages of its handler's process."""
 
 import json
+import logging
 import signal
 from dataclasses import dataclass, replace
 
@@ -10,6 +11,7 @@ from worker_agent.handler_messages import HandlerMessages, NotAnObject, read_jso
 from worker_agent.storable_text import unstorable_reason
 from worker_agent.wire import JsonObject, TaskError, Usage
 
+log = logging.getLogger(__name__)
 EX_TEMPFAIL = 75  # sysexits.h: "the user is invited to retry"
 
 
@@ -68,7 +70,16 @@ def _finished_end(evidence: Evidence, result: JsonObject) -> ev.HandlerEnd:
     if len(json.dumps(result)) > MAX_RESULT_BYTES:
         return _failure(evidence, "result_too_large", f"the result has more than {MAX_RESULT_BYTES} bytes", True)
     quality = evidence.messages.quality
-    return ev.HandlerFinished(result, evidence.usage, read_quality(result) if quality is None else quality)
+    return ev.HandlerFinished(result, evidence.usage, _quality_of(result) if quality is None else quality)
+
+
+def _quality_of(result: JsonObject) -> float | None:
+    """Quality that a result names; a wrong one is the handler's to mend, and no reason to lose the work."""
+    try:
+        return read_quality(result)
+    except ValueError as error:
+        log.warning("the quality of a result is left out", extra={"fields": {"why": str(error)}})
+        return None
 
 
 def _crash(evidence: Evidence) -> ev.HandlerFailed:

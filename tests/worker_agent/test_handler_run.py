@@ -349,15 +349,25 @@ def test_a_missing_function_is_no_fault_of_the_task() -> None:
         ({"said": 0.8}, 0.8),
         ({"written": 0.25}, 0.25),
         ({"said": 0, "written": 0.25}, 0.0),
-        ({"written": 1200}, None),
-        ({"written": True}, None),
-        ({"written": "good"}, None),
     ],
 )
-def test_a_handler_says_how_good_its_result_is(payload: dict[str, Any], quality: float | None) -> None:
+def test_a_handler_says_how_good_its_result_is(
+    payload: dict[str, Any], quality: float | None, caplog: pytest.LogCaptureFixture
+) -> None:
     end = start({"do": "judge"} | payload).end()
     assert isinstance(end, ev.HandlerFinished), end
     assert end.quality == quality
+    assert "left out" not in caplog.text
+
+
+@pytest.mark.parametrize(("written", "shown"), [(1200, "1200"), (-0.5, "-0.5"), (True, "bool"), ("good", "str")])
+def test_a_quality_that_is_none_is_told_and_loses_no_result(
+    written: object, shown: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    end = start({"do": "judge", "written": written}).end()
+    assert isinstance(end, ev.HandlerFinished), end
+    assert (end.result, end.quality) == ({"quality": written}, None)
+    assert _reasons(caplog) == [f"quality must be a number within 0..1, not {shown}"]
 
 
 def test_a_quality_outside_its_range_is_the_handlers_mistake() -> None:
@@ -385,6 +395,17 @@ def test_a_program_says_how_good_its_result_is(script: str) -> None:
     end = start({}, handler=shell(script)).end()
     assert isinstance(end, ev.HandlerFinished), end
     assert end.quality == 0.5
+
+
+def test_a_program_that_sends_a_quality_that_is_none_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    end = start({}, handler=shell("""echo '{"quality": 7}' >&3; echo '{}'""")).end()
+    assert isinstance(end, ev.HandlerFinished), end
+    assert end.quality is None
+    assert _reasons(caplog) == ["quality must be a number within 0..1, not 7"]
+
+
+def _reasons(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.fields["why"] for record in caplog.records if "left out" in record.message]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
