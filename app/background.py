@@ -89,7 +89,7 @@ async def run(settings: Settings) -> None:
     database.start()
     work = asyncio.create_task(runner.run())
     following = [asyncio.create_task(engine.run()) for engine in engines]
-    log.info("loops are running: %s", ", ".join(item.name for item in schedule))
+    log.info("loops are running: %d duties and jobs", len(schedule))
     stop = StopSignals()
     await _until_stopped(work, stop)
     work.cancel()

@@ -28,7 +28,7 @@ def up(
 
     A second start goes on where the first was. With CONVENER_DATABASE_URL your own PostgreSQL is used. Mode and bounds
     become a new version of the configuration, which `convener config` shows and changes. In development each step of a
-    task is a line on stdout, and the log has everything.
+    task is a line on stdout, and the log tells what the loops do.
 
     Examples:
 

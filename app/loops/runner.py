@@ -3,9 +3,10 @@
 import asyncio
 import logging
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from app.db import duties, hot_path, notify
 from app.kernel.errors import DatabaseUnavailable, Locked
@@ -22,6 +23,8 @@ _AFTER_LOCKED_SECONDS = 5.0
 # What duties look through may grow: while somebody keeps an old snapshot it holds all that has gone since. So each
 # rests for so many times as long as its turn has taken; not for long, as others wait for what it does.
 _REST_FACTOR, _LONGEST_REST_SECONDS = 4.0, 2.0
+# In results, what the next turn or another duty goes by, and what is only counted together again.
+_BOOKKEEPING = frozenset({"looked_at", "turns_since_far", "decision", "changes", "events"})
 
 
 class Runner:
@@ -39,6 +42,7 @@ class Runner:
         # Names of those whose last turn has left some of its work.
         self._behind: set[str] = set()
         self._failures: dict[tuple[str, type[Exception]], float] = {}
+        self._work_done: dict[str, dict[str, Any]] = {}
         context.database.announcer.subscribe(self._on_announcement)
         context.database.announcer.on_connection = partial(self._on_announcement, (notify.CONNECTED,))
 
@@ -164,8 +168,14 @@ class Runner:
             await duties.record(connection, duty.name, result, held_back=held_back, every_seconds=every_seconds)
         if result.get("behind"):
             self._behind.add(duty.name)
-        if any(result.values()):
-            log.debug("%s: %s", duty.name, result)
+        self._log_work(duty.name, result)
+
+    def _log_work(self, name: str, result: Mapping[str, Any]) -> None:
+        """Log what a turn has done, where that differs from the turn before."""
+        work = {k: v for k, v in result.items() if v and isinstance(v, int | str) and k not in _BOOKKEEPING}
+        if work and work != self._work_done.get(name):
+            log.debug(name, extra={"fields": work})
+        self._work_done[name] = work
 
 
 def _rest_seconds(took: float) -> float:
