@@ -201,10 +201,8 @@ class Settings(BaseModel):
     webhook_url: str | None = Field(None, repr=False, description="https address that hears of alerts; off without one")
     history_days: int = Field(30, ge=1, le=MAX_DAYS, description="how long finished tasks are kept")
     events_days: int = Field(7, ge=1, le=MAX_DAYS, description="how long events are kept")
-    log_level: str | None = Field(
-        None,
-        pattern="^(debug|info|warning|error)$",
-        description="`debug`, `info`, `warning` or `error`; as the mode says when absent",
+    log_level: Literal["debug", "info", "warning", "error"] | None = Field(
+        None, description="`debug`, `info`, `warning` or `error`; as the mode says when absent"
     )
     log_json: bool = Field(False, description="each line of the log is a JSON object")
     log_file: Path | None = Field(None, description="the log goes there instead of stderr, and a full file to PATH.1")

@@ -179,6 +179,26 @@ def test_a_secret_that_others_can_read_is_warned_of(
 _CLASS = '[{"deployment": "gpus", "agents": ["generation"], "gpus": 1, "resources": {"scope": 2}, "limit": 8}]'
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "sentence"),
+    [
+        ("PORT", "abc", "must be a whole number"),
+        ("PORT", "1.5", "must be a whole number"),
+        ("PORT", "99999", "must be 65535 or less"),
+        ("POOL_SIZE", "-1", "must be 0 or more"),
+        ("DRAIN_SECONDS", "soon", "must be a number"),
+        ("LOG_JSON", "maybe", "must be true or false"),
+        ("LOG_LEVEL", "loud", "must be 'debug', 'info', 'warning' or 'error'"),
+        ("MODE", "fast", "must be 'development', 'production' or 'trusted_tester'"),
+        ("DATABASE_URL", "mysql://{x}", "must begin with postgresql://"),
+    ],
+)
+def test_a_wrong_value_is_answered_in_a_plain_sentence(name: str, text: str, sentence: str) -> None:
+    with pytest.raises(SettingsError) as raised:
+        Settings.from_environment({f"CONVENER_{name}": text})
+    assert str(raised.value) == f"CONVENER_{name}: {sentence}"
+
+
 def test_classes_of_workers_are_json_or_tables(tmp_path: Path) -> None:
     (given,) = Settings.from_environment({"CONVENER_KUBERNETES_CLASSES": _CLASS}).kubernetes_classes
     assert (given.deployment, given.agents, given.gpus, given.limit) == ("gpus", ("generation",), 1, 8)
@@ -195,8 +215,8 @@ def test_classes_of_workers_are_json_or_tables(tmp_path: Path) -> None:
     [
         ("gpus", "must be a JSON list of objects"),
         ('{"deployment": "gpus"}', "CONVENER_KUBERNETES_CLASSES"),
-        ('[{"agents": []}]', "CONVENER_KUBERNETES_CLASSES: 0.deployment: Field required"),
-        ('[{"deployment": "gpus", "gpu": 1}]', "CONVENER_KUBERNETES_CLASSES: 0.gpu: Extra inputs"),
+        ('[{"agents": []}]', "CONVENER_KUBERNETES_CLASSES: 0.deployment: is missing"),
+        ('[{"deployment": "gpus", "gpu": 1}]', "CONVENER_KUBERNETES_CLASSES: 0.gpu: there is no such field"),
         ('[{"deployment": "gpus", "agents": ["nobody"]}]', "CONVENER_KUBERNETES_CLASSES: 0.agents.0"),
         ('[{"deployment": "gpus"}, {"deployment": "gpus"}]', "each must have a deployment of its own"),
         ('[{"deployment": "convener-workers"}]', "each must have a deployment of its own"),
