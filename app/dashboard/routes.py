@@ -3,6 +3,7 @@
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from functools import wraps
 from urllib.parse import urlencode
 
 from starlette.exceptions import HTTPException
@@ -37,7 +38,7 @@ from app.dashboard.lists import LISTINGS
 from app.dashboard.rendering import open_page, page
 from app.http.callers import Authenticator
 from app.http.guard import requires
-from app.http.problems import status_of
+from app.http.problems import from_exception, status_of
 from app.http.routing import Router
 from app.http.services import Services
 from app.kernel.access import Scope
@@ -46,11 +47,32 @@ from app.kernel.errors import ConvenerError, NotPermitted, ShuttingDown, Unauthe
 # Public by its head: a page is reached by the session in a cookie, and shows what the API answers to that session.
 router = Router(dependencies=[requires(Scope.PUBLIC)], include_in_schema=False)
 View = Callable[[Viewer], Awaitable[Response]]
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def readable(endpoint: Endpoint) -> Endpoint:
+    """The endpoint, but that an unexpected error is answered with a page, as whoever comes here is a person."""
+
+    @wraps(endpoint)
+    async def answer(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except (ClientDisconnect, HTTPException):
+            raise
+        except Exception as error:
+            status = from_exception(error, request).status_code
+            # A key that was typed into the login is shown to nobody.
+            typed = {} if request.scope["path"] == LOGIN else typed_fields(request)
+            sentence = "Something went wrong here: the log of the service has the details."
+            return open_page("closed.html", {"sentence": sentence, "typed": typed}, status=status)
+
+    return answer
 
 
 def add_page(path: str, view: View, method: str = "GET") -> None:
     """Serve a view at an address, to those who have a session."""
 
+    @readable
     async def endpoint(request: Request) -> Response:
         try:
             viewer = await viewer_of(request)
@@ -107,6 +129,7 @@ async def asset(request: Request) -> Response:
 
 
 @router.get("/dashboard/login", response_class=Response)
+@readable
 async def login_page(request: Request) -> Response:
     """The form for a key; with the word of a link, its session."""
     link = request.query_params.get("link")
@@ -127,6 +150,7 @@ async def login_page(request: Request) -> Response:
 
 
 @router.post("/dashboard/login", response_class=Response)
+@readable
 async def log_in(request: Request) -> Response:
     """Begin a session with a key."""
     back = HOME

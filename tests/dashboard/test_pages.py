@@ -118,6 +118,24 @@ async def test_the_modes_that_want_reasons_want_them_here_too(service: Service) 
         assert "is paused" in await operator.do("pause-queue", agent="ranking", reason="x")
 
 
+async def test_what_goes_wrong_unexpectedly_is_told_on_a_page_and_logged(
+    service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("bad luck")
+
+    async with browser(service, Role.OPERATOR) as somebody, browser(service) as nobody:
+        monkeypatch.setattr("app.dashboard.goals.page", fail)
+        monkeypatch.setattr("app.dashboard.routes.sessions.open_session", fail)
+        for answer in (await somebody.get("/dashboard/goals"), await nobody.log_in(service.keys[Role.OPERATOR])):
+            assert answer.status_code == 500
+            assert answer.headers["content-type"].startswith("text/html")
+            assert "Something went wrong here" in answer.text
+            assert "bad luck" not in answer.text
+            assert service.keys[Role.OPERATOR] not in answer.text
+    assert [str(record.exc_info[1]) for record in caplog.records if record.exc_info] == ["bad luck"] * 2
+
+
 async def test_keys_of_a_namespace_see_only_its_own(service: Service) -> None:
     await service.post("/keys", {"role": "supervisor", "label": "x", "namespace": "theirs"})
     ours = await service.post("/keys", {"role": "supervisor", "label": "x", "namespace": "ours"})
