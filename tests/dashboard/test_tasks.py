@@ -137,6 +137,9 @@ async def test_a_task_tells_its_story_and_why_it_waits(service: Service) -> None
         page = await operator.page(path)
         assert "bad_input" in page
         assert "<b>" not in page
+        assert page.count('action="/dashboard/do/requeue-task"') == 1, "beside the advice to do it"
+        async with browser(service, Role.READER) as reader:
+            assert 'class="acts' not in await reader.page(path), "an empty box"
         assert "in the queue again" in await operator.do("requeue-task", task_id=task_id, reason="x")
         assert "is cancelled" in await operator.do("cancel-task", task_id=task_id, reason="x")
         assert (await operator.get("/dashboard/tasks/00000000-0000-0000-0000-000000000007")).status_code == 404
