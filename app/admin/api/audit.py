@@ -1,14 +1,18 @@
 """The audit log: who did what when, and whether that has stayed as it was."""
 
+import json
+import math
 from datetime import UTC
 from typing import Annotated, Any
 
 from fastapi import Query
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import to_json
 
-from app.admin.rules.audit import Entry, Link
+from app.admin.rules.audit import Link
 from app.admin.service import audit as service
 from app.admin.store import audit as store
+from app.admin.store.audit import ListedEntry
 from app.http.fields import NEWEST, Below, Body, Limit, Word
 from app.http.guard import requires
 from app.http.routing import Router
@@ -25,7 +29,9 @@ class AuditEntryOut(BaseModel):
     """
 
     seq: int = Field(description="place in the log, without gaps")
-    at: str = Field(description="UTC, to the microsecond", json_schema_extra={"format": "date-time"})
+    at: str | None = Field(
+        description="UTC, to the microsecond; null: see `unreadable`", json_schema_extra={"format": "date-time"}
+    )
     by: str = Field(description="id of the key that was shown, or the command that worked on the database itself")
     label: str | None = Field(description="of that key at the time; null: it was no key, or an earlier version")
     action: str
@@ -33,6 +39,10 @@ class AuditEntryOut(BaseModel):
     after: Any
     reason: str
     digest: str = Field(description="hexadecimal")
+    unreadable: str | None = Field(
+        None,
+        description="only where somebody has damaged the entry in the database: what of it is null",
+    )
 
 
 class AuditPage(BaseModel):
@@ -73,7 +83,13 @@ class VerdictOut(BaseModel):
     violation: str | None
 
 
-@router.get("", operation_id="list_audit_entries", summary="Read the audit log", dependencies=[requires(Scope.READ)])
+@router.get(
+    "",
+    operation_id="list_audit_entries",
+    summary="Read the audit log",
+    dependencies=[requires(Scope.READ)],
+    response_model_exclude_unset=True,
+)
 async def page(
     connection: Reading,
     action: Annotated[Word | None, Query(description="of this kind only, like `config.patch`")] = None,
@@ -100,7 +116,30 @@ async def verify(body: VerifyIn, services: ServicesDep) -> VerdictOut:
     return VerdictOut(ok=verdict.violation is None, entries=verdict.entries, end=end, violation=verdict.violation)
 
 
-def _entry_out(entry: Entry) -> AuditEntryOut:
-    fields = {name: getattr(entry.content, name) for name in ("by", "label", "action", "before", "after", "reason")}
-    at = entry.at.astimezone(UTC).isoformat(timespec="microseconds")
-    return AuditEntryOut(seq=entry.seq, at=at, digest=entry.digest.hex(), **fields)
+def _entry_out(entry: ListedEntry) -> AuditEntryOut:
+    fields = {name: getattr(entry, name) for name in ("seq", "by", "label", "action", "reason")}
+    fields["at"] = None if entry.at is None else entry.at.astimezone(UTC).isoformat(timespec="microseconds")
+    unreadable = [] if entry.at is not None else ["at"]
+    for name in ("before", "after"):
+        try:
+            fields[name] = _value(getattr(entry, name))
+        except (ValueError, RecursionError):
+            fields[name] = None
+            unreadable.append(name)
+    if unreadable:
+        fields["unreadable"] = " and ".join(unreadable)
+    return AuditEntryOut(digest=entry.digest.hex(), **fields)
+
+
+def _value(text: str) -> Any:
+    """The value of JSON that can be sent. Raises ValueError, RecursionError: the database takes more than that."""
+    value = json.loads(text, parse_float=_finite)
+    to_json({"items": [{"after": value}]})  # at the depth at which it is sent
+    return value
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text} is too large a number")
+    return number

@@ -83,7 +83,7 @@ def _listing(items: list[Json], now: datetime) -> Table:
     table = output.table("SEQ", "AT", "BY", "ACTION", "CHANGES", "REASON", numbers=["SEQ"], flexible="REASON")
     for item in items:
         cells = (
-            output.age(item["at"], now),
+            output.age(item["at"], now) if item["at"] else None,
             # The id first, as anybody's key may have the label.
             f"{item['by']} {item['label'] or ''}",
             item["action"],
@@ -95,7 +95,9 @@ def _listing(items: list[Json], now: datetime) -> Table:
 
 
 def _changes(item: Json) -> str | None:
-    """Number of values that differ, not counting the version."""
+    """Number of values that differ, not counting the version; or what cannot be read."""
+    if item.get("unreadable"):
+        return f"unreadable: {item['unreadable']}"
     if not isinstance(item["before"], dict) or not isinstance(item["after"], dict):
         return None
     count = sum(change.path != "version" for change in changes(item["before"], item["after"]))

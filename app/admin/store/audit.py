@@ -33,11 +33,17 @@ INSERT INTO audit (seq, at, by, label, action, before, after, reason, digest)
 VALUES (:seq, :at, :by, :label, :action, CAST(:before AS json), CAST(:after AS json), :reason, :digest)
 """)
 
-_COLUMNS = "seq, at, by, label, action, before, after, reason, digest"
-_PAGE = f"SELECT {_COLUMNS} FROM audit WHERE seq < :before {{only}} ORDER BY seq DESC"
+# As text, and without a moment that no clock has: one entry that somebody has damaged must not keep back all others.
+_PAGE = """
+SELECT seq, by, label, action, reason, digest, CAST(before AS text) AS before, CAST(after AS text) AS after,
+       CASE WHEN at BETWEEN '0002-01-01' AND '9998-12-31' THEN at END AS at
+FROM audit WHERE seq < :before {only} ORDER BY seq DESC
+"""
 _ANY, _ONE_ACTION = _PAGE.format(only=""), _PAGE.format(only="AND action = :action")
 
-_ONWARD = f"SELECT {_COLUMNS} FROM audit WHERE seq >= :first ORDER BY seq"
+_ONWARD = """
+SELECT seq, at, by, label, action, before, after, reason, digest FROM audit WHERE seq >= :first ORDER BY seq
+"""
 _LOWEST = -(2**63)
 
 
@@ -49,6 +55,21 @@ class Tail:
     at: datetime
     label: str | None
     mode: Mode | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedEntry:
+    """An entry as it is stored, whoever wrote it: JSON as text, and no moment where that is none."""
+
+    seq: int
+    at: datetime | None
+    by: str
+    label: str | None
+    action: str
+    before: str
+    after: str
+    reason: str
+    digest: bytes
 
 
 async def lock_tail(connection: AsyncConnection, by: str) -> Tail:
@@ -69,11 +90,11 @@ async def append(connection: AsyncConnection, entry: Entry) -> None:
     await connection.execute(_APPEND, {**values, **texts, "digest": entry.digest})
 
 
-async def page(connection: AsyncConnection, *, below: int, action: str | None, limit: int) -> Page[Entry]:
+async def page(connection: AsyncConnection, *, below: int, action: str | None, limit: int) -> Page[ListedEntry]:
     """Entries numbered below `below`, of one kind of action or of all, newest first."""
     if action is None:
-        return await pages.read(connection, _ANY, {"before": below}, limit, _entry)
-    return await pages.read(connection, _ONE_ACTION, {"before": below, "action": action}, limit, _entry)
+        return await pages.read(connection, _ANY, {"before": below}, limit, _listed)
+    return await pages.read(connection, _ONE_ACTION, {"before": below, "action": action}, limit, _listed)
 
 
 async def entries_after(connection: AsyncConnection, link: Link) -> Sequence[Entry]:
@@ -85,3 +106,7 @@ async def entries_after(connection: AsyncConnection, link: Link) -> Sequence[Ent
 def _entry(row: Any) -> Entry:
     action = AuditEntry(**{name: row[name] for name in AuditEntry.__dataclass_fields__})
     return Entry(seq=row["seq"], at=row["at"], content=action, digest=row["digest"])
+
+
+def _listed(row: Any) -> ListedEntry:
+    return ListedEntry(**row)

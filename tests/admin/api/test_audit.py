@@ -4,9 +4,12 @@ import hashlib
 import json
 from typing import Any
 
+import pytest
+
 from app.db.database import Database
 from app.http import routing
 from app.kernel.access import Role, Scope
+from tests.dashboard.browsers import browser
 from tests.http.access_table import TABLE
 from tests.support.config_calls import change, changed
 from tests.support.problems import is_problem
@@ -50,6 +53,36 @@ async def test_it_is_read_in_pages_and_by_kind(service: Service) -> None:
     assert (first["items"] + second["items"], second["next"]) == (whole, None)
     assert [item["seq"] for item in (await service.get("/audit", action="config.initial"))["items"]] == [1]
     assert (await service.get("/audit", action="nothing"))["items"] == []
+
+
+@pytest.mark.parametrize(
+    ("change", "unreadable"),
+    [
+        ("after = '{\"n\": 1e400}'", "after"),
+        ("after = repeat('9', 6000)::json", "after"),
+        ("before = (repeat('[', 3000) || repeat(']', 3000))::json, after = '\"\\ud800\"'", "before and after"),
+        ("after = (repeat('[', 300) || repeat(']', 300))::json", "after"),
+        ("at = '4000-01-01 BC'", "at"),
+        ("at = 'infinity', after = '1e999'", "at and after"),
+    ],
+)
+async def test_an_entry_that_cannot_be_read_is_named_and_keeps_back_no_other(
+    service: Service, database: Database, change: str, unreadable: str
+) -> None:
+    await changed(service, {"worker_pool": {"max_workers": 200}}, 1)
+    sound = (await service.get("/audit"))["items"]
+    async with (await database.pool()).acquire() as connection, connection.transaction():
+        await connection.execute("SET LOCAL session_replication_role = replica")
+        await connection.execute(f"UPDATE audit SET {change} WHERE seq = 1")
+    items = (await service.get("/audit"))["items"]
+    assert items[0] == sound[0]
+    assert "unreadable" not in items[0], "of which the digest is made as before"
+    blanks = dict.fromkeys(unreadable.split(" and "))
+    assert items[1] == sound[1] | blanks | {"unreadable": unreadable}
+    async with browser(service, Role.READER) as reader:
+        assert f"in the database: {unreadable}." in await reader.page("/dashboard/audit")
+    verdict = await service.post("/audit/verify", {})
+    assert (verdict["ok"], verdict["entries"]) == (False, 0)
 
 
 async def test_an_end_that_was_noted_must_be_there(service: Service, database: Database) -> None:

@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from app.admin.cli import audit as audit_command
 from app.admin.service import audit
 from app.cli import stack
 from app.kernel.modes import Mode
@@ -165,6 +167,14 @@ async def test_the_audit_log(convener: CommandLine) -> None:
     forged = await convener("audit", "verify", "--end", f"{found['end']['seq']}:{'0' * 64}")
     assert (forged.code, "another digest" in forged.out) == (1, True)
     assert (await convener("audit", "verify", "--end", "yesterday")).code == 2
+
+
+def test_an_entry_that_cannot_be_read_is_listed_as_such() -> None:
+    damaged = {"at": None, "before": None, "after": None, "unreadable": "at and after"}
+    entry = {"seq": 7, "by": "me", "label": "lab", "action": "config.patch", "reason": "why", **damaged}
+    table = audit_command._listing([entry], datetime.now(UTC))
+    cells = [str(next(iter(column.cells))) for column in table.columns]
+    assert cells == ["7", "-", "me lab", "config.patch", "unreadable: at and after", "why"]
 
 
 async def test_a_long_log_takes_the_time_that_it_takes(convener: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:

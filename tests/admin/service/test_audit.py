@@ -1,15 +1,17 @@
 """The chain of the audit log, under rivals, roll-backs and hands that should not have touched it."""
 
 import asyncio
+import json
 from collections.abc import Sequence
 
 import asyncpg
 import pytest
 
-from app.admin.rules.audit import AuditEntry, Entry, Link, next_entry
+from app.admin.rules.audit import AuditEntry, Link, next_entry
 from app.admin.service import audit
 from app.admin.service.audit import Verdict
 from app.admin.store import audit as store
+from app.admin.store.audit import ListedEntry
 from app.db import schema
 from app.db.database import Database
 from app.db.migration_steps import Step
@@ -24,7 +26,7 @@ async def _record(database: Database, action: str) -> None:
         audit.record(connection, action, by="me", old_state={"n": 0.1}, new_state={"n": 1e22}, reason="ü")
 
 
-async def _entries(database: Database, action: str | None = None) -> Sequence[Entry]:
+async def _entries(database: Database, action: str | None = None) -> Sequence[ListedEntry]:
     """Newest first."""
     async with database.transaction() as connection:
         return (await store.page(connection, below=NEWEST, action=action, limit=99)).items
@@ -49,7 +51,7 @@ async def test_several_entries_of_one_transaction(database: Database) -> None:
         for number in range(3):
             audit.record(connection, f"test.{number}", by="me")
     entries = await _entries(database)
-    assert [(entry.seq, entry.content.action) for entry in entries] == [(3, "test.2"), (2, "test.1"), (1, "test.0")]
+    assert [(entry.seq, entry.action) for entry in entries] == [(3, "test.2"), (2, "test.1"), (1, "test.0")]
     assert await _entries(database, "test.1") == [entries[1]]
     verdict = await audit.verify(database)
     assert (verdict.entries, verdict.end.digest, verdict.violation) == (3, entries[0].digest, None)
@@ -62,7 +64,7 @@ async def test_whoever_goes_on_after_recording_holds_up_nobody(database: Databas
     async with database.transaction() as connection:
         audit.record(connection, "third", by="me")
         await _record(database, "second")
-    assert [entry.content.action for entry in await _entries(database)] == ["third", "second", "first"]
+    assert [entry.action for entry in await _entries(database)] == ["third", "second", "first"]
 
 
 async def test_what_is_given_up_leaves_no_entry(database: Database) -> None:
@@ -75,7 +77,7 @@ async def test_what_is_given_up_leaves_no_entry(database: Database) -> None:
         await fail()
     # Nor does the next transaction of the same connection write it.
     await _record(database, "second")
-    assert [entry.content.action for entry in await _entries(database)] == ["second"]
+    assert [entry.action for entry in await _entries(database)] == ["second"]
 
 
 async def test_a_migration_that_gives_up_tells_how_far_it_went(own_database: Database) -> None:
@@ -87,7 +89,8 @@ async def test_a_migration_that_gives_up_tells_how_far_it_went(own_database: Dat
     with pytest.raises(Refused, match=second):
         await audit.migrate(own_database, by="me", watch=schema.Watch(applied=give_up))
     await audit.migrate(own_database, by="me")
-    states = [(entry.content.before, entry.content.after) for entry in await _entries(own_database, "db.migrate")]
+    entries = await _entries(own_database, "db.migrate")
+    states = [(json.loads(entry.before), json.loads(entry.after)) for entry in entries]
     assert states == [(second, schema.head()), (first, second)]
 
 
@@ -99,7 +102,9 @@ async def test_the_second_waits_for_the_first_and_follows_it(database: Database)
         audit.record(connection, "first", by="me")
     await rival
     second, first = await _entries(database)
-    assert (first.content.action, second.content.action) == ("first", "second")
+    assert (first.action, second.action) == ("first", "second")
+    assert first.at is not None
+    assert second.at is not None
     assert first.at < second.at
     assert (await _verdict(database)).violation is None
 
@@ -119,7 +124,7 @@ async def test_where_the_first_gives_up_there_is_no_gap(database: Database) -> N
 
 async def test_many_at_once_make_one_chain(database: Database, replica: Database) -> None:
     await asyncio.gather(*(_record([database, replica][n % 2], f"n{n}") for n in range(40)))
-    assert len({entry.content.action for entry in await _entries(database)}) == 40
+    assert len({entry.action for entry in await _entries(database)}) == 40
     verdict = await _verdict(database)
     assert (verdict.entries, verdict.violation) == (40, None)
 

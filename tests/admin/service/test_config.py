@@ -1,6 +1,7 @@
 """What processes know of the configuration: cheap while it stands, of the moment when it changes."""
 
 import asyncio
+import json
 from dataclasses import replace
 
 import pytest
@@ -99,7 +100,7 @@ async def test_every_change_is_audited_in_its_own_transaction(database: Database
     async with database.transaction() as connection:
         entries = (await audit_store.page(connection, below=99, action=None, limit=9)).items
         version = await service.version(connection, 2)
-    deed = entries[0].content
-    assert [entry.content.action for entry in entries] == ["config.set", "config.initial"]
-    assert (deed.by, deed.reason, deed.before["version"]) == ("me", "test", 1)
-    assert deed.after == {"version": 2, "mode": "production", **as_json(version.document)}
+    deed = entries[0]
+    assert [entry.action for entry in entries] == ["config.set", "config.initial"]
+    assert (deed.by, deed.reason, json.loads(deed.before)["version"]) == ("me", "test", 1)
+    assert json.loads(deed.after) == {"version": 2, "mode": "production", **as_json(version.document)}
