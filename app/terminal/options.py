@@ -95,7 +95,16 @@ def moment_option(name: str, meaning: str) -> Any:
 
 Goal = Annotated[str | None, typer.Option("--goal", help="of this research goal")]
 Code = Annotated[str | None, typer.Option("--code", help="that ended with this error code")]
-Reason = Annotated[str, typer.Option(help="why; it is kept, and shown to whoever asks")]
+
+
+def _reason(value: str) -> str:
+    # The service refuses others too; the audit log keeps it.
+    if len(value) > 2000:
+        raise typer.BadParameter(f"has {len(value)} characters, more than 2000")
+    return value
+
+
+Reason = Annotated[str, typer.Option(callback=_reason, help="why; it is kept, and shown to whoever asks")]
 Limit = Annotated[int, typer.Option("--limit", help="how many at most", min=1)]
 Whole = Annotated[bool, typer.Option("--all", help="all of them, however many")]
 After = Annotated[str | None, typer.Option("--after", help="`next` of an earlier answer: go on from there")]

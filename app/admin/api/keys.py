@@ -6,6 +6,7 @@ from fastapi import Path, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.admin.errors import KeyRefused
+from app.admin.rules.keys import MAX_ENROLMENT_SECONDS, MAX_LIFETIME_SECONDS, MAX_OVERLAP_SECONDS
 from app.admin.service import access as service
 from app.admin.service.access import WorkerEvictor
 from app.admin.store import keys as store
@@ -20,9 +21,7 @@ from app.kernel.access import Role, Scope
 from app.kernel.errors import KeyNotFound
 
 router = Router(prefix="/keys", tags=["keys"], dependencies=[requires(Scope.KEYS)])
-_YEARS = 10 * 366 * 86_400
-_DAY = 86_400
-Lifetime = Annotated[int | None, Field(ge=1, le=_YEARS, description="null: it does not expire")]
+Lifetime = Annotated[int | None, Field(ge=1, le=MAX_LIFETIME_SECONDS, description="null: it does not expire")]
 
 
 class ApiKeyIn(Body):
@@ -66,7 +65,7 @@ class EnrolmentIn(Body):
 
     label: Word
     uses: int = Field(1, ge=1, le=1000, description="workers that it may register")
-    expires_in_seconds: int = Field(900, ge=1, le=_DAY)
+    expires_in_seconds: int = Field(900, ge=1, le=MAX_ENROLMENT_SECONDS)
     reason: Reason = ""
 
 
@@ -75,7 +74,7 @@ class RotationIn(Body):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"overlap_seconds": 3600, "reason": "every quarter"}]})
 
-    overlap_seconds: int = Field(3600, ge=0, le=30 * _DAY)
+    overlap_seconds: int = Field(3600, ge=0, le=MAX_OVERLAP_SECONDS)
     expires_in_seconds: Lifetime = Field(None, description="from now on; null: as before")
     reason: Reason = ""
 

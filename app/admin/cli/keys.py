@@ -8,7 +8,13 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from app.admin.rules.keys import key_problems, namespace_problems
+from app.admin.rules.keys import (
+    MAX_ENROLMENT_SECONDS,
+    MAX_LIFETIME_SECONDS,
+    MAX_OVERLAP_SECONDS,
+    key_problems,
+    namespace_problems,
+)
 from app.kernel.access import Role, Scope
 from app.kernel.text import plural
 from app.terminal import output
@@ -84,7 +90,7 @@ def create(
         "withheld": sorted(withheld),
         "namespace": namespace,
         "all_namespaces": all_namespaces,
-        "expires_in_seconds": _seconds(expires_in),
+        "expires_in_seconds": _lifetime(expires_in),
         "reason": reason,
     }
     _show_new(_make("/keys", body, database, url), fmt)
@@ -109,7 +115,8 @@ def enrol(
 
     The worker takes it like a pool's key: `convener-worker --key-file node7.token`.
     """
-    body = {"label": label, "uses": uses, "expires_in_seconds": _seconds(expires_in), "reason": reason}
+    seconds = _lifetime(expires_in, MAX_ENROLMENT_SECONDS)
+    body = {"label": label, "uses": uses, "expires_in_seconds": seconds, "reason": reason}
     _show_new(_make("/keys/enrolments", body, database, url), fmt)
 
 
@@ -129,7 +136,8 @@ def rotate(
     fmt: Output = Format.TABLE,
 ) -> None:
     """Give a key another secret and print it to stdout; the former one works on for a while."""
-    body = {"overlap_seconds": _seconds(overlap), "expires_in_seconds": _seconds(expires_in), "reason": reason}
+    seconds = _seconds("--overlap", overlap, 0, MAX_OVERLAP_SECONDS)
+    body = {"overlap_seconds": seconds, "expires_in_seconds": _lifetime(expires_in), "reason": reason}
     if _is_direct(database):
         new_key = on_database(lambda database: _rotate(database, key_id, body), bundled_url())
     else:
@@ -202,8 +210,16 @@ def _show_new(new_key: Json, fmt: Format) -> None:
     output.note(remark)
 
 
-def _seconds(duration: str | None) -> int | None:
-    return None if duration is None else round(parse_duration(duration))
+def _lifetime(duration: str | None, max_seconds: int = MAX_LIFETIME_SECONDS) -> int | None:
+    return None if duration is None else _seconds("--expires-in", duration, 1, max_seconds)
+
+
+def _seconds(option: str, duration: str, min_seconds: int, max_seconds: int) -> int:
+    # The service refuses others too.
+    seconds = round(parse_duration(duration))
+    if not min_seconds <= seconds <= max_seconds:
+        raise typer.BadParameter(f"{duration} is not {min_seconds}s to {max_seconds // 86_400}d", param_hint=option)
+    return seconds
 
 
 def _is_direct(is_requested: bool) -> bool:

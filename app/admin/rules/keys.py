@@ -11,6 +11,11 @@ from app.kernel.namespaces import DEFAULT, PATTERN
 _PREFIX = "cvn"
 _SESSION_PREFIX = "cvs"
 _MAX_ID_LENGTH = 64
+_DAY = 86_400
+MAX_LIFETIME_SECONDS = 10 * 366 * _DAY
+MAX_ENROLMENT_SECONDS = _DAY
+# Of the former secret of a key that is rotated.
+MAX_OVERLAP_SECONDS = 30 * _DAY
 
 
 def write_key(key_id: str, secret: str) -> str:

@@ -98,6 +98,29 @@ async def test_unknown_keys_roles_and_databases(
     assert "CONVENER_DATABASE_URL is not set" in done.err
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("create reader --label x --expires-in 0s", "--expires-in: 0s is not 1s to 3660d"),
+        ("create reader --label x --expires-in 99999999d", "--expires-in: 99999999d is not 1s to 3660d"),
+        ("enrol --label x --expires-in 25h", "--expires-in: 25h is not 1s to 1d"),
+        ("rotate {key} --overlap 31d", "--overlap: 31d is not 0s to 30d"),
+        ("rotate {key} --expires-in 0s", "--expires-in: 0s is not 1s to 3660d"),
+        (f"rotate {{key}} --reason {'x' * 2001}", "has 2001 characters, more than 2000"),
+    ],
+)
+async def test_the_bounds_of_the_service_hold_on_the_database_too(
+    offline: CommandLine, live_service: Service, words: str, sentence: str
+) -> None:
+    key = live_service.keys[Role.READER].split("_")[1]
+    environment = {"CONVENER_DATABASE_URL": live_service.database_url}
+    before = (await offline("key", "ls", "-o", "json", **environment)).json
+    done = await offline("key", *words.format(key=key).split(), COLUMNS="120", **environment)
+    assert (done.code, done.out) == (2, "")
+    assert sentence in done.err
+    assert (await offline("key", "ls", "-o", "json", **environment)).json == before
+
+
 @pytest.mark.parametrize("is_direct", [False, True])
 async def test_keys_are_rotated_and_workers_enrolled(
     convener: CommandLine, offline: CommandLine, live_service: Service, is_direct: bool
