@@ -1,6 +1,8 @@
 """`convener db`: the schema of the database, and its backups."""
 
+import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -47,6 +49,9 @@ def migrate(
     from app.admin.service.audit import migrate
     from app.db.schema import Watch
 
+    # As Ctrl-C, which leaves time to record how far it went. Threads other than the main one hear no signals.
+    with suppress(ValueError):
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     steps: list[Step] = []
     watch = Watch(pending=_tell_of_long_locks, applied=steps.append)
     by = author("convener db migrate")

@@ -1,5 +1,6 @@
 """Upgrades of the schema, by the migrations: an empty database at once, any other step by step."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from app.db.migration_steps import Migration
 from app.kernel.database_urls import OLDEST_POSTGRES
 from app.kernel.errors import Refused
 
+log = logging.getLogger(__name__)
 _ENCODING = text("SELECT pg_encoding_to_char(encoding) FROM pg_database WHERE datname = current_database()")
 
 
@@ -38,11 +40,22 @@ async def take(
             watch.pending(migrations)
             await _take_steps(engine, script, migrations, watch)
             await _create_partitions(engine)
-    finally:
-        new_revision = await schema.revision(engine)
-        if new_revision != old_revision:
-            await watch.moved(old_revision, new_revision)
-    return old_revision, new_revision
+    except BaseException:
+        # What went wrong is told, also where the database cannot note how far that went.
+        try:
+            await _note_move(engine, old_revision, watch)
+        except Exception as error:
+            log.warning("how far the migration went could not be recorded: %s", error)
+        raise
+    return old_revision, await _note_move(engine, old_revision, watch)
+
+
+async def _note_move(engine: AsyncEngine, old_revision: str | None, watch: schema.Watch) -> str | None:
+    """Tell of the revision that was reached, where it is another; return it."""
+    new_revision = await schema.revision(engine)
+    if new_revision != old_revision:
+        await watch.moved(old_revision, new_revision)
+    return new_revision
 
 
 async def _fill(engine: AsyncEngine, target: str) -> None:

@@ -1,7 +1,10 @@
 """`convener db` on databases that are empty, migrated, and away."""
 
 import ast
+import asyncio
 import json
+import os
+import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -17,7 +20,7 @@ from app.db.database import Database
 from app.loops import housekeeping
 from tests.conftest import named, run_on
 from tests.support.command_line import CommandLine
-from tests.support.sql import execute, fetch
+from tests.support.sql import execute, fetch, until
 
 
 async def test_an_empty_database_is_migrated_once(offline: CommandLine, server_url: str) -> None:
@@ -41,6 +44,26 @@ async def test_an_empty_database_is_migrated_once(offline: CommandLine, server_u
         assert "nowhere" in unknown.err
     finally:
         await run_on(server_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+async def test_a_migration_that_is_ended_records_how_far_it_went(own_database: Database) -> None:
+    first, second, third = "2026_11_30_model_uses", "2026_12_02_closed_holds", "2026_12_03_array_statistics"
+    await schema.downgrade(own_database.engine, first)
+
+    async def is_at_second() -> bool:
+        return await schema.revision(own_database.engine) == second
+
+    async with (await own_database.pool()).acquire() as other, other.transaction():
+        await other.execute("LOCK TABLE events")  # which the third one wants
+        command = [sys.executable, "-m", "app.cli", "db", "migrate", "--to", third]
+        environment = {**os.environ, "CONVENER_DATABASE_URL": own_database.url}
+        child = await asyncio.create_subprocess_exec(*command, env=environment, stderr=asyncio.subprocess.PIPE)
+        await until(is_at_second)
+        child.terminate()
+        _, err = await child.communicate()
+    assert (child.returncode, b"Traceback" in err) == (130, False), err.decode()
+    rows = await fetch(own_database, "SELECT before, after FROM audit WHERE action = 'db.migrate'")
+    assert [(json.loads(row["before"]), json.loads(row["after"])) for row in rows] == [(first, second)]
 
 
 async def test_the_locks_of_an_upgrade_are_told_before_and_after(offline: CommandLine, own_database: Database) -> None:

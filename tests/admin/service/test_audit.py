@@ -94,6 +94,23 @@ async def test_a_migration_that_gives_up_tells_how_far_it_went(own_database: Dat
     assert states == [(second, schema.head()), (first, second)]
 
 
+async def test_an_error_of_a_migration_is_told_where_it_cannot_be_recorded(
+    own_database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def give_up(step: Step) -> None:
+        raise Refused(step.revision, "")
+
+    async def fail(*_: object) -> None:
+        raise ValueError("no room")
+
+    *_, second, first = schema.served()
+    await schema.downgrade(own_database.engine, first)
+    monkeypatch.setattr(store, "append", fail)
+    with pytest.raises(Refused, match=second):
+        await audit.migrate(own_database, by="me", watch=schema.Watch(applied=give_up))
+    assert "could not be recorded: no room" in caplog.text
+
+
 async def test_the_second_waits_for_the_first_and_follows_it(database: Database) -> None:
     async with database.transaction() as connection:
         await store.lock_tail(connection, "me")
