@@ -9,6 +9,8 @@ from collections.abc import Collection, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
+from app.kernel.text import plain_message
+
 log = logging.getLogger(__name__)
 _PREFIX = "CONVENER_"
 SETTINGS_FILE = f"{_PREFIX}SETTINGS_FILE"
@@ -26,22 +28,6 @@ def variable_of(name: str) -> str:
     """The variable of a setting."""
     return _PREFIX + name.upper()
 
-
-# By the kind of an error of validation, for those whose own words are no plain ones.
-_SENTENCES = {
-    "bool_parsing": "must be true or false",
-    "enum": "must be {expected}",
-    "extra_forbidden": "there is no such field",
-    "float_parsing": "must be a number",
-    "greater_than": "must be more than {gt}",
-    "greater_than_equal": "must be {ge} or more",
-    "int_parsing": "must be a whole number",
-    "int_from_float": "must be a whole number",
-    "less_than_equal": "must be {le} or less",
-    "literal_error": "must be {expected}",
-    "missing": "is missing",
-    "string_pattern_mismatch": "must have the form {pattern}",
-}
 
 # With the names of their files, which lead to them.
 SECRET_VARIABLES = frozenset(variable_of(name) + suffix for name in SECRETS for suffix in ("", _FILE))
@@ -93,9 +79,7 @@ def problem(error: Any, variables: Collection[str], path: Path | None) -> str:
     name, *within = map(str, error["loc"])
     where = variable_of(name) if name in variables or path is None else f"{path}: {name}"
     place = f"{'.'.join(within)}: " if within else ""
-    words = _SENTENCES.get(error["type"])
-    sentence = words.format_map(error.get("ctx") or {}) if words else error["msg"].removeprefix("Value error, ")
-    return f"{where}: {place}{sentence}"
+    return f"{where}: {place}{plain_message(error)}"
 
 
 def _unknown(name: str, names: Collection[str]) -> str:

@@ -9,6 +9,22 @@ NO_REASON = "no reason was given"
 # Of text of strangers.
 MAX_TEXT = 300
 
+# By the kind of an error of validation, for those whose own words are no plain ones.
+_SENTENCES = {
+    "bool_parsing": "must be true or false",
+    "enum": "must be {expected}",
+    "extra_forbidden": "there is no such field",
+    "float_parsing": "must be a number",
+    "greater_than": "must be more than {gt}",
+    "greater_than_equal": "must be {ge} or more",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "less_than_equal": "must be {le} or less",
+    "literal_error": "must be {expected}",
+    "missing": "is missing",
+    "string_pattern_mismatch": "must have the form {pattern}",
+}
+
 
 def plural(count: int, noun: str, plural_noun: str | None = None) -> str:
     """`1 worker`, `1,200 workers`; `plural_noun` for nouns that do not just add an s."""
@@ -38,3 +54,10 @@ def failure_text(error: Mapping[str, Any] | None) -> str:
     """The message of a task's error, else its code, in one line of bounded length."""
     error = error or {}
     return printable(str(error.get("message") or error.get("code") or NO_REASON))[:MAX_TEXT]
+
+
+def plain_message(error: Mapping[str, Any]) -> str:
+    """The message of an error of Pydantic in words that need no knowledge of it."""
+    words = _SENTENCES.get(error["type"])
+    message: str = error["msg"]
+    return words.format_map(error.get("ctx") or {}) if words else message.removeprefix("Value error, ")

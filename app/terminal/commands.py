@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
+from app.kernel.text import plain_message
 from app.terminal.failures import ExitCode, Failure, failure_of_file, failure_of_value
 
 
@@ -39,6 +40,16 @@ class Commands(TyperGroup):
             file_failure.show(as_json=as_json)
             code = file_failure.code
         sys.exit(code if isinstance(code, int) else ExitCode.OK)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that the words name; values that it refuses are told of in plain words."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            # Typer checks values by Pydantic, and hands on its words.
+            if (problems := getattr(error.__cause__, "errors", None)) is not None:
+                error.message = plain_message(problems()[0])
+            raise
 
 
 def _usage_failure(error: TyperException) -> Failure:

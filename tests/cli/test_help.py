@@ -93,3 +93,23 @@ def test_wrong_usage(offline: CommandLine) -> None:
     for arguments in (["tusks"], ["tasks", "ls", "--limit", "0"], ["tasks", "cancel"], ["status", "-o", "xml"]):
         done = offline.run(*arguments)
         assert (done.code, done.out) == (2, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            "tasks submit --agent ranking --priority urgent",
+            "'urgent' is not one of 'low', 'medium', 'high', 'critical'",
+        ),
+        ("tasks ls --limit 0", "must be 1 or more"),
+        ("tasks ls --limit ten", "must be a whole number"),
+        ("up --port 70000", "must be 65535 or less"),
+        ("goals report kepler --iteration 1 --quality high", "must be a number"),
+        ("config mode fast", "'fast' is not one of 'development', 'production', 'trusted_tester'"),
+    ],
+)
+def test_a_wrong_value_is_told_in_plain_words(offline: CommandLine, words: str, sentence: str) -> None:
+    done = offline.run(*words.split(), "-o", "json") if not words.startswith("up") else offline.run(*words.split())
+    assert done.code == 2
+    assert f": {sentence}" in done.err
