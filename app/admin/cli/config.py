@@ -199,7 +199,8 @@ def _attempt(client: Client, request: _ConfigChange, yes: bool, fmt: Format) -> 
 
 
 def _overview(config: Json, last_change: str) -> RenderableType:
-    table = output.table("PATH", "VALUE", "IN EFFECT", numbers=["VALUE", "IN EFFECT"])
+    numbers = ["VALUE", "IN EFFECT"]
+    table = output.table("PATH", *numbers, numbers=numbers, optional=["IN EFFECT"])
     for section in _SECTIONS:
         for name, value in config[section].items():
             effect = _number(config["effective_weights"][name]) if section == "agent_weights" else None

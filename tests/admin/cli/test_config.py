@@ -169,6 +169,13 @@ async def test_the_audit_log(convener: CommandLine) -> None:
     assert (await convener("audit", "verify", "--end", "yesterday")).code == 2
 
 
+async def test_a_narrow_terminal_shows_the_values(convener: CommandLine) -> None:
+    lines = (await convener("config", "get", COLUMNS="48")).out.splitlines()
+    document = (await convener("config", "get", "-o", "json")).json
+    (row,) = [line.split() for line in lines if "worker_timeout_seconds" in line]
+    assert row == ["worker_pool.worker_timeout_seconds", str(document["worker_pool"]["worker_timeout_seconds"])]
+
+
 def test_an_entry_that_cannot_be_read_is_listed_as_such() -> None:
     damaged = {"at": None, "before": None, "after": None, "unreadable": "at and after"}
     entry = {"seq": 7, "by": "me", "label": "lab", "action": "config.patch", "reason": "why", **damaged}
