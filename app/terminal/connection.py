@@ -74,7 +74,7 @@ def find_access(url: str | None, key_files: Sequence[str] = (OPERATOR_KEY,)) -> 
             "there is no key to show to the service",
             ExitCode.KEY,
             hint=f"put one into CONVENER_KEY, or into the file of {KEY_FILE}; `convener up` on this machine leaves one "
-            f"in {state}, and `convener key create` makes one",
+            f"in {state}, and `convener key create --database` makes one",
         )
     # Nothing else fits into a header, and the HTTP library would fail without saying which variable is wrong.
     if not key.isascii() or not key.isprintable():

@@ -44,6 +44,7 @@ def test_the_keys_of_this_machine_go_to_its_own_service_alone(state: Path, url: 
     with pytest.raises(Failure) as failure:
         find_access(url)
     assert failure.value.code is ExitCode.KEY
+    assert "`convener key create --database` makes one" in str(failure.value.hint), "without, it wants a key itself"
 
 
 def test_the_port_of_the_own_service_is_never_used_for_a_key(state: Path) -> None:
