@@ -259,8 +259,11 @@ def _trust(options: argparse.Namespace, environment: Mapping[str, str]) -> Trust
 
 
 def _url(options: argparse.Namespace, environment: Mapping[str, str], trust: Trust) -> str:
+    address = options.url or environment.get("CONVENER_URL")
+    if not address:
+        raise ValueError("say where the control plane is: give --url, or set CONVENER_URL")
     try:
-        return check_address(options.url or environment.get("CONVENER_URL") or "", trust)
+        return check_address(address, trust)
     except ValueError as error:
         raise ValueError(f"--url (or CONVENER_URL): {error}") from None
 

@@ -157,6 +157,10 @@ def test_what_makes_no_sense_is_refused(
     assert message in refused(capsys, *arguments)
 
 
+def test_without_an_address_it_says_how_to_give_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "give --url, or set CONVENER_URL" in refused(capsys, "--handler", ECHO, CONVENER_URL="")
+
+
 @pytest.mark.parametrize("key", ["", "  ", "two\nlines", "cvn_é"])
 def test_a_key_must_be_a_key(key: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no usable pool key" in refused(capsys, "--handler", ECHO, CONVENER_KEY=key)
