@@ -66,6 +66,18 @@ def parse_duration(value: str) -> float:
     return float(match[1]) * _SECONDS[match[2]]
 
 
+def _duration(value: str | None) -> str | None:
+    # As a callback, so that an error names the option.
+    if value is not None:
+        parse_duration(value)
+    return value
+
+
+def duration_option(name: str, meaning: str) -> Any:
+    """An option that takes a duration, which `parse_duration` reads."""
+    return typer.Option(name, metavar="DURATION", callback=_duration, help=f"{meaning}; like 90s, 30min, 2h or 3d")
+
+
 def _moment(value: str | None) -> str | None:
     if value is None:
         return None

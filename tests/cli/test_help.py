@@ -106,6 +106,8 @@ def test_wrong_usage(offline: CommandLine) -> None:
         ("tasks ls --limit ten", "must be a whole number"),
         ("up --port 70000", "must be 65535 or less"),
         ("goals report kepler --iteration 1 --quality high", "must be a number"),
+        ("goals create --objective x --compute-budget soon", "soon is not a time like 90s, 30min, 2h or 3d"),
+        ("events --kind lost", "lost is no kind of event"),
         ("config mode fast", "'fast' is not one of 'development', 'production', 'trusted_tester'"),
     ],
 )
@@ -113,3 +115,4 @@ def test_a_wrong_value_is_told_in_plain_words(offline: CommandLine, words: str, 
     done = offline.run(*words.split(), "-o", "json") if not words.startswith("up") else offline.run(*words.split())
     assert done.code == 2
     assert f": {sentence}" in done.err
+    assert "Invalid value for '" in done.err, "it says of which option"

@@ -22,7 +22,7 @@ from app.terminal.client import Client, Json, Url, connect
 from app.terminal.connection import ADMIN_KEY, OPERATOR_KEY
 from app.terminal.databases import author, bundled_url, on_database
 from app.terminal.failures import ExitCode, Failure
-from app.terminal.options import Reason, parse_duration
+from app.terminal.options import Reason, duration_option, parse_duration
 from app.terminal.output import Format, Output
 from worker_agent.variables import KEY_FILE
 
@@ -48,9 +48,7 @@ def _label(value: str) -> str:
 
 Label = Annotated[str, typer.Option(callback=_label, help="whose it is, so that you know it again")]
 KeyId = Annotated[str, typer.Argument(metavar="ID", help="as `convener key ls` shows it")]
-ExpiresIn = Annotated[
-    str | None, typer.Option(metavar="DURATION", help="when it stops working: 90s, 30min, 2h, 30d; never when absent")
-]
+ExpiresIn = Annotated[str | None, duration_option("--expires-in", "when it stops working, never when absent")]
 _PAGE = 500
 _COMMAND = "convener key ... --database"
 
@@ -105,7 +103,7 @@ def create(
 def enrol(
     label: Label,
     uses: Annotated[int, typer.Option(help="workers that it may register", min=1, max=1000)] = 1,
-    expires_in: Annotated[str, typer.Option(metavar="DURATION", help="a day at most")] = "15min",
+    expires_in: Annotated[str, duration_option("--expires-in", "a day at most")] = "15min",
     reason: Reason = "",
     database: Direct = False,
     url: Url = None,
@@ -128,7 +126,7 @@ def enrol(
 )
 def rotate(
     key_id: KeyId,
-    overlap: Annotated[str, typer.Option(metavar="DURATION", help="how long the former secret is good")] = "1h",
+    overlap: Annotated[str, duration_option("--overlap", "how long the former secret is good")] = "1h",
     expires_in: ExpiresIn = None,
     reason: Reason = "",
     database: Direct = False,

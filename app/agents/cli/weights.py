@@ -51,7 +51,7 @@ def command(shares: Shares, reason: Reason = "", url: Url = None, fmt: Output = 
 )
 def override(
     shares: Shares,
-    span: Annotated[str, typer.Option("--for", metavar="TIME", help="until it expires: 90s, 30min, 2h, at most 7d")],
+    span: Annotated[str, options.duration_option("--for", "until it expires, at most 7d")],
     reason: Reason = "",
     url: Url = None,
     fmt: Output = Format.TABLE,

@@ -17,7 +17,7 @@ from app.kernel.namespaces import stored_name
 from app.terminal import output
 from app.terminal.client import Json, Url, connect
 from app.terminal.failures import ExitCode, Failure
-from app.terminal.options import After, Limit, Reason, Whole, parse_duration, show_list
+from app.terminal.options import After, Limit, Reason, Whole, duration_option, parse_duration, show_list
 from app.terminal.output import Format, Output
 
 app = typer.Typer(
@@ -31,12 +31,8 @@ def _seconds(value: str | None) -> float | None:
     return None if value is None else parse_duration(value)
 
 
-def _time_option(name: str, description: str) -> Any:
-    return typer.Option(name, metavar="TIME", help=f"{description}; 90s, 30min, 2h or 3d")
-
-
-TimeLimit = Annotated[str | None, _time_option("--time-limit", "since it was created")]
-ComputeBudget = Annotated[str | None, _time_option("--compute-budget", "on workers, of all its tasks together")]
+TimeLimit = Annotated[str | None, duration_option("--time-limit", "since it was created")]
+ComputeBudget = Annotated[str | None, duration_option("--compute-budget", "on workers, of all its tasks together")]
 MoneyBudget = Annotated[
     float | None, typer.Option(help="against what reports say, or calls of language models have cost if that is more")
 ]

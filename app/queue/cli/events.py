@@ -31,12 +31,12 @@ _TASK_PREFIX = "task."
 
 
 def _kind(values: list[str] | None) -> list[str]:
-    kinds = [value if "." in value else f"{_TASK_PREFIX}{value}" for value in values or ()]
-    for kind in kinds:
+    kinds = {value: value if "." in value else f"{_TASK_PREFIX}{value}" for value in values or ()}
+    for value, kind in kinds.items():
         if kind not in EVENT_KINDS:
             choices = ", ".join(choice.removeprefix(_TASK_PREFIX) for choice in EVENT_KINDS)
-            raise typer.BadParameter(f"{kind} is no kind of event; known are {choices}")
-    return kinds
+            raise typer.BadParameter(f"{value} is no kind of event; known are {choices}")
+    return list(kinds.values())
 
 
 def events(

@@ -56,6 +56,8 @@ def logs(
             is_open_line = not piece["text"].endswith("\n")
         if is_open_line:
             typer.echo()
+        if fmt is not Format.JSON and not attempts:
+            output.note("it wrote nothing that is kept")
 
 
 def _pieces(client: Client, task_id: str, query: Json, *, follow: bool) -> Iterator[Json]:
