@@ -141,12 +141,15 @@ async def test_access_is_checked_before_the_body_is_read(service: Service) -> No
 
 
 @pytest.mark.parametrize("role", [Role.READER, Role.SUPERVISOR])
-async def test_a_service_that_stops_says_so_to_all_and_counts_nobody(service: Service, role: Role) -> None:
+async def test_a_service_that_stops_says_so_to_all_and_counts_nobody(
+    service: Service, role: Role, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also to a key that it remembers, whatever that may do."""
     assert (await service.ask("POST", "/lease", {}, key=role)).status_code == 403
     refusals = service.app.state.services[Refusals]
     before = dict(refusals.totals)
-    service.app.state.services.stopping = True
+    # Only for now, as nothing that believes to be stopped would end with the test.
+    monkeypatch.setattr(service.app.state.services, "stopping", True)
     for path in ("/lease", "/tasks"):
         answer = await service.ask("POST", path, {}, key=role)
         assert (answer.status_code, answer.json()["code"]) == (503, "shutting_down")
