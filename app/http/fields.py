@@ -19,6 +19,7 @@ from pydantic_core import CoreSchema, PydanticKnownError
 
 from app.kernel.agents import AgentType, agent_type
 from app.kernel.lanes import Priority
+from app.kernel.text import MAX_SENTENCE
 
 _PRIORITY_NUMBERS: dict[object, str] = {1: "low", 2: "medium", 3: "high"}
 
@@ -74,7 +75,7 @@ def _check_addressable(value: str) -> str:
 
 # For a request that creates a goal. A mere reference takes any word, as tasks of earlier versions may have any.
 NewGoalId = Annotated[Word, AfterValidator(_check_addressable), Field(json_schema_extra={"pattern": "^[^/]+$"})]
-Sentence = Annotated[str, Field(max_length=2000), AfterValidator(_check_storable)]
+Sentence = Annotated[str, Field(max_length=MAX_SENTENCE), AfterValidator(_check_storable)]
 _MAX_LABELS_BYTES = 8 << 10
 _FEW_LABELS = _MAX_LABELS_BYTES // (2 * 200 * 4)
 

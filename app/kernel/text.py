@@ -8,6 +8,8 @@ from typing import Any
 NO_REASON = "no reason was given"
 # Of text of strangers.
 MAX_TEXT = 300
+# Of what people say in a sentence or a few, such as a reason.
+MAX_SENTENCE = 2000
 
 # By the kind of an error of validation, for those whose own words are no plain ones.
 _SENTENCES = {

@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 from app.kernel.agents import AgentType, agent_type
+from app.kernel.text import MAX_SENTENCE
 from app.terminal import output
 from app.terminal.client import Client, Json, Unreachable, connect
 from app.terminal.failures import Failure
@@ -111,8 +112,8 @@ Code = Annotated[str | None, typer.Option("--code", help="that ended with this e
 
 def _reason(value: str) -> str:
     # The service refuses others too; the audit log keeps it.
-    if len(value) > 2000:
-        raise typer.BadParameter(f"has {len(value)} characters, more than 2000")
+    if len(value) > MAX_SENTENCE:
+        raise typer.BadParameter(f"has {len(value)} characters, more than {MAX_SENTENCE}")
     return value
 
 
