@@ -132,14 +132,16 @@ class Announcer:
             self._wake.set()
 
     def start(self) -> None:
-        """Begin to listen and send, and reconnect whenever the connection is lost."""
-        self._task = asyncio.create_task(self._run(), name="announcements")
+        """Begin to listen and send, unless that has begun, and reconnect whenever the connection is lost."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name="announcements")
 
     async def stop(self) -> None:
         """Stop listening and sending."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
 
     async def _run(self) -> None:
         while True:

@@ -132,6 +132,16 @@ async def test_whatever_goes_wrong_is_tried_again(database: Database, error: Exc
     await announcer.stop()
 
 
+async def test_a_second_start_is_none(database: Database) -> None:
+    announcer = notify.Announcer(database.connect)
+    before = asyncio.all_tasks()
+    announcer.start()
+    announcer.start()
+    assert len(asyncio.all_tasks() - before) == 1
+    await announcer.stop()
+    assert not asyncio.all_tasks() - before
+
+
 async def test_a_server_that_hangs_up_on_who_is_speaking_is_found_again(database: Database, other: Database) -> None:
     """Again and again, so that it is in the middle of a word, between two, and while its farewell is being read."""
     ear = _Ear(other)

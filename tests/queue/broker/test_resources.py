@@ -62,7 +62,6 @@ async def test_waiting_workers_are_woken_for_what_they_offer(service: Service) -
 async def test_another_process_learns_of_a_new_class(service: Service, replica: Database) -> None:
     other = Broker(replica, LeasePolicy())
     other.start()
-    replica.announcer.start()
     try:
         gpu = await service.worker(gpus=1)
         call = asyncio.create_task(_task(gpu, wait_seconds=10))
@@ -72,7 +71,6 @@ async def test_another_process_learns_of_a_new_class(service: Service, replica: 
         async with asyncio.timeout(5):
             assert await call == str(asking)
     finally:
-        await replica.announcer.stop()
         await other.stop()
 
 
