@@ -67,6 +67,7 @@ class Complete:
             usage=None,
         )
         await service.replicas[self.replica].desk.complete(completion)
+        service.last_results[self.fence.worker_id] = self.fence.task_id
         return None
 
     def judge(self, model: Model, observed: object) -> None:

@@ -54,6 +54,7 @@ class Ask:
             request_id=self.request_id,
             agent_types=self.agents,
             acknowledge=self.acknowledge,
+            follows=service.last_results.get(self.worker_id),
         )
         return await service.replicas[self.replica].broker.lease(call)
 

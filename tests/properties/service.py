@@ -15,6 +15,7 @@ from app.db import hot_path, notify
 from app.db.database import Database, share
 from app.db.notify import Announcer, News
 from app.kernel.errors import ConvenerError
+from app.kernel.ids import TaskId, WorkerId
 from app.metadata import metadata
 from app.queue.broker.broker import Broker
 from app.queue.broker.lane_view import LANES
@@ -96,6 +97,7 @@ class Service:
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
         self._url = url
         self.is_up = False
+        self.last_results: dict[WorkerId, TaskId] = {}
 
     def __enter__(self) -> "Service":
         self.replicas = self.run(self._open())
@@ -114,6 +116,7 @@ class Service:
         """Both replicas anew, on an empty database."""
         await self.end()
         await self._delete_all()
+        self.last_results.clear()
         first, second = self.replicas
         first.boot(None)
         second.boot(first.wire)

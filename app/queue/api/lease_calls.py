@@ -20,8 +20,11 @@ from app.queue.store.claims import Lease
 from app.queue.store.completions import Completion, Renewal
 
 
-def lease_call(call: LeaseIn | NextIn, principal: Principal) -> LeaseCall:
-    """The call for a task, limited to agent types that the worker registered for. Raises Forbidden."""
+def lease_call(call: LeaseIn | NextIn, principal: Principal, follows: UUID | None = None) -> LeaseCall:
+    """The call for a task, limited to agent types that the worker registered for. Raises Forbidden.
+
+    It may follow the task of a result that was just accepted.
+    """
     can_run = principal.capabilities
     return LeaseCall(
         worker_id=worker_of(principal),
@@ -30,6 +33,7 @@ def lease_call(call: LeaseIn | NextIn, principal: Principal) -> LeaseCall:
         acknowledge=call.acknowledge,
         ends_at=principal.ends_at,
         offer=principal.offer,
+        follows=None if follows is None else TaskId(follows),
     )
 
 

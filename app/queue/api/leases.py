@@ -118,7 +118,7 @@ async def complete(task_id: UUID, call: CompleteIn, principal: Caller, services:
     completion = lease_calls.completion(task_id, call, principal, services)
     # Committed before the next task is claimed: a failed claim must not cost the result.
     await services[LeaseService].complete(completion)
-    next_lease = await _next(services, principal, call.next) if call.next else None
+    next_lease = await _next(services, principal, call.next, task_id) if call.next else None
     return answer(lease_calls.completed_text(task_id, next_lease, advice.text(services)))
 
 
@@ -169,10 +169,10 @@ async def _renew(services: Services, renewal: Renewal) -> Response:
     return answer(lease_calls.held_text(renewal, await services[LeaseService].renew(renewal)))
 
 
-async def _next(services: Services, principal: Principal, call: NextIn) -> Lease | None:
+async def _next(services: Services, principal: Principal, call: NextIn, task_id: UUID) -> Lease | None:
     """Lease the next task, or None. The result is stored by now, so no refusal may make the call look failed."""
     try:
-        return await services[Broker].lease(lease_calls.lease_call(call, principal))
+        return await services[Broker].lease(lease_calls.lease_call(call, principal, task_id))
     except ConvenerError:
         return None
 

@@ -33,6 +33,7 @@ from app.queue.service.task_traces import TaskTraces
 from app.queue.store import claims, resource_classes
 from app.queue.store.claims import ClaimOutcome, ClaimRequest, Lease
 from app.queue.store.lanes import TagIssuer
+from app.queue.store.lease_ledger import GivenLeases
 
 log = logging.getLogger(__name__)
 # Seconds between tries to repeat a lease that is locked, as by another replica that repeats or releases it. All other
@@ -59,9 +60,9 @@ class Broker:
         self._waiters: dict[WorkerId, Waiter] = {}
         self._lanes = LaneView()
         self._scanner = LaneScanner(database)
-        self._dispatcher = Dispatcher(self._lanes, self.fairness, database.shared(TagIssuer), self.preferences)
-        self.degradation = self._dispatcher.degradation
-        self._classes = self._dispatcher.classes
+        tags, given_leases = database.shared(TagIssuer), database.shared(GivenLeases)
+        self._dispatcher = Dispatcher(self._lanes, self.fairness, tags, self.preferences, given_leases)
+        self.degradation, self._classes = self._dispatcher.degradation, self._dispatcher.classes
         self._known_classes = {0}
         self._wake = asyncio.Event()
         self._retries = Retries()
@@ -282,7 +283,7 @@ class Broker:
             outcomes = await hot_path.run(
                 self._database,
                 lambda c: claims.claim(c, requests, self.policy),
-                on_undone=lambda: self._announce_lanes(requests),
+                on_undone=lambda: self._prepare_again(requests),
             )
             # First of all, and at once: nothing that goes wrong with another call keeps a worker from its lease.
             self._deliver(batch, outcomes)
@@ -302,9 +303,10 @@ class Broker:
                 if waiter.lane is not None or waiter.call.agent_types.isdisjoint(self._lanes.agents()):
                     waiter.note_try()
 
-    def _announce_lanes(self, requests: list[ClaimRequest]) -> None:
-        """Announce the lanes of a claim that failed: other brokers have skipped the tasks that it had locked."""
+    def _prepare_again(self, requests: list[ClaimRequest]) -> None:
+        """Announce the lanes of a claim that failed, as others have skipped its tasks, and trust no number any more."""
         self._database.announcer.announce({work(r.lane): r.floor for r in requests if r.lane is not None})
+        requests[:] = [request._replace(last_number=None) for request in requests]
 
     def _deliver(self, batch: Sequence[Waiter], outcomes: Sequence[ClaimOutcome]) -> None:
         """Answer the calls for which there is a lease; one that no call takes any more is released."""

@@ -9,7 +9,7 @@ from uuid import UUID
 from app.db import hot_path
 from app.db.database import Database
 from app.kernel.agents import AgentType
-from app.kernel.ids import WorkerId
+from app.kernel.ids import TaskId, WorkerId
 from app.kernel.lanes import Lane
 from app.kernel.resources import Resources
 from app.queue.store import claims
@@ -18,7 +18,10 @@ from app.queue.store.claims import ClaimOutcome, ClaimRequest, Lease
 
 # A tuple, as one is made for each call of a worker.
 class LeaseCall(NamedTuple):
-    """The request of a worker for a task, which must end by `ends_at` where the worker does."""
+    """The request of a worker for a task, which must end by `ends_at` where the worker does.
+
+    One that `follows` a task comes right after the result of that one, the last that it leased, and cannot wait.
+    """
 
     worker_id: WorkerId
     request_id: UUID
@@ -27,6 +30,7 @@ class LeaseCall(NamedTuple):
     ends_at: datetime | None = None
     # What the worker offers; None: nothing that a task could ask for.
     offer: Resources | None = None
+    follows: TaskId | None = None
 
 
 class Answer(Protocol):

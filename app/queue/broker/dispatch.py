@@ -22,6 +22,7 @@ from app.queue.rules.fair_queueing import FairQueue
 from app.queue.service.degradation import CurrentStep
 from app.queue.store.claims import BOTTOM, ClaimOutcome, ClaimRequest, Lease
 from app.queue.store.lanes import TagIssuer
+from app.queue.store.lease_ledger import GivenLeases
 
 # Of more workers the oldest records are forgotten, which costs no more than a little fairness among them.
 _MAX_WORKERS = 20_000
@@ -71,7 +72,12 @@ class Dispatcher:
     """Chooses a lane for each waiting worker by open lanes, degradation, fair shares and preferences."""
 
     def __init__(
-        self, lanes: LaneView, fairness: FairQueue, tag_issuer: TagIssuer, preferences: WorkerPreferences
+        self,
+        lanes: LaneView,
+        fairness: FairQueue,
+        tag_issuer: TagIssuer,
+        preferences: WorkerPreferences,
+        given_leases: GivenLeases,
     ) -> None:
         self.degradation = CurrentStep()
         self.classes = ClassView()
@@ -80,6 +86,7 @@ class Dispatcher:
         self._fairness = fairness
         self._tag_issuer = tag_issuer
         self._preferences = preferences
+        self._given_leases = given_leases
 
     def choose_lane(
         self,
@@ -125,6 +132,7 @@ class Dispatcher:
             floor=self._lanes.floor(lane) if lane else BOTTOM,
             ends_at=call.ends_at,
             resources=self.classes.texts[lane.resource_class] if lane and lane.resource_class else None,
+            last_number=self._given_leases.take(call.worker_id, call.follows) if call.follows else None,
         )
 
     def _candidates(self, able: Able, counts: Mapping[Lane, int]) -> _Candidates:
@@ -171,6 +179,7 @@ class Dispatcher:
                 continue
             if outcome.lease is not None:
                 tags[request.lane].append(outcome.lease.tag)
+                self._given_leases.note(request.worker_id, outcome.lease.task_id, outcome.lease_number or 0)
             # A worker that could not be served for reasons of its own says nothing about the lane.
             elif outcome.worker_state == WorkerState.READY and not outcome.holds_another and request.lane not in passed:
                 exhausted_lanes.add(request.lane)

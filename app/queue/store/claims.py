@@ -30,6 +30,7 @@ class ClaimRequest(NamedTuple):
     """One waiting worker, and the lane to lease it a task from at `floor` or above; None only asks for its state.
 
     Of a worker that ends at `ends_at` only a task whose timeout is over by then; all of one lane must have the same.
+    Where `last_number` is told, the worker's last lease had that number, and is over.
     """
 
     worker_id: WorkerId
@@ -40,6 +41,7 @@ class ClaimRequest(NamedTuple):
     ends_at: datetime | None = None
     # What the tasks of the lane ask for, where it has a resource class.
     resources: str | None = None
+    last_number: int | None = None
 
 
 class Lease(NamedTuple):
@@ -70,7 +72,7 @@ class Lease(NamedTuple):
 
 
 class ClaimOutcome(NamedTuple):
-    """Result of one request: a lease, or the state of the worker that explains why there is none."""
+    """Result of one request: a lease and its number, or the state of the worker that explains why there is none."""
 
     worker_state: str | None
     not_ready_reason: str | None
@@ -78,6 +80,7 @@ class ClaimOutcome(NamedTuple):
     is_repeat: bool
     assigned_agent: AgentType | None
     lease: Lease | None
+    lease_number: int | None = None
 
 
 _LEASED_COLUMNS = ", ".join(f"leased.{name}" for name in Lease._fields)
@@ -115,7 +118,7 @@ _BOUND = f"""CROSS JOIN LATERAL (
         ) AS last_tag OFFSET 0
     ) bound"""
 _FITS = """AND tag <= coalesce(bound.last_tag, 'Infinity') AND (demand.ends_at IS NULL OR demand.ends_at >=
-                  now() + make_interval(secs => coalesce(timeout_seconds, $10::float8) * demand.longest_stretch))"""
+                  now() + make_interval(secs => coalesce(timeout_seconds, $11::float8) * demand.longest_stretch))"""
 
 # From the end, where the newest version of its row is: before it are entries of the same id that heartbeats have left
 # while somebody keeps an old snapshot, and an equation would meet all of them.
@@ -130,6 +133,7 @@ _WORKER = """LEFT JOIN LATERAL (
 # goes through them in arrays side by side, so that the work grows with the batch whatever the plan. Only the answer
 # needs a join: a full one is never a nested loop, and nothing is leased that was not requested.
 # - `request` tells a repeated request from one of a worker that holds another task: both get nothing here.
+#   One whose last lease this process knows to be over is not asked for it: `recorded` fails where there is another.
 # - `picked` locks as many tasks at the head of each lane as it has workers, by one index scan whatever its depth. SKIP
 #   LOCKED: a task that somebody else is about to lease, cancel or hold is not worth waiting for.
 # - `is_shifted` are the lanes in which a worker would get the task that its attempt has just failed at: there everybody
@@ -151,23 +155,25 @@ def _statement(*, of_ends: bool = False, of_classes: bool = False) -> str:
     """
     column = name = longest = bound = fits = columns = group = asked = ""
     if of_ends:
-        column, name, longest = ", $11::timestamptz[]", ", ends_at", f", max({STRETCH}) AS longest_stretch"
+        column, name, longest = ", $12::timestamptz[]", ", ends_at", f", max({STRETCH}) AS longest_stretch"
         bound, fits, columns, group = _BOUND, _FITS, name, name
     if of_classes:
-        first = 12 if of_ends else 11
+        first = 13 if of_ends else 12
         column += f", ${first}::float8[], ${first + 1}::jsonb[]"
         columns, group = f"{name}, ceiling, resources", f"{name}, ceiling"
         fits, asked = f"{fits} {_OF_CLASS}", ", (array_agg(resources))[1] AS resources"
     return f"""
 WITH request AS MATERIALIZED (
     SELECT r.*, CASE WHEN w.ended_reason LIKE 'superseded%' THEN 'superseded' ELSE w.state END AS worker_state,
-           w.not_ready_reason, w.assigned_agent, w.assigned_compute_seconds, coalesce(last.n, 0) AS leases_before,
+           w.not_ready_reason, w.assigned_agent, w.assigned_compute_seconds,
+           coalesce(r.last_number, last.n, 0) AS leases_before,
            held.id IS NOT NULL AS holds_another,
            held.id IS NOT NULL AND last.request_id = r.request_id AS is_repeat
-    FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::smallint[], $5::float8[], $6::boolean[]{column})
-         WITH ORDINALITY AS r (worker_id, request_id, agent_type, priority, floor, acknowledge{columns}, turn)
+    FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::smallint[], $5::float8[], $6::boolean[], $7::bigint[]{column})
+         WITH ORDINALITY
+         AS r (worker_id, request_id, agent_type, priority, floor, acknowledge, last_number{columns}, turn)
     {_WORKER}
-    {lease_ledger.last_and_held("r.worker_id", "held.id")}
+    {lease_ledger.last_and_held("r.worker_id", "held.id", "r.last_number IS NULL")}
 ), demand AS (
     SELECT agent_type, priority{group}{asked}, min(floor) AS floor, count(*) AS places,
            array_agg(turn::int ORDER BY turn) AS turns, array_agg(leases_before ORDER BY turn) AS leases_before,
@@ -185,7 +191,7 @@ WITH request AS MATERIALIZED (
               AND state = 'pending' AND blockers = 0 AND run_at IS NULL AND tag >= demand.floor {fits}
               AND {holds.IS_OPEN}
               AND (demand.places > 1 OR avoid_worker_id IS DISTINCT FROM ($1::uuid[])[demand.turns[1]]
-                   OR waiting_since < now() - make_interval(secs => $9::float8))
+                   OR waiting_since < now() - make_interval(secs => $10::float8))
             ORDER BY tag, seq LIMIT demand.places FOR UPDATE SKIP LOCKED
         ) locked
     ) head
@@ -196,8 +202,8 @@ WITH request AS MATERIALIZED (
         token = greatest(t.token, convener_transaction_offset() / 1000000) + 1,
         worker_id = ($1::uuid[])[e.turn], leased_at = now(),
         lease_expires_at = now()
-            + make_interval(secs => CASE WHEN ($6::boolean[])[e.turn] THEN $7::float8 ELSE $8::float8 END),
-        deadline_at = now() + make_interval(secs => coalesce(t.timeout_seconds, $10::float8) * e.stretch)
+            + make_interval(secs => CASE WHEN ($6::boolean[])[e.turn] THEN $8::float8 ELSE $9::float8 END),
+        deadline_at = now() + make_interval(secs => coalesce(t.timeout_seconds, $11::float8) * e.stretch)
     FROM picked CROSS JOIN LATERAL unnest(
         CASE WHEN is_shifted THEN array_prepend(ids[places], ids[:places - 1]) ELSE ids END,
         turns, leases_before, stretches
@@ -213,7 +219,7 @@ WITH request AS MATERIALIZED (
     {counters.entry("leased", "'pending'", "state")}
 )
 SELECT request.worker_state, request.not_ready_reason, request.holds_another, request.is_repeat, request.assigned_agent,
-       {_LEASED_COLUMNS}
+       {_LEASED_COLUMNS}, leased.leases_before + 1 AS lease_number
 FROM request FULL JOIN leased USING (turn) ORDER BY request.turn
 """
 
@@ -317,6 +323,7 @@ async def _claim(
         [request.lane.priority if request.lane else None for request in requests],
         [request.floor for request in requests],
         [request.acknowledge for request in requests],
+        [request.last_number for request in requests],
         policy.lease_seconds,
         policy.acknowledge_within_seconds,
         policy.avoid_seconds,
@@ -373,9 +380,9 @@ def _floor_columns(floors: Mapping[Lane, float]) -> tuple[list[object], ...]:
 def _outcome(row: asyncpg.Record) -> ClaimOutcome:
     # By their places, as two dozen look-ups by name cost as much as to send the answer.
     worker_state, not_ready_reason, holds_another, is_repeat, agent = row[:_LEASE_BEGINS]
-    lease = Lease._make(row[_LEASE_BEGINS:]) if row[_LEASE_BEGINS] else None
+    lease = Lease._make(row[_LEASE_BEGINS:-1]) if row[_LEASE_BEGINS] else None
     assigned_agent = AgentType(agent) if agent else None
-    return ClaimOutcome(worker_state, not_ready_reason, holds_another, bool(is_repeat), assigned_agent, lease)
+    return ClaimOutcome(worker_state, not_ready_reason, holds_another, bool(is_repeat), assigned_agent, lease, row[-1])
 
 
 def _lease(row: asyncpg.Record) -> Lease:

@@ -5,19 +5,50 @@ an old snapshot keeps vacuum from removing dead rows. An index of live tasks by 
 every lease, all of them at the one place where every look begins.
 """
 
+from dataclasses import dataclass, field
 from uuid import UUID
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.retention import BATCH, deletion
+from app.kernel.ids import TaskId, WorkerId
+
+# Of more workers the oldest are forgotten, whose lines are then looked up.
+_MAX_WORKERS = 20_000
 
 
-def last_lease(worker: str) -> str:
-    """Return a subquery: the last line of the ledger for the worker that the SQL expression names."""
+@dataclass(slots=True)
+class GivenLeases:
+    """Memory of one process: the task and the number of the last lease that it gave to each worker.
+
+    Where that lease is over, the claim that follows at once need not look for the worker's last line: it writes the
+    next one, which fails where another process has given the worker a lease meanwhile. It would not fail only if a
+    hundred more leases had followed until then, so that the line was trimmed away.
+    """
+
+    _last: dict[WorkerId, tuple[TaskId, int]] = field(default_factory=dict)
+
+    def note(self, worker_id: WorkerId, task_id: TaskId, number: int) -> None:
+        """Note the last lease of a worker."""
+        self._last[worker_id] = task_id, number
+        if len(self._last) > _MAX_WORKERS:
+            del self._last[next(iter(self._last))]
+
+    def take(self, worker_id: WorkerId, task_id: TaskId) -> int | None:
+        """The number of the worker's last lease, if it was of this task; only the first call is told."""
+        last_task_id, number = self._last.pop(worker_id, (None, None))
+        return number if last_task_id == task_id else None
+
+
+def last_lease(worker: str, condition: str = "true") -> str:
+    """Return a subquery: the last line of the ledger for the worker that the SQL expression names.
+
+    Where the condition does not hold, nothing is looked up.
+    """
     return (
         "(SELECT l.n, l.task_id, l.token, l.request_id FROM leases l "
-        f"WHERE l.worker_id = {worker} ORDER BY l.n DESC LIMIT 1)"
+        f"WHERE {condition} AND l.worker_id = {worker} ORDER BY l.n DESC LIMIT 1)"
     )
 
 
@@ -31,13 +62,13 @@ def held_task(worker: str, columns: str = "*") -> str:
     )
 
 
-def last_and_held(worker: str, columns: str = "*") -> str:
+def last_and_held(worker: str, columns: str = "*", condition: str = "true") -> str:
     """Return joins of `last`, the worker's last line, and `held`, the live task that it holds; both may be null.
 
     `columns` are those of the task: a statement that runs thousands of times a second names what it needs, as each
-    column is looked up whenever it starts.
+    column is looked up whenever it starts. Both are null where the condition does not hold.
     """
-    return f"""LEFT JOIN LATERAL {last_lease(worker)} last ON true
+    return f"""LEFT JOIN LATERAL {last_lease(worker, condition)} last ON true
     LEFT JOIN LATERAL {held_task(worker, columns)} held ON true"""
 
 

@@ -177,7 +177,7 @@ class Exchange:
         if following is None:
             self._put(item.index, 200, lease_calls.completed_text(call.task_id, None, None))
         else:
-            self._wait(item, following, 0.0)
+            self._wait(item, following, 0.0, call.task_id)
 
     def _held(self, item: Item, call: Renewal, expires_at: datetime) -> None:
         self._put(item.index, 200, lease_calls.held_text(call, expires_at))
@@ -190,9 +190,9 @@ class Exchange:
         for item in items:
             self._wait(item, item.call, min(item.call.wait_seconds, self._services[LeasePolicy].max_wait_seconds))
 
-    def _wait(self, item: Item, call: LeaseIn | NextIn, seconds: float) -> None:
+    def _wait(self, item: Item, call: LeaseIn | NextIn, seconds: float, follows: UUID | None = None) -> None:
         try:
-            self._waits.add(item, lease_calls.lease_call(call, item.principal), seconds)
+            self._waits.add(item, lease_calls.lease_call(call, item.principal, follows), seconds)
         except ConvenerError as error:
             self._deliver(item, error)
 

@@ -19,6 +19,7 @@ from app.queue.rules.tasks import LeasePolicy
 from app.queue.store import claims
 from app.queue.store.claims import ClaimRequest
 from app.queue.store.lanes import TagIssuer
+from app.queue.store.lease_ledger import GivenLeases
 from tests.diagnosis import worlds
 from tests.diagnosis.worlds import AVOID_SECONDS, CLOSED, MODELS, SET_ASIDE, MadeTask, MadeWorker, World
 
@@ -181,7 +182,7 @@ async def _claim(
 ) -> list[tuple[UUID, UUID]]:
     """The worker and the task that it gets, or nothing."""
     view = LaneView()
-    dispatcher = Dispatcher(view, FairQueue(), TagIssuer(), WorkerPreferences())
+    dispatcher = Dispatcher(view, FairQueue(), TagIssuer(), WorkerPreferences(), GivenLeases())
     dispatcher.degradation.step = world.step
     ends_at = await driver.fetchval("SELECT ends_at FROM workers WHERE id = $1", worker.id)
     view.mark_ready(await claims.ready_lanes(driver, LANES))

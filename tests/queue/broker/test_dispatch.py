@@ -1,4 +1,4 @@
-"""How many workers one claim serves."""
+"""How many workers one claim serves, and what is remembered of the leases that it gave."""
 
 from datetime import UTC, datetime
 from uuid import uuid4
@@ -9,15 +9,17 @@ from app.kernel.ids import TaskId, WorkerId
 from app.queue.broker.dispatch import Dispatcher, WorkerPreferences
 from app.queue.broker.lane_view import LaneView
 from app.queue.rules.fair_queueing import FairQueue
+from app.queue.store import lease_ledger
 from app.queue.store.claims import ClaimOutcome, ClaimRequest, Lease
 from app.queue.store.lanes import TagIssuer
+from app.queue.store.lease_ledger import GivenLeases
 
 _NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
 def dispatcher() -> Dispatcher:
-    return Dispatcher(LaneView(), FairQueue(), TagIssuer(), WorkerPreferences())
+    return Dispatcher(LaneView(), FairQueue(), TagIssuer(), WorkerPreferences(), GivenLeases())
 
 
 def _claimed(dispatcher: Dispatcher, *sizes: int, checkpoint: int = 0) -> None:
@@ -45,7 +47,7 @@ def _claimed(dispatcher: Dispatcher, *sizes: int, checkpoint: int = 0) -> None:
         )
         for size in sizes
     ]
-    requests = [ClaimRequest(WorkerId(uuid4()), uuid4(), None, acknowledge=True) for _ in sizes]
+    requests = [ClaimRequest(worker, uuid4(), None, acknowledge=True) for worker in _workers(len(sizes))]
     outcomes = [ClaimOutcome("ready", None, False, False, None, lease) for lease in leases]
     dispatcher.record_claims(requests, outcomes)
 
@@ -69,3 +71,25 @@ def test_a_claim_that_found_nothing_says_nothing_of_sizes(dispatcher: Dispatcher
     _claimed(dispatcher, 10)
     _claimed(dispatcher)
     assert dispatcher.workers_of_claim == 512
+
+
+def test_the_number_of_a_lease_is_told_once_and_only_for_its_own_task() -> None:
+    given_leases, (worker, other), (task, later) = GivenLeases(), _workers(2), [TaskId(uuid4()) for _ in range(2)]
+    given_leases.note(worker, task, 7)
+    given_leases.note(other, task, 1)
+    assert (given_leases.take(worker, task), given_leases.take(worker, task)) == (7, None)
+    given_leases.note(worker, later, 8)
+    assert (given_leases.take(worker, task), given_leases.take(worker, later)) == (None, None)
+    assert given_leases.take(other, task) == 1
+
+
+def test_of_many_workers_the_oldest_leases_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease_ledger, "_MAX_WORKERS", 3)
+    given_leases, workers, task = GivenLeases(), _workers(4), TaskId(uuid4())
+    for worker in workers:
+        given_leases.note(worker, task, 1)
+    assert [given_leases.take(worker, task) for worker in workers] == [None, 1, 1, 1]
+
+
+def _workers(count: int) -> list[WorkerId]:
+    return [WorkerId(uuid4()) for _ in range(count)]

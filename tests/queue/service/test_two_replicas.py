@@ -13,7 +13,7 @@ import pytest
 from app.db.database import Database
 from app.kernel.agents import AgentType
 from app.kernel.errors import ConvenerError, Locked
-from app.kernel.ids import WorkerId
+from app.kernel.ids import TaskId, WorkerId
 from app.kernel.lanes import Lane
 from app.queue.broker.broker import Broker
 from app.queue.broker.calls import LeaseCall
@@ -50,16 +50,18 @@ class _Work:
     def __init__(self, brokers: list[Broker], desks: list[LeaseService]) -> None:
         self._brokers, self._desks = brokers, desks
         self.accepted: Counter[UUID] = Counter()
+        self._last_results: dict[WorkerId, TaskId] = {}
 
     async def run(self, worker_id: WorkerId) -> None:
         while sum(self.accepted.values()) < _TASKS:
             for lease in await self._lease(worker_id):
                 await random.choice(self._desks).complete(completion(worker_id, lease))
                 self.accepted[lease.task_id] += 1
+                self._last_results[worker_id] = lease.task_id
 
     async def _lease(self, worker_id: WorkerId) -> list[Lease]:
         """Both replicas, asked with one request id, may give one answer between them."""
-        call = _call(worker_id)
+        call = _call(worker_id)._replace(follows=self._last_results.get(worker_id))
         asked = random.sample(self._brokers, random.choice([1, 1, 2]))
         answers = await asyncio.gather(*(broker.lease(call, 0.05) for broker in asked), return_exceptions=True)
         for answer in answers:
@@ -113,6 +115,26 @@ async def test_the_database_refuses_a_second_lease_of_a_worker(database: Databas
     assert await value(database, "SELECT count(*) FROM tasks WHERE worker_id IS NOT NULL") == 1
     await first.close()
     await second.close()
+
+
+async def test_a_lease_that_another_replica_gave_meanwhile_counts(
+    database: Database, brokers: list[Broker], desk: LeaseService
+) -> None:
+    """The first replica takes the worker's last lease for the one that it gave itself, which is over."""
+    worker_id = await ready_worker(database)
+    await submitted(database, 3)
+    first = await brokers[0].lease(_call(worker_id), 5)
+    assert first is not None
+    await desk.complete(completion(worker_id, first))
+    second = await brokers[1].lease(_call(worker_id), 5)
+    assert second is not None
+    following = _call(worker_id)._replace(follows=first.task_id)
+    with pytest.raises(WorkerBusy):
+        await brokers[0].lease(following)
+    assert await value(database, "SELECT count(*) FROM tasks WHERE worker_id IS NOT NULL") == 1
+    await desk.complete(completion(worker_id, second))
+    assert await brokers[0].lease(_call(worker_id)._replace(follows=second.task_id), 5) is not None
+    assert await value(database, "SELECT array_agg(n ORDER BY n) FROM leases") == [1, 2, 3]
 
 
 async def test_a_request_repeated_at_the_other_replica_gets_the_same_lease(

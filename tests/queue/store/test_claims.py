@@ -16,7 +16,7 @@ from app.queue.rules.tasks import LeasePolicy
 from app.queue.store import claims as store
 from app.queue.store.claims import ClaimOutcome, ClaimRequest, Lease
 from tests.support.factories import GENERATION, ready_worker, submitted
-from tests.support.sql import execute
+from tests.support.sql import execute, value
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
@@ -48,13 +48,24 @@ def _tasks(claims: Sequence[ClaimOutcome]) -> list[UUID | None]:
     return [claim.lease.task_id if claim.lease else None for claim in claims]
 
 
+async def test_nobody_looks_for_a_last_lease_that_is_said_to_be_over(hot: Connection, database: Database) -> None:
+    worker = (await _workers(database, 1))[0]
+    await submitted(database, 2)
+    (first,) = await _claim(hot, [_ask(worker)])
+    assert (first.lease_number, first.lease is None) == (1, False)
+    # A number that is not so, and neither is it over: a look would have told.
+    (second,) = await _claim(hot, [_ask(worker)._replace(last_number=41)])
+    assert (second.lease_number, second.lease is None) == (42, False)
+    assert await value(database, "SELECT array_agg(n ORDER BY n) FROM leases") == [1, 42]
+
+
 @pytest.mark.parametrize(
     "statement", [store._CLAIM, store._CLAIM_OF_ENDS, store._CLAIM_OF_CLASSES, store._CLAIM_OF_CLASSES_AND_ENDS]
 )
 async def test_fields_stand_where_they_are_read(hot: Connection, statement: str) -> None:
     names = [attribute.name for attribute in (await hot.prepare(statement)).get_attributes()]
     of_request = ["worker_state", "not_ready_reason", "holds_another", "is_repeat", "assigned_agent"]
-    assert names == [*of_request, *Lease._fields]
+    assert names == [*of_request, *Lease._fields, "lease_number"]
     assert len(of_request) == store._LEASE_BEGINS
 
 

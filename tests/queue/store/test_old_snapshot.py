@@ -56,6 +56,7 @@ async def _claim_pages(database: Database, worker: WorkerId, floor: float) -> in
         [uuid4()],
         *lane,
         [True],
+        [None],
         policy.lease_seconds,
         policy.acknowledge_within_seconds,
         policy.avoid_seconds,

@@ -84,7 +84,7 @@ async def test_a_claim_reads_the_head_of_the_queue(full: Database) -> None:
     worker = await ready_worker(full)
     for batch in _BATCHES:
         lanes = [["generation"] * batch, [2] * batch, [17.0] * batch]
-        asks = [[worker, *_ids(batch - 1)], _ids(batch), *lanes, [False] * batch]
+        asks = [[worker, *_ids(batch - 1)], _ids(batch), *lanes, [False] * batch, [None] * batch]
         plan = await _plans(full, claims._CLAIM, *asks, 15.0, 5.0, 5.0, 300.0)
         assert plan.count("Index Scan using tasks_claim on tasks") == 2
         assert plan.count("tag >= (min(request_1.floor))") == 2
@@ -100,7 +100,7 @@ async def test_a_claim_of_a_class_reads_the_range_of_its_own_lanes(full: Databas
     worker, lane = await ready_worker(full), replace(GENERATION, resource_class=3)
     for batch in _BATCHES:
         lanes = [["generation"] * batch, [2] * batch, [lane.bottom] * batch]
-        asks = [[worker, *_ids(batch - 1)], _ids(batch), *lanes, [False] * batch]
+        asks = [[worker, *_ids(batch - 1)], _ids(batch), *lanes, [False] * batch, [None] * batch]
         requests = [lane.ceiling] * batch, ['{"gpus": 1}'] * batch
         plan = await _plans(full, claims._CLAIM_OF_CLASSES, *asks, 15.0, 5.0, 5.0, 300.0, *requests)
         assert plan.count("Index Scan using tasks_claim on tasks") == 2

@@ -2,6 +2,7 @@
 
 import gc
 import json
+from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -10,6 +11,9 @@ import pytest
 from app.db.database import Database
 from app.http.refusals import RefusalPolicy, Refusals
 from app.kernel.access import RefusalReason, Role
+from app.queue.rules.tasks import LeasePolicy
+from app.queue.store import claims
+from app.queue.store.claims import ClaimRequest
 from app.workers.api import exchange_items
 from tests.support.exchanges import PATH, ask, exchanged, hand_in, item
 from tests.support.problems import is_problem
@@ -41,6 +45,34 @@ async def test_many_workers_hand_in_results_and_get_their_next_tasks(service: Se
     following = [one["body"]["lease"] for one in completed]
     assert len({lease["task_id"] for lease in following + leases}) == 10
     assert await value(service.app.state.services.database, "SELECT count(*) FROM task_history") == 5
+
+
+@pytest.mark.parametrize("is_plain", [True, False], ids=["plain", "exchange"])
+async def test_no_claim_looks_for_a_lease_that_has_just_ended(
+    service: Service, monkeypatch: pytest.MonkeyPatch, is_plain: bool
+) -> None:
+    numbers: list[int | None] = []
+    claim = claims.claim
+
+    async def noted(connection: Any, requests: Sequence[ClaimRequest], policy: LeasePolicy) -> Any:
+        numbers.extend(request.last_number for request in requests)
+        return await claim(connection, requests, policy)
+
+    monkeypatch.setattr(claims, "claim", noted)
+    worker = await service.worker()
+    for _ in range(3):
+        await service.submitted()
+    lease = await worker.lease()
+    for _ in range(2):
+        handed_in = hand_in(worker, lease, and_next=True)
+        if is_plain:
+            lease = (await worker.ask(f"/leases/{lease['task_id']}/complete", handed_in["body"])).json()["lease"]
+        else:
+            lease = (await exchanged(service, handed_in))[0]["body"]["lease"]
+    await worker.on_lease(lease, "complete", result={})
+    await service.submitted()
+    assert await worker.lease() is not None
+    assert numbers == [None, 1, 2, None]
 
 
 _ID = str(uuid4())
