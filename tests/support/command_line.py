@@ -25,7 +25,9 @@ from app.db.database import Database
 from app.kernel.access import Role
 from app.main import create_app
 from app.settings import Settings
+from app.terminal import connection
 from tests.conftest import PROCESS, named, run_on
+from tests.support.ports import free_port
 from tests.support.service import KEY_ROLES
 
 COMMAND = build()
@@ -171,8 +173,9 @@ def convener(live_service: Service, tmp_path: Path) -> CommandLine:
 
 
 @pytest.fixture
-def offline(tmp_path: Path) -> CommandLine:
-    """The command line of somebody who has set nothing up."""
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CommandLine:
+    """The command line of somebody who has set nothing up, whatever runs on this machine."""
+    monkeypatch.setattr(connection, "DEFAULT_URL", f"http://127.0.0.1:{free_port()}")
     return CommandLine(environment={"CONVENER_STATE_DIRECTORY": str(tmp_path)})
 
 
