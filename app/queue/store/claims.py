@@ -136,6 +136,8 @@ _WORKER = """LEFT JOIN LATERAL (
 #   One whose last lease this process knows to be over is not asked for it: `recorded` fails where there is another.
 # - `picked` locks as many tasks at the head of each lane as it has workers, by one index scan whatever its depth. SKIP
 #   LOCKED: a task that somebody else is about to lease, cancel or hold is not worth waiting for.
+# - `leased` finds them by their places in the table: one that has changed since the statement began is left for the
+#   next claim, like one that is locked. Whoever changes a task that may run announces it.
 # - `is_shifted` are the lanes in which a worker would get the task that its attempt has just failed at: there everybody
 #   gets the task of the one before. A lone worker gets that task only when it has waited for `avoid_seconds`.
 # - `token` leaves behind what a database may have given out that this one was restored from, or follows: its offset is
@@ -180,13 +182,13 @@ WITH request AS MATERIALIZED (
            array_agg({STRETCH} ORDER BY turn) AS stretches{longest}
     FROM request WHERE worker_state = 'ready' AND NOT holds_another GROUP BY agent_type, priority{group}
 ), picked AS MATERIALIZED (
-    SELECT demand.*, head.ids,
+    SELECT demand.*, head.ctids,
            EXISTS (SELECT FROM unnest(head.avoided, turns) AS pair (avoided, turn) WHERE avoided = ($1::uuid[])[turn])
                AS is_shifted
     FROM demand {bound} CROSS JOIN LATERAL (
-        SELECT array_agg(id ORDER BY tag, seq) AS ids, array_agg(avoid_worker_id ORDER BY tag, seq) AS avoided
+        SELECT array_agg(ctid ORDER BY tag, seq) AS ctids, array_agg(avoid_worker_id ORDER BY tag, seq) AS avoided
         FROM (
-            SELECT id, tag, seq, avoid_worker_id FROM tasks
+            SELECT ctid, tag, seq, avoid_worker_id FROM tasks
             WHERE tasks.agent_type = demand.agent_type AND tasks.priority = demand.priority
               AND state = 'pending' AND blockers = 0 AND run_at IS NULL AND tag >= demand.floor {fits}
               AND {holds.IS_OPEN}
@@ -205,10 +207,10 @@ WITH request AS MATERIALIZED (
             + make_interval(secs => CASE WHEN ($6::boolean[])[e.turn] THEN $8::float8 ELSE $9::float8 END),
         deadline_at = now() + make_interval(secs => coalesce(t.timeout_seconds, $11::float8) * e.stretch)
     FROM picked CROSS JOIN LATERAL unnest(
-        CASE WHEN is_shifted THEN array_prepend(ids[places], ids[:places - 1]) ELSE ids END,
+        CASE WHEN is_shifted THEN array_prepend(ctids[places], ctids[:places - 1]) ELSE ctids END,
         turns, leases_before, stretches
-    ) AS e (task_id, turn, leases_before, stretch)
-    WHERE t.id = e.task_id AND {counters.COUNTS_ITSELF}
+    ) AS e (ctid, turn, leases_before, stretch)
+    WHERE t.ctid = e.ctid AND {counters.COUNTS_ITSELF}
     RETURNING {_LEASE_COLUMNS}, t.submitted_priority, t.state, t.worker_id, e.turn, e.leases_before
 ), recorded AS (
     INSERT INTO leases (worker_id, n, task_id, token, request_id, leased_at)
