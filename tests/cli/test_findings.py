@@ -62,7 +62,7 @@ def test_a_variable_that_names_another_mode_is_told(monkeypatch: pytest.MonkeyPa
 
 
 def test_what_only_alerts_tell_is_told_once() -> None:
-    stuck = well(running={AgentType.RANKING: Running(tasks=1, longest_seconds=99.0, overdue=1)})
+    stuck = well(running={AgentType.RANKING: Running(longest_seconds=99.0, overdue=1)})
     symptoms, _ = alert_symptoms(stuck, FOR_ALERTS)
     (check,) = findings.symptom_checks(symptoms)
     assert (check.name, check.status, check.commands) == (

@@ -127,7 +127,6 @@ class Longest:
 class Running:
     """Tasks of an agent type that workers execute: seconds of the longest, and how many are past their deadline."""
 
-    tasks: int
     longest_seconds: float
     overdue: int
 

@@ -30,7 +30,7 @@ from app.workers.store.tables import LIVE
 
 # The ledger leads from each worker to the task that it holds, so no other task is read, however many there are.
 _RUNNING = text(f"""
-SELECT held.agent_type, count(*) AS tasks, extract(epoch FROM now() - min(held.leased_at)) AS longest,
+SELECT held.agent_type, extract(epoch FROM now() - min(held.leased_at)) AS longest,
        count(*) FILTER (WHERE held.deadline_at < now() - make_interval(secs => :grace)) AS overdue
 FROM workers w {lease_ledger.last_and_held("w.id")}
 WHERE w.{LIVE} AND held.state = 'executing' GROUP BY held.agent_type
@@ -137,9 +137,7 @@ async def running_tasks(connection: AsyncConnection, grace_seconds: float) -> di
     """Executing tasks by agent type; one past its deadline by more than the grace counts as overdue."""
     rows = (await connection.execute(_RUNNING, {"grace": grace_seconds})).mappings()
     return {
-        AgentType(row["agent_type"]): Running(
-            tasks=row["tasks"], longest_seconds=float(row["longest"]), overdue=row["overdue"]
-        )
+        AgentType(row["agent_type"]): Running(longest_seconds=float(row["longest"]), overdue=row["overdue"])
         for row in rows
     }
 

@@ -18,9 +18,8 @@ MAX_OWN_BYTES = 32 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CachedAnswer:
-    """An answer under its key."""
+    """An answer, and when it was stored."""
 
-    key: bytes
     answer: Any
     stored_at: datetime
 
@@ -71,7 +70,7 @@ DELETE FROM llm_cache WHERE key IN (
 async def read(connection: AsyncConnection, keys: Collection[bytes]) -> dict[bytes, CachedAnswer]:
     """The answers under these keys that exist and have not expired."""
     rows = (await connection.execute(_READ, {"keys": list(keys)})).mappings()
-    return {row["key"]: CachedAnswer(**row) for row in rows}
+    return {row["key"]: CachedAnswer(answer=row["answer"], stored_at=row["stored_at"]) for row in rows}
 
 
 async def write(connection: AsyncConnection, key: bytes, new: NewAnswer, *, model: str, written_by: str) -> None:

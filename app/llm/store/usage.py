@@ -55,10 +55,9 @@ class UsageSum:
 
 
 class RecentUsage(NamedTuple):
-    """Mean latency in milliseconds (None: no call was timed) and number of calls; permits in use and allowed."""
+    """Mean latency in milliseconds (None: no call was timed); permits in use and allowed."""
 
     mean_latency_ms: float | None
-    calls: int
     in_use: int
     limit: int
 
@@ -165,7 +164,7 @@ FROM part GROUP BY name ORDER BY sum(calls) DESC, name LIMIT :limit
 _SUMS_BY = {grouping: text(_SUMS.format(key=column, within=WITHIN)) for grouping, column in _COLUMNS.items()}
 
 _RECENT = text(f"""
-SELECT sum(seconds) / nullif(sum(timed), 0) * 1000 AS mean_latency_ms, coalesce(sum(calls), 0)::bigint AS calls,
+SELECT sum(seconds) / nullif(sum(timed), 0) * 1000 AS mean_latency_ms,
        (SELECT count(*) FROM llm_permits WHERE ended_at IS NULL AND expires_at > now()) AS in_use,
        {TOTAL_LIMIT} AS "limit"
 FROM llm_minutes WHERE minute > now() - CAST(:window AS interval)

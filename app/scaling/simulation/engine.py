@@ -54,7 +54,6 @@ class Run:
     waits: "array[float]" = field(default_factory=lambda: array("d"))
     longest_wait: list[float] = field(default_factory=lambda: [0.0] * len(AGENTS))
     deaths: int = 0
-    decisions: int = 0
     end: float = 0.0
     samples: list[PoolSample] = field(default_factory=list)
 
@@ -186,7 +185,6 @@ class _Engine:
         self._next_decision = now + (decision.again_after_seconds or self._scaler.interval_seconds)
         self._size = decision.target
         pool.resize(decision.target, now, now + self._world.start_seconds, cancel_starting=decision.cancel_starting)
-        self.result.decisions += 1
         self.result.samples.append(PoolSample(now, self._backlog.tasks, pool.busy + pool.draining, pool.total))
 
     def _observation(self, now: float) -> Observation:

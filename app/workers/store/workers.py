@@ -216,7 +216,7 @@ WHERE {LIVE} ORDER BY id FOR UPDATE SKIP LOCKED
 # The condition on the state makes the transition legal and unique: of two that end a worker one gets the row.
 _END = text("""
 UPDATE workers SET state = :state, ended_reason = :reason, ended_at = now()
-WHERE id = :id AND state = ANY (CAST(:origins AS text[])) RETURNING name, slot, provisioner
+WHERE id = :id AND state = ANY (CAST(:origins AS text[])) RETURNING name, slot
 """)
 
 _ADD_ERROR = text("""
@@ -354,7 +354,6 @@ class EndedWorker:
 
     name: str
     slot: int | None
-    provisioner: str | None
 
 
 async def end(connection: AsyncConnection, worker_id: UUID, state: WorkerState, reason: str) -> EndedWorker | None:

@@ -76,7 +76,7 @@ def test_the_oldest_task(minutes: float, expected: tuple[Severity, bool] | None)
 
 
 def test_a_task_past_its_deadline_that_nobody_has_ended() -> None:
-    symptom = only_symptom(running={AgentType.RANKING: Running(tasks=3, longest_seconds=100, overdue=1)})
+    symptom = only_symptom(running={AgentType.RANKING: Running(longest_seconds=100, overdue=1)})
     assert (symptom.key.rule, symptom.key.subject) == (AlertRule.STUCK_EXECUTING, "ranking")
     assert symptom.severity is Severity.CRITICAL
 
@@ -85,14 +85,14 @@ def test_long_is_what_is_far_longer_than_usual() -> None:
     hour = MinuteCount(
         start=AT, lane=RANKING, kind=TaskEvent.COMPLETED.value, durations=Durations(count=1, seconds=3600, longest=3600)
     )
-    running = {AgentType.RANKING: Running(tasks=1, longest_seconds=7200, overdue=0)}
+    running = {AgentType.RANKING: Running(longest_seconds=7200, overdue=0)}
     assert symptoms_of(queue(recent=[hour]), running=running) == []
     assert only_symptom(running=running).severity is Severity.WARNING
 
 
 def test_what_a_task_of_its_kind_took_hours_ago_is_usual_as_well() -> None:
     """Of a few long tasks hardly ever one has completed within the last minutes."""
-    running = {AgentType.RANKING: Running(tasks=1, longest_seconds=1500, overdue=0)}
+    running = {AgentType.RANKING: Running(longest_seconds=1500, overdue=0)}
     assert "and none has completed within a day" in only_symptom(running=running).message
     completed = MinuteCount(
         start=AT, lane=RANKING, kind=TaskEvent.COMPLETED.value, durations=Durations(count=1, seconds=1200, longest=1200)
@@ -245,7 +245,7 @@ def one_of_each() -> list[Symptom]:
     return symptoms_of(
         queue({GENERATION: 500}, oldest={Priority.HIGH: AT - timedelta(hours=1)}, open_writers=[OPEN_WRITER]),
         depths=depths(0, 0, 0, 500),
-        running={AgentType.RANKING: Running(tasks=1, longest_seconds=1e6, overdue=1)},
+        running={AgentType.RANKING: Running(longest_seconds=1e6, overdue=1)},
         workers=WorkerCounts(alive=1, idle=1, idle_for=frozenset({AgentType.GENERATION}), minimum=2),
         resources={"cpu": 1.0},
         models={"large": ModelTrouble(state=ServiceState.FAILING, key_seconds_left=3600)},
