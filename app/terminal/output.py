@@ -217,18 +217,18 @@ def examples(*lines: str) -> str:
     return "Examples:\n" + "\n".join(f"$ {line}" for line in lines)
 
 
-def sparkline(values: Sequence[float | None], low: float = 0.0, high: float | None = None) -> str:
-    """A block for each value, from `low` to `high` (the largest of them, if not given); a blank where there is none.
+def sparkline(values: Sequence[float | None], high: float | None = None) -> str:
+    """A block for each value, from 0 to `high` (the largest of them, if not given); a blank where there is none.
 
     Values outside are drawn at the edge.
     """
     numbers = [value for value in values if value is not None]
-    top = high if high is not None else max(numbers, default=low)
-    return "".join(" " if value is None else _block(value, low, top) for value in values)
+    top = high if high is not None else max(numbers, default=0.0)
+    return "".join(" " if value is None else _block(value, top) for value in values)
 
 
-def _block(value: float, low: float, high: float) -> str:
-    share = (value - low) / (high - low) if high > low else 0.0
+def _block(value: float, high: float) -> str:
+    share = value / high if high > 0.0 else 0.0
     return _LEVELS[round(max(0.0, min(1.0, share)) * (len(_LEVELS) - 1))]
 
 

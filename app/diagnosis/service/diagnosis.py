@@ -29,7 +29,7 @@ from app.queue.service import degradation
 from app.queue.service.expiry import PROMOTE
 from app.scaling.rules import estimates as scaling
 from app.scaling.rules.estimates import Estimates
-from app.scaling.rules.target import USUAL_START_SECONDS, scaling_policy
+from app.scaling.rules.target import scaling_policy
 from app.scaling.service import state as scaling_state
 from app.scaling.store import decisions
 from app.workers.store import hosts
@@ -169,7 +169,7 @@ async def _line(connection: AsyncConnection, facts: Facts) -> Line:
         agent: start.service_seconds(durations, scaling.task_seconds(estimates, agent))
         for agent, durations in run_times.items()
     }
-    start_seconds = scaling.start_seconds(estimates, USUAL_START_SECONDS)
+    start_seconds = scaling.start_seconds(estimates)
     target = await decisions.target(connection) or 0
     # Those that the last decision wants and nobody has asked for yet.
     due = max(0, target - estimates.workers) if learned else 0

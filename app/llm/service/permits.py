@@ -35,10 +35,9 @@ class PermitService:
         database: Database,
         fairness: FairQueue,
         policy: PermitPolicy | None = None,
-        concurrency_policy: ConcurrencyPolicy | None = None,
     ) -> None:
         self.policy = policy or PermitPolicy()
-        self._concurrency_policy = concurrency_policy or ConcurrencyPolicy()
+        self._concurrency_policy = ConcurrencyPolicy()
         self._database = database
         self._fairness = fairness
         # Keyed by request: a repetition goes into a later batch, where it sees the permit of the first attempt.

@@ -155,7 +155,7 @@ JOIN llm_budgets b ON b.scope = owner.scope AND b.name = owner.name
 
 _SHARES = text(f"""
 SELECT scope, name, {_SHARE} AS share FROM llm_budgets b WHERE {_SHARE} >= :at_least
-ORDER BY share DESC, scope, name LIMIT :limit
+ORDER BY share DESC, scope, name LIMIT 1000
 """)
 
 # Never waits, and keeps nobody waiting in a circle: a budget that is being charged is told of in the next turn.
@@ -211,9 +211,9 @@ async def used_up(connection: AsyncConnection, owners: Collection[BudgetOwner]) 
     return {owner for owner, budget in rows if budget.is_used_up}
 
 
-async def shares(connection: AsyncConnection, *, at_least: float, limit: int = 1000) -> dict[BudgetOwner, float]:
+async def shares(connection: AsyncConnection, *, at_least: float) -> dict[BudgetOwner, float]:
     """Used shares of budgets in their periods of which `at_least` so much is used, the largest first."""
-    rows = await connection.execute(_SHARES, {"at_least": at_least, "limit": limit})
+    rows = await connection.execute(_SHARES, {"at_least": at_least})
     return {BudgetOwner(BudgetScope(row.scope), row.name): row.share for row in rows}
 
 

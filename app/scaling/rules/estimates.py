@@ -10,7 +10,7 @@ from app.kernel.lanes import Lane
 from app.scaling.rules import demand, idle
 from app.scaling.rules.demand import Arrivals
 from app.scaling.rules.idle import IdleSample
-from app.scaling.rules.target import ScalingPolicy
+from app.scaling.rules.target import USUAL_START_SECONDS, ScalingPolicy
 
 # As many as tell a high percentile from the slowest; a new image or a slower disk is learned within these.
 _STARTS = 20
@@ -125,18 +125,18 @@ def after_removal(estimates: Estimates, removals: int, workers: int) -> Estimate
     return replace(estimates, idle_history=history, workers=workers)
 
 
-def start_seconds(estimates: Estimates, usual: float) -> float:
-    """A high percentile of the measured start times of workers; `usual` while there are none."""
+def start_seconds(estimates: Estimates) -> float:
+    """A high percentile of the measured start times of workers; the usual time while there are none."""
     if not estimates.starts:
-        return usual
+        return USUAL_START_SECONDS
     starts = sorted(estimates.starts)
     return starts[min(len(starts) - 1, int(_SLOW * len(starts)))]
 
 
-def task_seconds(estimates: Estimates, agent: AgentType, policy: ServiceTimePolicy = SERVICE_TIMES) -> float:
+def task_seconds(estimates: Estimates, agent: AgentType) -> float:
     """Seconds that a task of this type will take, never under the floor."""
     service_time = estimates.service_times.get(agent)
-    return max(policy.floor_seconds, service_time.mean_seconds if service_time else policy.prior_seconds)
+    return max(SERVICE_TIMES.floor_seconds, service_time.mean_seconds if service_time else SERVICE_TIMES.prior_seconds)
 
 
 def arrival_rates(estimates: Estimates) -> dict[Lane, float]:
@@ -200,22 +200,18 @@ def mean_after(mean: float, tasks: int, new_tasks: int, seconds: float, policy: 
 class ServiceTimes:
     """Decayed means of all agent types, updated task by task (the simulation sees every one end)."""
 
-    policy: ServiceTimePolicy = field(default_factory=ServiceTimePolicy)
-    # Seconds assumed for an agent type before its first task; the policy's prior for those that are not named.
-    priors: Mapping[AgentType, float] = field(default_factory=dict)
     _means: dict[AgentType, float] = field(default_factory=dict)
     _tasks: dict[AgentType, int] = field(default_factory=dict)
 
     def observe(self, agent: AgentType, seconds: float) -> None:
         """A task of this type ran for so long."""
         tasks = self._tasks.get(agent, 0)
-        self._means[agent] = next_mean(self._mean(agent), tasks, seconds, self.policy)
+        self._means[agent] = next_mean(self._mean(agent), tasks, seconds, SERVICE_TIMES)
         self._tasks[agent] = tasks + 1
 
     def estimate(self, agent: AgentType) -> float:
         """Seconds that the next task of this type will take, never under the floor."""
-        return max(self.policy.floor_seconds, self._mean(agent))
+        return max(SERVICE_TIMES.floor_seconds, self._mean(agent))
 
     def _mean(self, agent: AgentType) -> float:
-        mean = self._means.get(agent)
-        return self.priors.get(agent, self.policy.prior_seconds) if mean is None else mean
+        return self._means.get(agent, SERVICE_TIMES.prior_seconds)

@@ -20,7 +20,7 @@ from app.scaling.rules import estimates
 from app.scaling.rules.demand import WaitingGroup, group_by_age, in_dispatch_order
 from app.scaling.rules.estimates import CounterReading, Estimates, TaskTotals
 from app.scaling.rules.idle import WorkerGroup
-from app.scaling.rules.target import USUAL_START_SECONDS, ScalingPolicy, ScalingSnapshot
+from app.scaling.rules.target import ScalingPolicy, ScalingSnapshot
 from app.scaling.service import needs
 from app.scaling.service.needs import Needs
 from app.workers.rules.classes import WorkerClass
@@ -157,7 +157,7 @@ def pool_snapshot(
     ready = [w for w in pool.workers if w.state == _READY]
     unready = [w for w in pool.workers if w.state != _READY]
     busy = sum([w.busy for w in ready])
-    start_seconds = estimates.start_seconds(current, USUAL_START_SECONDS)
+    start_seconds = estimates.start_seconds(current)
     starting = [max(0.0, start_seconds - max(0.0, w.age_seconds or 0.0)) for w in unready if w.state == _STARTING]
     return ScalingSnapshot(
         idle=len(ready) - busy,

@@ -29,7 +29,7 @@ from app.scaling.rules.allocation import Load
 from app.scaling.rules.decision import ClassInputs, Decision, DecisionInputs, ExcludedTasks, Member, resolve
 from app.scaling.rules.estimates import ClassHistory, Estimates
 from app.scaling.rules.idle import IdleSample, surplus, without_workers
-from app.scaling.rules.target import USUAL_START_SECONDS, ScalingPolicy, is_burst, priced, scaling_policy
+from app.scaling.rules.target import ScalingPolicy, is_burst, priced, scaling_policy
 from app.scaling.service import apply, state
 from app.scaling.service import snapshot as snapshots
 from app.scaling.service.apply import AppliedChanges
@@ -168,7 +168,7 @@ def _due_starts(previous: ScalingState | None, effective: Effective, queue: Queu
     if previous is None or any(queue.waits.values()) or not any(due[host] for host in pool.hosts if host.is_scaled):
         return due
     last, policy = previous.estimates, scaling_policy(effective.document, effective.mode)
-    prices = priced(policy, estimates.start_seconds(last, USUAL_START_SECONDS)).idle
+    prices = priced(policy, estimates.start_seconds(last)).idle
     idle = sum(worker.state == WorkerState.READY and not worker.busy for worker in pool.workers)
     if policy.is_fixed or not surplus(last.idle_history, idle, prices, busy=True)[0]:
         return due

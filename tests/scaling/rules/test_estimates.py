@@ -36,7 +36,7 @@ def test_the_first_look_teaches_nothing_of_what_was_before() -> None:
     ended = {AgentType.GENERATION: TaskTotals(tasks=1000, seconds=5000.0)}
     known = update(None, replace(FIRST, totals=ended, leases={LANE: 1000}), POLICY, SERVICE)
     assert (known.service_times, known.arrivals) == ({}, ())
-    assert task_seconds(known, AgentType.GENERATION, SERVICE) == SERVICE.prior_seconds
+    assert task_seconds(known, AgentType.GENERATION) == SERVICE.prior_seconds
     again = _next(known, totals=ended, leases={LANE: 1000})
     assert again.service_times == {}
 
@@ -45,7 +45,7 @@ def test_run_times_are_learned_from_what_ended_between_two_looks() -> None:
     known = update(None, FIRST, POLICY, SERVICE)
     for count in (10, 20, 60, 200):
         known = _next(known, totals={AgentType.GENERATION: TaskTotals(tasks=count, seconds=3.0 * count)})
-    assert task_seconds(known, AgentType.GENERATION, SERVICE) == pytest.approx(3.0, rel=0.01)
+    assert task_seconds(known, AgentType.GENERATION) == pytest.approx(3.0, rel=0.01)
     assert known.service_times[AgentType.GENERATION].tasks == 200
 
 
@@ -59,10 +59,10 @@ def test_many_alike_at_once_are_many_one_by_one() -> None:
 
 def test_a_high_percentile_of_the_last_starts_counts() -> None:
     known = update(None, FIRST, POLICY, SERVICE)
-    assert start_seconds(known, 5.0) == 5.0
+    assert start_seconds(known) == 5.0
     known = _next(known, starts=[1.0] * 17 + [2.0, 3.0, 60.0])
-    assert start_seconds(known, 5.0) == 3.0
-    assert start_seconds(_next(known, starts=[0.5] * 20), 5.0) == 0.5
+    assert start_seconds(known) == 3.0
+    assert start_seconds(_next(known, starts=[0.5] * 20)) == 0.5
 
 
 def test_who_idled_and_was_removed_counts_no_more() -> None:

@@ -26,8 +26,3 @@ def test_nothing_is_taken_to_cost_nothing() -> None:
     for _ in range(200):
         times.observe(G, 0.01)
     assert times.estimate(G) == 1.0
-
-
-def test_an_agent_may_be_known_beforehand() -> None:
-    times = ServiceTimes(priors={G: 90.0})
-    assert (times.estimate(G), times.estimate(AgentType.RANKING)) == (90.0, 20.0)
