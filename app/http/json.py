@@ -72,11 +72,6 @@ class JsonAnswer(Response):
         return self.status_code == 200 and "raw_headers" not in self.__dict__
 
 
-def answer(body: bytes | str, status: int = 200) -> JsonAnswer:
-    """A response of JSON."""
-    return JsonAnswer(body, status)
-
-
 def _has_nul(values: Iterable[Any]) -> bool:
     for value in values:
         if isinstance(value, str) and "\x00" in value:

@@ -9,7 +9,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from app.db.database import Database
 from app.http.answers import JSON_BODY, JoinedAnswer
-from app.http.json import answer
+from app.http.json import JsonAnswer
 from app.http.security import secured
 from app.kernel.access import Role
 from tests.support.streams import on_a_port
@@ -126,7 +126,7 @@ async def test_the_same_bytes_are_sent(name: str) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"keep_alive": False}, {"write_paused": True}], ids=str)
 async def test_a_body_of_json_is_sent_as_the_answer_that_it_stands_for(options: dict[str, Any]) -> None:
-    response = secured(answer(b"{}"))
+    response = secured(JsonAnswer(b"{}"))
     messages = [_start(list(response.raw_headers)), _body(bytes(response.body))]
     plain, plain_cycle, plain_completions = await _sent(
         RequestResponseCycle, messages, default_headers=[_DATE], **options

@@ -13,7 +13,7 @@ from app.health.rules.report import Report
 from app.health.service.snapshot_cache import SnapshotCache
 from app.http.fields import Moment
 from app.http.guard import admit_to_route, requires
-from app.http.json import answer
+from app.http.json import JsonAnswer
 from app.http.routing import Router
 from app.http.services import ServicesDep
 from app.kernel.access import Scope
@@ -109,7 +109,7 @@ async def health_report(request: Request, services: ServicesDep) -> Response:
     """
     (report, is_current), is_whole = await asyncio.gather(services[SnapshotCache].report(), _may_read(request))
     shown_report = report_out(report) if is_whole else _without_figures(report_out(report))
-    response = answer(shown_report.model_dump_json().encode(), 200 if is_current else 503)
+    response = JsonAnswer(shown_report.model_dump_json().encode(), 200 if is_current else 503)
     response.headers.update({} if is_current else _RETRY_AFTER)
     return response
 

@@ -15,7 +15,7 @@ from app.health.store import utilisation as store
 from app.http import computing
 from app.http.fields import Bound, Moment, Word
 from app.http.guard import requires
-from app.http.json import answer
+from app.http.json import JsonAnswer
 from app.http.routing import Router
 from app.http.services import ServicesDep
 from app.kernel.access import Scope
@@ -93,7 +93,7 @@ async def utilisation(
         )
     if len(figures) > _MAX_FIGURES:
         raise _refusal(f"there would be over {_MAX_FIGURES:,} figures; take a longer step, or `subject` for one of all")
-    return answer(await computing.run(_render, figures, begin, end, length))
+    return JsonAnswer(await computing.run(_render, figures, begin, end, length))
 
 
 def _render(figures: Sequence[Step], begin: datetime, end: datetime, step: timedelta) -> bytes:

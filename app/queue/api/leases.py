@@ -11,7 +11,7 @@ from starlette.responses import Response
 from app.http.bodies import CONTENT_BYTES, body_limit
 from app.http.fast_routes import LeanRoute
 from app.http.guard import Caller, requires, worker_of
-from app.http.json import answer, join
+from app.http.json import JsonAnswer, join
 from app.http.problems import responses_for
 from app.http.services import Services, ServicesDep
 from app.http.streaming import until_disconnect
@@ -77,7 +77,7 @@ async def lease(call: LeaseIn, principal: Caller, services: ServicesDep, request
     )
     if lease is None:
         return Response(status_code=204)
-    return answer(lease_calls.lease_text(lease, advice.text(services)))
+    return JsonAnswer(lease_calls.lease_text(lease, advice.text(services)))
 
 
 @router.post(
@@ -119,7 +119,7 @@ async def complete(task_id: UUID, call: CompleteIn, principal: Caller, services:
     # Committed before the next task is claimed: a failed claim must not cost the result.
     await services[LeaseService].complete(completion)
     next_lease = await _next(services, principal, call.next, task_id) if call.next else None
-    return answer(lease_calls.completed_text(task_id, next_lease, advice.text(services)))
+    return JsonAnswer(lease_calls.completed_text(task_id, next_lease, advice.text(services)))
 
 
 @router.post(
@@ -141,7 +141,7 @@ async def fail(task_id: UUID, call: FailIn, principal: Caller, services: Service
     )
     async with services.database.transaction() as connection:
         ended_lease = await service.fail(connection, _fence(task_id, call.token, principal), failure)
-    return answer(join({"task_id": task_id, "state": ended_lease.state.value, "run_at": ended_lease.run_at}, {}))
+    return JsonAnswer(join({"task_id": task_id, "state": ended_lease.state.value, "run_at": ended_lease.run_at}, {}))
 
 
 @router.post(
@@ -162,11 +162,11 @@ async def release(task_id: UUID, call: ReleaseIn, principal: Caller, services: S
             waits_for_model=call.waits_for_model,
             expires_at=call.expires_at,
         )
-    return answer(join({"task_id": task_id, "state": ended_lease.state.value, "run_at": ended_lease.run_at}, {}))
+    return JsonAnswer(join({"task_id": task_id, "state": ended_lease.state.value, "run_at": ended_lease.run_at}, {}))
 
 
 async def _renew(services: Services, renewal: Renewal) -> Response:
-    return answer(lease_calls.held_text(renewal, await services[LeaseService].renew(renewal)))
+    return JsonAnswer(lease_calls.held_text(renewal, await services[LeaseService].renew(renewal)))
 
 
 async def _next(services: Services, principal: Principal, call: NextIn, task_id: UUID) -> Lease | None:

@@ -7,7 +7,7 @@ from starlette.responses import Response
 from app.http.bodies import CONTENT_BYTES, body_limit
 from app.http.fast_routes import PlainRoute
 from app.http.guard import requires
-from app.http.json import answer, join
+from app.http.json import JsonAnswer, join
 from app.http.namespaces import Into
 from app.http.problems import responses_for
 from app.http.routing import Router
@@ -78,7 +78,7 @@ async def submit(
         "goal_id": task.goal_id,
         "priority": task.priority,
     }
-    response = answer(join(fields, {}), 201 if result.created else 200)
+    response = JsonAnswer(join(fields, {}), 201 if result.created else 200)
     response.headers["Location"] = f"/tasks/{result.id}"
     advice.add_header(response, services)
     return response
@@ -110,7 +110,7 @@ async def submit_batch(
     _refuse_late(services)
     results = await services[SubmitService].submit_batch(submissions)
     status = 201 if any(result.created for result in results) else 200
-    response = answer(f'{{"tasks":[{",".join(map(_submitted_text, results))}]}}'.encode(), status)
+    response = JsonAnswer(f'{{"tasks":[{",".join(map(_submitted_text, results))}]}}'.encode(), status)
     advice.add_header(response, services)
     return response
 

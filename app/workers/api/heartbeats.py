@@ -13,7 +13,7 @@ from app.admin.service.config import CurrentConfig
 from app.http.fast_routes import LeanRoute
 from app.http.fields import Body, Moment, Sentence, Word
 from app.http.guard import Caller, requires
-from app.http.json import answer, join
+from app.http.json import JsonAnswer, join
 from app.http.problems import responses_for
 from app.http.services import ServicesDep
 from app.kernel.access import Scope
@@ -145,7 +145,7 @@ async def heartbeat(worker_id: UUID, call: BeatIn, principal: Caller, services: 
     }
     # Parts that are JSON text already are joined as they are, without a model that would parse and validate them.
     texts = {"directives": json.dumps(_directives(reply, beat)), "degradation": advice.text(services)}
-    return answer(join(fields, texts))
+    return JsonAnswer(join(fields, texts))
 
 
 def _assignment(reply: HeartbeatReply, limits: LimitsConfig, worker_version: str | None) -> dict[str, Any] | None:
