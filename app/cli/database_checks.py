@@ -162,9 +162,8 @@ def _schema(state: _State) -> Check:
 
 def _programs(state: _State, settings: Settings) -> Check:
     """The check of pg_dump, which must be of the version of the server."""
-    configured = str(settings.postgres_bin) if settings.postgres_bin else None
     try:
-        binaries = find_version(major_version(state.server), configured_directory=configured)
+        binaries = find_version(major_version(state.server), configured_directory=settings.postgres_bin)
     except BinariesMissing as error:
         remedy = "until then `convener db backup` makes none"
         return Check(name="pg_dump", status=Status.WARNING, detail=str(error), remedy=remedy)

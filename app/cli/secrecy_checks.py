@@ -104,7 +104,7 @@ def bundled_server() -> Iterable[Check]:
     from app.postgres.errors import EmbeddedError
 
     try:
-        binaries = find_binaries(str(settings.postgres_bin) if settings.postgres_bin else None)
+        binaries = find_binaries(settings.postgres_bin)
         account = usable_account(directory.resolve(), binaries)
     except (EmbeddedError, OSError) as error:
         yield Check(name="bundled server", status=Status.FAILED, detail=str(error), remedy="see above")

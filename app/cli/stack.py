@@ -159,7 +159,7 @@ async def running(
 
 
 async def _start_server(settings: Settings, say: Say, cleanup: AsyncExitStack) -> Server:
-    binaries = find_binaries(str(settings.postgres_bin) if settings.postgres_bin else None)
+    binaries = find_binaries(settings.postgres_bin)
     cluster = Cluster(directory=settings.state_directory / "postgres", binaries=binaries)
     cleanup.enter_context(cluster.lock())
     if not cluster.is_initialised:

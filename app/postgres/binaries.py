@@ -49,7 +49,7 @@ class Binaries:
         return path
 
 
-def find_binaries(configured_directory: str | None = None) -> Binaries:
+def find_binaries(configured_directory: Path | str | None = None) -> Binaries:
     """Return the first usable installation; a configured directory is used or refused, never skipped.
 
     Raises BinariesMissing with the reason for every directory that was tried.
@@ -64,7 +64,9 @@ def find_binaries(configured_directory: str | None = None) -> Binaries:
     raise BinariesMissing(f"No usable PostgreSQL: {reasons}. {REMEDY}")
 
 
-def find_version(version: int, names: Sequence[str] = DUMPING, configured_directory: str | None = None) -> Binaries:
+def find_version(
+    version: int, names: Sequence[str] = DUMPING, configured_directory: Path | str | None = None
+) -> Binaries:
     """The first installation of exactly this major version that has these programs; a configured one or none.
 
     A dump by other programs than the server's may hold what that server does not understand. Raises BinariesMissing
@@ -87,7 +89,7 @@ def find_version(version: int, names: Sequence[str] = DUMPING, configured_direct
     )
 
 
-def newest_binaries(names: Sequence[str], configured_directory: str | None = None) -> Binaries:
+def newest_binaries(names: Sequence[str], configured_directory: Path | str | None = None) -> Binaries:
     """The installation of the highest version that has these programs. Raises BinariesMissing."""
     installations = []
     for directory in _candidates(configured_directory):
@@ -127,7 +129,7 @@ def inspect_binaries(directory: Path, names: Sequence[str] = SERVER) -> Binaries
     return Binaries(directory=directory, version=version)
 
 
-def _candidates(configured_directory: str | None) -> Sequence[Path]:
+def _candidates(configured_directory: Path | str | None) -> Sequence[Path]:
     if configured_directory:
         return [Path(configured_directory).expanduser()]
     return [*_bundled_directories(), *_system_directories()]

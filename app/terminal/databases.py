@@ -195,7 +195,7 @@ def _cluster(values: Settings) -> "Cluster":
     from app.postgres.binaries import find_binaries
     from app.postgres.cluster import Cluster
 
-    binaries = find_binaries(str(values.postgres_bin) if values.postgres_bin else None)
+    binaries = find_binaries(values.postgres_bin)
     return Cluster(directory=values.state_directory / "postgres", binaries=binaries)
 
 

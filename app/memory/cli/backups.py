@@ -142,7 +142,7 @@ def _check_file(file: Path) -> list[dict[str, Any]]:
     from app.memory.service.rehearsal import rehearse
     from app.postgres.binaries import DUMPING, SERVER, find_version, newest_binaries
 
-    configured = _configured_programs()
+    configured = settings().postgres_bin
     with output.errors().status("checking the backup") as progress, as_failures():
         inspection = backups.inspect(Dumps(binaries=newest_binaries(DUMPING, configured)), file)
         verdicts: Sequence[Verdict] = ()
@@ -185,11 +185,6 @@ def _check_row(name: str, description: str, examples: Sequence[str], violations:
     return {"name": name, "says": description, "ok": not violations} | details
 
 
-def _configured_programs() -> str | None:
-    directory = settings().postgres_bin
-    return str(directory) if directory else None
-
-
 def _dumps(url: str | None) -> "Dumps":
     """The programs of the version of the server at this address. Raises Failure, BinariesMissing."""
     from app.memory.service.dumps import Dumps
@@ -201,7 +196,7 @@ def _dumps(url: str | None) -> "Dumps":
             return await server_version(connection)
 
     version = major_version(on_database(ask, url))
-    return Dumps(binaries=find_version(version, configured_directory=_configured_programs()))
+    return Dumps(binaries=find_version(version, configured_directory=settings().postgres_bin))
 
 
 def _check_table(checks: list[dict[str, Any]]) -> Table:
