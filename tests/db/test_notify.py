@@ -1,7 +1,7 @@
 """Announcements: to this process at once, to others soon, and again after the connection was lost."""
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import Collection, Mapping
 
 import asyncpg
 import pytest
@@ -30,15 +30,6 @@ class _Ear:
     def _hear(self, topics: Collection[str]) -> None:
         self.times += 1
         self.heard.update(topics)
-
-
-@pytest.fixture
-async def other(database: Database) -> AsyncIterator[Database]:
-    """The same database as another process sees it."""
-    other = Database(database.url)
-    other.announcer.start()
-    yield other
-    await other.close()
 
 
 async def _until_heard(database: Database, ear: _Ear, topic: str) -> None:
@@ -84,8 +75,8 @@ async def test_a_transaction_that_fails_announces_nothing_not_even_later(databas
     assert ear.heard == {"keys"}
 
 
-async def test_other_processes_hear_too_and_nobody_hears_itself_twice(database: Database, other: Database) -> None:
-    near, far = _Ear(database), _Ear(other)
+async def test_other_processes_hear_too_and_nobody_hears_itself_twice(database: Database, replica: Database) -> None:
+    near, far = _Ear(database), _Ear(replica)
     await _until_heard(database, far, "first")
     near.times = 0
     database.announcer.announce(["second"])
@@ -98,11 +89,11 @@ async def _holds(condition: bool) -> bool:
     return condition
 
 
-async def test_a_lost_connection_is_made_again(database: Database, other: Database) -> None:
-    ear = _Ear(other)
+async def test_a_lost_connection_is_made_again(database: Database, replica: Database) -> None:
+    ear = _Ear(replica)
     await _until_heard(database, ear, "before")
     connections: list[None] = []
-    other.announcer.on_connection = lambda: connections.append(None)
+    replica.announcer.on_connection = lambda: connections.append(None)
     assert int((await execute(database, _HANG_UP)).split()[-1]) >= 2
     await _until_heard(database, ear, "after")
     assert connections == [None]
@@ -142,9 +133,9 @@ async def test_a_second_start_is_none(database: Database) -> None:
     assert not asyncio.all_tasks() - before
 
 
-async def test_a_server_that_hangs_up_on_who_is_speaking_is_found_again(database: Database, other: Database) -> None:
+async def test_a_server_that_hangs_up_on_who_is_speaking_is_found_again(database: Database, replica: Database) -> None:
     """Again and again, so that it is in the middle of a word, between two, and while its farewell is being read."""
-    ear = _Ear(other)
+    ear = _Ear(replica)
     for number in range(5):
         await _until_heard(database, ear, f"before {number}")
         async with asyncio.TaskGroup() as group:
@@ -159,19 +150,19 @@ async def _chatter(database: Database) -> None:
         await asyncio.sleep(0.005)
 
 
-async def test_a_strangers_message_is_ignored(database: Database, other: Database) -> None:
+async def test_a_strangers_message_is_ignored(database: Database, replica: Database) -> None:
     ear = _Ear(database)
-    await _until_heard(other, ear, "ours")
+    await _until_heard(replica, ear, "ours")
     for message in ("", "[]", '{"from":"x"}', '{"from":"x","topics":7}', "\u2028", "x" * 7000):
         await execute(database, "SELECT pg_notify($1, $2)", notify.CHANNEL, message)
     ear.heard.clear()
-    await _until_heard(other, ear, "ours again")
+    await _until_heard(replica, ear, "ours again")
     # It was told of again and again until it was heard, so the last of the first may come now.
     assert ear.heard - {"ours"} == {"ours again"}
 
 
-async def test_a_burst_is_told_to_others_in_few_messages(database: Database, other: Database) -> None:
-    ear = _Ear(other)
+async def test_a_burst_is_told_to_others_in_few_messages(database: Database, replica: Database) -> None:
+    ear = _Ear(replica)
     await _until_heard(database, ear, "first")
     ear.times = 0
     for number in range(1000):
@@ -193,11 +184,11 @@ def test_the_topic_of_work_names_the_lane() -> None:
     assert notify.work(lane) == "work:meta_review:3"
 
 
-async def test_of_several_notes_on_a_lane_the_lowest_tag_is_announced(database: Database, other: Database) -> None:
+async def test_of_several_notes_on_a_lane_the_lowest_tag_is_announced(database: Database, replica: Database) -> None:
     """Whoever reads a lane from a later place on must go back to where the work is."""
     lane = Lane(agent_type=AgentType.RANKING, priority=Priority.LOW)
     heard: list[Mapping[str, float]] = []
-    other.announcer.subscribe(heard.append)
+    replica.announcer.subscribe(heard.append)
 
     async def announced() -> bool:
         async with database.transaction() as connection:

@@ -16,6 +16,7 @@ from app.db import schema
 from app.db.database import Database
 from app.workers.store import tables
 from tests.docker.composition import services
+from tests.support.processes import program
 from worker_agent.options import read_options
 
 FILE = "pool.key"
@@ -34,9 +35,7 @@ def set_up(keys: Path, programs: Path, database_url: str = "") -> subprocess.Com
 def stand_in(directory: Path, script: str) -> Path:
     """A directory whose `convener` is this shell script."""
     directory.mkdir()
-    program = directory / "convener"
-    program.write_text(f"#!/bin/sh\n{script}\n")
-    program.chmod(0o755)
+    program(directory, "convener", script)
     return directory
 
 

@@ -14,12 +14,12 @@ from app.kernel.agents import AgentType
 from app.kernel.ids import WorkerId
 from app.kernel.lanes import Lane, Priority
 from app.queue.rules.tasks import LeasePolicy, RetryPolicy
-from app.queue.service import tasks
-from app.queue.service.leases import Fence
+from app.queue.service import leases, tasks
+from app.queue.service.leases import EndedLease, Failure, Fence
 from app.queue.service.tasks import Submission
 from app.queue.store import claims
 from app.queue.store.claims import ClaimRequest, Lease
-from app.queue.store.completions import Completion
+from app.queue.store.completions import Completion, Renewal
 from app.workers.rules.workers import Directive
 from app.workers.service import workers
 from app.workers.service.directives import Order
@@ -27,6 +27,7 @@ from app.workers.store import workers as worker_store
 from app.workers.store.hosts import Report
 from app.workers.store.workers import Heartbeat, Registration
 
+FAILURE = Failure(code="boom", message="it went wrong", retryable=True, detail='{"line":7}', usage='{"cpu_seconds":1}')
 GENERATION = Lane(agent_type=AgentType.GENERATION, priority=Priority.MEDIUM)
 
 
@@ -167,6 +168,17 @@ def completion(
 def fence(worker_id: WorkerId, lease: Lease) -> Fence:
     """What a call on a lease shows."""
     return Fence(task_id=lease.task_id, token=lease.token, worker_id=worker_id)
+
+
+def renewal(worker_id: WorkerId, lease: Lease, **changes: Any) -> Renewal:
+    """A renewal of a lease."""
+    return Renewal(task_id=lease.task_id, token=lease.token, worker_id=worker_id, **changes)
+
+
+async def failed(database: Database, worker_id: WorkerId, lease: Lease, failure: Failure = FAILURE) -> EndedLease:
+    """Report the failure of a lease's task."""
+    async with database.transaction() as connection:
+        return await leases.fail(connection, fence(worker_id, lease), failure)
 
 
 def turn(duty: str = "test", *, seconds_since_last: float = 1.0, held_back: bool = False) -> Turn:

@@ -73,7 +73,6 @@ class Cluster:
         self.room: int | None = None
         self.image_is_missing = False
         self.crashes = False
-        self.watches = 0
         self._events: list[tuple[int, str, Json]] = []
         self._compacted = 0
         self._changed = asyncio.Event()
@@ -358,7 +357,6 @@ class Cluster:
         return {"kind": "PodList", "metadata": metadata, "items": items}
 
     async def _watch(self, writer: asyncio.StreamWriter, parameters: dict[str, str]) -> None:
-        self.watches += 1
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")
         version, ends_at = int(parameters["resourceVersion"]), time.monotonic() + float(parameters["timeoutSeconds"])
         while time.monotonic() < ends_at and not writer.is_closing():

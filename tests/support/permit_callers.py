@@ -1,5 +1,7 @@
 """Callers of language models, and how many calls there may be."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 from uuid import uuid4
@@ -14,10 +16,12 @@ from app.kernel.modes import Mode
 from app.llm.rules.outcomes import CallReport, Outcome
 from app.llm.rules.permits import RequestId
 from app.llm.service.grant import AcquireRequest
+from app.llm.service.permits import PermitService
 from app.llm.service.settle import Settlement
 from app.llm.store import models
 from app.llm.store.cache import NewAnswer
 from app.llm.store.permits import Permit
+from app.queue.rules.fair_queueing import FairQueue
 from tests.support.sql import execute
 
 
@@ -40,6 +44,14 @@ def settlement(
         digest=repr(report).encode(),
         answer=answer,
     )
+
+
+@asynccontextmanager
+async def opened(database: Database) -> AsyncIterator[PermitService]:
+    """A permit service as a process of the service has it."""
+    permit_service = PermitService(database, FairQueue())
+    yield permit_service
+    await permit_service.stop()
 
 
 async def list_models(database: Database, *names: str) -> None:

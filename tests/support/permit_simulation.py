@@ -12,7 +12,7 @@ from uuid import UUID
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
 from app.llm.rules.concurrency import ConcurrencyPolicy, ConcurrencyState
-from app.llm.rules.grant import plan_permits
+from app.llm.rules.grant import PermitPlan, plan_permits
 from app.llm.rules.models import Model, ModelLimits
 from app.llm.rules.permits import (
     Denial,
@@ -28,6 +28,7 @@ from app.llm.rules.permits import (
 from app.queue.rules.fair_queueing import EQUAL_WEIGHTS
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
+POLICY = PermitPolicy()
 _NUMBERS = count(1)
 
 
@@ -67,6 +68,11 @@ def snapshot(*models: Model, total_limit: int = 100, in_use: Mapping[str, int] |
         virtual_times=VirtualTimes(),
         weights=EQUAL_WEIGHTS,
     )
+
+
+def decide(current: PermitSnapshot, *requests: PermitRequest) -> PermitPlan:
+    """The plan for these requests by the usual policies."""
+    return plan_permits(current, requests, POLICY, ConcurrencyPolicy())
 
 
 @dataclass(kw_only=True)

@@ -111,7 +111,7 @@ async def explaining(database: Database, plan_cache_mode: str) -> None:
 
 
 def _cost(plans: list[dict[str, Any]]) -> Cost:
-    nodes = [node for plan in plans for node in _nodes(plan["Plan"])]
+    nodes = [node for plan in plans for node in nodes_of(plan["Plan"])]
     tops = [top for plan in plans for top in _tops(plan["Plan"])]
     return Cost(
         statements=len(plans),
@@ -122,15 +122,16 @@ def _cost(plans: list[dict[str, Any]]) -> Cost:
     )
 
 
-def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def nodes_of(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The node at the top of a plan, and all below it."""
     yield plan
     for child in plan.get("Plans", ()):
-        yield from _nodes(child)
+        yield from nodes_of(child)
 
 
 def _tops(plan: dict[str, Any]) -> list[dict[str, Any]]:
     """The plan, whose sums hold those of its parts, and the parts that nothing reads, which run when it is over."""
-    nodes = list(_nodes(plan))
+    nodes = list(nodes_of(plan))
     read = {f"CTE {node['CTE Name']}" for node in nodes if "CTE Name" in node}
     return [
         plan,

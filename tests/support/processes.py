@@ -24,3 +24,10 @@ def process(module: str, environment: Mapping[str, str], log: Path) -> Iterator[
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
+
+
+def program(place: Path, name: str, script: str) -> None:
+    """A program of this name that runs a script of the shell."""
+    path = place / name
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)

@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -161,17 +162,18 @@ def _kill_tree(pid: int) -> None:
 
 
 @contextmanager
-def slurm_cluster(place: Path, *nodes: str) -> Iterator[SlurmCluster]:
-    """A running cluster with these nodes."""
+def slurm_cluster() -> Iterator[SlurmCluster]:
+    """A running cluster of two nodes."""
     if missing := _missing():
         assert not os.environ.get(REQUIRED), f"{missing}, and these tests must not be skipped"
         pytest.skip(f"{missing} (Debian: apt-get install slurm-wlm)")
-    cluster = SlurmCluster(place, nodes)
-    try:
-        cluster.start()
-        yield cluster
-    finally:
-        cluster.stop()
+    with tempfile.TemporaryDirectory(prefix="slurm-") as place:
+        cluster = SlurmCluster(Path(place), ("n1", "n2"))
+        try:
+            cluster.start()
+            yield cluster
+        finally:
+            cluster.stop()
 
 
 def _missing() -> str:

@@ -2,10 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.database import Database
 
@@ -28,6 +30,14 @@ async def value(database: Database, query: str, *values: Any) -> Any:
     """The first column of the first row."""
     rows = await fetch(database, query, *values)
     return rows[0][0] if rows else None
+
+
+@asynccontextmanager
+async def uncommitted(database: Database) -> AsyncIterator[AsyncConnection]:
+    """A connection whose transaction goes on until the end, and is rolled back."""
+    async with database.engine.connect() as connection:
+        yield connection
+        await connection.rollback()
 
 
 async def until(condition: Callable[[], Awaitable[object]], *, within: float = PATIENCE) -> None:

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -240,7 +239,7 @@ def _runs(found: psutil.Process, module: str) -> bool:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[SlurmCluster]:
     """A Slurm of two nodes."""
-    with tempfile.TemporaryDirectory(prefix="slurm-") as place, slurm_cluster(Path(place), "n1", "n2") as running:
+    with slurm_cluster() as running:
         yield running
 
 

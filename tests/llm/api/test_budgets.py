@@ -6,10 +6,9 @@ from typing import Any
 from app.db.database import Database
 from app.goals.service import budget_enforcement
 from app.kernel.access import Role
-from tests.support.permit_calls import permit_body, settled
+from tests.support.permit_calls import allow_many, permit_body, settled
 from tests.support.problems import is_problem
 from tests.support.service import Service
-from tests.support.sql import execute
 
 _GOAL = "kepler"
 
@@ -26,13 +25,6 @@ async def enforce(database: Database) -> Any:
 async def ask(service: Service, tokens: int = 1000) -> Any:
     body = permit_body(goal_id=_GOAL, estimated_tokens=tokens)
     return await service.ask("POST", "/llm/permits", body, key=Role.OPERATOR)
-
-
-async def allow_many(service: Service, database: Database) -> None:
-    prices = {"input_price_per_million_tokens": 10.0, "output_price_per_million_tokens": 10.0}
-    answer = await service.ask("PUT", "/llm/models/gpt-4.1", prices, headers={"If-Match": '"0"'})
-    assert answer.status_code == 200, answer.text
-    await execute(database, "UPDATE llm_models SET concurrency = 100, ramping = false")
 
 
 async def used(service: Service, limit: str) -> float:

@@ -8,7 +8,7 @@ import pytest
 from app.db.database import Database
 from app.kernel.access import Role
 from app.llm.service import budgets, parking
-from tests.support.permit_calls import permit_body, settled
+from tests.support.permit_calls import allow_many, permit_body, settled
 from tests.support.problems import is_problem
 from tests.support.service import Service
 from tests.support.sql import execute, value
@@ -18,11 +18,7 @@ _AGENT = "/llm/budgets/agent/generation"
 
 @pytest.fixture
 async def model(service: Service, database: Database) -> None:
-    """A model at 10 dollars for a million tokens that bears 100 calls at once."""
-    prices = {"input_price_per_million_tokens": 10.0, "output_price_per_million_tokens": 10.0}
-    answer = await service.ask("PUT", "/llm/models/gpt-4.1", prices, headers={"If-Match": '"0"'})
-    assert answer.status_code == 200, answer.text
-    await execute(database, "UPDATE llm_models SET concurrency = 100, ramping = false")
+    await allow_many(service, database)
 
 
 async def put(service: Service, path: str, **limits: Any) -> Any:

@@ -11,27 +11,29 @@ from hypothesis import strategies as st
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
 from app.llm.rules.circuit_breaker import Breaker
-from app.llm.rules.concurrency import ConcurrencyPolicy, ConcurrencyState
-from app.llm.rules.grant import PermitPlan, plan_permits
+from app.llm.rules.concurrency import ConcurrencyState
+from app.llm.rules.grant import PermitPlan
 from app.llm.rules.models import ModelLimits
 from app.llm.rules.permits import (
     Denial,
     Grant,
     PermitCounts,
-    PermitPolicy,
     PermitRequest,
-    PermitSnapshot,
     Refused,
     Reservation,
 )
-from tests.support.permit_simulation import START, Caller, PermitSimulation, model, permit_request, snapshot
+from tests.support.permit_simulation import (
+    POLICY,
+    START,
+    Caller,
+    PermitSimulation,
+    decide,
+    model,
+    permit_request,
+    snapshot,
+)
 
 A, B = AgentType.GENERATION, AgentType.RANKING
-POLICY = PermitPolicy()
-
-
-def decide(current: PermitSnapshot, *requests: PermitRequest) -> PermitPlan:
-    return plan_permits(current, requests, POLICY, ConcurrencyPolicy())
 
 
 def granted(plan: PermitPlan) -> list[PermitRequest]:

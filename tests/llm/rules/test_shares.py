@@ -11,22 +11,18 @@ from hypothesis import strategies as st
 
 from app.llm.rules.callers import CallerState
 from app.llm.rules.circuit_breaker import Breaker
-from app.llm.rules.concurrency import ConcurrencyPolicy
-from app.llm.rules.grant import PermitPlan, plan_permits
+from app.llm.rules.grant import PermitPlan
 from app.llm.rules.models import ModelLimits
 from app.llm.rules.permits import (
     Denial,
     Grant,
     PermitCounts,
-    PermitPolicy,
     PermitRequest,
     PermitSnapshot,
     Refused,
     Reservation,
 )
-from tests.support.permit_simulation import START, model, permit_request, snapshot
-
-POLICY = PermitPolicy()
+from tests.support.permit_simulation import POLICY, START, decide, model, permit_request, snapshot
 
 
 def of_worker(number: int) -> PermitRequest:
@@ -37,10 +33,6 @@ def holding(limit: int, *held: int, total_limit: int = 100) -> PermitSnapshot:
     """A model of this limit, of which worker 1 holds so many, worker 2 so many, and so on."""
     counts = {(str(UUID(int=number)), "m"): count for number, count in enumerate(held, 1)}
     return replace(snapshot(model(limit), total_limit=total_limit, in_use={"m": sum(held)}), held=counts)
-
-
-def decide(current: PermitSnapshot, *requests: PermitRequest) -> PermitPlan:
-    return plan_permits(current, requests, POLICY, ConcurrencyPolicy())
 
 
 def granted(plan: PermitPlan) -> Counter[int]:

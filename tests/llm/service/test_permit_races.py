@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
 
@@ -15,17 +14,9 @@ from app.llm.service.permits import PermitService
 from app.llm.store import cache, models
 from app.llm.store.cache import NewAnswer
 from app.llm.store.permits import Permit
-from app.queue.rules.fair_queueing import FairQueue
 from tests.support.factories import holding
-from tests.support.permit_callers import allow_calls, request, settlement
+from tests.support.permit_callers import allow_calls, opened, request, settlement
 from tests.support.sql import execute, until_blocked, value
-
-
-@asynccontextmanager
-async def opened(database: Database) -> AsyncIterator[PermitService]:
-    service = PermitService(database, FairQueue())
-    yield service
-    await service.stop()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid4
@@ -23,10 +22,10 @@ from app.llm.service.settle import Settlement, SettlementResult
 from app.llm.store import cache, gate, models
 from app.llm.store import permits as store
 from app.llm.store.cache import NewAnswer
-from app.queue.rules.fair_queueing import EQUAL_WEIGHTS, FairQueue
+from app.queue.rules.fair_queueing import EQUAL_WEIGHTS
 from app.workers.service import workers
 from tests.support.factories import holding
-from tests.support.permit_callers import allow_calls, configure, list_models, request, settlement
+from tests.support.permit_callers import allow_calls, configure, list_models, opened, request, settlement
 from tests.support.sql import execute, until, until_blocked, value
 
 POLICY, PRESSURE = PermitPolicy(), ConcurrencyPolicy()
@@ -38,14 +37,6 @@ async def permit_service(database: Database) -> AsyncIterator[PermitService]:
     await list_models(database, *"abcdm")
     async with opened(database) as permit_service:
         yield permit_service
-
-
-@asynccontextmanager
-async def opened(database: Database) -> AsyncIterator[PermitService]:
-    """A permit service as a process of the service has it."""
-    permit_service = PermitService(database, FairQueue())
-    yield permit_service
-    await permit_service.stop()
 
 
 async def acquire_on(connection: AsyncConnection, *requests: AcquireRequest) -> list[Any]:

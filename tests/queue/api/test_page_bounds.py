@@ -12,11 +12,6 @@ from tests.support.service import Service, Worker
 _LONG = "a" * 200_000
 
 
-@pytest.fixture
-async def worker(service: Service) -> Worker:
-    return await service.worker()
-
-
 async def _pages(service: Service, path: str, **options: Any) -> list[tuple[int, list[Any]]]:
     """Size and items of every page."""
     pages, after = [], None

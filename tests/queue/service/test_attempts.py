@@ -2,7 +2,6 @@
 
 import asyncio
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -13,27 +12,26 @@ from app.kernel.states import TaskState
 from app.queue.errors import LeaseEnded, LeaseNotFound
 from app.queue.rules.tasks import RetryPolicy
 from app.queue.service import leases as service
-from app.queue.service.leases import EndedLease, Failure, LeaseService
+from app.queue.service.leases import EndedLease, LeaseService
 from app.queue.store.claims import Lease
-from app.queue.store.completions import Renewal
-from tests.support.factories import completion, everything, fence, holding, leased, ready_worker, submitted
+from tests.support.factories import (
+    FAILURE,
+    completion,
+    everything,
+    failed,
+    fence,
+    holding,
+    leased,
+    ready_worker,
+    renewal,
+    submitted,
+)
 from tests.support.sql import fetch, value
-
-_FAILURE = Failure(code="boom", message="it went wrong", retryable=True, detail='{"line":7}', usage='{"cpu_seconds":1}')
-
-
-async def _fail(database: Database, worker: WorkerId, lease: Lease, failure: Failure = _FAILURE) -> EndedLease:
-    async with database.transaction() as connection:
-        return await service.fail(connection, fence(worker, lease), failure)
 
 
 async def _release(database: Database, worker: WorkerId, lease: Lease, delay_seconds: float = 0.0) -> EndedLease:
     async with database.transaction() as connection:
         return await service.release(connection, fence(worker, lease), "not now", delay_seconds)
-
-
-def _sign(worker: WorkerId, lease: Lease, **changes: Any) -> Renewal:
-    return Renewal(task_id=lease.task_id, token=lease.token, worker_id=worker, **changes)
 
 
 async def test_a_result_is_accepted_and_kept(database: Database, desk: LeaseService) -> None:
@@ -109,18 +107,18 @@ async def test_a_start_acknowledges_and_renews(database: Database, desk: LeaseSe
     worker = await ready_worker(database)
     await submitted(database)
     lease = await leased(database, worker, acknowledge=False)
-    expires_at = await desk.renew(_sign(worker, lease))
+    expires_at = await desk.renew(renewal(worker, lease))
     assert expires_at > lease.expires_at
     assert (await everything(database, lease.task_id))["state"] == "executing"
-    assert await desk.renew(_sign(worker, lease)) >= expires_at
+    assert await desk.renew(renewal(worker, lease)) >= expires_at
     assert await value(database, "SELECT count(*) FROM every_event WHERE kind = 'task.executing'") == 1
 
 
 async def test_progress_and_checkpoint_survive_a_failure(database: Database, desk: LeaseService) -> None:
     worker, lease = await holding(database)
-    await desk.renew(_sign(worker, lease, progress='{"percent":40,"message":null}', checkpoint='{"step":4}'))
-    await desk.renew(_sign(worker, lease, progress='{"percent":50,"message":null}'))
-    await _fail(database, worker, lease)
+    await desk.renew(renewal(worker, lease, progress='{"percent":40,"message":null}', checkpoint='{"step":4}'))
+    await desk.renew(renewal(worker, lease, progress='{"percent":50,"message":null}'))
+    await failed(database, worker, lease)
     again = await leased(database, await ready_worker(database))
     assert (again.attempt, again.checkpoint) == (2, '{"step": 4}')
     assert (await everything(database, lease.task_id))["progress"] == {"percent": 50, "message": None}
@@ -128,7 +126,7 @@ async def test_progress_and_checkpoint_survive_a_failure(database: Database, des
 
 async def test_a_failure_is_tried_again_after_a_delay(database: Database) -> None:
     worker, lease = await holding(database, retry=RetryPolicy(delays_seconds=(3600.0,)))
-    standing = await _fail(database, worker, lease)
+    standing = await failed(database, worker, lease)
     assert standing.state is TaskState.PENDING
     task = await everything(database, lease.task_id)
     assert (task["state"], task["failures"], task["rescues"], task["run_at"]) == ("pending", 1, 0, standing.run_at)
@@ -140,7 +138,7 @@ async def test_a_failure_is_tried_again_after_a_delay(database: Database) -> Non
 
 async def test_a_failure_reported_twice_counts_once(database: Database) -> None:
     worker, lease = await holding(database, retry=RetryPolicy(delays_seconds=(3600.0,)))
-    assert await _fail(database, worker, lease) == await _fail(database, worker, lease)
+    assert await failed(database, worker, lease) == await failed(database, worker, lease)
     assert (await everything(database, lease.task_id))["failures"] == 1
 
 
@@ -150,9 +148,9 @@ async def test_the_last_attempt_that_fails_ends_the_task(database: Database) -> 
         worker = await ready_worker(database)
         lease = await leased(database, worker)
         assert lease.attempt == number
-        standing = await _fail(database, worker, lease)
+        standing = await failed(database, worker, lease)
     assert standing == EndedLease(state=TaskState.FAILED)
-    assert await _fail(database, worker, lease) == standing
+    assert await failed(database, worker, lease) == standing
     task = await everything(database, lease.task_id)
     assert (task["state"], task["failures"], task["error"]["code"]) == ("failed", 3, "boom")
     assert [attempt["attempt"] for attempt in task["attempts"]] == [1, 2, 3]
@@ -160,7 +158,7 @@ async def test_the_last_attempt_that_fails_ends_the_task(database: Database) -> 
 
 async def test_what_cannot_be_retried_ends_the_task_at_once(database: Database) -> None:
     worker, lease = await holding(database)
-    standing = await _fail(database, worker, lease, replace(_FAILURE, retryable=False))
+    standing = await failed(database, worker, lease, replace(FAILURE, retryable=False))
     assert standing == EndedLease(state=TaskState.FAILED)
     assert (await everything(database, lease.task_id))["failures"] == 1
 
@@ -194,12 +192,12 @@ async def test_a_failure_reported_again_after_another_lease_is_answered_as_befor
     database: Database, desk: LeaseService
 ) -> None:
     worker, lease = await holding(database)
-    told = await _fail(database, worker, lease)
+    told = await failed(database, worker, lease)
     successor = await ready_worker(database)
     again = await leased(database, successor)
-    assert await _fail(database, worker, lease) == told == EndedLease(state=TaskState.PENDING)
+    assert await failed(database, worker, lease) == told == EndedLease(state=TaskState.PENDING)
     await desk.complete(completion(successor, again))
-    assert await _fail(database, worker, lease) == told
+    assert await failed(database, worker, lease) == told
     assert (await everything(database, lease.task_id))["failures"] == 1
 
 

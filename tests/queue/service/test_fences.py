@@ -14,19 +14,11 @@ from app.queue.errors import LeaseEnded, LeaseExpired, LeaseNotFound, TaskCancel
 from app.queue.rules.tasks import LeasePolicy
 from app.queue.service import expiry, tasks
 from app.queue.service import leases as service
-from app.queue.service.leases import EndedLease, Failure, LeaseService
+from app.queue.service.leases import EndedLease, LeaseService
 from app.queue.store.claims import Lease
-from app.queue.store.completions import Renewal
 from app.workers.service import workers
-from tests.support.factories import completion, fence, holding, leased, ready_worker, turn
+from tests.support.factories import completion, failed, fence, holding, leased, ready_worker, renewal, turn
 from tests.support.sql import execute, fetch
-
-_FAILURE = Failure(code="boom", message="it went wrong", retryable=True, detail='{"line":7}', usage='{"cpu_seconds":1}')
-
-
-async def _fail(database: Database, worker: WorkerId, lease: Lease, failure: Failure = _FAILURE) -> EndedLease:
-    async with database.transaction() as connection:
-        return await service.fail(connection, fence(worker, lease), failure)
 
 
 async def _release(database: Database, worker: WorkerId, lease: Lease) -> EndedLease:
@@ -48,15 +40,11 @@ async def _cancel(database: Database, lease: Lease) -> None:
         await tasks.cancel(connection, lease.task_id, "changed my mind")
 
 
-def _sign(worker: WorkerId, lease: Lease, **changes: Any) -> Renewal:
-    return Renewal(task_id=lease.task_id, token=lease.token, worker_id=worker, **changes)
-
-
 Call = Callable[[Database, LeaseService, WorkerId, Lease], Awaitable[object]]
 _CALLS: dict[str, Call] = {
-    "start": lambda database, desk, worker, lease: desk.renew(_sign(worker, lease)),
+    "start": lambda database, desk, worker, lease: desk.renew(renewal(worker, lease)),
     "complete": lambda database, desk, worker, lease: desk.complete(completion(worker, lease)),
-    "fail": lambda database, desk, worker, lease: _fail(database, worker, lease),
+    "fail": lambda database, desk, worker, lease: failed(database, worker, lease),
     "release": lambda database, desk, worker, lease: _release(database, worker, lease),
 }
 every_call = pytest.mark.parametrize("call", _CALLS.values(), ids=_CALLS)
@@ -161,7 +149,7 @@ async def test_a_completed_task(database: Database, desk: LeaseService, call: Ca
 @pytest.mark.parametrize("call", [_CALLS[name] for name in ("start", "complete", "release")])
 async def test_a_lease_that_ended_in_failure(database: Database, desk: LeaseService, call: Call) -> None:
     worker, lease = await holding(database)
-    await _fail(database, worker, lease)
+    await failed(database, worker, lease)
     assert await _refused(call, database, desk, worker, lease) is LeaseEnded
 
 

@@ -1,7 +1,5 @@
 """Events are read in an order in which no reader ever misses one, whoever commits when."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import timedelta
 from uuid import UUID, uuid4
 
@@ -12,7 +10,7 @@ from app.db.database import Database, now
 from app.kernel.events import TaskEvent
 from app.queue.store import events
 from app.queue.store.events import BEGINNING, Cursor, Event
-from tests.support.sql import execute
+from tests.support.sql import execute, uncommitted
 
 
 async def _tell(connection: AsyncConnection, task_id: UUID | None = None) -> UUID:
@@ -40,13 +38,6 @@ async def _everything(database: Database, after: Cursor = BEGINNING, limit: int 
     return seen
 
 
-@asynccontextmanager
-async def _open(database: Database) -> AsyncIterator[AsyncConnection]:
-    async with database.engine.connect() as connection:
-        yield connection
-        await connection.rollback()
-
-
 async def test_pages_follow_each_other_without_gap_or_repetition(database: Database) -> None:
     told = [await _told(database) for _ in range(7)]
     assert await _everything(database, limit=3) == told
@@ -59,7 +50,7 @@ async def test_one_transaction_may_span_pages(database: Database) -> None:
 
 
 async def test_an_earlier_transaction_that_commits_later_is_not_skipped(database: Database) -> None:
-    async with _open(database) as slow:
+    async with uncommitted(database) as slow:
         first = await _tell(slow)
         second = await _told(database)
         assert await _read(database) == []
@@ -69,7 +60,7 @@ async def test_an_earlier_transaction_that_commits_later_is_not_skipped(database
 
 async def test_a_reader_stays_behind_a_transaction_that_is_still_open(database: Database) -> None:
     before = await _told(database)
-    async with _open(database) as slow:
+    async with uncommitted(database) as slow:
         late = await _tell(slow)
         after = await _told(database)
         (seen,) = await _read(database)
@@ -80,7 +71,7 @@ async def test_a_reader_stays_behind_a_transaction_that_is_still_open(database: 
 
 async def test_what_was_written_last_comes_last_although_its_transaction_began_first(database: Database) -> None:
     """It may have waited for a lock of the other, and its change follows the other's."""
-    async with _open(database) as slow:
+    async with uncommitted(database) as slow:
         await slow.exec_driver_sql("SELECT pg_current_xact_id()")
         early = await _told(database)
         late = await _tell(slow)
@@ -90,7 +81,7 @@ async def test_what_was_written_last_comes_last_although_its_transaction_began_f
 
 
 async def test_a_transaction_that_rolls_back_holds_nobody_up(database: Database) -> None:
-    async with _open(database) as slow:
+    async with uncommitted(database) as slow:
         await _tell(slow)
         told = await _told(database)
     assert await _everything(database) == [told]
@@ -113,7 +104,7 @@ async def test_now_is_before_the_first_event_of_a_new_database(own_database: Dat
 
 
 async def test_now_does_not_miss_what_is_being_written(database: Database) -> None:
-    async with _open(database) as slow:
+    async with uncommitted(database) as slow:
         late = await _tell(slow)
         async with database.transaction() as connection:
             now = await events.latest(connection)

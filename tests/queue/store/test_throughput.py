@@ -1,8 +1,6 @@
 """Minutes are folded from events: every one once, whoever commits when, in batches that end between transactions."""
 
 import random
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import timedelta
 
 import pytest
@@ -15,7 +13,7 @@ from app.kernel.lanes import Lane, Priority
 from app.queue.rules.status import MinuteCount
 from app.queue.store import throughput
 from app.queue.store.throughput import FoldedBatch
-from tests.support.sql import execute, fetch, value
+from tests.support.sql import execute, fetch, uncommitted, value
 
 _TELL = """
 INSERT INTO events (kind, task_id, agent_type, priority, seconds, at)
@@ -49,13 +47,6 @@ async def _told(
 ) -> None:
     async with database.transaction() as connection:
         await _tell(connection, count, kind, seconds, priority=priority, ago=ago)
-
-
-@asynccontextmanager
-async def _open(database: Database) -> AsyncIterator[AsyncConnection]:
-    async with database.engine.connect() as connection:
-        yield connection
-        await connection.rollback()
 
 
 async def _fold(database: Database, limit: int = 1000) -> FoldedBatch:
@@ -116,7 +107,7 @@ async def test_events_that_know_no_priority_are_passed_over(database: Database) 
 
 
 async def test_a_transaction_that_is_open_is_counted_when_it_is_over(database: Database) -> None:
-    async with _open(database) as slow:
+    async with uncommitted(database) as slow:
         await _tell(slow)
         await _told(database)
         assert (await _fold(database)).events == 0
@@ -129,7 +120,7 @@ async def test_each_event_is_counted_once_whoever_commits_when(database: Databas
     draw = random.Random(7)
     told, folded = 0, 0
     for _ in range(12):
-        async with _open(database) as one, _open(database) as other:
+        async with uncommitted(database) as one, uncommitted(database) as other:
             for connection in draw.choices([one, other], k=4):
                 await _tell(connection, 1 + draw.randrange(3))
                 if draw.random() < 0.5:
@@ -202,7 +193,7 @@ async def test_a_fold_reads_from_its_mark_only(own_database: Database) -> None:
     await _told(own_database, 100)
     for preparation in ("SELECT 1", "ANALYZE"):
         await execute(own_database, preparation)
-        async with _open(own_database) as connection:
+        async with uncommitted(own_database) as connection:
             values = {"until": 2**62, "limit": 20_000, "bounds": list(BOUNDS)}
             rows = await connection.execute(
                 throughput._FOLD.__class__(f"EXPLAIN (ANALYZE) {throughput._FOLD.text}"), values

@@ -1,6 +1,5 @@
 """Tasks that ask for what nobody offers are no need of the pool: it does not grow for them, and shrinks beside them."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +16,7 @@ from app.workers.service import workers
 from app.workers.store import directives
 from app.workers.store.directives import WorkerSelector
 from tests.support.factories import submitted
+from tests.support.plans import nodes_of
 from tests.support.pools import arrive, bounds, crew, decided, keep_up, passed
 from tests.support.sql import execute, fetch
 
@@ -129,13 +129,7 @@ async def test_the_count_reads_entries_of_its_own_lanes_alone(database: Database
     query = text(f"EXPLAIN (ANALYZE, FORMAT JSON) {resource_classes._COUNT_WAITING.text}")
     async with database.transaction() as connection:
         (plan,) = (await connection.execute(query, resource_classes._asked(lanes, 20))).scalar_one()
-    (scan,) = [node for node in _nodes(plan["Plan"]) if node.get("Relation Name") == "tasks"]
+    (scan,) = [node for node in nodes_of(plan["Plan"]) if node.get("Relation Name") == "tasks"]
     assert scan["Index Name"] == "tasks_claim"
     # On average, of 20 of 30 and all of 7.
     assert (scan["Actual Loops"], scan["Actual Rows"], scan.get("Rows Removed by Filter", 0)) == (2, 13.5, 0)
-
-
-def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield plan
-    for child in plan.get("Plans", ()):
-        yield from _nodes(child)

@@ -10,6 +10,7 @@ import pytest
 
 from app.workers.provisioners.pbs import Pbs, clock, read_jobs, seconds_of
 from app.workers.provisioners.scheduler import JobRequest, JobState, SchedulerError
+from tests.support.processes import program
 
 HEAD = '{\n    "timestamp":1664911414,\n    "pbs_version":"22.05.11",\n    "pbs_server":"pbs"'
 RUNNING: dict[str, Any] = {
@@ -142,10 +143,3 @@ async def test_a_job_that_has_ended_is_cancelled_already(tmp_path: Path, said: s
 def scheduler(place: Path, options: list[str] | None = None) -> Pbs:
     """PBS whose commands are programs in this directory."""
     return Pbs({**os.environ, "PATH": f"{place}:{os.environ['PATH']}"}, options or [])
-
-
-def program(place: Path, name: str, script: str) -> None:
-    """A program of this name that runs a script of the shell."""
-    path = place / name
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(0o755)

@@ -7,6 +7,7 @@ import pytest
 
 from app.workers.provisioners.scheduler import JobRequest, JobState, SchedulerError
 from app.workers.provisioners.slurm import Slurm, read_jobs
+from tests.support.processes import program
 
 # squeue --noheader --states=all --format='%i|%j|%T|%S|%e|%D|%r', SLURM_TIME_FORMAT=%s
 RECORDED = """\
@@ -137,10 +138,3 @@ async def test_the_job_that_the_loops_run_in_says_nothing_about_theirs(
     job = JobRequest(name="convener-1", comment="", nodes=1, walltime_seconds=60, script="", log="/x")
     await slurm.submit(job)
     assert (tmp_path / "said").read_text().strip() == f"{left}, /etc/slurm.conf"
-
-
-def program(place: Path, name: str, script: str) -> None:
-    """A program of this name that runs a script of the shell."""
-    path = place / name
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(0o755)

@@ -1,7 +1,6 @@
 """The commands of a real Slurm: two nodes on this machine."""
 
 import asyncio
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[SlurmCluster]:
-    with tempfile.TemporaryDirectory(prefix="slurm-") as place, slurm_cluster(Path(place), "n1", "n2") as running:
+    with slurm_cluster() as running:
         yield running
 
 
