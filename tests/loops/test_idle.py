@@ -11,7 +11,7 @@ from app.db.database import Database
 from app.loops.schedule import DUTIES, JOBS, Duty
 from app.scaling.rules.target import ScalingPolicy
 from tests.support.factories import holding, submitted
-from tests.support.plans import explained, explaining
+from tests.support.plans import explained, explained_database, explaining
 from tests.support.runner import context, running
 from tests.support.service import make_keys, serving
 from tests.support.sql import execute, until, value
@@ -97,15 +97,11 @@ async def test_a_duty_is_left_out_until_there_is_something_to_do(database: Datab
 
 @pytest.mark.slow
 async def test_quiet_loops(own_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    await explaining(own_database, "auto")
-    database = Database(own_database.url)
-    with explained(monkeypatch) as log:
-        async with running(database, *DUTIES, *JOBS):
-            await asyncio.sleep(4)  # the first turn of each
-            log.take()
-            await asyncio.sleep(_SECONDS)
-            cost = log.take()
-    await database.close()
+    async with explained_database(own_database, monkeypatch) as (database, log), running(database, *DUTIES, *JOBS):
+        await asyncio.sleep(4)  # the first turn of each
+        log.take()
+        await asyncio.sleep(_SECONDS)
+        cost = log.take()
     assert 0 < cost.statements <= _LOOPS * _SECONDS
 
 

@@ -1,8 +1,8 @@
 """What PostgreSQL does for a call: every statement of it is explained, with the rows and pages that it touched."""
 
 import json
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,6 +101,18 @@ def explained(monkeypatch: pytest.MonkeyPatch) -> Iterator[PlanLog]:
         # The driver forgets listeners whenever its pool takes a connection back.
         patch.setattr(LimitedConnection, "_process_log_message", note)
         yield log
+
+
+@asynccontextmanager
+async def explained_database(
+    database: Database, monkeypatch: pytest.MonkeyPatch, plan_cache_mode: str = "auto"
+) -> AsyncIterator[tuple[Database, PlanLog]]:
+    """The database on connections of its own, which the server explains, and their plans. It has to be the test's."""
+    await explaining(database, plan_cache_mode)
+    fresh_database = Database(database.url)
+    with explained(monkeypatch) as log:
+        yield fresh_database, log
+    await fresh_database.close()
 
 
 async def explaining(database: Database, plan_cache_mode: str) -> None:

@@ -11,7 +11,7 @@ from app.db.database import Database
 from app.health.rules.series import MetricKind, Point, Series
 from app.health.store import series as store
 from app.kernel.agents import AgentType
-from tests.support.plans import Costs, explained, explaining
+from tests.support.plans import Costs, explained_database
 from tests.support.sql import execute
 
 _BATCHES = (8, 64, 256)
@@ -31,9 +31,7 @@ async def test_points(
     )
     if statistics == "analysed":
         await execute(own_database, "ANALYZE")
-    await explaining(own_database, plan_cache_mode)
-    database = Database(own_database.url)
-    with explained(monkeypatch) as log:
+    async with explained_database(own_database, monkeypatch, plan_cache_mode) as (database, log):
         costs, begun = Costs(log), 0
         for batch in (min(_BATCHES), *_BATCHES):
             series = [Series(name=f"m{n % 20}", goal=str(begun + n)) for n in range(batch)]
@@ -60,4 +58,3 @@ async def test_points(
                 with costs.of("ratings", batch):
                     assert await ratings.add(connection, uuid4(), b"", "me", judged)
         costs.check()
-    await database.close()

@@ -12,7 +12,7 @@ from app.health.store import utilisation
 from app.workers.store import workers
 from tests.conftest import run_on
 from tests.support.factories import beat, leased, ready_worker, submitted
-from tests.support.plans import PlanLog, explained, explaining
+from tests.support.plans import PlanLog, explained_database
 from tests.support.sql import early_in_a_minute, execute, fetch, until_blocked, value
 
 _LAB = host_subject("lab")
@@ -167,10 +167,8 @@ async def test_steps_look_once_at_each_minute_and_at_none_of_other_subjects(
     """A week of 20 hosts has 600,000 rows: sorting them took seconds, and so did one host among them."""
     await execute(own_database, _DAY)
     await run_on(own_database.url, "ANALYZE utilisation")
-    await explaining(own_database, "force_custom_plan")
     start, rows = datetime(2026, 1, 1, tzinfo=UTC), {}
-    database = Database(own_database.url)
-    with explained(monkeypatch) as log:
+    async with explained_database(own_database, monkeypatch, "force_custom_plan") as (database, log):
         for subject in (None, "host:3", "host:none"):
             log.take()
             async with database.transaction() as connection:
@@ -180,7 +178,6 @@ async def test_steps_look_once_at_each_minute_and_at_none_of_other_subjects(
             assert not [rows for rows in _sorted(log) if rows > len(steps)]
             rows[subject] = log.take().rows
             assert len(steps) == {None: 240, "host:3": 24, "host:none": 0}[subject]
-    await database.close()
     # A bitmap has each row twice.
     assert 14_400 <= rows[None] < 2.2 * 14_400
     assert 1440 <= rows["host:3"] < 2.2 * 1440

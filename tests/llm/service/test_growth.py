@@ -13,7 +13,7 @@ from app.llm.service.grant import AcquiredPermit, grant_all
 from app.llm.service.settle import SettlementResult, settle_all
 from app.queue.rules.fair_queueing import EQUAL_WEIGHTS
 from tests.support.permit_callers import allow_calls, request, settlement
-from tests.support.plans import Costs, explained, explaining
+from tests.support.plans import Costs, explained_database
 from tests.support.sql import execute
 
 _BATCHES = (8, 64, 256)
@@ -35,9 +35,7 @@ async def test_permits_and_settlements(
     )
     if statistics == "analysed":
         await execute(own_database, "ANALYZE")
-    await explaining(own_database, plan_cache_mode)
-    database = Database(own_database.url)
-    with explained(monkeypatch) as log:
+    async with explained_database(own_database, monkeypatch, plan_cache_mode) as (database, log):
         costs = Costs(log)
         for batch in (min(_BATCHES), *_BATCHES):
             requests = [request(id=RequestId(f"key {n}", uuid4())) for n in range(batch)]
@@ -51,5 +49,4 @@ async def test_permits_and_settlements(
                 with costs.of("settlements", batch):
                     settled = await settle_all(connection, ends, ConcurrencyPolicy())
             assert {type(result) for result in settled} == {SettlementResult}
-    await database.close()
     costs.check()

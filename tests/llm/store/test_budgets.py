@@ -12,7 +12,7 @@ from app.llm.rules.spending import Amount, BudgetOwner, BudgetPeriod, BudgetScop
 from app.llm.store import budgets, models, usage
 from app.llm.store.budgets import BudgetLimits
 from app.llm.store.usage import FinishedCall
-from tests.support.plans import explained, explaining
+from tests.support.plans import explained_database
 from tests.support.sql import execute, fetch, until_blocked, value
 
 _TWO = """
@@ -145,9 +145,7 @@ FROM generate_series(1, 1000) AS n
 async def test_lists_look_at_the_live_permits_once(own_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """They looked at all of them for each budget and each model: 500 budgets and 2,000 permits took 3 to 7 s."""
     await execute(own_database, _FILL)
-    await explaining(own_database, "force_custom_plan")
-    database = Database(own_database.url)
-    with explained(monkeypatch) as log:
+    async with explained_database(own_database, monkeypatch, "force_custom_plan") as (database, log):
         async with database.transaction() as connection:
             page = await budgets.page(connection, after="key:key 1", limit=150)
             one = await budgets.read(connection, BudgetOwner(BudgetScope.KEY, "key 2"))
@@ -155,7 +153,6 @@ async def test_lists_look_at_the_live_permits_once(own_database: Database, monke
         async with database.transaction() as connection:
             statuses = await models.status_page(connection, after_name="", limit=150)
         of_models = log.take()
-    await database.close()
     found = {stored.owner.name: stored.budget for stored in page.items}
     assert (len(found), page.has_more) == (150, True)
     assert (found["key 12"].calls, found["key 12"].reserved.tokens) == (10, 50)

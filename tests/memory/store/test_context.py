@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.db.database import Database
 from app.memory.store import context
 from app.memory.store.context import EntryKey, Version, Write
-from tests.support.plans import explained, explaining
+from tests.support.plans import explained_database
 from tests.support.sql import execute, fetch, until_blocked
 
 _NAME = EntryKey(namespace="test", key="k")
@@ -103,16 +103,13 @@ async def test_a_page_looks_at_each_of_its_entries_a_few_times_without_statistic
     """Joined to those of the page before it was walked, a page of 500 versions touched a million pages of 8 KiB."""
     await execute(own_database, "ALTER TABLE context_entries SET (autovacuum_enabled = off)")
     await execute(own_database, _FILL)
-    await explaining(own_database, "force_custom_plan")
-    database = Database(own_database.url)
-    with explained(monkeypatch) as log:
+    async with explained_database(own_database, monkeypatch, "force_custom_plan") as (database, log):
         async with database.transaction() as connection:
             versions, _ = await context.history(connection, _NAME, before_version=1000, limit=250)
         history = log.take()
         async with database.transaction() as connection:
             entries, _ = await context.page(connection, "test", after_key="", limit=250, with_values=True)
         page = log.take()
-    await database.close()
     assert len(versions) == len(entries) == 250
     assert 250 < history.pages < 20 * 250
     assert 250 < page.pages < 40 * 250
@@ -128,13 +125,10 @@ async def test_the_size_of_a_namespace_is_no_probe_for_each_key(
         " SELECT 'test', 'k' || n, 1, '{\"a\": 1}', 'me' FROM generate_series(1, 2000) n",
     )
     await execute(own_database, "VACUUM ANALYZE context_entries")
-    await explaining(own_database, "auto")
-    database = Database(own_database.url)
-    with explained(monkeypatch) as log:
+    async with explained_database(own_database, monkeypatch) as (database, log):
         async with database.transaction() as connection:
             size = await context.size(connection, "test")
         cost = log.take()
-    await database.close()
     assert (size.entries, size.bytes) == (2000, 2000 * len('{"a": 1}'))
     assert cost.pages < 2000
 
@@ -149,13 +143,10 @@ async def test_the_size_of_a_new_namespace_compares_no_entry_with_each_other(
     await execute(own_database, fill, "old")
     await execute(own_database, "VACUUM ANALYZE context_entries")
     await execute(own_database, fill, "new")
-    await explaining(own_database, "auto")
-    database = Database(own_database.url)
-    with explained(monkeypatch) as log:
+    async with explained_database(own_database, monkeypatch) as (database, log):
         async with database.transaction() as connection:
             size = await context.size(connection, "new")
         cost = log.take()
-    await database.close()
     assert (size.entries, size.bytes) == (1000, 1000 * len('{"a": 1}'))
     assert cost.rows < 10 * 2020
 
@@ -184,17 +175,14 @@ async def test_a_round_of_pruning_walks_once_along_the_entries(
         FROM generate_series(1, 2) s, generate_series(1, 200) k, generate_series(1, 20) v""",
     )
     await execute(own_database, "VACUUM ANALYZE context_entries")
-    await explaining(own_database, "auto")
-    database = Database(own_database.url)
     counts: list[int] = []
     place: context.Place | None = context.FIRST
-    with explained(monkeypatch) as log:
+    async with explained_database(own_database, monkeypatch) as (database, log):
         while place is not None:
             async with database.transaction() as connection:
                 count, place = await context.prune(connection, keep=3, days=30, after=place, limit=70)
             counts.append(count)
         cost = log.take()
-    await database.close()
     left = await fetch(
         own_database, "SELECT array_agg(version ORDER BY version) FROM context_entries GROUP BY namespace, key"
     )

@@ -7,7 +7,7 @@ import pytest
 from app.db import hot_path
 from app.db.database import Database
 from app.queue.store import dependencies
-from tests.support.plans import explained, explaining
+from tests.support.plans import explained_database
 from tests.support.sql import execute, value
 
 _EDGES = (
@@ -23,11 +23,8 @@ async def test_completions_look_only_at_edges_of_their_own_without_statistics_to
     await execute(own_database, "ALTER TABLE task_dependencies SET (autovacuum_enabled = off)")
     await execute(own_database, _EDGES)
     completed: list[UUID] = await value(own_database, _COMPLETED)
-    await explaining(own_database, "force_custom_plan")
-    database = Database(own_database.url)
-    with explained(monkeypatch) as log:
+    async with explained_database(own_database, monkeypatch, "force_custom_plan") as (database, log):
         await hot_path.run(database, lambda c: dependencies.unblock(c, completed))
         cost = log.take()
-    await database.close()
     assert await value(own_database, "SELECT count(*) FROM task_dependencies") == 20_000 - 64
     assert 64 < cost.pages < 20 * 64

@@ -5,7 +5,7 @@ import pytest
 from app.db.database import Database
 from app.queue.store import outputs
 from app.queue.store.events import BEGINNING
-from tests.support.plans import explained, explaining
+from tests.support.plans import explained_database
 from tests.support.sql import execute
 
 _FILL = """
@@ -28,12 +28,9 @@ async def test_a_page_looks_at_each_result_a_few_times(
     await execute(own_database, _FILL)
     if is_analysed:
         await execute(own_database, "ANALYZE")
-    await explaining(own_database, "force_custom_plan")
-    database = Database(own_database.url)
-    with explained(monkeypatch) as log:
+    async with explained_database(own_database, monkeypatch, "force_custom_plan") as (database, log):
         async with database.transaction() as connection:
             page = await outputs.page(connection, BEGINNING, agent_type=None, goal_id=None, limit=250)
         cost = log.take()
-    await database.close()
     assert len(page.items) == 250
     assert 250 < cost.pages < 40 * 250

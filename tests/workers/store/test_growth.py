@@ -11,7 +11,7 @@ from app.workers.rules.workers import Directive
 from app.workers.store import directives, roster
 from app.workers.store.directives import WorkerSelector
 from app.workers.store.roster import NewWorker
-from tests.support.plans import Costs, explained, explaining
+from tests.support.plans import Costs, explained_database
 from tests.support.sql import execute
 
 _BATCHES = (8, 64, 256)
@@ -33,9 +33,7 @@ async def test_starts_decisions_and_directives(
     )
     if statistics == "analysed":
         await execute(own_database, "ANALYZE")
-    await explaining(own_database, plan_cache_mode)
-    database = Database(own_database.url)
-    with explained(monkeypatch) as log:
+    async with explained_database(own_database, monkeypatch, plan_cache_mode) as (database, log):
         costs, slot = Costs(log), 0
         for batch in (min(_BATCHES), *_BATCHES):
             new = [NewWorker(id=uuid4(), provisioner="process", host="here", slot=slot + n) for n in range(batch)]
@@ -58,4 +56,3 @@ async def test_starts_decisions_and_directives(
                     selected = WorkerSelector(ids=ids)
                     assert len(await directives.direct(connection, selected, Directive.DRAIN, "test")) == batch
         costs.check()
-    await database.close()

@@ -6,7 +6,7 @@ from app.db.database import Database
 from app.workers.store import workers
 from app.workers.store.workers import WorkerFilter
 from tests.support.factories import holding, ready_worker
-from tests.support.plans import explained, explaining
+from tests.support.plans import explained_database
 from tests.support.sql import execute
 
 _FILL = """
@@ -23,15 +23,13 @@ async def test_what_a_worker_holds_is_looked_up_for_those_of_the_states_alone(
     idle = await ready_worker(own_database)
     await execute(own_database, _FILL)
     await execute(own_database, "ANALYZE")
-    await explaining(own_database, "force_custom_plan")
-    database, found, pages = Database(own_database.url), {}, 0
-    with explained(monkeypatch) as log:
+    found, pages = {}, 0
+    async with explained_database(own_database, monkeypatch, "force_custom_plan") as (database, log):
         for state in ("busy", "ready", "lost"):
             async with database.transaction() as connection:
                 selection = WorkerFilter(states=[state])
                 page = await workers.page(connection, selection, start_after=None, limit=100)
             found[state] = [row["id"] for row in page.items]
             pages = max(pages, log.take().pages)
-    await database.close()
     assert found == {"busy": [busy], "ready": [idle], "lost": []}
     assert 0 < pages < 500
