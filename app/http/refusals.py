@@ -24,6 +24,7 @@ from app.kernel.access import RefusalReason
 from app.kernel.errors import TooManyFailures
 
 log = logging.getLogger(__name__)
+# All others share one label, as callers may make up any.
 _METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 _KEY_ID = re.compile(r"bearer +cvn_([0-9a-f]{12})_", re.IGNORECASE)
 
@@ -154,10 +155,15 @@ class _Answer:
             await self._send(message)
 
     def _record(self, status: int) -> float:
-        method = self._scope["method"] if self._scope["method"] in _METHODS else "other"
+        method = method_label(self._scope["method"])
         path = getattr(self._scope.get("route"), "path", "an unknown address")
         host, authorization = client_host(self._scope), _authorization(self._scope)
         return self._refusals.refuse(status, f"{method} {path}", host, authorization)
+
+
+def method_label(method: str) -> str:
+    """The method of a request as one of few labels."""
+    return method if method in _METHODS else "other"
 
 
 def _reason(status: int, authorization: str, wait: float) -> RefusalReason:

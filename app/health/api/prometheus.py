@@ -21,7 +21,7 @@ from app.health.rules import report
 from app.health.rules.snapshot import Snapshot
 from app.health.service.snapshot_cache import SnapshotCache
 from app.http.guard import requires
-from app.http.refusals import Refusals
+from app.http.refusals import Refusals, method_label
 from app.http.routing import Router
 from app.http.services import Services, ServicesDep
 from app.kernel.access import RefusalReason, Scope
@@ -31,10 +31,6 @@ from app.queue.broker.broker import Broker
 
 # Leases and heartbeats come thousands of times a second and often wait on purpose: their latencies would say nothing.
 _LEFT_OUT = ["^/lease$", "^/leases/", "^/events", "^/workers/.*/heartbeat$", "^/livez$", "^/readyz$", "^/metrics$"]
-
-
-# All others share one label, as callers may make up any.
-_METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 
 
 class MetricsPage:
@@ -122,7 +118,7 @@ def install(app: FastAPI, *, is_open: bool = False) -> None:
     assert count is not None
 
     def count_request(info: metrics.Info) -> None:
-        info.method = info.method if info.method in _METHODS else "other"
+        info.method = method_label(info.method)
         count(info)
 
     Instrumentator(excluded_handlers=_LEFT_OUT, registry=registry).add(count_request).instrument(app)
