@@ -41,14 +41,14 @@ class LeanRoute(APIRoute):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         hints = get_type_hints(self.endpoint)
-        self._needs = declared_scopes(list(self.dependencies))
+        self._needs = declared_scopes(self.dependencies)
         if not self._needs:
             raise TypeError(f"{self.path} does not declare what it needs")
         self.max_bytes = declared_limit(self.openapi_extra)
         self.model: type[BaseModel] = hints["call"]
         parameters = inspect.signature(self.endpoint).parameters
         self._takes_principal, self._takes_request = "principal" in parameters, "request" in parameters
-        self.from_path = tuple(name for name, hint in hints.items() if name in self.param_convertors and hint)
+        self.from_path = tuple(name for name in hints if name in self.param_convertors)
         # The router calls `app` for a matched request; replacing it skips FastAPI's resolution of dependencies.
         self.app = self._serve
 
@@ -151,7 +151,7 @@ class PlainRoute(GuardedRoute):
 
     async def _call(self, request: Request) -> Response:
         # The body may have taken long, and the key may have been revoked meanwhile.
-        needs = declared_scopes(list(self.dependencies))
+        needs = declared_scopes(self.dependencies)
         request.state.principal = principal = await admit_to_route(request, *needs)
         arguments: dict[str, Any] = {}
         if not self._header_names.isdisjoint(name for name, _ in request.scope["headers"]):

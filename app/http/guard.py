@@ -1,6 +1,6 @@
 """Access control: every route declares the scope that it needs, and the caller's key must include it."""
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Annotated, Any
 
@@ -73,7 +73,7 @@ async def _record(request: Request) -> None:
         await services[ReadLog].note(request.state.principal, action, address)
 
 
-def declared_scopes(dependencies: list[Dependency]) -> tuple[Scope, ...]:
+def declared_scopes(dependencies: Sequence[Dependency]) -> tuple[Scope, ...]:
     """The scopes that a route declares among its dependencies; empty when it declares none."""
     return tuple(scope for dependency in dependencies for scope in getattr(dependency.dependency, _SCOPES, ()))
 

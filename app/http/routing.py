@@ -47,7 +47,7 @@ class GuardedRoute(APIRoute):
 
     def guarded(self, answer: Handler) -> Handler:
         """The handler behind admission and the bounds of the body."""
-        needs = declared_scopes(list(self.dependencies))
+        needs = declared_scopes(self.dependencies)
         if not needs:
             raise TypeError(f"{self.path} does not declare what it needs")
 

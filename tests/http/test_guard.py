@@ -29,7 +29,7 @@ def _name(route: APIRoute) -> str:
 
 
 def test_every_route_declares_what_it_needs() -> None:
-    assert {_name(route): declared_scopes(list(route.dependencies)) for route in _ROUTES} == _EXPECTED
+    assert {_name(route): declared_scopes(route.dependencies) for route in _ROUTES} == _EXPECTED
 
 
 def test_nothing_else_is_served_than_routes_and_their_documentation() -> None:
