@@ -72,7 +72,9 @@ async def _run(stop: StopSignals, settings: Settings, plan: Plan) -> bool:
     options = PoolOptions(reason="convener demo")
     variables, model = find_model() if plan.llm else ({}, None)
     os.environ.update(variables)  # the pool passes CONVENER_LLM_ variables on to its workers
-    extra_programs = [with_log_file(model, settings.state_directory / "logs")] if model else []
+    if model:
+        model.output = settings.state_directory / "logs" / "language-model.log"
+    extra_programs = [model] if model else []
     say = partial(console.print, style="dim")
     async with running(settings, say, log_files=True, options=options, extra_programs=extra_programs) as stack:
         await wait_for_model(variables)
@@ -230,12 +232,6 @@ def find_model() -> tuple[Mapping[str, str], Program | None]:
     environment = {**os.environ, _PORT: str(port)}
     program = Program(name="language model", module="examples.local_model", environment=environment, stop_seconds=3)
     return {_URL: f"http://127.0.0.1:{port}/v1", _MODELS: _MODEL}, program
-
-
-def with_log_file(program: Program, logs: Path) -> Program:
-    """The program with its output in a log file."""
-    program.output = logs / "language-model.log"
-    return program
 
 
 async def wait_for_model(variables: Mapping[str, str]) -> None:

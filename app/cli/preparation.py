@@ -135,10 +135,6 @@ def _id_of(key: str) -> str:
     return (read_key(key) or ("", ""))[0]
 
 
-def _mode(name: str | None) -> Mode | None:
-    return None if name is None else Mode(name)
-
-
 async def _stoppable(work: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
     """The result of the work, which SIGTERM cancels, so that what is under way ends in order."""
     task = asyncio.ensure_future(work)
@@ -160,7 +156,8 @@ def main() -> None:
     try:
         settings = take_settings()
         start_logging(settings.model_copy(update={"log_file": None}))
-        options = PoolOptions(**{**arguments.options, "mode": _mode(arguments.options["mode"])})
+        mode = arguments.options["mode"]
+        options = PoolOptions(**{**arguments.options, "mode": mode and Mode(mode)})
         work = prepare(
             settings, options, lambda text: _tell({"say": text}), is_alone=arguments.alone, with_link=arguments.link
         )

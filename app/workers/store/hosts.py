@@ -1,8 +1,6 @@
 """Hosts of workers, and the lock under which the pool is counted and its size changed."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -103,7 +101,7 @@ async def live(connection: AsyncConnection) -> list[Host]:
         Host(
             **{
                 **row,
-                "member_waits": _waits(row["member_waits"]),
+                "member_waits": tuple(MemberWait(**wait) for wait in row["member_waits"]),
                 "serves": worker_classes.read(row["serves"]) if row["serves"] else None,
             }
         )
@@ -115,10 +113,6 @@ async def classes(connection: AsyncConnection) -> dict[str, WorkerClass]:
     """The classes of workers that have reported lately, by their names."""
     rows = (await connection.execute(_CLASSES)).mappings()
     return {row["host"]: worker_classes.read(row["serves"]) for row in rows}
-
-
-def _waits(stored: Sequence[dict[str, Any]]) -> tuple[MemberWait, ...]:
-    return tuple(MemberWait(**wait) for wait in stored)
 
 
 async def silent(connection: AsyncConnection) -> list[SilentHost]:

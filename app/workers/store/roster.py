@@ -149,23 +149,19 @@ async def assign(connection: AsyncConnection, assignments: Mapping[UUID, Assignm
     """Store assignments of workers; those that have ended meanwhile are left alone."""
     if assignments:
         rows = [(worker_id, *assignment) for worker_id, assignment in assignments.items()]
-        await (await _driver(connection)).execute(_ASSIGN, *_transpose(rows))
+        await (await _driver(connection)).execute(_ASSIGN, *zip(*rows, strict=True))
 
 
 async def request(connection: AsyncConnection, workers: Sequence[NewWorker]) -> None:
     """Insert workers as requested; a provisioner starts them later."""
     if workers:
         rows = [(w.id, w.name, w.provisioner, w.host, w.slot, w.inherits, *w.assignment) for w in workers]
-        await (await _driver(connection)).execute(_REQUEST, *_transpose(rows))
+        await (await _driver(connection)).execute(_REQUEST, *zip(*rows, strict=True))
 
 
 async def count(connection: AsyncConnection) -> int:
     """Number of live workers, whoever started them."""
     return int((await connection.execute(_COUNT)).scalar_one())
-
-
-def _transpose(rows: Sequence[tuple[object, ...]]) -> list[tuple[object, ...]]:
-    return list(zip(*rows, strict=True))
 
 
 async def _driver(connection: AsyncConnection) -> "asyncpg.Connection[asyncpg.Record]":
