@@ -77,11 +77,8 @@ def condition_of(report: CallReport) -> Condition | None:
 
 def condition_end(report: CallReport, now: datetime) -> datetime | None:
     """The time that the service names for the end of a condition; None: it names none."""
-    return (
-        None
-        if not report.retry_after_seconds or report.retry_after_seconds <= 0
-        else now + timedelta(seconds=min(report.retry_after_seconds, 7 * 86_400.0))
-    )
+    seconds = report.retry_after_seconds
+    return now + timedelta(seconds=min(seconds, 7 * 86_400.0)) if seconds and seconds > 0 else None
 
 
 def service_state(model: "Model", now: datetime) -> tuple[ServiceState, datetime | None]:

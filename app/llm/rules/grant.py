@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from math import ceil
+from math import ceil, inf
 
 from app.llm.rules.circuit_breaker import BreakerState
 from app.llm.rules.concurrency import ConcurrencyPolicy
@@ -123,6 +123,14 @@ def _deny_waiting(
     return denials
 
 
+class _Callers:
+    """Numbers of callers, each a holder and its model: of each model, and of all together."""
+
+    def __init__(self, callers: Collection[tuple[str, str]]) -> None:
+        self.of_model = Counter(model for _, model in callers)
+        self.of_all = len({holder for holder, _ in callers})
+
+
 class _Capacity:
     """Free permits and rates, counted down during a decision, by held permits as by granted ones."""
 
@@ -148,12 +156,9 @@ class _Capacity:
             self._held_of_all[holder] += count
         in_time = {(r.request.holder, r.request.model) for r in snapshot.reservations if self._is_in_time(r)}
         gone = {(r.request.holder, r.request.model) for r in snapshot.reservations} - in_time
-        contending = {*snapshot.held, *(set(waiting) - gone), *present}
-        self._contending = Counter(model for _, model in contending)
-        self._contending_for_all = len({holder for holder, _ in contending})
-        active = {*snapshot.held, *waiting}
-        self._active = Counter(model for _, model in active)
-        self._active_of_all = len({holder for holder, _ in active})
+        # All that hold or wait have a share. Who has not come back in time does not contend for a permit any more.
+        self._active = _Callers({*snapshot.held, *waiting})
+        self._contending = _Callers({*snapshot.held, *(set(waiting) - gone), *present})
         self._queue_lengths: Counter[str] = Counter()
         self._place_counts: Counter[str] = Counter()
         self._grant_counts: Counter[str] = Counter()
@@ -289,20 +294,19 @@ class _Capacity:
 
     def _concurrency_refusal(self, request: PermitRequest) -> Refusal | None:
         limit, own = self._limits[request.model], self._snapshot.models[request.model].callers.get(request.holder)
+        own_limit = inf if own is None or own.limit is None else max(1, int(own.limit))
         has_room = self._free > 0 and self._in_use[request.model] < limit
         if request.worker_id is None:
             has_room = has_room and not self._is_for_others(request, limit)
-        if has_room and (own is None or own.limit is None):
-            return None
-        if has_room and own is not None and self._held[request.holder, request.model] < max(1, int(own.limit or 1)):
+        if has_room and self._held[request.holder, request.model] < own_limit:
             return None
         return Refused.CONCURRENCY, self._free_in(request.model, self._queue_lengths[request.model] + 1, limit)
 
     def _is_for_others(self, request: PermitRequest, limit: int) -> bool:
         """Whether a key that is no worker's holds all permits but one, which is for others while any call or wait."""
         of_model, of_all = self._held[request.holder, request.model], self._held_of_all[request.holder]
-        return (self._contending[request.model] > 1 and of_model >= max(1, limit - 1)) or (
-            self._contending_for_all > 1 and of_all >= max(1, self._snapshot.total_limit - 1)
+        return (self._contending.of_model[request.model] > 1 and of_model >= max(1, limit - 1)) or (
+            self._contending.of_all > 1 and of_all >= max(1, self._snapshot.total_limit - 1)
         )
 
     def _share_refusal(self, request: PermitRequest, is_scarce: bool) -> Refusal | None:
@@ -312,8 +316,9 @@ class _Capacity:
         total, limit = self._snapshot.total_limit, self._limits[request.model]
         of_all, of_model = (min(self._policy.max_per_worker, max(1, bound - 1)) for bound in (total, limit))
         if is_scarce:
-            of_all = min(of_all, max(self._policy.min_share, ceil(total / max(1, self._active_of_all))))
-            of_model = min(of_model, max(self._policy.min_share, ceil(limit / max(1, self._active[request.model]))))
+            active, min_share = self._active, self._policy.min_share
+            of_all = min(of_all, max(min_share, ceil(total / max(1, active.of_all))))
+            of_model = min(of_model, max(min_share, ceil(limit / max(1, active.of_model[request.model]))))
         held = self._held[request.holder, request.model]
         if self._held_of_all[request.holder] < of_all and held < of_model:
             return None
@@ -334,7 +339,7 @@ class _Capacity:
             for dimension, meter in self._meters[request.model].items()
         }
         # Alone a worker may have the whole rate: nobody else wants any of it.
-        if self._active[request.model] > 1:
+        if self._active.of_model[request.model] > 1:
             for dimension, own in self._worker_meters(request).items():
                 reason, wait = Refused(dimension.value), wait_time(own, _cost(request, dimension), self._snapshot.now)
                 waits[reason] = max(waits[reason], wait)

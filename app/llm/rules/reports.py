@@ -61,7 +61,8 @@ def _record_condition(
     """The model after a call that found its service in a condition: for its caller at once, for all once confirmed."""
     until = condition_end(turn.report, now)
     longest = now + timedelta(seconds=policy.concurrency.max_cooldown_seconds)
-    open_until = now + timedelta(seconds=TRY_SECONDS) if until is None else min(until, longest)
+    next_try = now + timedelta(seconds=TRY_SECONDS)
+    open_until = next_try if until is None else min(until, longest)
     own = model.callers.get(turn.caller) or CallerState(reported_at=now)
     own = replace(
         own,
@@ -85,10 +86,8 @@ def _record_condition(
     breaker = model.breaker
     if is_confirmed or goes_on:
         ends = [caller.open_until for caller in agreeing.values() if caller.open_until is not None]
-        breaker = Breaker(
-            failures=breaker.failures, open_until=min(ends, default=open_until), cause=condition.value, until=until
-        )
-        breaker = replace(breaker, open_until=max(breaker.open_until or now, now + timedelta(seconds=TRY_SECONDS)))
+        end = max(next_try, min(ends, default=open_until))
+        breaker = Breaker(failures=breaker.failures, open_until=end, cause=condition.value, until=until)
     return replace(model, callers=callers, breaker=breaker)
 
 
