@@ -24,7 +24,7 @@ from tests.docker.prometheus import prometheus
 from tests.docker.test_alert_rules import RULES, parse_command
 from tests.docker.test_prometheus import CONFIGURATION
 from tests.support.processes import process
-from tests.support.service import Service, Worker
+from tests.support.service import Service
 from tests.support.sql import execute
 from tests.system.conftest import Api, api_process
 
@@ -181,7 +181,7 @@ async def _work(service: Service, database: Database) -> None:
     assert (await worker.on_lease(await worker.lease(), "fail", error=error)).is_success
     for priority in ("low", "medium", "high", "critical"):
         await service.submitted(agent_type="ranking", priority=priority)
-    await _call_models(service, worker)
+    await _call_models(service)
     await service.ask("GET", "/tasks", key=None)
     for name, kind in (("papers", "counter"), ("queue", "gauge")):
         sample = {"name": name, "kind": kind, "value": 3, "agent": "generation"}
@@ -193,7 +193,7 @@ async def _work(service: Service, database: Database) -> None:
     )
 
 
-async def _call_models(service: Service, worker: Worker) -> None:
+async def _call_models(service: Service) -> None:
     """A call that succeeded, one that is under way, and a model whose key has expired by the word of two callers."""
     for model in ("good", "broken"):
         answer = await service.ask("PUT", f"/llm/models/{model}", {}, headers={"If-Match": '"0"'})

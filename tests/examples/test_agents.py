@@ -93,8 +93,8 @@ def test_dimensions(tree: Tree, expected: tuple[float, float] | None) -> None:
     assert dimension(tree) == expected
 
 
-def contestant(tree: Tree, scale: float = 1.0) -> dict[str, Any]:
-    return {"tree": tree, "scale": scale, "size": size(tree)}
+def contestant(tree: Tree) -> dict[str, Any]:
+    return {"tree": tree, "scale": 1.0, "size": size(tree)}
 
 
 def test_ranking_lets_the_better_prediction_win_and_simplicity_break_ties() -> None:

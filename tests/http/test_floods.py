@@ -24,7 +24,7 @@ async def process(database_url: str, tmp_path: Path) -> AsyncIterator[Api]:
         yield process
 
 
-def _head(process: Api, length: int, key: str | None, path: str = "/tasks") -> bytes:
+def _head(length: int, key: str | None, path: str = "/tasks") -> bytes:
     lines = [f"POST {path} HTTP/1.1", "Host: x", "Content-Type: application/json", f"Content-Length: {length}"]
     lines += [f"Authorization: Bearer {key}"] if key else []
     return "\r\n".join([*lines, "", ""]).encode()
@@ -79,7 +79,7 @@ async def test_a_stranger_is_refused_before_a_byte_of_the_body(process: Api) -> 
     memory = psutil.Process(process.pid).memory_info().rss
     streams = [await asyncio.open_connection("127.0.0.1", process.port) for _ in range(40)]
     for number, (_, writer) in enumerate(streams):
-        writer.write(_head(process, 12 << 20, key="cvn_0_0" if number % 2 else None))
+        writer.write(_head(12 << 20, key="cvn_0_0" if number % 2 else None))
     for reader, writer in streams:
         # After so many failures of one address it is 429.
         assert (await asyncio.wait_for(reader.readline(), PATIENCE)).split()[1] in (b"401", b"429")
@@ -98,7 +98,7 @@ async def test_half_sent_bodies_take_a_share_of_the_memory(process: Api) -> None
     streams = [await asyncio.open_connection("127.0.0.1", process.port) for _ in range(40)]
 
     async def send(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
-        writer.write(_head(process, 12 << 20, key) + b'{"agent_type":"ranking","payload":{"a":"')
+        writer.write(_head(12 << 20, key) + b'{"agent_type":"ranking","payload":{"a":"')
         for _ in range(11 << 4):
             writer.write(b"x" * 65_536)
             await writer.drain()

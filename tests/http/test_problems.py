@@ -190,9 +190,9 @@ async def test_size_is_counted_in_bytes(service: Service) -> None:
     is_problem(await service.ask("POST", "/tasks", _general(payload=umlauts)), 413, "payload_too_large")
 
 
-async def _pieces(count: int, size: int = 1 << 20) -> AsyncIterator[bytes]:
+async def _pieces(count: int) -> AsyncIterator[bytes]:
     for _ in range(count):
-        yield b" " * size
+        yield b" " * (1 << 20)
 
 
 @pytest.mark.parametrize("path", ["/tasks", "/tasks/batch", "/lease"])

@@ -32,10 +32,10 @@ async def _due(database: Database) -> dict[str, Any] | None:
     return await housekeeping.run_when_due(database, history_days=30, events_days=7)
 
 
-async def _old_partition(database: Database, days: int = 9) -> str:
+async def _old_partition(database: Database) -> str:
     """An old partition with one row, which all sums have counted."""
     today: date = await value(database, "SELECT (now() AT TIME ZONE 'UTC')::date")
-    day = today - timedelta(days=days)
+    day = today - timedelta(days=9)
     for statement in retention._creation("events", day):
         await execute(database, statement)
     await execute(database, _EVENT, datetime.combine(day, datetime.min.time(), UTC))

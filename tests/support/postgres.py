@@ -29,9 +29,7 @@ THROW_AWAY: Mapping[str, str] = {"fsync": "off", "full_page_writes": "off", "max
 
 
 @contextmanager
-def running_server(
-    directory: Path, settings: Mapping[str, str] = THROW_AWAY, binaries: Binaries | None = None
-) -> Iterator[str]:
+def running_server(directory: Path, binaries: Binaries | None = None) -> Iterator[str]:
     """Yields the URL of a new server in `directory`, which is stopped at the end and also dies with this process.
 
     Call it outside any running event loop, and from the main thread. The directory belongs to the server: take one of
@@ -40,7 +38,7 @@ def running_server(
     binaries = binaries or find_binaries(os.environ.get("CONVENER_POSTGRES_BIN"))
     directory = directory.resolve()
     access = directory / "cluster" / "data" / "tests_hba.conf"
-    cluster = Cluster(directory=directory, binaries=binaries, settings={"hba_file": str(access), **settings})
+    cluster = Cluster(directory=directory, binaries=binaries, settings={"hba_file": str(access), **THROW_AWAY})
     server = Server(cluster=cluster)
     # A loop factory keeps the runner from replacing the event loop that the test framework has set for this thread.
     with cluster.lock(), asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:

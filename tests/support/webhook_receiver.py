@@ -82,13 +82,11 @@ class Authority:
 
 
 @asynccontextmanager
-async def receiving(
-    authority: Authority, answer: Answer | None = None, *, name: str = HOST, address: str = "127.0.0.1"
-) -> AsyncIterator[Receiver]:
+async def receiving(authority: Authority, answer: Answer | None = None, *, name: str = HOST) -> AsyncIterator[Receiver]:
     """A running server."""
     receiver = Receiver(answer=answer or saying("204 No Content"))
     context = authority.server(name, receiver.names)
-    server = await asyncio.start_server(receiver.serve, address, 0, ssl=context)
+    server = await asyncio.start_server(receiver.serve, "127.0.0.1", 0, ssl=context)
     receiver.port = server.sockets[0].getsockname()[1]
     try:
         yield receiver

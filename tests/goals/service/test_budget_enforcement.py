@@ -46,7 +46,7 @@ from tests.support.factories import (
     ready_worker,
     submitted,
 )
-from tests.support.plans import explained, explaining
+from tests.support.plans import explained_database
 from tests.support.sql import execute, fetch, value
 
 
@@ -59,10 +59,10 @@ async def _measure_tasks(database: Database, seconds: float) -> None:
         await state.write(connection, known)
 
 
-async def create_quick_goal(database: Database, goal_id: str = "goal", **constraints: float) -> None:
+async def create_quick_goal(database: Database, **constraints: float) -> None:
     """Create a goal whose tasks are expected to be short, so that nothing bounds the first ones."""
     await _measure_tasks(database, 1e-6)
-    await create_goal(database, goal_id, **constraints)
+    await create_goal(database, "goal", **constraints)
 
 
 async def _run_for(database: Database, desk: LeaseService, seconds: float, count: int) -> None:
@@ -416,9 +416,8 @@ async def test_a_turn_does_not_read_what_goals_have_reported(
 ) -> None:
     """The last decision of each of 17,000 goals was four fifths of the pages that a turn read."""
     await _count_lines(own_database, 400)
-    await explaining(own_database, "auto")
-    database, pages = Database(own_database.url), []
-    with explained(monkeypatch) as log:
+    pages = []
+    async with explained_database(own_database, monkeypatch) as (database, log):
         for _ in range(2):
             for _ in range(2):  # the first asks for the types of values
                 log.take()
@@ -431,5 +430,4 @@ async def test_a_turn_does_not_read_what_goals_have_reported(
                    SELECT id, number, '', '{}', '{}', '{}' FROM goals, generate_series(1, 5) number
                    ON CONFLICT DO NOTHING""",
             )
-    await database.close()
     assert 0 < pages[1] <= 1.05 * pages[0]

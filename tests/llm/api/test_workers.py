@@ -257,8 +257,8 @@ async def cached(worker: Worker, model: str = _MODEL) -> Any:
     return answer.json()["answer"] if answer.status_code == 200 else None
 
 
-def answer_of(text: str, key: str = _KEY) -> dict[str, Any]:
-    return {"key": key, "answer": {"text": text}}
+def answer_of(text: str) -> dict[str, Any]:
+    return {"key": _KEY, "answer": {"text": text}}
 
 
 async def test_an_answer_serves_within_its_goal_and_is_not_replaced(service: Service) -> None:

@@ -66,11 +66,11 @@ async def empty(server_url: str) -> AsyncIterator[Database]:
         await run_on(server_url, f"DROP DATABASE {name} WITH (FORCE)")
 
 
-async def _follow(database: Database, after: Cursor, limit: int = 3) -> tuple[list[tuple[str, UUID | None]], Cursor]:
+async def _follow(database: Database, after: Cursor) -> tuple[list[tuple[str, UUID | None]], Cursor]:
     """Every event that follows, and where to go on."""
     seen: list[tuple[str, UUID | None]] = []
     async with database.transaction() as connection:
-        while page := (await events.read_batch(connection, after, None, limit)).items:
+        while page := (await events.read_batch(connection, after, None, 3)).items:
             seen += [(event.kind, event.task_id) for event in page]
             after = page[-1].cursor
     return seen, after

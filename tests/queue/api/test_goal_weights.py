@@ -14,8 +14,8 @@ from tests.support.service import Service, make_keys, serving
 from tests.support.sql import execute
 
 
-async def _weigh(service: Service, goal: str, weight: object, key: Role = Role.SUPERVISOR) -> Any:
-    return await service.ask("PUT", f"/goals/{quote(goal, safe='')}/weight", {"weight": weight}, key=key)
+async def _weigh(service: Service, goal: str, weight: object) -> Any:
+    return await service.ask("PUT", f"/goals/{quote(goal, safe='')}/weight", {"weight": weight}, key=Role.SUPERVISOR)
 
 
 async def test_a_weight_is_kept(service: Service) -> None:

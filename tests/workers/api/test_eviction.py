@@ -10,8 +10,8 @@ from tests.support.service import Service, Worker, registration
 from tests.support.sql import execute, fetch, value
 
 
-async def _evict(service: Service, worker: Worker, reason: str = "it lies") -> object:
-    return await service.post(f"/workers/{worker.id}/evict", {"reason": reason}, key=Role.OPERATOR)
+async def _evict(service: Service, worker: Worker) -> object:
+    return await service.post(f"/workers/{worker.id}/evict", {"reason": "it lies"}, key=Role.OPERATOR)
 
 
 async def _is_out(worker: Worker) -> None:

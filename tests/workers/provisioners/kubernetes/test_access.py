@@ -12,10 +12,10 @@ import trustme
 from app.workers.provisioners.kubernetes.access import AccessRefused, from_kubeconfig, in_cluster
 
 
-def _account(path: Path, token: str = "first") -> Path:
+def _account(path: Path) -> Path:
     (path / "ca.crt").write_bytes(trustme.CA().cert_pem.bytes())
     (path / "namespace").write_text("lab\n")
-    (path / "token").write_text(token)
+    (path / "token").write_text("first")
     return path
 
 
