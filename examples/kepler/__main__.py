@@ -1,42 +1,41 @@
-"""Run the supervisor in plain text: python -m examples.kepler --url ... --key ... --seed ..."""
+"""Run the supervisor in plain text: python -m examples.kepler --seed ..."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
+from app.terminal.connection import Access
 from examples.kepler.limits import Limits
 from examples.kepler.progress import Progress
 from examples.kepler.report import text
 from examples.kepler.supervisor import DEFAULT_SEED, run
-from examples.supervising.client import Refused, Unreachable
+from examples.supervising.command import supervise
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 when the law was found, 1 when it was not, 2 when the service could not be used."""
     options = _options(arguments)
-    try:
+
+    def pursue(access: Access) -> int:
         report = run(
-            base_url=options.url,
-            key=options.key,
+            base_url=access.url,
+            key=access.key,
             goal_id=options.goal or f"kepler-{options.seed}",
             seed=options.seed,
             limits=Limits(max_iterations=options.rounds, time_limit_seconds=options.time_limit),
             observer=_show,
         )
-    except (Refused, Unreachable) as error:
-        print(f"The research could not go on. {error}", file=sys.stderr)
-        return 2
-    print(text(report))
-    print(report.summary)
-    return 0 if report.law_found else 1
+        print(text(report))
+        print(report.summary)
+        return 0 if report.law_found else 1
+
+    return supervise(pursue, options.url)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     limits = Limits()
     parser = argparse.ArgumentParser(prog="python -m examples.kepler", description="Rediscover Kepler's third law.")
-    parser.add_argument("--url", default="http://127.0.0.1:8765", help="where Convener listens")
-    parser.add_argument("--key", default=os.environ.get("CONVENER_KEY", ""), help="a key; default: $CONVENER_KEY")
+    parser.add_argument("--url", help="where Convener listens (default: that of `convener up`)")
     parser.add_argument("--goal", help="the goal's id; the same one again resumes (default: kepler-SEED)")
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED)
     parser.add_argument("--rounds", type=int, default=limits.max_iterations, help="at most this many")

@@ -1,14 +1,15 @@
-"""Pursue a question: python -m examples.question --url ... --key ... 'Why do planets keep to their orbits?'"""
+"""Pursue a question: python -m examples.question 'Why do planets keep to their orbits?'"""
 
 import argparse
 import hashlib
-import os
 import sys
 import textwrap
 from collections.abc import Sequence
 
+from app.terminal.connection import Access
 from examples.question.study import Findings, Study
-from examples.supervising.client import Convener, Refused, Unreachable
+from examples.supervising.client import Convener
+from examples.supervising.command import supervise
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,15 +25,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "improvement_threshold": 0.02,
         "patience": 3,
     }
-    try:
-        with Convener(options.url, options.key) as service:
+
+    def pursue(access: Access) -> int:
+        with Convener(access.url, access.key) as service:
             study = Study(service, goal_id=goal, question=options.question, constraints=constraints, report=_print_line)
             findings = study.pursue()
-    except (Refused, Unreachable) as error:
-        print(f"The study could not go on. {error}", file=sys.stderr)
-        return 2
-    print(text(findings))
-    return 0 if findings.best else 1
+        print(text(findings))
+        return 0 if findings.best else 1
+
+    return supervise(pursue, options.url)
 
 
 def text(findings: Findings) -> str:
@@ -56,8 +57,7 @@ def _print_line(news: str) -> None:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m examples.question", description=__doc__)
     parser.add_argument("question", help="what you want to know")
-    parser.add_argument("--url", default="http://127.0.0.1:8765", help="where Convener listens")
-    parser.add_argument("--key", default=os.environ.get("CONVENER_KEY", ""), help="a key; default: $CONVENER_KEY")
+    parser.add_argument("--url", help="where Convener listens (default: that of `convener up`)")
     parser.add_argument("--goal", help="the goal's id; the same one again resumes (default: from the question)")
     parser.add_argument("--rounds", type=int, default=6, help="at most this many (default: 6)")
     parser.add_argument("--time-limit", type=float, default=3600.0, help="seconds (default: 3600)")

@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -173,7 +174,8 @@ def test_the_law_is_found_from_almost_every_seed() -> None:
 
 def plain(service: FakeConvener, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr(command, "run", partial(run, transport=service.transport, sleep=lambda seconds: None))
-    return command.main(["--key", "cvn_x_y", *arguments])
+    monkeypatch.setenv("CONVENER_KEY", "cvn_x_y")
+    return command.main(arguments)
 
 
 def test_the_command_says_that_the_law_was_found(
@@ -199,8 +201,32 @@ def refusing(status: int, headers: dict[str, str] | None = None) -> httpx.MockTr
 
 def test_the_command_reports_a_refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(command, "run", partial(run, transport=refusing(401)))
-    assert command.main(["--key", "wrong"]) == 2
+    monkeypatch.setenv("CONVENER_KEY", "wrong")
+    assert command.main([]) == 2
     assert "401" in capsys.readouterr().err
+
+
+def test_the_command_does_not_wait_for_a_service_to_which_it_has_no_key(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for name in ("CONVENER_KEY", "CONVENER_KEY_FILE", "CONVENER_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CONVENER_STATE_DIRECTORY", str(tmp_path))
+    monkeypatch.setattr(command, "run", partial(run, transport=refusing(401)))
+    assert command.main([]) == 2
+    assert "there is no key" in capsys.readouterr().err
+
+
+def test_the_command_ends_in_order_when_it_is_interrupted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(request: httpx.Request) -> httpx.Response:
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("CONVENER_KEY", "cvn_x_y")
+    monkeypatch.setattr(command, "run", partial(run, transport=httpx.MockTransport(interrupt)))
+    assert command.main([]) == 130
+    assert "takes up from there" in capsys.readouterr().err
 
 
 def test_the_client_waits_as_long_as_it_is_asked_to() -> None:
@@ -271,15 +297,23 @@ def test_ids_depend_on_goal_and_number_alone() -> None:
     assert len({task_id(goal, number) for goal in ("g", "h") for number in range(50)}) == 100
 
 
-def test_the_supervisor_of_the_starter_says_that_other_agents_answer() -> None:
+@pytest.mark.parametrize(
+    ("task", "advice"),
+    [
+        ({"state": "completed", "result": {"echo": {"best": 1.0}}}, "convener up --handlers my_agents"),
+        ({"state": "failed", "result": None}, "convener tasks get a"),
+    ],
+    ids=["other agents", "failures alone"],
+)
+def test_the_supervisor_of_the_starter_says_why_it_cannot_go_on(task: dict[str, Any], advice: str) -> None:
     def answer(request: httpx.Request) -> httpx.Response:
+        assert not request.url.path.endswith("/iterations")
         if request.url.path == "/tasks/batch":
             return httpx.Response(201, json={"tasks": []})
-        task = {"state": "completed", "result": {"echo": {"best": 1.0}}}
-        return httpx.Response(200, json={"items": [], "next": "1-1", **task})
+        return httpx.Response(200, json={"items": [], "next": "1-1", "id": "a", **task})
 
     with (
         Convener("http://fake", "k", transport=httpx.MockTransport(answer)) as service,
-        pytest.raises(SystemExit, match="convener up --handlers my_agents"),
+        pytest.raises(SystemExit, match=advice),
     ):
         starter.pursue(service, "goal")
