@@ -3,13 +3,13 @@
 Started again with the same goal it takes up where it was: its tasks have the same ids, and so the same answers.
 """
 
-import os
 import sys
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
-from app.terminal.connection import find_access
+from app.terminal.connection import Access
 from examples.supervising.client import Convener, Stopped
+from examples.supervising.command import supervise
 
 TASKS = 3
 FINISHED = ("completed", "failed", "cancelled")
@@ -26,7 +26,13 @@ def pursue(service: Convener, goal_id: str) -> dict[str, Any]:
         tasks = [_task(goal_id, iteration, n, best) for n in range(TASKS)]
         try:
             cursor = _carry_out(service, goal_id, tasks, cursor)
-            results = [service.task(task["id"])["result"] or best for task in tasks]
+            finished = [service.task(task["id"]) for task in tasks]
+            if all(task["result"] is None for task in finished):
+                raise SystemExit(
+                    f"no task of iteration {iteration} succeeded: `convener tasks get {finished[0]['id']}` says why; "
+                    "once that is mended, name another goal"
+                )
+            results = [task["result"] or best for task in finished]
             if any("quality" not in result for result in results):
                 raise SystemExit(
                     "other agents than those of this folder run: start `convener up --handlers my_agents` here"
@@ -68,8 +74,12 @@ def _tell_of_pause(cause: str, _: float) -> None:
     print(f"{cause}, trying again: `convener up --handlers my_agents` starts the service", flush=True)
 
 
-if __name__ == "__main__":
-    # As the command line does: CONVENER_URL and CONVENER_KEY, else what `convener up` has left on this machine.
-    access = find_access(os.environ.get("CONVENER_URL"), ("supervisor.key",))
+def main(access: Access) -> int:
     with Convener(access.url, access.key, waiting=_tell_of_pause) as convener:
         print(pursue(convener, sys.argv[1] if len(sys.argv) > 1 else "square-root"))
+    return 0
+
+
+if __name__ == "__main__":
+    # As the command line does: CONVENER_URL and CONVENER_KEY, else what `convener up` has left on this machine.
+    sys.exit(supervise(main))
