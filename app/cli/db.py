@@ -29,6 +29,21 @@ app.command("advance", epilog=backups.ADVANCE_EPILOG)(backups.advance)
 app.command("verify", epilog=backups.VERIFY_EPILOG)(backups.verify)
 
 
+@app.callback()
+def interrupt_at_sigterm() -> None:
+    # As Ctrl-C, which leaves time to record how far it went, and to remove what is half done. Threads other than the
+    # main one hear no signals.
+    with suppress(ValueError):
+        signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(*_: object) -> None:
+    # A shell lets what it starts in the background ignore SIGINT.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGINT)
+
+
 @app.command(epilog=output.examples("convener db migrate", "convener db migrate --offline"))
 def migrate(
     to: Annotated[str, typer.Option(metavar="REVISION", help="the revision to go up to")] = "head",
@@ -49,9 +64,6 @@ def migrate(
     from app.admin.service.audit import migrate
     from app.db.schema import Watch
 
-    # As Ctrl-C, which leaves time to record how far it went. Threads other than the main one hear no signals.
-    with suppress(ValueError):
-        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     steps: list[Step] = []
     watch = Watch(pending=_tell_of_long_locks, applied=steps.append)
     by = author("convener db migrate")

@@ -59,7 +59,7 @@ async def backup(database: Database, dumps: Dumps, file: Path, report: Callable[
     try:
         # Both get their names at the end, so that a full disk leaves no dump without its manifest.
         with archives.new_file(archives.manifest_path(file)) as manifest_draft, archives.new_file(file) as draft:
-            await asyncio.to_thread(dumps.dump, database.url, draft, lambda size: report(f"backing up: {size:,} bytes"))
+            await dumps.dump(database.url, draft, lambda size: report(f"backing up: {size:,} bytes"))
             size, digest = draft.stat().st_size, await asyncio.to_thread(archives.checksum, draft)
             manifest = Manifest(
                 file=file.name, taken_at=moment, revision=revision, server=server, size_bytes=size, sha256=digest
@@ -145,7 +145,7 @@ async def restore(
             f"restore it into PostgreSQL {inspection.server} or newer",
         )
     report("restoring")
-    await asyncio.to_thread(dumps.restore, database.url, file)
+    await dumps.restore(database.url, file)
     report("counting on, and releasing leases")
     return await _finish_restore(database, inspection, file.name, by)
 

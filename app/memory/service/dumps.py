@@ -1,18 +1,25 @@
 """Dumps by PostgreSQL's own programs: their arguments, their connection, and their errors."""
 
+import asyncio
 import os
 import re
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from app.kernel.database_urls import server_urls
 from app.postgres.binaries import Binaries
 from app.postgres.errors import DumpFailed
+from app.postgres.launch import stop_with_parent
+
+T = TypeVar("T")
 
 # Parameters that libpq knows; it refuses an address with any other, such as those of asyncpg.
 _LIBPQ_PARAMETERS = frozenset(
@@ -35,13 +42,13 @@ class Dumps:
 
     binaries: Binaries
 
-    def dump(self, url: str, file: Path, report: Callable[[int], object]) -> None:
+    async def dump(self, url: str, file: Path, report: Callable[[int], object]) -> None:
         """Write the whole database into the existing `file`; call `report` now and then with its size in bytes.
 
         Raises DumpFailed.
         """
         arguments = ["--format=custom", f"--file={file}"]
-        self._run("pg_dump", arguments, url, lambda: report(file.stat().st_size))
+        await _in_thread(lambda poll: self._run("pg_dump", arguments, url, poll), lambda: report(file.stat().st_size))
 
     def contents(self, file: Path) -> list[str]:
         """Lines of the table of contents. Raises DumpFailed where the file cannot be read as a dump."""
@@ -53,25 +60,28 @@ class Dumps:
         match = re.search(r"^COPY \S*alembic_version .*\n(.+)$", script, re.MULTILINE)
         return match[1] if match and match[1] != "\\." else None
 
-    def restore(self, url: str, file: Path) -> None:
+    async def restore(self, url: str, file: Path) -> None:
         """Restore everything but the revision, as a whole or not at all. Raises DumpFailed.
 
         Without a revision no service works on the database: the caller sets it when the rest of the restore is done.
         """
+        await _in_thread(lambda poll: self._restore(url, file, poll))
+
+    def _restore(self, url: str, file: Path, poll: Callable[[], object]) -> None:
         entries = [line for line in self.contents(file) if not _REVISION_ENTRY.match(line)]
         with tempfile.NamedTemporaryFile("w", suffix=".list") as list_file:
             list_file.write("\n".join(entries) + "\n")
             list_file.flush()
             # Owners and privileges are those of the old server, whose roles this one may not have.
             options = ["--single-transaction", "--exit-on-error", "--no-owner", "--no-privileges"]
-            self._run("pg_restore", [*options, f"--use-list={list_file.name}", str(file)], url)
+            self._run("pg_restore", [*options, f"--use-list={list_file.name}", str(file)], url, poll)
 
     def _run(
         self,
         program: str,
         arguments: Sequence[str],
         url: str | None = None,
-        report: Callable[[], object] = lambda: None,
+        poll: Callable[[], object] = lambda: None,
     ) -> str:
         address, password = connection_arguments(url) if url else ([], "")
         command = [str(self.binaries.program(program)), *address, *arguments]
@@ -88,11 +98,12 @@ class Dumps:
                 stderr=errors,
                 env=_environment(descriptor if password else None),
                 pass_fds=[descriptor],
+                # A dump that nobody waits for would go on for hours, with its snapshot: also where we are killed.
+                preexec_fn=partial(stop_with_parent, os.getpid()),  # noqa: PLW1509 - two calls of the kernel
             )
             try:
-                _wait_for_exit(child, report)
+                _wait_for_exit(child, poll)
             finally:
-                # Also when this process is interrupted: a dump that nobody waits for would go on for hours.
                 child.kill()
                 child.wait()
             errors.seek(0)
@@ -139,12 +150,27 @@ def _environment(password_file: int | None) -> dict[str, str]:
     return ours | {"PGPASSFILE": f"/dev/fd/{password_file}"}
 
 
-def _wait_for_exit(child: "subprocess.Popen[bytes]", report: Callable[[], object]) -> None:
+async def _in_thread(work: Callable[[Callable[[], object]], T], report: Callable[[], object] = lambda: None) -> T:
+    """The result of `work` in a thread; what that calls now and then reports, and ends it once nobody waits for it."""
+    is_over = threading.Event()
+
+    def poll() -> None:
+        if is_over.is_set():
+            raise InterruptedError
+        report()
+
+    try:
+        return await asyncio.to_thread(work, poll)
+    finally:
+        is_over.set()
+
+
+def _wait_for_exit(child: "subprocess.Popen[bytes]", poll: Callable[[], object]) -> None:
     while True:
         try:
             child.wait(_POLL_SECONDS)
         except subprocess.TimeoutExpired:
-            report()
+            poll()
         else:
             return
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -12,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+import psutil
 import pytest
 
 from app.db import schema
@@ -22,6 +24,7 @@ from app.postgres.binaries import DUMPING, SERVER, Binaries, find_binaries, find
 from app.postgres.cluster import Cluster
 from app.postgres.errors import BinariesMissing
 from app.postgres.server import Server
+from app.terminal.failures import ExitCode
 from tests.conftest import named, run_on
 from tests.support.command_line import CommandLine
 from tests.support.factories import holding, submitted
@@ -43,6 +46,45 @@ def console(offline: CommandLine) -> CommandLine:
     """As `offline`, with the PostgreSQL programs that the tests use."""
     configured = os.environ.get("CONVENER_POSTGRES_BIN")
     return CommandLine(environment=offline.environment | ({"CONVENER_POSTGRES_BIN": configured} if configured else {}))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("command", ["backup", "restore"])
+async def test_the_program_of_postgresql_ends_with_the_command(
+    console: CommandLine, own_database: Database, empty_url: str, tmp_path: Path, command: str, number: signal.Signals
+) -> None:
+    """A dump that nobody waits for would keep its snapshot, and its half file, for hours."""
+    file, programs, started = tmp_path / "b.dump", tmp_path / "bin", tmp_path / "started"
+    url = own_database.url
+    if command == "restore":
+        assert (await console("db", "backup", str(file), CONVENER_DATABASE_URL=url)).code == 0
+        url = empty_url
+    programs.mkdir()
+    for name in DUMPING:
+        real = find_binaries(os.environ.get("CONVENER_POSTGRES_BIN")).program(name)
+        # Those that connect to a database are what takes long.
+        wait = f"echo $$ > {started}; mv {started} {started}.pid; exec sleep 600"
+        (programs / name).write_text(f'#!/bin/sh\ncase $1 in --no-password) {wait};; esac\nexec {real} "$@"\n')
+        (programs / name).chmod(0o755)
+    files = set(tmp_path.iterdir())
+    environment = console.environment | {"CONVENER_DATABASE_URL": url, "CONVENER_POSTGRES_BIN": str(programs)}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "app.cli", "db", command, str(file), env=environment
+    )
+    pid_file = started.with_name("started.pid")
+    async with asyncio.timeout(60):
+        while not pid_file.exists():
+            assert process.returncode is None
+            await asyncio.sleep(0.05)
+        program = psutil.Process(int(pid_file.read_text()))
+        pid_file.unlink()
+        process.send_signal(number)
+        assert await process.wait() == (-number if number is signal.SIGKILL else ExitCode.INTERRUPTED)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            while program.status() != psutil.STATUS_ZOMBIE:
+                await asyncio.sleep(0.05)
+    if number is not signal.SIGKILL:
+        assert set(tmp_path.iterdir()) == files
 
 
 async def test_backed_up_verified_and_restored(

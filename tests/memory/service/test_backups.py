@@ -333,7 +333,7 @@ async def test_a_backup_is_for_its_owner_only_and_replaces_nothing(
 async def test_a_failed_backup_leaves_nothing_behind(own_database: Database, dumps: Dumps, tmp_path: Path) -> None:
     gone = Database(named(own_database.url, "convener_nowhere"))
     with pytest.raises(DumpFailed, match="convener_nowhere"), archives.new_file(tmp_path / "b") as draft:
-        dumps.dump(gone.url, draft, lambda _: None)
+        await dumps.dump(gone.url, draft, lambda _: None)
     assert list(tmp_path.iterdir()) == []
 
 

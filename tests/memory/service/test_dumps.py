@@ -37,7 +37,7 @@ def test_the_password_is_in_no_argument(url: str, plain: str, password: str) -> 
     assert "secret" not in "".join(arguments)
 
 
-def test_nothing_secret_is_shown_in_the_list_of_processes(
+async def test_nothing_secret_is_shown_in_the_list_of_processes(
     binaries: Binaries, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A program that stands in for pg_dump writes down what it was given."""
@@ -48,16 +48,16 @@ def test_nothing_secret_is_shown_in_the_list_of_processes(
         (tmp_path / name).write_text(script + 'cat "$PGPASSFILE" > "$0.password"\n')
         (tmp_path / name).chmod(0o755)
     dumps = Dumps(binaries=Binaries(directory=tmp_path, version=binaries.version))
-    dumps.dump("postgresql://me:hunter%3A%5C2@host/db", tmp_path / "file", lambda _: None)
+    await dumps.dump("postgresql://me:hunter%3A%5C2@host/db", tmp_path / "file", lambda _: None)
     assert "hunter" not in (tmp_path / "pg_dump.shown").read_text()
     assert "PGPASSWORD" not in (tmp_path / "pg_dump.shown").read_text()
     assert (tmp_path / "pg_dump.password").read_text() == "*:*:*:*:hunter\\:\\\\2\n"
     assert (tmp_path / "pg_dump.mode").read_text() == "600\n", "libpq passes over a file that others could read"
 
 
-def test_a_failure_says_why(binaries: Binaries, tmp_path: Path) -> None:
+async def test_a_failure_says_why(binaries: Binaries, tmp_path: Path) -> None:
     with pytest.raises(DumpFailed, match=r"pg_dump: .*connect"):
-        Dumps(binaries=binaries).dump("postgresql://me:secret@127.0.0.1:1/db", tmp_path / "file", lambda _: None)
+        await Dumps(binaries=binaries).dump("postgresql://me:secret@127.0.0.1:1/db", tmp_path / "file", lambda _: None)
     (tmp_path / "file").write_text("x" * 100)
     with pytest.raises(DumpFailed, match=r"pg_restore: .*archive"):
         Dumps(binaries=binaries).contents(tmp_path / "file")
