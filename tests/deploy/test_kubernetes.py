@@ -245,6 +245,9 @@ def test_production_has_two_of_each_and_is_watched() -> None:
     (service,) = of_kind("production", "Service").values()
     assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
     assert monitor["spec"]["endpoints"][0]["port"] == service["spec"]["ports"][0]["name"]
+    # Rules and the dashboard select by the job's name, which is that of the Service where no label says another.
+    job = service["metadata"]["labels"].get(monitor["spec"].get("jobLabel"), service["metadata"]["name"])
+    assert f'up{{job="{job}"}}' in (ROOT / "docker/alerts.yml").read_text()
     assert of_kind("development", "PodDisruptionBudget") == {}
 
 
