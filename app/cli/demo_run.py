@@ -193,7 +193,7 @@ async def _closing(stack: Stack, report: "Report", since: datetime) -> Group:
     lines += await _replacements(stack, since)
     if lines:
         parts.append(Panel("\n".join(lines), title="What died meanwhile, and came back", border_style="yellow"))
-    return Group(*parts, Text(f"API {stack.url}"))
+    return Group(*parts)
 
 
 async def _replacements(stack: Stack, since: datetime) -> list[str]:

@@ -32,7 +32,8 @@ def environment() -> Iterable[Check]:
     names += [name for name in ("CONVENER_KEY", "PGPASSWORD") if os.environ.get(name)]
     if names:
         detail = f"secrets in the environment, which every process of this user can read: {', '.join(names)}"
-        remedy = "put each into a file for its owner alone, and name that: CONVENER_LLM_KEY_FILE=/etc/convener/llm.key"
+        file = "PGPASSFILE" if names[0] == "PGPASSWORD" else f"{names[0]}_FILE"
+        remedy = f"put each into a file for its owner alone, and name that: {file}=/etc/convener/secret"
         yield Check(name="environment", status=Status.WARNING, detail=detail, remedy=remedy)
     else:
         yield Check(name="environment", status=Status.OK, detail="no secret stands in the environment")

@@ -62,6 +62,9 @@ def test_secrets_in_the_environment_are_named_and_not_shown(state: Path, monkeyp
     assert check.status is Status.WARNING
     assert "CONVENER_LLM_KEY, CONVENER_KEY" in check.detail
     assert "hidden" not in str(check)
+    assert "CONVENER_LLM_KEY_FILE=" in check.remedy
+    monkeypatch.delenv("CONVENER_LLM_KEY")
+    assert "CONVENER_KEY_FILE=" in _only(secrecy_checks.environment()).remedy
 
 
 @pytest.mark.parametrize("name", ["", "operator.key", "logs", "logs/api.log"])
