@@ -6,7 +6,10 @@ def main() -> None:
     from app.secrecy import close_process
 
     close_process()  # commands hold keys
-    # Imported here, so that a part of this package can be imported without all of it.
-    from app.cli.commands import build
+    try:
+        # Imported here, so that a part of this package can be imported without all of it.
+        from app.cli.commands import build
 
-    build()()
+        build()()
+    except KeyboardInterrupt:  # before a command could take it
+        raise SystemExit(130) from None

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
+from app.cli import main
 from app.cli.commands import ENTRIES, load
 from app.terminal.failures import ExitCode
 from tests.support.command_line import COMMAND, CommandLine
@@ -32,6 +33,17 @@ def test_every_command_has_help_with_examples(offline: CommandLine, path: tuple[
     assert (done.code, done.err) == (0, "")
     assert "Examples:" in done.out
     assert " ".join(("convener", *path)).replace("keys", "key") in done.out.split("Examples:")[1]
+
+
+def test_ctrl_c_while_modules_are_loaded_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("app.secrecy.close_process", lambda: None)
+    monkeypatch.setattr("app.cli.commands.build", interrupt)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == ExitCode.INTERRUPTED
 
 
 def test_the_exit_codes_are_documented(offline: CommandLine) -> None:
