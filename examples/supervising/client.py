@@ -23,6 +23,12 @@ TRY_AGAIN = frozenset({408, 429})
 # What has no code comes from something between here and the service, which says nothing of the request. And another one
 # with the same idempotency key, perhaps this very one whose answer was lost, may still be at work.
 TRY_AGAIN_CODES = frozenset({"", "submit_in_flight"})
+# Something else stands there than this program says.
+CONFLICTS = frozenset({"goal_conflict", "iteration_conflict", "task_conflict"})
+ADVICE = (
+    "another program pursues this goal too, or this one was changed or a backup restored since: "
+    "start again, and if that is refused as well pursue a goal of another name"
+)
 TIMEOUT_SECONDS = 30.0
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 5.0
@@ -145,7 +151,8 @@ def _content(response: httpx.Response) -> Json | None:
         return None
     if code == "goal_stopped":
         raise Stopped(content.get("reason") or content["detail"])
-    raise Refused(f"{response.request.method} {response.request.url.path}: {response.status_code} {response.text}")
+    words = f"{content['detail']}; {ADVICE}" if code in CONFLICTS else response.text
+    raise Refused(f"{response.request.method} {response.request.url.path}: {response.status_code} {words}")
 
 
 def _object(response: httpx.Response) -> Json | None:

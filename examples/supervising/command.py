@@ -15,7 +15,7 @@ def supervise(pursue: Callable[[Access], int], url: str | None = None) -> int:
         return pursue(find_access(url or os.environ.get("CONVENER_URL"), ("supervisor.key",)))
     except Failure as failure:
         failure.show()
-        return ExitCode.USAGE
+        return failure.code
     except (Refused, Unreachable) as error:
         print(f"The research could not go on. {error}", file=sys.stderr)
         return ExitCode.USAGE

@@ -10,6 +10,7 @@ import pytest
 
 from app.kernel.states import FINISHED
 from app.queue.rules.tasks import TRANSITIONS
+from app.terminal.failures import ExitCode
 from examples.kepler import __main__ as command
 from examples.kepler.limits import Limits
 from examples.kepler.progress import Progress
@@ -18,6 +19,7 @@ from examples.kepler.supervisor import run
 from examples.starter import supervisor as starter
 from examples.supervising import dispatch as supervising
 from examples.supervising.client import Convener, Refused, Unreachable
+from examples.supervising.command import supervise
 from examples.supervising.dispatch import Dispatch, Order, task_id
 from tests.examples.fake_convener import FakeConvener
 
@@ -317,3 +319,34 @@ def test_the_supervisor_of_the_starter_says_why_it_cannot_go_on(task: dict[str, 
         pytest.raises(SystemExit, match=advice),
     ):
         starter.pursue(service, "goal")
+
+
+def test_the_supervisor_of_the_starter_says_what_to_do_where_another_has_reported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It ended with a trace."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/iterations"):
+            problem = {"code": "iteration_conflict", "detail": "iteration 1 was reported with other numbers"}
+            return httpx.Response(409, json=problem)
+        task = {"state": "completed", "result": {"number": 1.4, "quality": 0.9}}
+        return httpx.Response(200, json={"items": [], "next": "1-1", "tasks": [], **task})
+
+    monkeypatch.setenv("CONVENER_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("CONVENER_KEY", "cvn_x_y")
+    monkeypatch.setattr("sys.argv", ["supervisor"])
+    monkeypatch.setattr(starter, "Convener", partial(Convener, transport=httpx.MockTransport(answer)))
+    assert supervise(starter.main) == ExitCode.USAGE
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "iteration 1 was reported with other numbers; another program" in line
+    assert "pursue a goal of another name" in line
+
+
+def test_the_supervisor_of_the_starter_says_what_to_do_without_a_key(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CONVENER_STATE_DIRECTORY", str(tmp_path))
+    monkeypatch.delenv("CONVENER_KEY", raising=False)
+    assert supervise(starter.main) == ExitCode.KEY
+    assert "CONVENER_KEY" in capsys.readouterr().err
