@@ -13,12 +13,11 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from app.kernel.agents import AgentType
-from app.kernel.database_urls import check_database_url
+from app.kernel.database_urls import check_database_url, with_password
 from app.kernel.endpoints import Endpoint, endpoint
 from app.kernel.modes import Mode
 from app.secrecy import close_process, take_over, wipe
@@ -210,7 +209,7 @@ class Settings(BaseModel):
         None, description="file that the loops touch every second while their duties keep pace, for health checks"
     )
     trusted_proxies: str = Field(
-        "", description="addresses of proxies, with commas between, whose X-Forwarded-For names the client"
+        "", description="addresses or networks of proxies, with commas between, whose X-Forwarded-For names the client"
     )
     drain_seconds: float = Field(
         0.0,
@@ -219,6 +218,14 @@ class Settings(BaseModel):
         description="after SIGTERM the API is not ready and serves on for so long, until load balancers have seen it",
     )
     metrics_open: bool = Field(False, description="scrapers of GET /metrics need no key")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_empty_path(cls, value: object, info: ValidationInfo) -> object:
+        # It would be wherever the process happens to be started.
+        if value == "" and cls.model_fields[str(info.field_name)].annotation == Path | None:
+            raise ValueError("must be a path, such as /run/convener/api.sock")
+        return value
 
     @field_validator("kubernetes_classes", mode="before")
     @classmethod
@@ -267,6 +274,16 @@ class Settings(BaseModel):
             raise ValueError("tls_certificate and tls_key are set together or not at all")
         return key
 
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_addresses(cls, proxies: str) -> str:
+        try:
+            # Whatever is none of these the server takes for a name, by which nobody connects.
+            [ipaddress.ip_network(proxy.strip()) for proxy in proxies.split(",") if proxies not in ("", "*")]
+        except ValueError:
+            raise ValueError("must be addresses or networks, such as 10.0.0.7,10.1.0.0/16, or * for all") from None
+        return proxies
+
     @field_validator("llm_models", mode="before")
     @classmethod
     def _split_names(cls, value: object) -> object:
@@ -288,7 +305,7 @@ class Settings(BaseModel):
         if url is not None and info.field_name == "database_direct_url" and not info.data.get("database_url"):
             raise ValueError("says nothing without database_url")
         password = info.data.get("database_password")
-        return _with_password(url, password) if url and password else url
+        return with_password(url, password) if url and password else url
 
     @field_validator("webhook_url", mode="after")
     @classmethod
@@ -381,13 +398,3 @@ def take_settings() -> Settings:
 def secret_variables(values: Mapping[str, str | None]) -> dict[str, str]:
     """The variables that stand for these secret settings, those without a value left out."""
     return {variable_of(name): value for name, value in values.items() if value}
-
-
-def _with_password(url: str, password: str) -> str:
-    """The URL with this password. Raises ValueError where it has one already, or no user."""
-    scheme, _, rest = url.partition("://")
-    authority, slash, path = rest.partition("/")
-    user, at, hosts = authority.rpartition("@")
-    if not at or not user or ":" in user:
-        raise ValueError("must name a user and no password where database_password is set")
-    return f"{scheme}://{user}:{quote(password, safe='')}@{hosts}{slash}{path}"

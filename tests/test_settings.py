@@ -3,7 +3,7 @@
 import logging
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from typer.main import get_command
@@ -92,6 +92,27 @@ def test_so_is_one_that_is_an_option(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_what_would_delete_all_or_listen_everywhere_is_refused(name: str, text: str) -> None:
     with pytest.raises(SettingsError, match=f"CONVENER_{name}"):
         Settings.from_environment({f"CONVENER_{name}": text})
+
+
+@pytest.mark.parametrize("text", ["abc", "10.0.0.1/8", "10.0.0.7,", "10.0.0.7 10.0.0.8", " ", "*,10.0.0.7"])
+def test_proxies_that_are_no_addresses_are_refused(text: str) -> None:
+    """Nobody connects by such a name, so that the limit of failed keys counted all clients as one."""
+    with pytest.raises(SettingsError, match=r"^CONVENER_TRUSTED_PROXIES: must be addresses .* such as 10\.0\.0\.7"):
+        Settings.from_environment({"CONVENER_TRUSTED_PROXIES": text})
+
+
+@pytest.mark.parametrize("text", ["", "*", "127.0.0.1", "10.0.0.7, ::1,10.1.0.0/16"])
+def test_proxies_may_be_all_and_networks(text: str) -> None:
+    assert Settings.from_environment({"CONVENER_TRUSTED_PROXIES": text}).trusted_proxies == text
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, field in Settings.model_fields.items() if Path in get_args(field.annotation)]
+)
+def test_an_empty_path_is_refused(name: str) -> None:
+    """It was the directory in which the process was started: the API ended there with an error of its socket."""
+    with pytest.raises(SettingsError, match=f"^CONVENER_{name.upper()}: must be a path, such as /run/convener"):
+        Settings.from_environment({f"CONVENER_{name.upper()}": ""})
 
 
 def test_a_variable_wins_over_the_file(file: Path) -> None:

@@ -1,6 +1,6 @@
-"""PostgreSQL as it may be: the oldest version, and URLs, whether one can be read, told without showing any of it."""
+"""PostgreSQL as it may be: the oldest version, and URLs, with a password or none, told without showing any of it."""
 
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 # The oldest major version of PostgreSQL that has all we need.
 OLDEST_POSTGRES = 15
@@ -25,6 +25,16 @@ def check_database_url(url: str) -> None:
         raise ValueError(_REMEDY) from None
     if parts.fragment or ("@" in parts.path and "@" not in parts.netloc):
         raise ValueError(_REMEDY)
+
+
+def with_password(url: str, password: str) -> str:
+    """The URL with this password. Raises ValueError where it has one already, or no user."""
+    scheme, _, rest = url.partition("://")
+    authority, slash, path = rest.partition("/")
+    user, at, hosts = authority.rpartition("@")
+    if not at or not user or ":" in user:
+        raise ValueError("must name a user and no password where database_password is set")
+    return f"{scheme}://{user}:{quote(password, safe='')}@{hosts}{slash}{path}"
 
 
 def server_urls(url: str) -> list[str]:
