@@ -182,7 +182,7 @@ def _watch(client: Client, path: str, board: Renderer, fmt: Format, seconds: flo
         elif fmt is Format.JSON:
             output.write_json(answer, one_line=True)
         else:
-            console.print(board(answer))
+            output.show(board(answer))
 
 
 def _poll(client: Client, path: str, seconds: float) -> Iterator[Json | Failure]:

@@ -15,7 +15,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 _PIPE_WIDTH = 200
-_FLEXIBLE_WIDTH = 16
+_FLEXIBLE_WIDTH, _SHORTEST_WIDTH = 16, 6
 _STYLES = {
     **dict.fromkeys(("completed", "ready"), "green"),
     **dict.fromkeys(("failed", "lost"), "red"),
@@ -71,7 +71,7 @@ def show(thing: RenderableType) -> None:
     console = results()
     # Captured to strip the blanks with which rich fills up lines; they would be copied along.
     with console.capture() as capture:
-        console.print(thing)
+        console.print(thing, crop=False)
     typer.echo("\n".join(line.rstrip(" ") for line in capture.get().splitlines()))
 
 
@@ -96,10 +96,12 @@ def present(value: Any, fmt: Format, for_people: Callable[[], RenderableType]) -
 
 
 class FittingTable(Table):
-    """A table that moves its columns together where there is too little room, then leaves optional ones out."""
+    """A table that moves its columns together where there is too little room, then leaves optional ones out.
+
+    In the end words are shortened, never numbers and ids: where those alone need more room, the table is as wide.
+    """
 
     optional: Sequence[str] = ()
-    flexible: Sequence[str] = ()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The table, as much of it as there is room for; empty columns go first, then the last of the optional ones."""
@@ -113,15 +115,20 @@ class FittingTable(Table):
                 if self._needed_width() <= options.max_width:
                     break
                 self.columns = [column for column in self.columns if column.header != name]
+            is_tight = self._needed_width() > options.max_width
             # By its number rich tells which column is the last, after which it leaves no gap.
-            self.columns = [replace(column, _index=number) for number, column in enumerate(self.columns)]
-            yield from super().__rich_console__(console, options)
+            self.columns = [
+                replace(column, _index=number, no_wrap=column.no_wrap and not (is_tight and _is_wordy(column)))
+                for number, column in enumerate(self.columns)
+            ]
+            width = max(options.max_width, self._needed_width(_SHORTEST_WIDTH))
+            yield from super().__rich_console__(console, options.update_width(width))
         finally:
             self.columns, self.padding = columns, padding
 
-    def _needed_width(self) -> int:
-        gaps = self.padding[1] * len(self.columns)
-        return gaps + sum(_needed_width(column, is_flexible=column.header in self.flexible) for column in self.columns)
+    def _needed_width(self, flexible_width: int = _FLEXIBLE_WIDTH) -> int:
+        widths = [_needed_width(column, None if column.no_wrap else flexible_width) for column in self.columns]
+        return self.padding[1] * len(self.columns) + sum(widths)
 
 
 def _is_empty(column: Column) -> bool:
@@ -129,11 +136,15 @@ def _is_empty(column: Column) -> bool:
     return bool(cells) and not any(text.strip("-") for text in cells)
 
 
-def _needed_width(column: Column, *, is_flexible: bool) -> int:
+def _is_wordy(column: Column) -> bool:
+    return not any(character.isdigit() for cell in column.cells for character in str(cell))
+
+
+def _needed_width(column: Column, flexible_width: int | None) -> int:
     texts = [cell if isinstance(cell, Text) else Text(str(cell)) for cell in (column.header, *column.cells)]
     width = max(column.min_width or 0, *(text.cell_len for text in texts))
     # Of a longer one the beginning tells enough.
-    return min(width, max(_FLEXIBLE_WIDTH, texts[0].cell_len)) if is_flexible else width
+    return width if flexible_width is None else min(width, max(flexible_width, texts[0].cell_len))
 
 
 def table(
@@ -143,17 +154,17 @@ def table(
     flexible: str | Sequence[str] = (),
     optional: Sequence[str] = (),
 ) -> Table:
-    """An empty table; where there is too little room, only the columns `flexible` are shortened.
+    """An empty table; where there is too little room, the columns `flexible` are shortened before others.
 
     `numbers` are aligned to the right; the columns `whole` hold ids; those that are `optional` are left out, the last
     of them first, rather than that others are lost.
     """
     empty_table = FittingTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    empty_table.optional, empty_table.flexible = optional, [flexible] if isinstance(flexible, str) else flexible
+    empty_table.optional, flexible = optional, [flexible] if isinstance(flexible, str) else flexible
     for name in columns:
         # An id is 36 characters long; a shortened one could not be copied.
         width = 36 if name in whole else None
-        empty_table.add_column(name, no_wrap=name not in empty_table.flexible, min_width=width, overflow="ellipsis")
+        empty_table.add_column(name, no_wrap=name not in flexible, min_width=width, overflow="ellipsis")
         empty_table.columns[-1].justify = "right" if name in numbers else "left"
     return empty_table
 

@@ -155,3 +155,21 @@ def test_a_column_left_out_in_the_middle_takes_no_digit_from_those_after_it() ->
     with console.capture() as captured:
         console.print(table)
     assert captured.get().splitlines()[1].split() == ["vm-1", "a-host", "2622345"]
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 80])
+@pytest.mark.parametrize("count", [1, 3, 9])
+def test_words_are_shortened_and_numbers_never(
+    width: int, count: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In 40 columns 12000 read as 120; what does not fit at all the terminal wraps."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    names = [f"N{number}" for number in range(count)]
+    table = output.table("PATH", *names, "AGE", "WHY", numbers=names, flexible="WHY")
+    values = [str(1_234_567 + number) for number in range(count)]
+    table.add_row(*map(output.cell, ("resource_limits.max_memory_per_worker", *values, "12 min", "a long story " * 9)))
+    output.show(table)
+    _, line = capsys.readouterr().out.splitlines()
+    assert line.startswith("resou")
+    assert [word for word in line.split() if word.isdigit()] == [*values, "12"]
+    assert len(line) <= max(width, len(" ".join(["resou…", *values, "12 min", "a long…"])))

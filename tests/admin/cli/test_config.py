@@ -174,6 +174,9 @@ async def test_a_narrow_terminal_shows_the_values(convener: CommandLine) -> None
     document = (await convener("config", "get", "-o", "json")).json
     (row,) = [line.split() for line in lines if "worker_timeout_seconds" in line]
     assert row == ["worker_pool.worker_timeout_seconds", str(document["worker_pool"]["worker_timeout_seconds"])]
+    lines = (await convener("config", "get", COLUMNS="40")).out.splitlines()
+    values = [line.split()[1] for line in lines if line.startswith(("worker_pool.", "resource_limits."))]
+    assert values == [f"{value:g}" for name in ("worker_pool", "resource_limits") for value in document[name].values()]
 
 
 def test_an_entry_that_cannot_be_read_is_listed_as_such() -> None:
