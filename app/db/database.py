@@ -15,9 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from app.db import dialect
 from app.db.connections import SELECT_SERVER, UNSUPPORTED, Connections, Limits, RunningServer, StatementPool
 from app.db.notify import Announcer, begin_locked_work, pop_news
-from app.db.outage import Outage
 from app.kernel.database_urls import check_database_url
 from app.kernel.errors import DatabaseUnavailable, Locked, Unstorable
+from app.outage import Outage
 
 Kind = TypeVar("Kind")
 SharedObjects = dict[type, Any]

@@ -14,8 +14,8 @@ from uuid import uuid4
 import asyncpg
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.db.outage import Outage
 from app.kernel.lanes import Lane
+from app.outage import Outage
 
 log = logging.getLogger(__name__)
 

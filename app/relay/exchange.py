@@ -15,17 +15,8 @@ from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
 
-from app.relay.calls import (
-    Answer,
-    Item,
-    Operation,
-    fail,
-    problem,
-    read_answers,
-    settle,
-    settle_all,
-    shutting_down,
-)
+from app.outage import Outage
+from app.relay.calls import Answer, Item, Operation, fail, problem, read_answers, settle, settle_all, shutting_down
 from app.relay.upstream import Away, Crowded
 
 log = logging.getLogger(__name__)
@@ -106,8 +97,9 @@ class _Request:
 class Exchange:
     """One per process; `submit` calls in a running event loop."""
 
-    def __init__(self, send: Send, policy: ExchangePolicy) -> None:
-        self._send = send
+    def __init__(self, send: Send, policy: ExchangePolicy, outage: Outage) -> None:
+        """`outage` is told of silence; of all else `send` tells it."""
+        self._send, self._outage = send, outage
         self.policy = policy
         # Calls, and leases that may wait; of each how many requests are under way.
         self._queues: tuple[deque[Item], deque[Item]] = (deque(), deque())
@@ -245,8 +237,12 @@ class Exchange:
                 await self._exchange(request)
         except Refused as refused:
             self._take_refusal(request, refused.answer)
-        except (Away, TimeoutError) as error:
-            fail(request.open_items(), str(error) or "the control plane does not answer")
+        except Away as error:
+            fail(request.open_items(), str(error))
+        except TimeoutError:
+            silence = Away("the control plane does not answer")
+            self._outage.note_failure(silence)
+            fail(request.open_items(), str(silence))
         except Crowded:
             settle_all(request.open_items(), problem(503, "relay_busy", "the relay has no connection left", "1"))
         except Exception:

@@ -26,7 +26,7 @@ class Gateway:
     def __init__(self, upstream: Upstream, policy: ExchangePolicy) -> None:
         self._upstream = upstream
         self._passing = PassThrough(upstream)
-        self.exchange = Exchange(self._send, policy)
+        self.exchange = Exchange(self._send, policy, upstream.outage)
         self.is_stopping = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

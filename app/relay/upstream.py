@@ -10,6 +10,7 @@ from urllib.parse import SplitResult, urlsplit
 
 import httptools
 
+from app.outage import Outage
 from worker_agent.connections.clients import advice, check_address, is_local, socket_path
 from worker_agent.connections.trust import Trust
 
@@ -233,6 +234,7 @@ class Upstream:
         self._proxy: SplitResult | None = proxy
         self._context = self._tls(trust) if self._url.scheme == "https" else None
         self._max_connections = max_connections
+        self.outage = Outage("the control plane", str)
         self._open = 0
         self._idle: list[Connection] = []
         port = "" if self._url.port is None else f":{self._url.port}"
@@ -250,15 +252,28 @@ class Upstream:
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
         """A connection for one request; hung up unless its answer was read to the end. Raises Away, Crowded."""
-        connection = self._reuse() or await self._connect()
         try:
-            yield connection
-        finally:
-            if connection.is_reusable:
-                connection.idle_since = asyncio.get_running_loop().time()
-                self._idle.append(connection)
-            else:
-                self._discard(connection)
+            connection = self._reuse() or await self._connect()
+            try:
+                yield connection
+            finally:
+                if connection.has_answer:
+                    self._note(connection)
+                if connection.is_reusable:
+                    connection.idle_since = asyncio.get_running_loop().time()
+                    self._idle.append(connection)
+                else:
+                    self._discard(connection)
+        except Away as error:
+            self.outage.note_failure(error)
+            raise
+
+    def _note(self, connection: Connection) -> None:
+        # The control plane itself answers in JSON; anything else is of a proxy that finds nobody behind it.
+        if connection.status >= 500 and not any(b"json" in value for _, value in connection.headers):
+            self.outage.note_failure(Away(f"a proxy answers {connection.status}"))
+        else:
+            self.outage.note_answer()
 
     def target(self, method: str, path: bytes, query: bytes = b"") -> Target:
         """The request line's method and path."""

@@ -7,9 +7,9 @@ import pytest
 from app.admin.service.keyring import Keyring
 from app.db import hot_path
 from app.db.database import Database, now
-from app.db.outage import Outage
 from app.kernel.errors import DatabaseUnavailable
 from app.loops.schedule import Job
+from app.outage import Outage
 from tests.support.ports import free_port
 from tests.support.runner import running
 from tests.support.sql import until
@@ -35,7 +35,7 @@ def test_a_line_at_once_then_one_a_minute_and_one_when_it_is_back(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outage, moment = Outage(), 0.0
-    monkeypatch.setattr("app.db.outage.time.monotonic", lambda: moment)
+    monkeypatch.setattr("app.outage.time.monotonic", lambda: moment)
     for _ in range(1300):
         outage.note_failure(LOST)
         moment += 0.1
@@ -51,7 +51,7 @@ def test_tries_of_which_some_fail_and_some_succeed_fill_no_log(
 ) -> None:
     """As when the password has changed: old connections go on, and new ones are refused."""
     outage, moment = Outage(), 0.0
-    monkeypatch.setattr("app.db.outage.time.monotonic", lambda: moment)
+    monkeypatch.setattr("app.outage.time.monotonic", lambda: moment)
     for _ in range(300):
         outage.note_failure(LOST)
         outage.note_answer()

@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import pytest
 
+from app.outage import Outage
 from app.relay.calls import Answer, Item, Operation, read_item
 from app.relay.exchange import Exchange, ExchangePolicy
 from app.relay.upstream import Away, Crowded
@@ -52,7 +53,7 @@ def upstream() -> FakeUpstream:
 
 @pytest.fixture
 async def exchange(upstream: FakeUpstream) -> AsyncIterator[Exchange]:
-    exchange = Exchange(upstream.send, POLICY)
+    exchange = Exchange(upstream.send, POLICY, Outage("the control plane", str))
     yield exchange
     await exchange.stop(0.0)
     await settled()
@@ -267,6 +268,20 @@ async def test_a_control_plane_that_cannot_tell_a_lease_by_its_end_is_given_it_b
     await settled()
     assert len(upstream.requests) == 3
     assert (exchange._open_items, exchange._open_bytes) == (0, 0)
+
+
+async def test_a_control_plane_that_is_silent_is_told_of(
+    upstream: FakeUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    silent = Exchange(upstream.send, replace(POLICY, answer_seconds=0.01), Outage("the control plane", str))
+    item = call()
+    submit(silent, item)
+    lost = await answer_to(item)
+    assert lost is not None
+    assert lost.status == 502
+    line = "the control plane has been away for 0 s (the control plane does not answer), trying again"
+    assert caplog.messages == [line]
+    await silent.stop(0)
 
 
 @pytest.mark.parametrize("failure", [Away("refused"), None, b"nonsense", b'{"answers":[{"index":5,"status":200}]}'])

@@ -160,6 +160,32 @@ async def test_a_control_plane_that_is_away_or_breaks_off() -> None:
         assert None not in [call.pieces.get_nowait() for _ in range(call.pieces.qsize())], "it has no end"
 
 
+@pytest.mark.parametrize("path", ["/tasks", f"/leases/{uuid4()}/start"])
+async def test_an_outage_has_a_line_at_its_begin_and_one_at_its_end(
+    path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An operator read nothing in the log of the relay while its workers waited."""
+    statuses = iter(("200 OK", "502 Bad Gateway", "502 Bad Gateway", "503 Service Unavailable"))
+
+    async def reply(arrival: Arrival, writer: asyncio.StreamWriter) -> None:
+        await arrival.body()
+        status = next(statuses)
+        writer.write(answer(b"{}", status).replace(b"json", b"html" if status.startswith("502") else b"json"))
+
+    async with far_side(reply) as side:
+        app = gateway(side.port)
+        for _ in range(4):
+            await asked(app, path, b'{"token":1}', headers=KEY)
+    told = [message.partition(" for ")[0] for message in caplog.messages]
+    assert told == ["the control plane has been away", "the control plane is back after 0 s"]
+    caplog.clear()
+    app = gateway(free_port())
+    for _ in range(3):
+        await asked(app, path, b'{"token":1}', headers=KEY)
+    (line,) = caplog.messages
+    assert line.startswith("the control plane has been away for 0 s (no connection to the control plane: ")
+
+
 async def test_no_more_connections_than_may_be() -> None:
     came = asyncio.Event()
 

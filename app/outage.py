@@ -1,18 +1,24 @@
-"""Log lines of an outage of the database: one at once, one a minute, and one when it is over."""
+"""Log lines of an outage of what a process depends on: one at once, one a minute, and one when it is over."""
 
 import logging
 import math
 import time
+from collections.abc import Callable
 
 log = logging.getLogger(__name__)
 # From one line to the next, within an outage, and where some tries fail while others succeed.
 _REPEAT_SECONDS, _CALM_SECONDS = 60.0, 10.0
 
 
-class Outage:
-    """Whether the database is away, as all users of its connections in this process find out."""
+def _kind(error: BaseException) -> str:
+    return type(error).__name__
 
-    def __init__(self) -> None:
+
+class Outage:
+    """Whether the database, or another `service`, is away, as all users of its connections in this process find out."""
+
+    def __init__(self, service: str = "the database", describe: Callable[[BaseException], str] = _kind) -> None:
+        self._service, self._describe = service, describe
         self.is_logged = True
         self._began_at: float | None = None
         self._logged_at = -math.inf
@@ -24,7 +30,7 @@ class Outage:
         return self._began_at is not None
 
     def note_failure(self, error: BaseException) -> None:
-        """Note that the database did not answer."""
+        """Note that it did not answer."""
         moment = time.monotonic()
         if self._began_at is None:
             self._began_at, self._is_told = moment, False
@@ -34,11 +40,11 @@ class Outage:
         if not self.is_logged:
             return
         seconds = moment - self._began_at
-        log.warning("the database has been away for %.0f s (%s), trying again", seconds, type(error).__name__)
+        log.warning("%s has been away for %.0f s (%s), trying again", self._service, seconds, self._describe(error))
 
     def note_answer(self) -> None:
-        """Note that the database has answered."""
+        """Note that it has answered."""
         if self._began_at is not None:
             if self._is_told and self.is_logged:
-                log.warning("the database is back after %.0f s", time.monotonic() - self._began_at)
+                log.warning("%s is back after %.0f s", self._service, time.monotonic() - self._began_at)
             self._began_at = None
