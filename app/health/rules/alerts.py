@@ -34,8 +34,8 @@ class Hysteresis:
 
 
 # Five minutes for resources and half a minute for starvation are the contract's; a lost worker may be missing for the
-# half minute that its replacement may take; growth by the minute must outlast one batch of submits. Other rules open
-# an alert at once.
+# half minute that its replacement may take; growth by the minute must outlast one batch of submits; duties that had to
+# wait for the database have their turns within seconds. Other rules open an alert at once.
 _HYSTERESIS: Mapping[AlertRule, Hysteresis] = {
     AlertRule.POOL_BELOW_MINIMUM: Hysteresis(opens_after=30),
     AlertRule.RESOURCE_PRESSURE: Hysteresis(opens_after=300, resolves_after=120),
@@ -43,6 +43,7 @@ _HYSTERESIS: Mapping[AlertRule, Hysteresis] = {
     # The check itself counts a worker as idle only after 30 s.
     AlertRule.WORKER_STARVATION: Hysteresis(opens_after=15),
     AlertRule.DATABASE_TROUBLE: Hysteresis(opens_after=60, resolves_after=120),
+    AlertRule.DUTY_LATE: Hysteresis(opens_after=15),
     AlertRule.DEGRADED: Hysteresis(resolves_after=15),
 }
 

@@ -37,6 +37,7 @@ RAISED, FADING, WORSE = symptom(), symptom(fading=True), symptom(Level.CRITICAL)
 class Watch:
     """Plays the duty, the table and the clock."""
 
+    policy: AlertPolicy = POLICY
     now: datetime = START
     pending: dict[AlertKey, PendingAlert] = field(default_factory=dict)
     alerts: dict[int, UnresolvedAlert] = field(default_factory=dict)
@@ -53,7 +54,7 @@ class Watch:
             alerts=list(self.alerts.values()),
             last_observed_at=self.last_observed_at,
         )
-        decided = plan_alerts(snapshot, POLICY, self.now)
+        decided = plan_alerts(snapshot, self.policy, self.now)
         for resolution in decided.to_resolve:
             del self.alerts[resolution.alert_id]
             self.resolved.append(self.now)
@@ -205,3 +206,17 @@ def test_nothing_flaps_whatever_the_noise(noise: list[str]) -> None:
     assert len(watch.resolved) in (len(watch.opened), len(watch.opened) - 1)
     for start, end in zip(watch.opened, watch.resolved, strict=False):
         assert end - start >= timedelta(seconds=hysteresis.resolves_after)
+
+
+def test_duties_that_had_to_wait_for_the_database_are_an_alert_only_where_they_stay_late() -> None:
+    """A critical alert opened whenever the database was back after a minute, and was resolved a minute later."""
+    late, outage = symptom(Level.CRITICAL, key=AlertKey(rule=AlertRule.DUTY_LATE)), timedelta(seconds=65)
+    watch = Watch(policy=AlertPolicy())
+    watch.look(late, after=outage)
+    watch.look()
+    assert watch.opened == []
+    watch.look(late, after=outage)
+    began = watch.now
+    for _ in range(3):
+        watch.look(late)
+    assert watch.opened == [began + timedelta(seconds=15)]

@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 
 from app.db.database import Database
-from app.health.rules.alerts import AlertPolicy
+from app.health.rules import alerts as rules
+from app.health.rules.alerts import AlertPolicy, Hysteresis
 from app.health.rules.finding import AlertRule, Severity
 from app.health.rules.snapshot import WATCH
 from app.health.service import stand_in as service
@@ -20,9 +21,11 @@ from tests.support.watching import observe
 
 @pytest.fixture(autouse=True)
 def haste(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if a second were 20 ms, for the stand-in alone."""
+    """As if a second were 20 ms, for the stand-in and the alert that it opens."""
     for name in ("_EVERY_SECONDS", "_LOOK_SECONDS", "_PATIENCE_SECONDS"):
         monkeypatch.setattr(service, name, getattr(service, name) / 50)
+    opens_after = AlertPolicy().of(AlertRule.DUTY_LATE).opens_after / 50
+    monkeypatch.setitem(rules._HYSTERESIS, AlertRule.DUTY_LATE, Hysteresis(opens_after=opens_after))
 
 
 @asynccontextmanager
