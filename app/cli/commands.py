@@ -106,7 +106,7 @@ ENTRIES: Mapping[str, Entry] = {
     "weights": Entry("app.agents.cli.weights:app", _STEER, "See and steer the weights of agents."),
     "agents": Entry("app.agents.cli.agents:app", _STEER, "See what agents achieve."),
     "audit": Entry("app.admin.cli.audit:app", _STEER, "Read and check the audit log."),
-    "key": Entry("app.admin.cli.keys:app", _STEER, "Make, rotate, list and revoke keys."),
+    "key": Entry("app.cli.keys:app", _STEER, "Make, rotate, list and revoke keys."),
     "profiles": Entry(
         "app.cli.profiles:app", _STEER, "Keep address, key and trust of several control planes, for --profile."
     ),
@@ -114,7 +114,7 @@ ENTRIES: Mapping[str, Entry] = {
         "app.admin.cli.whoami:whoami", _STEER, "Show which key this is, and what it may do at which service."
     ),
     # The other groups are plurals, so people type it.
-    "keys": Entry("app.admin.cli.keys:app", _STEER, "Make, rotate, list and revoke keys.", is_hidden=True),
+    "keys": Entry("app.cli.keys:app", _STEER, "Make, rotate, list and revoke keys.", is_hidden=True),
     "simulate": Entry(
         "app.scaling.cli.simulate:simulate",
         _STEER,

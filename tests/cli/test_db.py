@@ -13,8 +13,7 @@ import pytest
 from sqlalchemy import text
 
 import app
-from app.admin.cli import keys
-from app.cli import db
+from app.cli import db, keys
 from app.db import retention, schema
 from app.db.database import Database
 from app.loops import housekeeping
@@ -132,10 +131,10 @@ async def test_a_database_that_is_away_or_not_named(offline: CommandLine, server
 # Functions of commands that work on the database itself: the action of the entry that each leaves in the audit log, or
 # why it leaves none.
 _DIRECT = {
-    "admin/cli/keys.py::_make": "key.create",
-    "admin/cli/keys.py::rotate": "key.rotate",
-    "admin/cli/keys.py::revoke": "key.revoke",
-    "admin/cli/keys.py::ls": "it shows neither secrets nor content",
+    "cli/keys.py::_make": "key.create",
+    "cli/keys.py::rotate": "key.rotate",
+    "cli/keys.py::revoke": "key.revoke",
+    "cli/keys.py::ls": "it shows neither secrets nor content",
     "cli/database_checks.py::database_checks": "it only looks",
     "cli/db.py::migrate": "db.migrate",
     "cli/db.py::partition": "db.partition",

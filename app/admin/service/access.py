@@ -95,7 +95,7 @@ async def rotate_key(
 
 
 async def revoke_key(
-    connection: AsyncConnection, key_id: str, by: str, reason: str = "", *, evictor: WorkerEvictor | None = None
+    connection: AsyncConnection, key_id: str, by: str, reason: str = "", *, evictor: WorkerEvictor
 ) -> None:
     """Revoke a key: at once in processes that receive the announcement, within 1 s in all. Raises KeyNotFound.
 
@@ -103,8 +103,6 @@ async def revoke_key(
     """
     worker_id = await keys.worker_of(connection, key_id)
     if worker_id is not None:
-        if evictor is None:
-            raise KeyNotFound("this is the key of a worker, which ends with it: revoke it by the running service")
         await evictor.evict(connection, worker_id, by=by, reason=reason or f"the key {key_id} was revoked")
         return
     was_valid = await keys.revoke(connection, key_id)

@@ -143,21 +143,26 @@ async def test_keys_are_rotated_and_workers_enrolled(
     assert codes == [201, 201, 401]
 
 
+@pytest.mark.parametrize("is_direct", [False, True])
 async def test_workers_go_with_their_key_where_they_are_to(
-    convener: CommandLine, offline: CommandLine, live_service: Service
+    convener: CommandLine, offline: CommandLine, live_service: Service, is_direct: bool
 ) -> None:
+    """Who had only the database could not shut out a stolen key of a worker."""
     admin = {"CONVENER_KEY": live_service.keys[Role.ADMIN]}
-    token = (await convener("key", "enrol", "--label", "x", "-o", "json", **admin)).json
+    database = {"CONVENER_DATABASE_URL": live_service.database_url}
+    run, where = (offline, database) if is_direct else (convener, admin)
+    token = (await run("key", "enrol", "--label", "x", "--uses", "2", "-o", "json", **where)).json
     async with httpx.AsyncClient(base_url=live_service.url, trust_env=False) as http:
         headers = {"Authorization": f"Bearer {token['key']}"}
-        registered = await http.post("/workers", json=registration(), headers=headers)
-    assert registered.status_code == 201
-    database = {"CONVENER_DATABASE_URL": live_service.database_url}
-    refused = await offline("key", "revoke", registered.json()["key"].split("_")[1], **database)
-    assert (refused.code, "by the running service" in refused.err) == (5, True)
-    revoked = await convener("key", "revoke", token["id"], "--evict-workers", **admin)
+        first, second = [await http.post("/workers", json=registration(), headers=headers) for _ in range(2)]
+    assert (first.status_code, second.status_code) == (201, 201)
+    key_id = first.json()["key"].split("_")[1]
+    revoked = await run("key", "revoke", key_id, "--reason", "stolen", **where)
+    assert (revoked.code, revoked.out) == (0, f"revoked {key_id}\n")
+    ended = (await convener("workers", "get", first.json()["worker_id"], "-o", "json")).json
+    assert (ended["state"], ended["ended_reason"]) == ("lost", "evicted: stolen")
+    revoked = await run("key", "revoke", token["id"], "--evict-workers", **where)
     assert revoked.out == f"revoked {token['id']} and evicted 1 worker\n"
-    assert (await offline("key", "revoke", token["id"], "--evict-workers", **database)).code == 2
 
 
 async def test_a_workers_key_is_not_for_people(convener: CommandLine, live_service: Service) -> None:

@@ -13,6 +13,7 @@ from app.db.database import Database
 from app.kernel.access import Role
 from app.kernel.errors import Unauthenticated
 from app.workers.service import workers
+from app.workers.service.eviction import Evictor
 from tests.support.factories import registration
 
 
@@ -29,7 +30,7 @@ def set_clock(monkeypatch: pytest.MonkeyPatch, moment: float) -> None:
 
 async def revoke(database: Database, key_id: str) -> None:
     async with database.transaction() as connection:
-        await revoke_key(connection, key_id, "me")
+        await revoke_key(connection, key_id, "me", evictor=Evictor())
 
 
 async def register_worker(database: Database, **fields: Any) -> workers.WorkerIdentity:

@@ -175,9 +175,7 @@ def revoke(
     """End a key: it stops working within 1 s everywhere."""
     result: Json = {"id": key_id, "revoked": True}
     if _is_direct(database):
-        if evict_workers:
-            raise Failure("--evict-workers needs the running service", ExitCode.USAGE)
-        on_database(lambda database: _revoke(database, key_id, reason), bundled_url())
+        result |= on_database(lambda database: _revoke(database, key_id, reason, evict_workers), bundled_url())
     else:
         with _connect(url) as client:
             if evict_workers:
@@ -265,11 +263,14 @@ def _shown(key: "CreatedKey") -> Json:
     return key.description() | {"key": key.text}
 
 
-async def _revoke(database: "Database", key_id: str, reason: str) -> None:
+async def _revoke(database: "Database", key_id: str, reason: str, evict_workers: bool) -> Json:
     from app.admin.service.access import revoke_key
+    from app.workers.service.eviction import Evictor
 
+    evictor, by = Evictor(), author(_COMMAND)
     async with database.transaction() as connection:
-        await revoke_key(connection, key_id, author(_COMMAND), reason)
+        await revoke_key(connection, key_id, by, reason, evictor=evictor)
+    return {"evicted_workers": await evictor.evict_registered_by(database, key_id, by)} if evict_workers else {}
 
 
 async def _read(database: "Database") -> list[Json]:
