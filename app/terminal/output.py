@@ -213,7 +213,7 @@ def details(pairs: Sequence[tuple[str, RenderableType | None]]) -> Table:
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(overflow="fold")
     for name, value in pairs:
-        if value is not None:
+        if value not in (None, ""):
             grid.add_row(name, Text(plain(value)) if isinstance(value, str) else value)
     return grid
 

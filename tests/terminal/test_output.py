@@ -173,3 +173,8 @@ def test_words_are_shortened_and_numbers_never(
     assert line.startswith("resou")
     assert [word for word in line.split() if word.isdigit()] == [*values, "12"]
     assert len(line) <= max(width, len(" ".join(["resou…", *values, "12 min", "a long…"])))
+
+
+def test_what_has_no_value_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    output.show(output.details([("Reason", ""), ("By", None), ("Holds", "0 tasks")]))
+    assert capsys.readouterr().out == "Holds  0 tasks\n"
