@@ -36,6 +36,8 @@ _HINTS = {
     "dead_letter_not_found": "`convener dead-letters ls` lists them; `convener tasks ls` lists all tasks",
     "worker_not_found": "`convener workers ls` lists the workers",
     "goal_not_found": "`convener goals ls` lists the goals",
+    "goal_conflict": "choose another id; `convener goals get ID` shows the goal that there is",
+    "goal_stopped": "create another goal; `convener goals get ID` shows how this one ended",
     "key_not_found": "`convener key ls` lists the keys",
     "context_not_found": "`convener context ls NAMESPACE` lists its entries, `context history` former versions",
     "version_stale": "read it again and decide anew; `history` of `convener context` or `config` shows who changed it",

@@ -56,6 +56,7 @@ async def test_goals_are_paused_resumed_extended_and_stopped(convener: CommandLi
     refused = await convener("goals", "resume", goal)
     assert refused.code == 1
     assert "answered" in refused.err
+    assert "What to do: create another goal" in refused.err
 
 
 async def test_what_is_refused_is_told(convener: CommandLine, goal: str) -> None:
@@ -64,6 +65,7 @@ async def test_what_is_refused_is_told(convener: CommandLine, goal: str) -> None
     wrong = await convener("goals", "report", goal, "--iteration", "2", "--quality", "1")
     assert "iteration 1 is the next one to report" in wrong.err
     other = await convener("goals", "create", "--id", goal, "--objective", "another")
+    assert "What to do: choose another id" in other.err
     assert "exists already with another body" in other.err
     assert (await convener("goals", "create", "--objective", "x", "--time-limit", "soon")).code == 2
 
