@@ -129,6 +129,7 @@ async def _rights(url: str) -> list[str]:
     from app.db.rights import excess_rights
 
     database = Database(url)
+    database.outage.is_logged = False  # the check itself tells of it
     try:
         async with database.transaction() as connection:
             return await excess_rights(connection)

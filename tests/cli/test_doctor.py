@@ -166,10 +166,11 @@ async def test_a_schema_that_is_behind_is_told_with_its_mend(offline: CommandLin
     assert (schema["status"], schema["commands"]) == ("failed", ["convener db migrate"])
 
 
-async def test_a_database_that_is_away_is_told(offline: CommandLine) -> None:
+async def test_a_database_that_is_away_is_told(offline: CommandLine, caplog: pytest.LogCaptureFixture) -> None:
     url = f"postgresql://a:b@127.0.0.1:{free_port()}/x"
     outcome = await offline("doctor", "-o", "json", CONVENER_DATABASE_URL=url)
     assert [check["status"] for check in outcome.json["checks"] if check["name"] == "database"] == ["failed"]
+    assert not [record for record in caplog.records if record.name == "app.outage"], "before the checks, on stderr"
 
 
 @pytest.mark.slow
