@@ -215,7 +215,7 @@ def test_the_command_does_not_wait_for_a_service_to_which_it_has_no_key(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CONVENER_STATE_DIRECTORY", str(tmp_path))
     monkeypatch.setattr(command, "run", partial(run, transport=refusing(401)))
-    assert command.main([]) == 2
+    assert command.main([]) == ExitCode.KEY
     assert "there is no key" in capsys.readouterr().err
 
 
