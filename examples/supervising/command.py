@@ -10,7 +10,7 @@ from examples.supervising.client import Refused, Unreachable
 
 
 def supervise(pursue: Callable[[Access], int], url: str | None = None) -> int:
-    """The exit code of `pursue`; 2 or 3 when the service could not be used, 130 after Ctrl-C."""
+    """The exit code of `pursue`; 2 or 4 when the service could not be used, 130 after Ctrl-C."""
     try:
         return pursue(find_access(url or os.environ.get("CONVENER_URL"), ("supervisor.key",)))
     except Failure as failure:
