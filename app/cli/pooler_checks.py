@@ -31,7 +31,6 @@ def pooler_checks(url: str, direct_url: str | None) -> Iterator[Check]:
 
 async def _shortcomings(url: str, direct_url: str | None) -> dict[str, str]:
     database = Database(url, direct_url=direct_url)
-    database.outage.is_logged = False  # the check itself tells of it
     try:
         return await pooler.shortcomings(database)
     finally:

@@ -173,6 +173,15 @@ async def test_a_database_that_is_away_is_told(offline: CommandLine, caplog: pyt
     assert not [record for record in caplog.records if record.name == "app.outage"], "before the checks, on stderr"
 
 
+async def test_a_pooler_that_is_away_is_told(offline: CommandLine, database_url: str) -> None:
+    pooler = f"postgresql://a:b@127.0.0.1:{free_port()}/x"
+    variables = {"CONVENER_DATABASE_URL": pooler, "CONVENER_DATABASE_DIRECT_URL": database_url}
+    outcome = await offline("doctor", "-o", "json", **variables)
+    (check,) = [check for check in outcome.json["checks"] if check["name"] == "connections"]
+    assert (check["status"], check["remedy"]) == ("failed", "start the connection pooler, and repeat")
+    assert "leads nowhere" in check["detail"]
+
+
 @pytest.mark.slow
 async def test_whose_locks_keep_it_from_reading_is_told(offline: CommandLine, own_database: Database) -> None:
     async with own_database.engine.connect() as holder:
