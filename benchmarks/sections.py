@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
 from benchmarks import (
+    batch_cost,
     claim_cost,
     dashboard,
     decision_latency,
@@ -30,6 +31,7 @@ from benchmarks.percentiles import percentile
 from benchmarks.processes import rss_mb
 from benchmarks.progress import say
 from benchmarks.testbed import Testbed, start_testbed
+from benchmarks.workers import register_workers, retire_workers
 
 _PACES = {200: None, 1_000: 25.0}
 Drawing = list[Curve | Level]
@@ -120,6 +122,29 @@ async def _cycles(run: Run) -> None:
     run.drawing += drawing
 
 
+async def _batches(run: Run) -> None:
+    options, values = run.options, dict[int, list[float]]()
+    backlog = Backlog(testbed=run.testbed, tasks=options.tasks)
+    workers = await register_workers(run.testbed, max(batch_cost.SIZES))
+    for _ in range(options.rounds):
+        for size in batch_cost.SIZES:
+            await backlog.fill()
+            cost = await batch_cost.cpu_ms(run.testbed, workers[:size], options.seconds)
+            values.setdefault(size, []).append(cost)
+    await retire_workers(run.testbed, workers)
+    figures = [
+        Figure.of(
+            f"batches of {size}",
+            costs,
+            "ms/cycle",
+            target=0.045 if size == batch_cost.AIMED_AT else None,
+            more_is_better=False,
+        )
+        for size, costs in values.items()
+    ]
+    run.add("CPU of PostgreSQL, one connection leases and completes", figures)
+
+
 async def _paced(run: Run) -> None:
     seconds = 5.0 if run.options.quick else 15.0
     figures = []
@@ -185,6 +210,7 @@ SHARED: dict[str, Callable[[Run], Awaitable[None]]] = {
     "idle": _idle,
     "memory": _memory,
     "submit": _submit,
+    "batches": _batches,
     "cycles": _cycles,
     "paced": _paced,
     "peers": _peers,
