@@ -121,6 +121,7 @@ class BoundedHeads(HttpToolsProtocol):
         self._held = b""
         self._forget_unread()
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()  # uvicorn keeps it, and all that it holds, where the client has reset
 
     def pause_writing(self) -> None:
         """Count an answer that its client does not take at once, and cut off who takes longest when it is too much."""
@@ -213,10 +214,17 @@ class BoundedHeads(HttpToolsProtocol):
         if self._pending == 0 and self._is_whole:
             # Most requests are whole when they come; no timer is made for those.
             self._wait_no_longer()
+            cycle: RequestResponseCycle | None = self.cycle
+            if self.timeout_keep_alive_task is None and cycle is not None and cycle.response_complete:
+                self._keep_alive()
         elif not self._in_head:
             self._watch_body()
         elif self._giving_up is None:
             self._wait()
+
+    def _keep_alive(self) -> None:
+        """Let the connection idle from the end of a request that was answered before; uvicorn does so for others."""
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def _feed(self, data: bytes) -> None:
         """Do as uvicorn's `data_received`, but with a request that offers to go on in another protocol."""
@@ -280,7 +288,9 @@ class BoundedHeads(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Note that the request is complete."""
+        """Note that the request is complete; what comes behind it is given its own time."""
+        if self._body_since:
+            self._wait_no_longer()
         self._pending, self._in_head, self._is_whole = 0, True, True
         super().on_message_complete()
 
@@ -294,6 +304,7 @@ class BoundedHeads(HttpToolsProtocol):
         lines += [b"%s: %s" % header for header in response.raw_headers]
         self.transport.write(b"\r\n".join([*lines, b"", bytes(response.body)]))
         self.transport.close()
+        self._watch_taking()
 
     def _wait(self) -> None:
         self._giving_up = self.loop.call_later(self.idle_seconds, self._give_up)

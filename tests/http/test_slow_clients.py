@@ -62,6 +62,19 @@ async def test_a_connection_that_was_used_before_waits_no_longer(port: Port, sai
     writer.close()
 
 
+async def test_half_a_head_behind_a_body_that_came_in_pieces_is_answered_with_408(port: Port) -> None:
+    body = b'{"agent_type": "ranking", "payload": {}}'
+    reader, writer = await asyncio.open_connection("127.0.0.1", port.number)
+    async with asyncio.timeout(30):
+        writer.write(_submit(port, len(body)) + body[:10])
+        while not port.service.app.state.uploads._in_all:  # it is let in before its body is read
+            await asyncio.sleep(0.01)
+        writer.write(body[10:] + b"GET /li")
+        answer = await reader.read()
+    assert (answer.count(b"HTTP/1.1 201"), answer.count(b"HTTP/1.1 408")) == (1, 1)
+    writer.close()
+
+
 async def test_half_a_body_submits_nothing(port: Port, database: Database, caplog: pytest.LogCaptureFixture) -> None:
     assert await _until_let_go(port, _submit(port, 1000) + b'{"agent_type": "ranking"') == b""
     assert await value(database, "SELECT count(*) FROM tasks") == 0

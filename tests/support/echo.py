@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import uvicorn
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.http.bounds import BoundedHeads
 from app.http.quiet_server import QuietServer
@@ -30,17 +30,30 @@ async def _echo(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @asynccontextmanager
-async def echo() -> AsyncIterator[int]:
-    """Serve until the end of the block; the port."""
-    config = uvicorn.Config(_echo, port=0, http=BoundedHeads, log_config=None, access_log=False, lifespan="off")
+async def serving_app(app: ASGIApp) -> AsyncIterator[QuietServer]:
+    """Serve this application until the end of the block."""
+    config = uvicorn.Config(app, port=0, http=BoundedHeads, log_config=None, access_log=False, lifespan="off")
     server = QuietServer(config)
     config.load()
     server.lifespan = config.lifespan_class(config)
     await server.startup()
     try:
-        yield server.servers[0].sockets[0].getsockname()[1]
+        yield server
     finally:
         await server.shutdown()
+
+
+def port_of(server: QuietServer) -> int:
+    """The port that it listens on."""
+    port: int = server.servers[0].sockets[0].getsockname()[1]
+    return port
+
+
+@asynccontextmanager
+async def echo() -> AsyncIterator[int]:
+    """Serve until the end of the block; the port."""
+    async with serving_app(_echo) as server:
+        yield port_of(server)
 
 
 async def answers(port: int, *segments: bytes) -> tuple[list[int], list[Any]]:
