@@ -35,7 +35,8 @@ from app.health.service.snapshot_cache import SnapshotCache, SnapshotSettings
 from app.health.service.stand_in import stand_in
 from app.health.service.utilisation import keep_sampling
 from app.http.bodies import Uploads
-from app.http.bounds import BoundedHeads, raise_limits
+from app.http.bounds import BoundedHeads
+from app.http.connection_room import raise_limits
 from app.http.refusals import Refusals
 from app.http.services import PayloadLimit, Services
 from app.http.shares import Shares
@@ -270,7 +271,7 @@ def serve(settings: Settings) -> None:
         forwarded_allow_ips=settings.trusted_proxies or None,
         ssl_context_factory=(lambda *_: certificate.context) if certificate else None,
     )
-    BoundedHeads.max_connections = limits.open
+    BoundedHeads.room.max_connections = limits.open
     unix_socket = UnixSocket(settings.socket) if settings.socket else None
     for number in (signal.SIGTERM, signal.SIGINT):
         # uvicorn raises the signal again when it has finished; a shutdown in order is a success.

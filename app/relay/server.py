@@ -12,7 +12,8 @@ from types import FrameType
 
 import uvicorn
 
-from app.http.bounds import BoundedHeads, raise_limits
+from app.http.bounds import BoundedHeads
+from app.http.connection_room import raise_limits
 from app.http.quiet_server import QuietServer
 from app.http.sockets import SocketTaken, UnixSocket
 from app.relay.exchange import ExchangePolicy
@@ -63,8 +64,8 @@ def serve(url: str, trust: Trust, listen: Listen) -> None:
     """Serve until SIGTERM or SIGINT. Raises UnusableAddress, and ValueError or OSError for `url` and `trust`."""
     limits = raise_limits()
     # Both sides of the relay take files.
-    BoundedHeads.max_connections = max(16, limits.open // 2)
-    upstream = Upstream(url, trust, max_connections=min(BoundedHeads.max_connections, _MAX_UPSTREAM_CONNECTIONS))
+    max_connections = BoundedHeads.room.max_connections = max(16, limits.open // 2)
+    upstream = Upstream(url, trust, max_connections=min(max_connections, _MAX_UPSTREAM_CONNECTIONS))
     gateway = Gateway(upstream, ExchangePolicy())
     unix_socket, listener, place = _listen(listen)
     config = uvicorn.Config(

@@ -9,7 +9,8 @@ import weakref
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from app.http.bounds import BoundedHeads, TakingPace
+from app.http.bounds import BoundedHeads
+from app.http.paces import TakingPace
 from tests.http.test_slow_clients import port as port
 from tests.support.echo import port_of, serving_app
 from tests.support.streams import Port

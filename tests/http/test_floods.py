@@ -9,7 +9,7 @@ import httpx
 import psutil
 import pytest
 
-from app.http.bounds import connection_limits
+from app.http.connection_room import connection_limits
 from app.kernel.access import Role
 from tests.support.sql import PATIENCE
 from tests.system.conftest import Api, api_process

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from app.db.database import Database
-from app.http.bounds import BodyPace, BoundedHeads, TakingPace
+from app.http.bounds import BoundedHeads
+from app.http.paces import BodyPace, TakingPace
+from app.http.untaken_answers import UntakenAnswers
 from app.kernel.access import Role
 from tests.support.sql import value
 from tests.support.streams import Port, on_a_port
@@ -20,6 +22,7 @@ _GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
 @pytest.fixture
 async def port(database: Database, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Port]:
     monkeypatch.setattr(BoundedHeads, "idle_seconds", 1.0)
+    monkeypatch.setattr(BoundedHeads, "pace", BodyPace(gap_seconds=3.0))
     async with on_a_port(database) as port:
         yield port
 
@@ -111,6 +114,7 @@ async def test_a_key_that_is_revoked_in_the_middle_of_a_body_changes_nothing(por
 @pytest.mark.slow
 async def test_who_is_slow_but_goes_on_is_heard(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BoundedHeads, "idle_seconds", 5.0)
+    monkeypatch.setattr(BoundedHeads, "pace", BodyPace(gap_seconds=15.0))
     body = b'{"agent_type": "ranking", "payload": {"a": "' + b"a" * 20 + b'"}}'
     reader, writer = await asyncio.open_connection("127.0.0.1", port.number)
     writer.write(_submit(port, len(body)))
@@ -174,7 +178,8 @@ async def test_a_refused_body_is_read_as_far_as_anybody_would_take_it(port: Port
 
 async def test_answers_that_nobody_takes_are_bounded(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever takes longest is cut off, and the service forgets what it has counted of them."""
-    monkeypatch.setattr(BoundedHeads, "max_unread_bytes", 1_000_000)
+    untaken = UntakenAnswers(max_bytes=1_000_000)
+    monkeypatch.setattr(BoundedHeads, "untaken_answers", untaken)
     task_id = await port.service.submitted(payload={"a": "a" * 1_000_000})
     head = (
         f"GET /tasks/{task_id} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {port.service.keys[Role.OPERATOR]}\r\n\r\n"
@@ -190,11 +195,11 @@ async def test_answers_that_nobody_takes_are_bounded(port: Port, monkeypatch: py
             while not any(connection.transport.is_closing() for connection in accepted):
                 accepted |= port.server.server_state.connections
                 await asyncio.sleep(0.01)
-        assert 0 < BoundedHeads._unread_bytes <= 1_000_000
+        assert 0 < untaken.total_bytes <= 1_000_000
     async with asyncio.timeout(30):
-        while BoundedHeads._unread:
+        while len(untaken):
             await asyncio.sleep(0.05)
-    assert BoundedHeads._unread_bytes == 0
+    assert untaken.total_bytes == 0
 
 
 def _large_answers(port: Port, task_id: str, requests: int) -> bytes:
