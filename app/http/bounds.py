@@ -74,6 +74,10 @@ class BoundedHeads(HttpToolsProtocol):
         super().connection_lost(exc)
         self._unset_keepalive_if_required()  # uvicorn keeps it, and all that it holds, where the client has reset
 
+    def eof_received(self) -> None:
+        """See that what was written is taken: the transport closes when it is."""
+        self._watch_taking()
+
     def pause_writing(self) -> None:
         """Count an answer that its client does not take at once."""
         super().pause_writing()
@@ -160,7 +164,7 @@ class BoundedHeads(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Note that a request has begun."""
-        self._in_head, self._body_bytes = True, 0
+        self._in_head, self._in_body, self._body_bytes = True, False, 0
         self.began_at = self.loop.time()
         super().on_message_begin()
 

@@ -5,6 +5,7 @@ import gc
 import socket
 import struct
 import weakref
+from collections.abc import Callable
 
 import pytest
 from starlette.types import Receive, Scope, Send
@@ -52,8 +53,11 @@ async def test_a_refused_client_that_sends_its_body_late_and_nothing_more_is_let
     writer.close()
 
 
-async def test_who_takes_nothing_of_half_an_answer_and_sends_nonsense_is_let_go(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    "end", [lambda client: client.sendall(b"nonsense\r\n\r\n"), lambda client: client.shutdown(socket.SHUT_WR)]
+)
+async def test_who_ends_requests_and_takes_nothing_of_half_an_answer_is_let_go(
+    monkeypatch: pytest.MonkeyPatch, end: Callable[[socket.socket], None]
 ) -> None:
     monkeypatch.setattr(BoundedHeads, "taking_pace", TakingPace(gap_seconds=1.0))
     stuck = asyncio.Event()
@@ -76,6 +80,6 @@ async def test_who_takes_nothing_of_half_an_answer_and_sends_nonsense_is_let_go(
             client.sendall(_GET)
             async with asyncio.timeout(30):
                 await stuck.wait()
-                client.sendall(b"nonsense\r\n\r\n")
+                end(client)
                 while server.server_state.connections:
                     await asyncio.sleep(0.05)
