@@ -67,7 +67,7 @@ class BoundedHeads(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the timers, and forget what was held and counted."""
-        self._wait_no_longer()
+        self._cancel_head_timer()
         self._end_body_watch()
         self._forget_untaken()
         self.flow.held = b""
@@ -135,7 +135,7 @@ class BoundedHeads(HttpToolsProtocol):
     def _wait_for_head(self) -> None:
         self._head_timer = self.loop.call_later(self.idle_seconds, self._give_up)
 
-    def _wait_no_longer(self) -> None:
+    def _cancel_head_timer(self) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
@@ -172,7 +172,7 @@ class BoundedHeads(HttpToolsProtocol):
         """Note that the head is complete."""
         self._in_head, self._in_body, self._pending_bytes = False, True, 0
         if self._head_timer is not None:
-            self._wait_no_longer()
+            self._cancel_head_timer()
         self.scope["extensions"] = _EXTENSIONS
         super().on_headers_complete()
         # Trailers come from here on, which are no headers, and which nobody asks for (RFC 9110, 6.5.1): a key or an

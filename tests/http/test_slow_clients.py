@@ -7,12 +7,14 @@ from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
+from starlette.types import Receive, Scope, Send
 
 from app.db.database import Database
 from app.http.bounds import BoundedHeads
 from app.http.paces import BodyPace, TakingPace
 from app.http.untaken_answers import UntakenAnswers
 from app.kernel.access import Role
+from tests.support.echo import port_of, serving_app
 from tests.support.sql import value
 from tests.support.streams import Port, on_a_port
 
@@ -76,6 +78,27 @@ async def test_half_a_head_behind_a_body_that_came_in_pieces_is_answered_with_40
         answer = await reader.read()
     assert (answer.count(b"HTTP/1.1 201"), answer.count(b"HTTP/1.1 408")) == (1, 1)
     writer.close()
+
+
+async def test_a_body_that_is_whole_is_awaited_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer may take longer than the body might have."""
+    monkeypatch.setattr(BoundedHeads, "pace", BodyPace(gap_seconds=0.5))
+
+    async def answer_late(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["more_body"]:
+            pass
+        await asyncio.sleep(3)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    async with serving_app(answer_late) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port_of(server))
+        async with asyncio.timeout(30):
+            writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{")
+            await asyncio.sleep(0.2)
+            writer.write(b"}")
+            assert (await reader.readuntil(b"{}")).startswith(b"HTTP/1.1 200")
+        writer.close()
 
 
 async def test_half_a_body_submits_nothing(port: Port, database: Database, caplog: pytest.LogCaptureFixture) -> None:
