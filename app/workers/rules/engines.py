@@ -60,6 +60,11 @@ class EngineState:
         return [member for member in self.members if member.state is not MemberState.LEAVING]
 
     @property
+    def leaving_names(self) -> frozenset[str]:
+        """Names of the members on their way out."""
+        return frozenset(member.name for member in self.members if member.state is MemberState.LEAVING)
+
+    @property
     def lasting(self) -> int:
         """Number of members that are neither on their way out nor expire."""
         return len(self.active) - self.expiring
@@ -96,6 +101,27 @@ class EnginePlan:
     waits: Sequence[MemberWait] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRequest:
+    """The `size` to ask an engine for, with the `victims` that go, and the members that may register or not any more.
+
+    It `is_needed` where somebody goes, or the engine was asked for another size and does not rest from refusing more.
+    """
+
+    size: int
+    victims: Sequence[str]
+    dismissed: frozenset[str]
+    awaited: Mapping[str, datetime | None]
+    is_needed: bool
+
+    def is_safe_when_late(self, dismissed: Collection[str]) -> bool:
+        """Whether an older state was enough: nobody goes or comes, nor may one come back that was `dismissed` before.
+
+        So a batch scheduler, which many share, is left alone, be it for the hours of a block's last task.
+        """
+        return not self.is_needed and self.dismissed.issuperset(dismissed)
+
+
 def admitted(size: int, block_size: int) -> int:
     """Number of workers that may register in a pool of this size: whole blocks."""
     return math.ceil(size / block_size) * block_size
@@ -110,7 +136,7 @@ def plan_engine(state: EngineState, workers: Sequence[MemberWorker], size: int, 
     by_name = {worker.name: worker for worker in workers}
     allowed = admitted(size, block_size)
     staying = [worker for worker in workers if not worker.leaving]
-    going = {member.name for member in state.members if member.state is MemberState.LEAVING}
+    going = state.leaving_names
     drain = _workers_to_drain(state, staying, going, allowed)
     drained = frozenset(drain)
     unplanned = [w.worker_id for w in staying if w.name in going and w.worker_id not in drained]
@@ -129,6 +155,28 @@ def plan_engine(state: EngineState, workers: Sequence[MemberWorker], size: int, 
         emptied=_emptied(state, workers, leaving, allowed),
         over=_over(state, by_name.keys()),
         waits=_refused(state, target, block_size) + member_waits(active, by_name.keys()),
+    )
+
+
+def plan_request(state: EngineState, plan: EnginePlan, chosen: Sequence[str]) -> EngineRequest:
+    """Ask for the target, or, while not all of the surplus can be `chosen` to go, for as many as stay.
+
+    Whoever goes, is on its way out, or belongs to an emptied block registers no more, be it started anew meanwhile.
+    """
+    victims = [*chosen, *plan.over]
+    size = plan.target
+    if plan.surplus:
+        # Members that the engine has not made yet go without anybody being chosen, and those of lost nodes are chosen
+        # with their blocks, though nobody counts them.
+        size = min(max(state.lasting - len(chosen), plan.target), state.requested)
+    is_refused = state.is_resting and size > state.requested
+    dismissed = state.leaving_names.union(victims, plan.emptied)
+    return EngineRequest(
+        size=size,
+        victims=victims,
+        dismissed=dismissed,
+        awaited={name: created_at for name, created_at in plan.awaited.items() if name not in dismissed},
+        is_needed=bool(victims) or (size != state.requested and not is_refused),
     )
 
 

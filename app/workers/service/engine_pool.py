@@ -15,8 +15,9 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.database import Database
+from app.kernel.ids import WorkerId
 from app.workers.provisioners.engine import CALL_SECONDS, Engine, EngineChanged, EngineUnavailable
-from app.workers.rules.engines import EnginePlan, EngineState, MemberState, plan_engine
+from app.workers.rules.engines import EnginePlan, EngineRequest, EngineState, plan_engine, plan_request
 from app.workers.rules.hosts import MemberWait
 from app.workers.rules.workers import Directive
 from app.workers.store import directives, engines, hosts
@@ -43,15 +44,15 @@ _ALONE_SECONDS = CALL_SECONDS + 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Turn:
-    """Outcome of a turn: None as `size` asks the engine for nothing; `needs_fresh`: an older state was not enough.
+    """Outcome of a turn: what to ask the engine for, if anything; `needs_fresh`: its state was too old for that.
 
     `scaling_until` tells when the engine was last asked, by any process.
     """
 
+    state: EngineState
     plan: EnginePlan
     scaling_until: datetime | None
-    size: int | None = None
-    victims: Sequence[str] = ()
+    request: EngineRequest | None = None
     needs_fresh: bool = False
 
 
@@ -66,31 +67,27 @@ async def keep(database: Database, engine: Engine, policy: EnginePolicy) -> dict
         serves=None if engine.serves is None else engine.serves.text(),
     )
     try:
-        state, turn = await _decide(database, engine, report)
+        turn = await _decide(database, engine, report)
         if turn.needs_fresh:
-            state, turn = await _decide(database, engine, report, turn)
+            turn = await _decide(database, engine, report, turn)
     except (EngineUnavailable, TimeoutError) as error:
         reason = str(error) or f"no answer within {CALL_SECONDS:.0f} s"
         await _record_outage(database, report, reason)
         return {"unavailable": reason}
     plan = turn.plan
-    counts = {"target": plan.target, "members": len(state.active), "drained": len(plan.drain)}
+    counts = {"target": plan.target, "members": len(turn.state.active), "drained": len(plan.drain)}
     if plan.drain_unplanned:
         log.warning("%s removes %d workers that nobody chose", engine.name, len(plan.drain_unplanned))
         counts["unplanned"] = len(plan.drain_unplanned)
-    if turn.size is None:
-        return counts
-    return {**counts, **await _ask(database, engine, report, policy, state, turn)}
+    return {**counts, **await _ask(database, engine, report, policy, turn)}
 
 
-async def _decide(
-    database: Database, engine: Engine, report: PoolReport, first: _Turn | None = None
-) -> tuple[EngineState, _Turn]:
-    """The state of the engine, and what to do about it: after the `first` look, by a fresh one."""
+async def _decide(database: Database, engine: Engine, report: PoolReport, first: _Turn | None = None) -> _Turn:
+    """Decide by the state of the engine: after the `first` look, by a fresh one."""
     async with asyncio.timeout(CALL_SECONDS):
         state = await engine.state(fresh=first is not None)
     async with database.transaction() as connection:
-        return state, await _plan(connection, engine, report, state, first)
+        return await _plan(connection, engine, report, state, first)
 
 
 async def _plan(
@@ -102,59 +99,48 @@ async def _plan(
     pool = await engines.record_report(connection, report, staying, state.requested)
     plan = plan_engine(state, workers, pool.size, report.block_size)
     await engines.record_waits(connection, report, plan.waits)
-    for worker_ids, reason in (
-        (plan.drain, f"the pool is to have {pool.size} workers"),
-        (plan.drain_unplanned, "its engine removes it"),
-    ):
-        if worker_ids:
-            await directives.direct(connection, WorkerSelector(ids=worker_ids), Directive.DRAIN, reason)
-    nothing = _Turn(plan=plan, scaling_until=pool.scaling_until)
+    await _drain(connection, plan.drain, f"the pool is to have {pool.size} workers")
+    await _drain(connection, plan.drain_unplanned, "its engine removes it")
+    turn = _Turn(state=state, plan=plan, scaling_until=pool.scaling_until)
     # What another process is asking for must stay dismissed until it is done. And what it has asked for since the first
     # look the state may not show, so that both would ask for the same.
     if pool.is_scaling or (first is not None and first.scaling_until != pool.scaling_until):
-        return nothing
-    going = {member.name for member in state.members if member.state is MemberState.LEAVING}
-    is_refused = state.is_resting and plan.target > state.requested
-    victims = engine.choose(state, plan.removable, plan.surplus) if plan.surplus else ()
-    victims = [*victims, *plan.over]
-    # Members that the engine has not made yet go without anybody being chosen, and those of lost nodes are chosen with
-    # their blocks, though nobody counts them.
-    lasting = max(state.lasting - len(victims) + len(plan.over), plan.target)
-    size = min(lasting, state.requested) if plan.surplus else plan.target
-    is_settled = (size == state.requested or is_refused) and not victims
-    # Whoever goes or comes is chosen from what is, not from what was last heard, and so is whoever may come back. Where
-    # nobody does, a batch scheduler, which many share, is left alone, be it for the hours of a block's last task.
-    if first is None and not (is_settled and going.union(plan.emptied).issuperset(pool.dismissed)):
-        return replace(nothing, needs_fresh=True)
-    dismissed = going.union(victims, plan.emptied)
-    awaited = {name: at for name, at in plan.awaited.items() if name not in dismissed}
-    if engine.admits_unseen:
-        awaited[ANY_MEMBER] = None
-    # Members on their way out register no more, be they started anew meanwhile.
-    await engines.record_members(connection, report, awaited, dismissed)
-    if is_settled:
-        return nothing
+        return turn
+    chosen = engine.choose(state, plan.removable, plan.surplus) if plan.surplus else ()
+    request = plan_request(state, plan, chosen)
+    if first is None and not request.is_safe_when_late(pool.dismissed):
+        return replace(turn, needs_fresh=True)
+    awaited = {**request.awaited, ANY_MEMBER: None} if engine.admits_unseen else request.awaited
+    await engines.record_members(connection, report, awaited, request.dismissed)
+    if not request.is_needed:
+        return turn
     await engines.begin_scaling(connection, report, _ALONE_SECONDS)
-    return replace(nothing, size=size, victims=victims)
+    return replace(turn, request=request)
+
+
+async def _drain(connection: AsyncConnection, worker_ids: Sequence[WorkerId], reason: str) -> None:
+    if worker_ids:
+        await directives.direct(connection, WorkerSelector(ids=worker_ids), Directive.DRAIN, reason)
 
 
 async def _ask(
-    database: Database, engine: Engine, report: PoolReport, policy: EnginePolicy, state: EngineState, turn: _Turn
+    database: Database, engine: Engine, report: PoolReport, policy: EnginePolicy, turn: _Turn
 ) -> dict[str, Any]:
-    assert turn.size is not None
+    if (request := turn.request) is None:
+        return {}
     try:
         async with asyncio.timeout(CALL_SECONDS):
-            await engine.scale(state, turn.size, turn.victims)
+            await engine.scale(turn.state, request.size, request.victims)
     except EngineChanged as error:
         # The next turn sees what it is now.
         result: dict[str, Any] = {"changed": str(error) or "meanwhile"}
     except (EngineUnavailable, TimeoutError) as error:
         result = {"unavailable": str(error) or f"no answer within {CALL_SECONDS:.0f} s"}
-        log.warning("%s was not made %d members large: %s", engine.name, turn.size, result["unavailable"])
+        log.warning("%s was not made %d members large: %s", engine.name, request.size, result["unavailable"])
     else:
-        result = {"asked": turn.size, "removed": len(turn.victims)}
+        result = {"asked": request.size, "removed": len(request.victims)}
     async with database.transaction() as connection:
-        await engines.end_scaling(connection, report, policy.rest_seconds if turn.victims else 0.0)
+        await engines.end_scaling(connection, report, policy.rest_seconds if request.victims else 0.0)
     return result
 
 

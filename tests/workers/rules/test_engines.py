@@ -6,7 +6,16 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 from app.kernel.ids import WorkerId
-from app.workers.rules.engines import EngineMember, EngineState, MemberState, MemberWorker, admitted, plan_engine
+from app.workers.rules.engines import (
+    EngineMember,
+    EngineRequest,
+    EngineState,
+    MemberState,
+    MemberWorker,
+    admitted,
+    plan_engine,
+    plan_request,
+)
 from app.workers.rules.hosts import MemberWait
 
 MOMENT = datetime(2026, 11, 28, tzinfo=UTC)
@@ -161,3 +170,47 @@ def test_a_block_that_leaves_is_over_when_its_last_worker_has_gone() -> None:
     plan = plan_engine(state(*members, requested=0), [worker("j1", leaving=True, busy=True)], 0, 2)
     assert plan.over == ["a0", "a1"]
     assert plan_engine(state(member("p", MemberState.LEAVING), requested=0), [], 0).over == []
+
+
+def request(state: EngineState, workers: Sequence[MemberWorker], size: int, *chosen: str) -> EngineRequest:
+    return plan_request(state, plan_engine(state, workers, size), chosen)
+
+
+def test_an_engine_is_asked_for_the_target_and_for_whoever_stays_until_all_of_the_surplus_can_go() -> None:
+    members, leaving = state(*map(member, "abc")), [worker("a"), worker("b", leaving=True, busy=True), worker("c")]
+    grown, shrunk = request(members, leaving, 4), request(members, leaving, 0, "c")
+    assert (grown.size, grown.victims, grown.is_needed) == (5, [], True)
+    assert (shrunk.size, shrunk.victims, shrunk.is_needed) == (2, ["c"], True)
+    assert not request(members, leaving, 0).is_needed
+    # Those that the engine has not made go without anybody being chosen, and it is never asked for more than it was.
+    assert request(replace(members, requested=5), leaving, 0).size == 3
+    assert request(replace(members, requested=2), leaving, 0).size == 2
+
+
+def test_an_engine_that_rests_from_refusing_more_is_asked_for_less_only() -> None:
+    resting = replace(state(member("a"), member("b")), is_resting=True)
+    assert not request(resting, [], 4).is_needed
+    assert request(replace(resting, requested=4), [], 2).is_needed
+
+
+def test_what_is_over_goes_besides_the_surplus_whatever_the_size() -> None:
+    over = [replace(member(f"o{n}", MemberState.LEAVING), block="o") for n in range(2)]
+    members = state(member("a"), member("b"), *over, requested=2)
+    kept, shrunk = request(members, [], 2), request(members, [], 0, "a")
+    assert (kept.size, kept.victims, kept.is_needed) == (2, ["o0", "o1"], True)
+    assert (shrunk.size, shrunk.victims) == (1, ["a", "o0", "o1"])
+
+
+def test_whoever_goes_registers_no_more_and_whoever_is_on_its_way_may() -> None:
+    blocks = [replace(member(f"{block}{n}"), block=block) for block in "aj" for n in range(2)]
+    seen = state(*blocks, member("q"), member("v"), member("x", MemberState.LEAVING))
+    turn = plan_request(seen, plan_engine(seen, [worker("a0"), worker("a1")], 3), ["v"])
+    assert turn.dismissed == {"j0", "j1", "v", "x"}
+    assert dict(turn.awaited) == {"q": MOMENT}
+
+
+def test_an_older_state_is_enough_where_nobody_goes_comes_or_may_come_back() -> None:
+    members = state(member("a"), member("x", MemberState.LEAVING), requested=1)
+    assert request(members, [worker("a")], 1).is_safe_when_late(["x"])
+    assert not request(members, [worker("a")], 1).is_safe_when_late(["a", "x"])
+    assert not request(members, [worker("a")], 2).is_safe_when_late([])
