@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -37,8 +38,8 @@ class PermitLost(Exception):
 class HeldPermit:
     """A permit that is renewed until it is settled, which happens once, or lost, which ends its call."""
 
-    def __init__(self, permit: Permit, permits: PermitClient, *, started_at: float) -> None:
-        self.started_at = started_at
+    def __init__(self, permit: Permit, permits: PermitClient) -> None:
+        self._started_at = time.monotonic()
         self.fallback_models = permit.fallback_models
         self.is_lost = False
         self.trace = UNTRACED
@@ -47,6 +48,11 @@ class HeldPermit:
         self._end_call: Callable[[], object] | None = None
         self._renewal_task = asyncio.create_task(self._keep_alive())
         self._is_settled = False
+
+    @property
+    def seconds(self) -> float:
+        """The time since it was granted."""
+        return time.monotonic() - self._started_at
 
     @asynccontextmanager
     async def guard_call(self) -> AsyncIterator[None]:
@@ -81,9 +87,9 @@ class HeldPermit:
         if settlement_task.done():
             settlement_task.result()
 
-    async def settle_cancelled(self, now: float) -> None:
+    async def settle_cancelled(self) -> None:
         """Free the permit of a call of which nobody waits for the answer."""
-        await self.settle(Settlement(outcome=Outcome.CANCELLED, latency_seconds=now - self.started_at))
+        await self.settle(Settlement(outcome=Outcome.CANCELLED, latency_seconds=self.seconds))
 
     async def _keep_alive(self) -> None:
         await self._permits.keep_alive(self._permit)
@@ -93,20 +99,18 @@ class HeldPermit:
             self._end_call()
 
 
-async def hold_permit(
-    permits: PermitClient, request: PermitRequest, clock: Callable[[], float]
-) -> HeldPermit | PermitRefusal:
+async def hold_permit(permits: PermitClient, request: PermitRequest) -> HeldPermit | PermitRefusal:
     """Acquire as `PermitClient.acquire` does; a permit that is granted after cancellation is given back."""
 
     async def acquire() -> HeldPermit | PermitRefusal:
         answer = await permits.acquire(request)
-        return HeldPermit(answer, permits, started_at=clock()) if isinstance(answer, Permit) else answer
+        return HeldPermit(answer, permits) if isinstance(answer, Permit) else answer
 
     async def give_back() -> None:
         with contextlib.suppress(PermitsUnavailable, ModelNotAllowed, UnfitRequest):
             answer = await acquisition
             if isinstance(answer, HeldPermit):
-                await answer.settle_cancelled(clock())
+                await answer.settle_cancelled()
 
     # Shielded: a request that is cut off may still be granted, and its permit would be held until it expires.
     acquisition = asyncio.ensure_future(acquire())
@@ -127,7 +131,6 @@ class StreamedReply:
     model: str
     # As estimated.
     question_tokens: int
-    clock: Callable[[], float]
     key_expires_at: datetime | None = None
 
     def __post_init__(self) -> None:
@@ -156,7 +159,7 @@ class StreamedReply:
 
     async def close(self, settlement: Settlement | None = None) -> None:
         """Hang up, then settle the permit: its next holder may call at once. Safe to repeat."""
-        latency = self.clock() - self.permit.started_at
+        latency = self.permit.seconds
         self.permit.trace.add_answer(self.stream.outline)
         settlement = settlement or Settlement(outcome=Outcome.CANCELLED)
         settlement = replace(settlement, tokens=self._tokens(), latency_seconds=latency)

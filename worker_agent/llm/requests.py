@@ -4,7 +4,10 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 
+from worker_agent.llm.task_keys import TaskKey
+from worker_agent.tracing.context import read_traceparent
 from worker_agent.wire import JsonObject
 
 # OpenAI's reasoning models refuse `max_tokens`. Gateways put a prefix before the name, or leave its hyphens out.
@@ -60,3 +63,27 @@ def estimated_tokens(body: Mapping[str, object]) -> int:
 def question_tokens(body: Mapping[str, object]) -> int:
     """Estimate of the tokens of a question alone."""
     return min(_MAX_TOKENS, len(json.dumps(body.get("messages", ""))) // _CHARACTERS_PER_TOKEN)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A chat completion requested by a task; `model` heads the chain."""
+
+    body: JsonObject
+    task_key: TaskKey
+    model: str
+    # That of the caller's own span, where it has sent one.
+    traceparent: str | None = None
+
+    @property
+    def trace_context(self) -> str | None:
+        """The trace context that the call goes on with: the caller's own, if it belongs to its task's, or that."""
+        of_task = self.task_key.lease.trace_context
+        task, own = read_traceparent(of_task), read_traceparent(self.traceparent)
+        is_part = task and own and (own.trace_id, own.is_sampled) == (task.trace_id, task.is_sampled)
+        return self.traceparent if is_part else of_task
+
+    @property
+    def cache_key(self) -> str:
+        """Digest under which the answer of the requested model is cached."""
+        return digest(self.body, self.model)

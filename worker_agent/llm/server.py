@@ -16,9 +16,10 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from worker_agent.json_weight import is_too_heavy
-from worker_agent.llm.completions import CompletionService, Question
+from worker_agent.llm.completions import CompletionService
 from worker_agent.llm.held_permit import PermitLost, StreamedReply
 from worker_agent.llm.replies import Degradation, NoAnswer, NoCapacity, Reply, RequestRefused, with_origin
+from worker_agent.llm.requests import Question
 from worker_agent.llm.settings import GatewaySettings
 from worker_agent.llm.task_keys import TaskKey, TaskKeys
 from worker_agent.llm.upstream import StreamBroken

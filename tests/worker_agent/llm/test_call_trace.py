@@ -9,7 +9,7 @@ import pytest
 from tests.worker_agent.llm.conftest import Start, raw, wait_until_settled
 from tests.worker_agent.llm.provider import MESSAGES, Act, Provider, cuts_the_stream, refuses, says
 from worker_agent.llm.call_trace import CallTraces
-from worker_agent.llm.completions import Question
+from worker_agent.llm.requests import Question
 from worker_agent.llm.task_keys import TaskKey
 from worker_agent.tracing.context import TraceContext, read_traceparent
 from worker_agent.tracing.spans import Kind, Span, Tracing

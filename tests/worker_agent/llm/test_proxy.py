@@ -291,7 +291,7 @@ class SmallOneAtATime(OneAtATime):
 def test_a_call_that_another_model_would_serve_waits_no_longer_behind_others_for_that(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker_agent.llm.completions._MAX_WAIT_SECONDS", 0.3)
+    monkeypatch.setattr("worker_agent.llm.model_turn._MAX_WAIT_SECONDS", 0.3)
     permits = SmallOneAtATime(0.1)
     bench = start(Provider.of(then=says("It is a law.", 2.0)), permits)
     secret = bench.access().environment["OPENAI_API_KEY"]
