@@ -63,39 +63,6 @@ def surplus(history: Sequence[IdleSample], idle: int, policy: IdlePolicy, *, bus
     return 0, 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerGroup:
-    """Number of workers that can only be removed together, and of those among them that idle."""
-
-    size: int
-    idle: int
-
-
-def groups_to_remove(groups: Sequence[WorkerGroup], count: int, *, whatever_they_do: bool = False) -> list[int]:
-    """Indexes of groups of `count` workers at most in which the most idle; or of the most workers, then the idlest.
-
-    Early groups are taken where there is a choice.
-    """
-    worth = [group.idle + (group.size * (count + 1) if whatever_they_do else 0) for group in groups]
-    if len({group.size for group in groups}) == 1:
-        order = sorted(range(len(groups)), key=lambda index: -worth[index])
-        return sorted(index for index in order[: count // groups[0].size] if worth[index])
-    # The knapsack problem: best[n] is the most that groups so far are worth that together have n workers at most.
-    best, taken = [0] * (count + 1), list[set[int]]()
-    for index, group in enumerate(groups):
-        taken.append(set())
-        for room in range(count, group.size - 1, -1):
-            if best[room - group.size] + worth[index] > best[room]:
-                best[room] = best[room - group.size] + worth[index]
-                taken[index].add(room)
-    chosen, room = [], count
-    for index in reversed(range(len(groups))):
-        if room in taken[index]:
-            chosen.append(index)
-            room -= groups[index].size
-    return chosen[::-1]
-
-
 def extend_history(history: Sequence[IdleSample], latest: IdleSample, policy: IdlePolicy) -> tuple[IdleSample, ...]:
     """The history with one more sample, cut to what a decision can look back on."""
     lasts = max(policy.keep_at_most_seconds, policy.settle_seconds)

@@ -19,9 +19,10 @@ from app.kernel.ids import WorkerId
 from app.kernel.modes import Mode
 from app.queue.rules.degradation import DegradationStep
 from app.scaling.rules.allocation import Load
+from app.scaling.rules.blocks import Blocks, WorkerGroup
 from app.scaling.rules.decision import ClassInputs, Decision, DecisionInputs, ExcludedTasks, Member, resolve
 from app.scaling.rules.demand import WaitingGroup
-from app.scaling.rules.idle import IdlePolicy, IdleSample, WorkerGroup
+from app.scaling.rules.idle import IdlePolicy, IdleSample
 from app.scaling.rules.target import ScalingPolicy, ScalingSnapshot
 from app.workers.rules.assignment import Assignment, assignment_to
 from app.workers.rules.hosts import Host, WorkerLimit
@@ -252,7 +253,7 @@ def _snapshot(snapshot: ScalingSnapshot) -> dict[str, Any]:
         "busy": snapshot.busy,
         "idle_elsewhere": snapshot.idle_elsewhere,
         # Only where there are some: a thousand workers that come and go alone need no list.
-        **({} if snapshot.removable_groups is None else {"groups": _groups(snapshot)}),
+        **({} if snapshot.blocks is None else {"groups": _groups(snapshot.blocks)}),
         "starting": list(snapshot.starting),
         "draining": snapshot.draining,
         "waiting": None if waiting is None else [[w.tasks, w.work_seconds, w.oldest_age_seconds] for w in waiting],
@@ -272,7 +273,7 @@ def _snapshot_of(record: Mapping[str, Any]) -> ScalingSnapshot:
         idle=record["idle"],
         busy=record["busy"],
         idle_elsewhere=record.get("idle_elsewhere", 0),
-        **_groups_of(record.get("groups")),
+        blocks=_blocks_of(record.get("groups")),
         starting=record["starting"],
         draining=record["draining"],
         waiting=None if waiting is None else groups,
@@ -285,15 +286,15 @@ def _snapshot_of(record: Mapping[str, Any]) -> ScalingSnapshot:
     )
 
 
-def _groups(snapshot: ScalingSnapshot) -> list[Any]:
-    return [snapshot.smallest_group, *([group.size, group.idle] for group in snapshot.removable_groups or ())]
+def _groups(blocks: Blocks) -> list[Any]:
+    return [blocks.smallest, *([group.size, group.idle] for group in blocks.removable)]
 
 
-def _groups_of(record: Sequence[Any] | None) -> dict[str, Any]:
+def _blocks_of(record: Sequence[Any] | None) -> Blocks | None:
     if record is None:
-        return {}
+        return None
     smallest, *groups = record
-    return {"smallest_group": smallest, "removable_groups": [WorkerGroup(size, idle) for size, idle in groups]}
+    return Blocks(removable=[WorkerGroup(size, idle) for size, idle in groups], smallest=smallest)
 
 
 def _host(host: Host) -> list[Any]:

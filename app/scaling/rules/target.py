@@ -13,8 +13,9 @@ from enum import StrEnum
 from app.admin.rules.config import Document, conduct
 from app.kernel.modes import Mode
 from app.kernel.text import plural
+from app.scaling.rules.blocks import Blocks
 from app.scaling.rules.demand import WaitingGroup
-from app.scaling.rules.idle import IdlePolicy, IdleSample, WorkerGroup, groups_to_remove, idle_prices, surplus
+from app.scaling.rules.idle import IdlePolicy, IdleSample, idle_prices, surplus
 from app.workers.rules.hosts import WorkerLimit
 
 # What the specification allows a start to take; a local one takes about one.
@@ -103,19 +104,17 @@ def scaling_policy(document: Document, mode: Mode) -> ScalingPolicy:
 class ScalingSnapshot:
     """The pool and its queue; None means not measured, which is not zero.
 
-    `idle_elsewhere` of the idle ones are not ours to remove, as hosts of ours have workers too; `removable_groups` are
-    those that may leave, None where each worker goes alone, and `smallest_group` is the size of the smallest of all;
-    `starting` holds the seconds until each starting worker is ready; `waiting` is in the order of dispatch;
-    `idle_history` has the latest last; `cpu` is a share of 1; `start_seconds` is a high percentile of measured starts;
-    `limits` are those of hosts and permits; `fixed_size` is the size of a pool that does not scale;
+    `idle_elsewhere` of the idle ones are not ours to remove, as hosts of ours have workers too; `blocks` is None where
+    each worker goes alone; `starting` holds the seconds until each starting worker is ready; `waiting` is in the order
+    of dispatch; `idle_history` has the latest last; `cpu` is a share of 1; `start_seconds` is a high percentile of
+    measured starts; `limits` are those of hosts and permits; `fixed_size` is the size of a pool that does not scale;
     `running_mean_seconds` is the estimated mean run time, in all, of the tasks that run.
     """
 
     idle: int
     busy: int
     idle_elsewhere: int = 0
-    removable_groups: Sequence[WorkerGroup] | None = None
-    smallest_group: int = 1
+    blocks: Blocks | None = None
     starting: Sequence[float] = ()
     draining: int = 0
     waiting: Sequence[WaitingGroup] | None
@@ -136,6 +135,10 @@ class ScalingSnapshot:
         """Size of the pool: starting workers count, draining ones do not."""
         return self.ready + len(self.starting)
 
+    def is_above(self, size: int) -> bool:
+        """Whether the pool is too large by a worker, or by a block: a part of one that is too many stays."""
+        return self.workers - size >= (1 if self.blocks is None else self.blocks.smallest)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clamp:
@@ -154,9 +157,9 @@ class ScalingPlan:
     """Changes to the size of the pool, with reasons.
 
     `remove_idle` workers leave now, those at work in a block that goes after their task; `drain_busy` leave after
-    theirs; `remove_starting` leave before they have worked; no other may be removed. `unsplit` more would leave, if
-    not for others of their blocks. With `required_workers` every waiting task starts in time; None where that was not
-    computed.
+    theirs; `remove_starting` leave before they have worked; no other may be removed. `kept_with_blocks` more would
+    leave, if not for others of their blocks. With `required_workers` every waiting task starts in time; None where that
+    was not computed.
     """
 
     at: datetime
@@ -166,7 +169,7 @@ class ScalingPlan:
     start: int = 0
     remove_idle: int = 0
     drain_busy: int = 0
-    unsplit: int = 0
+    kept_with_blocks: int = 0
     required_workers: int | None = None
     reasons: tuple[str, ...]
     clamps: tuple[Clamp, ...] = field(default=())
@@ -190,8 +193,7 @@ def decide(snapshot: ScalingSnapshot, policy: ScalingPolicy, now: datetime) -> S
     if workers < policy.min_workers:
         reason = f"{plural(workers, 'worker')}, and the minimum is {policy.min_workers}"
         return _plan(snapshot, policy, now, policy.min_workers, reason, hurry=bool(snapshot.waiting))
-    # Pools of blocks are as large as whole blocks are, which may be a part of one too many.
-    if workers - policy.max_workers >= snapshot.smallest_group:
+    if snapshot.is_above(policy.max_workers):
         reason = f"{plural(workers, 'worker')}, and the maximum is {policy.max_workers}"
         return _plan(snapshot, policy, now, policy.max_workers, reason)
     if policy.is_fixed:
@@ -246,7 +248,7 @@ def _hold_size(snapshot: ScalingSnapshot, policy: ScalingPolicy, now: datetime) 
     workers = snapshot.workers
     size = workers if snapshot.fixed_size is None else snapshot.fixed_size
     target = max(policy.min_workers, min(size, policy.max_workers))
-    if 0 <= workers - target < snapshot.smallest_group:
+    if workers >= target and not snapshot.is_above(target):
         return _plan(snapshot, policy, now, workers, "the pool has a fixed size in this mode")
     reason = f"{plural(workers, 'worker')}, and the pool has a fixed size of {target} in this mode"
     return _plan(snapshot, policy, now, target, reason)
@@ -332,13 +334,11 @@ def _down(snapshot: ScalingSnapshot, policy: ScalingPolicy, now: datetime) -> Sc
     reason = f"nothing waits, and {extra} of {ready} idled for {seconds:,.0f} s"
     limit = f"min_workers is {policy.min_workers}" + (f" besides {starting} that start" if starting else "")
     clamps = [Clamp(limit=limit, old_target=unclamped_target, new_target=target)] if target > unclamped_target else []
-    least = target
-    if (groups := snapshot.removable_groups) is not None:
-        target = snapshot.workers - sum(groups[i].size for i in groups_to_remove(groups, snapshot.workers - least))
-        if target > least:
-            clamps.append(Clamp(limit="the workers of a block go together", old_target=least, new_target=target))
-    plan = _plan(snapshot, policy, now, target, reason, *map(str, clamps), clamps=tuple(clamps))
-    return replace(plan, unsplit=target - least)
+    kept = 0 if snapshot.blocks is None else snapshot.blocks.kept_of(snapshot.workers - target)
+    if kept:
+        clamps.append(Clamp(limit="the workers of a block go together", old_target=target, new_target=target + kept))
+    plan = _plan(snapshot, policy, now, target + kept, reason, *map(str, clamps), clamps=tuple(clamps))
+    return replace(plan, kept_with_blocks=kept)
 
 
 def _plan(
@@ -354,7 +354,7 @@ def _plan(
     workers = snapshot.workers
     excess = max(0, workers - target)
     # Above the maximum those that have not started go first: nobody waits for the end of a task of theirs.
-    is_over = workers > policy.max_workers and snapshot.removable_groups is None
+    is_over = workers > policy.max_workers and snapshot.blocks is None
     remove_starting = min(len(snapshot.starting), excess) if is_over else 0
     leaving = min(snapshot.idle, excess - remove_starting)
     # Draining workers still take their place, as the machine has to hold them.

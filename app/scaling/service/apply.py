@@ -13,8 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.db import notify
 from app.kernel.states import WorkerState
 from app.kernel.text import plural
+from app.scaling.rules.blocks import groups_to_remove
 from app.scaling.rules.decision import Decision
-from app.scaling.rules.idle import groups_to_remove
 from app.scaling.rules.target import ScalingPlan
 from app.scaling.service.snapshot import worker_groups
 from app.workers.rules.assignment import Assignment
@@ -92,7 +92,7 @@ async def apply_decision(
             drained_ids |= gone
             if gone:
                 drained_of_classes[host.host] = len(gone)
-    resized_hosts = await _resize(connection, pool, due_starts, starts, drained_ids, _unsplit(decision, pool))
+    resized_hosts = await _resize(connection, pool, due_starts, starts, drained_ids, _kept_with_blocks(decision, pool))
     if any(starts.values()) or drained_ids:
         notify.note(connection, notify.FLEET, notify.LAUNCHES)
     return AppliedChanges(
@@ -159,13 +159,13 @@ def _leavers_by_group(plan: ScalingPlan, pool: Pool, *, is_over: bool) -> list[U
     return leaving
 
 
-def _unsplit(decision: Decision, pool: Pool) -> dict[Host, int]:
+def _kept_with_blocks(decision: Decision, pool: Pool) -> dict[Host, int]:
     """Workers above the size of a host that stay for others of their block: its replacement may be a smaller one."""
     plans = {host: decision.class_plans.get(host.host) for host in pool.classes}
     with_blocks = (host for host in pool.usual.hosts if any(worker.block for worker in pool.of(host)))
     if (first := next(with_blocks, None)) is not None:
         plans[first] = decision.plan
-    return {host: plan.unsplit for host, plan in plans.items() if plan is not None}
+    return {host: plan.kept_with_blocks for host, plan in plans.items() if plan is not None}
 
 
 async def _resize(
@@ -174,14 +174,14 @@ async def _resize(
     due_starts: DueStarts,
     starts: Mapping[Host, int],
     drained_ids: set[UUID],
-    unsplit: Mapping[Host, int],
+    kept_with_blocks: Mapping[Host, int],
 ) -> int:
     """Let every host keep the workers that stay, are due and are new; return the number of hosts that changed."""
     resized_hosts = 0
     for host in pool.hosts:
         # A host must keep what it is about to start, or its own loop would drain it as surplus.
         staying = sum(w.state != WorkerState.DRAINING and w.id not in drained_ids for w in pool.of(host))
-        size = max(0, staying + due_starts[host] + starts.get(host, 0) - unsplit.get(host, 0))
+        size = max(0, staying + due_starts[host] + starts.get(host, 0) - kept_with_blocks.get(host, 0))
         if size != host.size:
             await hosts.resize(connection, host, size)
             resized_hosts += 1

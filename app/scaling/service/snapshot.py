@@ -17,9 +17,9 @@ from app.queue.service import counters as counter_service
 from app.queue.store import counters
 from app.queue.store.counters import EventTotal
 from app.scaling.rules import estimates
+from app.scaling.rules.blocks import Blocks, WorkerGroup
 from app.scaling.rules.demand import WaitingGroup, group_by_age, in_dispatch_order
 from app.scaling.rules.estimates import CounterReading, Estimates, TaskTotals
-from app.scaling.rules.idle import WorkerGroup
 from app.scaling.rules.target import ScalingPolicy, ScalingSnapshot
 from app.scaling.service import needs
 from app.scaling.service.needs import Needs
@@ -164,8 +164,7 @@ def pool_snapshot(
         busy=busy,
         # Without hosts of ours, others act on the target, so all may go.
         idle_elsewhere=sum(w.provisioner is None and not w.busy for w in ready) if pool.hosts else 0,
-        removable_groups=worker_groups(pool.removable_groups) if pool.has_blocks else None,
-        smallest_group=min(map(len, pool.groups)) if pool.has_blocks else 1,
+        blocks=_blocks(pool) if pool.has_blocks else None,
         starting=[*starting, *([start_seconds] * due_starts)],
         draining=sum(w.state == DRAINING for w in unready),
         waiting=groups,
@@ -174,6 +173,10 @@ def pool_snapshot(
         start_seconds=start_seconds,
         fixed_size=_fixed_size(pool) if policy.is_fixed else None,
     )
+
+
+def _blocks(pool: Pool) -> Blocks:
+    return Blocks(removable=worker_groups(pool.removable_groups), smallest=min(map(len, pool.groups)))
 
 
 def worker_groups(workers: Sequence[Sequence[Worker]]) -> list[WorkerGroup]:

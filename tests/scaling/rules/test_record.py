@@ -14,10 +14,11 @@ from app.kernel.ids import WorkerId
 from app.kernel.modes import Mode
 from app.scaling.rules import record as records
 from app.scaling.rules.allocation import Load
+from app.scaling.rules.blocks import Blocks, WorkerGroup
 from app.scaling.rules.decision import ClassInputs, DecisionInputs, ExcludedTasks, Member, resolve
 from app.scaling.rules.demand import WaitingGroup
 from app.scaling.rules.explanation import explain
-from app.scaling.rules.idle import IdlePolicy, IdleSample, WorkerGroup
+from app.scaling.rules.idle import IdlePolicy, IdleSample
 from app.scaling.rules.target import ScalingPolicy, ScalingSnapshot, in_mode
 from app.workers.rules.hosts import WorkerLimit
 
@@ -45,11 +46,12 @@ _groups = st.lists(
     ),
     max_size=4,
 )
+_worker_groups = st.lists(st.builds(WorkerGroup, st.integers(1, 4), st.integers(0, 4)), max_size=3)
 _snapshots = st.builds(
     ScalingSnapshot,
     idle=st.integers(0, 9),
     busy=st.integers(0, 9),
-    removable_groups=st.none() | st.lists(st.builds(WorkerGroup, st.integers(1, 4), st.integers(0, 4)), max_size=3),
+    blocks=st.none() | st.builds(Blocks, removable=_worker_groups, smallest=st.integers(1, 4)),
     starting=st.lists(st.floats(0, 30), max_size=3),
     draining=st.integers(0, 3),
     waiting=st.none() | _groups,
@@ -206,11 +208,11 @@ def test_a_decision_is_made_again_at_the_price_of_then(price: float, target: int
 
 
 def test_a_decision_about_blocks_is_made_again_with_the_sizes_of_then() -> None:
-    groups = [WorkerGroup(4, 4), WorkerGroup(8, 1)]
-    snapshot = ScalingSnapshot(idle=5, busy=7, waiting=(), cpu=0.5, removable_groups=groups, smallest_group=4)
+    blocks = Blocks(removable=[WorkerGroup(4, 4), WorkerGroup(8, 1)], smallest=4)
+    snapshot = ScalingSnapshot(idle=5, busy=7, waiting=(), cpu=0.5, blocks=blocks)
     inputs = _plain(snapshot=snapshot, policy=ScalingPolicy(min_workers=1, max_workers=10))
     read = records.inputs_of(records.roster([]), records.inputs_text(inputs))
-    assert (read.snapshot.removable_groups, read.snapshot.smallest_group) == (groups, 4)
+    assert read.snapshot.blocks == blocks
     assert records.replay(records.roster([]), records.inputs_text(inputs)) == _text(inputs)
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from app.kernel.modes import Mode
+from app.scaling.rules.blocks import Blocks, WorkerGroup
 from app.scaling.rules.demand import WaitingGroup
-from app.scaling.rules.idle import IdlePolicy, IdleSample, WorkerGroup
+from app.scaling.rules.idle import IdlePolicy, IdleSample
 from app.scaling.rules.target import (
     Clamp,
     DecisionType,
@@ -239,17 +240,18 @@ def test_of_blocks_whole_ones_go_and_the_target_is_what_remains(
     removable: list[WorkerGroup] | None, target: int
 ) -> None:
     policy = replace(POLICY, min_workers=3)
-    decided = plan(idle=8, busy=2, idle_history=idle((60.0, 8)), removable_groups=removable, policy=policy)
+    blocks = None if removable is None else Blocks(removable=removable, smallest=1)
+    decided = plan(idle=8, busy=2, idle_history=idle((60.0, 8)), blocks=blocks, policy=policy)
     assert (decided.target, decided.remove_idle, decided.drain_busy) == (target, 10 - target, 0)
     clamp = Clamp(limit="the workers of a block go together", old_target=3, new_target=target)
     assert decided.clamps[1:] == (() if target == 3 else (clamp,))
-    assert decided.unsplit == target - 3
+    assert decided.kept_with_blocks == target - 3
     assert decided.decision_type is (DecisionType.MAINTAIN if target == 10 else DecisionType.SCALE_DOWN)
 
 
 def test_a_part_of_a_block_above_a_bound_is_none_too_many() -> None:
     """A pool of blocks of 4 that is to have 10 workers has 12."""
-    seen = {"removable_groups": groups(4, 4, (4, 0)), "smallest_group": 4}
+    seen = {"blocks": Blocks(removable=groups(4, 4, (4, 0)), smallest=4)}
     at_most = replace(POLICY, max_workers=10)
     busy_pool = plan(waiting(50), idle=8, busy=4, policy=at_most, **seen)
     assert (busy_pool.target, busy_pool.remove_idle) == (12, 0)
