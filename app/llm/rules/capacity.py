@@ -32,15 +32,13 @@ class _ModelCalls:
         self.model = model
         self.limit = model.concurrency.allowed_calls(concurrency_ceiling(model, snapshot.total_limit))
         self.latency = model.concurrency.mean_latency(policy)
-        self.breaker = model.breaker.state(snapshot.now)
+        breaker = model.breaker.state(snapshot.now)
+        self.is_left_alone = breaker is BreakerState.OPEN
+        # Whether the next call is the one that tries the model out.
+        self.next_is_probe = breaker is BreakerState.HALF_OPEN
         self.permitted = self.under_way = counts.permits
         self.probes = counts.probes
         self.queue_length = 0
-
-    @property
-    def next_is_probe(self) -> bool:
-        """Whether the next call is the one that tries the model out."""
-        return self.breaker is BreakerState.HALF_OPEN
 
 
 class _HolderCalls:
@@ -181,7 +179,7 @@ class Capacity:
         """The refusal while a breaker is open or a cool-down lasts, for all or for this caller."""
         calls, now = self._models[request.model], self._snapshot.now
         model, own = calls.model, calls.model.callers.get(request.holder)
-        if calls.breaker is BreakerState.OPEN:
+        if calls.is_left_alone:
             return _left_alone(model.breaker.cause), timedelta(seconds=model.breaker.remaining_seconds(now))
         if seconds := model.concurrency.cooldown_seconds(now) or (own.cooldown_seconds(now) if own is not None else 0):
             return Refused.COOLDOWN, timedelta(seconds=seconds)
