@@ -1,11 +1,13 @@
-"""The turn of one model at a question: for what a call waits, for how long, and for whom it would rather not.
+"""Waits of a model's turn at a question.
 
-1. What the control plane refuses is asked for again after the time that it says, under the same id, which keeps the
-   place in its queue; what the service refuses, after the time that it asks for.
-2. Of the calls of a task that wait for permits of a model, in a line, the first asks until it has one.
-3. Nobody waits where an earlier answer serves as well, or the model cannot be had for a while. Where another model
-   would do, all waits together last `_MAX_WAIT_SECONDS` at most.
-4. Nobody waits beyond the end of the task, which is set aside instead.
+1. A permit that is refused is asked for again after the time that the control plane says. The request keeps its id, and
+   by that its place in the queue there.
+2. Of the calls of a task that wait for permits of a model, all but the first in line stand still. A call that finds
+   nobody in line asks at once, and joins it when others are the reason of the refusal.
+3. A cached answer is used instead where the question is repeatable, the wait long, or the model rests.
+4. Another model is tried instead where this one cannot be had for a while, and, if there is one, after
+   `_MAX_WAIT_SECONDS` of all waits together.
+5. Nobody waits beyond the end of the task, which is set aside instead.
 """
 
 import asyncio
