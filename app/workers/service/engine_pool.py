@@ -126,6 +126,7 @@ async def _drain(connection: AsyncConnection, worker_ids: Sequence[WorkerId], re
 async def _ask(
     database: Database, engine: Engine, report: PoolReport, policy: EnginePolicy, turn: _Turn
 ) -> dict[str, Any]:
+    """Ask the engine for what the turn has decided, if anything; return what came of it."""
     if (request := turn.request) is None:
         return {}
     try:

@@ -8,7 +8,15 @@ from uuid import uuid4
 import pytest
 
 from app.kernel.ids import WorkerId
-from app.workers.rules.engines import EngineMember, EngineState, MemberState, MemberWorker, admitted, plan_engine
+from app.workers.rules.engines import (
+    EngineMember,
+    EngineState,
+    MemberState,
+    MemberWorker,
+    admitted,
+    plan_engine,
+    plan_request,
+)
 
 _STEPS, _QUIET_ROUNDS = 60, 80
 
@@ -58,9 +66,8 @@ class _Pool:
         """A turn of app.workers.service.engine_pool; whether it changed anything."""
         states = {True: MemberState.PENDING, False: MemberState.READY}
         members = [EngineMember(name=p.name, state=states[p.is_queued], block=p.block) for p in self.places]
-        plan = plan_engine(
-            EngineState(requested=len(members), members=members), self.workers, self.size, self.block_size
-        )
+        state = EngineState(requested=len(members), members=members)
+        plan = plan_engine(state, self.workers, self.size, self.block_size)
         for place in self.places:
             if place.worker is not None and place.worker.worker_id in plan.drain:
                 self.set(place, leaving=True)
@@ -70,9 +77,10 @@ class _Pool:
             names = {place.name for place in self.places if place.block == block}
             if len(victims) + len(names) <= plan.surplus and plan.removable >= names:
                 victims |= names
-        self.dismissed = victims | plan.emptied
+        request = plan_request(state, plan, sorted(victims))
+        self.dismissed = set(request.dismissed)
         self.places = [place for place in self.places if place.name not in victims]
-        missing = plan.target - len(members)
+        missing = request.size - len(members)
         for _ in range(missing // self.block_size):
             self.made += 1
             self.places += [_Place(f"b{self.made}-{n}", f"b{self.made}") for n in range(self.block_size)]
