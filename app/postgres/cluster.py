@@ -69,6 +69,11 @@ class Cluster:
         return self.directory / "password"
 
     @property
+    def restore_mark(self) -> Path:
+        """File that is there until a restore into the new cluster is done: also after one that was killed."""
+        return self.directory / "restoring"
+
+    @property
     def is_initialised(self) -> bool:
         """Whether the cluster exists."""
         return self.data.exists()
@@ -109,11 +114,16 @@ class Cluster:
     def initialise(self) -> bool:
         """Create the cluster unless it exists, in a directory that the caller has locked; return whether it was new.
 
-        Raises ClusterUnusable, also when an existing cluster needs another version of PostgreSQL.
+        Raises ClusterUnusable, also when an existing cluster needs another version of PostgreSQL, or is half restored.
         """
         # All or nothing: it is built in a directory beside its place, which is renamed when complete.
         self._remove_unfinished()
         if self.is_initialised:
+            if self.restore_mark.exists():
+                raise ClusterUnusable(
+                    f"A restore into {self.directory} was cut off. Repeat `convener db restore FILE --bundled`, which "
+                    "makes it anew, or delete that directory to begin with an empty one."
+                )
             self._check_version()
             return False
         account = choose_account(self.directory, self.binaries)

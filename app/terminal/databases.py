@@ -218,22 +218,32 @@ def new_server() -> Iterator[str]:
     """Start a new bundled PostgreSQL for the block and yield the address of its empty database; stop it afterwards.
 
     `convener up` goes on with it; after an error nothing is left of it. Raises Failure where the state directory has
-    one already, EmbeddedError.
+    one already, EmbeddedError. What a killed restore has left goes first.
     """
-    from app.postgres.server import Server
+    from app.postgres.configuration import socket_directory
+    from app.postgres.server import Server, clean_up
 
     values = settings()
     cluster = _cluster(values)
     with cluster.lock():
-        if not cluster.initialise():
+        if cluster.restore_mark.exists():
+            clean_up(cluster.data, socket_directory(cluster.directory))
+            shutil.rmtree(cluster.data.parent, ignore_errors=True)
+        if cluster.is_initialised:
             hint = "name another, which is to be made, as CONVENER_STATE_DIRECTORY"
             raise Failure(f"there is a database in {values.state_directory} already", ExitCode.REFUSED, hint=hint)
+        # Half a restore must not be taken for a database, neither after Ctrl-C nor after kill -9.
+        cluster.restore_mark.touch()
         server = Server(cluster=cluster)
         try:
+            cluster.initialise()
             asyncio.run(server.start())
             yield server.url
-        except BaseException:  # also Ctrl-C: half a restore must not be taken for a database
+        except BaseException:
             asyncio.run(server.stop())
             shutil.rmtree(cluster.data.parent, ignore_errors=True)
             raise
-        asyncio.run(server.stop())
+        else:
+            asyncio.run(server.stop())
+        finally:
+            cluster.restore_mark.unlink()

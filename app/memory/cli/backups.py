@@ -51,8 +51,10 @@ def backup(
 
     Without an address it is the database of the `convener up` that runs on this machine.
     """
-    from app.memory.service import backups
+    from app.memory.service import archives, backups
 
+    for draft in archives.remove_abandoned(file.parent):
+        output.note(f"deleted {draft}, which a backup that was killed had left")
     with output.errors().status("backing up") as progress, as_failures():
         target, by = url or bundled_url(), author("convener db backup")
         dumps = _dumps(target)

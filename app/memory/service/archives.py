@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -72,6 +72,19 @@ def new_file(file: Path) -> Iterator[Path]:
             draft.unlink(missing_ok=True)
             raise
     _sync(file.parent)
+
+
+def remove_abandoned(directory: Path) -> Iterator[Path]:
+    """Delete the drafts in a directory that nobody writes any more, as after kill -9, and yield each."""
+    for draft in directory.glob(".*.partial"):
+        lock = draft.with_suffix(".lock")
+        # A draft of ours has a lock beside it; one without is somebody else's.
+        with suppress(OSError):
+            if lock.exists():
+                with _lock(lock) as is_locked:
+                    if is_locked:
+                        draft.unlink()
+                        yield draft
 
 
 def _check_absent(file: Path) -> None:

@@ -69,12 +69,14 @@ class Dumps:
 
     def _restore(self, url: str, file: Path, poll: Callable[[], object]) -> None:
         entries = [line for line in self.contents(file) if not _REVISION_ENTRY.match(line)]
-        with tempfile.NamedTemporaryFile("w", suffix=".list") as list_file:
+        # Without a name, as a password file: a crash leaves nothing of it.
+        with tempfile.TemporaryFile("w") as list_file:
             list_file.write("\n".join(entries) + "\n")
-            list_file.flush()
+            list_file.seek(0)
+            descriptor = list_file.fileno()
             # Owners and privileges are those of the old server, whose roles this one may not have.
             options = ["--single-transaction", "--exit-on-error", "--no-owner", "--no-privileges"]
-            self._run("pg_restore", [*options, f"--use-list={list_file.name}", str(file)], url, poll)
+            self._run("pg_restore", [*options, f"--use-list=/dev/fd/{descriptor}", str(file)], url, poll, [descriptor])
 
     def _run(
         self,
@@ -82,6 +84,7 @@ class Dumps:
         arguments: Sequence[str],
         url: str | None = None,
         poll: Callable[[], object] = lambda: None,
+        descriptors: Sequence[int] = (),
     ) -> str:
         address, password = connection_arguments(url) if url else ([], "")
         command = [str(self.binaries.program(program)), *address, *arguments]
@@ -97,7 +100,7 @@ class Dumps:
                 stdout=out,
                 stderr=errors,
                 env=_environment(descriptor if password else None),
-                pass_fds=[descriptor],
+                pass_fds=[descriptor, *descriptors],
                 # A dump that nobody waits for would go on for hours, with its snapshot: also where we are killed.
                 preexec_fn=partial(stop_with_parent, os.getpid()),  # noqa: PLW1509 - two calls of the kernel
             )

@@ -22,7 +22,7 @@ from app.kernel.database_urls import OLDEST_POSTGRES
 from app.memory.store.invariants import CHECKS
 from app.postgres.binaries import DUMPING, SERVER, Binaries, find_binaries, find_version
 from app.postgres.cluster import Cluster
-from app.postgres.errors import BinariesMissing
+from app.postgres.errors import BinariesMissing, ClusterUnusable
 from app.postgres.server import Server
 from app.terminal.failures import ExitCode
 from tests.conftest import named, run_on
@@ -66,8 +66,14 @@ async def test_the_program_of_postgresql_ends_with_the_command(
         wait = f"echo $$ > {started}; mv {started} {started}.pid; exec sleep 600"
         (programs / name).write_text(f'#!/bin/sh\ncase $1 in --no-password) {wait};; esac\nexec {real} "$@"\n')
         (programs / name).chmod(0o755)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
     files = set(tmp_path.iterdir())
-    environment = console.environment | {"CONVENER_DATABASE_URL": url, "CONVENER_POSTGRES_BIN": str(programs)}
+    environment = console.environment | {
+        "CONVENER_DATABASE_URL": url,
+        "CONVENER_POSTGRES_BIN": str(programs),
+        "TMPDIR": str(temporary),
+    }
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "app.cli", "db", command, str(file), env=environment
     )
@@ -83,6 +89,7 @@ async def test_the_program_of_postgresql_ends_with_the_command(
         with contextlib.suppress(psutil.NoSuchProcess):
             while program.status() != psutil.STATUS_ZOMBIE:
                 await asyncio.sleep(0.05)
+    assert not list(temporary.iterdir())
     if number is not signal.SIGKILL:
         assert set(tmp_path.iterdir()) == files
 
@@ -97,8 +104,11 @@ async def test_backed_up_verified_and_restored(
     made = await console("db", "backup", str(file), "-o", "json", **ours)
     assert (made.code, made.json["file"], made.json["size_bytes"]) == (0, str(file), file.stat().st_size)
     assert str(urlsplit(own_database.url).password) not in made.out + made.err
+    for ending in ("partial", "lock"):  # of one that was killed
+        (tmp_path / f".older.dump.{ending}").touch()
     again = await console("db", "backup", str(file), **ours)
     assert (again.code, again.out) == (1, "")
+    assert "older.dump.partial" in again.err.replace("\n", "")
     assert "exists already" in again.err
     verified = await console("db", "verify", str(file), "-o", "json")
     assert verified.json["ok"], verified.out
@@ -208,6 +218,35 @@ async def test_restored_into_a_new_bundled_server(own_database: Database, consol
         failed = await _run(Path(name) / "other", "db", "restore", str(tmp_path / "none"), "--bundled")
         assert failed.returncode == 1
         assert not _cluster(Path(name) / "other").is_initialised
+
+
+_KILLED = """
+import os, signal
+from app.terminal.databases import new_server
+
+with new_server():
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+async def test_a_killed_restore_into_a_new_bundled_server_can_be_repeated(
+    own_database: Database, console: CommandLine, tmp_path: Path
+) -> None:
+    """`convener up` made an empty queue of what it had left, and only whoever deleted that could restore again."""
+    await submitted(own_database, 2)
+    file = tmp_path / "b.dump"
+    await console("db", "backup", str(file), CONVENER_DATABASE_URL=own_database.url)
+    with tempfile.TemporaryDirectory(prefix="convener-state-") as name:
+        state = Path(name) / "state"
+        environment = console.environment | {"CONVENER_STATE_DIRECTORY": str(state)}
+        killed = await asyncio.create_subprocess_exec(sys.executable, "-c", _KILLED, env=environment)
+        assert await killed.wait() == -signal.SIGKILL
+        with _cluster(state).lock(), pytest.raises(ClusterUnusable, match="was cut off"):
+            _cluster(state).initialise()
+        done = await _run(state, "db", "restore", str(file), "--bundled")
+        assert done.returncode == 0, done.stderr
+        with _cluster(state).lock():
+            assert not _cluster(state).initialise()
 
 
 async def _run(state: Path, *arguments: str) -> "subprocess.CompletedProcess[bytes]":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app.memory.service.archives import new_file
+from app.memory.service.archives import new_file, remove_abandoned
 
 _KILLED = """
 import os, signal, sys
@@ -35,6 +35,18 @@ def test_what_a_killed_process_has_left_is_no_obstacle_and_goes(
         draft.write_text("all of it")
     assert [path.name for path in tmp_path.iterdir()] == ["b.dump"]
     assert file.read_text() == "all of it"
+
+
+def test_what_a_killed_process_has_left_under_another_name_is_found(tmp_path: Path) -> None:
+    """Each night's backup has a name of its own, so it stayed there for good, as large as the database."""
+    old = tmp_path / "old.dump"
+    assert subprocess.Popen([sys.executable, "-c", _KILLED, str(old)]).wait() == -9
+    (tmp_path / ".elsewhere.partial").touch()
+    with new_file(tmp_path / "present.dump") as draft:
+        assert [*remove_abandoned(tmp_path)] == [tmp_path / ".old.dump.partial"]
+        draft.write_text("whole")
+    assert {path.name for path in tmp_path.iterdir()} == {".elsewhere.partial", "present.dump"}
+    assert (tmp_path / "present.dump").read_text() == "whole"
 
 
 def test_two_at_once_do_not_replace_each_other(tmp_path: Path) -> None:
