@@ -32,7 +32,7 @@ GOALS = "goals"
 STATUS = "status"
 WEBHOOKS = "webhooks"
 RESOURCES = "resources"
-# Not announced: the connection for announcements was made, which finds soon that another server was promoted.
+# Of each process to itself: its connection for announcements was made, maybe to another server, which was promoted.
 CONNECTED = "connected"
 WORK = "work"
 _NEWS = "convener_announcements"
@@ -112,8 +112,6 @@ class Announcer:
         self._task: asyncio.Task[None] | None = None
         self.backend: int | None = None
         """Process of the server at the other end of its connection; None while there is none."""
-        self.on_connection: Callable[[], None] = lambda: None
-        """Called whenever its connection was made."""
 
     def subscribe(self, listener: Callable[[News], None]) -> None:
         """Call `listener` with the topics and tags of every announcement, this process's own included."""
@@ -173,7 +171,7 @@ class Announcer:
             self.backend = connection.get_server_pid()
             self._level = logging.WARNING
             self._outage.note_answer()
-            self.on_connection()
+            self._call_listeners({CONNECTED: 0.0})
             connection.add_termination_listener(lambda *_: self._wake.set())
             while not connection.is_closed():
                 with suppress(TimeoutError):

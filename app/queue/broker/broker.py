@@ -14,7 +14,7 @@ from operator import attrgetter
 
 from app.db import hot_path
 from app.db.database import Database
-from app.db.notify import RESOURCES, News, work
+from app.db.notify import CONNECTED, RESOURCES, News, work
 from app.kernel.agents import AgentType
 from app.kernel.errors import DatabaseUnavailable, Locked, ShuttingDown
 from app.kernel.ids import WorkerId
@@ -32,8 +32,6 @@ from app.queue.rules.tasks import LeasePolicy
 from app.queue.service.task_traces import TaskTraces
 from app.queue.store import claims, resource_classes
 from app.queue.store.claims import ClaimOutcome, ClaimRequest, Lease
-from app.queue.store.lanes import TagIssuer
-from app.queue.store.lease_ledger import GivenLeases
 
 log = logging.getLogger(__name__)
 # Seconds between tries to repeat a lease that is locked, as by another replica that repeats or releases it. All other
@@ -60,8 +58,7 @@ class Broker:
         self._waiters: dict[WorkerId, Waiter] = {}
         self._lanes = LaneView()
         self._scanner = LaneScanner(database)
-        tags, given_leases = database.shared(TagIssuer), database.shared(GivenLeases)
-        self._dispatcher = Dispatcher(self._lanes, self.fairness, tags, self.preferences, given_leases)
+        self._dispatcher = Dispatcher(self._lanes, self.fairness, self.preferences, database)
         self.degradation, self._classes = self._dispatcher.degradation, self._dispatcher.classes
         self._known_classes = {0}
         self._wake = asyncio.Event()
@@ -170,6 +167,9 @@ class Broker:
     def _on_announcement(self, news: News) -> None:
         if RESOURCES in news:
             self._classes.is_stale = True
+        if CONNECTED in news:
+            self._scanner.begin_anew()
+            self._dispatcher.begin_anew()
         if lanes := self._lanes.receive(news):
             reconsider(self._waiters.values(), lanes)
             self._wake.set()

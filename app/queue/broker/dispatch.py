@@ -75,18 +75,21 @@ class Dispatcher:
         self,
         lanes: LaneView,
         fairness: FairQueue,
-        tag_issuer: TagIssuer,
         preferences: WorkerPreferences,
-        given_leases: GivenLeases,
+        database: Database,
     ) -> None:
         self.degradation = CurrentStep()
         self.classes = ClassView()
         self.workers_of_claim = _WORKERS_OF_LARGE
         self._lanes = lanes
         self._fairness = fairness
-        self._tag_issuer = tag_issuer
         self._preferences = preferences
-        self._given_leases = given_leases
+        self._tag_issuer = database.shared(TagIssuer)
+        self._given_leases = database.shared(GivenLeases)
+
+    def begin_anew(self) -> None:
+        """Trust no number of a lease any more, as this may be another server, where leases were lost."""
+        self._given_leases.clear()
 
     def choose_lane(
         self,

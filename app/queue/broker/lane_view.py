@@ -221,6 +221,8 @@ class LaneScanner:
         self._database = database
         self._scanned_at: datetime | None = None
         self._scan_count = 0
+        # Of the server, as often as it may have changed, and of the one that was looked through last.
+        self._server_number, self._scanned_number = 1, 0
         self._next_full_scan = 0.0
         # Of the last scans, the oldest first.
         self._tag_ranges: deque[Sequence[TagRange]] = deque([()] * _LAST_LOOK_AFTER)
@@ -236,16 +238,27 @@ class LaneScanner:
         missed_tags = await hot_path.run(self._database, lambda c: missed_tasks.find(c, tag_ranges))
         return new_tags | {lane: min(tag, new_tags.get(lane, tag)) for lane, tag in missed_tags.items()}
 
+    def begin_anew(self) -> None:
+        """Look through all at the next scan, as this may be another server, where leases were lost.
+
+        Their tasks wait there below the floors, since long ago, and nobody has announced them.
+        """
+        self._server_number += 1
+
     async def _find_new(self, unseen_below: Mapping[Lane, float]) -> dict[Lane, float]:
         """The lowest tags below these of tasks that became ready since the last scan; of all tasks in a full scan."""
+        server_number = self._server_number
         since, self._scanned_at = self._scanned_at, await hot_path.run(self._database, claims.current_time)
         self._scan_count += 1
         begun = time.monotonic()
-        if since is None or (self._scan_count % _FULL_SCAN_EVERY == 0 and begun >= self._next_full_scan):
+        is_due = self._scan_count % _FULL_SCAN_EVERY == 0 and begun >= self._next_full_scan
+        if since is None or server_number != self._scanned_number or is_due:
             try:
-                return await hot_path.run(self._database, lambda c: claims.ready_lanes(c, list(unseen_below)))
+                tags = await hot_path.run(self._database, lambda c: claims.ready_lanes(c, list(unseen_below)))
             finally:
                 self._next_full_scan = begun + (time.monotonic() - begun) / _FULL_SCAN_SHARE
+            self._scanned_number = server_number
+            return tags
         return await hot_path.run(self._database, lambda c: claims.ready_below(c, unseen_below, since - _OVERLAP))
 
     def _next_ranges(self, view: LaneView) -> Sequence[TagRange]:

@@ -35,6 +35,10 @@ class GivenLeases:
         if len(self._last) > _MAX_WORKERS:
             del self._last[next(iter(self._last))]
 
+    def clear(self) -> None:
+        """Forget all, as a server that was promoted may have lost the last leases, and give others by their numbers."""
+        self._last.clear()
+
     def take(self, worker_id: WorkerId, task_id: TaskId) -> int | None:
         """The number of the worker's last lease, if it was of this task; only the first call is told."""
         last_task_id, number = self._last.pop(worker_id, (None, None))

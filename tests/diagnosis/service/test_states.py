@@ -18,8 +18,6 @@ from app.queue.rules.fair_queueing import FairQueue
 from app.queue.rules.tasks import LeasePolicy
 from app.queue.store import claims
 from app.queue.store.claims import ClaimRequest
-from app.queue.store.lanes import TagIssuer
-from app.queue.store.lease_ledger import GivenLeases
 from tests.diagnosis import worlds
 from tests.diagnosis.worlds import AVOID_SECONDS, CLOSED, MODELS, SET_ASIDE, MadeTask, MadeWorker, World
 
@@ -182,7 +180,7 @@ async def _claim(
 ) -> list[tuple[UUID, UUID]]:
     """The worker and the task that it gets, or nothing."""
     view = LaneView()
-    dispatcher = Dispatcher(view, FairQueue(), TagIssuer(), WorkerPreferences(), GivenLeases())
+    dispatcher = Dispatcher(view, FairQueue(), WorkerPreferences(), Database("postgresql://127.0.0.1:1/nothing"))
     dispatcher.degradation.step = world.step
     ends_at = await driver.fetchval("SELECT ends_at FROM workers WHERE id = $1", worker.id)
     view.mark_ready(await claims.ready_lanes(driver, LANES))

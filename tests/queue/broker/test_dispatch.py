@@ -5,13 +5,13 @@ from uuid import uuid4
 
 import pytest
 
+from app.db.database import Database
 from app.kernel.ids import TaskId, WorkerId
 from app.queue.broker.dispatch import Dispatcher, WorkerPreferences
 from app.queue.broker.lane_view import LaneView
 from app.queue.rules.fair_queueing import FairQueue
 from app.queue.store import lease_ledger
 from app.queue.store.claims import ClaimOutcome, ClaimRequest, Lease
-from app.queue.store.lanes import TagIssuer
 from app.queue.store.lease_ledger import GivenLeases
 
 _NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -19,7 +19,7 @@ _NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 @pytest.fixture
 def dispatcher() -> Dispatcher:
-    return Dispatcher(LaneView(), FairQueue(), TagIssuer(), WorkerPreferences(), GivenLeases())
+    return Dispatcher(LaneView(), FairQueue(), WorkerPreferences(), Database("postgresql://127.0.0.1:1/nothing"))
 
 
 def _claimed(dispatcher: Dispatcher, *sizes: int, checkpoint: int = 0) -> None:

@@ -145,6 +145,14 @@ async def test_only_tags_that_claims_went_through_are_looked_at(database: Databa
     assert await scanner.scan(view) == {}
 
 
+async def test_all_is_looked_through_once_where_the_server_may_be_another(database: Database) -> None:
+    """A standby that lagged knows nothing of the last leases: for minutes their tasks were passed by on it."""
+    view, scanner = await _missing(database, tag=0.5)
+    assert await scanner.scan(view) == {}
+    scanner.begin_anew()
+    assert [await scanner.scan(view) for _ in range(2)] == [{LOW: 0.5}, {}]
+
+
 async def test_a_task_that_stays_locked_does_not_lead_claims_back_to_it_for_ever(database: Database) -> None:
     """They would go through more and more dead entries."""
     view, scanner = await _missing(database, tag=5.0)

@@ -24,7 +24,7 @@ from app.queue.service.leases import LeaseService
 from app.queue.store import claims
 from app.queue.store.claims import ClaimRequest, Lease
 from tests.support.factories import GENERATION, completion, leased, ready_worker, submitted
-from tests.support.sql import fetch, until_blocked, value
+from tests.support.sql import execute, fetch, until, until_blocked, value
 
 _TASKS, _WORKERS = 200, 16
 GENERATING = frozenset({AgentType.GENERATION})
@@ -135,6 +135,41 @@ async def test_a_lease_that_another_replica_gave_meanwhile_counts(
     await desk.complete(completion(worker_id, second))
     assert await brokers[0].lease(_call(worker_id)._replace(follows=second.task_id), 5) is not None
     assert await value(database, "SELECT array_agg(n ORDER BY n) FROM leases") == [1, 2, 3]
+
+
+async def test_the_number_of_a_lease_that_a_failover_has_lost_counts_no_more(
+    database: Database, brokers: list[Broker], desk: LeaseService
+) -> None:
+    """The first replica gave the worker a second lease by it, past the line of the one from the other replica."""
+    worker_id = await ready_worker(database)
+    await submitted(database, 4)
+    lease = await _next_lease(brokers[0], worker_id)
+    for _ in range(2):
+        await desk.complete(completion(worker_id, lease))
+        lease = await _next_lease(brokers[0], worker_id, lease)
+    # As a standby has it that knows nothing of them.
+    await execute(database, "DELETE FROM leases")
+    await execute(database, "UPDATE tasks SET state = 'pending', worker_id = NULL WHERE worker_id IS NOT NULL")
+    again = await _next_lease(brokers[1], worker_id)
+    assert again.task_id == lease.task_id
+    await desk.complete(completion(worker_id, again))
+    assert await brokers[1].lease(_call(worker_id)._replace(follows=again.task_id), 5) is not None
+    former = database.announcer.backend
+    await execute(database, "SELECT pg_terminate_backend($1)", former)
+
+    async def is_connected_anew() -> bool:
+        return database.announcer.backend not in (None, former)
+
+    await until(is_connected_anew)
+    with pytest.raises(WorkerBusy):
+        await brokers[0].lease(_call(worker_id)._replace(follows=again.task_id))
+    assert await value(database, "SELECT count(*) FROM tasks WHERE worker_id IS NOT NULL") == 1
+
+
+async def _next_lease(broker: Broker, worker_id: WorkerId, last: Lease | None = None) -> Lease:
+    lease = await broker.lease(_call(worker_id)._replace(follows=last and last.task_id), 5)
+    assert lease is not None
+    return lease
 
 
 async def test_a_request_repeated_at_the_other_replica_gets_the_same_lease(
