@@ -19,7 +19,7 @@ _LOOK_FOR_WORK_SECONDS = 0.5
 _MISSED_TURNS = 3.0
 _PATIENCE_SECONDS = 10.0
 _REPEAT_SECONDS = 60.0
-_AFTER_LOCKED_SECONDS = 5.0
+_AGAIN_SECONDS = 5.0
 # What duties look through may grow: while somebody keeps an old snapshot it holds all that has gone since. So each
 # rests for so many times as long as its turn has taken; not for long, as others wait for what it does.
 _REST_FACTOR, _LONGEST_REST_SECONDS = 4.0, 2.0
@@ -108,9 +108,10 @@ class Runner:
             # The connections tell of an outage, once for all duties.
             level = logging.DEBUG if self._context.database.outage.is_on else logging.WARNING
             log.log(level, "%s: %s Trying again", item.name, error.detail)
-            if isinstance(error, Locked):
-                # What holds the lock ends soon, and the next interval may be a minute away.
-                asyncio.get_running_loop().call_later(_AFTER_LOCKED_SECONDS, self._wake_events[item.name].set)
+            if is_woken or isinstance(error, Locked):
+                # What holds the lock ends soon, as what keeps a pooler from a new server may, and the next interval may
+                # be a minute away.
+                asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self._wake_events[item.name].set)
             return 0.0
         except Exception as error:
             self._log_failure(item.name, error)

@@ -31,15 +31,15 @@ class _Counter:
 
     def __init__(self, *errors: Exception) -> None:
         self.turns = 0
-        self._errors = list(errors)
+        self.errors = list(errors)
 
     async def duty(self, _: Context, __: AsyncConnection, ___: Turn) -> Done:
         return await self.job(None)
 
     async def job(self, _: object) -> Done:
         self.turns += 1
-        if self._errors:
-            raise self._errors.pop(0)
+        if self.errors:
+            raise self.errors.pop(0)
         return {}
 
     async def reaches(self, turns: int) -> None:
@@ -87,10 +87,23 @@ async def test_a_turn_that_found_something_locked_comes_again_soon(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A promotion was followed a minute later, where a transaction wrote events at its first turn."""
-    monkeypatch.setattr(runner, "_AFTER_LOCKED_SECONDS", 0.1)
+    monkeypatch.setattr(runner, "_AGAIN_SECONDS", 0.1)
     counter = _Counter(Locked(), Locked())
     async with running(database, _duty(counter.duty, seconds=600)):
         await counter.reaches(3)
+
+
+async def test_what_has_woken_a_turn_wakes_it_again_where_the_database_was_away(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pooler leads to the promoted server later than LISTEN does: it was followed a minute later."""
+    monkeypatch.setattr(runner, "_AGAIN_SECONDS", 0.1)
+    counter = _Counter()
+    async with running(database, _duty(counter.duty, seconds=600, wakes_on="again")):
+        await counter.reaches(1)
+        counter.errors += [DatabaseUnavailable(), DatabaseUnavailable()]
+        database.announcer.announce(["again"])
+        await counter.reaches(4)
 
 
 async def test_work_and_turn_are_rolled_back_together(database: Database) -> None:
