@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import AsyncIterator
 from datetime import datetime
+from typing import Any
 
 import asyncpg
 import pytest
@@ -129,6 +130,22 @@ async def test_a_cancelled_statement_costs_its_connection_and_ends_at_the_server
 
 async def _is(database: Database, query: str, number: int) -> bool:
     return bool(await value(database, query) == number)
+
+
+async def test_a_connection_that_is_cut_between_two_steps_of_a_statement_was_away(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a failover it was an error of ours, by a trace in the log and 500."""
+    prepare = getattr(LimitedConnection, "_get_statement")  # noqa: B009 - not in the stubs of the driver
+
+    async def prepare_and_cut(self: LimitedConnection, *arguments: Any, **options: Any) -> Any:
+        statement = await prepare(self, *arguments, **options)
+        self.terminate()
+        return statement
+
+    monkeypatch.setattr(LimitedConnection, "_get_statement", prepare_and_cut)
+    with pytest.raises(DatabaseUnavailable):
+        await hot_path.run(database, lambda connection: connection.fetch("SELECT 1"))
 
 
 async def test_sockets_and_sessions_have_limits(database: Database) -> None:
