@@ -143,15 +143,6 @@ class LimitedConnection(_Base):
             _types[key] = types
         return types, statement
 
-    async def _do_execute(self, *arguments: Any, **options: Any) -> Any:
-        try:
-            return await super()._do_execute(*arguments, **options)  # type: ignore[misc]  # not in its stubs
-        except AttributeError as error:
-            # Between two steps of a statement the driver does not look whether there still is a connection.
-            if self.is_closed():
-                raise asyncpg.ConnectionDoesNotExistError("the connection was cut") from error
-            raise
-
     async def _cleanup_stmts(self) -> None:
         # The driver closes statements that it has no room for without any limit.
         async with asyncio.timeout(CONNECT_SECONDS):

@@ -256,7 +256,7 @@ def is_outage(error: BaseException) -> bool:
         if error.connection_invalidated:
             return True
         return error.orig is not None and error.orig.__cause__ is not None and is_outage(error.orig.__cause__)
-    return isinstance(
+    return _was_cut(error) or isinstance(
         error,
         (
             OSError,
@@ -273,12 +273,17 @@ def is_outage(error: BaseException) -> bool:
     )
 
 
+def _was_cut(error: BaseException) -> bool:
+    """Whether a connection was closed between two steps of a statement, where the driver does not look for that."""
+    return isinstance(error, AttributeError) and error.name == "bind_execute"
+
+
 def is_gone(error: BaseException) -> bool:
     """Whether no connection could be made, or it broke."""
     if isinstance(error, DBAPIError):
         return error.connection_invalidated or isinstance(_cause(error), _NOT_LET_IN)
     away = (OSError, asyncpg.PostgresConnectionError, *_NOT_LET_IN)
-    return isinstance(error, away) and not isinstance(error, PoolExhausted)
+    return _was_cut(error) or (isinstance(error, away) and not isinstance(error, PoolExhausted))
 
 
 def _cause(error: BaseException) -> BaseException | None:

@@ -32,7 +32,7 @@ GOALS = "goals"
 STATUS = "status"
 WEBHOOKS = "webhooks"
 RESOURCES = "resources"
-# Of each process to itself: its connection for announcements was made, maybe to another server, which was promoted.
+# Not announced: the connection for announcements was made, which finds soon that another server was promoted.
 CONNECTED = "connected"
 WORK = "work"
 _NEWS = "convener_announcements"
@@ -112,6 +112,8 @@ class Announcer:
         self._task: asyncio.Task[None] | None = None
         self.backend: int | None = None
         """Process of the server at the other end of its connection; None while there is none."""
+        self.on_connection: list[Callable[[], object]] = []
+        """Called whenever its connection was made, maybe to another server."""
 
     def subscribe(self, listener: Callable[[News], None]) -> None:
         """Call `listener` with the topics and tags of every announcement, this process's own included."""
@@ -171,7 +173,8 @@ class Announcer:
             self.backend = connection.get_server_pid()
             self._level = logging.WARNING
             self._outage.note_answer()
-            self._call_listeners({CONNECTED: 0.0})
+            for call in self.on_connection:
+                call()
             connection.add_termination_listener(lambda *_: self._wake.set())
             while not connection.is_closed():
                 with suppress(TimeoutError):

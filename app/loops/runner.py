@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from app.db import duties, hot_path
+from app.db import duties, hot_path, notify
 from app.kernel.errors import DatabaseUnavailable, Locked
 from app.loops.schedule import Context, Duty, Job
 
@@ -44,6 +44,7 @@ class Runner:
         self._failures: dict[tuple[str, type[Exception]], float] = {}
         self._work_done: dict[str, dict[str, Any]] = {}
         context.database.announcer.subscribe(self._on_announcement)
+        context.database.announcer.on_connection.append(partial(self._on_announcement, (notify.CONNECTED,)))
 
     async def run(self) -> None:
         """Run all items of the schedule, each at its own interval."""

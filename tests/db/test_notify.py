@@ -20,7 +20,7 @@ WHERE datname = current_database() AND pid <> pg_backend_pid() AND query ~ 'LIST
 
 
 class _Ear:
-    """What a listener has heard, but for what a process tells itself."""
+    """What a listener has heard."""
 
     def __init__(self, database: Database) -> None:
         self.heard: set[str] = set()
@@ -28,9 +28,8 @@ class _Ear:
         database.announcer.subscribe(self._hear)
 
     def _hear(self, topics: Collection[str]) -> None:
-        announced = set(topics) - {notify.CONNECTED}
-        self.times += bool(announced)
-        self.heard |= announced
+        self.times += 1
+        self.heard.update(topics)
 
 
 async def _until_heard(database: Database, ear: _Ear, topic: str) -> None:
@@ -93,11 +92,11 @@ async def _holds(condition: bool) -> bool:
 async def test_a_lost_connection_is_made_again(database: Database, replica: Database) -> None:
     ear = _Ear(replica)
     await _until_heard(database, ear, "before")
-    connections: list[str] = []
-    replica.announcer.subscribe(lambda news: connections.extend(topic for topic in news if topic == notify.CONNECTED))
+    connections: list[None] = []
+    replica.announcer.on_connection.append(lambda: connections.append(None))
     assert int((await execute(database, _HANG_UP)).split()[-1]) >= 2
     await _until_heard(database, ear, "after")
-    assert connections == [notify.CONNECTED]
+    assert connections == [None]
 
 
 @pytest.mark.parametrize(
@@ -189,7 +188,7 @@ async def test_of_several_notes_on_a_lane_the_lowest_tag_is_announced(database: 
     """Whoever reads a lane from a later place on must go back to where the work is."""
     lane = Lane(agent_type=AgentType.RANKING, priority=Priority.LOW)
     heard: list[Mapping[str, float]] = []
-    replica.announcer.subscribe(lambda news: heard.append(news) if notify.CONNECTED not in news else None)
+    replica.announcer.subscribe(heard.append)
 
     async def announced() -> bool:
         async with database.transaction() as connection:

@@ -14,7 +14,7 @@ from operator import attrgetter
 
 from app.db import hot_path
 from app.db.database import Database
-from app.db.notify import CONNECTED, RESOURCES, News, work
+from app.db.notify import RESOURCES, News, work
 from app.kernel.agents import AgentType
 from app.kernel.errors import DatabaseUnavailable, Locked, ShuttingDown
 from app.kernel.ids import WorkerId
@@ -167,9 +167,6 @@ class Broker:
     def _on_announcement(self, news: News) -> None:
         if RESOURCES in news:
             self._classes.is_stale = True
-        if CONNECTED in news:
-            self._scanner.begin_anew()
-            self._dispatcher.begin_anew()
         if lanes := self._lanes.receive(news):
             reconsider(self._waiters.values(), lanes)
             self._wake.set()

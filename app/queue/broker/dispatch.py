@@ -86,10 +86,7 @@ class Dispatcher:
         self._preferences = preferences
         self._tag_issuer = database.shared(TagIssuer)
         self._given_leases = database.shared(GivenLeases)
-
-    def begin_anew(self) -> None:
-        """Trust no number of a lease any more, as this may be another server, where leases were lost."""
-        self._given_leases.clear()
+        database.announcer.on_connection.append(self._given_leases.clear)
 
     def choose_lane(
         self,

@@ -223,6 +223,7 @@ class LaneScanner:
         self._scan_count = 0
         # Of the server, as often as it may have changed, and of the one that was looked through last.
         self._server_number, self._scanned_number = 1, 0
+        database.announcer.on_connection.append(self.begin_anew)
         self._next_full_scan = 0.0
         # Of the last scans, the oldest first.
         self._tag_ranges: deque[Sequence[TagRange]] = deque([()] * _LAST_LOOK_AFTER)

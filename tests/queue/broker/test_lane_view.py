@@ -16,7 +16,7 @@ from app.queue.broker.lane_view import LaneScanner, LaneView
 from app.queue.store import claims
 from app.queue.store.claims import BOTTOM
 from tests.support.factories import submitted
-from tests.support.sql import execute
+from tests.support.sql import execute, until
 
 LOW = Lane(agent_type=AgentType.RANKING, priority=Priority.LOW)
 HIGH = Lane(agent_type=AgentType.RANKING, priority=Priority.HIGH)
@@ -103,7 +103,7 @@ def test_the_types_with_the_most_urgent_work() -> None:
 
 async def test_a_scan_finds_work_that_was_not_announced_in_a_lane_that_is_closed(database: Database) -> None:
     """Its tag is above the one at which the lane ran out; meanwhile less urgent work keeps all workers busy."""
-    view, scanner = LaneView(), LaneScanner(database)
+    view, scanner = LaneView(), await _scanner(database)
     await scanner.scan(view)
     await submitted(database, 2, agent_type=AgentType.RANKING, priority=Priority.LOW)
     view.mark_ready({LOW: BOTTOM, HIGH: BOTTOM})
@@ -114,6 +114,15 @@ async def test_a_scan_finds_work_that_was_not_announced_in_a_lane_that_is_closed
     assert await scanner.scan(view) == {HIGH: 2.0}
 
 
+async def _scanner(database: Database) -> LaneScanner:
+    async def is_connected() -> bool:
+        return database.announcer.backend is not None
+
+    # Or the connection would be taken for one to another server, between two scans.
+    await until(is_connected)
+    return LaneScanner(database)
+
+
 def _claim(view: LaneView, *tags: float) -> None:
     view.begin_claim()
     view.record_claim(LOW, tags, is_exhausted=True)
@@ -121,7 +130,7 @@ def _claim(view: LaneView, *tags: float) -> None:
 
 async def _missing(database: Database, *, tag: float) -> tuple[LaneView, LaneScanner]:
     """A view whose claims went from tag 1 to 9 past a task of this tag, which is not new, and a scanner of it."""
-    view, scanner = LaneView(), LaneScanner(database)
+    view, scanner = LaneView(), await _scanner(database)
     await scanner.scan(view)
     await submitted(database, agent_type=AgentType.RANKING, priority=Priority.LOW)
     await execute(database, "UPDATE tasks SET tag = $1, waiting_since = now() - interval '1 min'", tag)
@@ -149,7 +158,8 @@ async def test_all_is_looked_through_once_where_the_server_may_be_another(databa
     """A standby that lagged knows nothing of the last leases: for minutes their tasks were passed by on it."""
     view, scanner = await _missing(database, tag=0.5)
     assert await scanner.scan(view) == {}
-    scanner.begin_anew()
+    for call in database.announcer.on_connection:
+        call()
     assert [await scanner.scan(view) for _ in range(2)] == [{LOW: 0.5}, {}]
 
 
@@ -187,7 +197,7 @@ async def test_a_full_scan_that_took_long_comes_seldom(
     monkeypatch.setattr(claims, "ready_lanes", ready_lanes)
     monkeypatch.setattr(lane_view, "_FULL_SCAN_EVERY", 1)
     monkeypatch.setattr(lane_view, "_FULL_SCAN_SHARE", 0.01 if seconds else 1.0)
-    scanner = LaneScanner(database)
+    scanner = await _scanner(database)
     for _ in range(3):
         await scanner.scan(LaneView())
         await asyncio.sleep(0.01)
