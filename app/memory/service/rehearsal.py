@@ -1,10 +1,11 @@
 """Verification of a backup by a restore into a PostgreSQL of its own, which is deleted afterwards."""
 
 import asyncio
+import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from app.db.database import Database
@@ -12,8 +13,11 @@ from app.memory.service import backups
 from app.memory.service.dumps import Dumps
 from app.memory.store.invariants import CHECKS, Verdict, begin_snapshot, run_check
 from app.postgres.binaries import Binaries
-from app.postgres.cluster import Cluster
+from app.postgres.cluster import Cluster, lock_directory
+from app.postgres.errors import EmbeddedError
 from app.postgres.server import Server
+
+_PREFIX = "convener-verify-"
 
 
 async def rehearse(binaries: Binaries, file: Path, report: Callable[[str], object]) -> Sequence[Verdict]:
@@ -32,7 +36,8 @@ async def rehearse(binaries: Binaries, file: Path, report: Callable[[str], objec
 @asynccontextmanager
 async def _scratch_database(binaries: Binaries) -> AsyncIterator[Database]:
     """An empty database of a new cluster; nothing of it is left afterwards."""
-    directory = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="convener-verify-"))
+    await asyncio.to_thread(remove_abandoned)
+    directory = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix=_PREFIX))
     # Where this runs as root, PostgreSQL runs as another user, who must be able to come in.
     await asyncio.to_thread(directory.chmod, 0o711)
     cluster = Cluster(directory=directory / "postgres", binaries=binaries)
@@ -49,3 +54,13 @@ async def _scratch_database(binaries: Binaries) -> AsyncIterator[Database]:
     finally:
         await server.stop()
         await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+
+
+def remove_abandoned() -> None:
+    """Delete the clusters of rehearsals that were killed, as large as their databases: nobody has their locks."""
+    for directory in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with suppress(EmbeddedError, OSError):
+            # Not what others have put there, who might have us write through a link.
+            if directory.lstat().st_uid == os.geteuid() and (directory / "postgres" / "lock").exists():
+                lock_directory(directory / "postgres").release()
+                shutil.rmtree(directory)
