@@ -40,7 +40,8 @@ from app.queue.rules.aging import aging_policy
 from app.queue.rules.tasks import LeasePolicy
 from app.queue.service.admission import settings_policy
 from app.secrecy import make_private
-from app.settings import KubernetesClass, Settings, load_settings, secret_variables
+from app.settings import Settings, load_settings, secret_variables
+from app.settings_values import KubernetesClass
 from app.terminal.databases import check_database, ends_by_failure, start_failure
 from app.terminal.failures import ExitCode, Failure
 from app.workers.provisioners.block_settings import UnusableBlocks, block_engine, check_blocks

@@ -6,17 +6,15 @@ to be started.
 """
 
 import ipaddress
-import json
 import os
 import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from app.kernel.agents import AgentType
 from app.kernel.database_urls import check_database_url, with_password
 from app.kernel.endpoints import Endpoint, endpoint
 from app.kernel.modes import Mode
@@ -31,32 +29,20 @@ from app.settings_sources import (
     read_secrets,
     variable_of,
 )
+from app.settings_values import (
+    DeploymentName,
+    HostAddress,
+    HostNames,
+    KubernetesClass,
+    KubernetesClasses,
+    Names,
+    Networks,
+    Quotas,
+)
 from worker_agent.variables import default_state_directory, is_link
 
-_MAX_NAME_LENGTH = 200
 # So long ago the year had four digits, by which partitions are compared.
 MAX_DAYS = 365_000
-DeploymentName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
-Quota = Annotated[float, Field(gt=0, le=100_000_000)]
-
-
-class KubernetesClass(BaseModel):
-    """A Deployment beside the usual one, for tasks of some agent types (all where none is named) and with resources."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    deployment: DeploymentName
-    agents: tuple[AgentType, ...] = ()
-    cores: float = Field(0, ge=0, le=10_000)
-    memory_gb: float = Field(0, ge=0, le=1_000_000)
-    gpus: int = Field(0, ge=0, le=1024)
-    resources: tuple[tuple[str, int], ...] = ()
-    limit: int = Field(100, ge=1, le=100_000)
-
-    @field_validator("resources", mode="before")
-    @classmethod
-    def _pairs(cls, value: object) -> object:
-        return tuple(sorted(value.items())) if isinstance(value, dict) else value
 
 
 class Settings(BaseModel):
@@ -68,7 +54,7 @@ class Settings(BaseModel):
         None, repr=False, description="password for both addresses, apart from them so that it may hold any character"
     )
     database_url: str | None = Field(
-        None, repr=False, description="PostgreSQL 15 or newer; the bundled one when absent"
+        None, validate_default=True, repr=False, description="PostgreSQL 15 or newer; the bundled one when absent"
     )
     database_direct_url: str | None = Field(
         None,
@@ -84,7 +70,7 @@ class Settings(BaseModel):
         description="database, keys and logs of this machine; `~/.local/state/convener`",
     )
     postgres_bin: Path | None = Field(None, description="directory with the PostgreSQL programs")
-    host: str = Field("127.0.0.1", pattern=r"^\S+$", description="address that the API listens on")
+    host: HostAddress = Field("127.0.0.1", description="address that the API listens on")
     port: int = Field(8765, ge=0, le=65535, description="port that the API listens on")
     socket: Path | None = Field(None, description="unix socket that the API listens on as well; `up` makes one")
     tls_certificate: Path | None = Field(None, description="PEM file with the API's certificate and its chain")
@@ -114,7 +100,7 @@ class Settings(BaseModel):
         description="kubeconfig whose current context has the Deployment of workers; the service account without one",
     )
     kubernetes_deployment: DeploymentName = Field("convener-workers", description="Deployment of the workers")
-    kubernetes_classes: tuple[KubernetesClass, ...] = Field(
+    kubernetes_classes: KubernetesClasses = Field(
         (),
         max_length=50,
         description="further Deployments, each for the tasks that belong to it: JSON, or tables in the file, of "
@@ -176,7 +162,7 @@ class Settings(BaseModel):
     max_queue_size: int = Field(
         10_000, ge=1, le=100_000_000, description="tasks that may wait before submits are refused"
     )
-    queue_quotas: tuple[Quota, Quota, Quota, Quota] = Field(
+    queue_quotas: Quotas = Field(
         (0.5, 0.8, 0.95, 1.0),
         description="what low, medium, high and critical tasks, each with those below, may take up of the queue: "
         "a share up to 1, or a number of tasks",
@@ -188,16 +174,18 @@ class Settings(BaseModel):
     permit_seconds: float = Field(
         120, ge=1, le=3600, description="a permit for a language-model call that nobody renews is free after this long"
     )
-    llm_models: tuple[str, ...] = Field(
+    llm_models: Names = Field(
         (), description="language models that the API lists at its start, separated by commas; more by command"
     )
     permits_per_worker: int = Field(
         8, ge=1, le=1000, description="calls of language models that one worker may have under way at once"
     )
     stop_grace_seconds: float = Field(30.0, ge=0, le=3600, description="a stopping worker may finish its task")
-    webhook_hosts: tuple[str, ...] = Field((), description="hosts that the webhook may go to, separated by commas")
+    webhook_hosts: HostNames = Field((), description="hosts that the webhook may go to, separated by commas")
     webhook_secret: str = Field("", repr=False, description="key of the signature of what the webhook sends")
-    webhook_url: str | None = Field(None, repr=False, description="https address that hears of alerts; off without one")
+    webhook_url: str | None = Field(
+        None, validate_default=True, repr=False, description="https address that hears of alerts; off without one"
+    )
     history_days: int = Field(30, ge=1, le=MAX_DAYS, description="how long finished tasks are kept")
     events_days: int = Field(7, ge=1, le=MAX_DAYS, description="how long events are kept")
     log_level: Literal["debug", "info", "warning", "error"] | None = Field(
@@ -208,7 +196,7 @@ class Settings(BaseModel):
     liveness_file: Path | None = Field(
         None, description="file that the loops touch every second while their duties keep pace, for health checks"
     )
-    trusted_proxies: str = Field(
+    trusted_proxies: Networks = Field(
         "", description="addresses or networks of proxies, with commas between, whose X-Forwarded-For names the client"
     )
     drain_seconds: float = Field(
@@ -221,19 +209,12 @@ class Settings(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _is_no_empty_path(cls, value: object, info: ValidationInfo) -> object:
-        # It would be wherever the process happens to be started.
-        if value == "" and cls.model_fields[str(info.field_name)].annotation == Path | None:
+    def _is_no_blank_path(cls, value: object, info: ValidationInfo) -> object:
+        # It would be wherever the process happens to be started, or a file there whose name nobody sees.
+        is_path = cls.model_fields[str(info.field_name)].annotation in (Path, Path | None)
+        if is_path and isinstance(value, str) and not value.strip():
             raise ValueError("must be a path, such as /run/convener/api.sock")
         return value
-
-    @field_validator("kubernetes_classes", mode="before")
-    @classmethod
-    def _parse(cls, value: object) -> object:
-        try:
-            return json.loads(value) if isinstance(value, str) and value.strip() else value or ()
-        except ValueError:
-            raise ValueError("must be a JSON list of objects") from None
 
     @field_validator("kubernetes_classes", mode="after")
     @classmethod
@@ -242,18 +223,6 @@ class Settings(BaseModel):
         if len(set(names)) < len(names):
             raise ValueError("each must have a deployment of its own, which is not kubernetes_deployment")
         return classes
-
-    @field_validator("queue_quotas", "webhook_hosts", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        return value.split(",") if isinstance(value, str) else value
-
-    @field_validator("queue_quotas")
-    @classmethod
-    def _counts_are_whole(cls, quotas: tuple[float, ...]) -> tuple[float, ...]:
-        if any(quota > 1 and quota % 1 for quota in quotas):
-            raise ValueError("above 1 a quota is a number of tasks, and whole")
-        return quotas
 
     @field_validator("state_directory", mode="before")
     @classmethod
@@ -274,43 +243,24 @@ class Settings(BaseModel):
             raise ValueError("tls_certificate and tls_key are set together or not at all")
         return key
 
-    @field_validator("trusted_proxies")
-    @classmethod
-    def _are_addresses(cls, proxies: str) -> str:
-        try:
-            # Whatever is none of these the server takes for a name, by which nobody connects.
-            [ipaddress.ip_network(proxy.strip()) for proxy in proxies.split(",") if proxies not in ("", "*")]
-        except ValueError:
-            raise ValueError("must be addresses or networks, such as 10.0.0.7,10.1.0.0/16, or * for all") from None
-        return proxies
-
-    @field_validator("llm_models", mode="before")
-    @classmethod
-    def _split_names(cls, value: object) -> object:
-        # As workers read the same variable: with blanks around names, or empty.
-        return tuple(name for word in value.split(",") if (name := word.strip())) if isinstance(value, str) else value
-
-    @field_validator("llm_models", mode="after")
-    @classmethod
-    def _are_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        if any(not 0 < len(name) <= _MAX_NAME_LENGTH or not name.isprintable() for name in names):
-            raise ValueError(f"must be names of at most {_MAX_NAME_LENGTH} printable characters")
-        return names
-
     @field_validator("database_url", "database_direct_url", mode="after")
     @classmethod
     def _is_postgres(cls, url: str | None, info: ValidationInfo) -> str | None:
+        password = info.data.get("database_password")
         if url is not None:
             check_database_url(url)
+        elif password and info.field_name == "database_url":
+            raise ValueError("must be set where database_password is")
         if url is not None and info.field_name == "database_direct_url" and not info.data.get("database_url"):
             raise ValueError("says nothing without database_url")
-        password = info.data.get("database_password")
         return with_password(url, password) if url and password else url
 
     @field_validator("webhook_url", mode="after")
     @classmethod
     def _is_safe(cls, url: str | None, info: ValidationInfo) -> str | None:
         # Hosts and secret are declared before the URL, because fields are validated in order and it needs both.
+        if url is None and info.data.get("webhook_secret"):
+            raise ValueError("must be set where webhook_secret is; to nothing where there is to be no webhook")
         if url:
             endpoint(url, info.data.get("webhook_hosts", ()), info.data.get("webhook_secret", ""))
         return url

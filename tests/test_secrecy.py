@@ -119,7 +119,7 @@ def test_every_secret_may_stand_in_a_file_of_its_own(tmp_path: Path, name: str) 
     variables = {"CONVENER_WEBHOOK_HOSTS": "one.example.org,two.example.org", "CONVENER_WEBHOOK_SECRET": "s" * 32}
     is_database = name in ("database_url", "database_direct_url")
     one, two = (url, f"{url}2") if is_database else ("https://one.example.org/x", "https://two.example.org/x")
-    variables |= {"CONVENER_DATABASE_URL": url}
+    variables |= {"CONVENER_DATABASE_URL": url, "CONVENER_WEBHOOK_URL": "https://one.example.org/"}
     file.write_text(f"{one}\n")
     variable = f"CONVENER_{name.upper()}"
     variables.pop(variable, None)

@@ -12,6 +12,7 @@ from app.kernel.modes import Mode
 from app.settings import Settings
 from app.settings_sources import SETTINGS_FILE, SettingsError
 from app.terminal.connection import state_directory
+from app.terminal.failures import Failure
 from tests.support.command_line import COMMAND
 
 
@@ -87,7 +88,8 @@ def test_so_is_one_that_is_an_option(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("HISTORY_DAYS", "500000"), ("EVENTS_DAYS", "1000000"), ("HOST", ""), ("HOST", " "), ("HOST", "0.0.0.0 ")],
+    [("HISTORY_DAYS", "500000"), ("EVENTS_DAYS", "1000000"), ("HOST", ""), ("HOST", " "), ("HOST", "0.0.0.0 ")]
+    + [("HOST", text) for text in ("-1", "0", "256.0.0.1", "127.0.0.1:8765", "http://127.0.0.1", "[::1]", "a..b")],
 )
 def test_what_would_delete_all_or_listen_everywhere_is_refused(name: str, text: str) -> None:
     with pytest.raises(SettingsError, match=f"CONVENER_{name}"):
@@ -106,13 +108,44 @@ def test_proxies_may_be_all_and_networks(text: str) -> None:
     assert Settings.from_environment({"CONVENER_TRUSTED_PROXIES": text}).trusted_proxies == text
 
 
+@pytest.mark.parametrize("text", ["localhost", "vm_1.lab-2.example.org", "::1", "fe80::1%eth0", "0.0.0.0", "1a"])
+def test_the_host_is_an_address_or_a_name(text: str) -> None:
+    assert Settings.from_environment({"CONVENER_HOST": text}).host == text
+
+
+_PATHS = [name for name, field in Settings.model_fields.items() if Path in get_args(field.annotation)]
+
+
 @pytest.mark.parametrize(
-    "name", [name for name, field in Settings.model_fields.items() if Path in get_args(field.annotation)]
+    ("name", "text"), [*((name, text) for name in _PATHS for text in ("", " \t")), ("state_directory", " ")]
 )
-def test_an_empty_path_is_refused(name: str) -> None:
+def test_a_blank_path_is_refused(name: str, text: str) -> None:
     """It was the directory in which the process was started: the API ended there with an error of its socket."""
-    with pytest.raises(SettingsError, match=f"^CONVENER_{name.upper()}: must be a path, such as /run/convener"):
-        Settings.from_environment({f"CONVENER_{name.upper()}": ""})
+    sentence = rf"^CONVENER_{name.upper()}: (must be a path, such as /run/convener|cannot read \s)"
+    with pytest.raises(SettingsError, match=sentence):
+        Settings.from_environment({f"CONVENER_{name.upper()}": text})
+
+
+def test_commands_that_read_no_other_setting_refuse_a_blank_state_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVENER_STATE_DIRECTORY", " ")
+    with pytest.raises(Failure, match=r"^CONVENER_STATE_DIRECTORY: must be a path"):
+        state_directory()
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("DATABASE_PASSWORD", "CONVENER_DATABASE_URL: must be set where database_password is"),
+        ("WEBHOOK_SECRET", "CONVENER_WEBHOOK_URL: must be set where webhook_secret is; to nothing where there is to "),
+    ],
+)
+def test_a_secret_without_the_address_that_it_is_for_is_refused(file: Path, name: str, sentence: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{re.escape(sentence)}"):
+        Settings.from_environment({f"CONVENER_{name}": "s" * 32})
+    with pytest.raises(
+        SettingsError, match=re.escape(f"{file}: {sentence.partition('_')[2].partition(':')[0].lower()}: ")
+    ):
+        _read(file, f'{name.lower()} = "{"s" * 32}"')
 
 
 def test_a_variable_wins_over_the_file(file: Path) -> None:
@@ -180,9 +213,9 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("mode", "text", "warned"),
     [
-        (0o644, 'webhook_secret = "cvn_a_b_c_d_e_f_g_h"', True),
+        (0o644, 'llm_key = "cvn_a_b_c_d_e_f_g_h"', True),
         (0o640, 'database_url = "postgresql://host/db"', True),
-        (0o600, 'webhook_secret = "cvn_a_b_c_d_e_f_g_h"', False),
+        (0o600, 'llm_key = "cvn_a_b_c_d_e_f_g_h"', False),
         (0o644, "port = 9000", False),
     ],
 )

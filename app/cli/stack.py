@@ -232,7 +232,8 @@ def _secrets(settings: Settings, url: str) -> dict[str, str]:
     key_file = None if settings.llm_key_file is None else str(settings.llm_key_file.absolute())
     variables = secret_variables({**secrets, "database_url": url, "llm_key_file": key_file})
     # It is in the addresses by now; one in the file of settings, which the children read too, would be a second one.
-    return {**variables, variable_of("database_password"): ""}
+    # An empty address is what keeps a secret without a webhook from being a mistake.
+    return {**variables, variable_of("database_password"): "", variable_of("webhook_url"): settings.webhook_url or ""}
 
 
 def _environment(settings: Settings) -> dict[str, str]:

@@ -109,9 +109,10 @@ def read_key(path: Path) -> str:
 def state_directory() -> Path:
     """The state directory. Raises Failure that names the variable at fault, of any setting."""
     # All settings together take longer to import than the rest of a command, and there are rarely others.
-    if not OTHER_SETTINGS.isdisjoint(os.environ):
+    directory = os.environ.get(STATE_DIRECTORY, "")
+    if directory.isspace() or not OTHER_SETTINGS.isdisjoint(os.environ):
         return settings().state_directory
-    return Path(os.path.realpath(os.environ.get(STATE_DIRECTORY) or default_state_directory()))
+    return Path(os.path.realpath(directory or default_state_directory()))
 
 
 def settings() -> "Settings":

@@ -53,7 +53,12 @@ def _look(pids: list[int]) -> dict[int, dict[str, str]]:
 
 @about_up
 async def test_no_process_shows_a_secret_to_another_of_its_user(tmp_path: Path) -> None:
-    up = Up(tmp_path / "state", CONVENER_WEBHOOK_SECRET=_PASSWORD * 2, CONVENER_LLM_KEY=_PASSWORD)
+    up = Up(
+        tmp_path / "state",
+        CONVENER_WEBHOOK_URL="",
+        CONVENER_WEBHOOK_SECRET=_PASSWORD * 2,
+        CONVENER_LLM_KEY=_PASSWORD,
+    )
     await up.start("--workers", "1")
     try:
         await all_completed(up, await submit(up, 2, 0.1))

@@ -12,6 +12,8 @@ from app.workers.provisioners.pbs import Pbs
 from app.workers.provisioners.scheduler import BatchScheduler
 from app.workers.provisioners.slurm import Slurm
 from app.workers.rules.blocks import BlockPolicy
+from worker_agent.connections.clients import check_address
+from worker_agent.connections.trust import Trust
 
 # Of a worker that begins to leave before its job ends: what it needs besides its grace.
 _LEAVE_SECONDS = 20.0
@@ -71,7 +73,7 @@ def _scheduler(settings: Settings) -> BatchScheduler:
 
 
 def _launch(settings: Settings, other_secrets: dict[str, str]) -> BlockLaunch:
-    pilot = [sys.executable, "-m", "app.cli", "pilot", "--url", settings.block_url or settings.addresses[-1]]
+    pilot = [sys.executable, "-m", "app.cli", "pilot", "--url", _url(settings)]
     pilot += ["--grace", f"{settings.stop_grace_seconds:g}"]
     worker = ["--handlers", settings.worker_handlers] if settings.worker_handlers else []
     worker += ["--gpus", str(settings.worker_gpus)] if settings.worker_gpus else []
@@ -82,6 +84,14 @@ def _launch(settings: Settings, other_secrets: dict[str, str]) -> BlockLaunch:
         template=_template(settings.block_template, settings.provisioner),
         other_secrets=other_secrets,
     )
+
+
+def _url(settings: Settings) -> str:
+    try:
+        # Whether a key may go there in clear is said on the node.
+        return check_address(settings.block_url or settings.addresses[-1], Trust(allow_plain_http=True))
+    except ValueError as error:
+        raise UnusableBlocks(f"CONVENER_BLOCK_URL: {error}") from None
 
 
 def _template(path: Path | None, kind: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from app.settings import Settings
-from app.workers.provisioners.block_settings import block_engine
+from app.workers.provisioners.block_settings import UnusableBlocks, block_engine, check_blocks
 from app.workers.provisioners.scheduler import JobRequest
 from app.workers.provisioners.slurm import Slurm
 
@@ -41,3 +41,11 @@ async def test_workers_keep_the_gpus_that_the_setting_names(monkeypatch: pytest.
     """Otherwise tasks that ask for one wait for ever beside a block that has some."""
     assert " -- --gpus 2 --labels " in await script(monkeypatch, tmp_path, worker_gpus=2)
     assert "--gpus" not in await script(monkeypatch, tmp_path)
+
+
+@pytest.mark.parametrize("url", ["control:8765", "ftp://control", "https://", "https://user:word@control:8765", " "])
+def test_an_address_for_nodes_that_is_none_is_refused_at_the_start(url: str) -> None:
+    """Each job would end with it at once, and its log lies where the job ran."""
+    with pytest.raises(UnusableBlocks, match=r"^CONVENER_BLOCK_URL: .* is not an address like https://host:8765"):
+        check_blocks(Settings.model_validate({"provisioner": "slurm", "block_url": url}))
+    check_blocks(Settings.model_validate({"provisioner": "slurm", "block_url": "http://control:8765"}))
