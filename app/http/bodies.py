@@ -219,8 +219,7 @@ def validate_value(model: type[Model], value: Any) -> Model:
     # Fields of what stands in a list say nothing to somebody who was to send an object.
     if not isinstance(value, list) and have_unknown(model, [value]):
         unknown_paths = islice(_unknown_paths(model, value, ("body",)), _MAX_PROBLEMS)
-        message = "Extra inputs are not permitted"
-        raise RequestValidationError([{"type": "extra_forbidden", "loc": p, "msg": message} for p in unknown_paths])
+        raise RequestValidationError([{"type": "extra_forbidden", "loc": path} for path in unknown_paths])
     return validate_known(model, value)
 
 

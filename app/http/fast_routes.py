@@ -160,7 +160,7 @@ class PlainRoute(GuardedRoute):
                 raise RequestValidationError(errors)
         assert self.body_field is not None
         if not await request.body():  # a length of "00" announces none
-            raise RequestValidationError([{"type": "missing", "loc": ("body",), "msg": "Field required"}])
+            raise RequestValidationError([{"type": "missing", "loc": ("body",)}])
         arguments[self.body_field.name] = await request.json()
         services: Services = request.app.state.services
         response: Response = await self.endpoint(services=services, namespace=into(within(principal)), **arguments)

@@ -19,7 +19,7 @@ from pydantic_core import CoreSchema, PydanticKnownError
 
 from app.kernel.agents import AgentType, agent_type
 from app.kernel.lanes import Priority
-from app.kernel.text import MAX_SENTENCE
+from app.kernel.text import A_MOMENT, MAX_SENTENCE
 
 _PRIORITY_NUMBERS: dict[object, str] = {1: "low", 2: "medium", 3: "high"}
 
@@ -140,7 +140,7 @@ def _is_text(value: object) -> object:
     """Refuse a number, which Pydantic would take as seconds since 1970."""
     if isinstance(value, datetime) or (isinstance(value, str) and value[4:5] == "-"):
         return value
-    raise ValueError("must be a time like 2026-11-24T12:00:00Z")
+    raise ValueError(f"must be {A_MOMENT}")
 
 
 def _check_calendar(value: datetime) -> datetime:

@@ -108,7 +108,7 @@ def _example(problem: dict[str, Any]) -> dict[str, Any]:
     """The problem as it is answered; a real detail says more."""
     value = {**problem, "detail": problem["title"]}
     if problem["code"] == PLAIN[422][0]:
-        fields = [{"path": "limit", "message": "Input should be less than or equal to 500"}]
+        fields = [{"path": "limit", "message": "must be 500 or less"}]
         value |= {"detail": f"{fields[0]['path']}: {fields[0]['message']}", "errors": fields}
     return {"summary": problem["title"], "value": value}
 

@@ -14,6 +14,7 @@ from starlette.routing import Match
 
 from app.kernel import errors
 from app.kernel.errors import ConvenerError
+from app.kernel.text import plain_message
 from worker_agent.tracing.context import read_traceparent
 
 log = logging.getLogger(__name__)
@@ -208,7 +209,7 @@ def _message(problem: Any) -> str:
     # Where the type is another, the framework takes the body for text.
     if tuple(problem["loc"]) == ("body",) and problem["type"] in _NO_OBJECT:
         return WHAT_A_BODY_IS
-    return str(problem["msg"].removeprefix("Value error, "))
+    return plain_message(problem)
 
 
 def _path(location: Sequence[Any]) -> str:

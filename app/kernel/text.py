@@ -10,21 +10,36 @@ NO_REASON = "no reason was given"
 MAX_TEXT = 300
 # Of what people say in a sentence or a few, such as a reason.
 MAX_SENTENCE = 2000
+A_MOMENT = "a time like 2026-11-24T12:00:00Z"
 
 # By the kind of an error of validation, for those whose own words are no plain ones.
 _SENTENCES = {
     "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "dict_type": "must be a JSON object",
     "enum": "must be {expected}",
     "extra_forbidden": "there is no such field",
     "float_parsing": "must be a number",
+    "float_type": "must be a number",
     "greater_than": "must be more than {gt}",
     "greater_than_equal": "must be {ge} or more",
     "int_parsing": "must be a whole number",
     "int_from_float": "must be a whole number",
+    "int_type": "must be a whole number",
+    "less_than": "must be less than {lt}",
     "less_than_equal": "must be {le} or less",
+    "list_type": "must be a list",
     "literal_error": "must be {expected}",
     "missing": "is missing",
     "string_pattern_mismatch": "must have the form {pattern}",
+    "string_too_long": "must have at most {max_length} characters",
+    "string_too_short": "must have at least {min_length} characters",
+    "string_type": "must be text",
+    "timezone_aware": f"must be {A_MOMENT}",
+    "too_long": "must not be longer than {max_length}",
+    "too_short": "must not be shorter than {min_length}",
+    "uuid_parsing": "must be a UUID",
+    "uuid_type": "must be a UUID",
 }
 
 
@@ -61,5 +76,7 @@ def failure_text(error: Mapping[str, Any] | None) -> str:
 def plain_message(error: Mapping[str, Any]) -> str:
     """The message of an error of Pydantic in words that need no knowledge of it."""
     words = _SENTENCES.get(error["type"])
-    message: str = error["msg"]
-    return words.format_map(error.get("ctx") or {}) if words else message.removeprefix("Value error, ")
+    if words is None:
+        return str(error["msg"]).removeprefix("Value error, ")
+    bounds = (error.get("ctx") or {}).items()
+    return words.format_map({name: int(x) if isinstance(x, float) and x.is_integer() else x for name, x in bounds})

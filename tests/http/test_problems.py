@@ -60,6 +60,41 @@ async def test_a_task_that_cannot_be_read(
 
 
 @pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"priority": "urgent"}, "priority: must be 'low', 'medium', 'high' or 'critical'"),
+        ({"prio": "high"}, "prio: there is no such field"),
+        ({"timeout_seconds": -1}, "timeout_seconds: must be 1 or more"),
+        ({"timeout_seconds": "soon"}, "timeout_seconds: must be a number"),
+        ({"deadline": "2026-01-01T00:00:00"}, "deadline: must be a time like 2026-11-24T12:00:00Z"),
+        ({"labels": ["kepler"]}, "labels: must be a JSON object"),
+        ({"labels": {"run": 1}}, "labels.run: must be text"),
+        ({"labels": {"run": "x" * 201}}, "labels.run: must have at most 200 characters"),
+        ({"depends_on": "kepler"}, "depends_on: must be a list"),
+        ({"depends_on": ["kepler"]}, "depends_on.0: must be a UUID"),
+        ({"agent_type": None}, "agent_type: must be the name of an agent type"),
+    ],
+)
+async def test_usual_mistakes_are_told_with_what_is_right(
+    service: Service, fields: dict[str, Any], sentence: str
+) -> None:
+    answer = await service.ask("POST", "/tasks", {"agent_type": "generation", **fields})
+    assert (answer.status_code, answer.json()["detail"]) == (422, sentence)
+
+
+async def test_so_are_those_of_queries_and_of_what_is_left_out(service: Service) -> None:
+    asked = [await service.ask("GET", path) for path in ("/tasks/kepler", "/events?limit=501", "/tasks?after=x")]
+    asked += [await service.ask("POST", "/tasks", {}), await service.ask("POST", "/goals", {"objective": ""})]
+    assert [answer.json()["detail"] for answer in asked] == [
+        "task_id: must be a UUID",
+        "limit: must be 500 or less",
+        "after: must be a whole number",
+        "agent_type: is missing",
+        "objective: must not be shorter than 1",
+    ]
+
+
+@pytest.mark.parametrize(
     ("fields", "field"),
     [
         ({"priority": -1}, "priority"),

@@ -112,7 +112,7 @@ def _read(index: int, value: Any, admitted: Mapping[str, Admission], clean_opera
     if isinstance(principal, BaseException):
         raise principal
     if not value.keys() <= _ALLOWED[operation]:
-        raise _refused((min(value.keys() - _ALLOWED[operation]),), "Extra inputs are not permitted")
+        raise _refused((min(value.keys() - _ALLOWED[operation]),), "there is no such field")
     body = value.get("body", {})
     if not isinstance(body, dict):
         raise _refused(("body",), WHAT_A_BODY_IS)
