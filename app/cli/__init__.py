@@ -13,3 +13,8 @@ def main() -> None:
         build()()
     except KeyboardInterrupt:  # before a command could take it
         raise SystemExit(130) from None
+    except Exception as error:
+        # Pydantic makes an error of its own of a Ctrl-C that comes while it builds what checks the settings.
+        if type(error).__name__ == "SchemaError" and "KeyboardInterrupt" in str(error):
+            raise SystemExit(130) from None
+        raise

@@ -173,9 +173,8 @@ def _watch(client: Client, path: str, board: Renderer, fmt: Format, seconds: flo
     if fmt is Format.TABLE and console.is_terminal:
         with Live(console=console, auto_refresh=False) as live:
             for answer in _poll(client, path, seconds):
-                live.update(
-                    Text(answer.message, style="red") if isinstance(answer, Failure) else board(answer), refresh=True
-                )
+                view = Text(answer.message, style="red") if isinstance(answer, Failure) else board(answer)
+                live.update(output.Folded(view), refresh=True)
     for answer in _poll(client, path, seconds):
         if isinstance(answer, Failure):
             answer.show(as_json=fmt is Format.JSON)

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any
@@ -93,6 +93,21 @@ def present(value: Any, fmt: Format, for_people: Callable[[], RenderableType]) -
         write_json(value)
     else:
         show(for_people())
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """Lines that are wider than the terminal go on below, as a terminal has it; what is drawn in place is cropped."""
+
+    view: RenderableType
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The view in lines that the terminal has room for."""
+        for line in Segment.split_lines(console.render(self.view, options)):
+            width = Segment.get_line_length(line)
+            for part in Segment.divide(line, [*range(options.max_width, width, options.max_width), width]):
+                yield from part
+                yield Segment.line()
 
 
 class FittingTable(Table):

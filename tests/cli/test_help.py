@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 import pytest
+from pydantic_core import SchemaError
 from typer.main import get_command
 
 from app.cli import main
@@ -44,6 +45,20 @@ def test_ctrl_c_while_modules_are_loaded_leaves_no_trace(monkeypatch: pytest.Mon
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == ExitCode.INTERRUPTED
+
+
+@pytest.mark.parametrize(("cause", "code"), [("  KeyboardInterrupt: ", ExitCode.INTERRUPTED), ("no such type", None)])
+def test_so_does_one_that_pydantic_has_made_an_error_of(
+    monkeypatch: pytest.MonkeyPatch, cause: str, code: ExitCode | None
+) -> None:
+    def interrupt() -> None:
+        raise SchemaError(f'Error building "model" validator:\n{cause}')
+
+    monkeypatch.setattr("app.secrecy.close_process", lambda: None)
+    monkeypatch.setattr("app.cli.commands.build", interrupt)
+    with pytest.raises(SchemaError if code is None else SystemExit) as end:
+        main()
+    assert code is None or (isinstance(end.value, SystemExit) and end.value.code == code)
 
 
 def test_the_exit_codes_are_documented(offline: CommandLine) -> None:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 from rich.console import Console, Group
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
@@ -125,6 +126,19 @@ def test_a_table_leaves_columns_out_rather_than_losing_others(width: int) -> Non
         assert ids[0] in lines[1]
         assert ("WORKER" in names) == (ids[1] in lines[1]) == (width >= 132)
         assert lines[1].startswith("a-long-")
+
+
+def test_what_is_drawn_in_place_loses_no_number_where_the_terminal_is_narrower() -> None:
+    """Live crops lines, and QUEUED and QUOTA were seen without the waits beside them."""
+    numbers = [f"COLUMN {number}" for number in range(6)]
+    table = output.table("PRIORITY", *numbers, numbers=numbers)
+    table.add_row("critical", *(f"{number}0,000" for number in range(1, 7)))
+    console = Console(width=30, file=io.StringIO(), force_terminal=True, color_system=None)
+    with Live(console=console, auto_refresh=False) as live:
+        live.update(output.Folded(Group(table, "fine")), refresh=True)
+    drawn = console.file.getvalue()  # type: ignore[attr-defined]
+    assert all(f"{number}0,000" in drawn.replace("\n", "") for number in range(1, 7))
+    assert max(len(line) for line in drawn.splitlines() if "\x1b" not in line) <= 30
 
 
 def test_names_that_callers_choose_shorten_no_other_column_and_empty_columns_give_way() -> None:

@@ -143,7 +143,8 @@ def _read_file(file: Path) -> tuple[Json, bytes]:
     try:
         line, _, content = file.read_bytes().partition(b"\n")
     except OSError as error:
-        raise Failure(f"cannot read {file}: {error.strerror}", ExitCode.USAGE) from None
+        hint = "`convener checkpoints ls` lists those of the service, and `convener checkpoints export` writes one"
+        raise Failure(f"cannot read {file}: {error.strerror}", ExitCode.USAGE, hint=hint) from None
     try:
         head: Any = json.loads(line)
         bytes.fromhex(head["sha256"])

@@ -14,6 +14,7 @@ from uuid import uuid4
 import pytest
 
 from app.db.database import Database
+from app.terminal.failures import ExitCode
 from tests.conftest import named, run_on
 from tests.support.command_line import CommandLine
 from tests.support.sql import value
@@ -103,3 +104,8 @@ async def test_files_that_are_no_checkpoints(offline: CommandLine, tmp_path: Pat
     assert incomplete.code == 1
     assert "not complete" in incomplete.err
     assert (await offline("checkpoints", "restore", str(tmp_path / "none"))).code == 2
+
+
+async def test_an_id_in_place_of_a_file_is_answered_with_how_to_get_one(offline: CommandLine) -> None:
+    done = await offline("checkpoints", "restore", "99")
+    assert (done.code, "`convener checkpoints export` writes one" in done.err) == (ExitCode.USAGE, True)
