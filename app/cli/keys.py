@@ -200,7 +200,7 @@ def _show_new(new_key: Json, fmt: Format) -> None:
         return
     # Only the key goes to stdout, so that redirecting it gives a usable key file.
     typer.echo(output.plain(new_key["key"]))
-    uses = "" if new_key["uses_left"] is None else f" for {new_key['uses_left']} registrations"
+    uses = "" if new_key["uses_left"] is None else f" for {plural(new_key['uses_left'], 'registration')}"
     until = "" if new_key["expires_at"] is None else f", until {new_key['expires_at']}"
     remark = f"{new_key['role']} key {new_key['id']}{uses}{until}; shown this once. Give it on as CONVENER_KEY."
     output.note(remark)

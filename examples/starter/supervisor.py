@@ -35,7 +35,8 @@ def pursue(service: Convener, goal_id: str) -> dict[str, Any]:
             results = [task["result"] or best for task in finished]
             if any("quality" not in result for result in results):
                 raise SystemExit(
-                    "other agents than those of this folder run: start `convener up --handlers my_agents` here"
+                    "other agents than those of this folder have run: start `convener up --handlers my_agents` here, "
+                    "and name another goal, as in `python supervisor.py second`: this one has their results"
                 )
             best = max([best, *results], key=lambda result: result["quality"])
             decision = service.report(goal_id, {"iteration": iteration, "quality": best["quality"], "tasks": TASKS})

@@ -302,7 +302,10 @@ def test_ids_depend_on_goal_and_number_alone() -> None:
 @pytest.mark.parametrize(
     ("task", "advice"),
     [
-        ({"state": "completed", "result": {"echo": {"best": 1.0}}}, "convener up --handlers my_agents"),
+        (
+            {"state": "completed", "result": {"echo": {"best": 1.0}}},
+            "convener up --handlers my_agents` here, and name another goal",
+        ),
         ({"state": "failed", "result": None}, "convener tasks get a"),
     ],
     ids=["other agents", "failures alone"],

@@ -5,6 +5,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from app.health.rules.finding import Level, Overall
+from app.kernel.text import plural
 from app.terminal import output
 from app.terminal.client import Json, Url, connect
 from app.terminal.failures import ExitCode
@@ -45,7 +46,7 @@ def render(report: Json) -> RenderableType:
     pool, queue, usage = report["worker_pool_health"], report["queue_health"], report["resource_utilization"]
     workers = f"{pool['healthy_workers']:,} of {pool['total_workers']:,} healthy"
     bottleneck = queue["bottleneck_agent"]
-    waiting = f"{queue['total_pending_tasks']:,} tasks"
+    waiting = plural(queue["total_pending_tasks"], "task")
     waiting += f", the oldest for {output.duration(queue['oldest_task_age_seconds'])}" if bottleneck else ""
     lines: list[tuple[str, RenderableType | None]] = [
         ("Health", verdict(report["overall_health"])),

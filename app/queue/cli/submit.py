@@ -136,7 +136,9 @@ def _submit_many(
     else:
         new = sum(task["created"] for task in submitted_tasks)
         states_text = ", ".join(f"{count:,} {state}" for state, count in sorted(counts.items()))
-        output.show(Text(f"submitted {len(submitted_tasks):,} tasks, {new:,} of them new: {states_text or 'none'}"))
+        output.show(
+            Text(f"submitted {plural(len(submitted_tasks), 'task')}, {new:,} of them new: {states_text or 'none'}")
+        )
     unfinished = [task["id"] for task in submitted_tasks if task["state"] not in FINISHED]
     if wait and unfinished:
         message = (

@@ -137,6 +137,7 @@ async def test_keys_are_rotated_and_workers_enrolled(
     enrolled = await run("key", "enrol", "--label", "node 7", "--uses", "2", **where)
     assert (enrolled.code, enrolled.out.startswith("cvn_")) == (0, True)
     assert "for 2 registrations" in enrolled.err
+    assert "for 1 registration, until" in (await run("key", "enrol", "--label", "node 8", **where)).err
     async with httpx.AsyncClient(base_url=live_service.url, trust_env=False) as http:
         headers = {"Authorization": f"Bearer {enrolled.out.strip()}"}
         codes = [(await http.post("/workers", json=registration(), headers=headers)).status_code for _ in range(3)]

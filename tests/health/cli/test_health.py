@@ -58,6 +58,9 @@ def test_the_report_for_people() -> None:
     for words in ("degraded", "11 of 12 healthy, 83 % at work", "2,400 tasks, the oldest for 31 s", "generation_agent"):
         assert words in shown
     assert "\x1b[31m" not in shown
+    with console.capture() as captured:
+        console.print(render({**_REPORT, "queue_health": {**_REPORT["queue_health"], "total_pending_tasks": 1}}))
+    assert "1 task, the oldest" in captured.get()
 
 
 def test_the_report_without_figures() -> None:

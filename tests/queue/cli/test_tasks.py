@@ -66,6 +66,13 @@ async def test_what_the_service_finds_wrong_is_named_by_field(convener: CommandL
     assert "422 invalid_request" in done.err
 
 
+async def test_a_file_of_one_task(convener: CommandLine, goal: str, tmp_path: Path) -> None:
+    file = tmp_path / "tasks.json"
+    file.write_text('[{"agent_type": "proximity"}]')
+    done = await convener("tasks", "submit", "--file", str(file), "--goal", goal)
+    assert (done.code, done.out) == (0, "submitted 1 task, 1 of them new: 1 pending\n")
+
+
 async def test_a_batch_larger_than_one_call(convener: CommandLine, goal: str, tmp_path: Path) -> None:
     file = tmp_path / "tasks.jsonl"
     file.write_text("".join(f'{{"agent_type": "proximity", "payload": {{"n": {n}}}}}\n' for n in range(1201)))
