@@ -1,10 +1,12 @@
 """Help is there for every command, and says what scripts need to know."""
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
+from itertools import takewhile
 from typing import Any
 
 import pytest
@@ -34,6 +36,31 @@ def test_every_command_has_help_with_examples(offline: CommandLine, path: tuple[
     assert (done.code, done.err) == (0, "")
     assert "Examples:" in done.out
     assert " ".join(("convener", *path)).replace("keys", "key") in done.out.split("Examples:")[1]
+
+
+def test_examples_are_accepted_as_they_are_printed() -> None:
+    """Those with an id had dots in its place, and who copied one was told that it is no id."""
+    group: Any = get_command(COMMAND)
+    count = 0
+    for path in _commands(group):
+        command = group
+        for name in path:
+            command = command.get_command(None, name)
+        for line in (command.epilog or "").splitlines():
+            words = _words(line)
+            if words[: len(path)] == [*path]:
+                command.make_context(" ".join(path), words[len(path) :])
+                count += 1
+    assert count > 200
+
+
+def _words(line: str) -> list[str]:
+    """The words after `convener` in a line of shell, up to an operator; none where another command fills some."""
+    parser = shlex.shlex(line, posix=True, punctuation_chars="|;()<>&")
+    parser.whitespace_split = True
+    words = [] if "$(" in line else [*parser]
+    own = words[words.index("convener") + 1 :] if "convener" in words else []
+    return [*takewhile(lambda word: not set(word) <= set("|;()<>&"), own)]
 
 
 def test_ctrl_c_while_modules_are_loaded_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:

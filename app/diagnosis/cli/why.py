@@ -10,7 +10,7 @@ from app.terminal.client import Json, Url, connect
 from app.terminal.ids import TaskIdArgument, whole_id
 from app.terminal.output import Format, Output
 
-EPILOG = output.examples("convener why 0190a5b2-...", "convener why 0190a5b2-... -o json | jq -r .cause.code")
+EPILOG = output.examples("convener why 0190a5b2", "convener why 0190a5b2 -o json | jq -r .cause.code")
 
 
 def why(

@@ -45,9 +45,7 @@ def ls(
     show_list("/dead-letters", dead_letter_table, url, fmt, limit=limit, everything=everything, after=after, **query)
 
 
-@app.command(
-    epilog=output.examples("convener dead-letters get 0190a5b2-...", "convener dead-letters get 0190... -o json")
-)
+@app.command(epilog=output.examples("convener dead-letters get 0190a5b2", "convener dead-letters get 0190a5b2 -o json"))
 def get(
     task_id: TaskIdArgument,
     url: Url = None,
@@ -60,7 +58,7 @@ def get(
 
 @app.command(
     epilog=output.examples(
-        "convener dead-letters requeue 0190a5b2-... --reason 'prompt mended'",
+        "convener dead-letters requeue 0190a5b2 --reason 'prompt mended'",
         "convener dead-letters requeue --goal kepler --code llm_timeout --priority high",
         "convener dead-letters requeue --failed-after 2h --yes -o json",
     )

@@ -16,10 +16,10 @@ from app.terminal.ids import TaskIdArgument, whole_id
 from app.terminal.output import Format, Output
 
 EPILOG = output.examples(
-    "convener tasks logs 0190a5b2-...",
-    "convener tasks logs 0190a5b2-... --follow",
-    "convener tasks logs 0190a5b2-... --attempt 1 --stream stderr",
-    "convener tasks logs 0190a5b2-... -o json | jq -r .text",
+    "convener tasks logs 0190a5b2",
+    "convener tasks logs 0190a5b2 --follow",
+    "convener tasks logs 0190a5b2 --attempt 1 --stream stderr",
+    "convener tasks logs 0190a5b2 -o json | jq -r .text",
 )
 # Less than the 30 s that the service lets a request wait.
 _WAIT_SECONDS = 25.0

@@ -21,7 +21,7 @@ app = typer.Typer(help="Submit tasks, and see what becomes of them.", no_args_is
 app.command("submit", epilog=submit.EPILOG)(submit.submit)
 app.command("logs", epilog=logs.EPILOG)(logs.logs)
 # Hidden: a second name, because people look for it among the tasks.
-app.command("requeue", hidden=True, epilog=output.examples("convener tasks requeue 0190a5b2-... --priority high"))(
+app.command("requeue", hidden=True, epilog=output.examples("convener tasks requeue 0190a5b2 --priority high"))(
     dead_letters.requeue
 )
 PriorityOption = Annotated[PriorityName | None, typer.Option("--priority", help="of this priority")]
@@ -83,9 +83,7 @@ def ls(
         output.hint_at_more("--all", "--limit", f"--after {following}")
 
 
-@app.command(
-    epilog=output.examples("convener tasks get 0190a5b2-...", "convener tasks get 0190a5b2-... -o json | jq .result")
-)
+@app.command(epilog=output.examples("convener tasks get 0190a5b2", "convener tasks get 0190a5b2 -o json | jq .result"))
 def get(task_id: TaskIdArgument, url: Url = None, fmt: Output = Format.TABLE) -> None:
     """Show everything about a task: payload, progress, result, and the attempts that failed."""
     with connect(url) as client:
@@ -95,9 +93,9 @@ def get(task_id: TaskIdArgument, url: Url = None, fmt: Output = Format.TABLE) ->
 
 @app.command(
     epilog=output.examples(
-        "convener tasks change 0190a5b2-... --priority critical --reason 'the referee waits'",
-        "convener tasks change 0190a5b2-... --deadline 2026-12-01T12:00Z",
-        "convener tasks change 0190a5b2-... --no-deadline",
+        "convener tasks change 0190a5b2 --priority critical --reason 'the referee waits'",
+        "convener tasks change 0190a5b2 --deadline 2026-12-01T12:00Z",
+        "convener tasks change 0190a5b2 --no-deadline",
     )
 )
 def change(
@@ -122,7 +120,7 @@ def change(
 
 @app.command(
     epilog=output.examples(
-        "convener tasks cancel 0190a5b2-... --reason 'wrong data set'",
+        "convener tasks cancel 0190a5b2 --reason 'wrong data set'",
         "convener tasks cancel --goal kepler --state pending --dry-run",
         "convener tasks cancel --agent ranking --created-before 2h --yes",
     )
