@@ -85,8 +85,10 @@ def write_private(path: Path, text: str) -> None:
 
 
 def make_private(directory: Path) -> None:
-    """Make a directory, and close it and the files in it to everybody but their owner."""
-    directory.mkdir(mode=PRIVATE_DIRECTORY, parents=True, exist_ok=True)
+    """Make a directory, and close it and the files in it to everybody but their owner; parents that it makes, too."""
+    # Those that mkdir makes by itself do not get the mode.
+    for path in (*reversed(directory.parents), directory):
+        path.mkdir(mode=PRIVATE_DIRECTORY, exist_ok=True)
     directory.chmod(PRIVATE_DIRECTORY)
     for path in directory.iterdir():
         # A draft may have taken its file's place meanwhile.

@@ -197,3 +197,11 @@ def test_a_private_file_is_written_at_once_or_not_at_all(tmp_path: Path) -> None
     with pytest.raises(UnicodeEncodeError):
         secrecy.write_private(path, "\ud800")
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("url", "new")]
+
+
+def test_a_private_directory_lies_in_no_open_one_that_was_made_for_it(tmp_path: Path) -> None:
+    """The loops made the state directory for their logs, open to others, of which `convener doctor` then warned."""
+    state = tmp_path / "state"
+    secrecy.make_private(state / "logs" / "workers")
+    made = (state, state / "logs", state / "logs" / "workers")
+    assert [path.stat().st_mode & 0o777 for path in made] == [0o700] * 3
