@@ -12,13 +12,14 @@ from rich.text import Text
 
 from app.cli.checks import Check, Status
 from app.terminal import output
+from app.terminal.client import Url
 from app.terminal.failures import ExitCode
 from app.terminal.output import Format, Output
 
 EPILOG = output.examples("convener doctor", "convener doctor -o json | jq '.checks[] | select(.status != \"ok\")'")
 
 
-def doctor(fmt: Output = Format.TABLE) -> None:
+def doctor(url: Url = None, fmt: Output = Format.TABLE) -> None:
     """Check this machine, the service and the database, and say what mends what is wrong. Ends with 1 when one fails.
 
     It works with what it can reach: where the API is away, it reads what that would tell from the database, if it has
@@ -29,7 +30,7 @@ def doctor(fmt: Output = Format.TABLE) -> None:
     from app.cli.secrecy_checks import SECRECY_CHECKS
     from app.cli.service_checks import Service
 
-    service = Service()
+    service = Service(url)
     with output.errors().status("looking") as status:
         checks: list[Check] = []
         mended: set[tuple[str, str]] = set()

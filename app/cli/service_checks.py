@@ -1,6 +1,5 @@
 """Checks of the service over its API: address, key, clock, and what it tells of itself."""
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -27,15 +26,15 @@ _ANOTHER = "give its address in CONVENER_URL"
 class Service:
     """The service that commands would ask; `is_there` once it has answered, `is_own` unless it is another machine's."""
 
-    def __init__(self) -> None:
+    def __init__(self, url: str | None) -> None:
+        self._url = url
         self.is_there = False
         self.is_own = True
 
     def checks(self) -> Iterator[Check]:
         """Yield the checks, of which none raises."""
-        url = os.environ.get("CONVENER_URL")
         try:
-            address = find_address(url)
+            address = find_address(self._url)
         except Failure as failure:
             yield _failed("address", failure)
             return
@@ -44,7 +43,7 @@ class Service:
         if not self.is_there:
             return
         try:
-            client = Client(find_access(url))
+            client = Client(find_access(self._url))
         except Failure as failure:
             yield _failed("key", failure)
             return

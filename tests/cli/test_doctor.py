@@ -100,6 +100,9 @@ def test_without_a_service_it_says_how_to_start_one(offline: CommandLine) -> Non
     checks = {check["name"]: check["status"] for check in away.json["checks"]}
     assert (away.code, checks["service"]) == (1, "failed")
     assert "key" not in checks
+    address = f"http://127.0.0.1:{free_port()}"
+    named = offline.run("doctor", "-o", "json", "--url", address, CONVENER_KEY="cvn_a_b").json["checks"]
+    assert any(check["name"] == "service" and address in check["detail"] for check in named)
 
 
 def test_a_service_that_is_not_trusted_is_not_to_be_started(offline: CommandLine, tmp_path: Path) -> None:
