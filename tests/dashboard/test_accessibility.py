@@ -233,7 +233,7 @@ async def test_values_that_are_refused_say_so_at_their_fields(port: Port) -> Non
         await field.fill("0")
         await expect(field).to_have_accessible_name(re.compile("outside 1 to 1,000"))
         await page.locator("button", has_text="Show what would change").click()
-        await expect(field).to_have_accessible_description(re.compile("greater than or equal to 1"))
+        await expect(field).to_have_accessible_description(re.compile("max_workers: must be 1 or more"))
         await expect(page.locator("[aria-invalid=true]")).to_have_count(1)
         await page.goto(f"/dashboard/tasks/{task_id}/edit")
         await page.locator("[name=labels]").fill("{")

@@ -59,7 +59,7 @@ async def test_people_override_the_weights_for_a_while_and_set_them_for_good(ser
         assert (await service.get("/weights"))["base"]["ranking_agent"] == pytest.approx(0.3)
         assert "at least one agent" in await somebody.do("set-weights", reason="x")
         assert "must be a number" in await somebody.do("override-weights", **order | {"ranking": "much"})
-        assert "less than or equal to 1" in await somebody.do("set-weights", ranking="101")
+        assert "ranking: must be 1 or less" in await somebody.do("set-weights", ranking="101")
     reasons = [version["reason"] for version in (await service.get("/weights/history"))["items"]]
     assert {"done", "for good", _HOSTILE} <= set(reasons)
 
