@@ -12,7 +12,6 @@ from app.workers.provisioners.pbs import Pbs
 from app.workers.provisioners.scheduler import BatchScheduler
 from app.workers.provisioners.slurm import Slurm
 from app.workers.rules.blocks import BlockPolicy
-from worker_agent.connections.clients import check_address
 from worker_agent.connections.trust import Trust
 
 # Of a worker that begins to leave before its job ends: what it needs besides its grace.
@@ -87,6 +86,9 @@ def _launch(settings: Settings, other_secrets: dict[str, str]) -> BlockLaunch:
 
 
 def _url(settings: Settings) -> str:
+    # Not before it is needed: it brings a client for HTTP, and after an outage of a host all programs start at once.
+    from worker_agent.connections.clients import check_address
+
     try:
         # Whether a key may go there in clear is said on the node.
         return check_address(settings.block_url or settings.addresses[-1], Trust(allow_plain_http=True))
