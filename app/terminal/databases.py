@@ -242,8 +242,7 @@ def new_server() -> Iterator[str]:
         except BaseException:
             asyncio.run(server.stop())
             shutil.rmtree(cluster.data.parent, ignore_errors=True)
+            cluster.restore_mark.unlink()  # not where a second Ctrl-C has left some of it
             raise
-        else:
-            asyncio.run(server.stop())
-        finally:
-            cluster.restore_mark.unlink()
+        asyncio.run(server.stop())
+        cluster.restore_mark.unlink()

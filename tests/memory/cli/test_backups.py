@@ -227,10 +227,26 @@ from app.terminal.databases import new_server
 with new_server():
     os.kill(os.getpid(), signal.SIGKILL)
 """
+_INTERRUPTED_TWICE = """
+from app.postgres.server import Server
+from app.terminal.databases import new_server
+
+async def stop(server):
+    raise KeyboardInterrupt
+
+with new_server():
+    Server.stop = stop
+    raise KeyboardInterrupt
+"""
 
 
+@pytest.mark.parametrize(
+    ("script", "number"),
+    [(_KILLED, signal.SIGKILL), (_INTERRUPTED_TWICE, signal.SIGINT)],
+    ids=["killed", "interrupted twice"],
+)
 async def test_a_killed_restore_into_a_new_bundled_server_can_be_repeated(
-    own_database: Database, console: CommandLine, tmp_path: Path
+    own_database: Database, console: CommandLine, tmp_path: Path, script: str, number: int
 ) -> None:
     """`convener up` made an empty queue of what it had left, and only whoever deleted that could restore again."""
     await submitted(own_database, 2)
@@ -239,8 +255,8 @@ async def test_a_killed_restore_into_a_new_bundled_server_can_be_repeated(
     with tempfile.TemporaryDirectory(prefix="convener-state-") as name:
         state = Path(name) / "state"
         environment = console.environment | {"CONVENER_STATE_DIRECTORY": str(state)}
-        killed = await asyncio.create_subprocess_exec(sys.executable, "-c", _KILLED, env=environment)
-        assert await killed.wait() == -signal.SIGKILL
+        killed = await asyncio.create_subprocess_exec(sys.executable, "-c", script, env=environment)
+        assert await killed.wait() == -number
         with _cluster(state).lock(), pytest.raises(ClusterUnusable, match="was cut off"):
             _cluster(state).initialise()
         done = await _run(state, "db", "restore", str(file), "--bundled")
