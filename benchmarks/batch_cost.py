@@ -3,7 +3,7 @@
 import itertools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from uuid import UUID, uuid4
@@ -23,7 +23,8 @@ from benchmarks.testbed import Testbed
 from benchmarks.workers import RESULT, Worker
 
 SIZES, AIMED_AT = (8, 64, 512), 64
-_WARM_UP_SECONDS = 1.0
+# The first five times a statement is planned anew.
+_WARM_UP_CYCLES = 10
 _LANES = [Lane(agent_type=agent, priority=Priority.MEDIUM) for agent in AgentType]
 
 
@@ -33,26 +34,29 @@ class _Batches:
 
     database: Database
     worker_ids: Sequence[WorkerId]
+    backlog: int
+    lanes: Iterator[Lane] = field(default_factory=lambda: itertools.cycle(_LANES))
     floors: dict[Lane, float] = field(default_factory=lambda: dict.fromkeys(_LANES, BOTTOM))
     numbers: dict[WorkerId, int | None] = field(default_factory=dict)
 
     async def run(self, seconds: float) -> int:
-        """Lease and complete for so long; return the number of cycles."""
+        """Lease and complete for so long, or until the backlog is over; return the number of cycles."""
         count, end = 0, time.monotonic() + seconds
-        while time.monotonic() < end:
-            count += await self._cycle()
+        while time.monotonic() < end and self.backlog >= len(self.worker_ids):
+            count += await self.cycle()
         return count
 
-    async def _cycle(self) -> int:
+    async def cycle(self) -> int:
+        """Lease a task to each worker and complete all; return their number."""
         requests = [
             ClaimRequest(worker_id, uuid4(), lane, True, self.floors[lane], last_number=self.numbers.get(worker_id))
-            for worker_id, lane in zip(self.worker_ids, itertools.cycle(_LANES), strict=False)
+            for worker_id, lane in zip(self.worker_ids, self.lanes, strict=False)
         ]
         outcomes = await hot_path.run(self.database, partial(_claim, requests))
         results: list[Completion] = []
         for request, outcome in zip(requests, outcomes, strict=True):
             lease = outcome.lease
-            assert lease is not None, "the backlog is over"
+            assert lease is not None, "a lane has fewer tasks than the others"
             assert request.lane is not None
             self.numbers[request.worker_id] = outcome.lease_number
             self.floors[request.lane] = max(self.floors[request.lane], lease.tag)
@@ -61,6 +65,7 @@ class _Batches:
             )
         accepted = await hot_path.run(self.database, lambda connection: completions.complete(connection, results))
         assert len(accepted) == len(results), "a result was not accepted"
+        self.backlog -= len(accepted)
         return len(accepted)
 
 
@@ -68,13 +73,14 @@ async def _claim(requests: Sequence[ClaimRequest], connection: HotConnection) ->
     return await claims.claim(connection, requests, LeasePolicy())
 
 
-async def cpu_ms(testbed: Testbed, workers: Sequence[Worker], seconds: float) -> float:
-    """Milliseconds a cycle, of the server with all its processes; needs a backlog that lasts."""
+async def cpu_ms(testbed: Testbed, workers: Sequence[Worker], seconds: float, backlog: int) -> float:
+    """Milliseconds a cycle, of the server with all its processes; of each agent type as many tasks must wait."""
     database = Database(testbed.database_url)
     try:
         ids = [WorkerId(UUID(worker.worker_id)) for worker in workers]
-        batches = _Batches(database=database, worker_ids=ids)
-        await batches.run(_WARM_UP_SECONDS)
+        batches = _Batches(database=database, worker_ids=ids, backlog=backlog)
+        for _ in range(_WARM_UP_CYCLES):
+            await batches.cycle()
         before = CpuSeconds.read(testbed)
         count = await batches.run(seconds)
         return CpuSeconds.read(testbed).since(before).postgres / count * 1000

@@ -129,7 +129,7 @@ async def _batches(run: Run) -> None:
     for _ in range(options.rounds):
         for size in batch_cost.SIZES:
             await backlog.fill()
-            cost = await batch_cost.cpu_ms(run.testbed, workers[:size], options.seconds)
+            cost = await batch_cost.cpu_ms(run.testbed, workers[:size], options.seconds, options.tasks)
             values.setdefault(size, []).append(cost)
     await retire_workers(run.testbed, workers)
     figures = [

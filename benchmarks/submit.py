@@ -1,6 +1,7 @@
 """Throughput of submitting tasks over HTTP, in batches and one by one."""
 
 import asyncio
+import itertools
 import time
 
 from app.kernel.agents import AgentType
@@ -36,7 +37,7 @@ async def tasks_per_second(testbed: Testbed, count: int) -> float:
 
 
 async def single_tasks_per_second(testbed: Testbed, clients: int, seconds: float) -> float:
-    """Submit tasks one by one for so long, each client to another goal."""
+    """Submit tasks one by one for so long, of all agent types in turns, each client to another goal."""
     connections = [await connect(testbed.port, testbed.key) for _ in range(clients)]
     start_time = time.perf_counter() + _WARM_UP_SECONDS
     counts = await asyncio.gather(
@@ -49,9 +50,9 @@ async def single_tasks_per_second(testbed: Testbed, clients: int, seconds: float
 
 async def _submit_singly(connection: Connection, goal_id: str, start_time: float, seconds: float) -> int:
     """Submit until the time is over; return how many were answered within it."""
-    count = 0
+    count, tasks = 0, itertools.cycle(_TASKS)
     while (moment := time.perf_counter()) < start_time + seconds:
-        (await connection.post("/tasks", {**_TASKS[0], "goal_id": goal_id})).json()
+        (await connection.post("/tasks", {**next(tasks), "goal_id": goal_id})).json()
         count += moment >= start_time
     return count
 
