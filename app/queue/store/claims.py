@@ -87,11 +87,11 @@ _LEASED_COLUMNS = ", ".join(f"leased.{name}" for name in Lease._fields)
 _LEASE_FIELDS = itemgetter(*Lease._fields)
 # The place of the first of these fields in an answer to a claim, behind those of the request.
 _LEASE_BEGINS = 5
-_LEASE_COLUMNS = """t.id AS task_id, t.token, t.failures + 1 AS attempt, t.agent_type, t.goal_id, t.priority,
-    coalesce(t.payload_text, t.payload::text) AS payload, t.labels, t.created_at,
-    date_part('epoch', t.deadline_at - t.leased_at) AS timeout_seconds,
-    t.waiting_since, t.leased_at, t.lease_expires_at AS expires_at, t.deadline_at, t.checkpoint,
-    t.trace_context, t.resources, t.tag"""
+# What most steps read comes first, as whoever reads a column of a row walks over those before it.
+_LEASE_COLUMNS = """t.id AS task_id, t.token, t.leased_at, t.waiting_since, t.agent_type, t.priority, t.goal_id,
+    t.failures + 1 AS attempt, t.created_at, date_part('epoch', t.deadline_at - t.leased_at) AS timeout_seconds,
+    t.lease_expires_at AS expires_at, t.deadline_at, t.tag,
+    coalesce(t.payload_text, t.payload::text) AS payload, t.labels, t.checkpoint, t.trace_context, t.resources"""
 
 _LOG = event_rows.entry(
     f"'{TaskEvent.ASSIGNED}'",
@@ -131,7 +131,8 @@ _WORKER = """LEFT JOIN LATERAL (
 
 # Each step keeps the claim safe or cheap. None joins two steps, whose sizes no planner can know: what belongs together
 # goes through them in arrays side by side, so that the work grows with the batch whatever the plan. Only the answer
-# needs a join: a full one is never a nested loop, and nothing is leased that was not requested.
+# needs a join: a full one is never a nested loop, and nothing is leased that was not requested. What is wide is neither
+# sorted nor hashed, and an array is unnested only where its places are not known: both cost more than all the rest.
 # - `request` tells a repeated request from one of a worker that holds another task: both get nothing here.
 #   One whose last lease this process knows to be over is not asked for it: `recorded` fails where there is another.
 # - `picked` locks as many tasks at the head of each lane as it has workers, by one index scan whatever its depth. SKIP
@@ -166,29 +167,31 @@ def _statement(*, of_ends: bool = False, of_classes: bool = False) -> str:
         fits, asked = f"{fits} {_OF_CLASS}", ", (array_agg(resources))[1] AS resources"
     return f"""
 WITH request AS MATERIALIZED (
-    SELECT r.*, CASE WHEN w.ended_reason LIKE 'superseded%' THEN 'superseded' ELSE w.state END AS worker_state,
+    SELECT r.turn, r.agent_type, r.priority{columns},
+           CASE WHEN w.ended_reason LIKE 'superseded%' THEN 'superseded' ELSE w.state END AS worker_state,
            w.not_ready_reason, w.assigned_agent, w.assigned_compute_seconds,
            coalesce(r.last_number, last.n, 0) AS leases_before,
            held.id IS NOT NULL AS holds_another,
-           held.id IS NOT NULL AND last.request_id = r.request_id AS is_repeat
-    FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::smallint[], $5::float8[], $6::boolean[], $7::bigint[]{column})
-         WITH ORDINALITY
-         AS r (worker_id, request_id, agent_type, priority, floor, acknowledge, last_number{columns}, turn)
+           held.id IS NOT NULL AND last.request_id = ($2::uuid[])[r.turn] AS is_repeat
+    FROM unnest($1::uuid[], $3::text[], $4::smallint[], $7::bigint[]{column}) WITH ORDINALITY
+         AS r (worker_id, agent_type, priority, last_number{columns}, turn)
     {_WORKER}
     {lease_ledger.last_and_held("r.worker_id", "held.id", "r.last_number IS NULL")}
 ), demand AS (
-    SELECT agent_type, priority{group}{asked}, min(floor) AS floor, count(*) AS places,
-           array_agg(turn::int ORDER BY turn) AS turns, array_agg(leases_before ORDER BY turn) AS leases_before,
-           array_agg({STRETCH} ORDER BY turn) AS stretches{longest}
+    SELECT agent_type, priority{group}{asked}, min(($5::float8[])[turn]) AS floor, count(*) AS places,
+           array_agg(turn::int) AS turns, array_agg(leases_before) AS leases_before,
+           array_agg({STRETCH}) AS stretches{longest}
     FROM request WHERE worker_state = 'ready' AND NOT holds_another GROUP BY agent_type, priority{group}
 ), picked AS MATERIALIZED (
     SELECT demand.*, head.ctids,
-           EXISTS (SELECT FROM unnest(head.avoided, turns) AS pair (avoided, turn) WHERE avoided = ($1::uuid[])[turn])
-               AS is_shifted
+           head.is_avoided AND EXISTS (
+               SELECT FROM unnest(head.avoided, turns) AS pair (avoided, turn) WHERE avoided = ($1::uuid[])[turn]
+           ) AS is_shifted
     FROM demand {bound} CROSS JOIN LATERAL (
-        SELECT array_agg(ctid ORDER BY tag, seq) AS ctids, array_agg(avoid_worker_id ORDER BY tag, seq) AS avoided
+        SELECT array_agg(ctid) AS ctids, array_agg(avoid_worker_id) AS avoided,
+               count(avoid_worker_id) > 0 AS is_avoided
         FROM (
-            SELECT ctid, tag, seq, avoid_worker_id FROM tasks
+            SELECT ctid, avoid_worker_id FROM tasks
             WHERE tasks.agent_type = demand.agent_type AND tasks.priority = demand.priority
               AND state = 'pending' AND blockers = 0 AND run_at IS NULL AND tag >= demand.floor {fits}
               AND {holds.IS_OPEN}
@@ -206,12 +209,14 @@ WITH request AS MATERIALIZED (
         lease_expires_at = now()
             + make_interval(secs => CASE WHEN ($6::boolean[])[e.turn] THEN $8::float8 ELSE $9::float8 END),
         deadline_at = now() + make_interval(secs => coalesce(t.timeout_seconds, $11::float8) * e.stretch)
-    FROM picked CROSS JOIN LATERAL unnest(
-        CASE WHEN is_shifted THEN array_prepend(ctids[places], ctids[:places - 1]) ELSE ctids END,
-        turns, leases_before, stretches
-    ) AS e (ctid, turn, leases_before, stretch)
+    FROM (
+        SELECT ctid, turns[place] AS turn, leases_before[place] AS leases_before, stretches[place] AS stretch
+        FROM picked CROSS JOIN LATERAL unnest(
+            CASE WHEN is_shifted THEN array_prepend(ctids[places], ctids[:places - 1]) ELSE ctids END
+        ) WITH ORDINALITY AS head (ctid, place) OFFSET 0
+    ) e
     WHERE t.ctid = e.ctid AND {counters.COUNTS_ITSELF}
-    RETURNING {_LEASE_COLUMNS}, t.submitted_priority, t.state, t.worker_id, e.turn, e.leases_before
+    RETURNING e.turn, e.leases_before, t.worker_id, t.submitted_priority, t.state, {_LEASE_COLUMNS}
 ), recorded AS (
     INSERT INTO leases (worker_id, n, task_id, token, request_id, leased_at)
     SELECT worker_id, leases_before + 1, task_id, token, ($2::uuid[])[turn], leased_at FROM leased
@@ -221,8 +226,8 @@ WITH request AS MATERIALIZED (
     {counters.entry("leased", "'pending'", "state")}
 )
 SELECT request.worker_state, request.not_ready_reason, request.holds_another, request.is_repeat, request.assigned_agent,
-       {_LEASED_COLUMNS}, leased.leases_before + 1 AS lease_number
-FROM request FULL JOIN leased USING (turn) ORDER BY request.turn
+       {_LEASED_COLUMNS}, leased.leases_before + 1 AS lease_number, request.turn
+FROM leased FULL JOIN request USING (turn)
 """
 
 
@@ -332,7 +337,8 @@ async def _claim(
         policy.task_timeout_seconds,
         *more,
     )
-    return [_outcome(row) for row in rows]
+    outcomes = {row[-1]: _outcome(row) for row in rows}
+    return [outcomes[turn] for turn in range(1, len(requests) + 1)]
 
 
 async def lease_of_request(
@@ -382,9 +388,9 @@ def _floor_columns(floors: Mapping[Lane, float]) -> tuple[list[object], ...]:
 def _outcome(row: asyncpg.Record) -> ClaimOutcome:
     # By their places, as two dozen look-ups by name cost as much as to send the answer.
     worker_state, not_ready_reason, holds_another, is_repeat, agent = row[:_LEASE_BEGINS]
-    lease = Lease._make(row[_LEASE_BEGINS:-1]) if row[_LEASE_BEGINS] else None
+    lease = Lease._make(row[_LEASE_BEGINS:-2]) if row[_LEASE_BEGINS] else None
     assigned_agent = AgentType(agent) if agent else None
-    return ClaimOutcome(worker_state, not_ready_reason, holds_another, bool(is_repeat), assigned_agent, lease, row[-1])
+    return ClaimOutcome(worker_state, not_ready_reason, holds_another, bool(is_repeat), assigned_agent, lease, row[-2])
 
 
 def _lease(row: asyncpg.Record) -> Lease:

@@ -65,7 +65,7 @@ async def test_nobody_looks_for_a_last_lease_that_is_said_to_be_over(hot: Connec
 async def test_fields_stand_where_they_are_read(hot: Connection, statement: str) -> None:
     names = [attribute.name for attribute in (await hot.prepare(statement)).get_attributes()]
     of_request = ["worker_state", "not_ready_reason", "holds_another", "is_repeat", "assigned_agent"]
-    assert names == [*of_request, *Lease._fields, "lease_number"]
+    assert names == [*of_request, *Lease._fields, "lease_number", "turn"]
     assert len(of_request) == store._LEASE_BEGINS
 
 

@@ -28,6 +28,8 @@ SELECT gen_random_uuid(), 'pending', (ARRAY['generation', 'ranking', 'evolution'
 FROM generate_series(1, 50000) AS n
 """
 _BATCHES = (1, 8, 64, 512)
+# The lowest floor of a lane's requests, in a generic plan and in one for just these.
+_FLOOR = r"\(min\(\((?:\$5|'\{[^}]*\}'::double precision\[\])\)\[request_1\.turn\]\)\)"
 
 
 @pytest.fixture(scope="module", params=["never analysed", "analysed when empty", "analysed"])
@@ -87,7 +89,7 @@ async def test_a_claim_reads_the_head_of_the_queue(full: Database) -> None:
         asks = [[worker, *_ids(batch - 1)], _ids(batch), *lanes, [False] * batch, [None] * batch]
         plan = await _plans(full, claims._CLAIM, *asks, 15.0, 5.0, 5.0, 300.0)
         assert plan.count("Index Scan using tasks_claim on tasks") == 2
-        assert plan.count("tag >= (min(request_1.floor))") == 2
+        assert len(re.findall(rf"tag >= {_FLOOR}", plan)) == 2
         assert plan.count("using leases_pkey on leases l") == 2
         assert plan.count("using tasks_pkey on tasks held") == 2
         assert plan.count("Index Scan Backward using workers_pkey on workers newest") == 2
@@ -104,7 +106,7 @@ async def test_a_claim_of_a_class_reads_the_range_of_its_own_lanes(full: Databas
         requests = [lane.ceiling] * batch, ['{"gpus": 1}'] * batch
         plan = await _plans(full, claims._CLAIM_OF_CLASSES, *asks, 15.0, 5.0, 5.0, 300.0, *requests)
         assert plan.count("Index Scan using tasks_claim on tasks") == 2
-        assert plan.count("tag >= (min(request_1.floor))) AND (tag < request_1.ceiling)") == 2
+        assert len(re.findall(rf"tag >= {_FLOOR}\) AND \(tag < request_1\.ceiling", plan)) == 2
         assert not _walks(plan, "tasks")
         assert not _walks(plan, "leases")
 
