@@ -155,9 +155,7 @@ def _schema(state: _State) -> Check:
     if state.revision == head:
         return Check(name="schema", status=Status.OK, detail=f"it is at {head}, as this version needs it")
     detail = f"it is at {state.revision or 'nothing: the database is empty'}, and this version needs {head}"
-    return Check(
-        name="schema", status=Status.FAILED, detail=detail, remedy="`convener db migrate` brings it up to date"
-    )
+    return Check(name="schema", status=Status.FAILED, detail=detail, remedy=schema.remedy(state.revision))
 
 
 def _programs(state: _State, settings: Settings) -> Check:

@@ -163,7 +163,7 @@ def status(fmt: Output = Format.TABLE) -> None:
     if fmt is Format.JSON:
         output.write_json({"revision": revision, "expected": head, "current": revision == head, "served": is_served})
         raise typer.Exit(code)
-    verdict = Text("up to date", "green") if revision == head else Text("run `convener db migrate`", "yellow")
+    verdict = Text("up to date", "green") if revision == head else Text(schema.remedy(revision), "yellow")
     if is_served and revision != head:
         verdict = Text("newer, and made for this version as well", "green")
     facts: list[tuple[str, str | Text]] = [

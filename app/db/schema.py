@@ -114,6 +114,13 @@ def knows(revision: str) -> bool:
     return revision in _followers()
 
 
+def remedy(revision: str | None) -> str:
+    """Return what mends a schema of this revision, which does not serve this program."""
+    if revision is None or knows(revision):
+        return "`convener db migrate` brings it up to date"
+    return "a newer version made it: start that one again, or restore the backup that was made for this one"
+
+
 def served() -> list[str]:
     """Return the revisions of programs that the newest schema serves: from its own down to that of the last release."""
     followers, oldest = _followers(), str(json.loads(PREVIOUS.read_text())["revision"])

@@ -29,8 +29,7 @@ async def take(
     if await schema.is_served(engine, old_revision):
         return old_revision, old_revision
     if old_revision is not None and not schema.knows(old_revision):
-        hint = "install the newer version again, or restore the backup that was made for this one"
-        raise Refused(f"the schema is at {old_revision}, which this version does not know: a newer one made it", hint)
+        raise Refused(f"the schema is at {old_revision}, which this version does not know", schema.remedy(old_revision))
     script = ScriptDirectory(str(schema.MIGRATIONS))
     migrations = migration_steps.pending(script, target, old_revision, is_alone=is_alone)
     try:

@@ -165,21 +165,21 @@ def ends_by_failure(program: Callable[[], None]) -> None:
 
 
 async def check_database(url: str, direct_url: str | None = None) -> None:
-    """Raise Failure where the database lets nobody in or has no schema; one that is away is waited for elsewhere.
+    """Raise Failure where the database lets nobody in or does not fit; one that is away is waited for elsewhere.
 
     What does not work because of a connection pooler is logged.
     """
     from app.db import pooler, schema
 
-    async def look(database: "Database") -> str | None:
+    async def look(database: "Database") -> tuple[str | None, bool]:
         revision = await schema.revision(database.engine)
         if revision is not None:
             await pooler.warn_of_shortcomings(database)
-        return revision
+        return revision, revision == schema.head() or await schema.is_served(database.engine, revision)
 
     try:
         async with asyncio.timeout(_CHECK_SECONDS):
-            revision = await _on(url, look, direct_url)
+            revision, fits = await _on(url, look, direct_url)
     except TimeoutError:
         return
     except Failure as failure:
@@ -189,6 +189,9 @@ async def check_database(url: str, direct_url: str | None = None) -> None:
     if revision is None:
         hint = "`convener db migrate` makes it"
         raise Failure("the database has no schema of Convener", ExitCode.REFUSED, hint=hint)
+    if not fits:
+        message = f"the schema is at {revision}, and this version needs {schema.head()}"
+        raise Failure(message, ExitCode.REFUSED, hint=schema.remedy(revision))
 
 
 def _cluster(values: Settings) -> "Cluster":

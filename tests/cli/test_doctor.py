@@ -161,12 +161,13 @@ async def test_a_server_that_is_too_old_is_told(
     assert "PostgreSQL 14.23 (Debian 14.23-1), and Convener needs 15 or newer" in checks["database"]["detail"]
 
 
-async def test_a_schema_that_is_behind_is_told_with_its_mend(offline: CommandLine, own_database: Database) -> None:
-    await execute(own_database, "UPDATE alembic_version SET version_num = 'former'")
+async def test_a_schema_that_does_not_fit_is_told_with_its_mend(offline: CommandLine, own_database: Database) -> None:
     await execute(own_database, "DELETE FROM served_revisions")
-    outcome = await offline("doctor", "-o", "json", CONVENER_DATABASE_URL=own_database.url)
-    (schema,) = [check for check in outcome.json["checks"] if check["name"] == "schema"]
-    assert (schema["status"], schema["commands"]) == ("failed", ["convener db migrate"])
+    for revision, commands in (("2026_12_02_closed_holds", ["convener db migrate"]), ("next_year", [])):
+        await execute(own_database, "UPDATE alembic_version SET version_num = $1", revision)
+        outcome = await offline("doctor", "-o", "json", CONVENER_DATABASE_URL=own_database.url)
+        (schema,) = [check for check in outcome.json["checks"] if check["name"] == "schema"]
+        assert (schema["status"], schema["commands"]) == ("failed", commands)
 
 
 async def test_a_database_that_is_away_is_told(offline: CommandLine, caplog: pytest.LogCaptureFixture) -> None:

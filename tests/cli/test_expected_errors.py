@@ -25,6 +25,7 @@ from app.terminal.failures import ExitCode, Failure
 from tests.conftest import named, run_on
 from tests.support.command_line import COMMAND, CommandLine
 from tests.support.ports import free_port
+from tests.support.sql import execute
 
 
 @pytest.fixture
@@ -106,6 +107,23 @@ async def test_programs_start_without_a_database_but_not_with_one_that_refuses(s
             await check_database(url)
         assert refused.value.code is ExitCode.REFUSED
         assert hint in str(refused.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("revision", "hint"), [("2026_12_02_closed_holds", "convener db migrate"), ("next_year", "start that one again")]
+)
+async def test_programs_do_not_start_on_a_schema_that_was_not_made_for_them(
+    own_database: Database, revision: str, hint: str
+) -> None:
+    await execute(own_database, "UPDATE alembic_version SET version_num = $1", revision)
+    if revision == "next_year":
+        await check_database(own_database.url)
+        await execute(own_database, "DELETE FROM served_revisions")
+    with pytest.raises(Failure) as refused:
+        await check_database(own_database.url)
+    assert refused.value.code is ExitCode.REFUSED
+    assert f"the schema is at {revision}" in refused.value.message
+    assert hint in str(refused.value.hint)
 
 
 async def test_a_database_that_lets_nobody_in_is_an_outage(server_url: str) -> None:

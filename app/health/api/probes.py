@@ -91,7 +91,7 @@ async def readyz(services: ServicesDep) -> Response:
         revision, expected_revision = await connection.run_sync(schema.revision_of), services[ExpectedSchema].revision
         if revision != expected_revision and not await schema.serves(connection, revision):
             raise DatabaseUnavailable(
-                f"the schema is at {revision}, this version needs {expected_revision}: run `convener db migrate`"
+                f"the schema is at {revision}, this version needs {expected_revision}: {schema.remedy(revision)}"
             )
     return JSONResponse({"status": "ready"})
 
