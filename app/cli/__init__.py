@@ -3,10 +3,10 @@
 
 def main() -> None:
     """Run the command line; ends with one of the exit codes that `convener --help` lists."""
-    from app.secrecy import close_process
-
-    close_process()  # commands hold keys
     try:
+        from app.secrecy import close_process
+
+        close_process()  # commands hold keys
         # Imported here, so that a part of this package can be imported without all of it.
         from app.cli.commands import build
 

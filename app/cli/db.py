@@ -65,7 +65,7 @@ def migrate(
     from app.db.schema import Watch
 
     steps: list[Step] = []
-    watch = Watch(pending=_tell_of_long_locks, applied=steps.append)
+    watch = Watch(pending=_tell_of_long_locks, applied=steps.append if fmt is Format.JSON else _tell_of_step)
     by = author("convener db migrate")
     try:
         with as_failures():
@@ -77,11 +77,6 @@ def migrate(
     if fmt is Format.JSON:
         output.write_json({"before": old_revision, "after": new_revision, "steps": [_step(step) for step in steps]})
         return
-    for step in steps:
-        locked = (
-            f"locked {', '.join(step.locked)} for {step.seconds * 1000:.0f} ms" if step.locked else "locked nothing"
-        )
-        output.note(f"{step.revision}: {locked}" + (f", at attempt {step.attempts}" if step.attempts > 1 else ""))
     if old_revision == new_revision:
         output.show(Text(f"nothing to do: the schema is at {new_revision}"))
     else:
@@ -137,6 +132,11 @@ def _tell_of_long_locks(migrations: "Sequence[Migration]") -> None:
             output.note(
                 f"{migration.revision} {migration.offline}: nothing that needs these goes on meanwhile", "yellow"
             )
+
+
+def _tell_of_step(step: "Step") -> None:
+    locked = f"locked {', '.join(step.locked)} for {step.seconds * 1000:.0f} ms" if step.locked else "locked nothing"
+    output.note(f"{step.revision}: {locked}" + (f", at attempt {step.attempts}" if step.attempts > 1 else ""))
 
 
 def _step(step: "Step") -> dict[str, object]:

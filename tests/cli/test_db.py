@@ -19,7 +19,7 @@ from app.db.database import Database
 from app.loops import housekeeping
 from tests.conftest import named, run_on
 from tests.support.command_line import CommandLine
-from tests.support.sql import execute, fetch, until
+from tests.support.sql import execute, fetch
 
 
 async def test_an_empty_database_is_migrated_once(offline: CommandLine, server_url: str) -> None:
@@ -45,19 +45,17 @@ async def test_an_empty_database_is_migrated_once(offline: CommandLine, server_u
         await run_on(server_url, f"DROP DATABASE {name} WITH (FORCE)")
 
 
-async def test_a_migration_that_is_ended_records_how_far_it_went(own_database: Database) -> None:
+async def test_a_migration_that_is_ended_shows_and_records_how_far_it_went(own_database: Database) -> None:
     first, second, third = "2026_11_30_model_uses", "2026_12_02_closed_holds", "2026_12_03_array_statistics"
     await schema.downgrade(own_database.engine, first)
-
-    async def is_at_second() -> bool:
-        return await schema.revision(own_database.engine) == second
 
     async with (await own_database.pool()).acquire() as other, other.transaction():
         await other.execute("LOCK TABLE events")  # which the third one wants
         command = [sys.executable, "-m", "app.cli", "db", "migrate", "--to", third]
         environment = {**os.environ, "CONVENER_DATABASE_URL": own_database.url}
         child = await asyncio.create_subprocess_exec(*command, env=environment, stderr=asyncio.subprocess.PIPE)
-        await until(is_at_second)
+        assert child.stderr is not None
+        assert await asyncio.wait_for(child.stderr.readline(), 30) == f"{second}: locked nothing\n".encode()
         child.terminate()
         _, err = await child.communicate()
     assert (child.returncode, b"Traceback" in err) == (130, False), err.decode()
@@ -92,8 +90,9 @@ async def test_a_former_version_finds_nothing_to_do_on_a_newer_schema(
     await execute(own_database, "DELETE FROM served_revisions")
     status = await offline("db", "status", **url)
     assert (status.code, "start that one again" in status.out, "db migrate" in status.out) == (1, True, False)
-    refused = await offline("db", "migrate", **url)
-    assert (refused.code, "next_year" in refused.err) == (1, True)
+    for command in ("migrate", "verify"):
+        refused = await offline("db", command, **url)
+        assert (refused.code, "next_year" in refused.err, "start that one" in refused.err) == (1, True, True)
 
 
 @pytest.mark.parametrize(

@@ -63,12 +63,13 @@ def _words(line: str) -> list[str]:
     return [*takewhile(lambda word: not set(word) <= set("|;()<>&"), own)]
 
 
-def test_ctrl_c_while_modules_are_loaded_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("place", ["app.secrecy.close_process", "app.cli.commands.build"])
+def test_ctrl_c_while_modules_are_loaded_leaves_no_trace(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     def interrupt() -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("app.secrecy.close_process", lambda: None)
-    monkeypatch.setattr("app.cli.commands.build", interrupt)
+    monkeypatch.setattr(place, interrupt)
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == ExitCode.INTERRUPTED

@@ -175,8 +175,8 @@ async def _run_checks(database: "Database") -> "list[Verdict]":
 
     revision = await schema.revision(database.engine)
     if revision != schema.head():
-        hint = "`convener db migrate` brings it up to date"
-        raise Failure(f"the schema is at {revision or 'no revision'}, not {schema.head()}", ExitCode.REFUSED, hint=hint)
+        message = f"the schema is at {revision or 'no revision'}, not {schema.head()}"
+        raise Failure(message, ExitCode.REFUSED, hint=schema.remedy(revision))
     async with database.transaction() as connection:
         await begin_snapshot(connection)
         return [await run_check(connection, check) for check in CHECKS]
