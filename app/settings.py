@@ -259,8 +259,9 @@ class Settings(BaseModel):
     @classmethod
     def _is_safe(cls, url: str | None, info: ValidationInfo) -> str | None:
         # Hosts and secret are declared before the URL, because fields are validated in order and it needs both.
-        if url is None and info.data.get("webhook_secret"):
-            raise ValueError("must be set where webhook_secret is; to nothing where there is to be no webhook")
+        if url is None and (info.data.get("webhook_secret") or info.data.get("webhook_hosts")):
+            message = "must be set where webhook_secret or webhook_hosts is; to nothing where there is to be no webhook"
+            raise ValueError(message)
         if url:
             endpoint(url, info.data.get("webhook_hosts", ()), info.data.get("webhook_secret", ""))
         return url

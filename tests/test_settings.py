@@ -136,10 +136,11 @@ def test_commands_that_read_no_other_setting_refuse_a_blank_state_directory(monk
     ("name", "sentence"),
     [
         ("DATABASE_PASSWORD", "CONVENER_DATABASE_URL: must be set where database_password is"),
-        ("WEBHOOK_SECRET", "CONVENER_WEBHOOK_URL: must be set where webhook_secret is; to nothing where there is to "),
+        ("WEBHOOK_SECRET", "CONVENER_WEBHOOK_URL: must be set where webhook_secret or webhook_hosts is; to nothing "),
+        ("WEBHOOK_HOSTS", "CONVENER_WEBHOOK_URL: must be set where webhook_secret or webhook_hosts is; to nothing "),
     ],
 )
-def test_a_secret_without_the_address_that_it_is_for_is_refused(file: Path, name: str, sentence: str) -> None:
+def test_what_belongs_to_an_address_is_refused_without_it(file: Path, name: str, sentence: str) -> None:
     with pytest.raises(SettingsError, match=f"^{re.escape(sentence)}"):
         Settings.from_environment({f"CONVENER_{name}": "s" * 32})
     with pytest.raises(

@@ -21,7 +21,7 @@ def openapi(
 ) -> None:
     """Print the OpenAPI schema; needs no database."""
     text = schema_text()
-    if check is not None and (not check.exists() or check.read_text(encoding="utf-8") != text):
+    if check is not None and _read(check) != text:
         hint = "export it again: `make openapi`"
         raise Failure(f"{check} is not what this version serves", ExitCode.REFUSED, hint=hint)
     if write is not None:
@@ -32,6 +32,14 @@ def openapi(
             output.show(Text(f"{file} {word}"))
     if check is None and write is None:
         typer.echo(text, nl=False)
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        message = f"{file} cannot be read: {getattr(error, 'strerror', error)}"
+        raise Failure(message, ExitCode.USAGE, hint="`make openapi` exports it") from None
 
 
 def schema_text() -> str:

@@ -15,7 +15,7 @@ EPILOG = output.examples("convener top", "convener top --every 1", "convener --p
 def top(url: Url = None, every: Every = 2.0) -> None:
     """Show live what goes on, what needs attention, and act on it: arrows and Enter, each action after a question.
 
-    Needs the package textual: pip install 'convener[top]'.
+    Needs the package textual, which the extra `top` of convener brings.
     """
     if find_spec("textual") is None:
         hint = "pip install 'convener[top]', or `convener status --watch`"

@@ -1,6 +1,7 @@
 """Help is there for every command, and says what scripts need to know."""
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -36,6 +37,17 @@ def test_every_command_has_help_with_examples(offline: CommandLine, path: tuple[
     assert (done.code, done.err) == (0, "")
     assert "Examples:" in done.out
     assert " ".join(("convener", *path)).replace("keys", "key") in done.out.split("Examples:")[1]
+
+
+def test_no_help_loses_words_in_brackets() -> None:
+    """Rich takes them for markup: `pip install 'convener[top]'` was shown without the extra."""
+    group: Any = get_command(COMMAND)
+    for path in _commands(group):
+        command = group
+        for name in path:
+            command = command.get_command(None, name)
+        texts = [command.help or "", *(getattr(parameter, "help", None) or "" for parameter in command.params)]
+        assert not [text for text in texts if re.search(r"(?<!\\)\[[a-z]", text)], path
 
 
 def test_examples_are_accepted_as_they_are_printed() -> None:

@@ -84,9 +84,7 @@ async def rotate_key(
         text_of_key=write_key(key_id, secret),
     )
     if rotated is None:
-        raise KeyNotFound(
-            "there is no such key, or it has been revoked, has expired, or serves registrations only once"
-        )
+        raise KeyNotFound("its id is wrong, or it has been revoked, has expired, or serves registrations only once")
     if scopes := excess(rotated.role, [Scope(scope) for scope in rotated.withheld], maker_withheld):
         raise Forbidden(f"the key includes {', '.join(scopes)}, which your own was made without")
     new_state = rotated.description() | {"overlap_seconds": overlap_seconds}

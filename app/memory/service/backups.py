@@ -136,7 +136,9 @@ async def restore(
         )
     async with database.transaction() as connection:
         if not await backups.is_empty(connection):
-            raise Refused("the database is not empty", "make a new one: CREATE DATABASE convener")
+            revision = await connection.run_sync(schema.revision_of)
+            holds = f"a schema at {revision}" if revision else "other tables, or what a restore that was cut off left"
+            raise Refused(f"the database is not empty: it has {holds}", "make a new one: CREATE DATABASE convener")
         server = await backups.server_version(connection)
     _check_programs(dumps, server)
     if inspection.server is not None and inspection.server > major_version(server):

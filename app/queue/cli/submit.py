@@ -258,7 +258,7 @@ def _read_text(file: str) -> str:
     try:
         return sys.stdin.read() if file == "-" else Path(file).read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise typer.BadParameter(f"{file} cannot be read: {error}") from None
+        raise typer.BadParameter(f"{file} cannot be read: {getattr(error, 'strerror', error)}") from None
 
 
 def _parse_json(text: str, subject: str) -> Any:

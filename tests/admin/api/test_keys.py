@@ -52,7 +52,9 @@ async def test_a_rotation_leaves_the_former_secret_for_a_while(service: Service)
     assert [await _status(service, key) for key in keys] == [401, 401, 200]
     (listed,) = [key for key in (await service.get("/keys"))["items"] if key["id"] == made["id"]]
     assert listed["rotated_at"] is not None
-    is_problem(await service.ask("POST", "/keys/unknown/rotate", {}), 404, "key_not_found")
+    unknown = await service.ask("POST", "/keys/unknown/rotate", {})
+    is_problem(unknown, 404, "key_not_found")
+    assert "there is no such key" not in unknown.json()["detail"], "the title says so"
 
 
 async def test_answers_with_keys_are_cached_nowhere(service: Service) -> None:

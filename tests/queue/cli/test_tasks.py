@@ -46,7 +46,7 @@ async def test_payload_from_a_file_and_from_stdin(convener: CommandLine, goal: s
 async def test_a_payload_that_is_no_object_is_wrong_usage(convener: CommandLine) -> None:
     for payload in ("[1]", "{", "@/nowhere"):
         done = await convener("tasks", "submit", "--agent", "ranking", "--payload", payload)
-        assert (done.code, done.out) == (2, "")
+        assert (done.code, done.out, "[Errno" in done.err) == (2, "", False)
 
 
 async def test_the_same_id_with_another_body_is_refused(convener: CommandLine, goal: str) -> None:
