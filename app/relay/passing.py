@@ -141,19 +141,19 @@ async def _pass_answer(connection: Connection, pump: "asyncio.Task[None]", sende
 
 def _request_headers(headers: Iterable[tuple[bytes, bytes]], host: bytes) -> tuple[Headers, bool]:
     """The headers to send on, and whether the body goes in chunks. Raises TooLong."""
-    dropped, is_chunked = _dropped(headers), False
+    # Where the body ends is said here, also where `Connection` names its length: a body without one is a request.
+    dropped, lengths, is_chunked = _dropped(headers) | {b"content-length"}, [], False
     passed = [(b"host", host)]
     for name, value in headers:
-        if name == b"content-length" and int(value) > MAX_BODY_BYTES:
-            raise TooLong
+        if name == b"content-length":
+            if int(value) > MAX_BODY_BYTES:
+                raise TooLong
+            lengths.append((name, value))
         if name == b"transfer-encoding":
             is_chunked = True
         if name not in dropped:
             passed.append((name, value))
-    if is_chunked:
-        passed = [(name, value) for name, value in passed if name != b"content-length"]
-        passed.append((b"transfer-encoding", b"chunked"))
-    return passed, is_chunked
+    return passed + ([(b"transfer-encoding", b"chunked")] if is_chunked else lengths), is_chunked
 
 
 def _answer_headers(headers: Iterable[tuple[bytes, bytes]]) -> Headers:

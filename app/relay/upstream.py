@@ -188,6 +188,11 @@ class Connection(asyncio.Protocol):
 
     # Of the parser.
 
+    def on_message_begin(self) -> None:
+        """Called by the parser; the connection ends with an answer to no request, which the next one would take."""
+        if self._is_whole:
+            raise ValueError("an answer to no request")
+
     def on_header(self, name: bytes, value: bytes) -> None:
         """Called by the parser."""
         self.headers.append((name.lower(), value))

@@ -46,6 +46,22 @@ async def test_a_request_passes_with_its_headers_but_those_of_the_connection() -
     assert "connection" not in call.headers
 
 
+async def test_a_body_is_never_a_request_and_an_answer_to_none_is_nobodys() -> None:
+    hop = (("connection", "content-length, transfer-encoding"),)
+    async with far_side() as side:
+        call, _ = await asked(gateway(side.port), "/goals", b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n", headers=hop)
+    assert (call.status, [arrival.line for arrival in side.arrivals]) == (200, ["POST /goals HTTP/1.1"])
+
+    async def reply(_: Arrival, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer(b"[1]") + answer(b"[2]"))
+
+    async with far_side(reply) as side:
+        app = gateway(side.port)
+        for _ in range(2):
+            assert (await asked(app, "/goals", method="GET"))[1] == b"[1]"
+        assert side.connections == 2
+
+
 async def test_connections_are_used_again_and_one_that_was_closed_is_not() -> None:
     closing: list[asyncio.StreamWriter] = []
 
