@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from pydantic_core import from_json, to_json
 
+from worker_agent.json_weight import weights
+
 # A longer body goes by itself: it would hold up all others of its request.
 MAX_BODY_BYTES = 64 << 10
 # The control plane refuses longer ones.
@@ -17,6 +19,10 @@ _ID = "[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{1
 _PATH = re.compile(
     f"/lease|/leases/(?P<task>{_ID})/(?P<name>start|progress|complete|fail|release)|/workers/(?P<worker>{_ID})/heartbeat"
 )
+# The control plane forgives an exchange 64,000 of weight beyond its bytes (worker_agent.json_weight).
+_FREE_WEIGHT = 100
+# Of brackets: fewer are nested less deep than the control plane reads, and so are those of an exchange around them.
+_MAX_BRACKETS = 190
 # What needs no escape in JSON, and all that keys are made of; anything else is left to the plain route.
 _KEY = re.compile(rb"[Bb]earer [\w.~+/=-]{1,200}")
 
@@ -113,14 +119,27 @@ def read_item(operation: Operation, authorization: bytes, body: bytes, now: floa
         call: Any = from_json(body, allow_inf_nan=False)
     except ValueError:
         return None
-    if not isinstance(call, dict):
+    if not isinstance(call, dict) or not _is_ordinary(body):
         return None
     wait = call.get("wait_seconds", 0) if operation.name == "lease" else 0
-    if not isinstance(wait, int | float):
+    if not (isinstance(wait, int | float) and wait >= 0):
         return None
     wait = float(min(wait, _LONGEST_WAIT_SECONDS))
     answer: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
     return Item(operation, authorization, body, wait, answer, ends_at=now + wait)
+
+
+def _is_ordinary(body: bytes) -> bool:
+    """Whether the control plane reads an exchange with this JSON in it, however much of the kind is there already."""
+    if sum(weights(body)) > len(body) + _FREE_WEIGHT:
+        return False
+    if body.count(b"[") + body.count(b"{") <= _MAX_BRACKETS:
+        return True
+    try:
+        from_json(b"[[[%s]]]" % body)
+    except ValueError:
+        return False
+    return True
 
 
 def settle(item: Item, answer: Answer | None) -> None:

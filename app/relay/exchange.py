@@ -29,7 +29,8 @@ class ExchangePolicy:
     """Bounds of the exchange."""
 
     max_items: int = 512
-    max_bytes: int = 1 << 20
+    # With one body more less than the weight that the control plane takes.
+    max_bytes: int = 800_000
     # Requests under way without leases that may wait. Beside another, one goes when it is worth it, or when the others
     # take long.
     requests: int = 4

@@ -146,7 +146,7 @@ async def test_an_item_is_its_plain_call(exchange: Exchange, upstream: FakeUpstr
     assert (ask["operation"], sorted(ask)) == ("lease", ["authorization", "body", "operation"])
 
 
-@pytest.mark.parametrize("wait", ["1e400", "1e308", "9" * 4000, "61"])
+@pytest.mark.parametrize("wait", ["1e400", "1e308", "9" * 399, "61"])
 async def test_a_wait_without_end_harms_nobody(exchange: Exchange, upstream: FakeUpstream, wait: str) -> None:
     body = b'{"wait_seconds":%s}' % wait.encode()
     item = read_item(Operation("lease"), b"Bearer cvn_w1", body, 0.0)

@@ -7,6 +7,7 @@ from uuid import uuid4
 
 import pytest
 
+from app.http.bodies import CONTENT_BYTES, parse
 from app.relay import passing, upstream
 from app.relay.exchange import ExchangePolicy
 from app.relay.gateway import Gateway
@@ -230,6 +231,9 @@ async def test_no_more_connections_than_may_be() -> None:
         (b'{"token":1}],[', KEY, ""),
         (b'{"token":NaN}', KEY, ""),
         (b'{"token":1,"result":"' + b"x" * 70_000 + b'"}', KEY, ""),
+        (b'{"token":%s}' % (b"9" * 401), KEY, ""),
+        (b'{"token":1,"result":' + b"[" * 199 + b"]" * 199 + b"}", KEY, ""),
+        (b'{"token":1,"result":[' + b"[]," * 20_000 + b"1]}", KEY, ""),
         (b'{"token":1}', (), ""),
         (b'{"token":1}', (*KEY, *KEY), ""),
         (b'{"token":1}', (("authorization", 'Bearer "'),), ""),
@@ -247,6 +251,32 @@ async def test_a_call_that_only_its_own_route_can_judge_goes_there_as_it_came(
     assert call.status == 200
     assert [arrival.line for arrival in side.arrivals] == [f"POST {path} HTTP/1.1"]
     assert side.bodies == [body]
+
+
+@pytest.mark.parametrize("seconds", ["-1", "-1e999", "-1" + "0" * 390])
+async def test_no_wait_below_zero_is_an_outage(seconds: str) -> None:
+    body = b'{"wait_seconds":%s}' % seconds.encode()
+    async with far_side() as side:
+        assert (await asked(gateway(side.port), "/lease", body, headers=KEY))[0].status == 200
+    assert side.bodies == [body]
+
+
+async def test_the_densest_calls_are_read_together_by_the_control_plane() -> None:
+    sizes: list[int] = []
+
+    async def exchange(arrival: Arrival, writer: asyncio.StreamWriter) -> None:
+        items = (await parse(await arrival.body(), CONTENT_BYTES))["items"]
+        sizes.append(len(items))
+        answers = [{"index": index, "status": 204} for index in range(len(items))]
+        writer.write(answer(json.dumps({"answers": answers}).encode()))
+
+    dense = b'{%s"":1}' % (b'"":1,' * 13_000)
+    async with far_side(exchange) as side:
+        app = gateway(side.port)
+        path = f"/leases/{uuid4()}/complete"
+        calls = [asked(app, path, body, headers=KEY) for body in [*[b"{}"] * 500, *[dense] * 30]]
+        assert {call.status for call, _ in await asyncio.gather(*calls)} == {204}
+    assert sum(sizes) == 530
 
 
 async def test_calls_are_joined_and_without_an_exchange_they_pass() -> None:
