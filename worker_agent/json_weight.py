@@ -20,9 +20,9 @@ def allowed_weight(size: int, max_weight: int = _MAX_WEIGHT) -> int:
     return min(max_weight, size + _FREE_WEIGHT)
 
 
-def is_too_heavy(text: bytes) -> bool:
-    """Whether the control plane would refuse this for its many values, or for a number of over 400 digits."""
-    allowed = allowed_weight(len(text))
+def is_too_heavy(text: bytes, max_weight: int = _MAX_WEIGHT) -> bool:
+    """Whether a text has too many values for its size, by default for the control plane, or one of over 400 digits."""
+    allowed = allowed_weight(len(text), max_weight)
     return not (_is_within(weights(text), allowed) or _is_within(weights_outside_texts(text), allowed))
 
 

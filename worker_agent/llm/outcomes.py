@@ -8,11 +8,14 @@ from enum import StrEnum
 
 import httpx
 
+from worker_agent.json_weight import is_too_heavy
 from worker_agent.llm.rate_limit_hints import RateLimitHints
 from worker_agent.wire import JsonObject
 
 _TEXT_CHARACTERS = 300
 _MAX_TOKENS = 100_000_000
+# Twice that of the longest answers with the odds of twenty tokens for each of theirs.
+_MAX_WEIGHT = 4_000_000
 _LOADING = re.compile(r"\b(model|cluster|server|instance)\b.*\b(is|being)\b.*(loading|loaded|starting)|cold.?start")
 _NO_QUOTA = re.compile(r"insufficient_(quota|balance|credit|funds)|billing|no credits?|quota_exhausted|out of credit")
 # A 403 about the question, not about who asks.
@@ -70,7 +73,9 @@ def read_answer(status: int, content: bytes) -> ModelAnswer | CallFailure:
     """Read a whole answer, whose status is a success."""
     body = parse_json_object(content)
     if body is None:
-        return CallFailure(outcome=Outcome.SERVER_ERROR, message="the answer is not JSON", status=status)
+        return CallFailure(
+            outcome=Outcome.SERVER_ERROR, message="the answer is not JSON, or has too many values", status=status
+        )
     if not is_complete(body):
         error = _error_message(body)
         message = f"the answer says: {error}" if error else "the answer is incomplete"
@@ -140,7 +145,9 @@ def _is_finished(choice: object) -> bool:
 
 
 def parse_json_object(content: bytes | str) -> JsonObject | None:
-    """Parse a JSON object; None when it is none. Numbers that JSON lacks (NaN, 1e999) become null."""
+    """Parse a JSON object; None when it is none, or too dear. Numbers that JSON lacks (NaN, 1e999) become null."""
+    if is_too_heavy(content if isinstance(content, bytes) else content.encode(), _MAX_WEIGHT):
+        return None
     try:
         body = json.loads(content, parse_constant=lambda _: None, parse_float=_finite)
     except (ValueError, RecursionError):

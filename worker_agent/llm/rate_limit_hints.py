@@ -10,6 +10,8 @@ from email.utils import parsedate_to_datetime
 _CAP_SECONDS = 60.0
 # A longer duration is capped: the time limit of the task ends the wait long before.
 _MAX_SECONDS = 86_400.0
+# The search for parts takes the square of a longer one: 60 kB would hold the daemon for minutes.
+_MAX_CHARACTERS = 100
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001, "us": 1e-6}
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|us|h|m|s)")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
@@ -42,7 +44,9 @@ def read_hints(headers: Mapping[str, str], now: datetime) -> RateLimitHints:
 
 def parse_duration(text: str | None) -> float | None:
     """Seconds of `1s`, `6m0s`, `12ms`, `1h2m3.5s` or a plain number; None for -1, 0 and anything else."""
-    plain = (text or "").strip().lower()
+    if text is None or len(text) > _MAX_CHARACTERS:
+        return None
+    plain = text.strip().lower()
     if _NUMBER.fullmatch(plain):
         return _plausible(float(plain))
     parts = _PART.findall(plain)
@@ -64,7 +68,7 @@ def backoff_seconds(refusals: int, hints: RateLimitHints, random_fraction: float
 def read_retry_after(text: str | None, now: datetime) -> float | None:
     """Seconds of a Retry-After (RFC 9110), which may be a number or a date; None where it says nothing of use."""
     seconds = parse_duration(text)
-    if seconds is not None or not text:
+    if seconds is not None or not text or len(text) > _MAX_CHARACTERS:
         return seconds
     try:
         retry_at = parsedate_to_datetime(text)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.worker_agent.llm.conftest import Bench, Start, raw, wait_until_settled
 from tests.worker_agent.llm.loopback import ReceivedRequest, ResponseWriter
-from tests.worker_agent.llm.provider import MESSAGES, Act, Permits, Provider, piece, refuses, says
+from tests.worker_agent.llm.provider import MESSAGES, Act, Permits, Provider, completion, piece, refuses, says
 from worker_agent.llm import bounded_connections, task_keys
 
 
@@ -123,6 +123,20 @@ def _floods(stream: bool, headers: dict[str, str]) -> Act:
 @pytest.mark.parametrize("headers", [{}, {"content-encoding": "gzip"}], ids=["plain", "compressed"])
 def test_an_answer_without_an_end_is_given_up(start: Start, stream: bool, headers: dict[str, str]) -> None:
     bench = start(Provider.of(then=_floods(stream, headers)), attempts=1, models=("gpt-4.1",))
+
+    assert raw(bench, {"messages": MESSAGES, "stream": stream})[0] == 503
+    wait_until_settled(bench, 1)
+    assert bench.permits.outcomes == ["server_error"]
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_an_answer_of_a_million_lists_is_given_up(start: Start, stream: bool) -> None:
+    def act(request: ReceivedRequest, writer: ResponseWriter) -> None:
+        answer = completion("Yes.", "gpt-4.1") | {"lists": 1_000_000 * [[]]}
+        writer.begin({})
+        writer.write(("data: " if stream else "") + json.dumps(answer, separators=(",", ":")) + "\n\n")
+
+    bench = start(Provider.of(then=act), attempts=1, models=("gpt-4.1",))
 
     assert raw(bench, {"messages": MESSAGES, "stream": stream})[0] == 503
     wait_until_settled(bench, 1)

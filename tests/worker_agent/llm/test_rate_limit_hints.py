@@ -28,7 +28,9 @@ def test_durations_come_in_many_forms(text: str, seconds: float) -> None:
     assert parse_duration(text) == pytest.approx(seconds)
 
 
-@pytest.mark.parametrize("text", ["-1", "0", "0s", "", None, "soon", "s", "1x", "1s later", "nan", "inf", "-5s", "1e3"])
+@pytest.mark.parametrize(
+    "text", ["-1", "0", "0s", "", None, "soon", "s", "1x", "1s later", "nan", "inf", "-5s", "1e3", 100 * "0" + "7s"]
+)
 def test_what_is_no_wait_is_left_out(text: str | None) -> None:
     assert parse_duration(text) is None
 
@@ -46,6 +48,7 @@ def test_no_text_makes_it_stumble(text: str) -> None:
         ({"retry-after": "Tue, 24 Nov 2026 12:00:30 GMT"}, 30.0),
         ({"retry-after": "Tue, 24 Nov 2026 11:00:00 GMT"}, 0.0),
         ({"retry-after": "next week"}, 0.0),
+        ({"retry-after": "Tue, 24 Nov 2026 12:00:30 GMT" + 100 * " "}, 0.0),
         ({"retry-after-ms": "1500", "retry-after": "2"}, 1.5),
         ({"x-ratelimit-reset-requests": "1s", "x-ratelimit-reset-tokens": "6m0s"}, 360.0),
         ({"x-ratelimit-reset-requests": "-1", "x-ratelimit-reset-tokens": "0"}, 0.0),
