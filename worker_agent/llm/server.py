@@ -30,6 +30,8 @@ MODEL_HEADER = "x-convener-model"
 DEGRADED_HEADER = "x-convener-degraded"
 # Stops the OpenAI client from retrying by itself what has been retried enough.
 _DO_NOT_RETRY = {"x-should-retry": "false"}
+# By these some gateways let a request choose other models than its own.
+_FURTHER_MODELS = frozenset({"models", "fallbacks", "context_window_fallbacks", "content_policy_fallbacks"})
 _MAX_BODY_BYTES = 10 << 20
 TrackTask = Callable[[TaskKey, asyncio.Task[Any]], AbstractContextManager[None]]
 
@@ -198,6 +200,8 @@ async def _read_body(request: Request) -> JsonObject:
         raise ValueError("the request is not JSON") from None
     if not isinstance(body, dict) or not isinstance(body.get("messages"), list) or not body["messages"]:
         raise ValueError("the request needs `messages`: a list with one at least")
+    if names := _FURTHER_MODELS & body.keys():
+        raise ValueError(f"the request must not have `{min(names)}`: the operator says which models come next")
     return body
 
 

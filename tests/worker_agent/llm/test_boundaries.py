@@ -28,6 +28,15 @@ def test_a_model_that_the_operator_has_not_listed_is_refused(start: Start, model
     assert not bench.upstream.requests
 
 
+@pytest.mark.parametrize("name", ["models", "fallbacks", "context_window_fallbacks"])
+def test_no_request_names_further_models_to_the_gateway(start: Start, name: str) -> None:
+    bench = start(Provider.of())
+
+    assert raw(bench, {"messages": MESSAGES, "model": "gpt-4.1", name: ["gpt-5"]})[0] == 400
+    assert not bench.plane.requests
+    assert not bench.upstream.requests
+
+
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/files", "/v1/chat/completions/../files", "/v1/", "/"])
 def test_nothing_but_completions_and_the_list_of_models_is_served(start: Start, path: str) -> None:
     bench = start(Provider.of())
