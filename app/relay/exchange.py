@@ -116,8 +116,8 @@ class Exchange:
         self._is_scheduled = False
         self._is_stopping = False
         self._unusable_until = 0.0
-        # Keys that have let a request in, by which one that does not is kept from the head of every request.
-        self._admitted: dict[bytes, None] = {}
+        # Keys that have been let in, by which one that is not is kept from the head of every request.
+        self.admitted_keys: dict[bytes, None] = {}
         # The last lease call of each worker: one that it has given up is so told from one that it has repeated.
         self._leases: dict[bytes, Item] = {}
         self._withdrawn: set[_Request] = set()
@@ -217,7 +217,7 @@ class Exchange:
         self._schedule()
 
     def _start(self, items: Sequence[Item], replaced: Sequence[_Request] = ()) -> None:
-        admitted = (item.authorization for item in items if item.authorization in self._admitted)
+        admitted = (item.authorization for item in items if item.authorization in self.admitted_keys)
         request = _Request(items, next(admitted, items[0].authorization), replaced)
         for item in items:
             item.carrier = request
@@ -265,10 +265,10 @@ class Exchange:
                     return
 
     def _note_admitted(self, key: bytes) -> None:
-        if key not in self._admitted:
-            while len(self._admitted) >= self.policy.max_open_items:
-                del self._admitted[next(iter(self._admitted))]
-            self._admitted[key] = None
+        if key not in self.admitted_keys:
+            while len(self.admitted_keys) >= self.policy.max_open_items:
+                del self.admitted_keys[next(iter(self.admitted_keys))]
+            self.admitted_keys[key] = None
 
     def _get_by(self, request: _Request) -> None:
         """Count a request no longer among those under way; those that it replaces end."""
@@ -303,6 +303,8 @@ class Exchange:
 
     def _take(self, request: _Request, item: Item, answer: Answer) -> None:
         is_given = item.is_lease and answer.status == 200
+        if answer.status < 300:
+            self._note_admitted(item.authorization)
         if item.is_open:
             # A request that was replaced ends its waits without a task; the one that replaces it goes on.
             if is_given or item.carrier is request:
@@ -343,7 +345,7 @@ class Exchange:
             settle_all([*items, *self._queued()], None)
         elif answer.status in _KEY_REFUSALS:
             # The one whose key was shown hears so from its own route; the others go again, with another's key.
-            self._admitted.pop(request.key, None)
+            self.admitted_keys.pop(request.key, None)
             for item in items:
                 item.carrier = None
                 item.refusals += 1

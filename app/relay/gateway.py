@@ -65,6 +65,9 @@ class Gateway:
             return
         body, is_whole = await _read_body(receive)
         item = read_item(operation, authorization, body, asyncio.get_running_loop().time()) if is_whole else None
+        if authorization in self.exchange.admitted_keys:
+            # By this the server keeps the connection where strangers open many.
+            scope["state"]["principal"] = True
         answer = None if item is None else await self._answer(item, receive)
         if answer is not None:
             await send_answer(send, answer)

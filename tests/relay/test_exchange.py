@@ -349,7 +349,16 @@ async def test_the_key_of_a_worker_that_has_ended_since_it_let_a_request_in_keep
     newest.answer_all()
     assert await answers(*items) == [Answer(200, b"{}"), None]
     assert [request.key for request in upstream.requests[1:]] == [b"Bearer cvn_lost", b"Bearer cvn_good"]
-    assert list(exchange._admitted) == [b"Bearer cvn_good"]
+    assert list(exchange.admitted_keys) == [b"Bearer cvn_good"]
+
+
+async def test_a_key_is_let_in_by_the_answer_to_its_own_call_too(exchange: Exchange, upstream: FakeUpstream) -> None:
+    submit(exchange, *[call(worker=name) for name in ("head", "second", "stranger")])
+    await settled()
+    given = [{"index": index, "status": status} for index, status in enumerate((200, 200, 401))]
+    upstream.requests[0].answer(*given, ends=True)
+    await settled()
+    assert set(exchange.admitted_keys) == {b"Bearer cvn_head", b"Bearer cvn_second"}
 
 
 async def test_keys_that_are_all_refused_cost_few_requests(exchange: Exchange, upstream: FakeUpstream) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from starlette.types import Receive, Scope, Send
 
 from app.http.bodies import CONTENT_BYTES, parse
 from app.relay import passing, upstream
@@ -313,6 +314,26 @@ async def test_an_answer_of_the_exchange_has_the_headers_of_a_plain_one() -> Non
     assert busy.headers["x-content-type-options"] == "nosniff"
     assert (bad.status, bad.headers["www-authenticate"]) == (401, "Bearer")
     assert (none.status, text, "content-length" in none.headers) == (204, b"", False)
+
+
+async def test_the_server_keeps_connections_with_a_key_that_was_let_in() -> None:
+    async def exchange(arrival: Arrival, writer: asyncio.StreamWriter) -> None:
+        await arrival.body()
+        is_good = arrival.headers["authorization"] == "Bearer cvn_w1"
+        body = b'{"answers":[{"index":0,"status":200,"body":{}}]}'
+        writer.write(answer(body if is_good else b"{}", "200 OK" if is_good else "401 Unauthorized"))
+
+    kept: list[bool] = []
+    async with far_side(exchange) as side:
+        app = gateway(side.port)
+
+        async def watched(scope: Scope, receive: Receive, send: Send) -> None:
+            await app(scope, receive, send)
+            kept.append("principal" in scope["state"])
+
+        for key in (KEY, KEY, (("authorization", "Bearer cvn_w2"),), (("authorization", "Bearer cvn_w2"),)):
+            await asked(watched, f"/leases/{uuid4()}/start", b'{"token":1}', headers=key)
+    assert kept == [False, True, False, False]
 
 
 async def test_what_the_gateway_answers_itself() -> None:
