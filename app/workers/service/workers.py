@@ -40,6 +40,8 @@ from app.workers.store.workers import Heartbeat, HeartbeatReply, Registration
 
 # A worker that finds the pool full asks again after so long, and takes the place of one that has ended.
 _FULL_RETRY_SECONDS = 10
+# Of a pool that vanishes as a whole: in one turn, some 0.3 s, in which heartbeats and readers of events wait.
+_LOST_AT_ONCE = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -312,9 +314,16 @@ async def sweep(connection: AsyncConnection, policy: HealthPolicy, turn: Turn) -
     if late:
         # The rows of all live workers are locked here, which heartbeats pass over, but not for long.
         await limit_lock_waits(connection)
-    lost = [await _lose_unless_locked(connection, worker.worker_id, state, reason) for worker, (state, reason) in late]
+    batch = late[:_LOST_AT_ONCE]
+    lost = [await _lose_unless_locked(connection, worker.worker_id, state, reason) for worker, (state, reason) in batch]
     closed = await pool.close_replacements_on_gone_hosts(connection)
-    return {"lost": sum(lost), **({"replacements closed": closed} if closed else {})}
+    result = {"lost": sum(lost), **({"replacements closed": closed} if closed else {})}
+    if len(late) > len(batch):
+        result["behind"] = True
+        if held_seconds is not None:
+            # The others have been waited for as well: the next turn goes on with them.
+            result |= {"held_back": True, "held_back_since": (moment - timedelta(seconds=held_seconds)).isoformat()}
+    return result
 
 
 async def _lose_unless_locked(connection: AsyncConnection, worker_id: UUID, state: WorkerState, reason: str) -> bool:

@@ -88,6 +88,19 @@ async def test_the_sweep_waits_once_more_when_all_are_silent(database: Database,
     assert await sweep(database, seconds_since_last=away, held_back=True) == {"lost": 3}
 
 
+async def test_a_pool_that_vanishes_is_lost_some_at_a_time(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_LOST_AT_ONCE", 2)
+    pool = [await ready_worker(database) for _ in range(5)]
+    await _take_turn(database)
+    await _silent_for(database, 60, *pool)
+    assert (await _take_turn(database))["held_back"]
+    await _pass(database, 6)
+    results = [await _take_turn(database) for _ in range(3)]
+    assert [result["lost"] for result in results] == [2, 2, 1]
+    assert [result.get("behind", False) for result in results] == [True, True, False]
+    assert not results[-1].get("held_back")
+
+
 async def test_a_worker_that_is_beating_right_now_is_passed_over(database: Database) -> None:
     worker, other = await ready_worker(database), await ready_worker(database)
     await _silent_for(database, 60, worker)
