@@ -106,23 +106,27 @@ SELECT (SELECT coalesce(sum(size), 0) FROM ahead)::bigint AS events, more AS has
 # Folded rows and events beyond the mark in one statement: its one snapshot counts each event exactly once, also while a
 # fold commits.
 _SPENT_IN_PARTS = f"""
-    SELECT goal_id, agent_type, attempts, seconds, {_NAMES} FROM goal_compute WHERE {{condition}}
+    SELECT goal_id, agent_type, attempts, seconds, {_NAMES} FROM {{folded}}
     UNION ALL
     {_EVENT} AND {{condition}}
       AND transaction >= coalesce((SELECT transaction FROM folds WHERE name = '{_NAME}'), 0)
 """
 _SUMMED = f"SELECT goal_id, agent_type, {_SUMS} FROM ({_SPENT_IN_PARTS}) spent GROUP BY goal_id, agent_type"
+_NAMED = "unnest(CAST(:goal_ids AS text[]))"
 # By a set that is hashed: an array of thousands would be walked through for each row once the plan is a generic one.
-_AMONG = "goal_id IN (SELECT unnest(CAST(:goal_ids AS text[])))"
-_SPENT = text(f"{_SUMMED.format(condition=_AMONG)} ORDER BY agent_type")
+_AMONG = f"goal_id IN (SELECT {_NAMED})"
+# OFFSET 0 keeps it one probe for each goal: joined, the rows of all goals that there ever were would be read.
+_OF_NAMED = f"""(SELECT DISTINCT {_NAMED} AS id) named
+    CROSS JOIN LATERAL (SELECT * FROM goal_compute WHERE goal_compute.goal_id = named.id OFFSET 0) folded"""
+_SPENT = text(f"{_SUMMED.format(folded=_OF_NAMED, condition=_AMONG)} ORDER BY agent_type")
 _TOTALS = text(f"""
 SELECT goal_id, sum(attempts)::bigint AS attempts, sum(seconds)::float8 AS seconds
-FROM ({_SPENT_IN_PARTS.format(condition=_AMONG)}) spent GROUP BY goal_id
+FROM ({_SPENT_IN_PARTS.format(folded=_OF_NAMED, condition=_AMONG)}) spent GROUP BY goal_id
 """)
 # Of all goals: a checkpoint takes no events along, so it needs the sums with what is not folded yet. Totals of tasks
 # begin anew after a restore, which submits tasks again.
 ALL_SPENT = f"""
-SELECT goal_id, agent_type, attempts, seconds FROM ({_SUMMED.format(condition="true")}) summed
+SELECT goal_id, agent_type, attempts, seconds FROM ({_SUMMED.format(folded="goal_compute", condition="true")}) summed
 WHERE attempts > 0 ORDER BY goal_id, agent_type
 """
 

@@ -431,3 +431,27 @@ async def test_a_turn_does_not_read_what_goals_have_reported(
                    ON CONFLICT DO NOTHING""",
             )
     assert 0 < pages[1] <= 1.05 * pages[0]
+
+
+@pytest.mark.slow
+async def test_a_turn_does_not_read_the_compute_of_goals_that_have_ended(
+    own_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 250 goals among 20,000 a turn read all of 120,000 rows, every second."""
+    await _count_lines(own_database, 100)
+    pages = []
+    for _ in range(2):
+        await execute(own_database, "VACUUM ANALYZE goals, goal_compute")
+        async with explained_database(own_database, monkeypatch) as (database, log):
+            for _ in range(2):  # the first asks for the types of values
+                log.take()
+                async with database.transaction() as connection:
+                    await budget_enforcement.enforce_budgets(connection)
+            pages.append(log.take().pages)
+        await execute(
+            own_database,
+            """INSERT INTO goal_compute (goal_id, agent_type, attempts, seconds)
+               SELECT 'former-' || n, agent, 10, 10 FROM generate_series(1, 10000) n,
+                      unnest(ARRAY['generation', 'reflection', 'ranking']) agent ON CONFLICT DO NOTHING""",
+        )
+    assert 0 < pages[1] <= 1.5 * pages[0]
