@@ -101,6 +101,8 @@ async def trim_ledger(connection: AsyncConnection) -> dict[str, Any]:
     is_far = turns > _FAR_EVERY
     reach = _FAR_REACH if is_far else max(_LEAST_REACH, _REACH_FACTOR * int(result["of_one_worker"]))
     trimmed, trimmed_of_one = await lease_ledger.trim(connection, reach)
-    # One that has found as many as it looked at may have left some: the next one looks far.
-    turns = _FAR_EVERY if trimmed_of_one >= reach else 0 if is_far else turns
-    return {"trimmed": trimmed, "of_one_worker": trimmed_of_one, "turns_since_far": turns}
+    # One that has found as many as it looked at, or may delete, may have left some: the next one looks far.
+    is_behind = trimmed >= lease_ledger.TRIMMED
+    turns = _FAR_EVERY if is_behind or trimmed_of_one >= reach else 0 if is_far else turns
+    result = {"trimmed": trimmed, "of_one_worker": trimmed_of_one, "turns_since_far": turns}
+    return result | ({"behind": True} if is_behind else {})

@@ -87,15 +87,23 @@ SELECT DISTINCT goal_id FROM (
 ) held WHERE goal_id IS NOT NULL
 """)
 
+# By ctid and OFFSET 0, which keep it two probes for each worker: joined, the lines that are kept would be read as well.
 _TRIM = text(f"""
 WITH deleted AS (
-    DELETE FROM leases old USING workers w CROSS JOIN LATERAL {last_lease("w.id")} last
-    WHERE old.worker_id = w.id AND old.n <= last.n - :keep AND old.n > last.n - :keep - :reach
-    RETURNING old.worker_id
+    DELETE FROM leases WHERE ctid = ANY (ARRAY(
+        SELECT line.ctid FROM workers w CROSS JOIN LATERAL {last_lease("w.id")} last
+        CROSS JOIN LATERAL (
+            SELECT ctid FROM leases
+            WHERE worker_id = w.id AND n <= last.n - :keep AND n > last.n - :keep - :reach OFFSET 0
+        ) line LIMIT :limit
+    ))
+    RETURNING worker_id
 )
 SELECT coalesce(sum(lines), 0)::bigint AS total, coalesce(max(lines), 0) AS most
 FROM (SELECT count(*) AS lines FROM deleted GROUP BY worker_id) of_worker
 """)
+# Of one turn: after a long break all might take longer than a statement may.
+TRIMMED = 50_000
 
 _PRUNE = deletion(
     "leases", "NOT EXISTS (SELECT FROM workers w WHERE w.id = leases.worker_id)", "leases.worker_id, leases.n"
@@ -109,11 +117,11 @@ async def recent_goals(connection: AsyncConnection, worker_id: UUID, seconds: fl
 
 
 async def trim(connection: AsyncConnection, reach: int, keep: int = 100) -> tuple[int, int]:
-    """Delete all but the last `keep` lines of each worker; return the number deleted, and the most of one worker.
+    """Delete all but the last `keep` lines of each worker, at most TRIMMED; return their number, and the most of one.
 
     It looks no further back than `reach` lines: there are only dead entries of lines that were deleted before.
     """
-    row = (await connection.execute(_TRIM, {"keep": keep, "reach": reach})).one()
+    row = (await connection.execute(_TRIM, {"keep": keep, "reach": reach, "limit": TRIMMED})).one()
     return row.total, row.most
 
 
