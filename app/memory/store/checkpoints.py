@@ -143,8 +143,13 @@ ORDER BY g.ended_at DESC, t.{goal}{order} LIMIT :limit
         ("llm_spending", "llm_spending", "goal_id", ""),
         # Including attempts not folded yet: their events stay behind, so nobody could fold them after a restore.
         ("goal_compute", f"({compute.ALL_SPENT})", "goal_id", ", t.agent_type"),
-        ("goal_iterations", "goal_iterations", "goal_id", ", t.number"),
     )
+} | {
+    # OFFSET 0 keeps it one look for each goal that lives: joined, those of all goals would be read.
+    "goal_iterations": text(f"""
+{_LINE} FROM goals g CROSS JOIN LATERAL (SELECT * FROM goal_iterations i WHERE i.goal_id = g.id OFFSET 0) t
+WHERE g.state IN ('running', 'paused') AND :is_live ORDER BY t.goal_id, t.number LIMIT :limit
+""")
 }
 # From key to key by one probe each: a DISTINCT would read every version of every entry.
 _ENTRIES = text("""

@@ -18,6 +18,7 @@ from app.queue.store import completions, events
 from app.queue.store.completions import Completion
 from app.queue.store.events import BEGINNING
 from tests.support.factories import completion, holding, leased, ready_worker, submitted
+from tests.support.plans import explained_database
 from tests.support.sql import execute, value
 
 _OFTEN = CheckpointPolicy(min_pause_seconds=0.0)
@@ -126,6 +127,30 @@ async def test_too_much_is_cut_and_says_so(database: Database) -> None:
     assert taken.is_cut
     assert 0 < len(content["tasks"]) < 5
     assert not (await take(database))[0].is_cut
+
+
+async def test_iterations_of_goals_that_have_ended_are_not_read(
+    own_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of 20,000 goals, of which 500 lived, were 420,000 pages for every checkpoint."""
+    await execute(
+        own_database,
+        """INSERT INTO goals (id, state, objective, created_by, started_at)
+           SELECT n::text, CASE WHEN n <= 5 THEN 'running' ELSE 'stopped' END, '', '', now()
+           FROM generate_series(1, 500) n""",
+    )
+    await execute(
+        own_database,
+        """INSERT INTO goal_iterations (goal_id, number, request_hash, report, inputs, decision)
+           SELECT id, number, '', '{}', '{}', '{}' FROM goals, generate_series(1, 20) number""",
+    )
+    await execute(own_database, "VACUUM ANALYZE goals, goal_iterations")
+    async with explained_database(own_database, monkeypatch) as (database, log):
+        async with database.transaction() as connection:
+            snapshot = await store.read_snapshot(connection, BEGINNING, CheckpointPolicy())
+        rows = sum(cost.rows for query, cost in log.take_by_text().items() if "goal_iterations" in query)
+    assert len(snapshot.parts["goal_iterations"]) == 5 * 20
+    assert 100 <= rows < 1000
 
 
 async def test_live_goals_come_before_those_that_have_ended_and_too_many_are_told(database: Database) -> None:
