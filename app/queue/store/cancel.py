@@ -28,18 +28,22 @@ class CancelCounts:
 _LOCK_FREE = "SELECT id FROM tasks WHERE {where} ORDER BY id FOR UPDATE"
 
 # UNION visits every dependent once, however many paths lead to it: the work grows with the number of tasks and edges.
+# What it comes to no planner knows, and joined, all tasks or edges that there are would be read: arrays and OFFSET 0
+# have those of the batch looked up.
 _CANCEL = """
 WITH RECURSIVE chosen AS MATERIALIZED (
     SELECT id FROM tasks WHERE {where}
 ), doomed AS (
     SELECT id FROM chosen
     UNION
-    SELECT d.task_id FROM task_dependencies d JOIN doomed ON d.depends_on = doomed.id
+    SELECT d.task_id FROM doomed CROSS JOIN LATERAL (
+        SELECT task_id FROM task_dependencies WHERE depends_on = doomed.id OFFSET 0
+    ) d
 ), cause AS (
-    SELECT DISTINCT ON (d.task_id) d.task_id, d.depends_on
-    FROM task_dependencies d JOIN doomed ON d.depends_on = doomed.id ORDER BY d.task_id, d.depends_on
+    SELECT DISTINCT ON (task_id) task_id, depends_on
+    FROM task_dependencies WHERE depends_on = ANY (ARRAY(SELECT id FROM doomed)) ORDER BY task_id, depends_on
 ), deleted AS (
-    DELETE FROM tasks t USING doomed WHERE t.id = doomed.id RETURNING t.*
+    DELETE FROM tasks t WHERE id = ANY (ARRAY(SELECT id FROM doomed)) RETURNING t.*
 ), ended AS MATERIALIZED (
     SELECT doomed.*, CASE WHEN selected THEN CAST(:error AS jsonb) ELSE jsonb_build_object(
                'code', 'dependency_failed',
@@ -50,7 +54,7 @@ WITH RECURSIVE chosen AS MATERIALIZED (
 ), finished AS (
     {finish}
 ), cut AS (
-    DELETE FROM task_dependencies d USING deleted WHERE d.task_id = deleted.id
+    DELETE FROM task_dependencies WHERE task_id = ANY (ARRAY(SELECT id FROM deleted))
 ), recorded AS (
     INSERT INTO task_attempts (task_id, attempt, token, worker_id, leased_at, outcome, error)
     SELECT id, failures + 1, token, worker_id, leased_at, 'cancelled', why FROM ended WHERE worker_id IS NOT NULL

@@ -85,10 +85,12 @@ _LOCK_WAITING = """
 WITH RECURSIVE waiting AS (
     {start}
     UNION
-    SELECT d.task_id FROM task_dependencies d JOIN waiting w ON d.depends_on = w.id
+    SELECT d.task_id FROM waiting w CROSS JOIN LATERAL (
+        SELECT task_id FROM task_dependencies WHERE depends_on = w.id OFFSET 0
+    ) d
 )
 SELECT t.id FROM tasks t
-WHERE t.id IN (SELECT id FROM waiting) AND t.state = 'blocked' ORDER BY t.id FOR UPDATE OF t
+WHERE t.id = ANY (ARRAY(SELECT id FROM waiting)) AND t.state = 'blocked' ORDER BY t.id FOR UPDATE OF t
 """
 _LOCK_ALL_WAITING = text(_LOCK_WAITING.format(start="SELECT id FROM unnest(CAST(:ids AS uuid[])) AS start (id)"))
 _LOCK_BLOCKED = text(
@@ -101,7 +103,7 @@ WITH deleted AS (
 ), finished AS (
     {history.entry("deleted", "'cancelled'", error="CAST(:error AS jsonb)")}
 ), cut AS (
-    DELETE FROM task_dependencies d USING deleted WHERE d.task_id = deleted.id
+    DELETE FROM task_dependencies WHERE task_id = ANY (ARRAY(SELECT id FROM deleted))
 )
 INSERT INTO events (kind, task_id, agent_type, goal_id, priority, detail)
 SELECT '{TaskEvent.CANCELLED}', id, agent_type, goal_id, priority, CAST(:error AS jsonb) FROM deleted ORDER BY seq
