@@ -59,14 +59,21 @@ FROM task_history WHERE id = :id AND {_FAILED} AND {WITHIN}
 """)
 
 # Requeueing and purging lock rows in the order of their ids, so two of them cannot deadlock; the second finds the row
-# gone. The time of failure names the partition, so that each row costs one probe.
+# gone. The time of failure names the partition, so that each row costs one probe, and OFFSET 0 keeps it one: joined,
+# all dead letters that there are would be read.
 _CHOSEN = """
 SELECT h.id, h.finished_at, letter.place
-FROM unnest(CAST(:ids AS uuid[]), CAST(:moments AS timestamptz[]), CAST(:places AS bigint[]))
-    AS letter (id, finished_at, place)
-JOIN task_history h ON h.id = letter.id AND h.finished_at = letter.finished_at
-WHERE h.state = 'failed' AND {condition} ORDER BY h.id FOR UPDATE OF h
+FROM (
+    SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:moments AS timestamptz[]), CAST(:places AS bigint[]))
+        AS letter (id, finished_at, place) ORDER BY id
+) letter CROSS JOIN LATERAL (
+    SELECT id, finished_at FROM task_history
+    WHERE task_history.id = letter.id AND task_history.finished_at = letter.finished_at
+      AND state = 'failed' AND {condition} OFFSET 0 FOR UPDATE
+) h
 """
+_DELETE_CHOSEN = """DELETE FROM task_history h
+    WHERE h.id = ANY (ARRAY(SELECT id FROM chosen)) AND h.finished_at = ANY (ARRAY(SELECT finished_at FROM chosen))"""
 
 _PRIORITIES = ("priority", "submitted_priority")
 _ANEW = ("seq", "failures", "rescues", "unacknowledged", "worker_id", "leased_at", "waiting_since")
@@ -75,16 +82,17 @@ _REQUEUED_COLUMNS = ", ".join(column for column in KEPT_COLUMNS if column not in
 # The token stays, because no call of an earlier lease may ever fit a later one. Tags follow the lane's virtual time one
 # step of the goal's weight apart, so a thousand tasks of one goal share the lane with those of others.
 _REQUEUE = text(f"""
-WITH chosen AS ({_CHOSEN.format(condition=_HAS_LIVE_GOAL.format(letter="h"))}), deleted AS (
-    DELETE FROM task_history h USING chosen WHERE h.id = chosen.id AND h.finished_at = chosen.finished_at
-    RETURNING h.*, chosen.place, coalesce(CAST(:priority AS smallint), h.priority) AS new_priority,
+WITH chosen AS ({_CHOSEN.format(condition=_MAY_RUN)}), deleted AS (
+    {_DELETE_CHOSEN}
+    RETURNING h.*, coalesce(CAST(:priority AS smallint), h.priority) AS new_priority,
               CASE WHEN CAST(:priority AS smallint) IS NULL THEN h.submitted_priority END AS new_submitted
 ), placed AS (
     SELECT deleted.*, class.id AS resource_class,
            coalesce(CASE WHEN resources IS NULL THEN lanes.virtual_time
                          ELSE coalesce(class_lane.virtual_time, -class.id * {SPAN:.0f}::float8) END, 0)
-               + deleted.place / coalesce(goals.weight, 1) AS tag
+               + chosen.place / coalesce(goals.weight, 1) AS tag
     FROM deleted
+    JOIN chosen ON chosen.id = deleted.id
     LEFT JOIN resource_classes class ON class.request = deleted.resources
     LEFT JOIN resource_lanes class_lane
         ON class_lane.resource_class = class.id AND class_lane.agent_type = deleted.agent_type
@@ -109,12 +117,12 @@ GROUP BY agent_type, priority, {lanes.sql_class_of("tag")}
 
 _PURGE = text(f"""
 WITH chosen AS ({_CHOSEN.format(condition="true")}), deleted AS (
-    DELETE FROM task_history h USING chosen WHERE h.id = chosen.id AND h.finished_at = chosen.finished_at
+    {_DELETE_CHOSEN}
     RETURNING h.id, h.seq, h.agent_type, h.goal_id, h.priority, h.token, h.error
 ), purged_attempts AS (
-    DELETE FROM task_attempts a USING deleted WHERE a.task_id = deleted.id
+    DELETE FROM task_attempts WHERE task_id = ANY (ARRAY(SELECT id FROM deleted))
 ), purged_logs AS (
-    DELETE FROM task_logs l USING deleted WHERE l.task_id = deleted.id
+    DELETE FROM task_logs WHERE task_id = ANY (ARRAY(SELECT id FROM deleted))
 ), logged AS (
     INSERT INTO events (kind, task_id, agent_type, goal_id, priority, token, detail)
     SELECT '{TaskEvent.PURGED}', id, agent_type, goal_id, priority, token,

@@ -17,6 +17,7 @@ from app.queue.store import dead_letters as store
 from app.queue.store.listing import Selection
 from tests.support.dead_letters import failed, fill
 from tests.support.factories import completion, everything, fence, holding, leased, ready_worker, submission, submitted
+from tests.support.plans import explained_database
 from tests.support.sql import execute, fetch, until_blocked, value
 
 _ALL = Selection()
@@ -245,3 +246,39 @@ async def test_dependents_that_were_cancelled_stay_so(database: Database) -> Non
         await fail(connection, fence(worker, lease), Failure(code="bad", message="no", retryable=False))
     await _requeue(database, lease.task_id)
     assert (await everything(database, dependent))["state"] == "cancelled"
+
+
+@pytest.mark.parametrize("act", ["requeue", "purge"])
+async def test_a_batch_reads_no_other_dead_letters(
+    own_database: Database, monkeypatch: pytest.MonkeyPatch, act: str
+) -> None:
+    """Each thousand was found by a walk over all 100,000: as many pages, and 3.5 s."""
+    await execute(
+        own_database,
+        """DO $do$ DECLARE day date; BEGIN
+            FOR step IN 1..30 LOOP
+                day := (now() AT TIME ZONE 'UTC')::date - step;
+                EXECUTE format('CREATE TABLE %I PARTITION OF task_history FOR VALUES FROM (%L) TO (%L)',
+                               'task_history_' || to_char(day, 'YYYYMMDD'), day || ' 00:00+00', day + 1 || ' 00:00+00');
+            END LOOP;
+        END $do$""",
+    )
+    await execute(
+        own_database,
+        """INSERT INTO task_history (id, state, agent_type, goal_id, priority, payload, labels, max_attempts,
+                                     retry_delays, request_hash, created_at, seq, finished_at)
+           SELECT gen_random_uuid(), 'failed', 'ranking', 'goal-' || n % 100, 2, '{}', '{}', 3, '{}', '', now(), n,
+                  now() - (30000 - n) * interval '85 s'
+           FROM generate_series(1, 30000) n""",
+    )
+    await execute(
+        own_database, "INSERT INTO goals (id, state) SELECT 'goal-' || n, 'stopped' FROM generate_series(1, 90) n"
+    )
+    await execute(own_database, "VACUUM ANALYZE task_history, goals")
+    async with own_database.transaction() as connection:
+        letters = await store.find(connection, Selection(), 500, may_run=True)
+    async with explained_database(own_database, monkeypatch) as (database, log):
+        async with database.transaction() as connection:
+            assert await getattr(store, act)(connection, letters, "test") == 500
+        cost = log.take()
+    assert 500 < cost.rows < 40 * 500
