@@ -38,6 +38,11 @@ _JSON_COLUMNS = ("report", "inputs", "decision")
 _COLUMNS = ", ".join(
     [*(f"CAST({name} AS text) AS {name}" if name in _JSON_COLUMNS else name for name in _FIELDS), "reported_at"]
 )
+# OFFSET 0 keeps it one look for each goal that lives: joined, the iterations of all goals would be read.
+OF_LIVE_GOALS = """
+SELECT i.* FROM goals live CROSS JOIN LATERAL (
+    SELECT * FROM goal_iterations WHERE goal_iterations.goal_id = live.id OFFSET 0
+) i WHERE live.state IN ('running', 'paused')"""
 # The inputs of a decision hold the whole history before it.
 _BRIEF = _COLUMNS.replace("CAST(inputs AS text)", "''")
 _VALUES = ", ".join(f"CAST(:{name} AS json)" if name in _JSON_COLUMNS else f":{name}" for name in _FIELDS)

@@ -15,7 +15,7 @@ from app.agents.store import tables as agents
 from app.db import pages
 from app.db.database import now
 from app.db.pages import Page
-from app.goals.store import compute
+from app.goals.store import compute, iterations
 from app.goals.store import tables as goals
 from app.kernel.events import TaskEvent
 from app.llm.store import models
@@ -143,13 +143,8 @@ ORDER BY g.ended_at DESC, t.{goal}{order} LIMIT :limit
         ("llm_spending", "llm_spending", "goal_id", ""),
         # Including attempts not folded yet: their events stay behind, so nobody could fold them after a restore.
         ("goal_compute", f"({compute.ALL_SPENT})", "goal_id", ", t.agent_type"),
+        ("goal_iterations", f"({iterations.OF_LIVE_GOALS})", "goal_id", ", t.number"),
     )
-} | {
-    # OFFSET 0 keeps it one look for each goal that lives: joined, those of all goals would be read.
-    "goal_iterations": text(f"""
-{_LINE} FROM goals g CROSS JOIN LATERAL (SELECT * FROM goal_iterations i WHERE i.goal_id = g.id OFFSET 0) t
-WHERE g.state IN ('running', 'paused') AND :is_live ORDER BY t.goal_id, t.number LIMIT :limit
-""")
 }
 # From key to key by one probe each: a DISTINCT would read every version of every entry.
 _ENTRIES = text("""

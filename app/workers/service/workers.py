@@ -317,7 +317,7 @@ async def sweep(connection: AsyncConnection, policy: HealthPolicy, turn: Turn) -
     batch = late[:_LOST_AT_ONCE]
     lost = [await _lose_unless_locked(connection, worker.worker_id, state, reason) for worker, (state, reason) in batch]
     closed = await pool.close_replacements_on_gone_hosts(connection)
-    result = {"lost": sum(lost), **({"replacements closed": closed} if closed else {})}
+    result: dict[str, Any] = {"lost": sum(lost), **({"replacements closed": closed} if closed else {})}
     if len(late) > len(batch):
         result["behind"] = True
         if held_seconds is not None:
