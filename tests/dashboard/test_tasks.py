@@ -145,6 +145,22 @@ async def test_a_task_tells_its_story_and_why_it_waits(service: Service) -> None
         assert (await operator.get("/dashboard/tasks/00000000-0000-0000-0000-000000000007")).status_code == 404
 
 
+async def test_each_attempt_shows_the_details_of_its_error(service: Service) -> None:
+    """A traceback as lines, not as a string of JSON."""
+    task_id = await service.submitted()
+    worker = await service.worker()
+    detail = {"traceback": 'Traceback:\n  File "<x>", line 1', "exit": {"code": 3}}
+    error = {"code": "handler_error", "message": "KeyError", "retryable": False, "detail": detail}
+    await worker.on_lease(await worker.lease(), "fail", error=error)
+    async with browser(service, Role.READER) as reader:
+        timeline = (await reader.page(f"/dashboard/tasks/{task_id}")).partition('aria-label="Timeline"')[2]
+    shown = re.findall(r"<summary>(.*?)</summary><pre[^>]*>\n(.*?)</pre>", timeline.partition("</ol>")[0], re.DOTALL)
+    assert {name: unescape(text) for name, text in shown} == {
+        "traceback": detail["traceback"],
+        "exit": '{\n  "code": 3\n}',
+    }
+
+
 async def test_the_output_goes_on_until_the_end(service: Service) -> None:
     task_id = await service.submitted()
     worker = await service.worker()
