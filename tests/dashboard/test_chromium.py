@@ -16,31 +16,34 @@ from tests.support.streams import Port
 
 pytestmark = pytest.mark.slow
 _MILLISECONDS = 30_000
+# Names may be this long, and have no blank.
+_GOAL, _WORKER, _REASON = "kepler" * 20, "lab-1-" + 90 * "w", 300 * "r"
 
 
 async def _fill(service: Service, database: Database) -> list[str]:
     """Something to see on every page; the addresses of the pages."""
     await service.ask("PUT", "/llm/models/argo:gpt-4.1", {"max_concurrency": 3}, headers={"If-Match": '"0"'})
-    await service.post("/goals", {"id": "kepler", "objective": "Rediscover the third law"})
+    await service.post("/goals", {"id": _GOAL, "objective": "Rediscover the third law"})
     for number in (1, 2, 3):
-        await service.post("/goals/kepler/iterations", {"iteration": number, "quality": number / 4})
+        await service.post(f"/goals/{_GOAL}/iterations", {"iteration": number, "quality": number / 4})
     await service.ask("PUT", "/weights/override", {"weights": {"ranking": 0.3}, "expires_in_seconds": 600})
-    await service.post("/llm/permits", permit_body(model="argo:gpt-4.1", goal_id="kepler"))
-    worker = await service.worker("lab-1")
-    await service.post("/queues/ranking/pause", {"reason": "a look at the ratings"})
+    await service.post("/llm/permits", permit_body(model="argo:gpt-4.1", goal_id=_GOAL))
+    worker = await service.worker(_WORKER)
+    await service.post("/queues/ranking/pause", {"reason": _REASON})
     waiting = await service.submitted(
-        agent_type="ranking", goal_id="kepler", payload={"topic": "orbits"}, labels={"k" * 60: "v"}
+        agent_type="ranking", goal_id=_GOAL, payload={"topic": "orbits"}, labels={"k" * 60: "v"}
     )
     failed = await service.submitted(agent_type="evolution")
     lease = await worker.lease()
     piece = {"stream": "stderr", "start": 0, "text": "an error on stderr\n"}
     await worker.ask(f"/leases/{failed}/logs", {"token": lease["token"], "pieces": [piece]})
-    await worker.on_lease(lease, "fail", error={"code": "bad_input", "message": "no numbers", "retryable": False})
+    error = {"code": "bad_input", "message": "no numbers", "retryable": False, "detail": {"traceback": _REASON}}
+    await worker.on_lease(lease, "fail", error=error)
     await decided(database)
     decision = (await service.get("/scaling/decisions"))["items"][0]["id"]
     pages = ["", "/tasks", f"/tasks/{waiting}", f"/tasks/{failed}", f"/tasks/{failed}/edit", "/workers", "/goals"]
-    pages += ["/goals/kepler?namespace=default", "/agents", "/models", "/decisions?show=all", f"/decisions/{decision}"]
-    return [f"/dashboard{page}" for page in [*pages, "/config", "/alerts", "/audit"]]
+    pages += [f"/goals/{_GOAL}?namespace=default", "/agents", "/models", "/decisions?show=all"]
+    return [f"/dashboard{page}" for page in [*pages, f"/decisions/{decision}", "/config", "/alerts", "/audit"]]
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
