@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from app.dashboard.sight import Sight
-from app.kernel.text import NO_REASON, failure_text, plural
+from app.kernel.text import NO_REASON, failure_text, one_line, plural
 
 _LEVELS = ("critical", "warning", "note")
 _NAMES = {"degraded": "warning"}
@@ -131,7 +131,7 @@ def _of_pauses(sight: Sight) -> Iterator[Item]:
         tasks = plural(waiting, "task of it waits", "tasks of it wait")
         yield Item(
             level="warning" if waiting else "note",
-            text=f"{agent.replace('_', ' ')} is paused, and {tasks}: {pause['reason'] or NO_REASON}",
+            text=f"{agent.replace('_', ' ')} is paused, and {tasks}: {one_line(pause['reason']) or NO_REASON}",
             advice="end the pause",
             since=pause["paused_at"],
             buttons=(Button(action="resume-queue", fields={"agent": agent}),),

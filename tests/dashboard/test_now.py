@@ -72,11 +72,11 @@ async def test_the_busy_share_is_that_of_the_health_report_and_of_the_workers_be
 
 
 async def test_what_needs_attention_has_the_button_that_mends_it(service: Service) -> None:
-    await service.post("/queues/ranking/pause", {"reason": "a look"})
+    await service.post("/queues/ranking/pause", {"reason": f"a look {'r' * 1000}"})
     await service.submitted(agent_type="ranking")
     async with browser(service, Role.OPERATOR) as operator:
         page = await operator.page("/dashboard")
-        assert "ranking is paused, and 1 task of it waits: a look" in page
+        assert f"ranking is paused, and 1 task of it waits: a look {'r' * 293}<" in page
         assert await operator.do("resume-queue", agent="ranking", reason="") == "ranking is leased again."
         assert "ranking is paused" not in await operator.page("/dashboard")
 

@@ -23,6 +23,7 @@ from app.kernel.lanes import Lane
 from app.kernel.modes import Mode
 from app.kernel.resources import in_words
 from app.kernel.states import WorkerState
+from app.kernel.text import one_line
 from app.scaling.rules import estimates
 from app.scaling.rules import record as records
 from app.scaling.rules.allocation import Load
@@ -359,7 +360,7 @@ def _excluded_tasks(queue: Queue, able: Collection[AgentType]) -> list[ExcludedT
     for lane, count in queue.pending.items():
         tasks[lane.agent_type] += count
     reasons: Mapping[AgentType, str] = {agent: "no worker can run it" for agent in AgentType if agent not in able} | {
-        agent: f"it is paused ({reason})" for agent, reason in queue.pauses.items()
+        agent: f"it is paused ({one_line(reason)})" for agent, reason in queue.pauses.items()
     }
     on_hold = [
         ExcludedTasks(agent_type=agent, tasks=count, reason="their research goals are on hold")
