@@ -27,6 +27,8 @@ async def test_the_filter_in_the_address_selects(service: Service) -> None:
         ):
             page = await somebody.page(f"/dashboard/tasks{query}")
             assert tuple(f'/tasks/{task}"' in page for task in (ours, other)) == is_shown, query
+        # A goal of another namespace is selected together with that alone.
+        assert 'name="namespace"' in page
         wrong = await somebody.get("/dashboard/tasks?label=x")
         assert wrong.status_code == 422
         assert "must be key:value" in wrong.text
