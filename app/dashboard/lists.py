@@ -115,7 +115,12 @@ LISTINGS = (
         path="/workers",
         template="workers",
         api="/workers",
-        choices={"live": {}, "all": {"all": True}},
+        choices={
+            "live": {},
+            **{state: {"state": state} for state in ("starting", "ready", "busy", "draining")},
+            "failed": {"state": ["failed", "lost"]},
+            "all": {"all": True},
+        },
         scope=Scope.READ,
         topics=frozenset({notify.FLEET, notify.LAUNCHES, notify.EVENTS}),
         # Heartbeats are not announced.

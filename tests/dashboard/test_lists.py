@@ -35,6 +35,8 @@ async def test_workers_are_shown_and_directed(service: Service) -> None:
         assert "<b>" not in page
         assert "ends after its task" in await operator.do("drain-worker", worker_id=worker.id, reason="x")
         assert "told to drain" in await operator.page("/dashboard/workers?show=all")
+        for show, is_shown in (("draining", True), ("busy", False), ("failed", False), ("nonsense", True)):
+            assert (worker.id in await operator.page(f"/dashboard/workers?show={show}")) == is_shown, show
         assert (await operator.send("/dashboard/do/stop-worker", worker_id="start", reason="")).status_code == 422
 
 
@@ -50,6 +52,7 @@ async def test_a_key_of_a_namespace_sees_the_goals_of_its_own(service: Service) 
         assert "goal-ours" in goals
         assert "goal-theirs" not in goals
         assert len(re.findall(r"/dashboard/tasks/[0-9a-f-]{36}", tasks)) == 1
+        assert 'name="namespace"' not in tasks
         assert (await somebody.get("/dashboard/goals/goal-theirs")).status_code == 404
         assert (await somebody.get("/dashboard/tasks?namespace=theirs")).status_code == 403
         for path in ("/workers", "/decisions", "/config", "/audit", "/agents"):
