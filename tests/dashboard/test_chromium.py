@@ -174,6 +174,20 @@ async def test_a_change_leaves_focus_and_place_and_is_shown_once_a_form_is_close
         await expect(pause).to_be_focused()
 
 
+async def test_on_paper_nothing_is_cut_off(port: Port, database: Database) -> None:
+    pages = await _fill(port.service, database)
+    async with opened(f"http://127.0.0.1:{port.number}") as page:
+        await log_in(page, port.service.keys[Role.OPERATOR])
+        await page.emulate_media(media="print")
+        for address in pages:
+            await page.goto(address)
+            assert (
+                await page.evaluate("""() => [...document.querySelectorAll("main .scroll, main pre")].filter((it) =>
+                getComputedStyle(it).overflow !== "visible" || getComputedStyle(it).maxHeight !== "none").length""")
+                == 0
+            )
+
+
 async def test_no_name_and_no_long_time_pushes_the_buttons_of_a_table_out_of_sight(port: Port) -> None:
     service = port.service
     await service.post("/goals", {"id": "g" * 200, "objective": "why"})
