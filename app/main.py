@@ -273,16 +273,17 @@ def serve(settings: Settings) -> None:
     )
     BoundedHeads.room.max_connections = limits.open
     unix_socket = UnixSocket(settings.socket) if settings.socket else None
+    server = Server(config, unix_socket, drain_seconds=settings.drain_seconds)
     for number in (signal.SIGTERM, signal.SIGINT):
-        # uvicorn raises the signal again when it has finished; a shutdown in order is a success.
-        signal.signal(number, lambda *_: None)
+        # Also before uvicorn listens to them, and when it raises them again at its end: then they change nothing.
+        signal.signal(number, server.handle_exit)
     garbage_collection.settle()
     log.info("serving on %s", " and ".join(settings.addresses))
     if settings.is_exposed:
         log.warning("%s: %s", EXPOSED, EXPOSED_REMEDY)
     try:
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-            runner.run(Server(config, unix_socket, drain_seconds=settings.drain_seconds).serve())
+            runner.run(server.serve())
     finally:
         if unix_socket is not None:
             unix_socket.remove()

@@ -81,9 +81,10 @@ def serve(url: str, trust: Trust, listen: Listen) -> None:
         server_header=False,
         proxy_headers=False,
     )
+    server = _Server(config, gateway)
     for number in (signal.SIGTERM, signal.SIGINT):
-        # uvicorn raises the signal again when it has finished; a shutdown in order is a success.
-        signal.signal(number, lambda *_: None)
+        # Also before uvicorn listens to them, and when it raises them again at its end: then they change nothing.
+        signal.signal(number, server.handle_exit)
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 50, 100)
@@ -92,7 +93,7 @@ def serve(url: str, trust: Trust, listen: Listen) -> None:
     log.info("relaying %s to %s", place, url)
     try:
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-            runner.run(_Server(config, gateway).serve(sockets=[listener]))
+            runner.run(server.serve(sockets=[listener]))
     finally:
         if unix_socket is not None:
             unix_socket.remove()

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from app.db.database import Database
 from app.kernel.access import Role
 from benchmarks.http_client import Connection, connect
+from tests.support.ports import free_port
 from tests.support.service import registration
 from tests.support.sql import fetch, until, value
 from tests.system.conftest import Api, api_process
@@ -86,6 +88,25 @@ async def test_an_idle_process_stops_at_once(process: Api, number: signal.Signal
     os.kill(process.pid, number)
     assert await _ended(process) == 0
     idle.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_just_before_it_serves_is_heard(database_url: str, number: signal.Signals) -> None:
+    """It would be lost, and the process serve on, if it came after the process has taken charge of its end."""
+    start = f"""
+import os
+from app import garbage_collection
+from app.main import main
+garbage_collection.settle = lambda: os.kill(os.getpid(), {number.value})
+main()
+"""
+    environment = {**os.environ, "CONVENER_DATABASE_URL": database_url, "CONVENER_PORT": str(free_port())}
+    child = await asyncio.create_subprocess_exec(sys.executable, "-c", start, env=environment)
+    try:
+        assert await asyncio.wait_for(child.wait(), 60) == 0
+    finally:
+        if child.returncode is None:
+            child.kill()
 
 
 async def _head(process: Api, path: str, key: str, length: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -1,6 +1,9 @@
 """Addresses to listen on: how they are read, which ones are of this machine only, and what cannot be had."""
 
+import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,3 +56,17 @@ def test_an_address_that_cannot_be_had(tmp_path: Path) -> None:
     _, listener, words = _listen(Listen(host="127.0.0.1"))
     assert words == f"http://127.0.0.1:{listener.getsockname()[1]}"
     listener.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_just_before_it_serves_is_heard(number: signal.Signals) -> None:
+    """It would be lost: the relay of a pilot that was killed lived on, and a scheduler takes such a job for running."""
+    start = f"""
+import gc, os
+from app.relay.server import read_listen, serve
+from worker_agent.connections.trust import read_trust
+gc.freeze = lambda: os.kill(os.getpid(), {number.value})
+serve("http://127.0.0.1:9", read_trust({{}}), read_listen("127.0.0.1:0"))
+"""
+    run = subprocess.run([sys.executable, "-c", start], timeout=60, check=False)
+    assert run.returncode == 0
