@@ -32,7 +32,7 @@ from app.workers.rules.recovery import Recovery
 
 Check = Callable[[Observations, CheckPolicy], Iterable[Symptom] | None]
 
-_FEWER = "allow fewer workers (`convener config set worker_pool.max_workers=3`)"
+_FEWER = "allow fewer workers (`convener config set worker_pool.max_workers=COUNT`)"
 QUEUE_RELIEF = (
     "add workers with `convener workers start`, cancel what is not needed with `convener tasks cancel --goal GOAL`, "
     "or raise CONVENER_MAX_QUEUE_SIZE; submits are refused when full"
