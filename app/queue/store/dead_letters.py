@@ -60,17 +60,17 @@ FROM task_history WHERE id = :id AND {_FAILED} AND {WITHIN}
 
 # Requeueing and purging lock rows in the order of their ids, so two of them cannot deadlock; the second finds the row
 # gone. The time of failure names the partition, so that each row costs one probe, and OFFSET 0 keeps it one: joined,
-# all dead letters that there are would be read.
+# all dead letters that there are would be read, and with the state inside, for each letter the index of all of them.
 _CHOSEN = """
 SELECT h.id, h.finished_at, letter.place
 FROM (
     SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:moments AS timestamptz[]), CAST(:places AS bigint[]))
         AS letter (id, finished_at, place) ORDER BY id
 ) letter CROSS JOIN LATERAL (
-    SELECT id, finished_at FROM task_history
+    SELECT id, finished_at, state FROM task_history
     WHERE task_history.id = letter.id AND task_history.finished_at = letter.finished_at
-      AND state = 'failed' AND {condition} OFFSET 0 FOR UPDATE
-) h
+      AND {condition} OFFSET 0 FOR UPDATE
+) h WHERE h.state = 'failed'
 """
 _DELETE_CHOSEN = """DELETE FROM task_history h
     WHERE h.id = ANY (ARRAY(SELECT id FROM chosen)) AND h.finished_at = ANY (ARRAY(SELECT finished_at FROM chosen))"""
@@ -91,8 +91,7 @@ WITH chosen AS ({_CHOSEN.format(condition=_MAY_RUN)}), deleted AS (
            coalesce(CASE WHEN resources IS NULL THEN lanes.virtual_time
                          ELSE coalesce(class_lane.virtual_time, -class.id * {SPAN:.0f}::float8) END, 0)
                + chosen.place / coalesce(goals.weight, 1) AS tag
-    FROM deleted
-    JOIN chosen ON chosen.id = deleted.id
+    FROM deleted FULL JOIN chosen USING (id)
     LEFT JOIN resource_classes class ON class.request = deleted.resources
     LEFT JOIN resource_lanes class_lane
         ON class_lane.resource_class = class.id AND class_lane.agent_type = deleted.agent_type
