@@ -179,8 +179,8 @@ WITH request AS MATERIALIZED (
     {lease_ledger.last_and_held("r.worker_id", "held.id", "r.last_number IS NULL")}
 ), demand AS (
     SELECT agent_type, priority{group}{asked}, min(($5::float8[])[turn]) AS floor, count(*) AS places,
-           array_agg(turn::int) AS turns, array_agg(leases_before) AS leases_before,
-           array_agg({STRETCH}) AS stretches{longest}
+           array_agg(turn::int ORDER BY turn) AS turns, array_agg(leases_before ORDER BY turn) AS leases_before,
+           array_agg({STRETCH} ORDER BY turn) AS stretches{longest}
     FROM request WHERE worker_state = 'ready' AND NOT holds_another GROUP BY agent_type, priority{group}
 ), picked AS MATERIALIZED (
     SELECT demand.*, head.ctids,
