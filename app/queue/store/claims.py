@@ -132,7 +132,7 @@ _WORKER = """LEFT JOIN LATERAL (
 # Each step keeps the claim safe or cheap. None joins two steps, whose sizes no planner can know: what belongs together
 # goes through them in arrays side by side, so that the work grows with the batch whatever the plan. Only the answer
 # needs a join: a full one is never a nested loop, and nothing is leased that was not requested. What is wide is neither
-# sorted nor hashed, and an array is unnested only where its places are not known: both cost more than all the rest.
+# sorted nor hashed, and a column is looked up by the place of its request where that will do: to unnest it costs more.
 # - `request` tells a repeated request from one of a worker that holds another task: both get nothing here.
 #   One whose last lease this process knows to be over is not asked for it: `recorded` fails where there is another.
 # - `picked` locks as many tasks at the head of each lane as it has workers, by one index scan whatever its depth. SKIP

@@ -63,8 +63,8 @@ _AGENTS = {str(agent): agent for agent in AgentType}
 _FENCE = """t.id = c.task_id AND t.token = c.token AND t.worker_id IS NOT DISTINCT FROM c.worker_id
     AND t.state IN ('assigned', 'executing') AND t.lease_expires_at > now()"""
 
-# The other columns of a call are looked up by its place: so much cheaper than to unnest each is that even in a batch of
-# 512, where a look for a text walks over those before it, they cost less, and results are not copied from step to step.
+# The other columns of a call are looked up by its place, which costs less than to unnest each, and copies no results
+# from step to step. A look for a result walks over those before it, which the number of calls bounds.
 _CALLS = """(
     SELECT task_id, ($2::bigint[])[place] AS token, ($3::uuid[])[place] AS worker_id, place
     FROM unnest($1::uuid[]) WITH ORDINALITY AS task (task_id, place)
@@ -97,12 +97,22 @@ _LOG_COMPLETED = event_rows.entry(
 
 # Not all, as each column is looked up in every step that passes it on, whenever the statement starts. What most steps
 # read comes first, as whoever reads a column of a row walks over those before it.
-_LOGGED = ("id", "worker_id", "token", "leased_at", "agent_type", "priority", "submitted_priority", "state", "goal_id")
+_COMMON_COLUMNS = (
+    "id",
+    "worker_id",
+    "token",
+    "leased_at",
+    "agent_type",
+    "priority",
+    "submitted_priority",
+    "state",
+    "goal_id",
+)
 _DELETED_COLUMNS = ", ".join(
     [
         "held.place",
         "($7::float8[])[held.place] AS quality",
-        *(f"t.{name}" for name in dict.fromkeys((*_LOGGED, *KEPT_COLUMNS))),
+        *(f"t.{name}" for name in dict.fromkeys((*_COMMON_COLUMNS, *KEPT_COLUMNS))),
     ]
 )
 

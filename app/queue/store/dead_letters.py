@@ -81,6 +81,7 @@ _REQUEUED_COLUMNS = ", ".join(column for column in KEPT_COLUMNS if column not in
 
 # The token stays, because no call of an earlier lease may ever fit a later one. Tags follow the lane's virtual time one
 # step of the goal's weight apart, so a thousand tasks of one goal share the lane with those of others.
+# All that is chosen is locked, and so deleted; a full join of the two is never a nested loop.
 _REQUEUE = text(f"""
 WITH chosen AS ({_CHOSEN.format(condition=_MAY_RUN)}), deleted AS (
     {_DELETE_CHOSEN}

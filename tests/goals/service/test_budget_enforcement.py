@@ -46,7 +46,7 @@ from tests.support.factories import (
     ready_worker,
     submitted,
 )
-from tests.support.plans import explained_database
+from tests.support.plans import PlanLog, explained_database
 from tests.support.sql import execute, fetch, value
 
 
@@ -410,6 +410,14 @@ async def test_goals_far_from_their_limits_are_not_judged(database: Database) ->
         assert await _judged_ids(database) - {"nothing", "computing", "held"} == judged_ids
 
 
+async def _pages_of_a_turn(database: Database, log: PlanLog) -> int:
+    for _ in range(2):  # the first asks for the types of values
+        log.take()
+        async with database.transaction() as connection:
+            await budget_enforcement.enforce_budgets(connection)
+    return log.take().pages
+
+
 @pytest.mark.slow
 async def test_a_turn_does_not_read_what_goals_have_reported(
     own_database: Database, monkeypatch: pytest.MonkeyPatch
@@ -419,11 +427,7 @@ async def test_a_turn_does_not_read_what_goals_have_reported(
     pages = []
     async with explained_database(own_database, monkeypatch) as (database, log):
         for _ in range(2):
-            for _ in range(2):  # the first asks for the types of values
-                log.take()
-                async with database.transaction() as connection:
-                    await budget_enforcement.enforce_budgets(connection)
-            pages.append(log.take().pages)
+            pages.append(await _pages_of_a_turn(database, log))
             await execute(
                 own_database,
                 """INSERT INTO goal_iterations (goal_id, number, request_hash, report, inputs, decision)
@@ -443,11 +447,7 @@ async def test_a_turn_does_not_read_the_compute_of_goals_that_have_ended(
     for _ in range(2):
         await execute(own_database, "VACUUM ANALYZE goals, goal_compute")
         async with explained_database(own_database, monkeypatch) as (database, log):
-            for _ in range(2):  # the first asks for the types of values
-                log.take()
-                async with database.transaction() as connection:
-                    await budget_enforcement.enforce_budgets(connection)
-            pages.append(log.take().pages)
+            pages.append(await _pages_of_a_turn(database, log))
         await execute(
             own_database,
             """INSERT INTO goal_compute (goal_id, agent_type, attempts, seconds)

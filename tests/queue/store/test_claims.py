@@ -82,6 +82,20 @@ async def test_the_answers_are_in_the_order_of_the_asks(database: Database, hot:
     assert [claim.holds_another for claim in claims] == [True, False, False, False, False]
 
 
+@pytest.mark.parametrize("plan", ["force_custom_plan", "force_generic_plan"])
+async def test_who_asks_first_is_served_first_where_tasks_are_few(
+    database: Database, hot: Connection, plan: str
+) -> None:
+    await hot.execute(f"SET plan_cache_mode = {plan}")
+    lanes = [_lane(priority) for priority in (Priority.MEDIUM, Priority.LOW)]
+    first = await submitted(database, 3)
+    second = await submitted(database, 3, priority=Priority.LOW)
+    asks = [_ask(worker, lanes[place % 2]) for place, worker in enumerate(await _workers(database, 40))]
+    served = _tasks(await _claim(hot, asks))
+    assert (served[0:6:2], served[1:6:2]) == (first, second)
+    assert set(served[6:]) == {None}
+
+
 async def test_each_ask_of_a_batch_gets_another_task(database: Database, hot: Connection) -> None:
     ids = await submitted(database, 10)
     claims = await _claim(hot, [_ask(worker) for worker in await _workers(database, 12)])
