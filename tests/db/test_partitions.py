@@ -39,6 +39,11 @@ async def _today(database: Database) -> date:
     return found
 
 
+async def _drop_days(database: Database, *days: date) -> None:
+    """Drop the partitions of events of these days; a database that was made before midnight lacks the last."""
+    await execute(database, "DROP TABLE IF EXISTS " + ", ".join(f"events_{day:%Y%m%d}" for day in days))
+
+
 @pytest.fixture
 def abroad() -> Iterator[Callable[[str], None]]:
     """Move this process to another time zone."""
@@ -96,9 +101,7 @@ async def test_of_a_larger_one_only_the_day_that_comes_is_taken(
 ) -> None:
     """It would grow for ever otherwise; and for no other day writers have to wait."""
     today = await _today(own_database)
-    await execute(
-        own_database, "DROP TABLE " + ", ".join(f"events_{today + timedelta(days=n):%Y%m%d}" for n in (1, 2, 3))
-    )
+    await _drop_days(own_database, *(today + timedelta(days=n) for n in (1, 2, 3)))
     await execute(own_database, f"{_EVENT.partition('VALUES')[0]} {_MANY}", today - timedelta(days=10))
     monkeypatch.setattr(retention, "_LONGEST_CREATION_MS", 5)
     monkeypatch.setattr(retention, "_SMALL_BYTES", 0)
@@ -118,7 +121,7 @@ async def test_an_operator_makes_partitions_beside_the_largest_default_one_by_on
     """No row of another day is in the way of them, and none is refused afterwards."""
     today = await _today(own_database)
     days = [today + timedelta(days=n) for n in range(1, 7)]
-    await execute(own_database, "DROP TABLE " + ", ".join(f"events_{day:%Y%m%d}" for day in days[:3]))
+    await _drop_days(own_database, *days[:3])
     await execute(own_database, _EVENT, datetime.combine(today, datetime.min.time(), UTC) - timedelta(days=10))
     ahead = datetime.combine(days[5], datetime.min.time(), UTC)  # by a clock that was set back since
     await execute(own_database, _EVENT, ahead)
@@ -140,7 +143,7 @@ async def test_an_operator_makes_partitions_beside_the_largest_default_one_by_on
 
 
 async def test_an_operator_who_makes_partitions_waits_for_nobody(own_database: Database) -> None:
-    await execute(own_database, f"DROP TABLE events_{await _today(own_database) + timedelta(days=1):%Y%m%d}")
+    await _drop_days(own_database, await _today(own_database) + timedelta(days=1))
     async with own_database.transaction() as reader, own_database.transaction() as connection:
         await reader.execute(text("SELECT FROM events LIMIT 1"))
         assert await retention.create_beside_default(connection, "events", days=1, seconds=60) is None
@@ -148,7 +151,7 @@ async def test_an_operator_who_makes_partitions_waits_for_nobody(own_database: D
 
 async def test_an_operator_who_makes_partitions_ends_a_vacuum_of_the_default_one(own_database: Database) -> None:
     """PostgreSQL ends an automatic one for whoever has waited for a second, and that of a large table takes long."""
-    await execute(own_database, f"DROP TABLE events_{await _today(own_database) + timedelta(days=1):%Y%m%d}")
+    await _drop_days(own_database, await _today(own_database) + timedelta(days=1))
     async with asyncio.TaskGroup() as group, own_database.transaction() as connection:
         async with own_database.transaction() as vacuum:
             await vacuum.exec_driver_sql("LOCK TABLE events_default IN SHARE UPDATE EXCLUSIVE MODE")

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from datetime import date, timedelta
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -94,15 +95,14 @@ async def test_a_server_that_is_too_old_is_refused(own_database: Database, monke
         await database.close()
 
 
-async def test_history_has_partitions_for_the_coming_days(database: Database) -> None:
-    async with database.engine.connect() as connection:
-        names = set(
-            (
-                await connection.execute(text("SELECT relname FROM pg_class WHERE relispartition AND relkind = 'r'"))
-            ).scalars()
-        )
-    assert {"events_default", "task_history_default"} < names
-    assert len(names) == 2 * (1 + 4)
+async def test_history_has_partitions_for_the_day_of_the_migration_and_three_more(own_database: Database) -> None:
+    rows = await fetch(own_database, "SELECT relname FROM pg_class WHERE relispartition AND relkind = 'r'")
+    names = {name for (name,) in rows}
+    first = date.fromisoformat(min(names - {"events_default"}).removeprefix("events_"))
+    days = [f"{first + timedelta(days=n):%Y%m%d}" for n in range(4)]
+    assert names == {f"{table}_{day}" for table in ("events", "task_history") for day in ("default", *days)}
+    migrated_on = await value(own_database, "SELECT (now() AT TIME ZONE 'UTC')::date")
+    assert migrated_on - first in (timedelta(0), timedelta(days=1))  # midnight may have passed since
 
 
 def _functions_of_the_file() -> dict[str, str]:

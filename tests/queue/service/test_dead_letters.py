@@ -258,7 +258,7 @@ async def test_a_batch_reads_no_other_dead_letters(
         """DO $do$ DECLARE day date; BEGIN
             FOR step IN 1..30 LOOP
                 day := (now() AT TIME ZONE 'UTC')::date - step;
-                EXECUTE format('CREATE TABLE %I PARTITION OF task_history FOR VALUES FROM (%L) TO (%L)',
+                EXECUTE format('CREATE TABLE IF NOT EXISTS %I PARTITION OF task_history FOR VALUES FROM (%L) TO (%L)',
                                'task_history_' || to_char(day, 'YYYYMMDD'), day || ' 00:00+00', day + 1 || ' 00:00+00');
             END LOOP;
         END $do$""",
