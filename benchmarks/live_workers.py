@@ -96,13 +96,14 @@ class LiveWorkers:
 
 @asynccontextmanager
 async def start(testbed: Testbed, count: int) -> AsyncIterator[LiveWorkers]:
-    """Register `count` workers that send heartbeats until the end."""
+    """Register `count` workers that send heartbeats until the end; a heartbeat that fails ends the measurement."""
     workers = await register_workers(testbed, count)
     live_workers = LiveWorkers(testbed, [_Member(worker) for worker in workers])
-    beats = [asyncio.create_task(member.beat()) for member in live_workers.members]
     try:
-        yield live_workers
+        async with asyncio.TaskGroup() as group:
+            beats = [group.create_task(member.beat()) for member in live_workers.members]
+            yield live_workers
+            for beat in beats:
+                beat.cancel()
     finally:
-        for beat in beats:
-            beat.cancel()
         close_workers(workers)
