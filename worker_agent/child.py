@@ -45,8 +45,8 @@ class MessagePipe:
         self._lock = allocate_lock()
 
     def send(self, message: Json) -> None:
-        """Raises ValueError or TypeError when the message is not JSON."""
-        self.write(json.dumps(message, allow_nan=False).encode())
+        """Raises ValueError, TypeError or RecursionError when the message is not JSON that the daemon would take."""
+        self.write(_encode(message))
 
     def write(self, line: bytes) -> None:
         rest = memoryview(line + b"\n")
@@ -61,11 +61,13 @@ def main(spec: Json) -> None:
         _exec_program(spec["command"], pipe, spec["fd"])
     else:
         _run_function(spec["target"], spec["key"], pipe)
-    pipe.send({"peak_memory_mb": peak_memory_mb()})
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    # A thread that the handler left behind must not keep the worker from its next task.
-    os._exit(0)
+    try:
+        pipe.send({"peak_memory_mb": peak_memory_mb()})
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+    finally:
+        # A thread that the handler left behind must not keep the worker from its next task, nor may a closed stream.
+        os._exit(0)
 
 
 def _run_function(target: str, key: str | None, pipe: MessagePipe) -> None:
@@ -77,12 +79,16 @@ def _run_function(target: str, key: str | None, pipe: MessagePipe) -> None:
     task = Task(**json.load(sys.stdin.buffer), report=pipe.send)
     # The task has been read; a handler that reads stdin gets its end instead of waiting.
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    process = os.getpid()
     try:
-        pipe.write(_encode_result(_call_handler(target, key, task)))
-    except Postponed as postponement:
-        pipe.send({"postponed": {"seconds": postponement.seconds, "reason": postponement.reason}})
+        end = _encode_result(_call_handler(target, key, task))
     except BaseException as error:
-        pipe.send({"error": _describe_error(error)})
+        # A process that the handler forked may come out of it too, and does not speak for the task.
+        if os.getpid() != process:
+            raise
+        end = _encode(_describe_end(error))
+    if os.getpid() == process:
+        pipe.write(end)
 
 
 def _call_handler(target: str, key: str | None, task: Task) -> object:
@@ -117,14 +123,33 @@ def _encode_result(result: object) -> bytes:
     if not isinstance(result, dict):
         raise Failure("invalid_result", f"a handler returns a dict, not {type(result).__name__}")
     try:
-        line = json.dumps({"result": result}, allow_nan=False).encode()
+        return _encode({"result": result}, "the result")
+    except TooLarge as error:
+        raise Failure("result_too_large", str(error)) from error
     except (TypeError, ValueError, RecursionError) as error:
         raise Failure("invalid_result", f"the result is not JSON: {error}") from error
+
+
+class TooLarge(ValueError):
+    """JSON that the daemon would not take."""
+
+
+def _encode(message: Json, name: str = "the message") -> bytes:
+    line = json.dumps(message, allow_nan=False).encode()
     if len(line) > MAX_RESULT_BYTES:
-        raise Failure("result_too_large", f"the result has {len(line)} bytes, the limit is {MAX_RESULT_BYTES}")
+        raise TooLarge(f"{name} has {len(line)} bytes, the limit is {MAX_RESULT_BYTES}")
     if is_too_heavy(line):
-        raise Failure("result_too_large", f"the result is JSON {TOO_HEAVY}")
+        raise TooLarge(f"{name} is JSON {TOO_HEAVY}")
     return line
+
+
+def _describe_end(error: BaseException) -> Json:
+    # asyncio.TaskGroup puts one around whatever a part of the handler raises.
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    if isinstance(error, Postponed):
+        return {"postponed": {"seconds": error.seconds, "reason": error.reason}}
+    return {"error": _describe_error(error)}
 
 
 def _describe_error(error: BaseException) -> Json:
@@ -143,14 +168,20 @@ def _describe_error(error: BaseException) -> Json:
     detail = {"traceback": tail}
     if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES):
         detail["hint"] = _WRITABLE_HINT.format(os.getuid())
-    return _error_object(code, f"{type(error).__name__}: {error}", True, detail)
+    try:
+        text = str(error)
+    except Exception:
+        text = "it cannot be shown"
+    return _error_object(code, f"{type(error).__name__}: {text}", True, detail)
 
 
 def _error_object(code: str, message: str, retryable: bool, detail: Json) -> Json:
+    """The error without details that cannot be sent, as whether to try again matters more."""
     try:
         plain = json.loads(json.dumps(detail, default=str, allow_nan=False))
-    except (TypeError, ValueError):
-        plain = {"text": repr(detail)}
+        _encode(plain, "the detail")
+    except Exception as error:  # whatever writes itself as text, or fails to
+        plain = {"left_out": f"{type(error).__name__}: {error}"[:500]}
     return {"code": code, "message": message[:1000], "retryable": retryable, "detail": plain}
 
 

@@ -101,10 +101,12 @@ class Task:
     def progress(self, percent: float, message: str | None = None, checkpoint: Json | None = None) -> None:
         """Report progress; a checkpoint is handed to the next attempt should this one fail.
 
-        Raises ValueError when percent is outside 0..100 or the checkpoint is not JSON.
+        Raises ValueError when percent is outside 0..100 or the checkpoint is no JSON object of at most 10 MiB.
         """
         if not 0 <= percent <= 100:
             raise ValueError(f"percent must be within 0..100, not {percent}")
+        if checkpoint is not None and not isinstance(checkpoint, dict):
+            raise ValueError(f"a checkpoint is a dict, not {type(checkpoint).__name__}")
         if self._report is not None:
             self._report({"percent": percent, "message": message, "checkpoint": checkpoint})
 

@@ -1,5 +1,6 @@
 """Handlers that behave and misbehave; what one does is said by its payload."""
 
+import asyncio
 import ctypes
 import json
 import logging
@@ -104,6 +105,76 @@ def leave(_: Task) -> Json:
 
 def permanent(_: Task) -> Json:
     raise Permanent("bad_input", "no such planet", planet="Vulcan", odd={1, 2})
+
+
+def _lists(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+class _Mute:
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+DETAILS: dict[str, Callable[[], object]] = {
+    "large": lambda: "x" * (11 << 20),
+    "many": lambda: [[]] * 400_000,
+    "long": lambda: 10**450,
+    "endless": lambda: 10**5000,
+    "deep": lambda: _lists(5000),
+    "mute": _Mute,
+}
+
+
+def permanent_with(task: Task) -> Json:
+    """Fail for good, with a detail that cannot be sent."""
+    raise Permanent("bad_input", "no such planet", planet=DETAILS[task.payload["detail"]]())
+
+
+def mute(_: Task) -> Json:
+    class MuteError(Exception):
+        __str__ = _Mute.__str__
+
+    raise MuteError
+
+
+async def group(_: Task) -> Json:
+    """Fail in a part of a group in a group."""
+
+    async def part() -> None:
+        raise Permanent("bad_input", "no such planet")
+
+    async with asyncio.TaskGroup() as outer, asyncio.TaskGroup() as inner:
+        inner.create_task(part())
+        outer.create_task(asyncio.sleep(60))
+    return {}
+
+
+def fork(task: Task) -> Json:
+    """Fork a process that comes out of this function, in the way that the payload says."""
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        return {"by": "the handler"}
+    errors = {"exit": SystemExit(3), "error": ValueError("in the child"), "postponed": Postponed(5)}
+    raise errors[task.payload["way"]]
+
+
+def close_stdout(_: Task) -> Json:
+    threading.Thread(target=time.sleep, args=(3600,)).start()
+    sys.stdout.close()
+    return {"fine": True}
+
+
+def keep(task: Task) -> Json:
+    """Report a checkpoint that is a list, or holds what the payload says."""
+    kind = task.payload["checkpoint"]
+    checkpoint: Any = [1] if kind == "list" else {"planet": DETAILS[kind]()}
+    task.progress(50, checkpoint=checkpoint)
+    return {}
 
 
 def written_beside(_: Task) -> Json:
@@ -233,6 +304,12 @@ BEHAVIORS: dict[str, Callable[[Task], Any]] = {
         kill_self,
         leave,
         permanent,
+        permanent_with,
+        mute,
+        group,
+        fork,
+        close_stdout,
+        keep,
         written_beside,
         unstorable,
         transient,

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.worker_agent.agents import DETAILS
 from tests.worker_agent.confining import rules
 from tests.worker_agent.processes import pids_in, wait_until_dead
 from worker_agent import events as ev
@@ -203,6 +204,48 @@ def test_a_failure_explains_itself() -> None:
     crash = failure({"do": "segfault"})
     assert "SIGSEGV" in crash.message
     assert "about to fall" in crash.detail["output"]
+
+
+@pytest.mark.parametrize("detail", list(DETAILS))
+def test_a_failure_stays_permanent_whatever_its_details_are(detail: str) -> None:
+    error = failure({"do": "permanent_with", "detail": detail})
+    assert (error.code, error.message, error.retryable) == ("bad_input", "no such planet", False)
+    assert list(error.detail) == ["left_out"]
+
+
+def test_an_error_without_a_text_is_told_with_its_kind() -> None:
+    error = failure({"do": "mute"})
+    assert (error.code, error.message) == ("handler_error", "MuteError: it cannot be shown")
+
+
+def test_a_failure_in_a_group_of_coroutines_is_that_failure() -> None:
+    error = failure({"do": "group"})
+    assert (error.code, error.retryable) == ("bad_input", False)
+
+
+@pytest.mark.parametrize("way", ["exit", "error", "postponed"])
+def test_a_process_that_the_handler_forked_does_not_speak_for_it(way: str) -> None:
+    assert finished({"do": "fork", "way": way}) == {"by": "the handler"}
+
+
+def test_a_closed_stream_does_not_hold_the_worker() -> None:
+    started_at = time.monotonic()
+    assert finished({"do": "close_stdout"}) == {"fine": True}
+    assert time.monotonic() - started_at < PATIENCE / 2
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "why"),
+    [
+        ("list", "a checkpoint is a dict, not list"),
+        ("large", "TooLarge: the message has .* bytes"),
+        ("many", "TooLarge: the message is JSON with more values"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_kept_is_the_handlers_mistake(checkpoint: str, why: str) -> None:
+    error = failure({"do": "keep", "checkpoint": checkpoint})
+    assert error.code == "handler_error"
+    assert re.search(why, error.message)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not confine handlers")
