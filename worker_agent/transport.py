@@ -4,6 +4,8 @@ import json
 import socket
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
+from threading import Timer
 from typing import Any
 
 import httpx
@@ -74,6 +76,12 @@ class Transport:
 
     def post(self, path: str, body: JsonObject, *, key: str, timeout: float) -> JsonObject | None:
         """Post an object; return the one answered, None for 204. Raises ApiUnavailable (try again later) or Problem."""
+        # `timeout` is for each read: an answer that trickles would hold its caller, and so the heartbeat, for ever.
+        seconds = 2 * timeout + min(timeout, _CONNECT_SECONDS)
+        limit = Timer(seconds, self.abort)
+        limit.daemon = True
+        with suppress(RuntimeError):  # no thread can be started now
+            limit.start()
         try:
             response = self._http.post(
                 path,
@@ -83,8 +91,12 @@ class Transport:
                 extensions={"trace": self._remember_stream},
             )
         except httpx.HTTPError as error:
+            if limit.finished.is_set():
+                raise ApiUnavailable(f"no whole answer within {seconds:g} s", is_late=True) from error
             text = advice(error, self._url) or f"{type(error).__name__}: {error}"
             raise ApiUnavailable(text, is_late=isinstance(error, httpx.ReadTimeout)) from error
+        finally:
+            limit.cancel()
         return _read_answer(response)
 
     def abort(self) -> None:

@@ -1,8 +1,13 @@
 """Calls over real HTTP: what counts as an answer, and how a waiting call is cut off."""
 
+import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
+from itertools import chain, repeat
+from queue import SimpleQueue
 
 import pytest
 
@@ -14,12 +19,47 @@ from worker_agent.wire import LeaseRef
 
 
 @pytest.fixture
+def trickling_url() -> Iterator[str]:
+    """A server whose answer comes byte by byte, and has no end."""
+    over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def trickle() -> None:
+            with server.accept()[0] as connection, suppress(OSError):
+                for byte in chain(b"HTTP/1.1 200 OK\r\nx: ", repeat(ord("x"))):
+                    connection.sendall(bytes([byte]))
+                    if over.wait(0.05):
+                        return
+
+        threading.Thread(target=trickle, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        over.set()
+
+
+@pytest.fixture
 def transport(url: str) -> Transport:
     return Transport(url)
 
 
 def call(transport: Transport) -> object:
     return transport.post("/leases/t-1/start", {"token": 1}, key="cvn_key", timeout=10.0)
+
+
+def test_an_answer_that_trickles_holds_its_caller_no_longer_than_one_that_does_not_come(trickling_url: str) -> None:
+    transport = Transport(trickling_url)
+    answered: SimpleQueue[Exception] = SimpleQueue()
+
+    def post() -> None:
+        try:
+            transport.post("/lease", {}, key="cvn_key", timeout=0.5)
+        except ApiUnavailable as error:
+            answered.put(error)
+
+    threading.Thread(target=post, daemon=True).start()
+    error = answered.get(timeout=20)
+    assert isinstance(error, ApiUnavailable)
+    assert (error.is_late, str(error)) == (True, "no whole answer within 1.5 s")
+    transport.close()
 
 
 @pytest.mark.parametrize(
