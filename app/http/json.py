@@ -40,7 +40,7 @@ def check_size(text: str | None, max_bytes: int, name: str) -> None:
     """Raise PayloadTooLarge when the text is longer than `max_bytes`."""
     # A character has at most 4 bytes, so most texts need not be encoded to be measured.
     if text is not None and len(text) * 4 > max_bytes and (size := len(text.encode())) > max_bytes:
-        raise PayloadTooLarge(f"the {name} has {size} bytes; this service accepts {max_bytes}")
+        raise PayloadTooLarge(f"the {name} has {size} bytes; CONVENER_MAX_PAYLOAD_BYTES allows {max_bytes} here")
 
 
 def join(fields: dict[str, Any], texts: dict[str, str | None]) -> str:

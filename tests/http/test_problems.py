@@ -215,7 +215,8 @@ async def test_what_is_too_large(service: Service, worker: Worker, lease: Any) -
     is_problem(await service.ask("POST", "/tasks", _general(payload=large)), 413, "payload_too_large")
     batch = {"tasks": [_general(), _general(payload=large)]}
     is_problem(await service.ask("POST", "/tasks/batch", batch), 413, "payload_too_large")
-    is_problem(await worker.on_lease(lease, "complete", result=large), 413, "payload_too_large")
+    problem = is_problem(await worker.on_lease(lease, "complete", result=large), 413, "payload_too_large")
+    assert problem["detail"] == "the result has 1048587 bytes; CONVENER_MAX_PAYLOAD_BYTES allows 1048576 here"
     is_problem(await worker.on_lease(lease, "progress", percent=1, checkpoint=large), 413, "payload_too_large")
 
 
