@@ -12,6 +12,7 @@ from worker_agent.storable_text import unstorable_reason
 from worker_agent.wire import JsonObject, TaskError, Usage
 
 log = logging.getLogger(__name__)
+_SHOWN_BYTES = 200
 EX_TEMPFAIL = 75  # sysexits.h: "the user is invited to retry"
 
 
@@ -61,7 +62,10 @@ def _end_from_output(evidence: Evidence, output: bytes) -> ev.HandlerEnd:
     try:
         return _finished_end(evidence, read_json_object(output))
     except NotAnObject as error:
-        return _failure(evidence, "invalid_result", f"stdout is {error}", True)
+        # Most often it begins with a line that belongs to stderr.
+        detail = {"stdout": output[:_SHOWN_BYTES].decode("utf-8", "replace")}
+        failure = TaskError(code="invalid_result", message=f"stdout is {error}", retryable=True, detail=detail)
+        return ev.HandlerFailed(_with_console(failure, evidence.console), evidence.usage)
 
 
 def _finished_end(evidence: Evidence, result: JsonObject) -> ev.HandlerEnd:

@@ -468,6 +468,11 @@ def test_failures_of_programs_are_told_apart(script: str, code: str, retryable: 
     assert error.detail["output"] == "broken"
 
 
+def test_what_a_program_wrote_in_place_of_a_result_is_shown() -> None:
+    error = failure({}, handler=shell("echo loading the model; echo '{}'"))
+    assert (error.code, error.detail) == ("invalid_result", {"stdout": "loading the model\n{}\n"})
+
+
 def test_a_program_that_writes_much_to_stderr_does_not_block() -> None:
     assert finished({}, handler=shell("head -c 3000000 /dev/zero >&2; echo '{}'")) == {}
 
