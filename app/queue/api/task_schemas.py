@@ -139,7 +139,9 @@ class TaskIn(Body):
         description="wall time that one attempt may take; null: `worker_pool.worker_timeout_seconds` of the "
         "configuration when it is leased",
     )
-    deadline: Moment | None = None
+    deadline: Moment | None = Field(
+        None, description="when it is near the task becomes critical; what ends an attempt is `timeout_seconds`"
+    )
     run_at: Moment | None = Field(None, description="not before this time")
     retry: RetryIn = Field(default_factory=lambda: _DEFAULT_RETRY)
     trace_context: Word | None = Field(None, description="W3C traceparent")
