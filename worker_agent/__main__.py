@@ -54,7 +54,8 @@ def main() -> None:
     if outcome.restart and not settings.is_launched:
         os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - the very command that started us
     if outcome.code in _ADVICE:
-        print(f"convener-worker: {_ADVICE[outcome.code]}\n({printable(outcome.message)})", file=sys.stderr)
+        why = f"\n({printable(outcome.message)})" if outcome.message else ""
+        print(f"convener-worker: {_ADVICE[outcome.code]}{why}", file=sys.stderr)
     raise SystemExit(outcome.code)
 
 
