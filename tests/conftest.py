@@ -170,14 +170,32 @@ async def template(server_url: str) -> str:
 
 
 @asynccontextmanager
-async def new_database(server_url: str, template: str) -> AsyncIterator[str]:
-    """URL of an empty, migrated database that is dropped at the end."""
+async def new_database(server_url: str, template: str = "template1") -> AsyncIterator[str]:
+    """URL of a database that is dropped at the end: a copy of the template, by default without a schema."""
     name = f"convener_test_{uuid4().hex[:12]}"
     await run_on(server_url, f"CREATE DATABASE {name} TEMPLATE {template}")
     try:
         yield named(server_url, name)
     finally:
         await run_on(server_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@asynccontextmanager
+async def empty_database(server_url: str) -> AsyncIterator[Database]:
+    """A database without a schema that is dropped at the end."""
+    async with new_database(server_url) as url:
+        database = Database(url)
+        try:
+            yield database
+        finally:
+            await database.close()
+
+
+@pytest.fixture
+async def empty_url(server_url: str) -> AsyncIterator[str]:
+    """URL of a database without a schema."""
+    async with new_database(server_url) as url:
+        yield url
 
 
 @pytest.fixture

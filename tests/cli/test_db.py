@@ -7,7 +7,6 @@ import os
 import sys
 from pathlib import Path
 from urllib.parse import urlsplit
-from uuid import uuid4
 
 import pytest
 from sqlalchemy import text
@@ -17,32 +16,27 @@ from app.cli import db, keys
 from app.db import retention, schema
 from app.db.database import Database
 from app.loops import housekeeping
-from tests.conftest import named, run_on
+from tests.conftest import named
 from tests.support.command_line import CommandLine
 from tests.support.sql import execute, fetch
 
 
-async def test_an_empty_database_is_migrated_once(offline: CommandLine, server_url: str) -> None:
-    name = f"convener_db_{uuid4().hex[:8]}"
-    await run_on(server_url, f"CREATE DATABASE {name}")
-    url = {"CONVENER_DATABASE_URL": named(server_url, name)}
-    try:
-        assert "convener db migrate" in (await offline("db", "status", **url)).out
-        first = await offline("db", "migrate", "-o", "json", **url)
-        assert first.json == {"before": None, "after": schema.head(), "steps": []}
-        assert "nothing to do" in (await offline("db", "migrate", **url)).out
-        status = await offline("db", "status", "-o", "json", **url)
-        assert status.json == {"revision": schema.head(), "expected": schema.head(), "current": True, "served": True}
-        database = Database(named(server_url, name))
-        (by,) = [row["by"] for row in await fetch(database, "SELECT by FROM audit WHERE action = 'db.migrate'")]
-        await database.close()
-        assert by.startswith("convener db migrate by ")
-        assert "Traceback" not in (await offline("db", "migrate", "--to", "", **url)).err
-        unknown = await offline("db", "migrate", "--to", "nowhere", **url)
-        assert (unknown.code, unknown.out) == (1, "")
-        assert "nowhere" in unknown.err
-    finally:
-        await run_on(server_url, f"DROP DATABASE {name} WITH (FORCE)")
+async def test_an_empty_database_is_migrated_once(offline: CommandLine, empty_url: str) -> None:
+    url = {"CONVENER_DATABASE_URL": empty_url}
+    assert "convener db migrate" in (await offline("db", "status", **url)).out
+    first = await offline("db", "migrate", "-o", "json", **url)
+    assert first.json == {"before": None, "after": schema.head(), "steps": []}
+    assert "nothing to do" in (await offline("db", "migrate", **url)).out
+    status = await offline("db", "status", "-o", "json", **url)
+    assert status.json == {"revision": schema.head(), "expected": schema.head(), "current": True, "served": True}
+    database = Database(empty_url)
+    (by,) = [row["by"] for row in await fetch(database, "SELECT by FROM audit WHERE action = 'db.migrate'")]
+    await database.close()
+    assert by.startswith("convener db migrate by ")
+    assert "Traceback" not in (await offline("db", "migrate", "--to", "", **url)).err
+    unknown = await offline("db", "migrate", "--to", "nowhere", **url)
+    assert (unknown.code, unknown.out) == (1, "")
+    assert "nowhere" in unknown.err
 
 
 async def test_a_migration_that_is_ended_shows_and_records_how_far_it_went(own_database: Database) -> None:

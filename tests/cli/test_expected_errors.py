@@ -5,7 +5,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -22,19 +22,10 @@ from app.kernel.errors import DatabaseUnavailable
 from app.settings_sources import SettingsError
 from app.terminal.databases import check_database
 from app.terminal.failures import ExitCode, Failure
-from tests.conftest import named, run_on
+from tests.conftest import named
 from tests.support.command_line import COMMAND, CommandLine
 from tests.support.ports import free_port
 from tests.support.sql import execute
-
-
-@pytest.fixture
-async def empty_url(server_url: str) -> AsyncIterator[str]:
-    """A database without a schema."""
-    name = f"convener_empty_{uuid4().hex[:12]}"
-    await run_on(server_url, f"CREATE DATABASE {name}")
-    yield named(server_url, name)
-    await run_on(server_url, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def _nobody() -> str:

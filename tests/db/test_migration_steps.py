@@ -7,7 +7,6 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from uuid import uuid4
 
 import asyncpg
 import pytest
@@ -19,7 +18,7 @@ from app.db.migration_steps import Step
 from app.kernel.errors import DatabaseUnavailable, Refused
 from benchmarks import migration_locks
 from benchmarks.migration_locks import Watched
-from tests.conftest import named, run_on
+from tests.conftest import empty_database
 from tests.support.factories import submitted
 from tests.support.sql import execute, fetch, until, until_blocked, value
 
@@ -62,10 +61,7 @@ async def test_no_migration_reads_or_writes_large_tables_while_it_holds_locks(
     server_url: str, add_migration: AddMigration
 ) -> None:
     """All migrations over 50,000 tasks with their history and events; then some that do what none may do."""
-    name = f"convener_locks_{uuid4().hex[:8]}"
-    await run_on(server_url, f"CREATE DATABASE {name}")
-    database = Database(named(server_url, name))
-    try:
+    async with empty_database(server_url) as database:
         # Without limits: it is their locks that count here, and not the speed of this machine.
         watched = await migration_locks.migrate(database.url, _TASKS, _TASKS, is_alone=True)
         assert [step.revision for step in watched.steps][-1] == schema.head()
@@ -87,9 +83,6 @@ async def test_no_migration_reads_or_writes_large_tables_while_it_holds_locks(
         assert await value(database, "SELECT bool_and(indisvalid) FROM pg_index") is True
         query = "SELECT count(*) FROM pg_inherits WHERE inhparent = 'task_history_made'::regclass"
         assert await value(database, query) == 5
-    finally:
-        await database.close()
-        await run_on(server_url, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def _culprits(watched: Watched) -> list[str]:

@@ -48,11 +48,8 @@ def _quoted(sql: str) -> set[str]:
     return set(re.findall(r"'([^']*)'", sql))
 
 
-async def test_up_from_empty_and_down_again(server_url: str) -> None:
-    name = f"convener_up_down_{PROCESS}"
-    await run_on(server_url, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
-    await run_on(server_url, f"CREATE DATABASE {name}")
-    database = Database(named(server_url, name))
+async def test_up_from_empty_and_down_again(empty_url: str) -> None:
+    database = Database(empty_url)
     assert await schema.migrate(database.engine) == (None, schema.head())
     assert await schema.migrate(database.engine) == (schema.head(), schema.head())
     await schema.downgrade(database.engine)
@@ -62,7 +59,6 @@ async def test_up_from_empty_and_down_again(server_url: str) -> None:
         )
         assert set(left.scalars()) == {"alembic_version"}
     await database.close()
-    await run_on(server_url, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 async def test_a_database_that_cannot_hold_every_text_is_refused(server_url: str) -> None:

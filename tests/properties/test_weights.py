@@ -3,7 +3,6 @@ or the pause, and every reader sees the same."""
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
 from itertools import pairwise
 
 import pytest
@@ -62,14 +61,6 @@ async def _between(database: Database, draw: random.Random) -> None:
         await end_override(database)
     if draw.random() < 0.6:
         await let_minute_pass(database)
-
-
-@pytest.fixture
-async def replica(database: Database) -> AsyncIterator[Database]:
-    """The same database as another process of the service sees it."""
-    replica = Database(database.url)
-    yield replica
-    await replica.close()
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -11,13 +11,11 @@ from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import asyncpg
 import pytest
 
 from app.db.migration_steps import ONLINE
-from tests.conftest import named, run_on
 from tests.support.ports import free_port
 from tests.system.conftest import is_ready
 from tests.system.releases import Release, former_release, present_release
@@ -54,16 +52,10 @@ def former() -> Iterator[Release]:
 
 
 async def test_work_goes_on_while_a_release_takes_the_place_of_the_former(
-    former: Release, server_url: str, tmp_path: Path
+    former: Release, empty_url: str, tmp_path: Path
 ) -> None:
-    name = f"convener_upgrade_{uuid4().hex[:8]}"
-    await run_on(server_url, f"CREATE DATABASE {name}")
-    url = named(server_url, name)
-    try:
-        async with asyncio.timeout(4 * _PATIENCE_SECONDS), AsyncExitStack() as cleanup:
-            await _rehearse(cleanup, former, url, tmp_path)
-    finally:
-        await run_on(server_url, f"DROP DATABASE {name} WITH (FORCE)")
+    async with asyncio.timeout(4 * _PATIENCE_SECONDS), AsyncExitStack() as cleanup:
+        await _rehearse(cleanup, former, empty_url, tmp_path)
 
 
 async def _rehearse(cleanup: AsyncExitStack, former: Release, url: str, tmp_path: Path) -> None:

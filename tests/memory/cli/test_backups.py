@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -30,15 +30,6 @@ from tests.support.command_line import CommandLine
 from tests.support.factories import holding, submitted
 from tests.support.postgres import running_server
 from tests.support.sql import execute, value
-
-
-@pytest.fixture
-async def empty_url(server_url: str) -> AsyncIterator[str]:
-    """URL of an empty database."""
-    name = f"convener_backup_{uuid4().hex[:8]}"
-    await run_on(server_url, f"CREATE DATABASE {name}")
-    yield named(server_url, name)
-    await run_on(server_url, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture

@@ -7,26 +7,12 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
-from uuid import uuid4
-
-import pytest
 
 from app.db.database import Database
 from app.terminal.failures import ExitCode
-from tests.conftest import named, run_on
 from tests.support.command_line import CommandLine
 from tests.support.sql import value
-
-
-@pytest.fixture
-async def empty_url(server_url: str) -> AsyncIterator[str]:
-    """URL of an empty database."""
-    name = f"convener_checkpoint_{uuid4().hex[:8]}"
-    await run_on(server_url, f"CREATE DATABASE {name}")
-    yield named(server_url, name)
-    await run_on(server_url, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 async def test_taken_listed_read_and_verified(convener: CommandLine, goal: str) -> None:

@@ -6,10 +6,9 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 from sqlalchemy import text
@@ -27,7 +26,7 @@ from app.postgres.binaries import find_binaries
 from app.postgres.errors import DumpFailed
 from app.queue.store import completions, events, outputs
 from app.queue.store.events import BEGINNING, Cursor
-from tests.conftest import named, run_on
+from tests.conftest import empty_database, named
 from tests.memory.service.test_checkpoints import is_accepted
 from tests.support.factories import completion, everything, holding, leased, ready_worker, submitted
 from tests.support.postgres import running_server
@@ -53,19 +52,6 @@ def dumps() -> Dumps:
     return Dumps(binaries=find_binaries(os.environ.get("CONVENER_POSTGRES_BIN")))
 
 
-@asynccontextmanager
-async def empty(server_url: str) -> AsyncIterator[Database]:
-    """An empty database on a server."""
-    name = f"convener_restored_{uuid4().hex[:8]}"
-    await run_on(server_url, f"CREATE DATABASE {name}")
-    database = Database(named(server_url, name))
-    try:
-        yield database
-    finally:
-        await database.close()
-        await run_on(server_url, f"DROP DATABASE {name} WITH (FORCE)")
-
-
 async def _follow(database: Database, after: Cursor) -> tuple[list[tuple[str, UUID | None]], Cursor]:
     """Every event that follows, and where to go on."""
     seen: list[tuple[str, UUID | None]] = []
@@ -76,7 +62,8 @@ async def _follow(database: Database, after: Cursor) -> tuple[list[tuple[str, UU
     return seen, after
 
 
-async def _check_invariants(database: Database) -> None:
+async def check_invariants(database: Database) -> None:
+    """No invariant is violated."""
     async with database.transaction() as connection:
         await invariants.begin_snapshot(connection)
         for check in invariants.CHECKS:
@@ -106,7 +93,7 @@ async def test_a_reader_of_events_goes_on_on_another_server(
     manifest = await backups.backup(own_database, dumps, file, lambda _: None, "test")
     lost = await submitted(own_database, 2)
     _, beyond = await _follow(own_database, half)
-    async with empty(other_server) as restored:
+    async with empty_database(other_server) as restored:
         done = await backups.restore(restored, dumps, file, lambda _: None, "test")
         assert (done.dump_revision, done.revision, done.is_verified) == (manifest.revision, schema.head(), True)
         assert await _transaction(restored) < 20_000 < done.transaction_offset
@@ -119,7 +106,7 @@ async def test_a_reader_of_events_goes_on_on_another_server(
         assert (await _follow(restored, current))[0] == new
         assert (await _follow(restored, beyond))[0] == new
         assert not {task_id for _, task_id in seen} & set(lost)
-        await _check_invariants(restored)
+        await check_invariants(restored)
 
 
 async def test_a_reader_ahead_of_a_promoted_standby_misses_nothing_that_comes(own_database: Database) -> None:
@@ -139,7 +126,7 @@ async def test_a_reader_ahead_of_a_promoted_standby_misses_nothing_that_comes(ow
     assert entry["action"] == "db.advance"
     # Nor is the token of a lease that was lost given out again.
     assert (await leased(own_database, await ready_worker(own_database))).token > 1000
-    await _check_invariants(own_database)
+    await check_invariants(own_database)
 
 
 async def test_loops_number_on_once_after_a_promotion(own_database: Database) -> None:
@@ -191,19 +178,19 @@ async def test_what_has_moved_can_move_again(
 ) -> None:
     first = await submitted(own_database)
     await backups.backup(own_database, dumps, tmp_path / "one", lambda _: None, "test")
-    async with empty(other_server) as there:
+    async with empty_database(other_server) as there:
         one = await backups.restore(there, dumps, tmp_path / "one", lambda _: None, "test")
         second = await submitted(there)
         _, cursor = await _follow(there, BEGINNING)
         await backups.backup(there, dumps, tmp_path / "two", lambda _: None, "test")
-        async with empty(server_url) as back:
+        async with empty_database(server_url) as back:
             two = await backups.restore(back, dumps, tmp_path / "two", lambda _: None, "test")
             assert two.transaction_offset > one.transaction_offset
             third = await submitted(back)
             assert (await _follow(back, cursor))[0] == [("task.submitted", third[0])]
             whole, _ = await _follow(back, BEGINNING)
             assert [task_id for _, task_id in whole] == [*first, *second, *third]
-            await _check_invariants(back)
+            await check_invariants(back)
 
 
 async def test_what_was_restored_twice_hides_no_event_from_readers_of_the_first(
@@ -212,7 +199,7 @@ async def test_what_was_restored_twice_hides_no_event_from_readers_of_the_first(
     """The first is given up, and its readers go on with the second, whose server has counted less."""
     await _count_up(own_database, 20_000)
     await backups.backup(own_database, dumps, tmp_path / "b", lambda _: None, "test")
-    async with empty(server_url) as first, empty(other_server) as second:
+    async with empty_database(server_url) as first, empty_database(other_server) as second:
         await backups.restore(first, dumps, tmp_path / "b", lambda _: None, "test")
         await submitted(first)
         _, cursor = await _follow(first, BEGINNING)
@@ -233,7 +220,7 @@ async def test_everything_is_there_and_leases_are_released_unharmed(
     waiting = await submitted(own_database, depends_on=[lease.task_id])
     finished = await _complete_task(own_database)
     await backups.backup(own_database, dumps, tmp_path / "b", lambda _: None, "test")
-    async with empty(other_server) as restored:
+    async with empty_database(other_server) as restored:
         done = await backups.restore(restored, dumps, tmp_path / "b", lambda _: None, "test")
         assert done.released_leases == 1
         task = await everything(restored, lease.task_id)
@@ -250,7 +237,7 @@ async def test_everything_is_there_and_leases_are_released_unharmed(
         async with restored.transaction() as connection:
             page = await outputs.page(connection, BEGINNING, agent_type=None, goal_id=None, limit=10)
         assert [output.task_id for output in page.items] == [finished]
-        await _check_invariants(restored)
+        await check_invariants(restored)
         # The old worker is known here, and its old token is worth nothing.
         again = await leased(restored, await ready_worker(restored))
         assert (again.task_id, again.checkpoint) == (lease.task_id, '{"step": 4}')
@@ -265,14 +252,14 @@ async def test_no_lease_after_the_backup_shares_its_token_with_one_of_the_restor
     await submitted(own_database)
     await backups.backup(own_database, dumps, tmp_path / "b", lambda _: None, "test")
     lost = await leased(own_database, worker_id)
-    async with empty(server_url) as first, empty(server_url) as second:
+    async with empty_database(server_url) as first, empty_database(server_url) as second:
         for restored in (first, second):
             await backups.restore(restored, dumps, tmp_path / "b", lambda _: None, "test")
             lease = await leased(restored, worker_id)
             assert (lease.task_id, lease.token > lost.token) == (lost.task_id, True)
             assert not await is_accepted(restored, completion(worker_id, lost))
             assert await is_accepted(restored, completion(worker_id, lease))
-            await _check_invariants(restored)
+            await check_invariants(restored)
             lost = lease
 
 
@@ -282,7 +269,7 @@ async def test_a_task_that_asks_for_resources_goes_back_to_workers_that_offer_th
     (asking,) = await submitted(own_database, resources=GPU)
     await leased(own_database, await ready_worker(own_database), resources=GPU)
     await backups.backup(own_database, dumps, tmp_path / "b", lambda _: None, "test")
-    async with empty(other_server) as restored:
+    async with empty_database(other_server) as restored:
         await backups.restore(restored, dumps, tmp_path / "b", lambda _: None, "test")
         assert class_of(await value(restored, "SELECT tag FROM tasks")) == 1
         assert (await leased(restored, await ready_worker(restored), resources=GPU)).task_id == asking
@@ -304,7 +291,7 @@ async def test_a_restore_needs_an_empty_database(
     await backups.backup(own_database, dumps, tmp_path / "b", lambda _: None, "test")
     with pytest.raises(Refused, match=f"not empty: it has a schema at {schema.head()}"):
         await backups.restore(own_database, dumps, tmp_path / "b", lambda _: None, "test")
-    async with empty(server_url) as stranger:
+    async with empty_database(server_url) as stranger:
         await execute(stranger, "CREATE TABLE theirs (id int)")
         with pytest.raises(Refused, match="not empty"):
             await backups.restore(stranger, dumps, tmp_path / "b", lambda _: None, "test")
@@ -363,7 +350,7 @@ async def test_damage_is_found(own_database: Database, dumps: Dumps, tmp_path: P
     assert "SHA-256" in backups.inspect(dumps, file).violations[0]
     file.write_bytes(content[:-1])
     assert "bytes" in backups.inspect(dumps, file).violations[0]
-    async with empty(server_url) as database:
+    async with empty_database(server_url) as database:
         with pytest.raises(Refused, match="cannot be restored"):
             await backups.restore(database, dumps, file, lambda _: None, "test")
         assert await schema.revision(database.engine) is None
@@ -382,7 +369,7 @@ async def test_a_dump_without_its_manifest_is_restored_unchecked(
     await submitted(own_database)
     await backups.backup(own_database, dumps, tmp_path / "b", lambda _: None, "test")
     archives.manifest_path(tmp_path / "b").unlink()
-    async with empty(server_url) as database:
+    async with empty_database(server_url) as database:
         done = await backups.restore(database, dumps, tmp_path / "b", lambda _: None, "test")
         assert not done.is_verified
         assert await value(database, "SELECT count(*) FROM tasks") == 1
@@ -398,7 +385,7 @@ async def test_a_restore_that_is_interrupted_leaves_nothing_that_could_be_taken_
         raise RuntimeError("interrupted")
 
     monkeypatch.setattr(backups, "_finish_restore", interrupted)
-    async with empty(server_url) as database:
+    async with empty_database(server_url) as database:
         with pytest.raises(RuntimeError):
             await backups.restore(database, dumps, tmp_path / "b", lambda _: None, "test")
         assert await value(database, "SELECT count(*) FROM tasks") == 1
@@ -408,26 +395,26 @@ async def test_a_restore_that_is_interrupted_leaves_nothing_that_could_be_taken_
 
 
 async def test_an_older_schema_is_brought_up_to_date(server_url: str, dumps: Dumps, tmp_path: Path) -> None:
-    async with empty(server_url) as old:
+    async with empty_database(server_url) as old:
         await schema.migrate(old.engine, "2026_11_23_first_schema")
         await execute(
             old,
             "INSERT INTO events (kind, task_id, agent_type) VALUES ('task.submitted', gen_random_uuid(), 'ranking')",
         )
         await backups.backup(old, dumps, tmp_path / "old", lambda _: None, "test")
-    async with empty(server_url) as new:
+    async with empty_database(server_url) as new:
         done = await backups.restore(new, dumps, tmp_path / "old", lambda _: None, "test")
         assert (done.dump_revision, done.revision) == ("2026_11_23_first_schema", schema.head())
         assert await schema.revision(new.engine) == schema.head()
         assert len((await _follow(new, BEGINNING))[0]) == 1
         await submitted(new)
-        await _check_invariants(new)
+        await check_invariants(new)
 
 
 async def test_a_newer_schema_is_refused(own_database: Database, server_url: str, dumps: Dumps, tmp_path: Path) -> None:
     await execute(own_database, "UPDATE alembic_version SET version_num = 'next_year'")
     await backups.backup(own_database, dumps, tmp_path / "b", lambda _: None, "test")
-    async with empty(server_url) as database:
+    async with empty_database(server_url) as database:
         with pytest.raises(Refused, match="next_year"):
             await backups.restore(database, dumps, tmp_path / "b", lambda _: None, "test")
 

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
-from uuid import uuid4
 
 import pytest
 
@@ -32,12 +31,13 @@ from app.llm.rules.models import ModelLimits
 from app.llm.rules.rate_limit import Dimension
 from app.llm.store import models
 from app.memory.service import checkpoints
-from app.memory.store import context, invariants
+from app.memory.store import context
 from app.memory.store.context import EntryKey, Write
 from app.queue.store import cancel, events
 from app.queue.store.listing import Selection
-from tests.conftest import named, run_on
+from tests.conftest import empty_database, run_on
 from tests.goals.service.budgeted_goals import enforce_budgets
+from tests.memory.service.test_backups import check_invariants
 from tests.memory.service.test_checkpoints import complete, is_accepted, take
 from tests.support.agent_results import add_example_2_results, configure_example_2, in_force, tick
 from tests.support.factories import completion, everything, goal_request, holding, leased, ready_worker, submitted
@@ -48,18 +48,12 @@ GPU = '{"gpus": 1}'
 
 @asynccontextmanager
 async def _empty(server_url: str, *, migrated: bool = False) -> AsyncIterator[Database]:
-    name = f"convener_empty_{uuid4().hex[:8]}"
-    await run_on(server_url, f"CREATE DATABASE {name}")
-    database = Database(named(server_url, name))
-    try:
+    async with empty_database(server_url) as database:
         if migrated:
             await schema.migrate(database.engine)
             # As another process would do it: connections that it leaves behind are not ours.
             await database.engine.dispose()
         yield database
-    finally:
-        await database.close()
-        await run_on(server_url, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 async def _restore(database: Database, source: Database) -> checkpoints.RestoredCheckpoint:
@@ -113,7 +107,7 @@ async def test_a_restore_brings_everything_back(own_database: Database, server_u
         kinds = {event.task_id: event.kind for event in told}
         assert kinds == {lease.task_id: "task.released", waiting: "task.submitted", blocked: "task.submitted"}
         assert all(event.detail and "checkpoint" in event.detail["reason"] for event in told)
-        await _check_invariants(database)
+        await check_invariants(database)
         assert await in_force(database) == await in_force(own_database)
         assert (await tick(database))["kept"] == "0 new results; a step takes 10"
         # Work goes on: with a higher token, from the checkpoint, and what was blocked comes free in the end.
@@ -171,13 +165,6 @@ async def test_classes_of_which_a_former_restore_has_given_a_number_twice(
         assert {row["class"] for row in rows} == {1, 2}
         assert all(row["agrees"] for row in rows)
         assert [class_of(row["tag"]) for row in rows] == [row["class"] for row in rows]
-
-
-async def _check_invariants(database: Database) -> None:
-    async with database.transaction() as connection:
-        await invariants.begin_snapshot(connection)
-        for check in invariants.CHECKS:
-            assert (await invariants.run_check(connection, check)).examples == [], check.name
 
 
 async def test_the_restored_configuration_is_in_force_where_a_service_has_written_its_first(
