@@ -1,10 +1,14 @@
 """Folds: add events to sums batch by batch, so that none is left out and none is counted twice."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+# One turn stays short, and a backlog is worked off over several.
+MAX_BATCHES = 5
 # The folds of events, by the names of their marks.
 GOALS, MINUTES, PERFORMANCE = "goals", "minutes", "performance"
 OF_EVENTS = (GOALS, MINUTES, PERFORMANCE)
@@ -31,6 +35,27 @@ class Horizon:
     def until(self) -> int:
         """The first transaction that folds, which know only whole ones, leave out."""
         return self.transaction + self.is_held
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoldedBatch:
+    """Number of events that were folded, and whether more are waiting."""
+
+    events: int
+    has_more: bool
+
+
+async def fold_batches(
+    connection: AsyncConnection, fold: Callable[[AsyncConnection], Awaitable[FoldedBatch]]
+) -> dict[str, Any]:
+    """Fold at most a few batches; return the number of events folded, and whether any are left."""
+    events = 0
+    for _ in range(MAX_BATCHES):
+        batch = await fold(connection)
+        events += batch.events
+        if not batch.has_more:
+            return {"events": events}
+    return {"events": events, "behind": True}
 
 
 async def horizon(connection: AsyncConnection, *tables: str) -> Horizon:

@@ -14,12 +14,10 @@ from app.agents.rules import performance as rules
 from app.agents.rules.performance import RecentResults, Result, quality_gain
 from app.agents.store import performance, ratings
 from app.agents.store.ratings import Rating, StoredRating
+from app.db.folds import MAX_BATCHES
 from app.kernel.agents import AgentType
 from app.kernel.states import TaskState
 from app.queue.errors import IdempotencyMismatch, TaskNotCompleted, TaskNotFound
-
-# One turn stays short, and a backlog is worked off over several.
-_MAX_BATCHES = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +34,7 @@ async def fold(connection: AsyncConnection) -> dict[str, Any]:
     """Fold new results, in a few batches, and then the ratings of folded results."""
     counts: Counter[AgentType] = Counter()
     new_results: dict[AgentType, list[Result]] = {}
-    for _ in range(_MAX_BATCHES):
+    for _ in range(MAX_BATCHES):
         batch = await performance.fold(connection)
         counts.update(batch.counts)
         for agent, results in batch.last_results.items():
@@ -53,7 +51,7 @@ async def fold(connection: AsyncConnection) -> dict[str, Any]:
 
 async def _fold_ratings(connection: AsyncConnection) -> list[StoredRating]:
     new_ratings: list[StoredRating] = []
-    for _ in range(_MAX_BATCHES):
+    for _ in range(MAX_BATCHES):
         batch = await ratings.fold(connection)
         new_ratings += batch
         if not batch:

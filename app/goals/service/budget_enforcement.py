@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.rules.config import IterationConfig
-from app.db import duties
+from app.db import duties, folds
 from app.db.database import Database, now
 from app.goals.rules import budgets
 from app.goals.rules import goals as rules
@@ -35,7 +35,6 @@ RECAPTURE_DUTY = "look for strays of held goals"
 BATCH = 1000
 # Longer than a transaction usually takes from writing a row to its commit.
 _COMMIT_DELAY = timedelta(seconds=20)
-_MAX_FOLDS = 5
 # So many goals are judged in some 10 ms of the event loop; then others have a turn.
 _SHARE = 200
 
@@ -54,14 +53,8 @@ _NO_ROOM = _Room()
 
 
 async def fold_compute(connection: AsyncConnection) -> dict[str, Any]:
-    """Add attempts that have ended to the compute of their goals; report the number of events read."""
-    events = 0
-    for _ in range(_MAX_FOLDS):
-        result = await compute.fold(connection)
-        events += result.events
-        if not result.has_more:
-            return {"events": events}
-    return {"events": events, "behind": True}
+    """Add attempts that have ended to the compute of their goals, at most a few batches a turn."""
+    return await folds.fold_batches(connection, compute.fold)
 
 
 async def enforce_budgets(connection: AsyncConnection) -> dict[str, Any]:

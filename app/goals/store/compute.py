@@ -13,6 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import folds
+from app.db.folds import FoldedBatch
 from app.db.retention import BATCH, deletion
 from app.goals.rules.budgets import Compute
 from app.goals.store import goals
@@ -37,14 +38,6 @@ _END_EVENTS = (
 )
 _END_KINDS = ", ".join(repr(event.value) for event in _END_EVENTS)
 _IS_ATTEMPT = f"kind IN ({_END_KINDS}) AND seconds IS NOT NULL AND goal_id IS NOT NULL"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FoldResult:
-    """Number of events that were read, and whether more are waiting."""
-
-    events: int
-    has_more: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,11 +158,11 @@ _PRUNE = deletion(
 )
 
 
-async def fold(connection: AsyncConnection, limit: int = 20_000) -> FoldResult:
+async def fold(connection: AsyncConnection, limit: int = 20_000) -> FoldedBatch:
     """Fold about `limit` of the oldest new events. The caller holds a duty's turn: two at once would count twice."""
     horizon = await folds.horizon(connection, "events")
     row = (await connection.execute(_FOLD, {"until": horizon.until, "limit": limit})).mappings().one()
-    return FoldResult(events=row["events"], has_more=row["has_more"])
+    return FoldedBatch(events=row["events"], has_more=row["has_more"])
 
 
 async def read_many(connection: AsyncConnection, goal_ids: Collection[str]) -> dict[str, GoalCompute]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.db import duties
+from app.db import duties, folds
 from app.db.database import now
 from app.db.duties import LastTurn
 from app.kernel.lanes import Priority
@@ -20,7 +20,6 @@ log = logging.getLogger(__name__)
 FOLD_EVENTS = "fold events"
 FIND_OLDEST = "find the oldest"
 CHECK_COUNTERS = "check counters"
-_MAX_BATCHES = 5
 # Counting reads the whole table: half a second for this size, and longer than a statement may take for twenty times as
 # much. The limit is on the size of the table, because wrong counters must not decide whether they are checked.
 _MAX_TABLE_BYTES = 512 << 20
@@ -29,7 +28,7 @@ _MAX_TABLE_BYTES = 512 << 20
 async def fold_counts(connection: AsyncConnection) -> dict[str, Any]:
     """Fold the changes of counters into totals, at most a few batches a turn; return the number folded."""
     line_count = 0
-    for _ in range(_MAX_BATCHES):
+    for _ in range(folds.MAX_BATCHES):
         line_count += (folded := await counters.fold(connection))
         # A batch ends between two transactions, so a full one may have less than the limit.
         if folded < counters.FOLDED_LINES // 2:
@@ -38,14 +37,8 @@ async def fold_counts(connection: AsyncConnection) -> dict[str, Any]:
 
 
 async def fold_events(connection: AsyncConnection) -> dict[str, Any]:
-    """Fold new events into minutes, at most a few batches a turn; return the number folded, and if any are left."""
-    event_count = 0
-    for _ in range(_MAX_BATCHES):
-        batch = await throughput.fold(connection)
-        event_count += batch.events
-        if not batch.has_more:
-            return {"events": event_count}
-    return {"events": event_count, "behind": True}
+    """Fold new events into minutes, at most a few batches a turn."""
+    return await folds.fold_batches(connection, throughput.fold)
 
 
 async def find_oldest(connection: AsyncConnection) -> dict[str, Any]:

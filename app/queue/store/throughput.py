@@ -5,13 +5,13 @@ wait or the run, which go into a histogram.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import folds
+from app.db.folds import FoldedBatch
 from app.db.retention import pruning
 from app.kernel.agents import AgentType
 from app.kernel.events import TaskEvent
@@ -96,14 +96,6 @@ SELECT kind, sum(tasks)::bigint AS tasks FROM (
 """)
 
 prune = pruning("queue_minutes", "minute")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FoldedBatch:
-    """Number of events that were folded, and whether more are waiting."""
-
-    events: int
-    has_more: bool
 
 
 async def fold(connection: AsyncConnection, limit: int = 20_000) -> FoldedBatch:

@@ -172,7 +172,7 @@ async def test_many_judgements_are_folded_over_several_turns_and_the_last_of_eac
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All at once they took longer than a transaction may be idle, and so were tried again for ever."""
-    monkeypatch.setattr(performance, "_MAX_BATCHES", 2)
+    monkeypatch.setattr(performance, "MAX_BATCHES", 2)
     await add_events(database, MAX_RESULTS)
     await fold(database)
     say = """

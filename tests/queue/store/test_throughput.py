@@ -7,12 +7,12 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.database import Database
+from app.db.folds import FoldedBatch
 from app.kernel.agents import AgentType
 from app.kernel.histograms import BOUNDS, bucket
 from app.kernel.lanes import Lane, Priority
 from app.queue.rules.status import MinuteCount
 from app.queue.store import throughput
-from app.queue.store.throughput import FoldedBatch
 from tests.support.sql import execute, fetch, uncommitted, value
 
 _TELL = """
