@@ -80,8 +80,8 @@ _LAST_TRACES_SECONDS = 0.5
 def services_for(
     settings: Settings,
     database: Database,
-    certificate: ServerCertificate | None = None,
-    traces: TaskTraces | None = None,
+    certificate: ServerCertificate | None,
+    traces: TaskTraces | None,
 ) -> Services:
     """All objects that routes work with."""
     leases = LeasePolicy(

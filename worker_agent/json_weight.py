@@ -15,7 +15,7 @@ _BLOCK_BYTES = 128 << 10
 TOO_HEAVY = "with more values than a result may have, or a number of over 400 digits"
 
 
-def allowed_weight(size: int, max_weight: int = _MAX_WEIGHT) -> int:
+def allowed_weight(size: int, max_weight: int) -> int:
     """The most weight that a text of so many bytes may have."""
     return min(max_weight, size + _FREE_WEIGHT)
 

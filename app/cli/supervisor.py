@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 _CALM_SECONDS = 4.0
 _LONGEST_PAUSE_SECONDS = 5.0
 _PRUNE_SECONDS = 60.0
+_LEFTOVER_SECONDS = 3.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -204,7 +205,7 @@ async def _keep_logs_few(server: Server) -> None:
         await asyncio.sleep(_PRUNE_SECONDS)
 
 
-def end_leftovers(record: Path, seconds: float = 3.0) -> int:
+def end_leftovers(record: Path) -> int:
     """End the children of a supervisor that was killed; return the number that were still running."""
     try:
         records = json.loads(record.read_text())
@@ -214,11 +215,11 @@ def end_leftovers(record: Path, seconds: float = 3.0) -> int:
     for process in leftovers:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
-    _, stubborn = psutil.wait_procs(leftovers, timeout=seconds)
+    _, stubborn = psutil.wait_procs(leftovers, timeout=_LEFTOVER_SECONDS)
     for process in stubborn:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(stubborn, timeout=seconds)
+    psutil.wait_procs(stubborn, timeout=_LEFTOVER_SECONDS)
     record.unlink(missing_ok=True)
     return len(leftovers)
 

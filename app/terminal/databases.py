@@ -47,8 +47,8 @@ def database_url() -> str:
     return url
 
 
-def on_database(work: "Callable[[Database], Awaitable[T]]", url: str | None = None) -> T:
-    """The result of `work` on a database, by default the one that the environment names.
+def on_database(work: "Callable[[Database], Awaitable[T]]", url: str | None) -> T:
+    """The result of `work` on the database at `url`, or else the one that the environment names.
 
     Raises Failure when it cannot be reached, or refuses.
     """

@@ -218,16 +218,15 @@ def _keep_current(current: Weights, reason: str) -> WeightPlan:
     return WeightPlan(weights=current, adjustments={}, reason=reason)
 
 
-def under_degradation(
-    weights: Weights, step: DegradationStep, policy: WeightPolicy = WeightPolicy()
-) -> dict[AgentType, float]:
+def under_degradation(weights: Weights, step: DegradationStep) -> dict[AgentType, float]:
     """The weights while agents are suspended: these get the floor, the others share the rest in their proportions."""
     suspended_types = suspended_agents(step)
     if not suspended_types:
         return dict(weights)
-    remainder = 1 - policy.floor * len(suspended_types)
+    floor = WeightPolicy().floor
+    remainder = 1 - floor * len(suspended_types)
     active_sum = sum(weight for agent, weight in weights.items() if agent not in suspended_types)
     return {
-        agent: policy.floor if agent in suspended_types else weight / active_sum * remainder
+        agent: floor if agent in suspended_types else weight / active_sum * remainder
         for agent, weight in weights.items()
     }

@@ -11,6 +11,7 @@ _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 1000, 420, 80, 40, 80, 60
 # Colors of the Okabe-Ito palette, which color-blind readers can tell apart.
 _BEST_COLOR, _TOP_COLOR, _TEXT_COLOR = "#0072b2", "#d55e00", "#000000"
 _TICKS = 4
+_COLUMNS, _ROWS = 60, 8
 _EMPTY = f'<text x="{_LEFT}" y="{_TOP + 20}">nothing was measured yet</text>'
 
 Point = tuple[float, float]
@@ -46,19 +47,19 @@ def curves(iterations: Sequence[Json]) -> Curves:
     return Curves(best=points["quality"], top=points["top_quality"], unit=unit)
 
 
-def draw_text(chart: Curves, width: int = 60, height: int = 8) -> str:
+def draw_text(chart: Curves) -> str:
     """Draw a chart of characters: ● the best, ○ the top; empty where nothing was measured."""
     if not chart.points:
         return ""
     (x_low, x_high), (y_low, y_high) = chart.ranges
-    rows = [[" "] * width for _ in range(height)]
+    rows = [[" "] * _COLUMNS for _ in range(_ROWS)]
     for points, sign in ((chart.top, "○"), (chart.best, "●")):
         for x, y in points:
-            rows[height - 1 - _to_cell(y, y_low, y_high, height)][_to_cell(x, x_low, x_high, width)] = sign
-    labels = {0: _format_number(y_high), height - 1: _format_number(y_low)}
+            rows[_ROWS - 1 - _to_cell(y, y_low, y_high, _ROWS)][_to_cell(x, x_low, x_high, _COLUMNS)] = sign
+    labels = {0: _format_number(y_high), _ROWS - 1: _format_number(y_low)}
     lines = [f"{labels.get(row, ''):>9} │{''.join(signs).rstrip()}" for row, signs in enumerate(rows)]
-    ends = f"{_format_number(x_low)}".ljust(width - 18) + f"{_format_number(x_high)} {chart.unit}"
-    return "\n".join([*lines, f"{'':>9} └{'─' * width}", f"{'':>11}{ends}"])
+    ends = f"{_format_number(x_low)}".ljust(_COLUMNS - 18) + f"{_format_number(x_high)} {chart.unit}"
+    return "\n".join([*lines, f"{'':>9} └{'─' * _COLUMNS}", f"{'':>11}{ends}"])
 
 
 def draw_svg(goal: Json, iterations: Sequence[Json]) -> str:

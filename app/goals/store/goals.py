@@ -128,7 +128,7 @@ SELECT id, share FROM (
                           coalesce(s.tokens, 0)::float8 / g.token_budget) AS share
     FROM goals g LEFT JOIN llm_spending s ON s.goal_id = g.id
     WHERE g.state = ANY (CAST(:states AS text[])) AND (g.money_budget IS NOT NULL OR g.token_budget IS NOT NULL)
-) used WHERE share >= :at_least ORDER BY share DESC, id LIMIT :limit
+) used WHERE share >= :at_least ORDER BY share DESC, id LIMIT 1000
 """)
 
 _NOTE_MONEY = text("UPDATE goals SET money_base = :money, money_since = :calls_usd WHERE id = :id")
@@ -230,9 +230,9 @@ async def change_limits(connection: AsyncConnection, goal_id: str, constraints: 
         await connection.execute(statement, {**changes, "id": goal_id})
 
 
-async def budget_shares(connection: AsyncConnection, *, at_least: float, limit: int = 1000) -> dict[str, float]:
+async def budget_shares(connection: AsyncConnection, *, at_least: float) -> dict[str, float]:
     """Used shares of the money or tokens of live goals of which `at_least` so much is used, the largest first."""
-    values = {"states": [state.value for state in LIVE_STATES], "at_least": at_least, "limit": limit}
+    values = {"states": [state.value for state in LIVE_STATES], "at_least": at_least}
     return {row.id: row.share for row in await connection.execute(_BUDGET_SHARES, values)}
 
 
