@@ -79,28 +79,25 @@ class RotationIn(Body):
     reason: Reason = ""
 
 
-class ApiKeyCreated(BaseModel):
-    """The only time that the key is shown."""
-
+class _ApiKey(BaseModel):
     id: str
     role: Role
     label: str
     namespace: str | None = Field(description="null: of the whole service")
     withheld: list[Scope]
     uses_left: int | None = Field(description="workers that it may still register; null: any number")
+
+
+class ApiKeyCreated(_ApiKey):
+    """The only time that the key is shown."""
+
     expires_at: Moment | None
     key: str
 
 
-class ApiKeyOut(BaseModel):
+class ApiKeyOut(_ApiKey):
     """A key without its secret, which nobody keeps."""
 
-    id: str
-    role: Role
-    label: str
-    namespace: str | None = Field(description="null: of the whole service")
-    withheld: list[Scope]
-    uses_left: int | None = Field(description="workers that it may still register; null: any number")
     created_at: Moment
     rotated_at: Moment | None
     expires_at: Moment | None

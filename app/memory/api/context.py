@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 
 from app.http.bodies import CONTENT_BYTES, body_limit
-from app.http.etags import etag, is_known
+from app.http.etags import IfMatch, etag, is_known
 from app.http.fields import NEWEST, Below, Limit, Moment, Word
 from app.http.guard import Caller, requires
 from app.http.json import check_size as limit_size
@@ -52,7 +52,6 @@ JsonValue = Annotated[
     WithJsonSchema({"examples": [{"law": "the square of the period is the cube of the distance", "planets": 6}]}),
     Body(description="any JSON value"),
 ]
-IfMatch = Annotated[str | None, Header(max_length=200, description='the version that this builds on, like `"7"`')]
 IfNoneMatch = Annotated[str | None, Header(max_length=200, description="`*`: only where there is no entry")]
 RequestKey = Annotated[
     Word | None,
