@@ -17,12 +17,14 @@ from tests.support.sql import until
 LOST = ConnectionRefusedError("nobody is there")
 
 
-async def _ask(database: Database) -> object:
+async def ask(database: Database) -> object:
+    """The time, by a transaction."""
     async with database.transaction() as connection:
         return await now(connection)
 
 
-async def _ask_hot(database: Database) -> object:
+async def ask_hot(database: Database) -> object:
+    """Something, by the hot path."""
     return await hot_path.run(database, lambda c: c.fetchval("SELECT 1"))
 
 
@@ -73,9 +75,9 @@ async def test_whatever_uses_it_tells_of_it_in_one_line_together(
     following = asyncio.create_task(Keyring(away).follow())
     async with running(away, Job(name="asking", seconds=0.2, run=lambda _: _work(away))):
         for _ in range(8):
-            for ask in (_ask, _ask_hot):
+            for call in (ask, ask_hot):
                 with pytest.raises(DatabaseUnavailable):
-                    await ask(away)
+                    await call(away)
             await asyncio.sleep(0.2)
     following.cancel()
     await asyncio.wait([following])
@@ -86,7 +88,7 @@ async def test_whatever_uses_it_tells_of_it_in_one_line_together(
 
 async def test_the_hot_path_notices_when_it_is_back(database: Database, caplog: pytest.LogCaptureFixture) -> None:
     database.outage.note_failure(LOST)
-    await _ask_hot(database)
+    await ask_hot(database)
     assert not database.outage.is_on
     assert "the database is back" in caplog.text
 
@@ -107,7 +109,7 @@ async def test_a_database_that_is_busy_is_not_called_away(
     await is_held.wait()
     monkeypatch.setattr(hot_path, "_ACQUIRE_SECONDS", 0.1)
     with pytest.raises(DatabaseUnavailable, match="all connections to the database are in use"):
-        await _ask_hot(busy)
+        await ask_hot(busy)
     assert not busy.outage.is_on
     is_over.set()
     await holding
@@ -134,4 +136,4 @@ async def test_the_same_error_of_a_duty_again_and_again_is_told_once(
 
 
 async def _work(database: Database) -> None:
-    await _ask(database)
+    await ask(database)

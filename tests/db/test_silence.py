@@ -15,6 +15,7 @@ from app.db import hot_path, notify
 from app.db.connections import Connections, LimitedConnection, Limits
 from app.db.database import Database, now
 from app.kernel.errors import DatabaseUnavailable
+from tests.db.test_outage import ask, ask_hot
 from tests.support.proxy import Line, silent_line
 from tests.support.sql import execute, until, value
 
@@ -41,24 +42,15 @@ async def far(line: Line) -> AsyncIterator[Database]:
     await far.close()
 
 
-async def _ask(database: Database) -> object:
-    async with database.transaction() as connection:
-        return await now(connection)
-
-
-async def _ask_hot(database: Database) -> object:
-    return await hot_path.run(database, lambda c: c.fetchval("SELECT 1"))
-
-
 @pytest.mark.slow
 async def test_a_statement_over_a_silent_line_ends_and_its_connection_is_thrown_away(far: Database, line: Line) -> None:
-    await _ask(far)
+    await ask(far)
     line.hush()
     before = line.count
     async with asyncio.timeout(30):
         with pytest.raises(DatabaseUnavailable):
-            await _ask(far)
-        await _ask(far)
+            await ask(far)
+        await ask(far)
     assert line.count == before + 1
 
 
@@ -68,13 +60,13 @@ async def test_a_silent_line_is_noticed_without_anybody_asking(
 ) -> None:
     """All connections are made anew, so that nobody has to lose a statement first to find out."""
     far.announcer.start()
-    await _ask(far)
-    await _ask_hot(far)
+    await ask(far)
+    await ask_hot(far)
     line.hush()
     with caplog.at_level(logging.WARNING):
         await until(lambda: _holds("made anew" in caplog.text), within=60)
-    await _ask(far)
-    assert await _ask_hot(far) == 1
+    await ask(far)
+    assert await ask_hot(far) == 1
 
 
 async def _holds(condition: bool) -> bool:
@@ -104,11 +96,11 @@ async def _fall_silent(far: Database, line: Line) -> None:
 async def test_closing_does_not_wait_for_a_silent_line(line: Line) -> None:
     far = Database(line.url, statement_seconds=600)
     far.announcer.start()
-    await _ask(far)
-    await _ask_hot(far)
-    waiting: list[asyncio.Task[object]] = [asyncio.create_task(_ask(far)) for _ in range(3)]
+    await ask(far)
+    await ask_hot(far)
+    waiting: list[asyncio.Task[object]] = [asyncio.create_task(ask(far)) for _ in range(3)]
     line.die()
-    waiting += [asyncio.create_task(_ask_hot(far)) for _ in range(3)]
+    waiting += [asyncio.create_task(ask_hot(far)) for _ in range(3)]
     await asyncio.sleep(0.1)
     async with asyncio.timeout(30):
         await far.close()
@@ -124,7 +116,7 @@ async def test_a_cancelled_statement_costs_its_connection_and_ends_at_the_server
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     await until(lambda: _is(database, _RUNNING, 0), within=60)
-    assert await _ask_hot(far) == 1
+    assert await ask_hot(far) == 1
     await far.close()
 
 

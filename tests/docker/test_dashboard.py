@@ -13,15 +13,13 @@ from uuid import uuid4
 import httpx
 import pytest
 from fastapi import FastAPI
-from prometheus_client import CollectorRegistry
 from ruamel.yaml import YAML
 
 from app.db.database import Database
-from app.health.api.prometheus import MetricsPage
 from app.kernel.access import Role
 from tests.docker.composition import DIRECTORY, services
 from tests.docker.prometheus import prometheus
-from tests.docker.test_alert_rules import RULES, parse_command
+from tests.docker.test_alert_rules import RULES, parse_command, served_metrics
 from tests.docker.test_prometheus import CONFIGURATION
 from tests.support.processes import process
 from tests.support.service import Service
@@ -46,9 +44,7 @@ def _yaml(path: Path) -> Any:
 
 
 def test_every_metric_is_one_that_the_api_serves() -> None:
-    registry = CollectorRegistry()
-    MetricsPage(registry)
-    served = {name for family in registry.collect() for name in (family.name, f"{family.name}_total")}
+    served = served_metrics()
     for title, query in _queries():
         metrics = re.findall(r"(?:convener|http|process)_\w+", query)
         assert metrics, title

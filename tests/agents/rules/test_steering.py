@@ -24,13 +24,9 @@ from app.agents.rules.steering import (
 from app.agents.rules.weights import AgentScore, WeightPolicy
 from app.kernel.agents import AgentType
 from app.kernel.modes import Mode
-from app.kernel.shares import Weights, raise_to_floor
+from app.kernel.shares import Weights
+from tests.agents.rules.test_weights import ALL, AVERAGE, CONFIGURED, POLICY, REFLECTION, weights
 
-ALL = list(AgentType)
-POLICY = WeightPolicy()
-REFLECTION = AgentType.REFLECTION
-CONFIGURED = dict.fromkeys(ALL, 0.17) | {REFLECTION: 0.15}
-AVERAGE = dict.fromkeys(ALL, AgentScore(effectiveness=0.5, tasks_per_second=0.1))
 EXCELLENT = AVERAGE | {REFLECTION: AgentScore(effectiveness=0.95, tasks_per_second=0.3)}
 START = datetime(2026, 1, 1, tzinfo=UTC)
 HALF = dict.fromkeys(ALL, 0.1) | {REFLECTION: 0.5}
@@ -147,9 +143,6 @@ def test_trusted_testers_get_smaller_steps_and_development_the_same_as_productio
     assert advance(first.state, snapshot(300, EXCELLENT, 99), careful).adjustments
 
 
-weights = st.lists(st.floats(0, 1), min_size=6, max_size=6).filter(any).map(
-    lambda raw: raise_to_floor(dict(zip(ALL, raw, strict=True)), POLICY.floor)
-)  # fmt: skip
 scores = st.dictionaries(
     st.sampled_from(ALL), st.builds(AgentScore, effectiveness=st.one_of(st.none(), st.floats(0, 1)))
 )
