@@ -219,7 +219,19 @@ def _refuse_closed(connection: Any, *_: object) -> None:
         raise DisconnectionError
 
 
+_ONE_SNAPSHOT = text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+_READ_WHOLE_TABLES = text("SET LOCAL enable_seqscan = on")
 _SHORT_LOCK_TIMEOUT = text("SET LOCAL lock_timeout = '200ms'")
+
+
+async def hold_moment(connection: AsyncConnection) -> None:
+    """Let all that follows in this transaction, of which this is the first statement, only read, and see one moment."""
+    await connection.execute(_ONE_SNAPSHOT)
+
+
+async def allow_whole_tables(connection: AsyncConnection) -> None:
+    """Let statements of this transaction that no index serves read tables as a whole."""
+    await connection.execute(_READ_WHOLE_TABLES)
 
 
 async def limit_lock_waits(connection: AsyncConnection) -> None:

@@ -66,10 +66,8 @@ def _round(game: Game, crew: list[WorkerId]) -> None:
 async def _check(service: Service) -> None:
     """What people who doubt may ask a service to look at, and what followers of events were told."""
     async with service.replicas[0].database.transaction() as connection:
-        await invariants.begin_snapshot(connection)
-        for check in _CHECKS:
-            verdict = await invariants.run_check(connection, check)
-            assert not verdict.violations, f"{check.description}: {verdict.examples}"
+        for verdict in await invariants.run_checks(connection, _CHECKS):
+            assert not verdict.violations, f"{verdict.check.description}: {verdict.examples}"
     told = [(event.task_id, event.kind) for event in await _followed(service)]
     rows = await service.fetch("SELECT task_id, kind FROM every_event ORDER BY transaction, seq")
     # Events lag behind the oldest transaction of the whole server, never behind one another.

@@ -6,9 +6,9 @@ from uuid import UUID
 from fastapi import Depends
 from pydantic import BaseModel, Field
 
+from app.db.database import hold_moment
 from app.diagnosis.rules.causes import Cause, Code
 from app.diagnosis.service.diagnosis import Diagnosis, diagnose
-from app.diagnosis.store import facts
 from app.http.fields import Moment
 from app.http.guard import Caller, requires
 from app.http.namespaces import Within
@@ -79,7 +79,8 @@ class WhyOut(BaseModel):
 
 
 async def _one_moment(connection: Reading) -> None:
-    await facts.hold_moment(connection)
+    # A task that is leased between two statements would be told of as neither waiting nor running.
+    await hold_moment(connection)
 
 
 @router.get(

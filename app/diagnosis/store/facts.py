@@ -26,9 +26,6 @@ from app.queue.store.claims import STRETCH
 from app.queue.store.worker_names import worker_name
 from app.workers.store.tables import LIVE
 
-# One snapshot for all: a task that is leased between two statements would be told of as neither waiting nor running.
-_ONE_SNAPSHOT = text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-
 _SAME = """id, state, agent_type, goal_id, priority, token, failures, max_attempts, worker_id, leased_at, waiting_since,
        timeout_seconds"""
 _PROGRESS = "jsonb_build_object('percent', progress -> 'percent', 'message', left(progress ->> 'message', 1000))"
@@ -192,11 +189,6 @@ class Surroundings:
     awaited: str | None
     floor: float
     loops_seen_at: datetime | None
-
-
-async def hold_moment(connection: AsyncConnection) -> None:
-    """Let all that follows in this transaction, of which this is the first statement, see one moment."""
-    await connection.execute(_ONE_SNAPSHOT)
 
 
 async def task(connection: AsyncConnection, task_id: UUID, namespace: str | None) -> tuple[TaskFacts, Position] | None:

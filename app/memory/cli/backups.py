@@ -171,15 +171,14 @@ def _verdict_row(verdict: "Verdict") -> dict[str, Any]:
 
 async def _run_checks(database: "Database") -> "list[Verdict]":
     from app.db import schema
-    from app.memory.store.invariants import CHECKS, begin_snapshot, run_check
+    from app.memory.store.invariants import run_checks
 
     revision = await schema.revision(database.engine)
     if revision != schema.head():
         message = f"the schema is at {revision or 'no revision'}, not {schema.head()}"
         raise Failure(message, ExitCode.REFUSED, hint=schema.remedy(revision))
     async with database.transaction() as connection:
-        await begin_snapshot(connection)
-        return [await run_check(connection, check) for check in CHECKS]
+        return await run_checks(connection)
 
 
 def _check_row(name: str, description: str, examples: Sequence[str], violations: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from app.db.database import Database
 from app.memory.service import backups
 from app.memory.service.dumps import Dumps
-from app.memory.store.invariants import CHECKS, Verdict, begin_snapshot, run_check
+from app.memory.store.invariants import Verdict, run_checks
 from app.postgres.binaries import Binaries
 from app.postgres.cluster import Cluster, lock_directory
 from app.postgres.errors import EmbeddedError
@@ -29,8 +29,7 @@ async def rehearse(binaries: Binaries, file: Path, report: Callable[[str], objec
         await backups.restore(database, Dumps(binaries=binaries), file, report, "convener db verify")
         report("checking the invariants")
         async with database.transaction() as connection:
-            await begin_snapshot(connection)
-            return [await run_check(connection, check) for check in CHECKS]
+            return await run_checks(connection)
 
 
 @asynccontextmanager

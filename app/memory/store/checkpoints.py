@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.admin.store import tables as admin
 from app.agents.store import tables as agents
 from app.db import pages
-from app.db.database import now
+from app.db.database import hold_moment, now
 from app.db.pages import Page
 from app.goals.store import compute, iterations
 from app.goals.store import tables as goals
@@ -96,7 +96,6 @@ class Checkpoint(CheckpointFacts):
     stored_bytes: int
 
 
-_BEGIN_SNAPSHOT = text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
 _REVISION = text("SELECT version_num FROM alembic_version")
 
 # Each worker's last lease leads to its task, so that the tasks need not be searched for leased ones.
@@ -224,7 +223,7 @@ async def read_snapshot(connection: AsyncConnection, cursor: Cursor, policy: Che
 
     The rows have all events up to the cursor, which was taken before.
     """
-    await connection.execute(_BEGIN_SNAPSHOT)
+    await hold_moment(connection)
     revision = (await connection.execute(_REVISION)).scalar_one()
     snapshot = Snapshot(taken_at=await now(connection), revision=revision, cursor=cursor)
     bytes_left = await _add_tasks(connection, snapshot, policy)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.db.database import hold_moment
 from app.queue.store import lease_ledger
 
 _MAX_EXAMPLES = 5
@@ -145,14 +146,14 @@ CHECKS: Sequence[Check] = (
     ),
 )
 
-_BEGIN_SNAPSHOT = text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
 _DISABLE_TIMEOUT = text("SET LOCAL statement_timeout = 0")
 
 
-async def begin_snapshot(connection: AsyncConnection) -> None:
-    """Make all checks of this transaction see one moment, and take their time. Call it before any other statement."""
-    await connection.execute(_BEGIN_SNAPSHOT)
+async def run_checks(connection: AsyncConnection, checks: Sequence[Check] = CHECKS) -> list[Verdict]:
+    """Check all at one moment, however long it takes, as the first of a transaction that only reads."""
+    await hold_moment(connection)
     await connection.execute(_DISABLE_TIMEOUT)
+    return [await run_check(connection, check) for check in checks]
 
 
 async def run_check(connection: AsyncConnection, check: Check) -> Verdict:

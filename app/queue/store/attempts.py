@@ -11,6 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import notify
+from app.db.database import allow_whole_tables
 from app.db.retention import pruning
 from app.kernel.events import TaskEvent
 from app.kernel.states import TaskState
@@ -124,7 +125,6 @@ SELECT (SELECT coalesce(sum(tasks), 0) FROM ({counters.COUNTS}) counts
 """)
 
 # No index serves this, so it reads the whole table, and only where there is a stray.
-_READ_WHOLE_TABLES = text("SET LOCAL enable_seqscan = on")
 _STRAYS = text(f"""
 WITH leased AS MATERIALIZED ({_LEASED})
 SELECT {_COLUMNS} FROM tasks t
@@ -204,7 +204,7 @@ async def lock_strays(connection: AsyncConnection, grace_seconds: float, since_s
     values = {"grace": grace_seconds, "since": since_seconds}
     if (await connection.execute(_COUNT_STRAYS, values)).scalar_one() <= 0:
         return []
-    await connection.execute(_READ_WHOLE_TABLES)
+    await allow_whole_tables(connection)
     return await _attempts(connection, _STRAYS, {**values, "limit": _BATCH})
 
 

@@ -9,6 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import notify
+from app.db.database import allow_whole_tables
 from app.kernel.lanes import Lane
 from app.kernel.resources import MAX_CLASSES
 from app.queue.store.claims import LOOKED_AT
@@ -30,7 +31,6 @@ FROM unnest(CAST(:requests AS text[])) WITH ORDINALITY AS new (request, place) J
 """)
 _LOCK_UNUSED = text("SELECT id FROM resource_classes ORDER BY id FOR UPDATE SKIP LOCKED")
 # No index serves this, so it reads the whole table, and only where there is no room for another class.
-_READ_WHOLE_TABLES = text("SET LOCAL enable_seqscan = on")
 _DROP_UNUSED = text("""
 WITH used AS MATERIALIZED (SELECT DISTINCT resource_class AS id FROM tasks WHERE resource_class IS NOT NULL),
 gone AS (
@@ -91,7 +91,7 @@ async def drop_unused(connection: AsyncConnection) -> None:
     """Delete the classes of which no live task is; to be called under the lock."""
     # A submit that has just made tasks of a class holds its row; the statement after the locks sees those of others.
     ids = list((await connection.execute(_LOCK_UNUSED)).scalars())
-    await connection.execute(_READ_WHOLE_TABLES)
+    await allow_whole_tables(connection)
     await connection.execute(_DROP_UNUSED, {"ids": ids})
 
 

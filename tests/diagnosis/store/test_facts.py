@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 from sqlalchemy import text
 
-from app.db.database import Database
+from app.db.database import Database, hold_moment
 from app.diagnosis.rules import causes
 from app.diagnosis.rules.causes import Code
 from app.diagnosis.rules.facts import Place
@@ -29,7 +29,7 @@ FROM generate_series(1, $1) AS n
 
 async def _why(database: Database, task_id: UUID) -> Diagnosis:
     async with database.reading() as connection:
-        await facts.hold_moment(connection)
+        await hold_moment(connection)
         return await diagnose(connection, task_id, policy=LeasePolicy())
 
 

@@ -65,9 +65,8 @@ async def _follow(database: Database, after: Cursor) -> tuple[list[tuple[str, UU
 async def check_invariants(database: Database) -> None:
     """No invariant is violated."""
     async with database.transaction() as connection:
-        await invariants.begin_snapshot(connection)
-        for check in invariants.CHECKS:
-            assert (await invariants.run_check(connection, check)).examples == [], check.name
+        for verdict in await invariants.run_checks(connection):
+            assert verdict.examples == [], verdict.check.name
 
 
 async def _transaction(database: Database) -> int:
