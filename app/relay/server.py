@@ -1,7 +1,6 @@
 """Serves a relay at one address: loopback or a unix socket, until it is stopped."""
 
 import asyncio
-import gc
 import ipaddress
 import logging
 import signal
@@ -12,6 +11,7 @@ from types import FrameType
 
 import uvicorn
 
+from app import garbage_collection
 from app.http.bounds import BoundedHeads
 from app.http.connection_room import raise_limits
 from app.http.quiet_server import QuietServer
@@ -85,9 +85,7 @@ def serve(url: str, trust: Trust, listen: Listen) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         # Also before uvicorn listens to them, and when it raises them again at its end: then they change nothing.
         signal.signal(number, server.handle_exit)
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 50, 100)
+    garbage_collection.settle()
     # It tells, with a trace each, of answers that end early because one side hung up, which we have told of.
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
     log.info("relaying %s to %s", place, url)
