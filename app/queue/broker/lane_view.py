@@ -51,9 +51,13 @@ class LaneView:
     A claim starts at this floor: below it an index scan would walk over dead entries of tasks leased before.
     """
 
+    # Where the next claim begins; a lane without a floor is closed, as no task is known to wait there.
     _floors: dict[Lane, float] = field(default_factory=dict)
+    # The tag that the last claim has reached, of closed lanes too.
     _positions: dict[Lane, float] = field(default_factory=dict)
+    # The lowest tag of each lane that was announced since the last claim began.
     _announced_tags: dict[Lane, float] = field(default_factory=dict)
+    # For `take_claim_floors`.
     _claim_floors: dict[Lane, float] = field(default_factory=dict)
     _widths: dict[Lane, int] = field(default_factory=dict)
     _best_lanes: dict[AgentType, Lane] = field(default_factory=dict)
