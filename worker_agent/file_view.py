@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from worker_agent.private_root import contains
 from worker_agent.wire import JsonObject
 
 _SYSTEM = (
@@ -73,7 +74,7 @@ def view_files(
     # A handler that could write where code is imported from would run in the daemon, or in the next task.
     writable_paths = [_real(path) for path in writable]
     for path in writable_paths:
-        if any(_contains(path, directory) for directory in code):
+        if any(contains(path, directory) for directory in code):
             raise ValueError(f"--writable {path}: code is imported from there, so handlers may not change it")
     links = [(path, os.readlink(path)) for path in _SYSTEM if os.path.islink(path)]
     system = [path for path in _SYSTEM if os.path.exists(path) and not os.path.islink(path)]
@@ -111,18 +112,14 @@ def _real(path: Path) -> str:
     return os.path.realpath(path)
 
 
-def _contains(outer: str, inner: str) -> bool:
-    return inner == outer or inner.startswith(f"{outer.rstrip('/')}/")
-
-
 def _outermost(paths: Sequence[str], others: Sequence[str]) -> list[str]:
     """Paths that lie in no other of them, nor in `others`."""
     unique = list(dict.fromkeys(paths))
     return [
         path
         for path in unique
-        if not any(_contains(outer, path) for outer in others)
-        and not any(outer != path and _contains(outer, path) for outer in unique)
+        if not any(contains(outer, path) for outer in others)
+        and not any(outer != path and contains(outer, path) for outer in unique)
     ]
 
 

@@ -23,7 +23,8 @@ _ACCESS_COUNTS = {1: 13, 2: 14, 3: 15, 4: 15}
 _NEWEST_COUNT = 16
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR, _TRUNCATE, _IOCTL = 1, 2, 4, 8, 1 << 14, 1 << 15
 _OF_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL
-_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+# Devices that every program may have.
+DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _SCOPES_VERSION = 6
 _SCOPE_SOCKETS, _SCOPE_SIGNALS = 1, 2
 
@@ -49,7 +50,7 @@ def restrict(view: Json, temporary: str) -> None:
             _allow(ruleset, visible, accesses)
     # Of its other files by name only: they are terminals, in which people type, and memory that programs share.
     _allow(ruleset, "/dev", _READ_DIR)
-    for path in (*(f"/dev/{name}" for name in _DEVICES), *view["devices"]):
+    for path in (*(f"/dev/{name}" for name in DEVICES), *view["devices"]):
         _allow(ruleset, path, every_access)
     for path in (temporary, *view["writable"]):
         _allow(ruleset, path, every_access)

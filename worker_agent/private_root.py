@@ -23,6 +23,7 @@ from worker_agent.kernel_calls import (
     make_writable,
     mount,
 )
+from worker_agent.landlock import DEVICES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ _ROOT = "/proc"
 _SHELL = "/.shell"
 _COVERS = "/.covers"
 _TEMPORARY = ("/tmp", "/dev/shm")  # noqa: S108 - the task's own
-_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 # Directories within one that is covered which are shown as they are; each takes a mount for each attempt.
 _MAX_INNER = 256
 _PLAIN = MS_NOSUID | MS_NODEV
@@ -118,7 +118,7 @@ def _open_up(path: str) -> None:
 
 
 def _make_devices(paths: list[str]) -> None:
-    for path in (*(f"/dev/{name}" for name in _DEVICES), *paths):
+    for path in (*(f"/dev/{name}" for name in DEVICES), *paths):
         if os.path.exists(path):
             _bind(path)
     for name, target in (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
@@ -147,15 +147,16 @@ def _directories_to_cover(view: Json) -> dict[str, list[str]]:
     return {
         directory: names[directory]
         for directory in names
-        if any(_contains(path, directory) for path in shown)
-        and not any(_contains(path, directory) for path in view["writable"])
+        if any(contains(path, directory) for path in shown)
+        and not any(contains(path, directory) for path in view["writable"])
         # What is mounted in it would be missing, and the options of a mount are parted by these.
-        and not any(point != directory and _contains(directory, point) for point in points)
+        and not any(point != directory and contains(directory, point) for point in points)
         and not set(directory) & set(":,\\")
     }
 
 
-def _contains(outer: str, inner: str) -> bool:
+def contains(outer: str, inner: str) -> bool:
+    """Whether a path is another one or lies in it."""
     return inner == outer or inner.startswith(f"{outer.rstrip('/')}/")
 
 

@@ -13,7 +13,8 @@ from worker_agent.llm.rate_limit_hints import RateLimitHints
 from worker_agent.wire import JsonObject
 
 _TEXT_CHARACTERS = 300
-_MAX_TOKENS = 100_000_000
+# No model reads or writes more; it refuses a request for more by itself.
+MAX_TOKENS = 100_000_000
 # Twice that of the longest answers with the odds of twenty tokens for each of theirs.
 _MAX_WEIGHT = 4_000_000
 _LOADING = re.compile(r"\b(model|cluster|server|instance)\b.*\b(is|being)\b.*(loading|loaded|starting)|cold.?start")
@@ -109,7 +110,7 @@ def read_token_usage(usage: object) -> TokenUsage:
     if not isinstance(usage, dict):
         return TokenUsage()
     counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-    prompt, completion = (count if type(count) is int and 0 <= count <= _MAX_TOKENS else None for count in counts)
+    prompt, completion = (count if type(count) is int and 0 <= count <= MAX_TOKENS else None for count in counts)
     return TokenUsage(prompt=prompt, completion=completion)
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from worker_agent.llm.outcomes import MAX_TOKENS
 from worker_agent.llm.task_keys import TaskKey
 from worker_agent.tracing.context import read_traceparent
 from worker_agent.wire import JsonObject
@@ -14,8 +15,6 @@ from worker_agent.wire import JsonObject
 _WANTS_COMPLETION_TOKENS = re.compile(r"(?:^|[:/])(?:gpt-?)?(?:o\d|5)")
 _CHARACTERS_PER_TOKEN = 4
 _DEFAULT_ANSWER_TOKENS = 512
-# No model reads or writes more; it refuses a request for more by itself.
-_MAX_TOKENS = 100_000_000
 # These members do not change the answer, so the digest leaves them out.
 _IRRELEVANT_MEMBERS = frozenset({"stream", "stream_options", "user", "metadata", "store", "service_tier"})
 
@@ -57,12 +56,12 @@ def estimated_tokens(body: Mapping[str, object]) -> int:
     answer_tokens = next((int(limit) for limit in limits if type(limit) is int and limit > 0), _DEFAULT_ANSWER_TOKENS)
     choice_count = body.get("n")
     choices = choice_count if type(choice_count) is int and choice_count > 0 else 1
-    return min(_MAX_TOKENS, question_tokens(body) + answer_tokens * choices)
+    return min(MAX_TOKENS, question_tokens(body) + answer_tokens * choices)
 
 
 def question_tokens(body: Mapping[str, object]) -> int:
     """Estimate of the tokens of a question alone."""
-    return min(_MAX_TOKENS, len(json.dumps(body.get("messages", ""))) // _CHARACTERS_PER_TOKEN)
+    return min(MAX_TOKENS, len(json.dumps(body.get("messages", ""))) // _CHARACTERS_PER_TOKEN)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
