@@ -181,9 +181,9 @@ async def new_database(server_url: str, template: str = "template1") -> AsyncIte
 
 
 @asynccontextmanager
-async def empty_database(server_url: str) -> AsyncIterator[Database]:
-    """A database without a schema that is dropped at the end."""
-    async with new_database(server_url) as url:
+async def empty_database(server_url: str, template: str = "template1") -> AsyncIterator[Database]:
+    """As `new_database`, and connections to it."""
+    async with new_database(server_url, template) as url:
         database = Database(url)
         try:
             yield database

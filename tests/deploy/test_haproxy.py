@@ -19,7 +19,6 @@ from app.db.database import Database
 from app.http import streaming
 from app.kernel.access import Role
 from app.queue.api import event_stream
-from tests.conftest import named, run_on
 from tests.support.exchanges import ask, hand_in
 from tests.support.journal import Client, Journal, submit, work
 from tests.support.ports import free_port
@@ -52,12 +51,10 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-async def place(server_url: str, template: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Place]:
-    name, directory = f"convener_test_{uuid4().hex[:12]}", tmp_path_factory.mktemp("haproxy")
-    await run_on(server_url, f"CREATE DATABASE {name} TEMPLATE {template}")
-    url, ports = named(server_url, name), [free_port(), free_port()]
+async def place(module_database_url: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Place]:
+    directory, ports = tmp_path_factory.mktemp("haproxy"), [free_port(), free_port()]
     settings = {
-        "CONVENER_DATABASE_URL": url,
+        "CONVENER_DATABASE_URL": module_database_url,
         "CONVENER_TRUSTED_PROXIES": "127.0.0.1",
         "CONVENER_DRAIN_SECONDS": str(_DRAIN_SECONDS),
     }
@@ -68,7 +65,7 @@ async def place(server_url: str, template: str, tmp_path_factory: pytest.TempPat
         ]
         port = stack.enter_context(haproxy(ports, directory / "haproxy.log"))
         urls = [f"http://127.0.0.1:{each}" for each in (port, *ports)]
-        keys = await make_keys(url)
+        keys = await make_keys(module_database_url)
         async with asyncio.timeout(_PATIENCE_SECONDS):
             for each in urls:
                 while not await is_ready(each):
@@ -77,7 +74,6 @@ async def place(server_url: str, template: str, tmp_path_factory: pytest.TempPat
         for api in apis:
             # A second one, which follows, ends the time to drain.
             api.terminate()
-    await run_on(server_url, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def _client(url: str, *, address: str = "127.0.0.1") -> httpx.AsyncClient:

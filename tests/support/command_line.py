@@ -26,7 +26,6 @@ from app.kernel.access import Role
 from app.main import create_app
 from app.settings import Settings
 from app.terminal import connection
-from tests.conftest import PROCESS, named, run_on
 from tests.support.ports import free_port
 from tests.support.service import KEY_ROLES
 
@@ -140,27 +139,25 @@ class Service:
 
 
 @pytest.fixture(scope="module")
-async def live_service(server_url: str, template: str) -> AsyncIterator[Service]:
+async def live_service(module_database_url: str) -> AsyncIterator[Service]:
     """One for the tests of a file, whichever of them run here and in whatever order.
 
     They keep apart by using goals and names of their own.
     """
-    name = f"convener_cli_{PROCESS}"
-    await run_on(server_url, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
-    await run_on(server_url, f"CREATE DATABASE {name} TEMPLATE {template}")
-    url = named(server_url, name)
-    database = Database(url)
+    database = Database(module_database_url)
     async with database.transaction() as connection:
         keys = {role: (await create_key(connection, NewKey(role=role, label="test"))).text for role in KEY_ROLES}
     await database.close()
-    config = uvicorn.Config(create_app(Settings(database_url=url)), port=0, log_config=None, access_log=False)
+    config = uvicorn.Config(
+        create_app(Settings(database_url=module_database_url)), port=0, log_config=None, access_log=False
+    )
     server = _Server(config)
     serving = asyncio.create_task(server.serve())
     while not server.started:
         assert not serving.done(), serving.exception()
         await asyncio.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
-    yield Service(url=f"http://127.0.0.1:{port}", database_url=url, keys=keys)
+    yield Service(url=f"http://127.0.0.1:{port}", database_url=module_database_url, keys=keys)
     server.should_exit = True
     await serving
 

@@ -9,10 +9,9 @@ import pytest
 
 from app.db.database import Database
 from app.llm.store import gate, permits
-from tests.conftest import PROCESS, named, run_on
+from tests.conftest import empty_database, run_on
 from tests.support.sql import execute, fetch
 
-_NAME = f"convener_permit_plans_{PROCESS}"
 _FILL = """
 INSERT INTO llm_permits (id, key_id, request_id, token, model, agent_type, priority, estimated_tokens, is_probe,
                          granted_at, expires_at, ended_at, ending)
@@ -32,18 +31,15 @@ _FEW_PAGES = 60
 @pytest.fixture(scope="module", params=["never analysed", "analysed when empty", "analysed"])
 async def full(server_url: str, template: str, request: pytest.FixtureRequest) -> AsyncIterator[Database]:
     """An hour of a busy system, about which the planner knows nothing, something that was true once, or the truth."""
-    await run_on(server_url, f"CREATE DATABASE {_NAME} TEMPLATE {template}")
-    database = Database(named(server_url, _NAME))
-    await execute(database, "ALTER TABLE llm_permits SET (autovacuum_enabled = off)")
-    if request.param == "analysed when empty":
-        await execute(database, "VACUUM ANALYZE llm_permits")
-    await run_on(database.url, _FILL)  # without the limit of a hot statement
-    await run_on(database.url, _BUDGETS)
-    if request.param == "analysed":
-        await run_on(database.url, "ANALYZE")
-    yield database
-    await database.close()
-    await run_on(server_url, f"DROP DATABASE {_NAME} WITH (FORCE)")
+    async with empty_database(server_url, template) as database:
+        await execute(database, "ALTER TABLE llm_permits SET (autovacuum_enabled = off)")
+        if request.param == "analysed when empty":
+            await execute(database, "VACUUM ANALYZE llm_permits")
+        await run_on(database.url, _FILL)  # without the limit of a hot statement
+        await run_on(database.url, _BUDGETS)
+        if request.param == "analysed":
+            await run_on(database.url, "ANALYZE")
+        yield database
 
 
 async def _pages(database: Database, statement: str, values: dict[str, Any]) -> int:

@@ -39,7 +39,7 @@ from app.queue.store.completions import Renewal
 from app.queue.store.dependencies import Edge
 from app.queue.store.listing import Selection
 from app.workers.store import workers as worker_store
-from tests.conftest import PROCESS, named, run_on
+from tests.conftest import new_database, run_on
 from tests.support.factories import GENERATION, beat, completion, submission, submitted
 from tests.support.plans import Cost, Costs, PlanLog, explained, explaining
 from tests.support.sql import execute, fetch
@@ -47,7 +47,6 @@ from tests.support.sql import execute, fetch
 pytestmark = pytest.mark.slow
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
-_NAME = f"convener_growth_{PROCESS}"
 _BATCHES = (8, 64, 512)
 _TASKS, _WORKERS = 20_000, 512
 _FILL = f"""
@@ -108,21 +107,20 @@ async def full(
     server_url: str, template: str, statistics: str, request: pytest.FixtureRequest
 ) -> AsyncIterator[Database]:
     """A full queue and many workers, on a server that explains what it does."""
-    await run_on(server_url, f"CREATE DATABASE {_NAME} TEMPLATE {template}")
-    database = Database(named(server_url, _NAME))
-    await execute(database, "ALTER TABLE tasks SET (autovacuum_enabled = off)")
-    if statistics == "analysed when empty":
-        await run_on(database.url, "ANALYZE")
-    await run_on(database.url, _FILL)  # without the limit of a hot statement
-    await run_on(database.url, _ENLIST)
-    if statistics == "analysed":
-        await run_on(database.url, "ANALYZE")
-    await explaining(database, request.param)
-    await database.close()
-    database = Database(database.url)
-    yield database
-    await database.close()
-    await run_on(server_url, f"DROP DATABASE {_NAME} WITH (FORCE)")
+    async with new_database(server_url, template) as url:
+        database = Database(url)
+        await execute(database, "ALTER TABLE tasks SET (autovacuum_enabled = off)")
+        if statistics == "analysed when empty":
+            await run_on(database.url, "ANALYZE")
+        await run_on(database.url, _FILL)  # without the limit of a hot statement
+        await run_on(database.url, _ENLIST)
+        if statistics == "analysed":
+            await run_on(database.url, "ANALYZE")
+        await explaining(database, request.param)
+        await database.close()
+        database = Database(database.url)
+        yield database
+        await database.close()
 
 
 @pytest.fixture

@@ -15,11 +15,10 @@ from app.db.database import Database
 from app.goals.store import compute
 from app.queue.store import attempts, claims, completions, holds, lanes, meters, missed_tasks
 from app.workers.store import workers
-from tests.conftest import PROCESS, named, run_on
+from tests.conftest import empty_database, run_on
 from tests.support.factories import GENERATION, ready_worker, submitted
 from tests.support.sql import execute
 
-_NAME = f"convener_plans_{PROCESS}"
 _FILL = """
 INSERT INTO tasks (id, state, agent_type, priority, payload, labels, timeout_seconds, max_attempts, retry_delays,
                    request_hash, created_at, tag)
@@ -35,19 +34,16 @@ _FLOOR = r"\(min\(\((?:\$5|'\{[^}]*\}'::double precision\[\])\)\[request_1\.turn
 @pytest.fixture(scope="module", params=["never analysed", "analysed when empty", "analysed"])
 async def full(server_url: str, template: str, request: pytest.FixtureRequest) -> AsyncIterator[Database]:
     """A full queue, about which the planner knows nothing, something that was true once, or the truth."""
-    await run_on(server_url, f"CREATE DATABASE {_NAME} TEMPLATE {template}")
-    database = Database(named(server_url, _NAME))
-    await execute(database, "ALTER TABLE tasks SET (autovacuum_enabled = off)")
-    if request.param == "analysed when empty":
-        await submitted(database)
-        await execute(database, "DELETE FROM tasks")
-        await execute(database, "VACUUM ANALYZE tasks")
-    await run_on(database.url, _FILL)  # without the limit of a hot statement
-    if request.param == "analysed":
-        await run_on(database.url, "ANALYZE")
-    yield database
-    await database.close()
-    await run_on(server_url, f"DROP DATABASE {_NAME} WITH (FORCE)")
+    async with empty_database(server_url, template) as database:
+        await execute(database, "ALTER TABLE tasks SET (autovacuum_enabled = off)")
+        if request.param == "analysed when empty":
+            await submitted(database)
+            await execute(database, "DELETE FROM tasks")
+            await execute(database, "VACUUM ANALYZE tasks")
+        await run_on(database.url, _FILL)  # without the limit of a hot statement
+        if request.param == "analysed":
+            await run_on(database.url, "ANALYZE")
+        yield database
 
 
 async def _plans(database: Database, statement: str, *values: Any) -> str:
