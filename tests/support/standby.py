@@ -23,7 +23,7 @@ _ACCESS = (
 )
 # What dies here is a process, never the machine: nothing has to wait for the disk.
 _SETTINGS = {"fsync": "off"}
-_STANDBYS = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming' AND sync_state = ANY ($1::text[])"
+_STANDBYS = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming' AND sync_state IN ('sync', 'quorum')"
 _MORE_RIGHTS = (
     f"CREATE ROLE replicator LOGIN REPLICATION PASSWORD '{_REPLICATION_PASSWORD}';\n"
     "GRANT pg_read_all_stats TO convener;\n"
@@ -82,16 +82,14 @@ class Node:
         upstream = f"host=127.0.0.1 port={primary.port} user=replicator password={_REPLICATION_PASSWORD}"
         await self._start({"primary_conninfo": f"{upstream} application_name=standby"})
 
-    async def wait_for_standbys(self, *, synchronous: bool) -> None:
+    async def wait_for_standbys(self) -> None:
         """From now on acknowledge nothing that a standby has not; return once one follows."""
-        if synchronous:
-            with (self.cluster.data / INCLUDED_FILE).open("a") as file:
-                file.write("synchronous_standby_names = '*'\n")
-            self._signal(signal.SIGHUP)
-        state = ["sync", "quorum"] if synchronous else ["async"]
+        with (self.cluster.data / INCLUDED_FILE).open("a") as file:
+            file.write("synchronous_standby_names = '*'\n")
+        self._signal(signal.SIGHUP)
         connection = await asyncpg.connect(self.url)
         try:
-            while not await connection.fetchval(_STANDBYS, state):
+            while not await connection.fetchval(_STANDBYS):
                 await asyncio.sleep(0.05)
         finally:
             await connection.close()

@@ -90,7 +90,7 @@ async def _until_the_daemon_works(url: str, journal: Journal) -> None:
 async def test_whoever_waits_for_a_standby_is_not_to_be_ended(nodes: list[Node]) -> None:
     """It was: repeated submits were then acknowledged by rows that no standby had, and a failover lost them."""
     primary, standby = nodes
-    await primary.wait_for_standbys(synchronous=True)
+    await primary.wait_for_standbys()
     await standby.kill()
     database = Database(primary.url)
     waiting = asyncio.create_task(submitted(database))
@@ -132,7 +132,7 @@ async def test_a_process_leaves_a_former_primary_that_nobody_has_stopped(
         for process in (database, pooled):
             process.start()
         assert await _port(database) == await _port(pooled) == primary.port
-        await primary.wait_for_standbys(synchronous=True)
+        await primary.wait_for_standbys()
         async with pooled.transaction() as connection:
             assert not await pooled.is_former_primary(connection)
         assert await _follow_promotion(database) == {}
@@ -179,7 +179,7 @@ async def test_nothing_acknowledged_is_lost_with_a_synchronous_standby(nodes: li
         return lambda: len(journal.completed) >= goal or any(client.done() for client in clients)
 
     primary, standby = nodes
-    await primary.wait_for_standbys(synchronous=True)
+    await primary.wait_for_standbys()
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     async with (
         _service(nodes, tmp_path) as (running, keys),
@@ -200,7 +200,7 @@ async def test_nothing_acknowledged_is_lost_with_a_synchronous_standby(nodes: li
                 await _until_the_daemon_works(primary.url, journal)
                 if number + 1 < _ROUNDS:
                     await standby.follow(primary)
-                    await primary.wait_for_standbys(synchronous=True)
+                    await primary.wait_for_standbys()
             done.set()
             await asyncio.gather(*clients)
             # By themselves: none of them has ended and come again.

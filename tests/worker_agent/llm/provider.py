@@ -59,9 +59,9 @@ def refuses(status: int, headers: dict[str, str] | None = None, body: object = N
     return lambda request, writer: writer.answer(status, shown, headers)
 
 
-def denies(status: int, code: str) -> Act:
-    """A problem of the control plane."""
-    return lambda request, writer: writer.deny(status, code)
+def permit_over(request: ReceivedRequest, writer: ResponseWriter) -> None:
+    """The control plane's word that a permit is over."""
+    writer.deny(409, "permit_over")
 
 
 def hangs(seconds: float) -> Act:

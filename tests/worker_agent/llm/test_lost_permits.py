@@ -14,7 +14,7 @@ import pytest
 
 from tests.worker_agent.llm.conftest import Bench, Start, wait_until_settled
 from tests.worker_agent.llm.loopback import ReceivedRequest, ResponseWriter
-from tests.worker_agent.llm.provider import MESSAGES, Act, Permits, Provider, denies, hangs, piece, refuses, renews
+from tests.worker_agent.llm.provider import MESSAGES, Act, Permits, Provider, hangs, permit_over, piece, refuses, renews
 from worker_agent.failures import Postponed
 from worker_agent.llm.outcomes import Outcome
 from worker_agent.llm.permits import Permit, PermitClient, PermitRequest, Settlement
@@ -23,7 +23,7 @@ from worker_agent.wire import Lease
 
 _LONG = 30.0
 _TTL = 4.0
-_LOSSES = {"refused": denies(409, "permit_over"), "away": refuses(503), "silent": hangs(_LONG)}
+_LOSSES = {"refused": permit_over, "away": refuses(503), "silent": hangs(_LONG)}
 losses = pytest.mark.parametrize("loss", _LOSSES.values(), ids=_LOSSES)
 
 
@@ -99,7 +99,7 @@ def test_a_stream_whose_permit_is_lost_is_ended_and_says_so(start: Start, loss: 
 
 def test_a_stream_that_nobody_reads_is_ended_too(start: Start) -> None:
     endless = Endless(goes_on=True)
-    bench = start(Provider.of(endless.act), Permits(ttl_seconds=_TTL, on_renewal=denies(409, "permit_over")))
+    bench = start(Provider.of(endless.act), Permits(ttl_seconds=_TTL, on_renewal=permit_over))
     connection = _asking(bench, stream=True)
 
     assert endless.hung_up.wait(_LONG)
@@ -109,7 +109,7 @@ def test_a_stream_that_nobody_reads_is_ended_too(start: Start) -> None:
 
 
 def test_a_task_without_time_for_another_permit_comes_back_later(start: Start) -> None:
-    permits = Permits(ttl_seconds=_TTL, on_renewal=denies(409, "permit_over"))
+    permits = Permits(ttl_seconds=_TTL, on_renewal=permit_over)
 
     def last(request: ReceivedRequest, writer: ResponseWriter) -> None:
         permits.refuse([{"retry_after": 3600.0}])
