@@ -10,7 +10,9 @@ if __name__ == "__main__":
 import asyncio
 import logging
 import signal
+import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from uuid import UUID
@@ -35,6 +37,8 @@ from app.loops.schedule import (
     pool_jobs,
     webhook_jobs,
 )
+from app.postgres.cluster import lock_directory
+from app.postgres.errors import ClusterBusy, ClusterUnusable
 from app.queue.rules.admission import capacity_policy
 from app.queue.rules.aging import aging_policy
 from app.queue.rules.tasks import LeasePolicy
@@ -281,12 +285,9 @@ def main() -> None:
 
 
 def _check(settings: Settings) -> None:
-    """Raise Failure where the workers could not write their logs, or the database refuses."""
+    """Raise Failure where the workers could not write their logs or have other loops, or the database refuses."""
     if settings.pool_size and settings.provisioner == "local":
-        try:
-            make_private(_worker_logs(settings))
-        except OSError as error:
-            raise start_failure(error) from None
+        _claim_workers(_worker_logs(settings))
     asyncio.run(check_database(str(settings.database_url), settings.database_direct_url))
     if settings.provisioner == "kubernetes":
         try:
@@ -298,6 +299,21 @@ def _check(settings: Settings) -> None:
             check_blocks(settings)
         except UnusableBlocks as error:
             raise Failure(str(error), ExitCode.USAGE) from None
+
+
+def _claim_workers(logs: Path) -> None:
+    """Keep the workers of a state directory on this host to ourselves until we end. Raises Failure."""
+    try:
+        make_private(logs)
+        # Processes are known by the state directory alone, so that other loops would take ours for leftovers of theirs
+        # and end them. Hosts that share a home directory do not see each other's. No file system has to have locks.
+        with suppress(ClusterUnusable):
+            lock_directory(logs / socket.gethostname())
+    except ClusterBusy as error:
+        hint = "loops beside these either have a CONVENER_STATE_DIRECTORY of their own, or CONVENER_POOL_SIZE=0"
+        raise Failure(str(error), ExitCode.REFUSED, hint=hint) from None
+    except OSError as error:
+        raise start_failure(error) from None
 
 
 def _worker_logs(settings: Settings) -> Path:

@@ -76,6 +76,23 @@ def test_the_loops_run_and_stop_in_order(tmp_path: Path, database_url: str) -> N
 
 
 @pytest.mark.slow
+def test_loops_leave_the_workers_of_a_state_directory_to_those_that_keep_them(tmp_path: Path) -> None:
+    """They would take them for leftovers of theirs and end them, with another database all and at once."""
+    pool, nobody = {"CONVENER_POOL_SIZE": "1"}, "postgresql://a:b@127.0.0.1:1/x"
+    with _running(tmp_path, "loops", CONVENER_DATABASE_URL=nobody, **pool) as keeper:
+        _until_said(tmp_path, keeper, "app.background: loops are running")
+        refused = _run(tmp_path, "loops", CONVENER_DATABASE_URL=f"{nobody}2", **pool)
+        assert (refused.returncode, refused.stdout) == (1, "")
+        words = " ".join(refused.stderr.split())
+        assert f"in use by process {keeper.pid}. Stop that process" in words
+        assert "CONVENER_POOL_SIZE=0" in words
+        keeper.kill()
+        keeper.wait()
+    with _running(tmp_path, "loops", CONVENER_DATABASE_URL=nobody, **pool) as keeper:
+        _until_said(tmp_path, keeper, "app.background: loops are running")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_start_that_takes_long_can_be_ended(tmp_path: Path, number: signal.Signals) -> None:
     tmp_path.chmod(0o755)
