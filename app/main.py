@@ -1,5 +1,10 @@
 """Entry point of the API: serves requests until a signal stops it."""
 
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until it is taken: Ctrl-C within the start ends it without a word
+
 from app import garbage_collection
 from app.secrecy import close_process
 
@@ -9,7 +14,6 @@ if __name__ == "__main__":
 
 import asyncio
 import logging
-import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace

@@ -1,6 +1,10 @@
 """Entry point of `convener-worker` and `python -m worker_agent`."""
 
+import signal
 import sys
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until it is taken: Ctrl-C within the start ends it without a word
 
 from worker_agent.kernel_calls import PR_SET_DUMPABLE, prctl
 

@@ -76,6 +76,24 @@ def test_the_loops_run_and_stop_in_order(tmp_path: Path, database_url: str) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("program", "late_import"), [("app.main", "uvicorn"), ("app.background", "asyncpg"), ("worker_agent", "httpx")]
+)
+def test_ctrl_c_within_a_start_ends_a_program_without_a_word(program: str, late_import: str) -> None:
+    script = f"""
+import runpy, signal, sys
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "{late_import}":
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+runpy.run_module("{program}", run_name="__main__", alter_sys=True)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, "", "")
+
+
+@pytest.mark.slow
 def test_loops_leave_the_workers_of_a_state_directory_to_those_that_keep_them(tmp_path: Path) -> None:
     """They would take them for leftovers of theirs and end them, with another database all and at once."""
     pool, nobody = {"CONVENER_POOL_SIZE": "1"}, "postgresql://a:b@127.0.0.1:1/x"
