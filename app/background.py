@@ -310,8 +310,9 @@ def _claim_workers(logs: Path) -> None:
     try:
         make_private(logs)
         # Processes are known by the state directory alone, so that other loops would take ours for leftovers of theirs
-        # and end them. Hosts that share a home directory do not see each other's. No file system has to have locks.
-        with suppress(ClusterUnusable):
+        # and end them. Hosts that share a home directory do not see each other's. A file system without locks, or
+        # room, keeps no loops from running.
+        with suppress(ClusterUnusable, OSError):
             lock_directory(logs / socket.gethostname())
     except ClusterBusy as error:
         hint = "loops beside these either have a CONVENER_STATE_DIRECTORY of their own, or CONVENER_POOL_SIZE=0"
