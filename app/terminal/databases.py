@@ -109,6 +109,12 @@ def database_failure(domain_error: Exception, error: Exception) -> Failure:
     sqlstate = str(getattr(getattr(cause, "orig", cause), "sqlstate", None) or "")
     if trouble := _pooler_trouble(sqlstate, lines[0]):
         return trouble
+    # The driver's class, known by its name as whoever has no database imports no driver; PostgreSQL's undefined object.
+    driver_error = getattr(getattr(cause, "orig", cause), "__cause__", None) or cause
+    is_unreadable = type(driver_error).__name__ == "ClientConfigurationError"
+    if is_unreadable or (sqlstate == "42704" and "configuration parameter" in lines[0]):
+        hint = "correct what follows ? in CONVENER_DATABASE_URL, or the variable of PostgreSQL, such as PGSSLMODE"
+        return Failure("the address of the database makes no sense", ExitCode.USAGE, details=lines[:1], hint=hint)
     if sqlstate == "25006":
         hint = (
             "name the primary in CONVENER_DATABASE_URL, not a standby, and look for default_transaction_read_only, "

@@ -100,6 +100,13 @@ async def test_programs_start_without_a_database_but_not_with_one_that_refuses(s
         assert hint in str(refused.value.hint)
 
 
+@pytest.mark.parametrize("option", ["sslmode=bogus", "connect_timeout=3"])
+async def test_an_address_with_an_option_that_means_nothing_is_not_waited_for(server_url: str, option: str) -> None:
+    with pytest.raises(Failure, match="the address of the database makes no sense") as refused:
+        await check_database(f"{server_url}?{option}")
+    assert (refused.value.code, option.partition("=")[0] in refused.value.details[0]) == (ExitCode.USAGE, True)
+
+
 @pytest.mark.parametrize(
     ("revision", "hint"), [("2026_12_02_closed_holds", "convener db migrate"), ("next_year", "start that one again")]
 )
