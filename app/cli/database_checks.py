@@ -43,12 +43,16 @@ _HOUR = timedelta(hours=1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _State:
-    """Revision, version and clock of the database, and where the API is away what the service would tell of."""
+    """Revision, version and clock of the database, and where the API is away what the service would tell of.
+
+    `clock_seconds`: how far its clock is ahead of this machine's.
+    """
 
     revision: str | None
     is_served: bool
     server: str
     at: datetime
+    clock_seconds: float
     blocking: BlockingSession | None
     large_defaults: Mapping[str, int]
     snapshot: Snapshot | None = None
@@ -85,7 +89,7 @@ def database_checks(*, is_alone: bool, is_own: bool) -> Iterator[Check]:
     yield from _partitions(state)
     yield from findings.lock_checks(state.blocking)
     yield _programs(state, settings)
-    yield findings.clock_check((state.at - datetime.now(UTC)).total_seconds(), "the database's")
+    yield findings.clock_check(state.clock_seconds, "the database's")
     if state.snapshot is not None and state.document is not None:
         yield from _findings(state, state.snapshot, state.document, settings)
 
@@ -93,16 +97,20 @@ def database_checks(*, is_alone: bool, is_own: bool) -> Iterator[Check]:
 async def _read(database: Database, settings: Settings, *, is_alone: bool) -> _State:
     revision = await schema.revision(database.engine)
     async with database.transaction() as connection:
+        # At once: whatever is done in between, or waited for, would count as the clock's.
+        at = await now(connection)
+        clock_seconds = (at - datetime.now(UTC)).total_seconds()
         # Before all that may have to wait for its locks.
         blocking = await observations.blocking_session(connection) if revision == schema.head() else None
         large_defaults = await retention.too_large(connection) if revision == schema.head() else {}
-        server, at = await server_version(connection), await now(connection)
+        server = await server_version(connection)
     is_served = await schema.is_served(database.engine, revision)
     state = _State(
         revision=revision,
         is_served=is_served,
         server=server,
         at=at,
+        clock_seconds=clock_seconds,
         blocking=blocking,
         large_defaults=large_defaults,
     )

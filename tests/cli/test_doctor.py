@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import pytest
 from sqlalchemy import text
 
 from app.cli import database_checks
+from app.cli.checks import Check
 from app.db.database import Database
 from app.kernel.access import Role
 from tests.support.command_line import CommandLine, Service, parse
@@ -184,6 +186,20 @@ async def test_a_pooler_that_is_away_is_told(offline: CommandLine, database_url:
     (check,) = [check for check in outcome.json["checks"] if check["name"] == "connections"]
     assert (check["status"], check["remedy"]) == ("failed", "start the connection pooler, and repeat")
     assert "leads nowhere" in check["detail"]
+
+
+async def test_a_pooler_that_is_slow_makes_no_clock_wrong(
+    offline: CommandLine, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*_: object) -> Iterator[Check]:
+        later = SimpleNamespace(now=lambda zone: datetime.now(zone) + timedelta(seconds=10))
+        monkeypatch.setattr(database_checks, "datetime", later)
+        return iter(())
+
+    monkeypatch.setattr(database_checks, "pooler_checks", slow)
+    outcome = await offline("doctor", "-o", "json", CONVENER_DATABASE_URL=database_url)
+    checks = {check["name"]: check for check in outcome.json["checks"]}
+    assert checks["clock"]["status"] == "ok"
 
 
 @pytest.mark.slow
