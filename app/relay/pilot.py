@@ -90,6 +90,7 @@ class _Pilot:
         self._settings = settings
         self._socket = directory / _SOCKET
         self._stop = asyncio.Event()
+        self._trouble = ""
         self._ends_at = None if settings.seconds is None else time.monotonic() + settings.seconds
 
     async def run(self) -> None:
@@ -170,16 +171,16 @@ class _Pilot:
 
     async def _secrets(self) -> Mapping[str, str] | None:
         """The secrets, as soon as there are some; None where the pilot is told to end before."""
-        complaint = ""
         while not self._is_over():
+            secrets, level, trouble = None, logging.INFO, f"there is no {self._settings.secrets} yet"
             try:
                 secrets = read_secrets(self._settings.secrets)
             except (OSError, ValueError) as error:
-                secrets = None
                 # Shared file systems have bad moments, and files are replaced while they are read.
-                if complaint != str(error):
-                    complaint = str(error)
-                    log.warning("cannot read the keys: %s", complaint)
+                level, trouble = logging.WARNING, str(error)
+            if secrets is None and self._trouble != trouble:
+                self._trouble = trouble
+                log.log(level, "cannot read the keys: %s", trouble)
             if secrets is not None and self._socket.exists():
                 return secrets
             await self._wait(_LOOK_SECONDS)
