@@ -8,7 +8,7 @@ import typer
 from rich.text import Text
 
 from app.terminal import output
-from app.terminal.failures import ExitCode, Failure
+from app.terminal.failures import ExitCode, Failure, read_input
 
 EPILOG = output.examples(
     "convener openapi --write openapi/openapi.json", "convener openapi --check openapi/openapi.json"
@@ -21,7 +21,7 @@ def openapi(
 ) -> None:
     """Print the OpenAPI schema; needs no database."""
     text = schema_text()
-    if check is not None and _read(check) != text:
+    if check is not None and read_input(str(check), "`make openapi` exports it") != text:
         hint = "export it again: `make openapi`"
         raise Failure(f"{check} is not what this version serves", ExitCode.REFUSED, hint=hint)
     if write is not None:
@@ -32,14 +32,6 @@ def openapi(
             output.show(Text(f"{file} {word}"))
     if check is None and write is None:
         typer.echo(text, nl=False)
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        message = f"{file} cannot be read: {getattr(error, 'strerror', error)}"
-        raise Failure(message, ExitCode.USAGE, hint="`make openapi` exports it") from None
 
 
 def schema_text() -> str:

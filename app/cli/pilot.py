@@ -13,7 +13,7 @@ from app.settings import take_settings
 from app.settings_sources import SettingsError
 from app.terminal import output
 from app.terminal.connection import settings_failure
-from app.terminal.failures import ExitCode, Failure
+from app.terminal.failures import ExitCode, Failure, first_line
 
 EPILOG = output.examples(
     "srun --ntasks-per-node=1 convener pilot --url https://lab:8765 --name b1 --slots 8 --secrets /shared/b1/secrets",
@@ -66,7 +66,7 @@ def pilot(
     except SettingsError as error:
         raise settings_failure(error) from None
     except OSError as error:
-        raise Failure(str(error), ExitCode.USAGE, hint="look at --secrets and TMPDIR") from None
+        raise Failure(first_line(error), ExitCode.USAGE, hint="look at --secrets and TMPDIR") from None
 
 
 def _node(environment: Mapping[str, str]) -> int:

@@ -8,6 +8,7 @@ import asyncpg
 from app.cli.checks import Check, Status
 from app.db import pooler
 from app.db.database import Database
+from app.terminal.failures import first_line
 
 _NAME = "connections"
 
@@ -17,7 +18,7 @@ def pooler_checks(url: str, direct_url: str | None) -> Iterator[Check]:
     try:
         remedies = asyncio.run(_shortcomings(url, direct_url))
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         # The database itself answers, or there would be no check of this.
         detail = f"CONVENER_DATABASE_URL leads nowhere: {reason}" if direct_url else f"no others can be made: {reason}"
         yield Check(name=_NAME, status=Status.FAILED, detail=detail, remedy="start the connection pooler, and repeat")

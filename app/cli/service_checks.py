@@ -16,7 +16,7 @@ from app.kernel.text import printable
 from app.llm.rules.conditions import ServiceState
 from app.terminal.client import Client, Json
 from app.terminal.connection import Address, find_access, find_address
-from app.terminal.failures import ExitCode, Failure
+from app.terminal.failures import ExitCode, Failure, first_line
 from worker_agent.connections.clients import advice, open_client
 
 _SECONDS = 5.0
@@ -64,7 +64,7 @@ class Service:
                 name="service",
                 # Where nobody has set up anything, that is no fault.
                 status=Status.FAILED if address.is_named else Status.WARNING,
-                detail=f"nothing answers at {address.url} ({str(error) or type(error).__name__})",
+                detail=f"nothing answers at {address.url} ({first_line(error)})",
                 remedy=advice(error, address.url) or f"start it with `convener up`, or {_ANOTHER}",
             )
             return

@@ -13,7 +13,7 @@ import typer
 
 from app.kernel.access import SCOPES, Role
 from app.terminal.connection import OPERATOR_KEY, Access, find_access
-from app.terminal.failures import ExitCode, Failure, failure_of_value
+from app.terminal.failures import ExitCode, Failure, failure_of_value, first_line
 from app.terminal.output import note
 from worker_agent.connections.clients import advice, open_client
 from worker_agent.tracing.context import read_traceparent
@@ -81,7 +81,7 @@ class Unreachable(Failure):
 
     def __init__(self, url: str, error: httpx.HTTPError) -> None:
         super().__init__(
-            f"cannot reach the service at {url} ({str(error) or type(error).__name__})",
+            f"cannot reach the service at {url} ({first_line(error)})",
             ExitCode.UNREACHABLE,
             hint=advice(error, url) or "start it with `convener up`, or give its address with --url or CONVENER_URL",
         )

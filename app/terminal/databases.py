@@ -13,7 +13,7 @@ from app.kernel.errors import ConvenerError, DatabaseUnavailable, KeyNotFound
 from app.settings import Settings
 from app.settings_sources import SettingsError
 from app.terminal.connection import settings, settings_failure
-from app.terminal.failures import ExitCode, Failure, failure_of_file
+from app.terminal.failures import ExitCode, Failure, failure_of_file, first_line
 
 if TYPE_CHECKING:
     from app.db.database import Database
@@ -103,34 +103,34 @@ def database_failure(domain_error: Exception, error: Exception) -> Failure:
     """The failure of a command for an error of the database, and what the domain calls it."""
     # The driver's words say more than the domain's. Only their first line: the next ones hold statement and parameters.
     cause = error.__cause__ if isinstance(error, DatabaseUnavailable) and error.__cause__ else error
-    lines = str(getattr(cause, "orig", cause)).strip().splitlines() or [type(cause).__name__]
-    lines[0] = lines[0].partition(">: ")[2] or lines[0]  # before it the name of a class of the driver
+    line = first_line(getattr(cause, "orig", cause))
+    line = line.partition(">: ")[2] or line  # before it the name of a class of the driver
     # Classes of the SQL standard; whoever is not let in learns nothing of the schema.
     sqlstate = str(getattr(getattr(cause, "orig", cause), "sqlstate", None) or "")
-    if trouble := _pooler_trouble(sqlstate, lines[0]):
+    if trouble := _pooler_trouble(sqlstate, line):
         return trouble
     # The driver's class, known by its name as whoever has no database imports no driver; PostgreSQL's undefined object.
     driver_error = getattr(getattr(cause, "orig", cause), "__cause__", None) or cause
     is_unreadable = type(driver_error).__name__ == "ClientConfigurationError"
-    if is_unreadable or (sqlstate == "42704" and "configuration parameter" in lines[0]):
+    if is_unreadable or (sqlstate == "42704" and "configuration parameter" in line):
         hint = "correct what follows ? in CONVENER_DATABASE_URL, or the variable of PostgreSQL, such as PGSSLMODE"
-        return Failure("the address of the database makes no sense", ExitCode.USAGE, details=lines[:1], hint=hint)
+        return Failure("the address of the database makes no sense", ExitCode.USAGE, details=[line], hint=hint)
     if sqlstate == "25006":
         hint = (
             "name the primary in CONVENER_DATABASE_URL, not a standby, and look for default_transaction_read_only, "
             "which may be set for the server, the database or its role"
         )
-        return Failure("the database takes no writes", ExitCode.REFUSED, details=lines[:1], hint=hint)
+        return Failure("the database takes no writes", ExitCode.REFUSED, details=[line], hint=hint)
     if sqlstate.startswith("28"):
         hint = "look at user and password in CONVENER_DATABASE_URL, its database too, and CONVENER_DATABASE_PASSWORD"
     elif sqlstate.startswith("3D"):
         hint = "make the database, or correct its name in CONVENER_DATABASE_URL"
     elif isinstance(domain_error, DatabaseUnavailable):
         hint = "is it running, and is CONVENER_DATABASE_URL its address?"
-        return Failure("the database cannot be reached", ExitCode.UNREACHABLE, details=lines[:1], hint=hint)
+        return Failure("the database cannot be reached", ExitCode.UNREACHABLE, details=[line], hint=hint)
     else:
         hint = "`convener db status` tells whether its schema is the one that this version needs"
-    return Failure("the database refused", ExitCode.REFUSED, details=lines[:1], hint=hint)
+    return Failure("the database refused", ExitCode.REFUSED, details=[line], hint=hint)
 
 
 def _pooler_trouble(sqlstate: str, line: str) -> Failure | None:

@@ -2,8 +2,11 @@
 
 import errno
 import json
+import re
+import sys
 from collections.abc import Sequence
 from enum import IntEnum
+from pathlib import Path
 
 
 class ExitCode(IntEnum):
@@ -70,6 +73,21 @@ def failure_of_value(error: ValueError) -> Failure:
     """The failure of a command for a number or a text that JSON, or an address, has no room for."""
     hint = "numbers are finite, and texts are UTF-8 without halves of surrogate pairs"
     return Failure(f"a value cannot be sent: {error}", ExitCode.USAGE, hint=hint)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line and without the number that the system has for it."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return re.sub(r"\[Errno -?\d+\] ", "", lines[0])
+
+
+def read_input(file: str, hint: str | None = None) -> str:
+    """The text of a small file that the command line names, or of stdin for -. Raises Failure."""
+    try:
+        return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        message = f"{file} cannot be read: {getattr(error, 'strerror', error)}"
+        raise Failure(message, ExitCode.USAGE, hint=hint) from None
 
 
 def failure_of_file(error: OSError) -> Failure | None:

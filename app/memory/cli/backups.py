@@ -65,7 +65,9 @@ def backup(
 
 
 def restore(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="as `convener db backup` writes it")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="as `convener db backup` writes it")
+    ],
     url: DatabaseUrl = None,
     is_bundled: Bundled = False,
     fmt: Output = Format.TABLE,
@@ -120,7 +122,8 @@ def advance(url: DatabaseUrl = None, fmt: Output = Format.TABLE) -> None:
 
 def verify(
     file: Annotated[
-        Path | None, typer.Argument(metavar="[FILE]", help="a backup; the live database without it")
+        Path | None,
+        typer.Argument(metavar="[FILE]", exists=True, dir_okay=False, help="a backup; the live database without it"),
     ] = None,
     url: DatabaseUrl = None,
     fmt: Output = Format.TABLE,

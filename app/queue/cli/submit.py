@@ -1,11 +1,9 @@
 """`convener tasks submit`: one task from options, or any number from a file, and perhaps a wait for their end."""
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -21,7 +19,7 @@ from app.queue.cli.views import error_line
 from app.queue.cli.waiting import reason_for
 from app.terminal import output
 from app.terminal.client import Client, Json, Url, connect
-from app.terminal.failures import ExitCode, Failure
+from app.terminal.failures import ExitCode, Failure, read_input
 from app.terminal.options import AgentOption
 from app.terminal.output import Format, Output
 
@@ -197,7 +195,7 @@ def _incomplete(message: str, error: Json | None, hint: str) -> Failure:
 
 
 def read_object(text: str) -> Json:
-    """Read a JSON object from an option: the text itself, @FILE, or - for stdin. Raises BadParameter."""
+    """Read a JSON object from an option: the text itself, @FILE, or - for stdin. Raises BadParameter, Failure."""
     value = read_value(text, "the payload")
     if not isinstance(value, dict):
         raise typer.BadParameter("the payload must be a JSON object, like {}")
@@ -205,18 +203,21 @@ def read_object(text: str) -> Json:
 
 
 def read_value(text: str, subject: str) -> Any:
-    """Read a JSON value from an argument: the text itself, @FILE, or - for stdin. Raises BadParameter."""
+    """Read a JSON value from an argument: the text itself, @FILE, or - for stdin. Raises BadParameter, Failure."""
     source = text
     if text == "-":
-        source = _read_text(text)
+        source = read_input(text)
     elif text.startswith("@"):
-        source = _read_text(text[1:])
+        source = read_input(text[1:])
     return _parse_json(source, subject)
 
 
 def read_tasks(file: str) -> list[Json]:
-    """Read tasks from a file: an array, {"tasks": [...]}, one object, or one object a line. Raises BadParameter."""
-    text = _read_text(file)
+    """Read tasks from a file: an array, {"tasks": [...]}, one object, or one object a line.
+
+    Raises BadParameter, Failure.
+    """
+    text = read_input(file)
     try:
         value = json.loads(text)
     except RecursionError as error:
@@ -252,13 +253,6 @@ def batches(tasks: list[Json]) -> Iterator[bytes]:
 
 def _body(batch: list[bytes]) -> bytes:
     return b'{"tasks":[' + b",".join(batch) + b"]}"
-
-
-def _read_text(file: str) -> str:
-    try:
-        return sys.stdin.read() if file == "-" else Path(file).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise typer.BadParameter(f"{file} cannot be read: {getattr(error, 'strerror', error)}") from None
 
 
 def _parse_json(text: str, subject: str) -> Any:

@@ -353,3 +353,11 @@ async def test_a_backup_whose_content_is_wrong_does_not_pass(
     wrong = [check["name"] for check in verified.json["checks"] if not check["ok"]]
     assert (verified.code, wrong) == (1, ["counters"])
     assert not list(Path(tempfile.gettempdir()).glob("convener-verify-*"))
+
+
+@pytest.mark.parametrize("command", ["verify", "restore --bundled"])
+def test_a_file_that_is_not_there_is_wrong_usage_and_no_bad_backup(
+    offline: CommandLine, tmp_path: Path, command: str
+) -> None:
+    for file in (tmp_path / "none", tmp_path):
+        assert offline.run("db", *command.split(), str(file)).code == 2
