@@ -76,7 +76,7 @@ def failure_of_value(error: ValueError) -> Failure:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line and without the number that the system has for it."""
+    """The first line of an error, without the number that the system has for it."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return re.sub(r"\[Errno -?\d+\] ", "", lines[0])
 

@@ -65,9 +65,7 @@ def backup(
 
 
 def restore(
-    file: Annotated[
-        Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="as `convener db backup` writes it")
-    ],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="as `convener db backup` writes it")],
     url: DatabaseUrl = None,
     is_bundled: Bundled = False,
     fmt: Output = Format.TABLE,
@@ -80,6 +78,7 @@ def restore(
 
     if is_bundled and url is not None:
         raise typer.BadParameter("--bundled and --database-url exclude each other")
+    _refuse_missing(file)
     server, by = new_server() if is_bundled else nullcontext(url), author("convener db restore")
     with output.errors().status("restoring") as progress, as_failures(), server as target:
         dumps = _dumps(target)
@@ -122,8 +121,7 @@ def advance(url: DatabaseUrl = None, fmt: Output = Format.TABLE) -> None:
 
 def verify(
     file: Annotated[
-        Path | None,
-        typer.Argument(metavar="[FILE]", exists=True, dir_okay=False, help="a backup; the live database without it"),
+        Path | None, typer.Argument(metavar="[FILE]", help="a backup; the live database without it")
     ] = None,
     url: DatabaseUrl = None,
     fmt: Output = Format.TABLE,
@@ -134,11 +132,19 @@ def verify(
     For a backup that takes room for the database among the temporary files (TMPDIR). Ends with 1 where something is
     wrong.
     """
+    if file is not None:
+        _refuse_missing(file)
     checks = _check_file(file) if file is not None else _check_database(url)
     ok = all(check["ok"] for check in checks)
     output.present({"ok": ok, "checks": checks}, fmt, lambda: _check_table(checks))
     if not ok:
         raise typer.Exit(ExitCode.REFUSED)
+
+
+def _refuse_missing(file: Path) -> None:
+    """Raise Failure where there is no such file, which is no bad backup."""
+    if not file.is_file():
+        raise Failure(f"there is no file {file}", ExitCode.USAGE)
 
 
 def _check_file(file: Path) -> list[dict[str, Any]]:
