@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -133,17 +133,25 @@ async def recapture_tasks(connection: AsyncConnection) -> dict[str, Any]:
     Claims skip such tasks, so they do no harm but cost each claim a little. Without any, this looks for the opposite.
     """
     turn = (await duties.last_turns(connection, [RECAPTURE_DUTY])).get(RECAPTURE_DUTY)
+    moment, last = await now(connection), turn.result if turn else {}
     # A task may have become ready before the last turn, in a transaction that committed only after it.
-    since = await now(connection) - (turn.ago if turn else timedelta(days=1)) - _COMMIT_DELAY
-    after, lost = turn.result.get("looked_at", "") if turn else "", 0
-    tasks = await holds.ready_in_closed_goals(connection, since)
+    latest_since = moment - _COMMIT_DELAY
+    since = latest_since - (turn.ago if turn else timedelta(days=1))
+    if last.get("unseen_since"):
+        since = datetime.fromisoformat(last["unseen_since"])
+    after, lost = last.get("looked_at", ""), 0
+    tasks, unseen_since = await holds.ready_in_closed_goals(connection, since)
     if tasks:
         await _set_strays_aside(connection, tasks)
     else:
         # Not in the turns that lock holds: it adds some, and others that wait for both would be deadlocked.
         lost, after = await holds.reopen_lost(connection, after)
     forgotten = await holds.prune(connection)
-    return {"strays": len(tasks), "forgotten": forgotten, "lost": lost, "looked_at": after}
+    result = {"strays": len(tasks), "forgotten": forgotten, "lost": lost, "looked_at": after}
+    if unseen_since is not None:
+        next_since = min(unseen_since, latest_since)
+        result |= {"unseen_since": next_since.isoformat(), "behind": unseen_since < latest_since}
+    return result
 
 
 async def _set_strays_aside(connection: AsyncConnection, tasks: Sequence[Any]) -> None:

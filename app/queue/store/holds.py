@@ -145,17 +145,30 @@ UPDATE holds SET swept_seq = :seq, is_swept = :done, is_closed = is_closed AND N
 WHERE goal_id = :goal_id
 """)
 
+# Those that became ready first, so that a look costs the same however many there are. IS TRUE keeps the closed goals a
+# set that is read once.
 _READY_IN_CLOSED = text("""
-SELECT t.id, t.goal_id, h.reason
-FROM (SELECT generate_series(1, 4)::smallint AS priority WHERE EXISTS (SELECT FROM holds WHERE is_closed)) lane
-CROSS JOIN LATERAL (
-    SELECT id, goal_id FROM tasks
-    WHERE tasks.priority = lane.priority AND tasks.priority <= 4
-      AND state = 'pending' AND blockers = 0 AND run_at IS NULL AND waiting_since >= :since OFFSET 0
-) t
-JOIN holds h ON h.goal_id = t.goal_id AND h.is_closed
-LIMIT :limit
+WITH ready AS MATERIALIZED (
+    SELECT lane.priority, t.*
+    FROM (SELECT generate_series(1, 4)::smallint AS priority WHERE EXISTS (SELECT FROM holds WHERE is_closed)) lane
+    CROSS JOIN LATERAL (
+        SELECT id, goal_id, waiting_since FROM tasks
+        WHERE tasks.priority = lane.priority AND tasks.priority <= 4
+          AND state = 'pending' AND blockers = 0 AND run_at IS NULL AND waiting_since >= :since
+        ORDER BY waiting_since LIMIT :window
+    ) t
+), strays AS (
+    SELECT id, goal_id FROM ready WHERE (goal_id IN (SELECT h.goal_id FROM holds h WHERE h.is_closed)) IS TRUE
+    LIMIT :limit
+)
+SELECT strays.*, looked.until FROM (
+    SELECT min(last) AS until FROM (
+        SELECT max(waiting_since) AS last FROM ready
+        GROUP BY priority HAVING count(*) = :window AND max(waiting_since) > :since
+    ) cut
+) looked LEFT JOIN strays ON true
 """)
+_WINDOW = 10_000
 
 # A lane may have advanced meanwhile. Then all tags of the goal in it move by the same, so that its first task comes
 # where a new one would, and the others keep their distances: the goal neither goes ahead of others nor falls behind.
@@ -272,12 +285,18 @@ async def set_aside(connection: AsyncConnection, ids: Sequence[UUID]) -> int:
     return (await connection.execute(_SET_ASIDE, {"ids": list(ids)})).rowcount if ids else 0
 
 
-async def ready_in_closed_goals(connection: AsyncConnection, since: datetime, limit: int = 1000) -> list[Any]:
-    """Return tasks of closed goals that became ready at `since` or later, as rows of id, goal_id and reason.
+async def ready_in_closed_goals(
+    connection: AsyncConnection, since: datetime, limit: int = 1000
+) -> tuple[list[Any], datetime | None]:
+    """Return tasks of closed goals that became ready at `since` or later, as rows of id and goal_id.
 
-    They came back from a worker, or were submitted while their goal was being closed.
+    They came back from a worker, or were submitted while their goal was being closed. With them comes the time from
+    which on others have not been looked at; None where all have been.
     """
-    return list((await connection.execute(_READY_IN_CLOSED, {"since": since, "limit": limit})).all())
+    values = {"since": since, "limit": limit, "window": _WINDOW}
+    rows = (await connection.execute(_READY_IN_CLOSED, values)).all()
+    strays = [row for row in rows if row.id is not None]
+    return strays, since if len(strays) == limit else rows[0].until
 
 
 async def reopen_lost(connection: AsyncConnection, after: str, limit: int = 1000) -> tuple[int, str]:

@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.db import duties
 from app.db.database import Database
 from app.goals.service import budget_enforcement, goals
 from app.kernel.agents import AgentType
@@ -43,6 +44,7 @@ from tests.support.factories import (
     submission,
     submitted,
 )
+from tests.support.plans import explained_database
 from tests.support.sql import execute, until_blocked, value
 
 ALL = frozenset(AgentType)
@@ -199,11 +201,11 @@ async def test_what_comes_back_as_its_goal_is_resumed_is_left_alone(
     await create_goal(database)
     task_id, look = await _come_back(database), holds.ready_in_closed_goals
 
-    async def look_and_wait(connection: AsyncConnection, since: datetime) -> list[Any]:
-        strays = await look(connection, since)
+    async def look_and_wait(connection: AsyncConnection, since: datetime) -> tuple[list[Any], datetime | None]:
+        strays, unseen_since = await look(connection, since)
         assert [stray.id for stray in strays] == [task_id]
         await resume(replica)
-        return strays
+        return strays, unseen_since
 
     monkeypatch.setattr(holds, "ready_in_closed_goals", look_and_wait)
     await recapture_tasks(database)
@@ -220,6 +222,57 @@ async def test_what_is_set_aside_keeps_its_hold_until_the_commit(database: Datab
         await until_blocked(database)
     await resuming
     assert await ready_tasks(database) == [task_id]
+
+
+_READY_SINCE = """
+INSERT INTO tasks (id, state, agent_type, priority, payload, labels, max_attempts, retry_delays, request_hash,
+                   created_at, goal_id, waiting_since)
+SELECT gen_random_uuid(), 'pending', 'generation', 2, '{}', '{}', 3, '{}', '', now(), $1,
+       now() - interval '1 h' + n * interval '1 ms'
+FROM generate_series(1, $2) AS n
+"""
+
+
+async def _turn(database: Database) -> dict[str, Any]:
+    async with database.transaction() as connection:
+        await duties.ensure(connection, budget_enforcement.RECAPTURE_DUTY)
+        result = await budget_enforcement.recapture_tasks(connection)
+        await duties.record(connection, budget_enforcement.RECAPTURE_DUTY, result, held_back=False)
+        return result
+
+
+async def test_a_look_reads_a_bounded_part_of_what_became_ready_and_the_next_one_goes_on(
+    own_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a long absence, or a storm of submits, it read all tasks that wait: 219,000 pages of a million."""
+    monkeypatch.setattr(holds, "_WINDOW", 100)
+    await create_goal(own_database)
+    await pause(own_database)
+    await execute(own_database, _READY_SINCE, "other", 950)
+    await execute(own_database, _READY_SINCE, "goal", 960)
+    await execute(own_database, "DELETE FROM tasks WHERE goal_id = 'goal' AND seq < (SELECT max(seq) FROM tasks)")
+    strays, is_behind, rows = 0, True, []
+    async with explained_database(own_database, monkeypatch) as (database, log):
+        while is_behind:
+            log.take()
+            result = await _turn(database)
+            rows.append(log.take().rows)
+            strays, is_behind = strays + result["strays"], result.get("behind", False)
+    assert strays == 1
+    assert len(rows) == 10, "the last one of each hundred is where the next look begins"
+    assert max(rows) < 900
+    assert len(await ready_tasks(own_database)) == 950
+    assert "unseen_since" not in result
+
+
+async def test_more_strays_than_one_turn_takes_are_left_to_the_next(database: Database) -> None:
+    """The rest stayed in the way of claims for good, as the next turn began where this one had ended."""
+    await create_goal(database)
+    await pause(database)
+    await execute(database, _READY_SINCE, "goal", 1500)
+    results = [await _turn(database) for _ in range(2)]
+    assert [(result["strays"], result.get("behind", False)) for result in results] == [(1000, True), (500, False)]
+    assert await ready_tasks(database) == []
 
 
 async def test_what_is_set_aside_without_a_hold_comes_back(database: Database) -> None:
