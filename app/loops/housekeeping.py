@@ -95,17 +95,18 @@ def _steps(history_days: int, events_days: int) -> Mapping[str, Step]:
 def _prunes(days: int, events_days: int) -> Mapping[str, DeleteBatch]:
     """Return a deletion for each table: of at most BATCH rows; of few goals, because each may have many iterations."""
     series_policy = SeriesPolicy()
+    # A day more than whatever names them: tasks, attempts and events show their names.
+    worker_days = max(days, events_days) + 1
     return {
         "keys": keys.prune,
-        # A day more than whatever names them: tasks, attempts and events show their names.
-        "workers": partial(workers.prune, days=max(days, events_days) + 1),
+        "leases": partial(lease_ledger.prune, days=worker_days),
+        "workers": partial(workers.prune, days=worker_days),
         "replacements": partial(pool.prune, days=days),
         "attempts": partial(attempts.prune, days=days),
         "logs": partial(logs.prune, days=days),
         "alerts": partial(alerts.prune, days=days),
         "webhooks": partial(webhooks.prune, days=days),
         "degradation": partial(degradation.prune, days=days),
-        "leases": lease_ledger.prune,
         "fingerprints": duplicates.prune,
         "minutes": partial(throughput.prune, days=days),
         "performance": partial(performance.prune, days=days),

@@ -3,12 +3,17 @@
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
+import pytest
+
 from app.agents.service import performance
 from app.db import retention
 from app.db.database import Database
 from app.db.retention import BATCH
+from app.goals.store import compute
 from app.loops import housekeeping
+from app.queue.store import lease_ledger
 from app.workers.store import workers
+from tests.support.plans import explained_database
 from tests.support.sql import execute, fetch, value
 from tests.support.turns import fold_events
 
@@ -78,6 +83,61 @@ async def test_workers_are_forgotten_in_batches_with_their_keys(own_database: Da
     async with own_database.transaction() as connection:
         assert await workers.prune(connection, days=31, limit=2) == 2
     assert [row["id"] for row in await fetch(own_database, "SELECT id FROM keys")] == ["1"]
+
+
+async def test_lines_of_the_ledger_go_before_their_workers(own_database: Database) -> None:
+    """A batch at a time; a worker that is left has its lines."""
+    await execute(
+        own_database,
+        """INSERT INTO workers (id, name, incarnation, state, capabilities, labels, ended_at)
+        SELECT gen_random_uuid(), 'old', n, 'stopped', '{}', '{}', now() - make_interval(days => 20 * n)
+        FROM generate_series(1, 2) AS n""",
+    )
+    await execute(
+        own_database,
+        """INSERT INTO leases (worker_id, n, task_id, token, request_id)
+        SELECT id, n, id, n, id FROM workers, generate_series(1, 5) AS n""",
+    )
+    async with own_database.transaction() as connection:
+        assert await lease_ledger.prune(connection, days=31, limit=3) == 3
+        assert await workers.prune(connection, days=31) == 0
+        assert await lease_ledger.prune(connection, days=31, limit=3) == 2
+        assert await workers.prune(connection, days=31) == 1
+    rows = await fetch(own_database, "SELECT w.incarnation FROM leases l LEFT JOIN workers w ON w.id = l.worker_id")
+    assert [row["incarnation"] for row in rows] == [1] * 5
+
+
+_MANY_GOALS = """
+WITH named AS (SELECT 'goal ' || n AS id FROM generate_series(1, 400) AS n), goal AS (
+    INSERT INTO goals (id) SELECT id FROM named WHERE id <> 'goal 1'
+), compute AS (
+    INSERT INTO goal_compute (goal_id, agent_type, attempts, seconds) SELECT id, 'ranking', 1, 1 FROM named
+), worker AS (
+    INSERT INTO workers (id, name, incarnation, state, capabilities, labels)
+    SELECT gen_random_uuid(), id, 1, 'ready', '{}', '{}' FROM named RETURNING id
+)
+INSERT INTO leases (worker_id, n, task_id, token, request_id)
+SELECT id, n, gen_random_uuid(), 1, id FROM worker, generate_series(1, 20) AS n
+"""
+
+
+@pytest.mark.slow
+async def test_nothing_is_looked_up_for_goals_and_workers_that_stay(
+    own_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 20,000 goals the tasks in every day of history: 113,000 pages in each round."""
+    await execute(own_database, _MANY_GOALS)
+    async with (
+        explained_database(own_database, monkeypatch) as (database, log),
+        database.transaction() as connection,
+    ):
+        assert await compute.prune(connection) == 1
+        computed = log.take().pages
+        assert await lease_ledger.prune(connection, days=31) == 0
+        assert await workers.prune(connection, days=31) == 0
+        ended = log.take().pages
+    assert 0 < computed < 200
+    assert 0 < ended < 20
 
 
 async def test_partitions_are_made_and_dropped(own_database: Database) -> None:

@@ -105,8 +105,11 @@ FROM (SELECT count(*) AS lines FROM deleted GROUP BY worker_id) of_worker
 # Of one turn: after a long break all might take longer than a statement may.
 TRIMMED = 50_000
 
+# Before the workers themselves: to look for lines without a worker would be to read all lines.
 _PRUNE = deletion(
-    "leases", "NOT EXISTS (SELECT FROM workers w WHERE w.id = leases.worker_id)", "leases.worker_id, leases.n"
+    "leases",
+    "worker_id = ANY (ARRAY(SELECT id FROM workers WHERE ended_at < now() - make_interval(days => :days)))",
+    "worker_id, n",
 )
 
 
@@ -125,6 +128,6 @@ async def trim(connection: AsyncConnection, reach: int, keep: int = 100) -> tupl
     return row.total, row.most
 
 
-async def prune(connection: AsyncConnection, limit: int = BATCH) -> int:
-    """Delete lines of workers whose own row is gone, at most `limit`; return the number deleted."""
-    return (await connection.execute(_PRUNE, {"limit": limit})).rowcount
+async def prune(connection: AsyncConnection, days: int, limit: int = BATCH) -> int:
+    """Delete lines of workers that ended more than `days` ago, at most `limit`; return the number deleted."""
+    return (await connection.execute(_PRUNE, {"days": days, "limit": limit})).rowcount

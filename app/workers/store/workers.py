@@ -239,6 +239,7 @@ _PRUNE = text("""
 WITH gone AS (
     DELETE FROM workers WHERE ctid = ANY (ARRAY(
         SELECT ctid FROM workers WHERE ended_at < now() - make_interval(days => :days)
+          AND (SELECT l.n FROM leases l WHERE l.worker_id = workers.id LIMIT 1) IS NULL
         ORDER BY ended_at LIMIT :limit FOR UPDATE SKIP LOCKED
     )) RETURNING id
 ), keyless AS (
