@@ -169,7 +169,8 @@ async def _process_in_batches(
 ) -> BulkResult:
     async with database.transaction() as connection:
         matching_count = await dead_letters.count(connection, selection, may_run=may_run)
-        letters = [] if dry_run else await dead_letters.find(connection, selection, limit, may_run=may_run)
+        is_over = dry_run or not matching_count
+        letters = [] if is_over else await dead_letters.find(connection, selection, limit, may_run=may_run)
     processed_count = 0
     for start in range(0, len(letters), BATCH):
         # Letters that another call has requeued or purged since they were found are skipped, and not counted.
