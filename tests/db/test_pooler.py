@@ -17,7 +17,14 @@ from app.terminal.failures import Failure
 from tests.support.proxies import Pooler, pgbouncer
 from tests.support.sql import execute, until
 
-_SETTINGS = ("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout", "enable_seqscan", "jit")
+_SETTINGS = (
+    "lock_timeout",
+    "statement_timeout",
+    "idle_in_transaction_session_timeout",
+    "enable_seqscan",
+    "jit",
+    "max_parallel_workers_per_gather",
+)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +66,7 @@ async def test_statements_of_the_hot_path_have_theirs_whoever_had_the_session_be
         return [await connection.fetchval(f"SHOW {setting}") for setting in _SETTINGS]
 
     await _settings(pooled)
-    assert await hot_path.run(pooled, shown) == ["500ms", "5s", "8s", "off", "off"]
+    assert await hot_path.run(pooled, shown) == ["500ms", "5s", "8s", "off", "off", "0"]
 
 
 async def test_each_transaction_is_read_committed_whatever_the_server_has(
@@ -128,7 +135,7 @@ def test_deaf_listening_is_told_by_doctor(server_url: str, name: str, tmp_path: 
         ini = bouncer.directory / "pgbouncer.ini"
         ours = "jit, enable_seqscan, statement_timeout, lock_timeout, idle_in_transaction_session_timeout"
         ours += ", tcp_keepalives_idle, tcp_keepalives_interval, tcp_keepalives_count, tcp_user_timeout"
-        ours += ", client_connection_check_interval, default_transaction_isolation"
+        ours += ", client_connection_check_interval, default_transaction_isolation, max_parallel_workers_per_gather"
         ini.write_text(ini.read_text().replace("%include", f"ignore_startup_parameters = {ours}\n%include"))
         bouncer.reload()
         checks = list(pooler_checks(bouncer.url(name), None))

@@ -46,7 +46,7 @@ from tests.support.factories import (
     ready_worker,
     submitted,
 )
-from tests.support.plans import PlanLog, explained_database
+from tests.support.plans import PlanLog, explained_database, nodes_of
 from tests.support.sql import execute, fetch, value
 
 
@@ -455,3 +455,20 @@ async def test_a_turn_does_not_read_the_compute_of_goals_that_have_ended(
                       unnest(ARRAY['generation', 'reflection', 'ranking']) agent ON CONFLICT DO NOTHING""",
         )
     assert 0 < pages[1] <= 1.5 * pages[0]
+
+
+@pytest.mark.slow
+async def test_a_turn_starts_no_other_processes_of_the_server(
+    own_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The planner takes a third of all events for those that no fold has counted yet."""
+    await _count_lines(own_database, 10)
+    name = await value(own_database, "SELECT current_database()")
+    for setting in ("parallel_setup_cost", "parallel_tuple_cost", "min_parallel_index_scan_size"):
+        await execute(own_database, f"ALTER DATABASE {name} SET {setting} = 0")
+    async with explained_database(own_database, monkeypatch) as (database, log):
+        async with database.transaction() as connection:
+            await budget_enforcement.enforce_budgets(connection)
+        nodes = [node for plan in log.plans for node in nodes_of(plan["Plan"])]
+    assert nodes
+    assert [node["Workers Launched"] for node in nodes if "Workers Launched" in node] == []
