@@ -88,6 +88,7 @@ SELECT DISTINCT goal_id FROM (
 """)
 
 # By ctid and OFFSET 0, which keep it two probes for each worker: joined, the lines that are kept would be read as well.
+# Those of workers that ended longer ago go with these.
 _TRIM = text(f"""
 WITH deleted AS (
     DELETE FROM leases WHERE ctid = ANY (ARRAY(
@@ -95,7 +96,8 @@ WITH deleted AS (
         CROSS JOIN LATERAL (
             SELECT ctid FROM leases
             WHERE worker_id = w.id AND n <= last.n - :keep AND n > last.n - :keep - :reach OFFSET 0
-        ) line LIMIT :limit
+        ) line
+        WHERE w.ended_at IS NULL OR w.ended_at > now() - interval '1 hour' LIMIT :limit
     ))
     RETURNING worker_id
 )

@@ -210,7 +210,7 @@ _LIVENESS = text(f"""
 SELECT id AS worker_id, state, coalesce(launched_at, requested_at) AS since, last_seen_at, lost_after_seconds,
        not_ready_reason
 FROM workers
-WHERE {LIVE} ORDER BY id FOR UPDATE SKIP LOCKED
+WHERE {LIVE} FOR UPDATE SKIP LOCKED
 """)
 
 # The condition on the state makes the transition legal and unique: of two that end a worker one gets the row.

@@ -341,6 +341,11 @@ async def test_a_look_at_the_ledger_reads_no_line_that_stays(
         async with database.transaction() as connection:
             assert await lease_ledger.trim(connection, 200) == (0, 0)
         assert 200 <= log.take().rows < 200 * 20
+        await execute(own_database, "UPDATE workers SET ended_at = now() - interval '1 day'")
+        log.take()
+        async with database.transaction() as connection:
+            assert await lease_ledger.trim(connection, 200) == (0, 0)
+        assert log.take().rows < 200 * 3, "nobody has given leases to these since"
 
 
 async def test_the_ledger_is_looked_through_as_far_as_lines_were_found_and_now_and_then_farther(

@@ -33,3 +33,22 @@ async def test_what_a_worker_holds_is_looked_up_for_those_of_the_states_alone(
             pages = max(pages, log.take().pages)
     assert found == {"busy": [busy], "ready": [idle], "lost": []}
     assert 0 < pages < 500
+
+
+@pytest.mark.slow
+async def test_the_look_for_silent_workers_reads_none_that_ended(
+    own_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the order of their ids it read all of 30,000, of which 10,000 were live."""
+    await execute(
+        own_database,
+        """INSERT INTO workers (id, name, incarnation, state, capabilities, labels, ended_at)
+           SELECT gen_random_uuid(), n::text, 1, CASE WHEN n % 3 = 0 THEN 'ready' ELSE 'stopped' END, '{}', '{}',
+                  CASE WHEN n % 3 > 0 THEN now() END
+           FROM generate_series(1, 30000) AS n""",
+    )
+    await execute(own_database, "VACUUM ANALYZE workers")
+    async with explained_database(own_database, monkeypatch) as (database, log):
+        async with database.transaction() as connection:
+            assert len(await workers.liveness(connection)) == 10_000
+        assert log.take().pages < 30_000
