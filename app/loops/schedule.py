@@ -162,7 +162,7 @@ DUTIES: Sequence[Duty] = (
         due=lambda _: counter_store.HAS_TASKS,
     ),
     Duty(
-        name="share lanes",
+        name=sharing.DUTY,
         seconds=1,
         run=lambda _, db, turn: sharing.share_lanes(db),
         due=lambda _: counter_store.HAS_NAMESPACES,

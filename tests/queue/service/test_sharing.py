@@ -1,6 +1,7 @@
 """Namespaces share the leases by their weights, on a real database through the broker."""
 
 from collections import Counter
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -11,10 +12,11 @@ from app.kernel.ids import WorkerId
 from app.kernel.namespaces import split_name, stored_name
 from app.queue.broker.broker import Broker
 from app.queue.broker.calls import LeaseCall
+from app.queue.service import sharing
 from app.queue.service.leases import LeaseService
-from app.queue.service.sharing import share_lanes
 from tests.support.factories import completion, ready_worker, submitted
 from tests.support.sql import execute
+from tests.support.turns import take_turn
 
 ALL = frozenset(AgentType)
 
@@ -27,9 +29,8 @@ async def _next(broker: Broker, desk: LeaseService, worker_id: WorkerId) -> str 
     return lease.goal_id
 
 
-async def _turn(database: Database) -> dict[str, int]:
-    async with database.transaction() as connection:
-        return await share_lanes(connection)
+async def _turn(database: Database) -> dict[str, Any]:
+    return await take_turn(database, sharing.DUTY, sharing.share_lanes)
 
 
 @pytest.mark.parametrize(("weight", "expected"), [(1, 0.5), (3, 0.75)])
@@ -65,3 +66,21 @@ async def test_a_turn_that_finds_all_in_place_moves_nothing(database: Database) 
     await submitted(database, 50, goal_id="only")
     assert (await _turn(database))["moved"] > 0
     assert await _turn(database) == {"lanes": 1, "moved": 0}
+
+
+async def test_a_turn_that_has_moved_many_leaves_the_other_lanes_to_the_next(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """18 lanes took one transaction of 4 s, with all that it had moved locked."""
+    monkeypatch.setattr(sharing, "_MOVED", 30)
+    agents = [AgentType.GENERATION, AgentType.RANKING, AgentType.EVOLUTION]
+    for agent in agents:
+        for goal in range(5):
+            await submitted(database, 10, goal_id=stored_name("lab-a", str(goal)), agent_type=agent)
+        await submitted(database, 50, goal_id="only", agent_type=agent)
+    results = [await _turn(database) for _ in range(4)]
+    assert [result["lanes"] for result in results] == [1, 1, 1, 3]
+    assert [result.get("looked_at") for result in results] == ["evolution/2", "generation/2", "ranking/2", None]
+    assert [result.get("behind", False) for result in results] == [True, True, True, False]
+    assert all(result["moved"] >= 30 for result in results[:3])
+    assert results[3]["moved"] == 0
