@@ -232,7 +232,7 @@ DUTIES: Sequence[Duty] = (
         run=lambda c, db, turn: utilisation.sample_pool(db, UtilisationPolicy(), c.health.lost_after_seconds),
     ),
     Duty(
-        name="fold goals",
+        name=budget_enforcement.FOLD_DUTY,
         seconds=1,
         run=lambda _, db, turn: budget_enforcement.fold_compute(db),
         due=lambda _: compute.HAS_EVENTS,

@@ -30,6 +30,7 @@ from app.queue.store.listing import Selection
 from app.queue.store.meters import Meter, Served
 from app.workers.store import offers as worker_offers
 
+FOLD_DUTY = "fold goals"
 RECAPTURE_DUTY = "look for strays of held goals"
 # So many rows are changed in some 50 ms: readers of events wait for the oldest open transaction that has written.
 BATCH = 1000

@@ -22,12 +22,14 @@ class CheckpointPolicy:
     """Seconds, completed tasks or changes after which a checkpoint is due, the least pause, and what one may hold.
 
     Changes of any kind are a reason too: then completions need not be searched for among an endless number of them.
+    The least pause is `pause_factor` times as long as the last one took, too, but no longer than `every_seconds`.
     """
 
     every_seconds: float = 300.0
     every_completions: int = 50
     every_changes: int = 2000
     min_pause_seconds: float = 30.0
+    pause_factor: float = 10.0
     keep: int = 20
     max_tasks: int = 20_000
     # Of goals, and of each other thing that is neither a task nor an entry.
@@ -38,18 +40,27 @@ class CheckpointPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Activity:
-    """Seconds, completed tasks and changes since the last checkpoint, counted up to the numbers of the policy."""
+    """Seconds, completed tasks and changes since the last checkpoint, counted up to the numbers of the policy.
+
+    `last_took` are the seconds that the last one took; `is_behind`: events wait that the sums of goals have to count.
+    """
 
     seconds: float
     completions: int
     changes: int
+    last_took: float = 0.0
+    is_behind: bool = False
 
 
 def due_reason(activity: Activity | None, policy: CheckpointPolicy) -> str | None:
     """The reason for which a checkpoint is due now, None when it is not; `activity` is None before the first one."""
     if activity is None:
         return "the first"
-    if activity.seconds < policy.min_pause_seconds:
+    pause_seconds = min(policy.pause_factor * activity.last_took, policy.every_seconds)
+    if activity.seconds < max(policy.min_pause_seconds, pause_seconds):
+        return None
+    # Each event that waits would be counted here as well; that takes seconds of a million, and no longer than that.
+    if activity.is_behind and activity.seconds < 2 * policy.every_seconds:
         return None
     if activity.completions >= policy.every_completions:
         return f"{policy.every_completions} tasks completed"

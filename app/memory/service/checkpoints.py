@@ -4,9 +4,10 @@ import asyncio
 import hashlib
 import json
 import threading
+import time
 import zlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,12 +19,12 @@ from app.agents.store import performance, weights
 from app.db import duties, schema
 from app.db.database import Database, now
 from app.goals.rules.goals import GoalAction
-from app.goals.service import iterations
+from app.goals.service import budget_enforcement, iterations
 from app.goals.store import iterations as iteration_store
 from app.kernel.errors import Refused
 from app.memory.errors import CheckpointBusy, CheckpointNotFound
 from app.memory.rules.backups import without_lease
-from app.memory.rules.checkpoints import FORMAT, CheckpointPolicy, due_reason, unreachable_tasks
+from app.memory.rules.checkpoints import FORMAT, Activity, CheckpointPolicy, due_reason, unreachable_tasks
 from app.memory.rules.restored_values import find_odd_values
 from app.memory.service.examination import examine_content, examine_elsewhere
 from app.memory.store import backups
@@ -72,15 +73,28 @@ async def take_when_due(database: Database, policy: CheckpointPolicy, history_da
     async with database.transaction() as connection:
         await duties.ensure(connection, _DUTY_NAME)
         turn = await duties.claim(connection, _DUTY_NAME, policy.min_pause_seconds)
-        activity = await store.read_activity(connection, policy.every_changes) if turn else None
-        reason = due_reason(activity, policy) if turn else None
+        if turn is None:
+            return None
+        reason = due_reason(await _activity(connection, policy), policy)
         if reason is None:
             return None
         await duties.record(connection, _DUTY_NAME, {"reason": reason}, held_back=False)
+    begun_at = time.monotonic()
     checkpoint = await take(database, reason, policy=policy)
+    took = round(time.monotonic() - begun_at, 1)
     async with database.transaction() as connection:
+        await duties.conclude(connection, turn, {"reason": reason, "seconds": took}, counts=True)
         await store.prune(connection, keep=policy.keep, days=history_days)
     return checkpoint
+
+
+async def _activity(connection: AsyncConnection, policy: CheckpointPolicy) -> Activity | None:
+    activity = await store.read_activity(connection, policy.every_changes)
+    if activity is None:
+        return None
+    turns = await duties.last_turns(connection, [_DUTY_NAME, budget_enforcement.FOLD_DUTY])
+    own, fold = (turns[duty].result if duty in turns else {} for duty in (_DUTY_NAME, budget_enforcement.FOLD_DUTY))
+    return replace(activity, last_took=own.get("seconds", 0.0), is_behind=fold.get("behind", False))
 
 
 async def take(

@@ -102,7 +102,7 @@ _REVISION = text("SELECT version_num FROM alembic_version")
 _LEASED = text(f"""
 SELECT CAST(t.id AS text) AS id, CAST(to_jsonb(t) AS text) AS line
 FROM workers w CROSS JOIN LATERAL {lease_ledger.last_lease("w.id")} last
-JOIN tasks t ON t.id = last.task_id AND t.token = last.token AND t.worker_id = w.id
+CROSS JOIN LATERAL {lease_ledger.held_task("w.id")} t
 ORDER BY t.seq LIMIT :limit
 """)
 _UNLEASED = text("""

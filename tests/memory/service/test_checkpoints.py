@@ -8,6 +8,7 @@ import pytest
 
 from app.db import hot_path, schema
 from app.db.database import Database
+from app.goals.service import budget_enforcement
 from app.memory.errors import CheckpointBusy, CheckpointNotFound
 from app.memory.rules.checkpoints import CheckpointPolicy
 from app.memory.service import checkpoints
@@ -194,7 +195,7 @@ async def test_one_is_taken_when_it_is_due(database: Database) -> None:
     assert await checkpoints.take_when_due(database, _OFTEN, 30) is None
     await complete(database, 3)
     assert await checkpoints.take_when_due(database, CheckpointPolicy(every_completions=3), 30) is None
-    policy = CheckpointPolicy(every_completions=3, min_pause_seconds=0.0)
+    policy = CheckpointPolicy(every_completions=3, min_pause_seconds=0.0, pause_factor=0.0)
     second = await checkpoints.take_when_due(database, policy, 30)
     assert second is not None
     assert second.reason == "3 tasks completed"
@@ -202,6 +203,53 @@ async def test_one_is_taken_when_it_is_due(database: Database) -> None:
     third = await checkpoints.take_when_due(database, _OFTEN, 30)
     assert third is not None
     assert third.reason == "300 s passed"
+
+
+async def test_it_is_put_off_after_a_long_one_and_until_events_are_counted(database: Database) -> None:
+    """One of 35 s came after every other, and summed a million events that the fold had still to count."""
+    policy = CheckpointPolicy(every_completions=3)
+    assert await checkpoints.take_when_due(database, policy, 30) is not None
+    assert await value(database, "SELECT (result ->> 'seconds')::float8 < 30 FROM loop_ticks WHERE duty = 'checkpoint'")
+    await complete(database, 3)
+    for table, column in (("checkpoints", "taken_at"), ("loop_ticks", "last_run_at")):
+        await execute(database, f"UPDATE {table} SET {column} = now() - interval '100 s'")
+    await execute(database, "UPDATE loop_ticks SET result = '{\"seconds\": 35}'")
+    assert await checkpoints.take_when_due(database, policy, 30) is None
+    await execute(database, "UPDATE loop_ticks SET result = '{\"seconds\": 3.5}'")
+    await execute(
+        database,
+        "INSERT INTO loop_ticks (duty, last_run_at, result) VALUES ($1, now(), '{\"behind\": true}')",
+        budget_enforcement.FOLD_DUTY,
+    )
+    assert await checkpoints.take_when_due(database, policy, 30) is None
+    await execute(database, "UPDATE loop_ticks SET result = '{}' WHERE duty = $1", budget_enforcement.FOLD_DUTY)
+    assert await checkpoints.take_when_due(database, policy, 30) is not None
+
+
+_QUEUE = """
+INSERT INTO tasks (id, state, agent_type, priority, payload, labels, max_attempts, retry_delays, request_hash,
+                   created_at)
+SELECT gen_random_uuid(), 'pending', 'ranking', 2, '{}', '{}', 3, '{}', '', now() FROM generate_series(1, 20000) AS n
+"""
+_ENDED = """
+INSERT INTO workers (id, name, incarnation, state, capabilities, labels, ended_at)
+SELECT gen_random_uuid(), n::text, 1, 'stopped', '{}', '{}', now() FROM generate_series(1, 3000) AS n
+"""
+
+
+@pytest.mark.slow
+async def test_leased_tasks_are_found_without_those_that_wait(
+    own_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where workers were many it read all of a million tasks, for 9 s."""
+    await holding(own_database)
+    await execute(own_database, _QUEUE)
+    await execute(own_database, _ENDED)
+    await execute(own_database, "VACUUM ANALYZE tasks, workers, leases")
+    async with explained_database(own_database, monkeypatch) as (database, log):
+        await take(database, max_tasks=1)
+        (cost,) = (cost for query, cost in log.take_by_text().items() if "workers w" in query and "t.seq" in query)
+    assert 3000 < cost.rows < 5 * 3000
 
 
 async def test_only_one_replica_takes_it(database: Database, replica: Database) -> None:
