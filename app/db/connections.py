@@ -31,8 +31,7 @@ _PLANS = {
     # Every statement has an index made for it. While a table is small, the planner would prefer to read it whole, and a
     # prepared statement would go on doing so when the table has grown.
     "enable_seqscan": "off",
-    # No planner knows how few events are not counted yet: it would start other processes for next to nothing.
-    "max_parallel_workers_per_gather": "0",
+    "max_parallel_workers_per_gather": "0",  # or for next to nothing, as no planner knows how few events are new
 }
 # Whoever has waited for a lock looks again at what it protects, whatever is set for the server or the role.
 _ISOLATION, _COMMITTED = "transaction_isolation", "read committed"
