@@ -59,8 +59,8 @@ def due_reason(activity: Activity | None, policy: CheckpointPolicy) -> str | Non
     pause_seconds = min(policy.pause_factor * activity.last_took, policy.every_seconds)
     if activity.seconds < max(policy.min_pause_seconds, pause_seconds):
         return None
-    # Each event that waits would be counted here as well; that takes seconds of a million, and no longer than that.
-    if activity.is_behind and activity.seconds < 2 * policy.every_seconds:
+    # Each event that waits would be counted here as well, which takes seconds of a million: not before it has to be.
+    if activity.is_behind and activity.seconds < policy.every_seconds:
         return None
     if activity.completions >= policy.every_completions:
         return f"{policy.every_completions} tasks completed"

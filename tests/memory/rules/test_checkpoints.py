@@ -21,8 +21,8 @@ _POLICY = CheckpointPolicy()
         (Activity(seconds=199, completions=50, changes=60, last_took=20), None),
         (Activity(seconds=200, completions=50, changes=60, last_took=20), "50 tasks completed"),
         (Activity(seconds=300, completions=0, changes=0, last_took=100), "300 s passed"),
-        (Activity(seconds=599, completions=50, changes=60, is_behind=True), None),
-        (Activity(seconds=600, completions=50, changes=60, is_behind=True), "50 tasks completed"),
+        (Activity(seconds=299, completions=50, changes=60, is_behind=True), None),
+        (Activity(seconds=300, completions=50, changes=60, is_behind=True), "50 tasks completed"),
     ],
 )
 def test_when_a_checkpoint_is_due(since: Activity | None, reason: str | None) -> None:
