@@ -69,7 +69,7 @@ class RemoteViewer:
         sight = await self._looker.look(viewer)
         workers = await self.api.get("/workers", limit=_MAX_WORKERS) if self.may(Scope.READ) else {"items": []}
         at = datetime.fromisoformat(sight.queues["at"])
-        return {**view_of(viewer, sight, ""), "at": at, "hour": sight.hour, "workers": workers["items"]}
+        return {**view_of(viewer, sight), "at": at, "hour": sight.hour, "workers": workers["items"]}
 
     def allowed(self, buttons: tuple[Button, ...]) -> list[Button]:
         """Those of the actions that the key may carry out."""

@@ -1,6 +1,7 @@
 """Regions of pages, looked at once for all who look at them, only while somebody does, and for little of the time."""
 
 import asyncio
+import hashlib
 import logging
 import re
 import time
@@ -8,8 +9,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Has
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
+from starlette.requests import Request
+
 from app.dashboard.access import Viewer
 from app.dashboard.api_calls import Refused
+from app.dashboard.assets import edition
 from app.http.callers import Authenticator
 from app.http.services import Services
 from app.http.streaming import Batch, Message
@@ -35,6 +39,27 @@ _AGE = re.compile(r'(<span class="age"[^>]*>)[^<]*')
 News = Collection[str] | None
 Look = Callable[[Viewer, News], Awaitable[Mapping[str, str]]]
 _MAX_PAUSE_SECONDS = 5.0
+
+
+def shown(html: str, csrf: str) -> str:
+    """A region as a viewer gets it, with a mark that is the same while nothing but ages differs.
+
+    A page names its marks when it connects, so that what it shows is not sent again.
+    """
+    mark = f'<i hidden data-mark="{_mark_of(html)}"></i>' if html.strip() else ""
+    return html.replace(CSRF_PLACE, csrf) + mark
+
+
+def _mark_of(html: str) -> str:
+    return hashlib.sha256(_AGE.sub(r"\1", html).encode()).hexdigest()[:16]
+
+
+def _marks_in(request: Request) -> dict[str, str]:
+    """The marks of the regions that a page shows; none where the same connection has begun anew after other changes."""
+    if "last-event-id" in request.headers:
+        return {}
+    marks = (text.partition(":") for text in request.query_params.getlist("mark"))
+    return {name: mark for name, _, mark in marks}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -120,7 +145,7 @@ class Feed:
 
     async def follow(self, viewer: Viewer) -> AsyncGenerator[Batch, None]:
         """Yield the regions that have changed, and at least every second, until one side closes or the session ends."""
-        key_id, version = viewer.principal.key_id, 0
+        key_id, version, marks = viewer.principal.key_id, 0, _marks_in(viewer.request)
         # Somebody else may have begun since this viewer was let in, who is refused at the next try.
         with suppress(TooManyRequests):
             self._services[EventReaders].add(key_id)
@@ -133,13 +158,13 @@ class Feed:
                             break
                         checked_at = time.monotonic()
                     messages = [
-                        Message(id=str(number), kind=name, data=html.replace(CSRF_PLACE, viewer.csrf))
+                        Message(id=str(number), kind=name, data=shown(html, viewer.csrf))
                         for name, (number, html) in sorted(self._regions.items(), key=lambda item: item[1][0])
-                        if number > version
+                        if number > version and marks.pop(name, None) != _mark_of(html)
                     ]
                     version = self._version
                     if self._is_current and time.monotonic() - alive_at >= _ALIVE_SECONDS:
-                        messages.append(Message(id=str(version), kind="alive", data="yes"))
+                        messages.append(Message(id=str(version), kind="alive", data=edition()))
                         alive_at = time.monotonic()
                     yield Batch(messages=messages, cursor=str(version))
                     await self._wait(version)
@@ -208,7 +233,7 @@ class Feed:
         changes = {
             name: html
             for name, html in regions.items()
-            if _ageless(self._regions.get(name, (0, ""))[1]) != _ageless(html)
+            if name not in self._regions or _mark_of(self._regions[name][1]) != _mark_of(html)
         }
         if changes:
             async with self._changed:
@@ -248,7 +273,3 @@ class Feeds:
             services = viewer.request.app.state.services
             self._feeds[key] = Feed(services, new_look, topics=topics, idle_seconds=idle_seconds, slots=self._slots)
         return self._feeds[key]
-
-
-def _ageless(html: str) -> str:
-    return _AGE.sub(r"\1", html)

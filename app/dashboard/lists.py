@@ -7,8 +7,8 @@ from urllib.parse import urlencode
 
 from starlette.responses import Response
 
-from app.dashboard.access import HOME, Viewer
-from app.dashboard.feed import CSRF_PLACE, Feeds, Look, NewLook, News
+from app.dashboard.access import HOME, Viewer, here
+from app.dashboard.feed import CSRF_PLACE, Feeds, Look, NewLook, News, shown
 from app.dashboard.rendering import page, present, render
 from app.db import notify
 from app.http.services import Services
@@ -45,7 +45,9 @@ class Listing:
         values = await self._values(viewer, choice, query.get("after"))
         # What is not the newest does not change.
         stream = None if query.get("after") else f"{self.feed_path}?{urlencode({'show': choice})}"
-        return page(viewer, f"{self.template}.html", values | {"stream": stream})
+        address = here(viewer.request) if query.get("after") else self._address(choice)
+        region = shown(render_list(viewer, self.template, values, address), viewer.csrf)
+        return page(viewer, f"{self.template}.html", values | {"stream": stream, "region": region})
 
     async def stream(self, viewer: Viewer) -> Response:
         """The newest page of the list again whenever it has changed."""
@@ -64,25 +66,26 @@ class Listing:
     def _choice(self, asked: str) -> str:
         return asked if asked in self.choices else next(iter(self.choices))
 
+    def _address(self, choice: str, **place: str) -> str:
+        return f"{HOME}{self.path}?{urlencode({'show': choice} | place)}"
+
     def _look(self, choice: str) -> Look:
         async def look(viewer: Viewer, news: News) -> dict[str, str]:
             values = await self._values(viewer, choice, None)
-            here = f"{HOME}{self.path}?{urlencode({'show': choice})}"
-            return {"list": render_list(viewer, self.template, values, here)}
+            return {"list": render_list(viewer, self.template, values, self._address(choice))}
 
         return look
 
     async def _values(self, viewer: Viewer, choice: str, after: str | None) -> dict[str, Any]:
         answer = await viewer.api.get(self.api, self.choices[choice], after=after, limit=_LIMIT)
-        here = {"show": choice}
         following = answer.get("next")
         return {
             "answer": answer,
             "items": answer["items"],
             "choice": choice,
-            "choices": [(name, f"{HOME}{self.path}?{urlencode({'show': name})}") for name in self.choices],
-            "first": f"{HOME}{self.path}?{urlencode(here)}" if after else None,
-            "following": f"{HOME}{self.path}?{urlencode(here | {'after': following})}" if following else None,
+            "choices": [(name, self._address(name)) for name in self.choices],
+            "first": self._address(choice) if after else None,
+            "following": self._address(choice, after=following) if following else None,
         }
 
 
@@ -104,10 +107,10 @@ def follow(
     return EventStream("0", feed.follow(viewer))
 
 
-def render_list(viewer: Viewer, template: str, values: Mapping[str, Any], here: str) -> str:
-    """The text of a list for all viewers with the same rights."""
-    shown = {"csrf": CSRF_PLACE, "may": viewer.may, "here": here, "at": present()}
-    return render(f"lists/{template}.html", shown | dict(values))
+def render_list(viewer: Viewer, template: str, values: Mapping[str, Any], address: str) -> str:
+    """The text of a list for all viewers with the same rights, whose forms lead back to this address."""
+    context = {"csrf": CSRF_PLACE, "may": viewer.may, "here": address, "at": present()}
+    return render(f"lists/{template}.html", context | dict(values))
 
 
 LISTINGS = (

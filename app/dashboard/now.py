@@ -10,7 +10,7 @@ from starlette.responses import Response
 from app.dashboard.access import HOME, Viewer
 from app.dashboard.api_calls import Refused
 from app.dashboard.attention import attention
-from app.dashboard.feed import CSRF_PLACE, Budget, Feed, Feeds, Look, News
+from app.dashboard.feed import CSRF_PLACE, Budget, Feed, Feeds, Look, News, shown
 from app.dashboard.rendering import amount, page, percent, present, render, words
 from app.dashboard.sight import IDLE_SECONDS, TOPICS, LastHours, Looker, Sight, read_report
 from app.dashboard.sparklines import Sparkline, sparkline
@@ -71,7 +71,9 @@ async def show(viewer: Viewer) -> Response:
     services: Services = viewer.request.app.state.services
     looker = Looker(services.database, last_hour=services[LastHours].of(viewer.rights))
     sight = await _look(viewer, looker, None)
-    return page(viewer, "now.html", await _values(viewer, sight, viewer.csrf))
+    values = await _values(viewer, sight)
+    names = (_VERDICT,) if isinstance(sight, Refused) else REGIONS
+    return page(viewer, "now.html", {"regions": {name: shown(_region(name, values), viewer.csrf) for name in names}})
 
 
 async def stream(viewer: Viewer) -> Response:
@@ -95,20 +97,20 @@ def feed_of(viewer: Viewer) -> Feed:
 
 
 def _look_by(looker: Looker) -> Look:
-    shown_sight: Sight | None = None
-    shown: Mapping[str, Any] = {}
+    last_sight: Sight | None = None
+    last_values: Mapping[str, Any] = {}
     regions: Mapping[str, str] = {}
 
     async def look(viewer: Viewer, news: News) -> Mapping[str, str]:
-        nonlocal shown_sight, shown, regions
+        nonlocal last_sight, last_values, regions
         sight = await _look(viewer, looker, news)
         if isinstance(sight, Refused):
-            return {_VERDICT: _region(_VERDICT, await _values(viewer, sight, CSRF_PLACE))}
-        if sight is not shown_sight:
-            values = await _values(viewer, sight, CSRF_PLACE)
-            changes = [name for name, parts in REGIONS.items() if _pick(values, parts) != _pick(shown, parts)]
+            return {_VERDICT: _region(_VERDICT, await _values(viewer, sight))}
+        if sight is not last_sight:
+            values = await _values(viewer, sight)
+            changes = [name for name, parts in REGIONS.items() if _pick(values, parts) != _pick(last_values, parts)]
             regions = {**regions, **{name: _region(name, values) for name in changes}}
-            shown_sight, shown = sight, values
+            last_sight, last_values = sight, values
         return regions
 
     return look
@@ -133,22 +135,22 @@ async def _look(viewer: Viewer, looker: Looker, news: News) -> Sight | Refused:
         return refusal
 
 
-async def _values(viewer: Viewer, sight: Sight | Refused, csrf: str) -> dict[str, Any]:
+async def _values(viewer: Viewer, sight: Sight | Refused) -> dict[str, Any]:
     """The values of all regions; of the verdict alone while the database is away."""
     if isinstance(sight, Refused):
         report = await read_report(viewer.api)
         return {"report": report, "verdict": sentence_of(report) or f"Critical: {sight.sentence}."}
-    return view_of(viewer, sight, csrf)
+    return view_of(viewer, sight)
 
 
-def view_of(viewer: Viewer, sight: Sight, csrf: str) -> dict[str, Any]:
+def view_of(viewer: Viewer, sight: Sight) -> dict[str, Any]:
     """The values of all regions."""
     items = attention(sight)
     # Where there are more than are shown, those in order are left out.
     models = sight.models if len(sight.models) <= _SHOWN else sorted(sight.models, key=lambda it: it["state"] == "ok")
     return {
         "may": viewer.may,
-        "csrf": csrf,
+        "csrf": CSRF_PLACE,
         "here": HOME,
         "report": sight.report,
         "verdict": verdict(sight),

@@ -1,7 +1,7 @@
 """Pages from templates: numbers and times as people read them, and everything that others wrote as text."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any
@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from app.dashboard.access import HOME, Viewer, here, notice, take_notice
 from app.dashboard.actions import ACTIONS, Action, action_of
-from app.dashboard.assets import asset_url
+from app.dashboard.assets import asset_url, edition
 from app.kernel.access import Scope
 from app.kernel.resources import in_words, read
 
@@ -67,9 +67,10 @@ def _environment() -> Environment:
     }
     environment.globals |= {
         "asset": asset_url,
+        "edition": edition,
         "home": HOME,
         "Scope": Scope,
-        "action_named": _action_named,
+        "actions_named": _actions_named,
         "action_of": action_of,
     }
     return environment
@@ -101,8 +102,9 @@ def _is_for(viewer: Viewer, path: str) -> bool:
     return not viewer.principal.is_confined or path in ("/tasks", "/goals")
 
 
-def _action_named(name: str) -> Action:
-    return ACTIONS[name]
+def _actions_named(names: str, may: Callable[..., bool]) -> list[tuple[str, Action]]:
+    """Those of these actions that the viewer may take."""
+    return [(name, ACTIONS[name]) for name in names.split() if may(*ACTIONS[name].scopes)]
 
 
 def amount(value: float | None, digits: int = 0) -> str:

@@ -34,6 +34,7 @@ from app.dashboard.access import (
 from app.dashboard.actions import ACTIONS, filled
 from app.dashboard.api_calls import Refused
 from app.dashboard.assets import answer_asset
+from app.dashboard.compression import compressed
 from app.dashboard.lists import LISTINGS
 from app.dashboard.rendering import open_page, page
 from app.http.callers import Authenticator
@@ -56,7 +57,7 @@ def readable(endpoint: Endpoint) -> Endpoint:
     @wraps(endpoint)
     async def answer(request: Request) -> Response:
         try:
-            return await endpoint(request)
+            return compressed(request, await endpoint(request))
         except (ClientDisconnect, HTTPException):
             raise
         except Exception as error:
@@ -125,7 +126,7 @@ async def root(request: Request) -> Response:
 @router.get("/dashboard/static/{digest}/{name}", response_class=Response)
 async def asset(request: Request) -> Response:
     """A style or script."""
-    return answer_asset(request.scope["path"])
+    return compressed(request, answer_asset(request.scope["path"]))
 
 
 @router.get("/dashboard/login", response_class=Response)

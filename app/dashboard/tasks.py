@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from app.dashboard.access import HOME, Viewer, notify, read_viewers_form
 from app.dashboard.api_calls import Refused
-from app.dashboard.feed import News
+from app.dashboard.feed import News, shown
 from app.dashboard.lists import follow, render_list
 from app.dashboard.rendering import page
 from app.db import notify as notices
@@ -84,16 +84,18 @@ async def show(viewer: Viewer) -> Response:
     chosen, after = _chosen(query), query.get("after")
     values: dict[str, Any] = {"chosen": chosen, "orders": _orders(viewer, chosen), "sentence": ""}
     values |= {"agents": list(AgentType), "states": [*_GROUPS, *TaskState], "stream": None}
+    items: dict[str, Any] = {"items": [], "first": None, "following": None}
+    status = 200
     try:
-        values |= await _values(viewer, chosen, after)
+        items = await _values(viewer, chosen, after)
+        # What is not the newest hardly changes.
+        values["stream"] = None if after else f"{HOME}/feeds/tasks?{urlencode(chosen)}"
     except Refused as refusal:
         if refusal.status != _INVALID:
             raise
-        nothing: dict[str, Any] = {"items": [], "first": None, "following": None}
-        return page(viewer, "tasks.html", values | nothing | {"sentence": refusal.sentence}, status=refusal.status)
-    # What is not the newest hardly changes.
-    stream = None if after else f"{HOME}/feeds/tasks?{urlencode(chosen)}"
-    return page(viewer, "tasks.html", values | {"stream": stream})
+        status, values["sentence"] = refusal.status, refusal.sentence
+    region = shown(render_list(viewer, "tasks", items, address(chosen)), viewer.csrf)
+    return page(viewer, "tasks.html", values | {"region": region}, status=status)
 
 
 async def stream(viewer: Viewer) -> Response:

@@ -1,11 +1,14 @@
 """Pages that stay open: while nobody looks, over sleep and silence, failures, and the end of a session."""
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from urllib.parse import parse_qs
 
 import pytest
 from playwright.async_api import Page, Request, Route, expect
 
+from app.dashboard.assets import edition
 from app.kernel.access import Role
 from tests.dashboard.chromium import hide, log_in, opened
 from tests.support.service import Worker
@@ -78,6 +81,36 @@ async def test_whatever_comes_is_a_sign_of_life(port: Port) -> None:
         await _tell(page, "verdict", "well again")
         await expect(page.locator("#verdict")).to_have_text("well again")
         await expect(line).to_be_hidden()
+
+
+async def test_a_page_says_that_the_service_has_other_scripts_than_it(port: Port) -> None:
+    async with _first_page(port) as page:
+        line = page.locator("#other-edition")
+        for sign, is_visible in ((edition(), False), ("later", True), (edition(), False)):
+            await _tell(page, "alive", sign)
+            await expect(line).to_be_visible(visible=is_visible)
+        await _tell(page, "alive", "later")
+        await line.locator("a").click()
+        await expect(line).to_be_hidden()
+
+
+async def test_a_page_that_connects_names_what_it_shows(port: Port) -> None:
+    async with opened(f"http://127.0.0.1:{port.number}") as page:
+        await log_in(page, port.service.keys[Role.OPERATOR])
+        for address, names in (("/dashboard", 4), ("/dashboard/tasks?agent_type=ranking", 1)):
+            for is_loaded in (True, False):
+                async with page.expect_request(re.compile("/(stream|feeds/tasks)[?]")) as connected:
+                    if is_loaded:
+                        await page.goto(address)
+                    else:
+                        await hide(page, True)
+                        await hide(page, False)
+                marks = parse_qs((await connected.value).url.partition("?")[2])["mark"]
+                assert len(marks) >= names
+                script = "mark => document.querySelector(`[sse-swap=${mark[0]}] > [data-mark='${mark[1]}']`) !== null"
+                assert all([await page.evaluate(script, mark.split(":")) for mark in marks])
+                await port.service.submitted(agent_type="ranking")
+                await page.wait_for_function(script.replace("!==", "==="), arg=marks[-1].split(":"))
 
 
 async def test_a_region_that_waits_for_a_form_says_so(port: Port) -> None:

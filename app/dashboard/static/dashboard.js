@@ -14,11 +14,22 @@
     heardAt = Date.now();
     tellAge(false);
   };
+  const missed = new Map();
   htmx.createEventSource = (url) => {
-    const source = new EventSource(url);
+    // What is shown already is not sent again, and what came before and waits for a form is, where it is still so.
+    for (const place of missed.keys()) place.classList.remove("held");
+    missed.clear();
+    const address = new URL(url, location);
+    for (const { parentElement, dataset } of document.querySelectorAll("[sse-swap] > [data-mark]")) {
+      address.searchParams.append("mark", parentElement.getAttribute("sse-swap") + ":" + dataset.mark);
+    }
+    const source = new EventSource(address);
     // A page that is opened behind another is connected once it is in front.
     if (document.hidden) source.close();
-    source.addEventListener("alive", hear);
+    source.addEventListener("alive", ({ data }) => {
+      hear();
+      document.getElementById("other-edition").hidden = data === document.body.dataset.edition;
+    });
     // Closed by an answer that is no stream: the session is over, or a proxy answers for the service.
     source.addEventListener("error", () => {
       if (source.readyState !== EventSource.CLOSED) return;
@@ -70,7 +81,6 @@
   };
 
   const restores = new WeakMap();
-  const missed = new Map();
   const asleep = new Set();
   document.addEventListener("visibilitychange", () => {
     if (document.hidden) {
