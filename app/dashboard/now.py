@@ -207,7 +207,7 @@ def _figures(sight: Sight) -> list[Figure]:
             name="Busy",
             # As the health report counts, and the curve, which is a minute old at most.
             value=percent(100 * states["busy"] / leasable if leasable else None),
-            note=f"processors {_last(hour.processors)} in use" if hour.processors else "of the pool",
+            note=f"processors {_last(hour.processors)} in use, mean of a minute" if hour.processors else "of the pool",
             curve=sparkline(hour.busy, "% busy", ceiling=100),
         ),
         Figure(

@@ -14,11 +14,13 @@ _AXE = Path(__file__).parent / "axe" / "axe.min.js"
 
 
 @asynccontextmanager
-async def opened(address: str, *, with_scripts: bool = True) -> AsyncIterator[Page]:
+async def opened(address: str, *, with_scripts: bool = True, timezone_id: str | None = None) -> AsyncIterator[Page]:
     """A page of a browser for a service at this address, and nothing else."""
     async with chromium() as browser:
         # The policy of the pages would keep out the checker, which is no part of them.
-        context = await browser.new_context(base_url=address, java_script_enabled=with_scripts, bypass_csp=with_scripts)
+        context = await browser.new_context(
+            base_url=address, java_script_enabled=with_scripts, bypass_csp=with_scripts, timezone_id=timezone_id
+        )
         yield await context.new_page()
 
 

@@ -100,6 +100,19 @@ async def test_times_of_a_list_are_in_the_readers_zone_before_it_is_painted(port
         assert await page.evaluate("window.foreign") == 0
 
 
+async def test_a_page_names_the_zone_of_its_times_once_also_on_a_phone(port: Port) -> None:
+    async with opened(f"http://127.0.0.1:{port.number}", timezone_id="America/Argentina/Buenos_Aires") as page:
+        await page.set_viewport_size({"width": 390, "height": 800})
+        await log_in(page, port.service.keys[Role.OPERATOR])
+        await port.service.submitted(agent_type="ranking")
+        await page.goto("/dashboard/tasks")
+        await expect(page.locator("#zone")).to_have_text("GMT-3")
+        await expect(page.get_by_title("Times are those of America/")).to_be_visible()
+        assert await overflow(page) == 0
+        shown, written = await page.locator("tbody time").first.evaluate("it => [it.textContent, it.title]")
+        assert shown != written
+
+
 async def test_nobody_is_told_of_changes_while_the_page_is_hidden(port: Port) -> None:
     async with opened(f"http://127.0.0.1:{port.number}") as page:
         await log_in(page, port.service.keys[Role.READER])

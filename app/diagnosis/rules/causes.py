@@ -150,7 +150,7 @@ def _hold_text(hold: GoalHold) -> str:
     if hold.reason is Hold.STOPPED:
         return f"has stopped{why}; its tasks are being cancelled"
     if not hold.is_closed:
-        return "is near the end of its budget, so its tasks are let through one by one"
+        return "could overrun its compute budget if all workers ran it, so its tasks are let through one by one"
     return f"has reached a limit{why}"
 
 

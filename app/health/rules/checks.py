@@ -37,6 +37,8 @@ QUEUE_RELIEF = (
     "add workers with `convener workers start`, cancel what is not needed with `convener tasks cancel --goal GOAL`, "
     "or raise CONVENER_MAX_QUEUE_SIZE; submits are refused when full"
 )
+# The report tells of means of minutes, which differ.
+_SAMPLES = dict.fromkeys(("cpu", "memory"), " on the fullest host, by its last sample")
 _RELIEF = {
     "cpu": f"add hosts, {_FEWER}, or submit less",
     "memory": f"{_FEWER}, or resource_limits.max_memory_per_worker_gb, or add hosts",
@@ -143,7 +145,9 @@ def resource_pressure(observations: Observations, policy: CheckPolicy) -> Iterab
         symptom
         for name, share in observations.resources.items()
         if share is not None
-        for symptom in pressure(name, share, policy, f"{share:.0%} of {name.replace('_', ' ')} is used")
+        for symptom in pressure(
+            name, share, policy, f"{share:.0%} of {name.replace('_', ' ')} is used{_SAMPLES.get(name, '')}"
+        )
     ]
 
 

@@ -96,7 +96,8 @@ CASES: list[tuple[Facts, Code, str]] = [
     (
         _facts({"is_held": True}, hold=_hold(Hold.BUDGET, is_closed=False, is_metered=True)),
         Code.GOAL_BUDGET,
-        "let through one by one",
+        # Of many workers and a small budget also before anything is used.
+        "could overrun its compute budget if all workers ran it, so its tasks are let through one by one",
     ),
     (_facts(hold=_hold(Hold.STOPPED)), Code.GOAL_STOPPED, "has stopped: the money is spent"),
     (_facts({"is_held": True}), Code.GOAL_RETURNING, "goes on again"),
