@@ -214,7 +214,8 @@ def _sources(selection: Selection, below: int | None) -> list[_Source]:
     dead_letters = ["state = 'failed'"] if states == {TaskState.FAILED} else []
     shown_condition = _all(conditions.values())
     is_scattered = bool(dead_letters) or len(index_conditions) > (below is not None)
-    is_leased = bool(states) and states <= _LEASED_STATES
+    # Of live tasks those that are leased have a worker, and no others.
+    is_leased = selection.worker_id is not None or (bool(states) and states <= _LEASED_STATES)
     live = _Source(
         name="live",
         table=_LEASED if is_leased else "tasks",

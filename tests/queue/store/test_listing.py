@@ -89,6 +89,16 @@ async def test_leased_tasks_are_found_at_once_however_many_wait_behind_them(data
     assert await _all(database, Selection(states=[TaskState.EXECUTING], worker_id=worker), look=3) == [lease.task_id]
 
 
+async def test_tasks_of_a_worker_are_found_at_once_however_many_wait_that_are_newer(database: Database) -> None:
+    """A long queue left the pages of a worker empty, though it held a task and had finished others."""
+    (past,) = await fill(database, 1)
+    worker, lease = await holding(database)
+    await execute(database, "UPDATE task_history SET worker_id = $1", worker)
+    await submitted(database, 30)
+    assert await _pages(database, Selection(worker_id=worker), look=3) == [[lease.task_id, past]]
+    assert await _pages(database, Selection(worker_id=worker, states=[TaskState.PENDING]), look=3) == [[]]
+
+
 async def test_a_page_reads_fewer_tasks_where_they_lie_apart(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
