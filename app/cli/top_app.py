@@ -84,7 +84,7 @@ class Top(App[None]):
     DataTable { height: auto; max-height: 12; margin-top: 1; }
     DataTable#workers { max-height: 50%; }
     ModalScreen { align: center middle; }
-    .question { width: 76; height: auto; border: round $accent; padding: 1 2; background: $surface; }
+    .question { width: 76; max-width: 100%; height: auto; border: round $accent; padding: 1 2; background: $surface; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [("q", "quit", "Quit"), ("r", "refresh", "Look again")]
 

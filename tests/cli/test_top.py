@@ -112,6 +112,15 @@ async def test_a_key_is_offered_what_it_may_do(live_service: Service) -> None:
         assert not isinstance(app.screen, Question)
 
 
+async def test_a_question_fits_into_a_narrow_terminal(live_service: Service) -> None:
+    app = await _app(live_service, Role.OPERATOR)
+    async with app.run_test(size=(40, 60)) as pilot:
+        await _until(pilot, lambda: bool(_texts(app, "agents")))
+        await _enter(pilot, app, "agents", "ranking")
+        await _until(pilot, lambda: isinstance(app.screen, Question))
+        await _until(pilot, lambda: 0 < app.screen.query_one(".question").region.width <= 40)
+
+
 async def test_an_outage_is_told_and_waited_out(live_service: Service) -> None:
     app = await _app(live_service, Role.OPERATOR, f"http://127.0.0.1:{free_port()}")
     async with app.run_test() as pilot:

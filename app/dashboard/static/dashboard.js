@@ -211,10 +211,7 @@
 
   // Times in the reader's own zone, which each page names once; the server writes UTC.
   const format = new Intl.DateTimeFormat(undefined, { dateStyle: "short", timeStyle: "medium" });
-  const zone = document.getElementById("zone");
-  const parts = new Intl.DateTimeFormat(undefined, { timeZoneName: "short" }).formatToParts();
-  zone.textContent = parts.find(({ type }) => type === "timeZoneName").value;
-  zone.parentElement.title = "Times are those of " + format.resolvedOptions().timeZone;
+  document.getElementById("zone").textContent = format.resolvedOptions().timeZone;
   const localize = (root) => {
     for (const time of root.querySelectorAll("time[datetime]:not([title])")) {
       const moment = new Date(time.dateTime);

@@ -2,6 +2,7 @@
 
 import typer
 from rich.console import Group, RenderableType
+from rich.table import Table
 from rich.text import Text
 
 from app.health.rules.finding import Level, Overall
@@ -48,12 +49,13 @@ def render(report: Json) -> RenderableType:
     bottleneck = queue["bottleneck_agent"]
     waiting = plural(queue["total_pending_tasks"], "task")
     waiting += f", the oldest for {output.duration(queue['oldest_task_age_seconds'])}" if bottleneck else ""
+    in_use = f"processors {usage['cpu_percentage']:.0f} %, memory {usage['memory_percentage']:.0f} %"
     lines: list[tuple[str, RenderableType | None]] = [
         ("Health", verdict(report["overall_health"])),
         ("Workers", f"{workers}, {pool['utilization_percentage']:.0f} % at work"),
         ("Waiting", waiting),
         ("Bottleneck", bottleneck),
-        ("In use", f"processors {usage['cpu_percentage']:.0f} %, memory {usage['memory_percentage']:.0f} %"),
+        ("In use", f"{in_use} by the last sample"),
         ("Models", f"{usage['llm_api_usage_percentage']:.0f} % of the permits"),
     ]
     return Group(output.details(lines), *_reasons(report["reasons"]))
@@ -64,14 +66,17 @@ def verdict(overall: str) -> Text:
     return Text(output.plain(overall), style=_STYLES.get(overall, ""))
 
 
-def _reasons(reasons: list[Json]) -> list[Text]:
-    width = max((len(reason["level"]) for reason in reasons), default=0)
-    lines = [
-        Text.assemble(
-            (f"{reason['level']:<{width}}  ", _STYLES.get(reason["level"], "")),
-            output.plain(reason["message"] or reason["code"]),
-            (f"\n{'':<{width}}  {output.plain(reason['advice'])}" if reason.get("advice") else "", "dim"),
+def _reasons(reasons: list[Json]) -> list[RenderableType]:
+    lines = Table.grid(padding=(0, 2, 0, 0))
+    lines.add_column(no_wrap=True)
+    # A word of a command that is longer than a narrow terminal is cut nowhere else.
+    lines.add_column(overflow="fold")
+    for reason in reasons:
+        lines.add_row(
+            Text(reason["level"], style=_STYLES.get(reason["level"], "")),
+            Text.assemble(
+                output.plain(reason["message"] or reason["code"]),
+                (f"\n{output.plain(reason['advice'])}" if reason.get("advice") else "", "dim"),
+            ),
         )
-        for reason in reasons
-    ]
-    return [Text(""), *lines] if lines else []
+    return [Text(""), lines] if reasons else []

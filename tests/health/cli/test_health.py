@@ -5,6 +5,7 @@ from typing import Any
 
 import httpx
 import pytest
+from rich.console import Console
 
 from app.health.cli.health import render
 from app.terminal.client import Client, Refusal
@@ -61,6 +62,17 @@ def test_the_report_for_people() -> None:
     with console.capture() as captured:
         console.print(render({**_REPORT, "queue_health": {**_REPORT["queue_health"], "total_pending_tasks": 1}}))
     assert "1 task, the oldest" in captured.get()
+
+
+def test_reasons_stand_beside_their_levels_in_a_narrow_terminal() -> None:
+    console = Console(width=40)
+    reasons = [{**_REPORT["reasons"][0], "message": "word " * 20, "advice": "convener config set " + "x" * 50}]
+    with console.capture() as captured:
+        console.print(render({**_REPORT, "reasons": reasons}))
+    first, *others = captured.get().split("\n\n")[1].rstrip().split("\n")
+    assert first.startswith("degraded  word")
+    assert all(line.startswith(10 * " ") and len(line) <= 40 for line in others)
+    assert "".join(line.strip() for line in others).count("x") == 50
 
 
 def test_the_report_without_figures() -> None:
