@@ -258,7 +258,11 @@ async def test_every_table_has_its_name_and_every_button_of_a_row_that_of_the_ro
         # Chromium gives what opens a form no role that Playwright knows, and names it by its text.
         assert (await _row(page, "ranking").locator("summary").inner_text()).split() == ["Pause", "ranking"]
         await page.goto("/dashboard/workers")
-        assert (await page.locator("summary", has_text="Stop").inner_text()).split() == ["Stop", "lab-1"]
+        summary = page.locator("summary", has_text="Drain or stop")
+        assert (await summary.inner_text()).split() == ["Drain", "or", "stop", "lab-1"]
+        await summary.click()
+        for name in ("Drain", "Restart", "Stop"):
+            await expect(page.get_by_role("button", name=f"{name} lab-1")).to_be_visible()
 
 
 @pytest.mark.parametrize(("width", "height"), [(1024, 768), (512, 384), (390, 844), (320, 640)])
