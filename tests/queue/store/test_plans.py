@@ -175,8 +175,8 @@ async def test_the_tasks_of_a_held_goal_are_found_by_their_goal(full: Database) 
     assert ahead.count("using tasks_goal on tasks") == 2
     back = await _plans(full, _plain(holds._BRING_BACK_HEAD.text, "goal_id", "limit"), "goal", 1000)
     assert back.count("using tasks_held on tasks") >= 2
-    names = ("since", "limit", "window")
-    strays = await _plans(full, _plain(holds._READY_IN_CLOSED.text, *names), datetime.now(UTC), 1000, 10_000)
+    look = _plain(holds._READY_IN_CLOSED.text, "since", "limit", "window")
+    strays = await _plans(full, look, datetime.now(UTC), 1000, 10_000)
     assert strays.count("using tasks_waiting on tasks") == 2
     shift = await _plans(full, _plain(holds.SHIFT.text, "goal_id"), "goal")
     assert shift.count("using tasks_held on tasks") == 2
