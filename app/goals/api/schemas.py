@@ -58,7 +58,9 @@ class ConstraintsIn(Body):
     max_iterations: Count | None = None
     improvement_threshold: Number | None = Field(None, ge=0.001, le=0.1)
     improvement_unit: Unit | None = Field(
-        None, description="`win_probability` for Elo (0.05 are 35 Elo), `relative` for other scores"
+        None,
+        description="`win_probability` for Elo (0.05 are 35 Elo), `relative` for other scores; by default the latter"
+        " where all are from 0 to 1",
     )
     rule: StoppingRule | None = Field(None, description="how a plateau is recognised; `anchored_best` by default")
     patience: Count | None = Field(None, description="iterations without improvement until it stops; 10 by default")

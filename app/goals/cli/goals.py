@@ -40,7 +40,10 @@ TokenBudget = Annotated[int | None, typer.Option(help="of its calls of language 
 MinIterations = Annotated[int | None, typer.Option(help="before a plateau may stop it")]
 MaxIterations = Annotated[int | None, typer.Option(help="at most")]
 Threshold = Annotated[float | None, typer.Option(help="the least improvement that counts, 0.001 to 0.1")]
-UnitOption = Annotated[Unit | None, typer.Option(help="of improvements: win_probability is for Elo")]
+UnitOption = Annotated[
+    Unit | None,
+    typer.Option(help="of improvements: win_probability for Elo, relative for scores; by default by what is reported"),
+]
 RuleOption = Annotated[StoppingRule | None, typer.Option(help="how a plateau is recognised")]
 Patience = Annotated[int | None, typer.Option(help="iterations without improvement until it stops")]
 

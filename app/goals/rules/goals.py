@@ -10,7 +10,7 @@ from app.goals.rules import budgets, compute_budget, exploration, stopping
 from app.goals.rules.budgets import Compute, Forecast, Limits, Usage
 from app.goals.rules.compute_budget import Room
 from app.goals.rules.exploration import ExplorationPolicy, Trial
-from app.goals.rules.stopping import Quality, QualityReading, StoppingPolicy, StoppingRule, Unit
+from app.goals.rules.stopping import Quality, QualityReading, StoppingPolicy, StoppingRule, Unit, unit_of
 from app.kernel.events import GoalEvent
 from app.queue.errors import GoalStopped
 
@@ -96,15 +96,17 @@ class GoalPolicy:
     exploration: ExplorationPolicy = field(default_factory=ExplorationPolicy)
 
 
-def goal_policy(constraints: Constraints, config: IterationConfig) -> GoalPolicy:
-    """The policy of a goal: its own constraints, completed by the configuration in force."""
+def goal_policy(
+    constraints: Constraints, config: IterationConfig, iterations: Sequence[MeasuredIteration] = ()
+) -> GoalPolicy:
+    """The policy of a goal: its own constraints, completed by the configuration in force and what was measured."""
     default = StoppingPolicy()
     threshold, minimum = constraints.improvement_threshold, constraints.min_iterations
     maximum = constraints.max_iterations
     return GoalPolicy(
         stopping=StoppingPolicy(
             rule=constraints.rule or default.rule,
-            unit=constraints.improvement_unit or default.unit,
+            unit=constraints.improvement_unit or unit_of(iteration.quality for iteration in iterations),
             threshold=config.improvement_threshold if threshold is None else threshold,
             min_iterations=config.min_iterations if minimum is None else minimum,
             patience=default.patience if constraints.patience is None else constraints.patience,

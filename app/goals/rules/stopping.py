@@ -8,7 +8,7 @@ through the last `window` iterations may still be steep enough. An iteration wit
 
 import math
 from bisect import insort
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -179,6 +179,12 @@ def measured_value(quality: Quality) -> tuple[QualityMeasure, float] | None:
     if _is_usable(quality.best):
         return QualityMeasure.BEST, float(quality.best or 0.0)
     return None
+
+
+def unit_of(qualities: Iterable[Quality]) -> Unit:
+    """The unit where nobody has chosen one: scores from 0 to 1 are no Elo, where 1 beats 0 in 50.1 % of matches."""
+    values = [measurement[1] for quality in qualities if (measurement := measured_value(quality)) is not None]
+    return Unit.RELATIVE if values and all(0 <= value <= 1 for value in values) else Unit.WIN_PROBABILITY
 
 
 def improvement(unit: Unit, value: float, anchor: float, spread: float = 0.0) -> float:

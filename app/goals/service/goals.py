@@ -18,7 +18,7 @@ from app.goals.rules import goals as rules
 from app.goals.rules.budgets import Usage
 from app.goals.rules.goals import Constraints, GoalPolicy, GoalState
 from app.goals.service import priors
-from app.goals.store import compute, goals
+from app.goals.store import compute, goals, iterations
 from app.goals.store.compute import DetailedCompute, GoalCompute
 from app.goals.store.goals import Goal, GoalRequest
 from app.kernel.events import GoalEvent
@@ -76,7 +76,11 @@ async def view(connection: AsyncConnection, goal_id: str, config: IterationConfi
     """A goal with its usage at this moment. Raises GoalNotFound."""
     goal = await read(connection, goal_id)
     goal_compute = await compute.read(connection, goal_id)
-    moment, policy = await now(connection), rules.goal_policy(goal.constraints, config)
+    constraints = goal.constraints
+    if constraints.improvement_unit is None:
+        unit = await iterations.read_unit(connection, goal_id, goal.iterations)
+        constraints = replace(constraints, improvement_unit=unit)
+    moment, policy = await now(connection), rules.goal_policy(constraints, config)
     usage = usage_at(goal, goal_compute, moment)
     notices = budgets.notices(policy.limits, usage)
     return GoalView(goal=goal, at=moment, usage=usage, compute=goal_compute, policy=policy, notices=notices)

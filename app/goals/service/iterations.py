@@ -77,9 +77,8 @@ async def record(
         if iteration.request_hash != _request_hash(report):
             raise IterationConflict(f"iteration {report.number} was reported with other numbers")
         return RecordedIteration(iteration=iteration, is_new=False)
-    policy = rules.goal_policy(goal.constraints, config)
-    _check_acceptable(goal, report, policy)
-    await _decide_and_store(connection, goal, report, policy)
+    _check_acceptable(goal, report, config)
+    await _decide_and_store(connection, goal, report, config)
     iteration = await iterations.read(connection, goal_id, report.number)
     assert iteration is not None, "it was written a moment ago"
     if by is not None:
@@ -113,7 +112,7 @@ def replay(goal_id: str, history: Sequence[Iteration]) -> Replay:
     )
 
 
-def _check_acceptable(goal: Goal, report: IterationReport, policy: GoalPolicy) -> None:
+def _check_acceptable(goal: Goal, report: IterationReport, config: IterationConfig) -> None:
     """Raise GoalStopped or IterationConflict where the report of a new iteration must be refused."""
     last_action = (goal.last_decision or {}).get("decision")
     if goal.state is GoalState.STOPPED and last_action == GoalAction.STOP:
@@ -121,12 +120,13 @@ def _check_acceptable(goal: Goal, report: IterationReport, policy: GoalPolicy) -
     if report.number != goal.iterations + 1:
         raise IterationConflict(f"iteration {goal.iterations + 1} is the next one to report, not {report.number}")
     # Stopped from outside: the iteration under way is still accepted, unless it was one too many anyway.
-    if goal.state is GoalState.STOPPED and report.number > policy.limits.max_iterations:
+    limits = rules.goal_policy(goal.constraints, config).limits
+    if goal.state is GoalState.STOPPED and report.number > limits.max_iterations:
         raise GoalStopped(f"the research goal has stopped: {goal.reason}", reason=goal.reason)
 
 
 async def _decide_and_store(
-    connection: AsyncConnection, goal: Goal, report: IterationReport, policy: GoalPolicy
+    connection: AsyncConnection, goal: Goal, report: IterationReport, config: IterationConfig
 ) -> None:
     goal_compute, moment = await compute.read(connection, goal.id), await now(connection)
     history = await iterations.read_up_to(connection, goal.id, goal.iterations)
@@ -136,11 +136,12 @@ async def _decide_and_store(
     money = float(previous.get("usage", {}).get("money", 0.0)) + iteration_money
     usage = replace(service.usage_at(goal, goal_compute, moment, money=money), iterations=report.number)
     measurement = _measure(replace(report, money=iteration_money), goal, goal_compute, moment, previous)
+    all_iterations = [*(_parse_iteration(json.loads(row.report)) for row in history), measurement]
+    policy = rules.goal_policy(goal.constraints, config, all_iterations)
     # Everything the decision depends on is stored with it, so that a replay needs nothing else.
     inputs = {"usage": asdict(usage), "by_agent": dict(sorted(goal_compute.by_agent.items())), "at": moment.isoformat()}
     inputs |= {"policy": asdict(policy), "stopped": goal.reason if goal.state is GoalState.STOPPED else None}
-    past = [_parse_iteration(json.loads(row.report)) for row in history]
-    decision = rules.decide(GoalSnapshot(goal_id=goal.id, iterations=[*past, measurement], usage=usage), policy)
+    decision = rules.decide(GoalSnapshot(goal_id=goal.id, iterations=all_iterations, usage=usage), policy)
     fields = _decision_fields(decision, inputs)
     new = NewIteration(
         goal_id=goal.id,

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import pages
 from app.db.pages import Page
+from app.goals.rules.stopping import Unit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +57,10 @@ SELECT {_COLUMNS} FROM goal_iterations WHERE goal_id = :goal_id AND number <= :n
 
 _READ = text(f"SELECT {_COLUMNS} FROM goal_iterations WHERE goal_id = :goal_id AND number = :number")
 
+_UNIT = text("""
+SELECT inputs #>> '{policy, stopping, unit}' FROM goal_iterations WHERE goal_id = :goal_id AND number = :number
+""")
+
 _PAGE = f"SELECT {_BRIEF} FROM goal_iterations WHERE goal_id = :goal_id AND number > :after ORDER BY number"
 
 
@@ -68,6 +73,12 @@ async def read(connection: AsyncConnection, goal_id: str, number: int) -> Iterat
     """Read one iteration; None when it was never reported."""
     row = (await connection.execute(_READ, {"goal_id": goal_id, "number": number})).mappings().first()
     return _iteration(row) if row else None
+
+
+async def read_unit(connection: AsyncConnection, goal_id: str, number: int) -> Unit | None:
+    """Read the unit by which an iteration was judged; None when it was never reported."""
+    name = (await connection.execute(_UNIT, {"goal_id": goal_id, "number": number})).scalar_one_or_none()
+    return Unit(name) if name else None
 
 
 async def read_up_to(connection: AsyncConnection, goal_id: str, number: int) -> Sequence[Iteration]:

@@ -94,6 +94,20 @@ async def test_an_improving_goal_goes_on_and_a_flat_one_stops(service: Service) 
     is_problem(await report(service, 16, 1500), 409, "goal_stopped")
 
 
+async def test_a_goal_with_scores_from_0_to_1_goes_on_while_they_rise(service: Service) -> None:
+    """As Elo 0.9 is no better than 0.08, and each such goal stopped at its eleventh iteration."""
+    await create_goal(service, max_iterations=50)
+    for number in range(1, 21):
+        last = (await report(service, number, 0.04 + 0.04 * number)).json()
+        assert last["decision"] == "continue", last
+    assert last["reason"].startswith("improved by 5 %")
+    for number in range(21, 31):
+        last = (await report(service, number, 0.84)).json()
+    assert (last["decision"], last["reason"]) == ("stop", "no improvement of 1 % in the last 10 iterations")
+    assert (await service.get("/goals/kepler"))["judged_by"]["unit"] == "relative"
+    assert (await service.get("/goals/kepler/iterations/30/replay"))["identical"]
+
+
 async def test_example_3_goes_on_up_to_the_maximum(service: Service) -> None:
     """An increase of 0.05 an iteration, and a maximum of 12."""
     await create_goal(service, max_iterations=12, improvement_threshold=0.05)

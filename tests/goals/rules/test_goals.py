@@ -117,6 +117,26 @@ def test_a_goal_has_what_it_asks_for_and_else_what_is_configured() -> None:
     assert goal_policy(Constraints(max_iterations=14), IterationConfig(max_iterations=10)).limits.max_iterations == 10
 
 
+@pytest.mark.parametrize(
+    ("qualities", "unit"),
+    [
+        ([], Unit.WIN_PROBABILITY),
+        ([1200.0, 1210.0], Unit.WIN_PROBABILITY),
+        ([0.08, 0.9], Unit.RELATIVE),
+        ([0.0, 1.0], Unit.RELATIVE),
+        ([0.5, 1.01], Unit.WIN_PROBABILITY),
+        ([-0.01, 0.5], Unit.WIN_PROBABILITY),
+    ],
+)
+def test_scores_from_0_to_1_are_judged_as_a_share_unless_told_otherwise(qualities: list[float], unit: Unit) -> None:
+    def judged_by(constraints: Constraints) -> Unit:
+        return goal_policy(constraints, IterationConfig(), iterations(*qualities)).stopping.unit
+
+    assert judged_by(Constraints()) is unit
+    for other in Unit:
+        assert judged_by(Constraints(improvement_unit=other)) is other
+
+
 def iterations(*qualities: float, compute: float = 10.0) -> list[MeasuredIteration]:
     return [
         MeasuredIteration(
