@@ -79,18 +79,25 @@ def duration_option(name: str, meaning: str) -> Any:
     return typer.Option(name, metavar="DURATION", callback=_duration, help=f"{meaning}; like 90s, 30min, 2h or 3d")
 
 
-def _moment(value: str | None) -> str | None:
-    if value is None:
-        return None
+def _moment(value: str, direction: int, span: str) -> str:
     try:
-        if ago := _DURATION.fullmatch(value):
-            return (datetime.now(UTC) - timedelta(seconds=float(ago[1]) * _SECONDS[ago[2]])).isoformat()
+        if duration := _DURATION.fullmatch(value):
+            distance = timedelta(seconds=float(duration[1]) * _SECONDS[duration[2]])
+            return (datetime.now(UTC) + direction * distance).isoformat()
         # A time without a zone is meant in that of this machine.
         return datetime.fromisoformat(value).astimezone(UTC).isoformat()
     except (ValueError, OverflowError):
         raise typer.BadParameter(
-            f"{value} is neither a time like 2026-01-31T12:00 nor an age like 30min, 2h or 3d"
+            f"{value} is neither a time like 2026-01-31T12:00 nor {span} like 30min, 2h or 3d"
         ) from None
+
+
+def _past_moment(value: str | None) -> str | None:
+    return None if value is None else _moment(value, -1, "an age")
+
+
+def _coming_moment(value: str | None) -> str | None:
+    return None if value is None else _moment(value, 1, "a span")
 
 
 Labels = Annotated[
@@ -102,7 +109,14 @@ Labels = Annotated[
 def moment_option(name: str, meaning: str) -> Any:
     """An option that takes a time, or how long ago that was."""
     return typer.Option(
-        name, metavar="TIME", callback=_moment, help=f"{meaning}; 2026-01-31T12:00, or 2h for 2 hours ago"
+        name, metavar="TIME", callback=_past_moment, help=f"{meaning}; 2026-01-31T12:00, or 2h for 2 hours ago"
+    )
+
+
+def coming_moment_option(name: str, meaning: str) -> Any:
+    """An option that takes a time, or how long from now that is."""
+    return typer.Option(
+        name, metavar="TIME", callback=_coming_moment, help=f"{meaning}; 2026-01-31T12:00, or 2h for 2 hours from now"
     )
 
 

@@ -20,7 +20,8 @@ from app.queue.cli.waiting import reason_for
 from app.terminal import output
 from app.terminal.client import Client, Json, Url, connect
 from app.terminal.failures import ExitCode, Failure, read_input
-from app.terminal.options import AgentOption
+from app.terminal.ids import id_or_prefix, whole_ids
+from app.terminal.options import AgentOption, coming_moment_option, duration_option, parse_duration
 from app.terminal.output import Format, Output
 
 EPILOG = output.examples(
@@ -29,6 +30,8 @@ EPILOG = output.examples(
     "convener tasks submit --file tasks.jsonl --goal kepler",
     "convener tasks submit --agent ranking --wait --timeout 60 -o json",
     "convener tasks submit --agent proximity --gpus 1 --memory-gb 16 --resource matlab=1",
+    "convener tasks submit --agent reflection --depends-on 0190a5b2 --label run=7 --label team=blue",
+    "convener tasks submit --agent evolution --run-at 2h --attempt-timeout 30min --max-attempts 5",
 )
 
 # The service takes 1,000 tasks and 32 MiB by default; an operator may have lowered the second.
@@ -54,6 +57,16 @@ def submit(
     file: Annotated[
         str | None, typer.Option(help="JSON or JSON lines with many tasks, - for stdin; options fill what they lack")
     ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="to find it by: `ls --label NAME:VALUE`")
+    ] = None,
+    depends_on: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", parser=id_or_prefix, help="a task that must complete first, or its first digits"),
+    ] = None,
+    run_at: Annotated[str | None, coming_moment_option("--run-at", "not before then")] = None,
+    attempt_timeout: Annotated[str | None, duration_option("--attempt-timeout", "that one attempt may take")] = None,
+    max_attempts: Annotated[int | None, typer.Option(help="how often it may be tried in all")] = None,
     gpus: Annotated[int | None, typer.Option(help="devices that its worker must offer", min=0)] = None,
     cores: Annotated[float | None, typer.Option(help="processor cores that its worker must offer", min=0)] = None,
     memory_gb: Annotated[float | None, typer.Option(help="GiB of memory that its worker must offer", min=0)] = None,
@@ -70,12 +83,22 @@ def submit(
 ) -> None:
     """Submit a task, and print its id; or many from a file.
 
-    Each task of a file is an object with the fields that `POST /tasks` takes. With --wait stderr says what is waited
-    for, with -o json as one object a line; Ctrl-C and --timeout leave the task where it is.
+    Each task of a file is an object with the fields that `POST /tasks` takes; a field that it has, such as `labels`,
+    counts whole. With --wait stderr says what is waited for, with -o json as one object a line; Ctrl-C and --timeout
+    leave the task where it is. A repeated command with --id, or a file with ids or keys, needs --run-at as a time: a
+    span is another time by then, and the service refuses another task of the same id.
     """
     if timeout is not None and not wait:
         raise typer.BadParameter("--timeout is for --wait")
-    options = {"agent_type": agent, "goal_id": goal, "priority": priority.value if priority else None}
+    options = {
+        "agent_type": agent,
+        "goal_id": goal,
+        "priority": priority.value if priority else None,
+        "labels": _labels(label) if label else None,
+        "run_at": run_at,
+        "timeout_seconds": parse_duration(attempt_timeout) if attempt_timeout is not None else None,
+        "retry": {"max_attempts": max_attempts} if max_attempts is not None else None,
+    }
     defaults: Json = {name: value for name, value in options.items() if value is not None}
     amounts = {"gpus": gpus, "cores": cores, "memory_gb": memory_gb, "named": _named(resource or [])}
     if asked := {name: amount for name, amount in amounts.items() if amount}:
@@ -83,16 +106,20 @@ def submit(
     if file is not None:
         if payload is not None or task_id is not None:
             raise typer.BadParameter("--payload and --id are for a single task; put them into the file")
-        tasks = [_with_id(defaults | task) for task in read_tasks(file)[skip:]]
-        with connect(url) as client:
-            _submit_many(client, tasks, wait=wait, timeout=timeout, fmt=fmt, skip=skip)
-        return
-    if agent is None:
+        new_tasks = read_tasks(file)[skip:]
+    elif agent is None:
         raise typer.BadParameter("say for whom the task is: --agent generation, for example; or give --file")
-    identity = {"id": str(task_id)} if task_id else {}
-    task = _with_id(defaults | identity | {"payload": read_object(payload) if payload is not None else {}})
+    else:
+        identity = {"id": str(task_id)} if task_id else {}
+        new_tasks = [identity | {"payload": read_object(payload) if payload is not None else {}}]
     with connect(url) as client:
-        _submit_one(client, task, wait=wait, timeout=timeout, fmt=fmt)
+        if depends_on:
+            defaults["depends_on"] = whole_ids(client, "tasks", depends_on)
+        tasks = [_with_id(defaults | task) for task in new_tasks]
+        if file is not None:
+            _submit_many(client, tasks, wait=wait, timeout=timeout, fmt=fmt, skip=skip)
+        else:
+            _submit_one(client, tasks[0], wait=wait, timeout=timeout, fmt=fmt)
 
 
 def _submit_one(client: Client, new_task: Json, *, wait: bool, timeout: float | None, fmt: Format) -> None:
@@ -176,6 +203,14 @@ def _named(words: list[str]) -> dict[str, int]:
     if any(not name or not (amount or "1").isdecimal() for name, _, amount in pairs):
         raise typer.BadParameter("--resource is written NAME, or NAME=COUNT with a whole number")
     return {name: int(amount or 1) for name, _, amount in pairs}
+
+
+def _labels(words: list[str]) -> dict[str, str]:
+    """Values by name. Raises BadParameter."""
+    pairs = [word.partition("=") for word in words]
+    if any(not name or not separator for name, separator, _ in pairs):
+        raise typer.BadParameter("--label is written NAME=VALUE")
+    return {name: value for name, _, value in pairs}
 
 
 def _with_id(task: Json) -> Json:

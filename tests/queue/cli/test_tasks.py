@@ -3,8 +3,11 @@
 import asyncio
 import json
 import re
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
+
+import pytest
 
 from app.kernel.access import Role
 from tests.support.command_line import CommandLine, Json, Service
@@ -122,6 +125,85 @@ async def test_tasks_of_a_file_may_have_keys(convener: CommandLine, goal: str) -
     file = json.dumps({"agent_type": "proximity", "idempotency_key": f"{goal}/1"})
     done = [await convener("tasks", "submit", "--file", "-", "--goal", goal, "-o", "json", stdin=file) for _ in (1, 2)]
     assert [[task["created"] for task in each.json["tasks"]] for each in done] == [[True], [False]]
+
+
+async def test_what_is_commonly_set_on_a_task_has_options(convener: CommandLine, goal: str) -> None:
+    first, second = [await _submitted(convener, goal, "--label", f"place={place}") for place in (1, 2)]
+    before = datetime.now(UTC)
+    task_id = await _submitted(
+        convener,
+        goal,
+        *("--label", "run=7", "--label", "formula=a=b", "--depends-on", first, "--depends-on", second.replace("-", "")),
+        *("--run-at", "2h", "--attempt-timeout", "30min", "--max-attempts", "5"),
+    )
+    task = (await convener("tasks", "get", task_id, "-o", "json")).json
+    assert task["labels"] == {"run": "7", "formula": "a=b"}
+    assert sorted(task["depends_on"]) == sorted([first, second])
+    assert (task["timeout_seconds"], task["max_attempts"]) == (1800, 5)
+    assert before <= datetime.fromisoformat(task["run_at"]) - timedelta(hours=2) <= datetime.now(UTC)
+    at = await _submitted(convener, goal, "--run-at", "2100-01-31T12:00+01:00")
+    run_at = (await convener("tasks", "get", at, "-o", "json")).json["run_at"]
+    assert datetime.fromisoformat(run_at) == datetime(2100, 1, 31, 11, tzinfo=UTC)
+
+
+async def test_a_start_time_can_be_repeated_with_an_id_and_a_span_cannot(convener: CommandLine, goal: str) -> None:
+    timed, spanned = str(uuid4()), str(uuid4())
+    for _ in range(2):
+        assert await _submitted(convener, goal, "--id", timed, "--run-at", "2100-01-31T12:00Z") == timed
+    command = ("tasks", "submit", "--agent", "ranking", "--goal", goal, "--id", spanned, "--run-at", "2h")
+    first, again = [await convener(*command) for _ in range(2)]
+    assert (first.code, again.code, "409 task_conflict" in again.err) == (0, 1, True)
+
+
+async def test_a_dependency_may_be_named_by_its_first_digits(convener: CommandLine, goal: str) -> None:
+    first = await _submitted(convener, goal, "--id", str(uuid4()))
+    for more, stdin in ((("--agent", "ranking"), ""), (("--file", "-"), '{"agent_type": "ranking"}')):
+        command = ("tasks", "submit", "--goal", goal, "--depends-on", first[:13], "-o", "json", *more)
+        done = (await convener(*command, stdin=stdin)).json
+        task_id = done["tasks"][0]["id"] if "tasks" in done else done["id"]
+        assert (await convener("tasks", "get", task_id, "-o", "json")).json["depends_on"] == [first]
+    unknown = await convener("tasks", "submit", "--agent", "ranking", "--depends-on", uuid4().hex[:13])
+    assert (unknown.code, unknown.out) == (5, "")
+
+
+async def test_options_fill_whole_fields_that_the_tasks_of_a_file_lack(convener: CommandLine, goal: str) -> None:
+    own = {"labels": {"run": "1"}, "run_at": None, "timeout_seconds": 60, "retry": {"max_attempts": 2}}
+    tasks = [{"agent_type": "ranking"}, {"agent_type": "ranking"} | own]
+    options = ("--label", "team=blue", "--run-at", "1d", "--attempt-timeout", "90s", "--max-attempts", "4")
+    command = ("tasks", "submit", "--file", "-", "--goal", goal, *options, "-o", "json")
+    done = (await convener(*command, stdin=json.dumps(tasks))).json["tasks"]
+    bare, full = [(await convener("tasks", "get", task["id"], "-o", "json")).json for task in done]
+    assert (bare["labels"], bare["timeout_seconds"], bare["max_attempts"]) == ({"team": "blue"}, 90, 4)
+    assert (full["labels"], full["timeout_seconds"], full["max_attempts"]) == ({"run": "1"}, 60, 2)
+    assert (bare["run_at"] is None, full["run_at"]) == (False, None)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--label", "blue", "--label is written NAME=VALUE"),
+        ("--label", "=blue", "--label is written NAME=VALUE"),
+        ("--depends-on", "first", "first is neither an id nor the first 4 or more digits of one"),
+        ("--run-at", "tomorrow", "tomorrow is neither a time like 2026-01-31T12:00 nor a span like 30min, 2h or 3d"),
+        ("--run-at", "9999999999d", "neither a time"),
+        ("--attempt-timeout", "90", "90 is not a time like 90s"),
+        ("--max-attempts", "many", "must be a whole number"),
+    ],
+)
+async def test_an_option_that_cannot_be_read_asks_the_service_nothing(
+    convener: CommandLine, option: str, value: str, words: str
+) -> None:
+    command = ("tasks", "submit", "--agent", "ranking", option, value)
+    done = await convener(*command, CONVENER_URL="http://127.0.0.1:1")
+    assert (done.code, done.out) == (2, "")
+    assert words in " ".join(done.err.replace("│", " ").split())
+
+
+async def test_the_bounds_of_options_are_those_of_the_service(convener: CommandLine) -> None:
+    options = ("--attempt-timeout", "0s", "--max-attempts", "0", "--label", "run=")
+    done = await convener("tasks", "submit", "--agent", "ranking", *options)
+    assert (done.code, done.out) == (1, "")
+    assert all(name in done.err for name in ("timeout_seconds: ", "retry.max_attempts: ", "labels.run: "))
 
 
 async def test_ls_filters_and_goes_on(convener: CommandLine, goal: str) -> None:
