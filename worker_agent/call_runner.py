@@ -152,7 +152,7 @@ class CallRunner:
             self._note_error(pending, error, exc_info=True)
             if isinstance(pending.call, act.Report):
                 # One that could not even be encoded would fail in every further attempt.
-                return ev.CallRefused("unsendable", repr(error))
+                return ev.CallRefused(f"unsendable: {error!r}")
             return ev.RetryLater()
         self._is_unanswered = False
         self._outage.note_answer(_CALLS)
@@ -218,7 +218,7 @@ def _refusal(call: act.Call, problem: Problem) -> ev.Answer:
         return ev.CallerGone("lost")
     if isinstance(call, act.Report) and problem.status in (404, 409):
         return ev.ReportFenced(problem.code)
-    return ev.CallRefused(problem.code, str(problem))
+    return ev.CallRefused(str(problem))
 
 
 def _registration_refusal(problem: Problem) -> ev.Answer:

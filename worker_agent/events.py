@@ -63,7 +63,6 @@ class ReportFenced:
 class CallRefused:
     """The call can never succeed as it is."""
 
-    code: str
     message: str
 
 

@@ -336,7 +336,7 @@ def _report_of_refusal(refused_call: act.Call | None, refusal: ev.CallRefused) -
     """Failure to report in place of a report that was refused for good; None when that was refused as well."""
     if not isinstance(refused_call, act.ReportComplete | act.ReportFail):
         return None
-    why = f"{refusal.code}: {refusal.message}"
+    why = refusal.message
     if isinstance(refused_call, act.ReportComplete):
         error = TaskError(code="invalid_result", message=f"the service refused the result: {why}", retryable=False)
     elif refused_call.error.code == _REFUSED:

@@ -233,8 +233,8 @@ def test_a_result_that_is_refused_is_reported_as_a_failure(
     plane.script["complete"].append(problem(422, "invalid", detail="a NUL"))
     start_worker(url)
     (failure,) = plane.wait_for("fail")
-    assert failure.body["error"]["code"] == "invalid_result"
-    assert failure.body["error"]["retryable"] is False
+    message = "the service refused the result: 422 invalid: a NUL"
+    assert failure.body["error"] == {"code": "invalid_result", "message": message, "detail": {}, "retryable": False}
 
 
 def test_errors_that_no_database_can_hold_are_made_fit(

@@ -101,7 +101,7 @@ def test_a_call_without_an_answer_is_made_again_with_the_same_ids(state: State) 
 
 def test_a_refused_lease_waits_for_the_next_heartbeat() -> None:
     subject = brought_to(State.LEASING)
-    assert feed(subject, ev.CallRefused("worker_busy", "")) == []
+    assert feed(subject, ev.CallRefused("409 worker_busy: ")) == []
     assert feed(subject, beat()) == [act.RequestLease(request_id="request-3")]
 
 
@@ -114,12 +114,12 @@ def test_a_refused_registration_ends_it() -> None:
 
 def test_a_result_that_is_refused_becomes_a_failure_and_then_nothing() -> None:
     subject = brought_to(State.REPORTING)
-    report = only(feed(subject, ev.CallRefused("invalid", "too deep")))
+    report = only(feed(subject, ev.CallRefused("422 invalid: too deep")))
     assert (report.error.code, report.error.retryable, report.usage) == ("invalid_result", False, USAGE)
     assert "too deep" in report.error.message
-    report = only(feed(subject, ev.CallRefused("invalid", "no")))
+    report = only(feed(subject, ev.CallRefused("422 invalid: no")))
     assert (report.error.code, report.error.retryable) == ("report_refused", False)
-    assert isinstance(only(feed(subject, ev.CallRefused("invalid", "no"))), act.RequestLease)
+    assert isinstance(only(feed(subject, ev.CallRefused("422 invalid: no"))), act.RequestLease)
 
 
 def test_a_failure_that_is_refused_loses_its_detail_first() -> None:
@@ -127,12 +127,12 @@ def test_a_failure_that_is_refused_loses_its_detail_first() -> None:
     subject = brought_to(State.RUNNING)
     odd = TaskError(code="gateway_busy", message="later", retryable=True, detail={"wide": [1, 2, 3]})
     feed(subject, ev.HandlerFailed(odd, USAGE))
-    report = only(feed(subject, ev.CallRefused("body_too_large", "413")))
-    assert report.error == replace(odd, detail={"left_out": "body_too_large: 413"})
+    report = only(feed(subject, ev.CallRefused("413 body_too_large: ")))
+    assert report.error == replace(odd, detail={"left_out": "413 body_too_large: "})
     assert report.usage == USAGE
-    report = only(feed(subject, ev.CallRefused("invalid", "no")))
+    report = only(feed(subject, ev.CallRefused("422 invalid: no")))
     assert (report.error.code, report.error.retryable) == ("report_refused", False)
-    assert isinstance(only(feed(subject, ev.CallRefused("invalid", "no"))), act.RequestLease)
+    assert isinstance(only(feed(subject, ev.CallRefused("422 invalid: no"))), act.RequestLease)
 
 
 def test_a_fenced_report_is_dropped() -> None:

@@ -211,7 +211,7 @@ class World(Shell):
         if isinstance(self.call, act.Register):
             self.answer(ev.RegistrationRefused(key_refused=True, message="no"))
         elif self.call is not None:
-            self.answer(ev.CallRefused("invalid", "no"))
+            self.answer(ev.CallRefused("422 invalid: no"))
 
     def be_away(self) -> None:
         if self.call is not None:
