@@ -14,7 +14,18 @@ from app.terminal.bulk import Action, Confirmation, DryRun, Everything, MaxCount
 from app.terminal.client import Client, Json, Url, connect
 from app.terminal.failures import Failure
 from app.terminal.ids import TaskIdArgument, TaskIds, id_or_prefix, whole_id, whole_ids
-from app.terminal.options import After, AgentOption, Code, Goal, Labels, Limit, Reason, Whole, moment_option
+from app.terminal.options import (
+    After,
+    AgentOption,
+    Code,
+    Goal,
+    Labels,
+    Limit,
+    Reason,
+    Whole,
+    coming_moment_option,
+    moment_option,
+)
 from app.terminal.output import Format, Output
 
 app = typer.Typer(help="Submit tasks, and see what becomes of them.", no_args_is_help=True)
@@ -101,7 +112,7 @@ def get(task_id: TaskIdArgument, url: Url = None, fmt: Output = Format.TABLE) ->
 def change(
     task_id: TaskIdArgument,
     priority: Annotated[PriorityName | None, typer.Option(help="that it has from now on")] = None,
-    deadline: Annotated[str | None, moment_option("--deadline", "to be done before")] = None,
+    deadline: Annotated[str | None, coming_moment_option("--deadline", "to be done before")] = None,
     no_deadline: Annotated[bool, typer.Option("--no-deadline", help="to be done at any time")] = False,
     reason: Reason = "changed by an operator",
     url: Url = None,

@@ -146,6 +146,14 @@ async def test_what_is_commonly_set_on_a_task_has_options(convener: CommandLine,
     assert datetime.fromisoformat(run_at) == datetime(2100, 1, 31, 11, tzinfo=UTC)
 
 
+async def test_a_deadline_as_a_span_is_from_now_on(convener: CommandLine, goal: str) -> None:
+    """It was one that had passed two hours ago."""
+    task_id, before = await _submitted(convener, goal), datetime.now(UTC)
+    assert (await convener("tasks", "change", task_id, "--deadline", "2h")).code == 0
+    deadline = (await convener("tasks", "get", task_id, "-o", "json")).json["deadline"]
+    assert before <= datetime.fromisoformat(deadline) - timedelta(hours=2) <= datetime.now(UTC)
+
+
 async def test_a_start_time_can_be_repeated_with_an_id_and_a_span_cannot(convener: CommandLine, goal: str) -> None:
     timed, spanned = str(uuid4()), str(uuid4())
     for _ in range(2):
