@@ -117,6 +117,7 @@ def test_a_service_that_is_not_trusted_is_not_to_be_started(offline: CommandLine
 async def test_it_asks_the_service_for_what_is_wrong(convener: CommandLine, live_service: Service) -> None:
     outcome = await convener("doctor", "-o", "json")
     checks = {check["name"]: check for check in outcome.json["checks"]}
+    assert "key" in checks, checks["service"]
     assert {name: checks[name]["status"] for name in ("service", "key", "clock", "loops", "mode", "dead letters")} == {
         "service": "ok",
         "key": "ok",
