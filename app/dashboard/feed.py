@@ -46,8 +46,11 @@ def shown(html: str, csrf: str) -> str:
 
     A page names its marks when it connects, so that what it shows is not sent again.
     """
-    mark = f'<i hidden data-mark="{_mark_of(html)}"></i>' if html.strip() else ""
-    return html.replace(CSRF_PLACE, csrf) + mark
+    return _marked(html, _mark_of(html)).replace(CSRF_PLACE, csrf)
+
+
+def _marked(html: str, mark: str) -> str:
+    return f'{html}<i hidden data-mark="{mark}"></i>' if html.strip() else html
 
 
 def _mark_of(html: str) -> str:
@@ -129,7 +132,8 @@ class Feed:
         self._services, self._look, self._slots = services, new_look(self._budget), slots
         self._topics, self._idle_seconds = frozenset(topics), idle_seconds
         self._viewers: list[Viewer] = []
-        self._regions: dict[str, tuple[int, str]] = {}
+        # Version, mark and text of each, once for all viewers.
+        self._regions: dict[str, tuple[int, str, str]] = {}
         self._version = 0
         # Whether the last look has come to its end: of one that fails or hangs, pages show what was before.
         self._is_current = False
@@ -158,9 +162,9 @@ class Feed:
                             break
                         checked_at = time.monotonic()
                     messages = [
-                        Message(id=str(number), kind=name, data=shown(html, viewer.csrf))
-                        for name, (number, html) in sorted(self._regions.items(), key=lambda item: item[1][0])
-                        if number > version and marks.pop(name, None) != _mark_of(html)
+                        Message(id=str(number), kind=name, data=html.replace(CSRF_PLACE, viewer.csrf))
+                        for name, (number, mark, html) in sorted(self._regions.items(), key=lambda item: item[1][0])
+                        if number > version and marks.pop(name, None) != mark
                     ]
                     version = self._version
                     if self._is_current and time.monotonic() - alive_at >= _ALIVE_SECONDS:
@@ -230,15 +234,13 @@ class Feed:
             return
         viewer = self._viewers[-1]
         regions = await self._look(replace(viewer, api=viewer.api.repeating()), news)
-        changes = {
-            name: html
-            for name, html in regions.items()
-            if name not in self._regions or _mark_of(self._regions[name][1]) != _mark_of(html)
-        }
+        marks = {name: _mark_of(html) for name, html in regions.items()}
+        changes = [name for name in regions if name not in self._regions or self._regions[name][1] != marks[name]]
         if changes:
             async with self._changed:
                 self._version += 1
-                self._regions |= {name: (self._version, html) for name, html in changes.items()}
+                for name in changes:
+                    self._regions[name] = (self._version, marks[name], _marked(regions[name], marks[name]))
                 self._changed.notify_all()
 
     def _hear(self, topics: Collection[str]) -> None:
