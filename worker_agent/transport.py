@@ -2,6 +2,7 @@
 
 import json
 import socket
+import time
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
@@ -78,6 +79,7 @@ class Transport:
         """Post an object; return the one answered, None for 204. Raises ApiUnavailable (try again later) or Problem."""
         # `timeout` is for each read: an answer that trickles would hold its caller, and so the heartbeat, for ever.
         seconds = 2 * timeout + min(timeout, _CONNECT_SECONDS)
+        end = time.monotonic() + seconds
         limit = Timer(seconds, self.abort)
         limit.daemon = True
         with suppress(RuntimeError):  # no thread can be started now
@@ -91,7 +93,7 @@ class Transport:
                 extensions={"trace": self._remember_stream},
             )
         except httpx.HTTPError as error:
-            if limit.finished.is_set():
+            if time.monotonic() >= end:
                 raise ApiUnavailable(f"no whole answer within {seconds:g} s", is_late=True) from error
             text = advice(error, self._url) or f"{type(error).__name__}: {error}"
             raise ApiUnavailable(text, is_late=isinstance(error, httpx.ReadTimeout)) from error
