@@ -47,12 +47,26 @@ AGENT_HINTS: dict[str, Any] = {
 AgentOption = Annotated[str | None, typer.Option("--agent", metavar="AGENT", callback=_agent, **AGENT_HINTS)]
 
 
-def _label(values: list[str] | None) -> list[str]:
-    for value in values or ():
-        name, separator, _ = value.partition(":")
-        if not name or not separator:
-            raise typer.BadParameter(f"{value} is not key:value")
-    return values or []
+def read_labels(words: list[str]) -> dict[str, str]:
+    """Values by name. Raises BadParameter."""
+    return dict(map(_read_label, words))
+
+
+def _read_label(word: str) -> tuple[str, str]:
+    name, separator, value = word.partition("=")
+    if not name or not separator:
+        raise typer.BadParameter(f"--label is written NAME=VALUE, not {word}")
+    return name, value
+
+
+def _label_filters(words: list[str] | None) -> list[str]:
+    pairs = [_read_label(word) for word in words or ()]
+    for name, _ in pairs:
+        if ":" in name:
+            # The service would look for a shorter name.
+            raise typer.BadParameter(f"{name} has a colon, and a label of such a name cannot be looked for")
+    # A filter of the API is written with a colon.
+    return [f"{name}:{value}" for name, value in pairs]
 
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?) ?(s|min|h|d)")
@@ -102,7 +116,7 @@ def _coming_moment(value: str | None) -> str | None:
 
 Labels = Annotated[
     list[str] | None,
-    typer.Option("--label", metavar="KEY:VALUE", callback=_label, help="with this label; of several, with all"),
+    typer.Option("--label", metavar="NAME=VALUE", callback=_label_filters, help="with this label; of several, with all"),
 ]
 
 

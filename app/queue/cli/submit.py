@@ -21,7 +21,7 @@ from app.terminal import output
 from app.terminal.client import Client, Json, Url, connect
 from app.terminal.failures import ExitCode, Failure, read_input
 from app.terminal.ids import id_or_prefix, whole_ids
-from app.terminal.options import AgentOption, coming_moment_option, duration_option, parse_duration
+from app.terminal.options import AgentOption, coming_moment_option, duration_option, parse_duration, read_labels
 from app.terminal.output import Format, Output
 
 EPILOG = output.examples(
@@ -58,7 +58,7 @@ def submit(
         str | None, typer.Option(help="JSON or JSON lines with many tasks, - for stdin; options fill what they lack")
     ] = None,
     label: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="to find it by: `ls --label NAME:VALUE`")
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="to find it by: `ls --label NAME=VALUE`")
     ] = None,
     depends_on: Annotated[
         list[str] | None,
@@ -94,7 +94,7 @@ def submit(
         "agent_type": agent,
         "goal_id": goal,
         "priority": priority.value if priority else None,
-        "labels": _labels(label) if label else None,
+        "labels": read_labels(label) if label else None,
         "run_at": run_at,
         "timeout_seconds": parse_duration(attempt_timeout) if attempt_timeout is not None else None,
         "retry": {"max_attempts": max_attempts} if max_attempts is not None else None,
@@ -203,14 +203,6 @@ def _named(words: list[str]) -> dict[str, int]:
     if any(not name or not (amount or "1").isdecimal() for name, _, amount in pairs):
         raise typer.BadParameter("--resource is written NAME, or NAME=COUNT with a whole number")
     return {name: int(amount or 1) for name, _, amount in pairs}
-
-
-def _labels(words: list[str]) -> dict[str, str]:
-    """Values by name. Raises BadParameter."""
-    pairs = [word.partition("=") for word in words]
-    if any(not name or not separator for name, separator, _ in pairs):
-        raise typer.BadParameter("--label is written NAME=VALUE")
-    return {name: value for name, _, value in pairs}
 
 
 def _with_id(task: Json) -> Json:

@@ -42,7 +42,7 @@ _CANCEL = Action(path="/tasks/cancel", verb="cancel", participle="cancelled", th
 @app.command(
     epilog=output.examples(
         "convener tasks ls --goal kepler --state failed",
-        "convener tasks ls --state pending --state blocked --label team:blue",
+        "convener tasks ls --state pending --state blocked --label team=blue",
         "convener tasks ls --code llm_timeout --finished-after 2h",
         "convener tasks ls --agent ranking --all -o json | jq -r '.items[].id'",
     )

@@ -49,7 +49,7 @@ def task_details(task: Json, now: datetime, why: str | None = None) -> Renderabl
             ("Deadline", output.age(task["deadline"], now)),
             ("Progress", f"{_percent(progress)}  {progress['message'] or ''}" if progress else None),
             ("Used", _usage_text(usage) if usage else None),
-            ("Labels", ", ".join(f"{name}:{value}" for name, value in task["labels"].items()) or None),
+            ("Labels", ", ".join(f"{name}={value}" for name, value in task["labels"].items()) or None),
             ("Payload", output.json_text(task["payload"])),
             ("Checkpoint", output.json_text(task["checkpoint"])),
             ("Trace", task.get("trace_context")),

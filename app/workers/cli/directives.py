@@ -40,7 +40,7 @@ def add_to(app: typer.Typer) -> None:
         lines = (
             f"convener workers {action.verb} host-1 host-2 --reason 'new handlers'",
             f"convener workers {action.verb} --agent ranking --dry-run",
-            f"convener workers {action.verb} --label site:lab1 --yes",
+            f"convener workers {action.verb} --label site=lab1 --yes",
         )
         command = app.command(action.verb, help=f"{summary}\n\n{_FILTERS}", epilog=output.examples(*lines))
         command(_directive(action))

@@ -95,7 +95,7 @@ def details(worker: Json, now: datetime) -> Table:
             ("It uses", _uses(worker)),
             ("Task", worker["task_id"]),
             ("Host", worker["host"] and f"{worker['host']}, process {worker['pid'] or '-'}"),
-            ("Labels", ", ".join(f"{name}:{value}" for name, value in worker["labels"].items()) or None),
+            ("Labels", ", ".join(f"{name}={value}" for name, value in worker["labels"].items()) or None),
             ("Version", worker["version"]),
             ("Registered", output.age(worker["registered_at"], now)),
             ("Seen", output.age(worker["last_seen_at"], now)),

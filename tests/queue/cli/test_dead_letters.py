@@ -115,6 +115,8 @@ async def test_what_is_no_dead_letter(convener: CommandLine, goal: str) -> None:
         ("dead-letters", "ls", "--failed-after", "yesterday"),
         ("dead-letters", "ls", "--failed-after", "9999999999d"),
         ("dead-letters", "ls", "--label", "blue"),
+        ("dead-letters", "ls", "--label", "team:blue"),
+        ("tasks", "ls", "--label", "team:site=blue"),
         ("tasks", "cancel"),
         ("tasks", "cancel", str(uuid4()), "--state", "pending"),
         ("tasks", "cancel", "--all", "--priority", "low"),
@@ -155,8 +157,8 @@ async def test_new_filters_of_the_list(convener: CommandLine, live_service: Serv
         page = (await convener("tasks", "ls", "--goal", goal, *filters, "-o", "json")).json
         return [task["state"] for task in page["items"]]
 
-    assert await found("--label", "team:blue", "--label", "run:7") == ["pending"]
-    assert await found("--label", "team:red") == []
+    assert await found("--label", "team=blue", "--label", "run=7") == ["pending"]
+    assert await found("--label", "team=red") == []
     assert await found("--state", "failed", "--state", "pending") == ["pending", "failed"]
     assert await found("--code", "test") == ["failed"]
     assert await found("--finished-after", "1h") == ["failed"]

@@ -138,6 +138,9 @@ async def test_what_is_commonly_set_on_a_task_has_options(convener: CommandLine,
     )
     task = (await convener("tasks", "get", task_id, "-o", "json")).json
     assert task["labels"] == {"run": "7", "formula": "a=b"}
+    found = await convener("tasks", "ls", "--goal", goal, "--label", "run=7", "--label", "formula=a=b", "-o", "json")
+    assert [item["id"] for item in found.json["items"]] == [task_id]
+    assert "formula=a=b" in (await convener("tasks", "get", task_id)).out
     assert sorted(task["depends_on"]) == sorted([first, second])
     assert (task["timeout_seconds"], task["max_attempts"]) == (1800, 5)
     assert before <= datetime.fromisoformat(task["run_at"]) - timedelta(hours=2) <= datetime.now(UTC)

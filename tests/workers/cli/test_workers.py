@@ -110,8 +110,8 @@ async def test_those_that_are_gone_are_shown_on_request(
 async def test_a_filter_is_counted_and_confirmed_before_anybody_is_told(
     convener: CommandLine, live_service: Service
 ) -> None:
-    site = f"site:{uuid4().hex[:6]}"
-    workers = [await live_service.register(f"cli-{uuid4().hex[:6]}", labels=[site]) for _ in range(2)]
+    site = f"site={uuid4().hex[:6]}"
+    workers = [await live_service.register(f"cli-{uuid4().hex[:6]}", labels=[site.replace("=", ":")]) for _ in range(2)]
     dry = await convener("workers", "restart", "--label", site, "--dry-run")
     assert "2 workers would be restarted" in dry.out
     refused = await convener("workers", "restart", "--label", site, stdin="n\n")
@@ -123,7 +123,7 @@ async def test_a_filter_is_counted_and_confirmed_before_anybody_is_told(
 
 
 async def test_names_go_alone_and_something_must_be_said(convener: CommandLine) -> None:
-    for arguments in (("ada", "--all"), ("ada", "--label", "a:b"), (), ("--all", "--agent", "ranking")):
+    for arguments in (("ada", "--all"), ("ada", "--label", "a=b"), (), ("--all", "--agent", "ranking")):
         assert (await convener("workers", "stop", *arguments)).code == 2
 
 
@@ -187,7 +187,7 @@ async def test_get_shows_what_a_worker_is_assigned_to_and_may_use(convener: Comm
     assert shown["Told to"] == "drain: reboot"
     assert shown["Assigned"] == "ranking"
     assert shown["A task gets"] == "1.5 GB, 0.5 cores, 1200 s where a task usually has 600 s"
-    assert (shown["It has"], shown["Labels"]) == ("1 GB, 1 cores", "site:lab1")
+    assert (shown["It has"], shown["Labels"]) == ("1 GB, 1 cores", "site=lab1")
     assert (await convener("workers", "get", worker["worker_id"], "-o", "json")).json["assigned_cpu_cores"] == 0.5
     assert (await convener("workers", "get", "nobody")).code == 5
 
