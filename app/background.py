@@ -54,7 +54,7 @@ from app.terminal.databases import check_database, ends_by_failure, start_failur
 from app.terminal.failures import ExitCode, Failure
 from app.workers.provisioners.block_settings import UnusableBlocks, block_engine, check_blocks
 from app.workers.provisioners.engine import Engine
-from app.workers.provisioners.environment import worker_environment
+from app.workers.provisioners.environment import handler_arguments, worker_environment
 from app.workers.provisioners.host import Gauge, Machine
 from app.workers.provisioners.kubernetes.access import AccessRefused, ClusterAccess, from_kubeconfig, in_cluster
 from app.workers.provisioners.local import LocalProvisioner
@@ -190,7 +190,7 @@ def _provisioner(settings: Settings, database: Database) -> LocalProvisioner:
 
     arguments = ["--url", settings.addresses[0]]
     arguments += ["--grace", str(settings.stop_grace_seconds)]
-    arguments += ["--handlers", settings.worker_handlers] if settings.worker_handlers else []
+    arguments += handler_arguments(settings)
     arguments += ["--gpus", str(settings.worker_gpus)] if settings.worker_gpus else []
     return LocalProvisioner(
         host=settings.host_name,

@@ -31,6 +31,7 @@ from app.settings_sources import (
 )
 from app.settings_values import (
     DeploymentName,
+    HandlerTargets,
     HostAddress,
     HostNames,
     KubernetesClass,
@@ -87,6 +88,11 @@ class Settings(BaseModel):
     llm_key_file: Path | None = Field(None, description="file of that key, which workers read anew when it is refused")
     llm_key_command: str | None = Field(None, description="command that prints that key, run anew when it is refused")
     worker_handlers: str | None = Field(None, description="module whose HANDLERS the workers of the pool run")
+    worker_handler: HandlerTargets = Field(
+        (),
+        description="further handlers of theirs: a JSON list, or one in the file, of `TYPE=module:function` and "
+        "`TYPE=command:program with arguments`",
+    )
     provisioner: Literal["local", "kubernetes", "slurm", "pbs"] = Field(
         "local",
         description="`local`: workers are processes of this host; `kubernetes`: pods of a Deployment; `slurm`, `pbs`: "

@@ -83,11 +83,13 @@ class KubernetesClass(BaseModel):
         return tuple(sorted(value.items())) if isinstance(value, dict) else value
 
 
-def _parse_json(value: object) -> object:
+def _parse_json(value: object, things: str = "objects") -> object:
     try:
         return json.loads(value) if isinstance(value, str) and value.strip() else value or ()
     except ValueError:
-        raise ValueError("must be a JSON list of objects") from None
+        raise ValueError(f"must be a JSON list of {things}") from None
 
 
 KubernetesClasses = Annotated[tuple[KubernetesClass, ...], BeforeValidator(_parse_json)]
+# With targets that are commands, which may have any separator in them.
+HandlerTargets = Annotated[tuple[str, ...], BeforeValidator(lambda value: _parse_json(value, "texts"))]

@@ -1,5 +1,6 @@
 """Settings from variables and from a file: the variable wins, and what is wrong is named with where it stands."""
 
+import json
 import logging
 import re
 from pathlib import Path
@@ -263,6 +264,19 @@ def test_classes_of_workers_are_json_or_tables(tmp_path: Path) -> None:
     file.write_text(f"[[kubernetes_classes]]\n{table}")
     assert Settings.from_environment({"CONVENER_SETTINGS_FILE": str(file)}).kubernetes_classes == (given,)
     assert Settings.from_environment({"CONVENER_KUBERNETES_CLASSES": ""}).kubernetes_classes == ()
+
+
+def test_handlers_of_single_types_are_json_or_a_list(tmp_path: Path) -> None:
+    handlers = ("ranking=command:./rank --fast, 'a b'", "generation=my_agents:generate")
+    variables = {"CONVENER_WORKER_HANDLER": json.dumps(handlers)}
+    assert Settings.from_environment(variables).worker_handler == handlers
+    file = tmp_path / "settings.toml"
+    file.write_text(f"worker_handler = {json.dumps(handlers)}")
+    assert Settings.from_environment({"CONVENER_SETTINGS_FILE": str(file)}).worker_handler == handlers
+    assert Settings.from_environment({"CONVENER_WORKER_HANDLER": ""}).worker_handler == ()
+    for text in (handlers[0], "[1]", '{"ranking": "command:./rank"}', "1"):
+        with pytest.raises(SettingsError, match="CONVENER_WORKER_HANDLER"):
+            Settings.from_environment({"CONVENER_WORKER_HANDLER": text})
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def start(state: Path | None, changes: Mapping[str, Any], plan: Plan) -> bool:
         start_logging(settings.model_copy(update={"log_file": None}))  # what people read goes to the terminal
         home = state or settings.state_directory / "demo"
         handlers = "examples.kepler.language" if plan.llm else "examples.kepler.handlers"
-        fixed = {"state_directory": home, "stop_grace_seconds": 2.0, "worker_handlers": handlers}
+        fixed = {"state_directory": home, "stop_grace_seconds": 2.0, "worker_handlers": handlers, "worker_handler": ()}
         settings = settings.model_copy(update={**changes, **fixed})
         return asyncio.run(stoppable(lambda stop: _run(stop, settings, plan)))
     except START_ERRORS as error:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -56,21 +57,21 @@ def _existing(path: Path) -> Path:
 
 def handlers_load() -> Iterable[Check]:
     """Yield a check that the handlers which the pool would run can be imported, as its workers would."""
-    from app.workers.provisioners.environment import HandlersRefused, check_handlers
+    from app.workers.provisioners.environment import HandlersRefused, check_handlers, handler_arguments, named_handlers
 
     settings = usable_settings()
-    if settings is None or settings.worker_handlers is None:
+    if settings is None or not handler_arguments(settings):
         return
     try:
         asyncio.run(check_handlers(settings.model_copy(update={"pool_size": max(1, settings.pool_size)})))
     except (HandlersRefused, OSError) as error:
         remedy = (
-            "correct CONVENER_WORKER_HANDLERS, or the module; "
-            f"`convener worker --check-handlers --handlers {settings.worker_handlers}` shows all of it"
+            "correct CONVENER_WORKER_HANDLERS or CONVENER_WORKER_HANDLER, or what they name; "
+            f"`convener worker --check-handlers {shlex.join(handler_arguments(settings))}` shows all of it"
         )
         yield Check(name="handlers: import", status=Status.FAILED, detail=str(error), remedy=remedy)
     else:
-        detail = f"a worker can import {settings.worker_handlers}"
+        detail = f"a worker can use {named_handlers(settings)}"
         yield Check(name="handlers: import", status=Status.OK, detail=detail)
 
 

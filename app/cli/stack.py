@@ -31,7 +31,7 @@ from app.settings import Settings, secret_variables
 from app.settings_sources import SECRETS, SettingsError, variable_of
 from app.terminal import databases
 from app.terminal.failures import ExitCode, Failure
-from app.workers.provisioners.environment import HandlersRefused, check_handlers
+from app.workers.provisioners.environment import HandlersRefused, check_handlers, named_handlers
 from worker_agent.connections.clients import default_socket, open_async_client
 from worker_agent.connections.trust import SYSTEM_TRUST, Trust, certificate_pin
 from worker_agent.variables import unknown_variables
@@ -125,8 +125,8 @@ async def running(
         if leftovers := end_leftovers(state / "children.json"):
             say(f"ended {leftovers} processes that an earlier run left behind")
         served_certificate(settings.tls_certificate, settings.tls_key)  # the API would fail again and again
-        if settings.worker_handlers:
-            say(f"loading the handlers {settings.worker_handlers} as workers do")
+        if handlers := named_handlers(settings):
+            say(f"loading the handlers {handlers} as workers do")
         await check_handlers(settings)
         port = free_port(settings.host, settings.port)  # before PostgreSQL, which takes much longer
         server = None if settings.database_url else await _start_server(settings, say, cleanup)
@@ -243,7 +243,8 @@ def _environment(settings: Settings) -> dict[str, str]:
         "CONVENER_STATE_DIRECTORY": str(settings.state_directory),
         "CONVENER_POOL_SIZE": str(settings.pool_size),
         "CONVENER_STOP_GRACE_SECONDS": str(settings.stop_grace_seconds),
-        "CONVENER_WORKER_HANDLERS": settings.worker_handlers or "examples.echo",
+        "CONVENER_WORKER_HANDLERS": settings.worker_handlers or ("" if settings.worker_handler else "examples.echo"),
+        "CONVENER_WORKER_HANDLER": json.dumps(settings.worker_handler),
     }
     if settings.socket is not None:
         variables["CONVENER_SOCKET"] = str(settings.socket)

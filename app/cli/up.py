@@ -19,6 +19,12 @@ def up(
     handlers: Annotated[
         str | None, typer.Option(help="module whose HANDLERS the workers run; echo agents when absent")
     ] = None,
+    handler: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TYPE=TARGET", help="handler of a single agent type: module:function, or command:'program args'"
+        ),
+    ] = None,
     port: Annotated[int | None, typer.Option(help="port of the API; 0 takes any free one", min=0, max=65535)] = None,
     state: Annotated[
         Path | None, typer.Option(help="directory for the database, keys and logs", resolve_path=True)
@@ -36,11 +42,19 @@ def up(
 
       convener up --workers 5 --handlers my_agents
 
+      convener up --handler ranking=command:'./rank --fast'
+
       convener up --mode production --min-workers 2 --max-workers 12
     """
     # Not before it is needed: a press of TAB, and --help, wait for what is imported.
     from app.cli.pool_options import PoolOptions
     from app.cli.up_run import start
 
-    options = {"pool_size": workers, "worker_handlers": handlers, "port": port, "state_directory": state}
+    options = {
+        "pool_size": workers,
+        "worker_handlers": handlers,
+        "worker_handler": tuple(handler) if handler else None,
+        "port": port,
+        "state_directory": state,
+    }
     start(options, PoolOptions(mode=mode, min_workers=min_workers, max_workers=max_workers, reason="convener up"))

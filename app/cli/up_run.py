@@ -19,6 +19,7 @@ from app.logs import start_logging
 from app.settings import Settings, take_settings
 from app.terminal import output
 from app.terminal.failures import ExitCode
+from app.workers.provisioners.environment import named_handlers
 
 T = TypeVar("T")
 console = output.PlainConsole(stderr=True)
@@ -111,7 +112,7 @@ def _dashboard(stack: Stack) -> str:
 
 
 def _welcome(stack: Stack, settings: Settings) -> Panel:
-    agents = settings.worker_handlers or "the echo agents (name your own with --handlers)"
+    agents = named_handlers(settings) or "the echo agents (name your own with --handlers)"
     lines = [
         f"API       {stack.url}",
         f"Swagger   {stack.url}/docs",

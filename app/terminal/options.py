@@ -116,7 +116,9 @@ def _coming_moment(value: str | None) -> str | None:
 
 Labels = Annotated[
     list[str] | None,
-    typer.Option("--label", metavar="NAME=VALUE", callback=_label_filters, help="with this label; of several, with all"),
+    typer.Option(
+        "--label", metavar="NAME=VALUE", callback=_label_filters, help="with this label; of several, with all"
+    ),
 ]
 
 

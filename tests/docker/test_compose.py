@@ -33,7 +33,8 @@ SERVICES = services()
 NOT_HANDED_ON = {
     *("allow_plain_http", "database_direct_url", "database_password", "database_url", "host", "liveness_file"),
     *("pool_size", "port"),
-    *("host_name", "llm_key", "llm_key_file", "llm_key_command", "worker_gpus", "worker_handlers"),
+    *("host_name", "llm_key", "llm_key_file", "llm_key_command", "worker_gpus", "worker_handler"),
+    "worker_handlers",
     *("provisioner", "pool_limit", "kubeconfig"),
     *("kubernetes_classes", "kubernetes_deployment", "kubernetes_namespace"),
     *(name for name in Settings.model_fields if name.startswith("block_")),

@@ -7,7 +7,7 @@ from pathlib import Path
 from app.settings import Settings
 from app.workers.provisioners.block_scripts import TEMPLATES
 from app.workers.provisioners.blocks import BlockEngine, BlockLaunch, MakeKey
-from app.workers.provisioners.environment import worker_environment
+from app.workers.provisioners.environment import handler_arguments, worker_environment
 from app.workers.provisioners.pbs import Pbs
 from app.workers.provisioners.scheduler import BatchScheduler
 from app.workers.provisioners.slurm import Slurm
@@ -74,7 +74,7 @@ def _scheduler(settings: Settings) -> BatchScheduler:
 def _launch(settings: Settings, other_secrets: dict[str, str]) -> BlockLaunch:
     pilot = [sys.executable, "-m", "app.cli", "pilot", "--url", _url(settings)]
     pilot += ["--grace", f"{settings.stop_grace_seconds:g}"]
-    worker = ["--handlers", settings.worker_handlers] if settings.worker_handlers else []
+    worker = handler_arguments(settings)
     worker += ["--gpus", str(settings.worker_gpus)] if settings.worker_gpus else []
     return BlockLaunch(
         directory=(settings.block_directory or settings.state_directory / "blocks") / settings.host_name,

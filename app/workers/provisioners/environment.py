@@ -18,12 +18,24 @@ class HandlersRefused(Exception):
     """The handlers of the pool's workers cannot be used; the message says why."""
 
 
+def handler_arguments(settings: Settings) -> list[str]:
+    """The arguments of a worker of the pool that name its handlers; none where it runs what is installed."""
+    modules = ["--handlers", settings.worker_handlers] if settings.worker_handlers else []
+    return modules + [word for handler in settings.worker_handler for word in ("--handler", handler)]
+
+
+def named_handlers(settings: Settings) -> str:
+    """The handlers of the pool's workers as people name them; empty where none are named."""
+    return ", ".join(filter(None, [settings.worker_handlers, *settings.worker_handler]))
+
+
 async def check_handlers(settings: Settings) -> None:
     """Load the handlers as a worker of the pool does, confined. Raises HandlersRefused."""
-    if settings.worker_handlers is None or not settings.pool_size:
+    arguments = handler_arguments(settings)
+    if not arguments or not settings.pool_size:
         return
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "worker_agent", "--check-handlers", "--handlers", settings.worker_handlers),
+        *(sys.executable, "-m", "worker_agent", "--check-handlers", *arguments),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
@@ -35,7 +47,7 @@ async def check_handlers(settings: Settings) -> None:
             output, _ = await process.communicate()
     except TimeoutError:
         problem = f"took longer than {_CHECK_SECONDS:.0f} s to load"
-        raise HandlersRefused(f"the handlers {settings.worker_handlers} {problem}") from None
+        raise HandlersRefused(f"the handlers {named_handlers(settings)} {problem}") from None
     finally:
         if process.returncode is None:
             # Heard of before the event loop may close, which would be told with a traceback.
@@ -45,7 +57,7 @@ async def check_handlers(settings: Settings) -> None:
     if process.returncode:
         last_line = (output.decode(errors="replace").strip().splitlines() or ["no reason was given"])[-1]
         reason = last_line.partition("error: ")[2] or last_line
-        raise HandlersRefused(f"the workers cannot use the handlers {settings.worker_handlers}: {reason}")
+        raise HandlersRefused(f"the workers cannot use the handlers {named_handlers(settings)}: {reason}")
 
 
 def worker_environment(settings: Settings) -> dict[str, str]:

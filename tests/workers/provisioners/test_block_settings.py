@@ -37,6 +37,13 @@ async def test_handlers_see_the_keys_of_no_block(monkeypatch: pytest.MonkeyPatch
     assert words[words.index("--hide") :] == ["--hide", str(shared / "lab")]
 
 
+async def test_workers_run_programs_as_handlers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    handler = "ranking=command:./rank '--fast x'"
+    words = shlex.split(await script(monkeypatch, tmp_path, worker_handlers="agents", worker_handler=(handler,)))
+    place = words.index("--handlers")
+    assert words[place : place + 4] == ["--handlers", "agents", "--handler", handler]
+
+
 async def test_workers_keep_the_gpus_that_the_setting_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Otherwise tasks that ask for one wait for ever beside a block that has some."""
     assert " -- --gpus 2 --labels " in await script(monkeypatch, tmp_path, worker_gpus=2)
