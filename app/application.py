@@ -110,6 +110,7 @@ def build(lifespan: Lifespan | None = None, *, uploads: Uploads | None = None, m
         description=_DESCRIPTION,
         openapi_tags=_TAGS,
         servers=_SERVERS,
+        license_info={"name": "MIT", "identifier": "MIT"},
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,

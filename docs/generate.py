@@ -153,6 +153,10 @@ def http_page() -> Iterator[str]:
         "programs. A key goes into the header `Authorization: Bearer cvn_...`; [its role](../how-to/keys.md"
         "#keys-and-roles) says what it may."
     )
+    yield from _paragraph(
+        "Clients can be generated from that file. `openapi-typescript` takes fields that have a default for required "
+        "ones, unless it is told `--default-non-nullable=false`."
+    )
     operations = [
         (operation, method.upper(), path)
         for path, methods in document["paths"].items()

@@ -16,6 +16,7 @@ from pydantic import (
     WithJsonSchema,
 )
 from pydantic_core import CoreSchema, PydanticKnownError
+from typing_extensions import TypeAliasType
 
 from app.kernel.agents import AgentType, agent_type
 from app.kernel.lanes import Priority
@@ -29,7 +30,8 @@ def _name_of_number(value: object) -> object:
     return _PRIORITY_NUMBERS.get(value, value) if type(value) is int else value
 
 
-PriorityName = Literal["low", "medium", "high", "critical"]
+# A name, so that the document has one type for all its uses.
+PriorityName = TypeAliasType("PriorityName", Literal["low", "medium", "high", "critical"])
 PriorityIn = Annotated[PriorityName, BeforeValidator(_name_of_number)]
 
 
@@ -39,11 +41,7 @@ def _parse_agent(value: object) -> AgentType:
     return agent_type(value)
 
 
-AgentName = Annotated[
-    AgentType,
-    BeforeValidator(_parse_agent),
-    WithJsonSchema({"type": "string", "enum": [agent.value for agent in AgentType]}),
-]
+AgentName = Annotated[AgentType, BeforeValidator(_parse_agent)]
 
 
 def _check_unique(value: list[AgentType]) -> list[AgentType]:
@@ -152,7 +150,12 @@ def _check_calendar(value: datetime) -> datetime:
 
 Moment = Annotated[AwareDatetime, BeforeValidator(_is_text), AfterValidator(_check_calendar)]
 # A bound of a requested period: earlier times have no history, and arithmetic at the ends of the calendar may fail.
-Bound = Annotated[Moment, Field(ge=datetime(1970, 1, 2, tzinfo=UTC), le=datetime(9000, 1, 1, tzinfo=UTC))]
+Bound = Annotated[
+    Moment,
+    Field(ge=datetime(1970, 1, 2, tzinfo=UTC), le=datetime(9000, 1, 1, tzinfo=UTC)),
+    # JSON Schema has no words for bounds of times.
+    WithJsonSchema({"type": "string", "format": "date-time"}),
+]
 # The largest bigint of PostgreSQL; as a bound of a page that goes down, it begins at the newest.
 NEWEST = 2**63 - 1
 Below = Annotated[int, Query(ge=1, le=NEWEST, description="`next` of the page before")]

@@ -30,9 +30,11 @@ def object_text(value: Any) -> str | None:
     return text
 
 
-JsonObject = Annotated[str, BeforeValidator(object_text), WithJsonSchema({"type": "object"})]
+# Said in full: where a schema is silent about it, generators of TypeScript make an object that holds nothing.
+ANY_OBJECT: dict[str, Any] = {"type": "object", "additionalProperties": True}
+JsonObject = Annotated[str, BeforeValidator(object_text), WithJsonSchema(ANY_OBJECT)]
 OptionalJsonObject = Annotated[
-    str | None, BeforeValidator(object_text), WithJsonSchema({"anyOf": [{"type": "object"}, {"type": "null"}]})
+    str | None, BeforeValidator(object_text), WithJsonSchema({"anyOf": [ANY_OBJECT, {"type": "null"}]})
 ]
 
 

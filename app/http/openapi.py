@@ -68,11 +68,16 @@ def _describe_problems(schema: dict[str, Any]) -> None:
                 _show_examples(operation["requestBody"], types)
             _drop_large_defaults(operation)
             _correct_responses(operation["responses"], types)
-            codes = (*_WITH_KEY, *_ANYWHERE) if "security" in operation else _ANYWHERE
+            # Said also of those that need no key, where it could as well be forgotten.
+            operation.setdefault("security", [])
+            codes = (*_WITH_KEY, *_ANYWHERE) if operation["security"] else _ANYWHERE
             operation["responses"]["default"] = {
                 "description": "Any other problem; `GET /problems` lists them all",
                 "content": {MEDIA_TYPE: {"schema": _PROBLEM, "examples": _references(codes)}},
             }
+    for kind in types.values():
+        for example in kind.get("examples", ()):
+            _restore_nulls(example, kind, types)
     schema["components"]["examples"] = {problem["code"]: _example(problem) for problem in catalogue()}
     _drop_unused(schema, "schemas")
     _drop_unused(schema, "examples")
@@ -84,6 +89,19 @@ def _drop_large_defaults(operation: dict[str, Any]) -> None:
         default = parameter["schema"].get("default")
         if isinstance(default, int) and abs(default) > _LARGEST_EXACT:
             del parameter["schema"]["default"]
+
+
+def _restore_nulls(example: Any, kind: Any, types: dict[str, Any]) -> None:
+    """Put back what the framework leaves out of examples: required fields whose value is null."""
+    # What may hold anything is no dictionary.
+    if not (isinstance(example, dict) and isinstance(kind, dict)):
+        return
+    kind = types[kind["$ref"].rpartition("/")[2]] if "$ref" in kind else kind
+    for name in kind.get("required", ()):
+        if {"type": "null"} in kind["properties"][name].get("anyOf", ()):
+            example.setdefault(name, None)
+    for name, value in example.items():
+        _restore_nulls(value, kind.get("properties", {}).get(name, kind.get("additionalProperties", {})), types)
 
 
 def _show_examples(body: dict[str, Any], types: dict[str, Any]) -> None:

@@ -137,6 +137,7 @@ def install(app: FastAPI, *, is_open: bool = False) -> None:
         summary="For Prometheus",
         dependencies=[requires(Scope.PUBLIC if is_open else Scope.MONITOR)],
         response_class=Response,
+        responses={200: {"content": {CONTENT_TYPE_LATEST: {"schema": {"type": "string"}}}}},
     )
     async def show_metrics(services: ServicesDep) -> Response:
         """Requests by route and status, and gauges of the queue, the workers and the lease calls that wait.

@@ -1,10 +1,11 @@
 """Routes of the budgets of agent types and API keys for calls of language models."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from fastapi import Path, Query
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from sqlalchemy.ext.asyncio import AsyncConnection
+from typing_extensions import TypeAliasType
 
 from app.http.fields import Body, Limit, Moment, ReasonQuery
 from app.http.guard import Caller, requires
@@ -20,6 +21,10 @@ from app.llm.store import budgets
 from app.llm.store.budgets import BudgetLimits, StoredBudget
 
 router = Router(prefix="/llm/budgets", tags=["language models"])
+
+
+# What has a budget beside goals, which have theirs from the start.
+BudgetSubject = TypeAliasType("BudgetSubject", Literal["agent", "key"])
 
 
 class BudgetIn(Body):
@@ -42,10 +47,28 @@ class BudgetIn(Body):
         return self
 
 
+_EXAMPLE: dict[str, Any] = {
+    "money_budget": 25,
+    "token_budget": None,
+    "period": "day",
+    "scope": "agent",
+    "name": "ranking",
+    "spent_usd": 3.5,
+    "spent_tokens": 410_000,
+    "reserved_usd": 0.02,
+    "reserved_tokens": 6000,
+    "calls": 1,
+    "until": "2026-11-25T00:00:00Z",
+    "is_used_up": False,
+}
+
+
 class BudgetOut(BudgetIn):
     """A budget, and what its calls have cost in this period and reserve now."""
 
-    scope: Literal["agent", "key"]
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
+
+    scope: BudgetSubject
     name: str = Field(description="agent type, or id of a key; `launched`: of workers that the service starts")
     spent_usd: float
     spent_tokens: int
@@ -63,7 +86,7 @@ class BudgetPage(BaseModel):
     next: str | None
 
 
-ScopePath = Annotated[Literal["agent", "key"], Path()]
+ScopePath = Annotated[BudgetSubject, Path()]
 NamePath = Annotated[str, Path(max_length=200, description="agent type, or id of a key")]
 
 

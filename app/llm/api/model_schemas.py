@@ -1,6 +1,6 @@
 """Bodies about language models and their usage."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -22,24 +22,38 @@ def _check_printable(value: str) -> str:
 ModelName = Annotated[Word, AfterValidator(_check_printable)]
 
 
+_LIMITS: dict[str, Any] = {
+    "requests_per_window": 500,
+    "tokens_per_window": 200_000,
+    "window_seconds": 60,
+    "burst": 20,
+    "fallback_models": ["gpt-4.1-mini"],
+    "input_price_per_million_tokens": 2.0,
+    "output_price_per_million_tokens": 8.0,
+}
+_MODEL: dict[str, Any] = _LIMITS | {
+    "model": "gpt-4.1",
+    "state": "ok",
+    "state_until": None,
+    "key_expires_at": None,
+    "version": 1,
+    "limit": 32,
+    "in_use": 3,
+    "breaker": "closed",
+    "breaker_open_seconds": 0.0,
+    "consecutive_failures": 0,
+    "cooldown_seconds": 0.0,
+    "mean_latency_ms": 2100.0,
+    "is_listed": True,
+    "used_at": "2026-11-24T12:00:00Z",
+    "held_back": [],
+}
+
+
 class LimitsIn(Body):
     """What people allow; null: no limit of its own."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "requests_per_window": 500,
-                    "tokens_per_window": 200_000,
-                    "window_seconds": 60,
-                    "burst": 20,
-                    "fallback_models": ["gpt-4.1-mini"],
-                    "input_price_per_million_tokens": 2.0,
-                    "output_price_per_million_tokens": 8.0,
-                }
-            ]
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [_LIMITS]})
 
     requests_per_window: Amount | None = None
     tokens_per_window: Amount | None = None
@@ -62,6 +76,8 @@ class HeldBackOut(BaseModel):
 
 class ModelOut(LimitsIn):
     """A model: its limits, and how its service stands. Two callers must report the same before it holds for all."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_MODEL]})
 
     model: str
     state: ServiceState = Field(description="of its service, as callers report it")

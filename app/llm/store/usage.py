@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
+from typing_extensions import TypeAliasType
 
 from app.db.namespaces import WITHIN
 from app.db.retention import BATCH, deletion, pruning
@@ -18,7 +19,7 @@ from app.llm.rules.outcomes import Outcome
 from app.llm.store import budgets
 from app.llm.store.gate import DEFAULT_LIMIT, TOTAL_LIMIT
 
-Grouping = Literal["model", "agent", "goal", "key"]
+Grouping = TypeAliasType("Grouping", Literal["model", "agent", "goal", "key"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ from starlette.responses import StreamingResponse
 
 from app.http.fields import NEWEST, Below, Limit, Moment, ReasonIn
 from app.http.guard import Caller, requires
+from app.http.json import ANY_OBJECT
 from app.http.problems import responses_for
 from app.http.routing import Router
 from app.http.services import ServicesDep
@@ -99,7 +100,7 @@ async def read(checkpoint_id: Id, services: ServicesDep) -> CheckpointOut:
     operation_id="get_checkpoint_content",
     summary="Read the content of a checkpoint",
     dependencies=[requires(Scope.READ, Scope.CONTENT)],
-    responses={200: {"content": {"application/json": {"schema": {"type": "object"}}}}, **_FOUND},
+    responses={200: {"content": {"application/json": {"schema": ANY_OBJECT}}}, **_FOUND},
     response_class=Response,
 )
 async def content(checkpoint_id: Id, services: ServicesDep) -> Response:

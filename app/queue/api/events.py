@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, Field, PlainValidator, WithJson
 from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.requests import Request
 from starlette.responses import Response
+from typing_extensions import TypeAliasType
 
 from app.http.fields import Bound, Limit, Moment, Word
 from app.http.guard import admit, requires
@@ -37,7 +38,9 @@ from app.queue.store.events import BEGINNING, Cursor, Event
 
 router = Router(prefix="/events", tags=["events"])
 _KINDS_BY_NAME: dict[str, EventKind] = {kind.value: kind for kind in EVENT_KINDS}
-_KINDS = WithJsonSchema({"type": "string", "enum": list(_KINDS_BY_NAME)})
+EventKindName = TypeAliasType(
+    "EventKindName", Annotated[str, WithJsonSchema({"type": "string", "enum": list(_KINDS_BY_NAME)})]
+)
 _STREAM = "text/event-stream"
 _OPEN_WRITERS = "open_writers"
 _WRITERS_SECONDS = 3.0
@@ -54,7 +57,7 @@ class EventOut(BaseModel):
 
     cursor: Annotated[str, BeforeValidator(str)]
     at: Moment
-    kind: Annotated[str, _KINDS]
+    kind: EventKindName
     task_id: UUID | None
     agent_type: str | None
     namespace: str
@@ -96,7 +99,7 @@ def _kind(value: object) -> EventKind:
     raise ValueError(f"must be one of {', '.join(_KINDS_BY_NAME)}")
 
 
-Kind = Annotated[EventKind, PlainValidator(_kind), _KINDS]
+Kind = Annotated[EventKind, PlainValidator(_kind, json_schema_input_type=EventKindName)]
 Kinds = Annotated[list[Kind] | None, Query(max_length=len(EVENT_KINDS), description="only of these kinds")]
 LastEventId = Annotated[
     str | None, Header(max_length=100, description="where a stream goes on; it is stronger than `after`")

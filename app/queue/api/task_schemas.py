@@ -130,7 +130,12 @@ class TaskIn(Body):
     agent_type: AgentName
     goal_id: NewGoalId | None = Field(None, description="the research goal that it serves, which need not exist yet")
     priority: PriorityIn = "medium"
-    payload: JsonObject = Field(default="{}", description="what the agent needs, at most 1 MiB by default")
+    # Kept as text, but a caller's default is an object.
+    payload: JsonObject = Field(
+        default="{}",
+        description="what the agent needs, at most 1 MiB by default",
+        json_schema_extra={"default": {}},
+    )
     labels: Labels = Field(default_factory=dict)
     timeout_seconds: float | None = Field(
         None,

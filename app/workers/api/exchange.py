@@ -11,6 +11,7 @@ from app.http.bodies import CONTENT_BYTES, body_limit, validate
 from app.http.fast_routes import LeanRoute
 from app.http.fields import Body
 from app.http.guard import requires
+from app.http.json import ANY_OBJECT
 from app.http.problems import responses_for
 from app.http.services import ServicesDep
 from app.kernel.access import Scope
@@ -52,7 +53,7 @@ _ITEM = {
         "task_id": _IDENTIFIER | {"description": "where the plain route has it in its path"},
         "worker_id": _IDENTIFIER | {"description": "of a heartbeat"},
         # None of their models has as many.
-        "body": {"type": "object", "maxProperties": 32, "description": "the body of the plain route"},
+        "body": ANY_OBJECT | {"maxProperties": 32, "description": "the body of the plain route"},
     },
 }
 
