@@ -60,7 +60,7 @@ class ConstraintsIn(Body):
     improvement_unit: Unit | None = Field(
         None,
         description="`win_probability` for Elo (0.05 are 35 Elo), `relative` for other scores; by default the latter"
-        " where all are from 0 to 1",
+        " where the first that is measured is at most 100 either way",
     )
     rule: StoppingRule | None = Field(None, description="how a plateau is recognised; `anchored_best` by default")
     patience: Count | None = Field(None, description="iterations without improvement until it stops; 10 by default")
@@ -102,7 +102,9 @@ class IterationIn(Body):
     """An iteration that is done. Report each once, in order; a repetition is answered like the first time."""
 
     iteration: Whole = Field(ge=1, le=1000, description="from 1 on, without gaps")
-    quality: Score | None = Field(None, description="of the best hypothesis: Elo, or a score; null: not measured")
+    quality: Score | None = Field(
+        None, description="of the best hypothesis: Elo, or a score, of which more is better; null: not measured"
+    )
     top_quality: Score | None = Field(None, description="mean of the top k; judged instead of `quality` where tested")
     top_matches: Whole | None = Field(None, ge=0, le=2**31 - 1, description="fewest matches among the top k")
     new_best: Arm | None = Field(None, description="where a new best came from: new ideas, or better old ones")

@@ -23,6 +23,8 @@ _MIN_STEPS = 3
 _MIN_POINTS = 5
 # Larger numbers could overflow when they are squared or subtracted.
 _MAX_MAGNITUDE = 1e150
+# Percentages are scores as well. As Elo all of them would lie within 14 % of a win.
+_MAX_SCORE = 100.0
 # (iteration, value)
 Point = tuple[int, float]
 
@@ -182,9 +184,12 @@ def measured_value(quality: Quality) -> tuple[QualityMeasure, float] | None:
 
 
 def unit_of(qualities: Iterable[Quality]) -> Unit:
-    """The unit where nobody has chosen one: scores from 0 to 1 are no Elo, where 1 beats 0 in 50.1 % of matches."""
-    values = [measurement[1] for quality in qualities if (measurement := measured_value(quality)) is not None]
-    return Unit.RELATIVE if values and all(0 <= value <= 1 for value in values) else Unit.WIN_PROBABILITY
+    """The unit where nobody has chosen one, by the first quality that was measured: ratings begin far above 100.
+
+    Not by all of them: a score that rises out of a range would turn into Elo, and all of its climb into a plateau.
+    """
+    first = next((measurement for quality in qualities if (measurement := measured_value(quality)) is not None), None)
+    return Unit.WIN_PROBABILITY if first is None or abs(first[1]) > _MAX_SCORE else Unit.RELATIVE
 
 
 def improvement(unit: Unit, value: float, anchor: float, spread: float = 0.0) -> float:

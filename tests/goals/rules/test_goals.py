@@ -124,17 +124,35 @@ def test_a_goal_has_what_it_asks_for_and_else_what_is_configured() -> None:
         ([1200.0, 1210.0], Unit.WIN_PROBABILITY),
         ([0.08, 0.9], Unit.RELATIVE),
         ([0.0, 1.0], Unit.RELATIVE),
-        ([0.5, 1.01], Unit.WIN_PROBABILITY),
-        ([-0.01, 0.5], Unit.WIN_PROBABILITY),
+        ([0.5, 1.01], Unit.RELATIVE),
+        ([-0.01, 0.5], Unit.RELATIVE),
+        ([-0.9, -0.2], Unit.RELATIVE),
+        ([3.5, 9.0], Unit.RELATIVE),
+        ([100.0, 101.0], Unit.RELATIVE),
+        ([100.1, 99.0], Unit.WIN_PROBABILITY),
+        ([-1200.0, 3.0], Unit.WIN_PROBABILITY),
     ],
 )
-def test_scores_from_0_to_1_are_judged_as_a_share_unless_told_otherwise(qualities: list[float], unit: Unit) -> None:
+def test_scores_of_at_most_100_are_judged_as_a_share_unless_told_otherwise(qualities: list[float], unit: Unit) -> None:
     def judged_by(constraints: Constraints) -> Unit:
         return goal_policy(constraints, IterationConfig(), iterations(*qualities)).stopping.unit
 
     assert judged_by(Constraints()) is unit
     for other in Unit:
         assert judged_by(Constraints(improvement_unit=other)) is other
+
+
+@pytest.mark.parametrize(
+    ("first", "rise"), [(-0.9, 0.02), (-0.4, 0.03), (1.0, 0.2), (50.0, 1.0), (80.0, 0.4), (0.5, 0.03), (25.0, 0.3)]
+)
+def test_a_score_of_any_range_goes_on_while_it_rises_and_stops_where_it_does_not(first: float, rise: float) -> None:
+    """Negated losses, correlations, marks, percentages, scores that pass 1, and ratings that begin at 25."""
+    climb = [first + rise * number for number in range(30)]
+    for values, action in ((climb, GoalAction.CONTINUE), ([*climb, *[climb[-1]] * 11], GoalAction.STOP)):
+        rows = iterations(*values)
+        policy = goal_policy(Constraints(), IterationConfig(), rows)
+        goal = GoalSnapshot(goal_id="g", iterations=rows, usage=Usage(iterations=len(rows)))
+        assert decide(goal, policy).action is action, values[-1]
 
 
 def iterations(*qualities: float, compute: float = 10.0) -> list[MeasuredIteration]:
