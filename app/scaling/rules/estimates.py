@@ -112,9 +112,11 @@ def update(
     )
 
 
-def class_history(previous: ClassHistory, sample: IdleSample, workers: int, policy: ScalingPolicy) -> ClassHistory:
+def class_history(
+    previous: ClassHistory, seconds: float, idle_workers: int, workers: int, policy: ScalingPolicy
+) -> ClassHistory:
     """Return the history of a class of workers after one more reading, as for the usual pool."""
-    history = idle.extend_history(previous.idle_history, sample, policy.idle)
+    history = idle.extend_history(previous.idle_history, _idle_sample(seconds, idle_workers, policy), policy.idle)
     departures = max(0, previous.workers - workers)
     return ClassHistory(workers=workers, idle_history=idle.without_workers(history, departures))
 
@@ -171,10 +173,15 @@ def _idle_history(
     previous: Estimates, reading: CounterReading, seconds: float, policy: ScalingPolicy
 ) -> tuple[IdleSample, ...]:
     """The history with the idle workers of this reading; one that left by itself is not counted as having idled."""
-    history = idle.extend_history(previous.idle_history, IdleSample(seconds=seconds, idle=reading.idle), policy.idle)
+    history = idle.extend_history(previous.idle_history, _idle_sample(seconds, reading.idle, policy), policy.idle)
     # Workers that ended without a decision took their idle time along.
     departures = previous.workers - reading.workers
     return idle.without_workers(history, departures) if departures > 0 else history
+
+
+def _idle_sample(seconds: float, count: int, policy: ScalingPolicy) -> IdleSample:
+    # Nobody looked for longer than a tick: whoever idles now may have been at work all the while.
+    return IdleSample(seconds=min(seconds, policy.tick_seconds), idle=count)
 
 
 def next_mean(mean: float, tasks: int, seconds: float, policy: ServiceTimePolicy) -> float:

@@ -29,7 +29,7 @@ from app.scaling.rules import record as records
 from app.scaling.rules.allocation import Load
 from app.scaling.rules.decision import ClassInputs, Decision, DecisionInputs, ExcludedTasks, Member, resolve
 from app.scaling.rules.estimates import ClassHistory, Estimates
-from app.scaling.rules.idle import IdleSample, surplus, without_workers
+from app.scaling.rules.idle import surplus, without_workers
 from app.scaling.rules.target import ScalingPolicy, is_burst, priced, scaling_policy
 from app.scaling.service import apply, state
 from app.scaling.service import snapshot as snapshots
@@ -308,9 +308,9 @@ def _classes(
         groups = snapshots.class_groups(context.queue, tasks, current, context.weights.weights)
         snapshot = snapshots.pool_snapshot(part, current, groups, policy, due)
         # Nobody counts as idle while tasks wait, as in the usual pool.
-        sample = IdleSample(seconds=seconds, idle=0 if groups else snapshot.idle)
+        idle = 0 if groups else snapshot.idle
         former = last.classes.get(host.host, ClassHistory()) if last else ClassHistory()
-        history = estimates.class_history(former, sample, len(part.staying) + due, policy)
+        history = estimates.class_history(former, seconds, idle, len(part.staying) + due, policy)
         histories[host.host] = history
         mean = snapshots.running_mean_seconds(context.queue, current)
         snapshot = replace(snapshot, idle_history=history.idle_history, fixed_size=None, running_mean_seconds=mean)

@@ -8,17 +8,20 @@ import pytest
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Lane, Priority
 from app.scaling.rules.estimates import (
+    ClassHistory,
     CounterReading,
     Estimates,
     ServiceTimePolicy,
     TaskTotals,
     after_removal,
+    class_history,
     mean_after,
     next_mean,
     start_seconds,
     task_seconds,
     update,
 )
+from app.scaling.rules.idle import IdleSample, surplus
 from app.scaling.rules.target import ScalingPolicy
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
@@ -74,3 +77,13 @@ def test_who_idled_and_was_removed_counts_no_more() -> None:
 def test_who_left_of_its_own_accord_has_not_idled_in_vain() -> None:
     known = after_removal(_next(update(None, FIRST, POLICY, SERVICE), idle=3), 0, 4)
     assert [spare.idle for spare in _next(known, idle=1, workers=2).idle_history] == [1, 0]
+
+
+def test_nobody_has_idled_while_nobody_looked() -> None:
+    """With the loops off for two hours, all who idled at their first look left, as if they had idled for all that."""
+    known = _next(update(None, FIRST, POLICY, SERVICE), seconds=7200.0, idle=3)
+    of_class = class_history(ClassHistory(workers=3), 7200.0, 3, 3, POLICY)
+    for history in (known.idle_history, of_class.idle_history):
+        assert history == (IdleSample(seconds=POLICY.tick_seconds, idle=3),), "as after any look"
+        assert surplus(history, 3, POLICY.idle, busy=False) == (0, 0.0)
+    assert surplus(_next(known, idle=3).idle_history, 3, POLICY.idle, busy=False) == (3, 10.0)

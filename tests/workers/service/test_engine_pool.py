@@ -409,9 +409,9 @@ async def test_members_that_still_wait_are_given_up_when_idle_workers_would_go(d
     await decided(database, seconds=60)
     assert await value(database, "SELECT size FROM hosts") == 8
     await execute(database, "DELETE FROM tasks WHERE id = $1", task)
-    await decided(database, seconds=60)
-    await decided(database, seconds=60)
-    await decided(database, seconds=60)
+    # Each look counts for a tick at most.
+    for _ in range(8):
+        await decided(database, seconds=60)
     assert await value(database, "SELECT size FROM hosts") == 2
     await keep(database, engine)
     assert {"m-5", "m-6", "m-7", "m-8"} <= {*engine.removed}
