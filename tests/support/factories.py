@@ -110,10 +110,10 @@ async def submitted(database: Database, count: int = 1, **changes: Any) -> list[
     return [task.id for task in done]
 
 
-async def ready_worker(database: Database, name: str | None = None) -> WorkerId:
+async def ready_worker(database: Database, name: str | None = None, **changes: Any) -> WorkerId:
     """A worker that has registered and passed its first health report."""
     async with database.transaction() as connection:
-        registered = await workers.register(connection, registration(name), None)
+        registered = await workers.register(connection, registration(name, **changes), None)
     await hot_path.run(database, lambda c: worker_store.record_heartbeats(c, [beat(registered.worker_id)], 15.0))
     return registered.worker_id
 

@@ -141,8 +141,7 @@ def decide(ladder: Ladder, strain: Strain, policy: LadderPolicy, now: datetime) 
     if is_below_limit and _has_lasted(current.tight_since, current.since, policy.up_after_seconds, now):
         return _move(current, LadderMove.UP, describe_shortage(strain, policy), policy, now)
     if current.step > DegradationStep.NONE and current.expires_at is not None and now >= current.expires_at:
-        reason = f"nothing was short for {policy.expire_after_seconds:.0f} s"
-        return _move(current, LadderMove.EXPIRED, reason, policy, now)
+        return _move(current, LadderMove.EXPIRED, _expiry_reason(strain, policy), policy, now)
     is_easy_for_long = _has_lasted(current.easy_since, current.since, policy.down_after_seconds, now)
     if current.step > DegradationStep.NONE and is_easy_for_long:
         reason = f"resources have been easy for {policy.down_after_seconds:.0f} s"
@@ -208,6 +207,14 @@ def describe_shortage(strain: Strain, policy: LadderPolicy) -> str:
     if _is_pool_short(strain, policy):
         words.append(f"{strain.capacity_lost:.0%} of the pool cannot be replaced")
     return "; ".join(words)
+
+
+def _expiry_reason(strain: Strain, policy: LadderPolicy) -> str:
+    """The reason for which a step is over that was not renewed, although something may be short that earns less."""
+    lasted = f"for {policy.expire_after_seconds:.0f} s"
+    if shortage := describe_shortage(strain, policy):
+        return f"nothing that calls for this step was short {lasted}: {shortage}"
+    return f"nothing was seen to be short {lasted}"
 
 
 def _short_resources(strain: Strain, policy: LadderPolicy) -> list[str]:

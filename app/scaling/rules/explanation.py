@@ -44,6 +44,8 @@ def _observations(inputs: DecisionInputs) -> Iterator[str]:
         f"{leaving:,} more are on their way out"
     )
     yield _queue(snapshot)
+    if snapshot.idle_unable:
+        yield f"{snapshot.idle_unable:,} of the idle workers can run none of the tasks that wait"
     yield "the CPU is not measured" if snapshot.cpu is None else f"the CPU is {snapshot.cpu:.0%} busy"
     yield f"a new worker is taken to be ready after {snapshot.start_seconds:.1f} s"
     if snapshot.running_mean_seconds is not None:
@@ -102,7 +104,8 @@ def _growth_alternatives(
         because = plan.clamps[-1].limit if plan.clamps else plan.reasons[-1]
         yield RejectedAlternative(alternative=f"to grow to {plan.required_workers:,}", because=because)
     elif waits and plan.required_workers is not None:
-        because = f"with {plan.target:,} every task starts within {policy.budget_seconds:g} s"
+        in_time = f"with {plan.target:,} every task starts within {policy.budget_seconds:g} s"
+        because = "no task would start sooner with more" if snapshot.is_late(policy) else in_time
         yield RejectedAlternative(alternative=f"to grow beyond {plan.target:,}", because=because)
     elif not waits and plan.target <= snapshot.workers:
         because = plan.reasons[0] if snapshot.waiting is None or policy.is_fixed else "nothing waits"

@@ -252,6 +252,8 @@ def _snapshot(snapshot: ScalingSnapshot) -> dict[str, Any]:
         "idle": snapshot.idle,
         "busy": snapshot.busy,
         "idle_elsewhere": snapshot.idle_elsewhere,
+        # Only where there are some: most pools have workers of one kind.
+        **({"idle_unable": snapshot.idle_unable} if snapshot.idle_unable else {}),
         # Only where there are some: a thousand workers that come and go alone need no list.
         **({} if snapshot.blocks is None else {"groups": _groups(snapshot.blocks)}),
         "starting": list(snapshot.starting),
@@ -272,6 +274,7 @@ def _snapshot_of(record: Mapping[str, Any]) -> ScalingSnapshot:
     return ScalingSnapshot(
         idle=record["idle"],
         busy=record["busy"],
+        idle_unable=record.get("idle_unable", 0),
         idle_elsewhere=record.get("idle_elsewhere", 0),
         blocks=_blocks_of(record.get("groups")),
         starting=record["starting"],

@@ -16,6 +16,7 @@ from app.kernel.text import plural
 from app.scaling.rules.blocks import Blocks
 from app.scaling.rules.demand import WaitingGroup
 from app.scaling.rules.idle import IdlePolicy, IdleSample, idle_prices, surplus
+from app.scaling.rules.supply import work_started_in_time
 from app.workers.rules.hosts import WorkerLimit
 
 # What the specification allows a start to take; a local one takes about one.
@@ -104,15 +105,17 @@ def scaling_policy(document: Document, mode: Mode) -> ScalingPolicy:
 class ScalingSnapshot:
     """The pool and its queue; None means not measured, which is not zero.
 
-    `idle_elsewhere` of the idle ones are not ours to remove, as hosts of ours have workers too; `blocks` is None where
-    each worker goes alone; `starting` holds the seconds until each starting worker is ready; `waiting` is in the order
-    of dispatch; `idle_history` has the latest last; `cpu` is a share of 1; `start_seconds` is a high percentile of
-    measured starts; `limits` are those of hosts and permits; `fixed_size` is the size of a pool that does not scale;
-    `running_mean_seconds` is the estimated mean run time, in all, of the tasks that run.
+    `idle_unable` of the idle ones can run none of the tasks that wait; `idle_elsewhere` of them are not ours to
+    remove, as hosts of ours have workers too; `blocks` is None where each worker goes alone; `starting` holds the
+    seconds until each starting worker is ready; `waiting` is in the order of dispatch; `idle_history` has the
+    latest last; `cpu` is a share of 1; `start_seconds` is a high percentile of measured starts; `limits` are those
+    of hosts and permits; `fixed_size` is the size of a pool that does not scale; `running_mean_seconds` is the
+    estimated mean run time, in all, of the tasks that run.
     """
 
     idle: int
     busy: int
+    idle_unable: int = 0
     idle_elsewhere: int = 0
     blocks: Blocks | None = None
     starting: Sequence[float] = ()
@@ -131,9 +134,18 @@ class ScalingSnapshot:
         return self.idle + self.busy
 
     @property
+    def able(self) -> int:
+        """Workers that can hold a task of those that wait, or hold one."""
+        return self.ready - self.idle_unable
+
+    @property
     def workers(self) -> int:
         """Size of the pool: starting workers count, draining ones do not."""
         return self.ready + len(self.starting)
+
+    def is_late(self, policy: ScalingPolicy) -> bool:
+        """Whether a task waits that no worker can start in time any more."""
+        return any(g.tasks and g.oldest_age_seconds > policy.budget_seconds for g in self.waiting or ())
 
     def is_above(self, size: int) -> bool:
         """Whether the pool is too large by a worker, or by a block: a part of one that is too many stays."""
@@ -212,7 +224,8 @@ def required_workers(snapshot: ScalingSnapshot, policy: ScalingPolicy) -> int:
     remaining = max(0, budget - age). The pool starts `capacity` of that work in time: remaining for each idle worker,
     work_started_in_time() for the busy ones, and remaining + shortest less the rest of its start for each starting
     one. A new worker starts max(0, remaining - start_seconds) + shortest, as its last task need only begin. The result
-    is min(n + ceil(max((W - capacity) / new)), k + busy) for a pool of n.
+    is min(n + ceil(max((W - capacity) / new)), k + busy) for a pool of n. Idle workers that can run none of the tasks
+    start nothing, and are there besides.
     """
     tasks, work, shortest, extra = 0, 0.0, math.inf, 0.0
     starting, until_ready, mean = len(snapshot.starting), sum(snapshot.starting), snapshot.running_mean_seconds
@@ -225,17 +238,17 @@ def required_workers(snapshot: ScalingSnapshot, policy: ScalingPolicy) -> int:
         shortest = min(shortest, group.work_seconds / group.tasks)
         remaining = max(0.0, policy.budget_seconds - group.oldest_age_seconds)
         if mean is None:  # it was not kept once, and a decision of then is to be made again as it was
-            capacity = snapshot.ready * remaining
+            capacity = snapshot.able * remaining
         else:
             busy_capacity = work_started_in_time(snapshot.busy, mean, remaining, shortest, policy.deviations)
-            capacity = snapshot.idle * remaining + busy_capacity
+            capacity = (snapshot.idle - snapshot.idle_unable) * remaining + busy_capacity
         # Starting workers work only once they are ready; each may begin its last task at the end of the budget.
         capacity += max(0.0, starting * (remaining + shortest) - until_ready)
         if work > capacity:
             new_worker = max(0.0, remaining - snapshot.start_seconds) + shortest
             extra = max(extra, (work - capacity) / new_worker)
     # More workers than tasks could not help, whatever the estimates say.
-    return min(snapshot.workers + math.ceil(extra), tasks + snapshot.busy)
+    return min(snapshot.workers + math.ceil(extra), tasks + snapshot.busy + snapshot.idle_unable)
 
 
 def is_burst(queued_work_seconds: float, workers: int, seconds_since_last: float, policy: ScalingPolicy) -> bool:
@@ -260,7 +273,9 @@ def _up(snapshot: ScalingSnapshot, policy: ScalingPolicy, now: datetime) -> Scal
     tasks, work = sum(group.tasks for group in groups), sum(group.work_seconds for group in groups)
     backlog = f"{plural(tasks, 'task')} of about {work:,.0f} s of work {'waits' if tasks == 1 else 'wait'}"
     if required_size <= workers:
-        reason = f"{backlog}, and {plural(workers, 'worker')} start all within {policy.budget_seconds:g} s"
+        in_time = f"start all within {policy.budget_seconds:g} s"
+        enough = "are one for each of them beside those at work" if snapshot.is_late(policy) else in_time
+        reason = f"{backlog}, and {plural(workers, 'worker')} {enough}"
         return _plan(snapshot, policy, now, workers, reason, required_workers=required_size)
     objection = _why_not_workers(snapshot, policy)
     if objection is not None:
@@ -278,14 +293,15 @@ def _up(snapshot: ScalingSnapshot, policy: ScalingPolicy, now: datetime) -> Scal
 def _why_not_workers(snapshot: ScalingSnapshot, policy: ScalingPolicy) -> str | None:
     """Why more workers would not help; None when workers are what is short."""
     # Where workers idle while tasks wait, something other than workers is short.
-    busy_share = snapshot.busy / snapshot.ready if snapshot.ready else 1.0
+    able = snapshot.able
+    busy_share = snapshot.busy / able if able else 1.0
     if busy_share >= policy.scale_up_threshold:
         return None
     if snapshot.cpu is None:
         return "the CPU is not measured, and not all workers are busy: nothing changes on a guess"
     if snapshot.cpu >= policy.scale_up_threshold:
         return None
-    return f"tasks wait although {snapshot.idle} of {plural(snapshot.ready, 'worker')} are idle: more cannot help"
+    return f"tasks wait although {able - snapshot.busy} of {plural(able, 'worker')} are idle: more cannot help"
 
 
 def _clamp(required_size: int, snapshot: ScalingSnapshot, policy: ScalingPolicy) -> tuple[int, tuple[Clamp, ...]]:
@@ -330,7 +346,8 @@ def _down(snapshot: ScalingSnapshot, policy: ScalingPolicy, now: datetime) -> Sc
         return _plan(snapshot, policy, now, target, "nothing waits, and nobody is idle")
     ready = plural(snapshot.ready, "worker")
     if not extra:
-        return _plan(snapshot, policy, now, target, f"nothing waits; {snapshot.idle} of {ready} idle, not yet for long")
+        why = "and those are not ours to remove" if idle else "not yet for long"
+        return _plan(snapshot, policy, now, target, f"nothing waits; {snapshot.idle} of {ready} idle, {why}")
     reason = f"nothing waits, and {extra} of {ready} idled for {seconds:,.0f} s"
     limit = f"min_workers is {policy.min_workers}" + (f" besides {starting} that start" if starting else "")
     clamps = [Clamp(limit=limit, old_target=unclamped_target, new_target=target)] if target > unclamped_target else []
@@ -379,21 +396,3 @@ def decision_type(current: int, target: int, *, is_rearranged: bool = False) -> 
     if target != current:
         return DecisionType.SCALE_UP if target > current else DecisionType.SCALE_DOWN
     return DecisionType.REBALANCE if is_rearranged else DecisionType.MAINTAIN
-
-
-def work_started_in_time(
-    busy: int, mean_seconds: float, remaining: float, task_seconds: float, deviations: float
-) -> float:
-    """Seconds of work that `busy` workers start within `remaining` seconds, the last task of each `task_seconds` long.
-
-    Their tasks take `mean_seconds` in all, on average, and end at that rate however long they have run (memoryless, as
-    nothing better is known). So a worker is free in time with p = 1 - exp(-remaining / mean), then has
-    remaining / p - mean seconds on average, and begins one task more. The number of free workers is binomial, and
-    counts as `deviations` standard deviations below its mean: max(0, busy p - deviations sqrt(busy p (1 - p))).
-    """
-    if remaining <= 0:
-        return 0.0
-    free_share = -math.expm1(-remaining / mean_seconds)
-    free_workers = busy * free_share
-    certain_workers = max(0.0, free_workers - deviations * math.sqrt(free_workers * (1 - free_share)))
-    return certain_workers * (remaining / free_share - mean_seconds + task_seconds)

@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from statistics import fmean
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -88,10 +89,25 @@ async def queue(connection: AsyncConnection, moment: datetime, classes: Mapping[
     )
 
 
-def reading(queue: Queue, workers: Sequence[Worker], size: int, moment: datetime) -> CounterReading:
-    """The counters as the estimates take them; nobody counts as idle while a task waits."""
-    # An idle worker beside waiting tasks is about to lease one, or cannot run them: neither is a reason to shrink.
-    waits = any(queue.waits.values())
+@lru_cache(maxsize=256)
+def agent_types(names: str) -> frozenset[AgentType]:
+    """The agent types of a comma-separated text; cached, since many workers can run the same."""
+    return frozenset(map(AgentType, names.split(",") if names else ()))
+
+
+def agents_of_new_workers(pool: Pool) -> frozenset[AgentType]:
+    """Agent types that workers which hosts have started can run; all while none of these has registered."""
+    known = {w.capabilities for w in pool.staying if w.provisioner is not None and w.capabilities is not None}
+    return frozenset[AgentType]().union(*map(agent_types, known)) if known else frozenset(AgentType)
+
+
+def reading(
+    queue: Queue, workers: Sequence[Worker], size: int, moment: datetime, agents: Collection[AgentType]
+) -> CounterReading:
+    """The counters as the estimates take them; nobody counts as idle while a task of these agent types waits."""
+    # An idle worker beside waiting tasks is about to lease one, or shows that one more would idle as well. Tasks that
+    # no worker of this pool can run keep nobody: they may wait for ever.
+    waits = any(tasks and lane.agent_type in agents for lane, tasks in queue.waits.items())
     return CounterReading(
         at=moment,
         pending=queue.pending,
@@ -148,11 +164,17 @@ def running_mean_seconds(queue: Queue, current: Estimates) -> float | None:
 
 
 def pool_snapshot(
-    pool: Pool, current: Estimates, groups: Sequence[WaitingGroup], policy: ScalingPolicy, due_starts: int
+    pool: Pool,
+    current: Estimates,
+    groups: Sequence[WaitingGroup],
+    policy: ScalingPolicy,
+    due_starts: int,
+    waiting_agents: Collection[AgentType] = (),
 ) -> ScalingSnapshot:
     """The pool as the rule takes it, with workers that hosts are due to start as starting ones.
 
-    Limits and `running_mean_seconds` are added later.
+    `waiting_agents` are those of the groups, where not all workers may be able to run them. Limits and
+    `running_mean_seconds` are added later.
     """
     ready = [w for w in pool.workers if w.state == _READY]
     unready = [w for w in pool.workers if w.state != _READY]
@@ -162,6 +184,7 @@ def pool_snapshot(
     return ScalingSnapshot(
         idle=len(ready) - busy,
         busy=busy,
+        idle_unable=_unable(ready, waiting_agents),
         # Without hosts of ours, others act on the target, so all may go.
         idle_elsewhere=sum(w.provisioner is None and not w.busy for w in ready) if pool.hosts else 0,
         blocks=_blocks(pool) if pool.has_blocks else None,
@@ -173,6 +196,12 @@ def pool_snapshot(
         start_seconds=start_seconds,
         fixed_size=_fixed_size(pool) if policy.is_fixed else None,
     )
+
+
+def _unable(ready: Sequence[Worker], agents: Collection[AgentType]) -> int:
+    """Number of idle workers that can run none of these agent types; 0 for none of these."""
+    counts = Counter(w.capabilities for w in ready if not w.busy) if agents else {}
+    return sum(n for names, n in counts.items() if names is not None and agent_types(names).isdisjoint(agents))
 
 
 def _blocks(pool: Pool) -> Blocks:

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from functools import lru_cache
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -215,15 +214,17 @@ async def _inputs(connection: AsyncConnection, context: DecisionContext) -> tupl
     due_starts = sum(context.due_starts[host] for host in usual.hosts)
     size = len(usual.staying) + due_starts
     last = context.previous.estimates if context.previous else None
-    reading = snapshots.reading(context.queue, usual.workers, size, context.at)
+    reachable = snapshots.agents_of_new_workers(usual)
+    reading = snapshots.reading(context.queue, usual.workers, size, context.at, reachable)
     current = estimates.update(last, reading, policy, estimates.SERVICE_TIMES)
     classes, histories = _classes(context, current, policy)
     current = replace(current, classes=histories)
     members = [_member(worker) for worker in context.pool.staying]
     new_capabilities = _new_capabilities(usual.staying)
     able = new_capabilities.union(*{member.capabilities for member in members if member.capabilities is not None})
-    groups = snapshots.waiting_groups(context.queue, current, context.weights.weights, able)
-    snapshot = snapshots.pool_snapshot(usual, current, groups, policy, due_starts)
+    groups = snapshots.waiting_groups(context.queue, current, context.weights.weights, reachable)
+    waiting_agents = {lane.agent_type for lane, tasks in context.queue.waits.items() if tasks} & reachable
+    snapshot = snapshots.pool_snapshot(usual, current, groups, policy, due_starts, waiting_agents)
     worker_limits = await limits.read_limits(
         connection, usual.hosts, usual.elsewhere, context.config.document.resource_limits
     )
@@ -241,7 +242,7 @@ async def _inputs(connection: AsyncConnection, context: DecisionContext) -> tupl
         previous_weights=context.previous.weights if context.previous else context.weights.weights,
         weight_reasons=context.weights.reasons,
         limits=context.config.document.resource_limits,
-        excluded_tasks=_excluded_tasks(context.queue, able),
+        excluded_tasks=_excluded_tasks(context.queue, able, reachable),
         first_new_id=time_ordered_uuid(),
         new_capabilities=sorted(new_capabilities),
         may_move=_may_move(context),
@@ -324,22 +325,16 @@ def _member(worker: Worker) -> Member:
         worker.id,
         _AGENTS[worker.assigned_agent] if worker.assigned_agent else None,
         worker.busy,
-        None if worker.capabilities is None else _types(worker.capabilities),
+        None if worker.capabilities is None else snapshots.agent_types(worker.capabilities),
         worker.memory_gb,
         worker.cpu_cores,
     )
 
 
-@lru_cache(maxsize=256)
-def _types(names: str) -> frozenset[AgentType]:
-    """The agent types of a comma-separated text; cached, since many workers can run the same."""
-    return frozenset(map(AgentType, names.split(",") if names else ()))
-
-
 def _new_capabilities(workers: Sequence[Worker]) -> frozenset[AgentType]:
     """Agent types that a new worker will be able to run: those of the last one that a host has started."""
     capabilities = [w.capabilities for w in workers if w.provisioner is not None and w.capabilities is not None]
-    return _types(capabilities[-1]) if capabilities else frozenset(AgentType)
+    return snapshots.agent_types(capabilities[-1]) if capabilities else frozenset(AgentType)
 
 
 def _loads(queue: Queue, current: Estimates, able: Collection[AgentType]) -> dict[AgentType, Load]:
@@ -355,11 +350,12 @@ def _loads(queue: Queue, current: Estimates, able: Collection[AgentType]) -> dic
     return loads
 
 
-def _excluded_tasks(queue: Queue, able: Collection[AgentType]) -> list[ExcludedTasks]:
+def _excluded_tasks(queue: Queue, able: Collection[AgentType], reachable: Collection[AgentType]) -> list[ExcludedTasks]:
     tasks: Counter[AgentType] = Counter()
     for lane, count in queue.pending.items():
         tasks[lane.agent_type] += count
-    reasons: Mapping[AgentType, str] = {agent: "no worker can run it" for agent in AgentType if agent not in able} | {
+    whose = {agent: "new worker" if agent in able else "worker" for agent in AgentType if agent not in reachable}
+    reasons: Mapping[AgentType, str] = {agent: f"no {who} can run it" for agent, who in whose.items()} | {
         agent: f"it is paused ({one_line(reason)})" for agent, reason in queue.pauses.items()
     }
     on_hold = [

@@ -108,6 +108,14 @@ def test_a_step_that_nothing_renews_ends_by_itself(strain: Strain) -> None:
     assert [move[1] for move in player.moves[1:]] == [LadderMove.EXPIRED] * 2
 
 
+def test_a_step_that_less_strain_does_not_renew_ends_with_what_is_still_short() -> None:
+    """A busy processor keeps no agent away, but it is short all the same."""
+    player = Player(TOP_STEP)
+    player.looks(300, Strain(resources={"cpu": 0.97}, oldest_wait_seconds=POLICY.late_after_seconds))
+    assert player.step() is DegradationStep.BATCHES
+    assert player.ladder.reason == "nothing that calls for this step was short for 300 s: 97% of cpu is used"
+
+
 def test_strain_renews_the_top_step_for_as_long_as_it_lasts() -> None:
     player = Player(TOP_STEP)
     player.looks(3600, TIGHT)

@@ -211,6 +211,18 @@ def test_nobody_idles_for_more_than_five_minutes_whatever_the_price() -> None:
     assert plan(idle=8, busy=30, idle_history=idle(*[(5.0, 1)] * 60), policy=dear).target == 37
 
 
+def test_idle_workers_of_others_stay_and_the_reason_says_so() -> None:
+    kept = plan(busy=0, idle=5, idle_elsewhere=5, idle_history=idle((3600.0, 5)))
+    assert (kept.target, kept.reasons) == (5, ("nothing waits; 5 of 5 workers idle, and those are not ours to remove",))
+
+
+def test_tasks_that_are_late_already_are_not_said_to_start_in_time() -> None:
+    """Each has an idle worker that does not take it, for a reason that more of them would not mend."""
+    kept = plan(waiting(3, age=600.0), busy=2, idle=5)
+    reason = "3 tasks of about 60 s of work wait, and 7 workers are one for each of them beside those at work"
+    assert (kept.target, kept.reasons) == (7, (reason,))
+
+
 def test_shrinking_stops_at_the_minimum() -> None:
     decided = plan(idle=9, busy=1, idle_history=idle((60.0, 9)), policy=replace(POLICY, min_workers=4))
     assert (decided.target, decided.remove_idle) == (4, 6)

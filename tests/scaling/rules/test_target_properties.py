@@ -35,6 +35,7 @@ def _snapshot(random: Random) -> ScalingSnapshot:
     return ScalingSnapshot(
         idle=idle,
         busy=_some(random, 0, 1, 4, 30, 400),
+        idle_unable=_some(random, 0, 0, idle // 2, idle),
         starting=[random.random() * start for _ in range(_some(random, 0, 0, 2, 50))],
         draining=_some(random, 0, 0, 3, 60),
         waiting=_some(random, None, [], [_group(random, services) for _ in range(random.randrange(8))]),
@@ -69,7 +70,7 @@ def _bounds_hold(seen: ScalingSnapshot, policy: ScalingPolicy, plan: ScalingPlan
     if grown:
         tasks = sum(group.tasks for group in seen.waiting or ())
         assert plan.target <= min(
-            [tasks + seen.busy, *(max(limit.workers, policy.min_workers) for limit in seen.limits)]
+            [tasks + seen.busy + seen.idle_unable, *(max(limit.workers, policy.min_workers) for limit in seen.limits)]
         )
     assert not plan.start or plan.current + seen.draining + plan.start <= policy.max_workers
 
