@@ -18,10 +18,14 @@ from app.kernel.ids import WorkerId
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """Work of one agent type: seconds of work that wait or run, and the age of the oldest task that waits."""
+    """Work of one agent type: seconds of work that wait or run, and the age of the oldest task that waits.
+
+    `waiting_seconds` are those that wait; None where they were not kept apart.
+    """
 
     work_seconds: float
     oldest_age_seconds: float = 0.0
+    waiting_seconds: float | None = None
 
 
 class Candidate(NamedTuple):

@@ -265,9 +265,11 @@ def _sizes(inputs: DecisionInputs, allocation: Allocation, starts: int) -> dict[
 
 
 def _size(inputs: DecisionInputs, agent: AgentType, workers: int, policy: SizingPolicy) -> tuple[TaskLimits, str]:
-    load = inputs.loads.get(agent)
+    load = inputs.loads.get(agent, Load(work_seconds=0.0))
+    # Once what runs counted as well, and a decision of then is to be made again as it was.
+    waiting_seconds = load.work_seconds if load.waiting_seconds is None else load.waiting_seconds
     snapshot = SizingSnapshot(
-        waiting_seconds_per_worker=load.work_seconds / workers if load else 0.0,
+        waiting_seconds_per_worker=waiting_seconds / workers,
         quality_gain=inputs.quality_gains.get(agent),
         is_degraded=inputs.step > DegradationStep.NONE,
     )

@@ -342,11 +342,12 @@ def _loads(queue: Queue, current: Estimates, able: Collection[AgentType]) -> dic
     loads = {}
     for agent in sorted(able):
         lanes = {lane: tasks for lane, tasks in queue.waits.items() if lane.agent_type is agent}
-        tasks = sum(lanes.values()) + queue.running.get(agent, 0) / 2
-        if tasks:
+        seconds, waiting = estimates.task_seconds(current, agent), sum(lanes.values())
+        if tasks := waiting + queue.running.get(agent, 0) / 2:
             oldest = max((queue.oldest.get(lane.priority, 0.0) for lane in lanes), default=0.0)
-            work = tasks * estimates.task_seconds(current, agent)
-            loads[agent] = Load(work_seconds=work, oldest_age_seconds=oldest)
+            loads[agent] = Load(
+                work_seconds=tasks * seconds, oldest_age_seconds=oldest, waiting_seconds=waiting * seconds
+            )
     return loads
 
 

@@ -83,7 +83,13 @@ _inputs = st.builds(
     classes=_classes,
     members=_members,
     loads=st.dictionaries(
-        _agents, st.builds(Load, work_seconds=st.floats(0, 1e5), oldest_age_seconds=st.floats(0, 1e4))
+        _agents,
+        st.builds(
+            Load,
+            work_seconds=st.floats(0, 1e5),
+            oldest_age_seconds=st.floats(0, 1e4),
+            waiting_seconds=st.none() | st.floats(0, 1e5),
+        ),
     ),
     weights=_shares,
     previous_weights=_shares,
@@ -176,6 +182,23 @@ def test_a_decision_from_before_the_mean_of_tasks_at_work_was_kept_is_made_again
     again = records.replay(records.roster([]), json.dumps(kept))
     assert again == _text(inputs)
     assert json.loads(again)["need"] == 10 + 13
+
+
+@pytest.mark.parametrize(("is_former", "reason"), [(True, "base: 60 s of"), (False, "4.0 times the base")])
+def test_a_decision_from_before_waiting_work_was_kept_apart_is_made_again_as_it_was(
+    is_former: bool, reason: str
+) -> None:
+    member = Member(worker_id=WorkerId(UUID(int=1)), assigned_agent=AgentType.EVOLUTION, busy=True)
+    inputs = _plain(
+        members=[member],
+        loads={AgentType.EVOLUTION: Load(work_seconds=60.0, waiting_seconds=0.0)},
+        quality_gains={AgentType.EVOLUTION: 0.05},
+    )
+    kept = json.loads(records.inputs_text(inputs))
+    if is_former:
+        del kept["loads"]["evolution"][2]
+    again = json.loads(records.replay(records.roster([member]), json.dumps(kept)))
+    assert again["allocation"]["sizes"]["evolution_agent"]["reason"].startswith(reason)
 
 
 @pytest.mark.parametrize(("is_former", "target"), [(True, 6), (False, 12)])

@@ -14,6 +14,7 @@ from tests.support.agent_results import (
     let_minute_pass,
     tick,
 )
+from tests.support.factories import leased, submitted
 from tests.support.pools import arrive, bounds, crew, decided, keep_up
 from tests.support.sql import value
 
@@ -64,6 +65,24 @@ async def test_who_gains_by_compute_gets_more_and_the_decision_replays(database:
         kept = await decisions.latest(connection)
     assert kept is not None
     assert records.replay(kept.roster, kept.inputs) == kept.output
+
+
+async def test_work_under_way_is_none_that_waits(database: Database) -> None:
+    """Where all workers of a type had tasks of a minute it kept the base, as "30 s of work wait for each worker"."""
+    await bounds(database, 2, 10)
+    workers = await crew(database, 6)
+    await gaining(database)
+    await submitted(database, 6, agent_type=EVOLUTION)
+    for worker_id in workers:
+        await leased(database, worker_id, agent_type=EVOLUTION)
+    decision = await decided(database)
+    assert decision["allocation"]["agents"] == "e" * 6
+    reason = "4.0 times the base: quality gains 0.05, few tasks wait"
+    assert decision["allocation"]["sizes"]["evolution_agent"]["reason"].startswith(reason)
+    await submitted(database, 60, agent_type=EVOLUTION)
+    decision = await decided(database)
+    reason = f"base: {60 * 20 / decision['target_workers']:.0f} s of work wait for each worker"
+    assert decision["allocation"]["sizes"]["evolution_agent"]["reason"] == reason
 
 
 async def test_no_agent_gets_more_memory_than_the_host_has_for_each_worker(database: Database) -> None:
