@@ -19,7 +19,15 @@ from app.kernel.text import plural
 from app.queue.rules.degradation import DegradationStep
 from app.scaling.rules.allocation import Allocation, Candidate, Load, allocate, bottleneck
 from app.scaling.rules.sizing import SizingPolicy, SizingSnapshot, size
-from app.scaling.rules.target import DecisionType, ScalingPlan, ScalingPolicy, ScalingSnapshot, decide, decision_type
+from app.scaling.rules.target import (
+    DecisionType,
+    ScalingPlan,
+    ScalingPolicy,
+    ScalingSnapshot,
+    decide,
+    decision_type,
+    priced,
+)
 from app.workers.rules.assignment import (
     Assignment,
     TaskLimits,
@@ -189,7 +197,10 @@ def _class_plans(inputs: DecisionInputs, plan: ScalingPlan) -> dict[str, Scaling
     for each in inputs.classes:
         own = each.snapshot.workers + each.snapshot.draining
         limit = max(0, min(each.max_workers, own + room))
-        plans[each.name] = decide(each.snapshot, replace(inputs.policy, min_workers=0, max_workers=limit), inputs.at)
+        policy = replace(inputs.policy, min_workers=0, max_workers=limit)
+        if each.snapshot.start_seconds != inputs.snapshot.start_seconds:
+            policy = priced(policy, each.snapshot.start_seconds)
+        plans[each.name] = decide(each.snapshot, policy, inputs.at)
         room -= plans[each.name].start
     return plans
 

@@ -52,10 +52,11 @@ class CounterReading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassHistory:
-    """Size of a class of workers after the last decision, and its idle workers lately."""
+    """Size of a class of workers after the last decision, its idle workers lately, and its last starts."""
 
     workers: int = 0
     idle_history: Sequence[IdleSample] = ()
+    starts: Sequence[float] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,12 +114,21 @@ def update(
 
 
 def class_history(
-    previous: ClassHistory, seconds: float, idle_workers: int, workers: int, policy: ScalingPolicy
+    previous: ClassHistory,
+    seconds: float,
+    idle_workers: int,
+    workers: int,
+    policy: ScalingPolicy,
+    starts: Sequence[float] = (),
 ) -> ClassHistory:
     """Return the history of a class of workers after one more reading, as for the usual pool."""
     history = idle.extend_history(previous.idle_history, _idle_sample(seconds, idle_workers, policy), policy.idle)
     departures = max(0, previous.workers - workers)
-    return ClassHistory(workers=workers, idle_history=idle.without_workers(history, departures))
+    return ClassHistory(
+        workers=workers,
+        idle_history=idle.without_workers(history, departures),
+        starts=(*previous.starts, *starts)[-_STARTS:],
+    )
 
 
 def after_removal(estimates: Estimates, removals: int, workers: int) -> Estimates:
@@ -127,12 +137,13 @@ def after_removal(estimates: Estimates, removals: int, workers: int) -> Estimate
     return replace(estimates, idle_history=history, workers=workers)
 
 
-def start_seconds(estimates: Estimates) -> float:
-    """A high percentile of the measured start times of workers; the usual time while there are none."""
-    if not estimates.starts:
-        return USUAL_START_SECONDS
-    starts = sorted(estimates.starts)
-    return starts[min(len(starts) - 1, int(_SLOW * len(starts)))]
+def start_seconds(estimates: Estimates, of_class: ClassHistory | None = None) -> float:
+    """A high percentile of the measured start times of workers; the usual time while there are none.
+
+    Those of a class, whose machines may start in their own time, go by its own once there are any.
+    """
+    starts = sorted(estimates.starts if of_class is None or not of_class.starts else of_class.starts)
+    return starts[min(len(starts) - 1, int(_SLOW * len(starts)))] if starts else USUAL_START_SECONDS
 
 
 def task_seconds(estimates: Estimates, agent: AgentType) -> float:

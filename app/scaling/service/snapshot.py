@@ -20,7 +20,7 @@ from app.queue.store.counters import EventTotal
 from app.scaling.rules import estimates
 from app.scaling.rules.blocks import Blocks, WorkerGroup
 from app.scaling.rules.demand import WaitingGroup, group_by_age, in_dispatch_order
-from app.scaling.rules.estimates import CounterReading, Estimates, TaskTotals
+from app.scaling.rules.estimates import ClassHistory, CounterReading, Estimates, TaskTotals
 from app.scaling.rules.target import ScalingPolicy, ScalingSnapshot
 from app.scaling.service import needs
 from app.scaling.service.needs import Needs
@@ -113,11 +113,16 @@ def reading(
         pending=queue.pending,
         leases=queue.leases,
         totals=queue.totals,
-        # Never negative, also when the clock of the database was set back.
-        starts=[max(0.0, w.took_seconds) for w in workers if w.took_seconds is not None],
+        starts=starts(workers),
         idle=0 if waits else sum(w.state == _READY and not w.busy for w in workers),
         workers=size,
     )
+
+
+def starts(workers: Sequence[Worker]) -> list[float]:
+    """Seconds that each worker took which has become ready since the last decision."""
+    # Never negative, also when the clock of the database was set back.
+    return [max(0.0, w.took_seconds) for w in workers if w.took_seconds is not None]
 
 
 def waiting_groups(
@@ -169,17 +174,19 @@ def pool_snapshot(
     groups: Sequence[WaitingGroup],
     policy: ScalingPolicy,
     due_starts: int,
+    *,
     waiting_agents: Collection[AgentType] = (),
+    of_class: ClassHistory | None = None,
 ) -> ScalingSnapshot:
     """The pool as the rule takes it, with workers that hosts are due to start as starting ones.
 
-    `waiting_agents` are those of the groups, where not all workers may be able to run them. Limits and
-    `running_mean_seconds` are added later.
+    `waiting_agents` are those of the groups, where not all workers may be able to run them; `of_class` is what is known
+    of the class that it is. Limits and `running_mean_seconds` are added later.
     """
     ready = [w for w in pool.workers if w.state == _READY]
     unready = [w for w in pool.workers if w.state != _READY]
     busy = sum([w.busy for w in ready])
-    start_seconds = estimates.start_seconds(current)
+    start_seconds = estimates.start_seconds(current, of_class)
     starting = [max(0.0, start_seconds - max(0.0, w.age_seconds or 0.0)) for w in unready if w.state == _STARTING]
     return ScalingSnapshot(
         idle=len(ready) - busy,

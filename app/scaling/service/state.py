@@ -64,6 +64,8 @@ def _document(state: ScalingState) -> dict[str, Any]:
             name: [history.workers, [[sample.seconds, sample.idle] for sample in history.idle_history]]
             for name, history in current.classes.items()
         },
+        # Apart from the classes, whose columns the version before this one counts.
+        "class_starts": {name: list(history.starts) for name, history in current.classes.items()},
         "again_after_seconds": state.again_after_seconds,
         "weights": dict(state.weights),
         "moved_at": state.moved_at.isoformat() if state.moved_at else None,
@@ -90,7 +92,9 @@ def _state(document: Mapping[str, Any]) -> ScalingState:
         workers=document["workers"],
         classes={
             name: ClassHistory(
-                workers=workers, idle_history=[IdleSample(seconds=seconds, idle=idle) for seconds, idle in samples]
+                workers=workers,
+                idle_history=[IdleSample(seconds=seconds, idle=idle) for seconds, idle in samples],
+                starts=document.get("class_starts", {}).get(name, ()),
             )
             for name, (workers, samples) in document.get("classes", {}).items()
         },

@@ -224,7 +224,7 @@ async def _inputs(connection: AsyncConnection, context: DecisionContext) -> tupl
     able = new_capabilities.union(*{member.capabilities for member in members if member.capabilities is not None})
     groups = snapshots.waiting_groups(context.queue, current, context.weights.weights, reachable)
     waiting_agents = {lane.agent_type for lane, tasks in context.queue.waits.items() if tasks} & reachable
-    snapshot = snapshots.pool_snapshot(usual, current, groups, policy, due_starts, waiting_agents)
+    snapshot = snapshots.pool_snapshot(usual, current, groups, policy, due_starts, waiting_agents=waiting_agents)
     worker_limits = await limits.read_limits(
         connection, usual.hosts, usual.elsewhere, context.config.document.resource_limits
     )
@@ -287,7 +287,8 @@ def _new_state(
 def _after_changes(result: DecisionResult, changes: AppliedChanges, size: int) -> Estimates:
     current = estimates.after_removal(result.estimates, changes.drained, size)
     classes = {
-        name: ClassHistory(
+        name: replace(
+            current.classes[name],
             workers=plan.current + plan.start - changes.drained_of_classes.get(name, 0),
             idle_history=without_workers(current.classes[name].idle_history, changes.drained_of_classes.get(name, 0)),
         )
@@ -307,11 +308,12 @@ def _classes(
         part, due = context.pool.part(host), context.due_starts[host]
         tasks = context.queue.needs.by_class.get(host.host, {})
         groups = snapshots.class_groups(context.queue, tasks, current, context.weights.weights)
-        snapshot = snapshots.pool_snapshot(part, current, groups, policy, due)
+        former = last.classes.get(host.host, ClassHistory()) if last else ClassHistory()
+        snapshot = snapshots.pool_snapshot(part, current, groups, policy, due, of_class=former)
         # Nobody counts as idle while tasks wait, as in the usual pool.
         idle = 0 if groups else snapshot.idle
-        former = last.classes.get(host.host, ClassHistory()) if last else ClassHistory()
-        history = estimates.class_history(former, seconds, idle, len(part.staying) + due, policy)
+        starts = snapshots.starts(part.workers)
+        history = estimates.class_history(former, seconds, idle, len(part.staying) + due, policy, starts)
         histories[host.host] = history
         mean = snapshots.running_mean_seconds(context.queue, current)
         snapshot = replace(snapshot, idle_history=history.idle_history, fixed_size=None, running_mean_seconds=mean)

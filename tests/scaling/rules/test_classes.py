@@ -94,3 +94,14 @@ def test_a_decision_without_classes_is_written_as_ever() -> None:
     inputs = _inputs(_snapshot(idle=2))
     assert "classes" not in records.inputs_text(inputs)
     assert "classes" not in records.outcome(resolve(inputs), inputs)
+
+
+def test_workers_of_a_class_are_kept_by_the_time_that_its_own_take_to_start() -> None:
+    """One that a cluster starts after five minutes went after 10 s of idleness, as if it were back in 5 s."""
+    history = [IdleSample(seconds=5.0, idle=1)] * 20
+    usual = _snapshot(idle=1, busy=1, idle_history=history)
+    slow, quick = (
+        _class(name, idle=1, idle_history=history, start_seconds=s) for name, s in (("a", 300.0), ("b", 5.0))
+    )
+    plans = resolve(_inputs(usual, slow, quick)).class_plans
+    assert {name: plan.target for name, plan in plans.items()} == {"a": 1, "b": 0}

@@ -87,3 +87,11 @@ def test_nobody_has_idled_while_nobody_looked() -> None:
         assert history == (IdleSample(seconds=POLICY.tick_seconds, idle=3),), "as after any look"
         assert surplus(history, 3, POLICY.idle, busy=False) == (0, 0.0)
     assert surplus(_next(known, idle=3).idle_history, 3, POLICY.idle, busy=False) == (3, 10.0)
+
+
+def test_a_class_starts_in_its_own_time_once_that_is_known() -> None:
+    known = _next(update(None, FIRST, POLICY, SERVICE), starts=[2.0])
+    of_class = class_history(ClassHistory(), 5.0, 0, 1, POLICY)
+    assert start_seconds(known, of_class) == 2.0
+    of_class = class_history(of_class, 5.0, 0, 1, POLICY, starts=[280.0, 300.0])
+    assert (start_seconds(known, of_class), start_seconds(known)) == (300.0, 2.0)

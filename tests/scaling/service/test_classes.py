@@ -109,3 +109,24 @@ async def test_a_class_keeps_to_its_limit(database: Database) -> None:
         await execute(database, "UPDATE workers SET cpu_percent = 90, cpu_cores = 1")
         await cluster.decided()
     assert cluster.sizes() == (2, 5)
+
+
+async def test_a_class_knows_how_long_its_own_workers_take_to_start(database: Database) -> None:
+    """Those of the usual pool are there at once, and these are five minutes in the queue of a cluster."""
+    await bounds(database, 2, 100)
+    cluster = Cluster(database)
+    await cluster.decided()
+    await submitted(database, 3, resources=_REQUEST)
+    await cluster.decided()
+    await execute(database, "UPDATE workers SET requested_at = requested_at - interval '300 s' WHERE host = 'gpus'")
+    await decided(database)
+    await execute(database, "DELETE FROM tasks")
+    for _ in range(20):
+        decision = await decided(database)
+    assert decision["classes"]["gpus"]["target_workers"] == 1, decision["classes"]
+    async with database.transaction() as connection:
+        kept = await decisions.latest(connection)
+    assert kept is not None
+    inputs = records.inputs_of(kept.roster, kept.inputs)
+    assert inputs.classes[0].snapshot.start_seconds >= 300 > inputs.snapshot.start_seconds
+    assert records.replay(kept.roster, kept.inputs) == kept.output
