@@ -36,8 +36,8 @@ class WeightPolicy:
     half_life_results: float = 50.0
     # Standard deviations: one-sided 95 %.
     confidence: float = 1.64
-    # A smaller change is noise, and not worth a line in the history: at 0.001 weights changed 60 times an hour with
-    # nothing different.
+    # A target that is no further off is noise, and not worth a line in the history: at 0.001 weights changed 60 times an
+    # hour with nothing different.
     least_change: float = 0.01
 
 
@@ -143,7 +143,8 @@ def step_towards(
     """Take one step to a target; `order_reason` is given where the target was ordered, not earned."""
     new = step(snapshot.current, target, policy)
     origin = _ORDERED if order_reason else _EARNED
-    if max(abs(new[agent] - weight) for agent, weight in snapshot.current.items()) < policy.least_change:
+    # By the way that is left: the first step of a weight at the floor is as small as noise, and would never be made.
+    if max(abs(target[agent] - weight) for agent, weight in snapshot.current.items()) < policy.least_change:
         return _keep_current(snapshot.current, f"the weights are what {origin}")
     adjustments = {
         agent: Adjustment(

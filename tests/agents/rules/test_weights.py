@@ -19,7 +19,7 @@ from app.agents.rules.weights import (
     step,
 )
 from app.kernel.agents import AgentType
-from app.kernel.shares import raise_to_floor
+from app.kernel.shares import Weights, raise_to_floor
 
 ALL = list(AgentType)
 POLICY = WeightPolicy()
@@ -123,6 +123,31 @@ def test_a_better_agent_never_has_a_lower_target(
     scores = {agent: AgentScore(effectiveness=value) for agent, value in zip(ALL, values, strict=False)}
     better = scores | {ALL[0]: AgentScore(effectiveness=min(1.0, values[0] + gain))}
     assert earned_target(configured, better, POLICY)[ALL[0]] >= earned_target(configured, scores, POLICY)[ALL[0]] - 1e-9
+
+
+@given(current=weights, base=weights, scores=agent_scores, largest_step=st.sampled_from([0.25, 0.5]))
+@settings(max_examples=20, deadline=None)
+def test_results_take_every_weight_to_its_target_also_from_the_floor(
+    current: dict[AgentType, float],
+    base: dict[AgentType, float],
+    scores: dict[AgentType, AgentScore],
+    largest_step: float,
+) -> None:
+    """Half of 0.02 is as small as noise, and a weight of so little never rose whatever its agent achieved."""
+    policy = replace(POLICY, largest_step=largest_step)
+    now: Weights = current
+    for _ in range(40):
+        now = adjust(WeightSnapshot(base=base, current=now, scores=scores, new_results=10), policy).weights
+    target = earned_target(base, scores, policy)
+    assert all(abs(now[agent] - target[agent]) < policy.least_change for agent in ALL)
+
+
+def test_an_agent_that_was_configured_with_nothing_earns_its_way_up() -> None:
+    current = raise_to_floor(dict.fromkeys(ALL, 0.2) | {REFLECTION: 0.0}, POLICY.floor)
+    scores = AVERAGE | {REFLECTION: AgentScore(effectiveness=0.95)}
+    first = adjust(WeightSnapshot(base=current, current=current, scores=scores, new_results=10), POLICY)
+    assert first.weights[REFLECTION] == pytest.approx(0.03)
+    assert first.adjustments[REFLECTION].reason == "effectiveness 0.95; target 0.0371, at most 50% in one step"
 
 
 def test_zero_is_raised_to_the_floor_and_the_others_keep_their_proportions() -> None:
