@@ -36,7 +36,7 @@ class WeightPolicy:
     half_life_results: float = 50.0
     # Standard deviations: one-sided 95 %.
     confidence: float = 1.64
-    # A target that is no further off is noise, and not worth a line in the history: at 0.001 weights changed 60 times an
+    # A target no further off is noise, and not worth a line in the history: at 0.001 weights changed 60 times an
     # hour with nothing different.
     least_change: float = 0.01
 
