@@ -24,7 +24,7 @@ from app.scaling.service import state
 from app.scaling.store import decisions as store
 from app.scaling.store.decisions import StoredDecision
 from app.workers.rules.assignment import host_policy
-from app.workers.rules.hosts import host_limits
+from app.workers.rules.hosts import PERMITS, host_limits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,5 +145,5 @@ def _with_limits(inputs: DecisionInputs, limits: LimitsConfig) -> DecisionInputs
         )
     by_host = host_limits(inputs.hosts or (), inputs.workers_elsewhere, host_policy(limits))
     # Permits limit the pool whatever a worker needs.
-    others = inputs.snapshot.limits[len(by_host) :]
+    others = [limit for limit in inputs.snapshot.limits if limit.resource == PERMITS]
     return replace(inputs, limits=limits, snapshot=replace(inputs.snapshot, limits=[*by_host, *others]))

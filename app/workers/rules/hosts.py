@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from app.workers.rules.classes import WorkerClass
 
+PERMITS = "LLM permits"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemberWait:
@@ -94,10 +96,15 @@ def host_limits(hosts: Sequence[Host], elsewhere: int, policy: HostPolicy) -> li
     if all(host.is_scaled for host in hosts):
         return [WorkerLimit(resource="size of the pool (CONVENER_POOL_LIMIT)", workers=elsewhere + memory)]
     where = "the host" if len(hosts) == 1 else "the hosts"
-    return [
+    limits = [
         WorkerLimit(resource=f"memory of {where}", workers=elsewhere + memory),
         WorkerLimit(resource=f"CPU of {where}", workers=elsewhere + cores),
     ]
+    # Memory of one host is of no use to the cores of another.
+    both = sum(_max_workers(host, policy) for host in hosts)
+    if both < min(memory, cores):
+        limits.append(WorkerLimit(resource="memory and CPU of each host", workers=elsewhere + both))
+    return limits
 
 
 def room(hosts: Sequence[Host], policy: HostPolicy) -> int:
@@ -144,4 +151,4 @@ def permit_limit(limit: int, held_share: float) -> WorkerLimit | None:
     """
     if held_share <= 0:
         return None
-    return WorkerLimit(resource="LLM permits", workers=math.ceil(1.2 * limit / held_share))
+    return WorkerLimit(resource=PERMITS, workers=math.ceil(1.2 * limit / held_share))

@@ -36,8 +36,28 @@ def test_memory_is_promised_not_only_used() -> None:
 
 def test_caps_add_up_and_name_what_is_short() -> None:
     found = {cap.resource: cap.workers for cap in host_limits([host("a"), host("b", cpu_cores=0.1)], 3, POLICY)}
-    assert found == {"memory of the hosts": 3 + 18, "CPU of the hosts": 3 + 128 + 3}
+    assert found == {
+        "memory of the hosts": 3 + 18,
+        "CPU of the hosts": 3 + 128 + 3,
+        "memory and CPU of each host": 3 + 9 + 3,
+    }
     assert host_limits([], 5, POLICY) == []
+
+
+def test_memory_of_one_host_and_cores_of_another_make_no_room() -> None:
+    """128 seemed to fit on one with little memory and one with few cores, which got them although 4 fit."""
+    hosts = [host("a", memory_gb=2.0), host("b", memory_gb=200.0, cpu_cores=0.1)]
+    found = {limit.resource: limit.workers for limit in host_limits(hosts, 3, POLICY)}
+    assert found == {"memory of the hosts": 3 + 181, "CPU of the hosts": 3 + 131, "memory and CPU of each host": 3 + 4}
+
+
+@given(hosts=_hosts)
+def test_what_the_limits_allow_fits_on_the_hosts(hosts: list[Host]) -> None:
+    new = min((limit.workers for limit in host_limits(hosts, 0, POLICY)), default=0) - sum(h.workers for h in hosts)
+    started = spread(hosts, max(0, min(new, 300)), POLICY)
+    for seen in hosts:
+        room = min(max_workers_by_memory(seen, POLICY), max_workers_by_cpu(seen, POLICY)) - seen.workers
+        assert started[seen] <= room
 
 
 @given(hosts=_hosts)
