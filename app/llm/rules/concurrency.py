@@ -79,9 +79,15 @@ def _increase(state: ConcurrencyState, in_use: int, ceiling: int) -> Concurrency
 def record_loss(state: ConcurrencyState, now: datetime, policy: ConcurrencyPolicy) -> ConcurrencyState:
     """The state after a call that an overloaded service has refused or failed."""
     # The losses of one overload arrive together, up to a latency apart; they are one signal and cost one decrease.
-    if state.shrunk_at is not None and now - state.shrunk_at < state.round_trip(policy):
+    if is_same_overload(state.shrunk_at, now, state.round_trip(policy)):
         return replace(state, ramping=False)
     return replace(state, limit=max(1.0, state.limit * policy.decrease_factor), ramping=False, shrunk_at=now)
+
+
+def is_same_overload(shrunk_at: datetime | None, now: datetime, round_trip: timedelta) -> bool:
+    """Whether a limit has become smaller for the overload that a loss tells of."""
+    # A time far ahead is of before the clock was set back, and no loss counted until the clock had come there again.
+    return shrunk_at is not None and abs(now - shrunk_at) < round_trip
 
 
 def requested_cooldown(report: CallReport, now: datetime, policy: ConcurrencyPolicy) -> datetime | None:

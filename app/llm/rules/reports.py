@@ -181,7 +181,7 @@ def _opened(model: Model, failures: int, now: datetime, policy: ReportPolicy) ->
 
 def _shrunk(own: CallerState, model: Model, now: datetime, policy: ConcurrencyPolicy) -> CallerState:
     """The caller with a smaller limit of its own, once in a round trip."""
-    if own.shrunk_at is not None and now - own.shrunk_at < model.concurrency.round_trip(policy):
+    if concurrency.is_same_overload(own.shrunk_at, now, model.concurrency.round_trip(policy)):
         return own
     limit = min(own.limit or inf, model.concurrency.limit)
     return replace(own, limit=max(1.0, limit * policy.decrease_factor), shrunk_at=now)

@@ -113,3 +113,10 @@ def test_it_stays_between_one_and_what_people_allow(
         assert state.limit >= previous.limit * POLICY.decrease_factor - 1e-9 or state.limit == ceiling
     for (last, _), (next_, cool_down) in pairwise(decreases):
         assert (next_ - last).total_seconds() >= cool_down - 1e-5
+
+
+def test_losses_count_after_the_clock_was_set_back() -> None:
+    """For as long as it had been set back a service that refused everything kept all its calls."""
+    state = after_call(ConcurrencyState(limit=40.0, latency_seconds=2.0), Outcome.RATE_LIMITED)
+    assert after_call(state, Outcome.RATE_LIMITED, at=1.0).limit == state.limit
+    assert after_call(state, Outcome.RATE_LIMITED, at=-3600.0).limit < state.limit

@@ -252,3 +252,16 @@ def test_a_storm_over_two_callers_is_noticed_within_a_call_each(outcomes: list[O
     assert reports.cooldown > 20
     assert reports.model.concurrency.limit == pytest.approx(18)
     assert replace(reports.model, callers={}).concurrency.cooldown_until is not None
+
+
+def test_losses_bind_all_after_the_clock_was_set_back() -> None:
+    """Those that had counted lay in the future, and none counted until the clock had come there again."""
+    reports = Reports()
+    for caller in "abab":
+        reports.of(caller, Outcome.RATE_LIMITED)
+    before = reports.model.concurrency.limit
+    assert before < 20
+    reports.now -= timedelta(hours=1)
+    for caller in "ab":
+        reports.of(caller, Outcome.RATE_LIMITED)
+    assert reports.model.concurrency.limit < before
