@@ -97,8 +97,8 @@ def agent_types(names: str) -> frozenset[AgentType]:
 
 def agents_of_new_workers(pool: Pool) -> frozenset[AgentType]:
     """Agent types that workers which hosts have started can run; all while none of these has registered."""
-    known = {w.capabilities for w in pool.staying if w.provisioner is not None and w.capabilities is not None}
-    return frozenset[AgentType]().union(*map(agent_types, known)) if known else frozenset(AgentType)
+    capabilities = {w.capabilities for w in pool.staying if w.provisioner is not None and w.capabilities is not None}
+    return frozenset[AgentType]().union(*map(agent_types, capabilities)) if capabilities else frozenset(AgentType)
 
 
 def reading(
