@@ -43,7 +43,8 @@ class GoalEvent(StrEnum):
     PAUSED = "goal.paused"
     RESUMED = "goal.resumed"
     EXTENDED = "goal.extended"
-    # Its budget is committed: no more of its tasks are leased until it is extended.
+    # No more of its tasks are leased: its money or tokens are used up, until it is extended; or its compute is
+    # committed to those under way, until they have ended.
     HELD = "goal.held"
     # Four fifths of its money or tokens are used.
     BUDGET_LOW = "goal.budget_low"

@@ -26,7 +26,7 @@ from app.kernel.namespaces import shown_name
 from app.kernel.text import NO_REASON
 from app.queue.errors import GoalStopped
 from app.queue.rules.holds import Hold
-from app.queue.store import holds
+from app.queue.store import holds, meters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,13 +116,13 @@ async def resume(connection: AsyncConnection, goal_id: str, reason: str, by: str
     """Lease the tasks of a paused goal again, in their old order. Raises GoalNotFound, GoalStopped."""
 
     async def carry_out(goal: Goal) -> None:
-        # Running tasks may have used up a budget during the pause: the hold stays, as one for the budget, until the
-        # next check has decided.
+        # Running tasks may have used up a budget during the pause.
         limits = goal.constraints
         if (limits.compute_budget_seconds, limits.money_budget, limits.token_budget) == (None, None, None):
             await holds.reopen(connection, goal.id, Hold.PAUSED)
         else:
             await holds.change_reason(connection, goal.id, Hold.PAUSED, Hold.BUDGET)
+            await _leave_to_budget(connection, goal.id)
 
     return await _change_state(connection, goal_id, GoalEvent.RESUMED, reason, by, carry_out)
 
@@ -175,10 +175,23 @@ async def extend(
     _check_iteration_bounds(extended, changes)
     await _check_use(connection, goal, changes)
     await goals.change_limits(connection, goal_id, constraints)
+    if goal.hold is Hold.BUDGET:
+        await _leave_to_budget(connection, goal_id)
     await goals.append_event(connection, GoalEvent.EXTENDED, goal_id, {"limits": changes})
     extended_goal = await read(connection, goal_id)
     _audit(connection, GoalEvent.EXTENDED, by, goal, extended_goal, reason)
     return extended_goal
+
+
+async def _leave_to_budget(connection: AsyncConnection, goal_id: str) -> None:
+    """Meter a locked goal that its budget holds, without room for any task, until the next check has decided.
+
+    A hold that goes on then begins anew and is told of: its client was told last that the goal goes on.
+    """
+    total = (await compute.read(connection, goal_id)).total
+    # What came back from workers meanwhile is set aside first, as nothing else would keep it from being leased.
+    await holds.restart_sweep(connection, goal_id)
+    await meters.create(connection, goal_id, total.attempts + total.running)
 
 
 async def _change_state(

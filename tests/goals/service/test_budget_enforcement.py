@@ -326,7 +326,7 @@ async def test_a_pause_on_the_way_opens_no_budget(database: Database, desk: Leas
     assert await enforce_budgets(database) == {}
     await resume(database)
     assert await claim_lease(database) is None
-    assert await enforce_budgets(database) == {}
+    assert await enforce_budgets(database) == {"held": ["goal"]}
     assert await claim_lease(database) is None
     assert await phases(database) == {"executing": 1, "held": 3}
 
