@@ -1,5 +1,8 @@
 """What the client of a goal is told of holds: whenever the budget keeps its tasks back, and it was to go on."""
 
+import asyncio
+from typing import Any
+
 from app.db.database import Database
 from app.goals.rules.goals import Constraints
 from app.goals.service import budget_enforcement, goals
@@ -15,12 +18,17 @@ from tests.goals.service.budgeted_goals import (
     resume,
 )
 from tests.support.factories import fence, leased, ready_worker, submitted
-from tests.support.sql import execute, fetch, value
+from tests.support.sql import execute, fetch, until_blocked, value
 
 
 async def _hold(database: Database) -> Hold | None:
     async with database.transaction() as connection:
         return (await goals.read(connection, "goal")).hold
+
+
+async def _enforce(replica: Database) -> dict[str, Any]:
+    async with replica.transaction() as connection:
+        return await budget_enforcement.enforce_budgets(connection)
 
 
 async def _extend(database: Database, usd: float) -> None:
@@ -119,3 +127,19 @@ async def test_what_comes_back_from_a_worker_is_not_leased_either(database: Data
     await resume(database)
     assert await claim_lease(database) is None
     assert await enforce_budgets(database) == {"held": ["goal"]}
+
+
+async def test_a_hold_is_told_of_after_the_resumption_that_it_follows(database: Database, replica: Database) -> None:
+    """Also where the budget is looked at while the resumption is under way: that one has nothing to tell yet."""
+    await create_goal(database, money_budget=5)
+    await submitted(database)
+    await pause(database)
+    await _spend(database, 5)
+    async with database.transaction() as connection:
+        await goals.resume(connection, "goal", "after lunch", "me")
+        enforcing = asyncio.create_task(_enforce(replica))
+        await until_blocked(database)
+    assert (await enforcing)["held"] == []
+    assert await claim_lease(database) is None
+    assert await enforce_budgets(replica) == {"held": ["goal"]}
+    assert (await _told(database))[-2:] == ["goal.resumed", "goal.held"]
