@@ -109,7 +109,7 @@ def test_it_stays_between_one_and_what_people_allow(
         state = after_call(state, outcome, in_use=in_use, at=at, ceiling=ceiling, latency=latency)
         assert 1 <= state.allowed_calls(ceiling) <= ceiling
         if state.limit < previous.limit and outcome in LOSSES:
-            decreases.append((now, previous.mean_latency(POLICY)))
+            decreases.append((now, previous.round_trip(POLICY).total_seconds()))
         assert state.limit >= previous.limit * POLICY.decrease_factor - 1e-9 or state.limit == ceiling
     for (last, _), (next_, cool_down) in pairwise(decreases):
         assert (next_ - last).total_seconds() >= cool_down - 1e-5
