@@ -29,8 +29,10 @@ THROW_AWAY: Mapping[str, str] = {"fsync": "off", "full_page_writes": "off", "max
 
 
 @contextmanager
-def running_server(directory: Path, binaries: Binaries | None = None) -> Iterator[str]:
+def running_server(directory: Path, binaries: Binaries | None = None, *, script: str = "") -> Iterator[str]:
     """Yields the URL of a new server in `directory`, which is stopped at the end and also dies with this process.
+
+    `script` are further statements of the superuser, one a line.
 
     Call it outside any running event loop, and from the main thread. The directory belongs to the server: take one of
     its own outside pytest's, which are closed to the user `nobody` that may have to run it where the tests run as root.
@@ -43,7 +45,7 @@ def running_server(directory: Path, binaries: Binaries | None = None) -> Iterato
     # A loop factory keeps the runner from replacing the event loop that the test framework has set for this thread.
     with cluster.lock(), asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
         cluster.initialise()
-        cluster.maintain(choose_account(directory, binaries), _MORE_RIGHTS)
+        cluster.maintain(choose_account(directory, binaries), _MORE_RIGHTS + script)
         access.write_text(_EVERY_DATABASE)
         access.chmod(0o644)
         try:

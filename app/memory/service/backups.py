@@ -13,7 +13,7 @@ from app.db.database import Database, now
 from app.kernel.errors import Locked, Refused
 from app.memory.service import archives
 from app.memory.service.archives import Manifest
-from app.memory.service.dumps import Dumps
+from app.memory.service.dumps import Dumps, table_schema
 from app.memory.store import backups
 from app.postgres.binaries import major_version
 from app.postgres.errors import DumpFailed
@@ -24,10 +24,14 @@ _RELEASE_REASON = "restored from a backup: nobody holds this lease any more"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
-    """Result of inspecting the file of a dump: its major version of PostgreSQL, and reasons not to trust it."""
+    """Result of inspecting the file of a dump: its major version of PostgreSQL, and reasons not to trust it.
+
+    `schema`: the one that our tables are in.
+    """
 
     manifest: Manifest | None
     revision: str | None
+    schema: str | None = None
     server: int | None = None
     entries: int
     violations: list[str]
@@ -96,7 +100,14 @@ def inspect(dumps: Dumps, file: Path) -> Inspection:
     violations = [] if revision else ["it holds no database of ours"]
     count = sum(not line.startswith(";") for line in entries)
     server = server_of(entries)
-    return Inspection(manifest=manifest, revision=revision, server=server, entries=count, violations=violations)
+    return Inspection(
+        manifest=manifest,
+        revision=revision,
+        schema=table_schema(entries),
+        server=server,
+        entries=count,
+        violations=violations,
+    )
 
 
 def server_of(entries: Sequence[str]) -> int | None:
@@ -139,7 +150,7 @@ async def restore(
             revision = await connection.run_sync(schema.revision_of)
             holds = f"a schema at {revision}" if revision else "other tables, or what a restore that was cut off left"
             raise Refused(f"the database is not empty: it has {holds}", "make a new one: CREATE DATABASE convener")
-        server = await backups.server_version(connection)
+        server, schemas = await backups.server_version(connection), await backups.schemas(connection)
     _check_programs(dumps, server)
     if inspection.server is not None and inspection.server > major_version(server):
         raise Refused(
@@ -147,7 +158,7 @@ async def restore(
             f"restore it into PostgreSQL {inspection.server} or newer",
         )
     report("restoring")
-    await dumps.restore(database.url, file)
+    await dumps.restore(database.url, file, schemas)
     report("counting on, and releasing leases")
     return await _finish_restore(database, inspection, file.name, by)
 
@@ -199,6 +210,7 @@ async def _finish_restore(database: Database, inspection: Inspection, name: str,
     manifest, revision = inspection.manifest, str(inspection.revision)
     async with database.transaction() as connection:
         await backups.disable_statement_timeout(connection)
+        await backups.look_into_schema(connection, str(inspection.schema))
         await schema.adopt(connection, revision)
         offset = await backups.advance_transactions(connection)
         released_leases = await backups.release_leases(connection, _RELEASE_REASON)
@@ -206,6 +218,8 @@ async def _finish_restore(database: Database, inspection: Inspection, name: str,
         await backups.analyze(connection)
         source = {"file": name, "sha256": manifest and manifest.sha256, "released_leases": released_leases}
         audit.record(connection, "db.restore", by=by, new_state=source)
+    # Sessions of before may look for the tables elsewhere.
+    await database.engine.dispose()
     return RestoredBackup(
         dump_revision=revision,
         revision=schema.head(),

@@ -6,7 +6,7 @@ import re
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -32,8 +32,12 @@ _LIBPQ_PARAMETERS = frozenset(
 _POLL_SECONDS = 0.2
 _ESCAPED = re.compile(r"[:\\]")
 _MAX_ERROR_LINES = 5
-# The entry of the table of contents that holds the revision of the schema.
-_REVISION_ENTRY = re.compile(r"^\d+; \d+ \d+ TABLE DATA \S+ alembic_version\b")
+# An entry of the table of contents: a number, two ids, a kind, its schema, or - where it has none, a name and an owner.
+# This one holds the revision of our tables.
+_REVISION_ENTRY = re.compile(r"^\d+; \d+ \d+ TABLE DATA (.+) alembic_version\b")
+_SCHEMA_ENTRY = re.compile(r"^\d+; \d+ \d+ SCHEMA - (.+) \S+$")
+# Extensions, publications, event triggers and the like, which only a superuser may make, and which are none of ours.
+_OF_THE_SERVER = re.compile(r"^\d+; \d+ \d+ (?:PUBLICATION |(?!SCHEMA )[A-Z ]+ - )")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,22 +64,23 @@ class Dumps:
         match = re.search(r"^COPY \S*alembic_version .*\n(.+)$", script, re.MULTILINE)
         return match[1] if match and match[1] != "\\." else None
 
-    async def restore(self, url: str, file: Path) -> None:
-        """Restore everything but the revision, as a whole or not at all. Raises DumpFailed.
+    async def restore(self, url: str, file: Path, schemas: Collection[str]) -> None:
+        """Restore everything but the revision and `schemas`, which are there, as a whole or not at all.
 
         Without a revision no service works on the database: the caller sets it when the rest of the restore is done.
+        What others have made for the server beside our tables, such as extensions, is left out. Raises DumpFailed.
         """
-        await _in_thread(lambda poll: self._restore(url, file, poll))
+        await _in_thread(lambda poll: self._restore(url, file, schemas, poll))
 
-    def _restore(self, url: str, file: Path, poll: Callable[[], object]) -> None:
-        entries = [line for line in self.contents(file) if not _REVISION_ENTRY.match(line)]
+    def _restore(self, url: str, file: Path, schemas: Collection[str], poll: Callable[[], object]) -> None:
+        entries = [line for line in self.contents(file) if not _is_left_out(line, schemas)]
         # Without a name, as a password file: a crash leaves nothing of it.
         with tempfile.TemporaryFile("w") as list_file:
             list_file.write("\n".join(entries) + "\n")
             list_file.seek(0)
             descriptor = list_file.fileno()
-            # Owners and privileges are those of the old server, whose roles this one may not have.
-            options = ["--single-transaction", "--exit-on-error", "--no-owner", "--no-privileges"]
+            # Owners, privileges and tablespaces are those of the old server: this one may not have its roles and disks.
+            options = ["--single-transaction", "--exit-on-error", "--no-owner", "--no-privileges", "--no-tablespaces"]
             self._run("pg_restore", [*options, f"--use-list=/dev/fd/{descriptor}", str(file)], url, poll, [descriptor])
 
     def _run(
@@ -114,6 +119,17 @@ class Dumps:
                 raise DumpFailed(_error_message(program, child.returncode, errors.read()))
             out.seek(0)
             return out.read()
+
+
+def table_schema(entries: Sequence[str]) -> str | None:
+    """The schema that our tables are in, by the table of contents; None where it has none of them."""
+    return next((match[1] for entry in entries if (match := _REVISION_ENTRY.match(entry))), None)
+
+
+def _is_left_out(entry: str, schemas: Collection[str]) -> bool:
+    schema = _SCHEMA_ENTRY.match(entry)
+    is_there = schema is not None and schema[1] in schemas
+    return is_there or bool(_REVISION_ENTRY.match(entry) or _OF_THE_SERVER.match(entry))
 
 
 def connection_arguments(url: str) -> tuple[list[str], str]:

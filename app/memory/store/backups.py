@@ -26,6 +26,12 @@ WHERE n.nspname <> 'information_schema' AND n.nspname NOT LIKE 'pg\\_%' AND c.re
   AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = c.oid AND d.deptype = 'e')
 """)
 
+_SEARCH_PATHS = text("""
+SELECT format('SET LOCAL search_path = %I', schema), format('ALTER DATABASE %I SET search_path = %I', database, schema)
+FROM (SELECT current_database() AS database, CAST(:schema AS text) AS schema) wanted
+WHERE current_schema() IS DISTINCT FROM schema
+""")
+
 # Events about the system as a whole do not count: the loops of a new system write some, such as that it has no workers.
 _IS_USED = text("""
 SELECT EXISTS (SELECT FROM tasks) OR EXISTS (SELECT FROM task_history)
@@ -101,6 +107,18 @@ async def count_other_sessions(connection: AsyncConnection) -> int:
 async def is_empty(connection: AsyncConnection) -> bool:
     """Whether the database holds nothing at all, not even a schema."""
     return int((await connection.execute(_COUNT_RELATIONS)).scalar_one()) == 0
+
+
+async def schemas(connection: AsyncConnection) -> list[str]:
+    """Names of the schemas of the database."""
+    return list((await connection.execute(text("SELECT nspname FROM pg_namespace"))).scalars())
+
+
+async def look_into_schema(connection: AsyncConnection, schema: str) -> None:
+    """Let this transaction, and all later sessions, look for tables in this schema, unless they do so first anyway."""
+    if statements := (await connection.execute(_SEARCH_PATHS, {"schema": schema})).one_or_none():
+        for statement in statements:
+            await connection.exec_driver_sql(statement)
 
 
 async def is_unused(connection: AsyncConnection) -> bool:

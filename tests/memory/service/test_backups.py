@@ -47,6 +47,18 @@ def other_server() -> Iterator[str]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
+@pytest.fixture(scope="module")
+def superusers_server() -> Iterator[str]:
+    """A server whose role may all, as a person has who looks after the databases of a company."""
+    directory = Path(tempfile.mkdtemp(prefix="convener-superuser-"))
+    directory.chmod(0o711)
+    try:
+        with running_server(directory / "server", script="ALTER ROLE convener SUPERUSER;\n") as url:
+            yield url
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
 @pytest.fixture
 def dumps() -> Dumps:
     return Dumps(binaries=find_binaries(os.environ.get("CONVENER_POSTGRES_BIN")))
@@ -440,3 +452,65 @@ async def test_whoever_may_only_read_makes_a_backup_without_an_entry(
     assert archives.read_manifest(tmp_path / "dump") == manifest
     assert await fetch(reader, "SELECT FROM audit WHERE action = 'db.backup'") == []
     await reader.close()
+
+
+_OF_SUPERUSERS = (
+    "SET allow_in_place_tablespaces = on",
+    "CREATE TABLESPACE fast LOCATION ''",
+    "ALTER TABLE events_default SET TABLESPACE fast",
+    "CREATE EXTENSION pg_stat_statements",
+    "COMMENT ON EXTENSION pg_stat_statements IS 'of a superuser'",
+    "CREATE PUBLICATION all_tables FOR ALL TABLES",
+    "CREATE PUBLICATION some_tables FOR TABLE tasks, TABLES IN SCHEMA public",
+    "CREATE FUNCTION watch_changes() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END'",
+    "CREATE EVENT TRIGGER watch_changes ON ddl_command_end EXECUTE FUNCTION watch_changes()",
+)
+
+
+async def test_what_a_superuser_has_added_to_the_database_keeps_no_backup_from_being_restored(
+    superusers_server: str, server_url: str, dumps: Dumps, tmp_path: Path
+) -> None:
+    """A role that is none may make no extension, event trigger or publication of all tables."""
+    async with empty_database(superusers_server) as database:
+        await schema.migrate(database.engine)
+        await submitted(database)
+        connection = await database.connect()
+        for statement in _OF_SUPERUSERS:
+            await connection.execute(statement)
+        connection.terminate()
+        await backups.backup(database, dumps, tmp_path / "b", lambda _: None, "test")
+    async with empty_database(server_url) as restored:
+        await backups.restore(restored, dumps, tmp_path / "b", lambda _: None, "test")
+        assert await value(restored, "SELECT count(*) FROM tasks") == 1
+        assert await fetch(restored, "SELECT FROM pg_publication") == []
+        await check_invariants(restored)
+
+
+@pytest.mark.parametrize("is_prepared", [True, False])
+async def test_tables_in_a_schema_of_their_own_are_found_there_after_a_restore(
+    server_url: str, dumps: Dumps, tmp_path: Path, is_prepared: bool
+) -> None:
+    """It refused a schema that was there already, and elsewhere left tables that nothing found."""
+    async with empty_database(server_url) as empty:
+        await _choose_schema(empty)
+        database = Database(empty.url)
+        await schema.migrate(database.engine)
+        await submitted(database)
+        await backups.backup(database, dumps, tmp_path / "b", lambda _: None, "test")
+        await database.close()
+    async with empty_database(server_url) as empty:
+        if is_prepared:
+            await _choose_schema(empty)
+        database = Database(empty.url)
+        await backups.restore(database, dumps, tmp_path / "b", lambda _: None, "test")
+        await check_invariants(database)
+        await submitted(database)
+        assert await value(database, "SELECT count(*) FROM app.tasks") == 2
+        assert await value(database, "SELECT count(*) FROM tasks") == 2
+        await database.close()
+
+
+async def _choose_schema(database: Database) -> None:
+    name = await value(database, "SELECT current_database()")
+    await execute(database, "CREATE SCHEMA app")
+    await execute(database, f"ALTER DATABASE {name} SET search_path = app")
