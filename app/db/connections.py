@@ -25,9 +25,12 @@ _WATCH_SECONDS = 10.0
 # The server ends a statement by its own limit first; a client that has heard nothing so much later never will.
 _MARGIN_SECONDS = 2.0
 _CHECK_INTERVAL = "client_connection_check_interval"
-_NAME = {"application_name": "convener"}
-_PLANS = {
+# What a pooler takes from its clients, and sets for whichever session it lends them. Moments within JSON are in UTC.
+_GREETING = {"application_name": "convener", "TimeZone": "UTC"}
+_STATEMENTS = {
+    "extra_float_digits": "1",  # of numbers within JSON, which would come back with fewer
     "jit": "off",
+    "enable_nestloop": "on",
     # Every statement has an index made for it. While a table is small, the planner would prefer to read it whole, and a
     # prepared statement would go on doing so when the table has grown.
     "enable_seqscan": "off",
@@ -36,9 +39,10 @@ _PLANS = {
 # Whoever has waited for a lock looks again at what it protects, whatever is set for the server or the role.
 _ISOLATION, _COMMITTED = "transaction_isolation", "read committed"
 _SESSION = {
-    **_NAME,
-    **_PLANS,
+    **_GREETING,
+    **_STATEMENTS,
     f"default_{_ISOLATION}": _COMMITTED,
+    "idle_session_timeout": "0",  # the lock of migrations lasts as long as its session
     # A server whose client is gone without a word gives back what it holds for it.
     "tcp_keepalives_idle": "10",
     "tcp_keepalives_interval": "5",
@@ -48,7 +52,6 @@ _SESSION = {
 }
 # As far as this system has them: bytes that nobody acknowledges, or no answer to probes, end a connection after 10 s.
 _SOCKET_OPTIONS = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 10_000}
-
 # What another server may do better, as libpq has it.
 _ELSEWHERE = (
     OSError,
@@ -215,8 +218,8 @@ class Connections:
         if self._direct_servers is None:
             return await self._connect(self._servers, limits, _SESSION | _seconds(limits))
         # A pooler refuses parameters of the session, which is none of ours.
-        connection = await self._connect(self._servers, limits, _NAME)
-        settings = {_ISOLATION: _COMMITTED, **_PLANS, **_seconds(limits)}
+        connection = await self._connect(self._servers, limits, _GREETING)
+        settings = {_ISOLATION: _COMMITTED, **_STATEMENTS, **_seconds(limits)}
         connection.beginning = "".join(f"SET LOCAL {name} = '{value}';" for name, value in settings.items())
         return connection
 
@@ -310,7 +313,7 @@ class Connections:
     @staticmethod
     def session_settings(limits: Limits) -> dict[str, str]:
         """Settings of a session of our own with these limits, but for those of its connection."""
-        names = (*_PLANS, f"default_{_ISOLATION}", _CHECK_INTERVAL)
+        names = (*_STATEMENTS, f"default_{_ISOLATION}", _CHECK_INTERVAL)
         return {name: _SESSION[name] for name in names} | _seconds(limits)
 
     def cut(self) -> None:
@@ -354,7 +357,7 @@ async def _first_to_answer(
 async def _server_at(url: str) -> RunningServer | None:
     """The server at a URL; None where it lets nobody in."""
     try:
-        connection, _ = await _first_to_answer([url], _WATCH_LIMITS, _NAME)
+        connection, _ = await _first_to_answer([url], _WATCH_LIMITS, _GREETING)
         try:
             return await _read_server(connection)
         finally:
@@ -388,13 +391,10 @@ def _limit_silence(connection: LimitedConnection) -> None:
 
 def _seconds(limits: Limits) -> dict[str, str]:
     seconds = limits.statement_seconds
-    return {
-        "statement_timeout": _milliseconds(30.0 if seconds is None else seconds),
-        "lock_timeout": _milliseconds(limits.lock_seconds or 0.0),
+    limits_by_name = {
+        "statement_timeout": 30.0 if seconds is None else seconds,
+        "lock_timeout": limits.lock_seconds or 0.0,
         # What holds locks and does nothing has most likely lost its client.
-        "idle_in_transaction_session_timeout": _milliseconds(30.0 if seconds is None else 8.0),
+        "idle_in_transaction_session_timeout": 30.0 if seconds is None else 8.0,
     }
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{seconds * 1000:.0f}"
+    return {name: f"{limit * 1000:.0f}" for name, limit in limits_by_name.items()}

@@ -1,5 +1,6 @@
 """Through a real pgbouncer in transaction mode: what works there, and what is told where something does not."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -83,6 +84,38 @@ async def test_each_transaction_is_read_committed_whatever_the_server_has(
         await database.close()
 
 
+async def test_what_a_dba_has_set_for_the_database_changes_no_answer_and_no_plan(
+    own_database: Database, bouncer: Pooler
+) -> None:
+    """Moments were told in its zone, numbers lost digits, and a permit read 20,000 rows instead of 100."""
+    name = own_database.url.rpartition("/")[2]
+    queries = {
+        "SELECT to_json(timestamptz 'epoch')::text": '"1970-01-01T00:00:00+00:00"',
+        "SELECT to_json(1 / 3::float8)::text": "0.3333333333333333",
+        "SHOW enable_nestloop": "on",
+    }
+    for setting in ("timezone = 'America/New_York'", "extra_float_digits = 0", "enable_nestloop = off"):
+        await execute(own_database, f"ALTER DATABASE {name} SET {setting}")
+    for database in (Database(own_database.url), Database(bouncer.url(name), direct_url=own_database.url)):
+        for query, answer in queries.items():
+            async with database.transaction() as transaction:
+                assert (await transaction.execute(text(query))).scalar_one() == answer
+            single = await database.connect_for_statements()
+            assert await single.fetchval(query) == answer
+            single.terminate()
+        await database.close()
+
+
+async def test_a_session_that_has_nothing_to_say_stays(own_database: Database) -> None:
+    """With it a migration lost the lock that keeps others out, and announcements did not arrive."""
+    name = own_database.url.rpartition("/")[2]
+    await execute(own_database, f"ALTER DATABASE {name} SET idle_session_timeout = '20ms'")
+    connection = await own_database.connect()
+    await asyncio.sleep(1)
+    assert await connection.fetchval("SELECT 1") == 1
+    connection.terminate()
+
+
 async def test_nothing_is_missing_with_the_files_of_deploy(pooled: Database) -> None:
     assert await pooler.shortcomings(pooled) == {}
 
@@ -136,6 +169,7 @@ def test_deaf_listening_is_told_by_doctor(server_url: str, name: str, tmp_path: 
         ours = "jit, enable_seqscan, statement_timeout, lock_timeout, idle_in_transaction_session_timeout"
         ours += ", tcp_keepalives_idle, tcp_keepalives_interval, tcp_keepalives_count, tcp_user_timeout"
         ours += ", client_connection_check_interval, default_transaction_isolation, max_parallel_workers_per_gather"
+        ours += ", extra_float_digits, enable_nestloop, idle_session_timeout"
         ini.write_text(ini.read_text().replace("%include", f"ignore_startup_parameters = {ours}\n%include"))
         bouncer.reload()
         checks = list(pooler_checks(bouncer.url(name), None))
