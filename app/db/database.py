@@ -253,9 +253,10 @@ async def takes_writes(connection: AsyncConnection) -> bool:
     return bool((await connection.execute(_TAKES_WRITES)).scalar_one())
 
 
-# A password that is changed on both sides, a database that is restored, or a standby that is promoted, while no server
-# takes writes, is right again later.
+# A password that is changed on both sides, a database that is restored, others that take all connections, or a standby
+# that is promoted, while no server takes writes, is right again later.
 _NOT_LET_IN = (
+    asyncpg.exceptions.TooManyConnectionsError,
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
     asyncpg.exceptions.TargetServerAttributeNotMatched,

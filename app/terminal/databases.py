@@ -121,6 +121,12 @@ def database_failure(domain_error: Exception, error: Exception) -> Failure:
             "which may be set for the server, the database or its role"
         )
         return Failure("the database takes no writes", ExitCode.REFUSED, details=[line], hint=hint)
+    if sqlstate == "53300":
+        hint = (
+            "raise max_connections of the server, or CONNECTION LIMIT of the role or the database: an API process "
+            "takes up to 31 and loops 13"
+        )
+        return Failure("the database has no connection left for us", ExitCode.UNREACHABLE, details=[line], hint=hint)
     if sqlstate.startswith("28"):
         hint = "look at user and password in CONVENER_DATABASE_URL, its database too, and CONVENER_DATABASE_PASSWORD"
     elif sqlstate.startswith("3D"):

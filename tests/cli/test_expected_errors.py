@@ -11,7 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from asyncpg import InvalidPasswordError, ReadOnlySQLTransactionError
+from asyncpg import InvalidPasswordError, ReadOnlySQLTransactionError, TooManyConnectionsError
 from typer.main import get_command
 
 from app.cli.preparation import PREPARATION_ERRORS
@@ -79,6 +79,7 @@ def test_a_port_that_is_taken(tmp_path: Path, database_url: str) -> None:
         (ConnectionRefusedError(111, "Connection refused"), 3, "the database cannot be reached"),
         (DatabaseUnavailable(), 3, "the database cannot be reached"),
         (InvalidPasswordError("password authentication failed"), 1, "the database refused"),
+        (TooManyConnectionsError("too many connections for role"), 3, "no connection left"),
         (ReadOnlySQLTransactionError("cannot execute CREATE TABLE"), 1, "the database takes no writes"),
         (SettingsError("CONVENER_PORT: no number"), 2, "CONVENER_PORT"),
         (StackError("port 1 is taken; choose another"), 1, "choose another"),

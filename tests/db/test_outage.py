@@ -10,6 +10,7 @@ from app.db.database import Database, now
 from app.kernel.errors import DatabaseUnavailable
 from app.loops.schedule import Job
 from app.outage import Outage
+from tests.conftest import run_on
 from tests.support.ports import free_port
 from tests.support.runner import running
 from tests.support.sql import until
@@ -84,6 +85,19 @@ async def test_whatever_uses_it_tells_of_it_in_one_line_together(
     (line,) = _lines(caplog)
     assert line.startswith("the database has been away for 0 s")
     await away.close()
+
+
+async def test_whoever_finds_all_connections_of_its_role_taken_tells_of_that(
+    database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All calls were refused, and no line of the log said why."""
+    await run_on(database_url, f"ALTER DATABASE {database_url.rpartition('/')[2]} CONNECTION LIMIT 0")
+    for call in (ask, ask_hot):
+        late = Database(database_url)
+        with pytest.raises(DatabaseUnavailable):
+            await call(late)
+        await late.close()
+    assert _lines(caplog) == ["the database has been away for 0 s (TooManyConnectionsError), trying again"] * 2
 
 
 async def test_the_hot_path_notices_when_it_is_back(database: Database, caplog: pytest.LogCaptureFixture) -> None:
