@@ -23,12 +23,14 @@ class Turn:
     """A turn of a duty that this transaction has claimed.
 
     `held_back_seconds` is for how long turns have held back, where their results tell it by `held_back_since`.
+    `set_forward_seconds` is by how much the clock was set forward at least since this process took its last turn.
     """
 
     duty: str
     seconds_since_last: float
     held_back: bool
     held_back_seconds: float | None = None
+    set_forward_seconds: float = 0.0
 
 
 _ENSURE = text("INSERT INTO loop_ticks (duty) VALUES (:duty) ON CONFLICT DO NOTHING")

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ class Runner:
         # Set when a look finds that there is something to do, and by whatever wakes.
         self._due_events = {item.name: asyncio.Event() for item in schedule}
         self._ended_at: dict[str, float] = {}
+        # When the last turns that this process has taken, and that are stored, began.
+        self._turned_at: dict[str, float] = {}
         # Names of those whose last turn has left some of its work.
         self._behind: set[str] = set()
         self._failures: dict[tuple[str, type[Exception]], float] = {}
@@ -155,6 +158,7 @@ class Runner:
                 self._log_failure("touching CONVENER_LIVENESS_FILE", error)
 
     async def _take_turn(self, duty: Duty, *, is_woken: bool) -> None:
+        begun_at = asyncio.get_running_loop().time()
         async with self._context.database.transaction() as connection:
             # Less than the interval, or jitter would make a replica skip every other turn.
             interval = 0.0 if is_woken else duty.seconds * 0.85
@@ -163,10 +167,14 @@ class Runner:
                 turn = await duties.claim(connection, duty.name, interval)
             if turn is None:
                 return
+            # Whoever took the last turn did so after our own: no more time than since then can have passed meanwhile.
+            passed = asyncio.get_running_loop().time() - self._turned_at.get(duty.name, float("-inf"))
+            turn = replace(turn, set_forward_seconds=max(0.0, turn.seconds_since_last - passed))
             result = await duty.run(self._context, connection, turn)
             every_seconds = None if duty.is_local else duty.longest_seconds
             held_back = bool(result.get("held_back"))
             await duties.record(connection, duty.name, result, held_back=held_back, every_seconds=every_seconds)
+        self._turned_at[duty.name] = begun_at
         if result.get("behind"):
             self._behind.add(duty.name)
         self._log_work(duty.name, result)

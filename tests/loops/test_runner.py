@@ -254,6 +254,32 @@ async def test_turns_go_on_after_the_clock_was_set_back(database: Database) -> N
     assert spans[0] == 0
 
 
+async def test_a_duty_learns_by_how_much_the_clock_was_set_forward_and_takes_no_absence_for_it(
+    database: Database,
+) -> None:
+    """As much more as the clock says has passed since the last turn than can have since one of this process."""
+    steps: list[float] = []
+
+    async def note(_: Context, __: AsyncConnection, turn: Turn) -> Done:
+        steps.append(turn.set_forward_seconds)
+        return {}
+
+    async def set_forward() -> None:
+        await execute(database, "UPDATE loop_ticks SET last_run_at = last_run_at - interval '1 h'")
+
+    async with running(database, _duty(note)):
+        await _until_runs(database, 2)
+        await set_forward()
+        count = len(steps)
+        await _until_runs(database, count + 3)
+    assert [round(step / 60) for step in steps if step > 1] == [60]
+    await set_forward()
+    steps.clear()
+    async with running(database, _duty(note)):
+        await _until_runs(database, await _runs(database) + 2)
+    assert max(steps) < 1
+
+
 async def test_a_duty_that_takes_long_rests_for_four_times_as_long(database: Database) -> None:
     """What it looks through may have grown, and the others have the database too."""
     ended: list[float] = []

@@ -1,6 +1,7 @@
 """Expiry of leases that were not renewed, and of tasks that hang past their deadline while their worker still beats."""
 
 import json
+import logging
 from datetime import timedelta
 from typing import Any
 
@@ -16,7 +17,10 @@ from app.queue.service.leases import judge_failure, judge_loss
 from app.queue.store import attempts, lease_ledger, tasks
 from app.queue.store.attempts import Attempt, Ending
 
+log = logging.getLogger(__name__)
 _ENDED_WORKERS_SECONDS = 3600.0
+# By less the clock is only corrected, and no deadline is that near to what its worker keeps itself.
+_SET_FORWARD_SECONDS = 60.0
 PROMOTE = "promote delayed tasks"
 # In one turn, some 50 ms: readers of events wait for the oldest open transaction that has written.
 _PROMOTED = 1000
@@ -36,6 +40,10 @@ async def sweep(
     # Leases of workers that ended while no sweep ran count too.
     since = _ENDED_WORKERS_SECONDS + turn.seconds_since_last
     grace = policy.deadline_grace_seconds
+    moved: dict[str, Any] = {}
+    if turn.set_forward_seconds >= _SET_FORWARD_SECONDS:
+        moved = {"moved": await attempts.move(connection, turn.set_forward_seconds, since, policy.lease_seconds)}
+        log.warning("the clock of the database was set forward by %.0f s", turn.set_forward_seconds)
     counts = await attempts.count_leases(connection, grace, since)
     cut_count = await attempts.cut(connection, grace, since, policy.lease_seconds) if counts.ahead else 0
     snapshot = SweepSnapshot(
@@ -53,7 +61,7 @@ async def sweep(
     overdue = await attempts.lock_overdue(connection, grace, since) if counts.overdue else []
     for attempt in overdue:
         await _end_attempt(connection, attempt)
-    return {"live": counts.live, "taken_back": len(overdue)} | ({"cut": cut_count} if cut_count else {})
+    return {"live": counts.live, "taken_back": len(overdue)} | ({"cut": cut_count} if cut_count else {}) | moved
 
 
 async def sweep_strays(connection: AsyncConnection, policy: LeasePolicy) -> dict[str, Any]:

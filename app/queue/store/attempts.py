@@ -116,6 +116,19 @@ SET leased_at = least(t.leased_at, now()), deadline_at = t.deadline_at - greates
         t.lease_expires_at, now() + make_interval(secs => greatest(:seconds, ahead.lost_after_seconds)))
 FROM ahead WHERE t.id = ahead.id AND {counters.COUNTS_ITSELF}
 """)
+# Time that has not passed counts for nobody. All at once, and none is skipped: only this turn knows of it. A heartbeat
+# may have come since then.
+_MOVE = text(f"""
+WITH earlier AS MATERIALIZED (
+    SELECT t.id, leased.lost_after_seconds FROM tasks t JOIN ({_LEASED}) leased ON leased.id = t.id
+    WHERE t.worker_id IS NOT NULL AND t.leased_at <= now() - make_interval(secs => :by) ORDER BY t.id FOR UPDATE OF t
+)
+UPDATE tasks t
+SET leased_at = t.leased_at + make_interval(secs => :by), deadline_at = t.deadline_at + make_interval(secs => :by),
+    lease_expires_at = least(t.lease_expires_at + make_interval(secs => :by),
+                             now() + make_interval(secs => greatest(:seconds, earlier.lost_after_seconds)))
+FROM earlier WHERE t.id = earlier.id AND {counters.COUNTS_ITSELF}
+""")
 
 # Leases that no ledger leads to: somebody wrote to the table by hand. Both figures are of one snapshot, and exact.
 _COUNT_STRAYS = text(f"""
@@ -197,6 +210,16 @@ async def cut(connection: AsyncConnection, grace_seconds: float, since_seconds: 
     """
     values = {"grace": grace_seconds, "since": since_seconds, "seconds": lease_seconds, "limit": _BATCH}
     return (await connection.execute(_CUT, values)).rowcount
+
+
+async def move(connection: AsyncConnection, by_seconds: float, since_seconds: float, lease_seconds: float) -> int:
+    """Let leases of before the clock was set forward have begun, and end, so much later; return their number.
+
+    None lasts longer than `lease_seconds` from now on unless it is renewed.
+    """
+    # `grace` tells which are overdue, which does not matter here.
+    values = {"by": by_seconds, "since": since_seconds, "seconds": lease_seconds, "grace": 0.0}
+    return (await connection.execute(_MOVE, values)).rowcount
 
 
 async def lock_strays(connection: AsyncConnection, grace_seconds: float, since_seconds: float) -> list[Attempt]:

@@ -1,4 +1,6 @@
-"""The clock of the database was set back while tasks waited and ran."""
+"""The clock of the database was set back or forward while tasks waited and ran."""
+
+from dataclasses import replace
 
 from app.db import hot_path
 from app.db.database import Database
@@ -60,3 +62,31 @@ async def test_a_lease_of_before_ends_when_nobody_renews_it(database: Database) 
     async with database.transaction() as connection:
         assert await expiry.sweep(connection, _POLICY, turn()) == {"live": 1, "taken_back": 0}
     assert [row["state"] for row in await fetch(database, "SELECT state FROM tasks")] == ["executing"]
+
+
+async def test_a_clock_that_is_set_forward_takes_no_time_from_a_task(database: Database) -> None:
+    """Its worker is at it, and measures by its own clock: nobody may call it hung for time that has not passed."""
+    _, lease = await holding(database)
+    times = ("leased_at", "lease_expires_at", "deadline_at")
+    # As it is seen by the new clock: an hour and two seconds ago, and a heartbeat came in between.
+    await execute(database, "UPDATE tasks SET " + ", ".join(f"{time} = {time} - interval '1 h'" for time in times))
+    await execute(database, "UPDATE tasks SET lease_expires_at = now() + interval '14 s'")
+    after = replace(turn(seconds_since_last=3602), set_forward_seconds=3600.0)
+    async with database.transaction() as connection:
+        assert await expiry.sweep(connection, _POLICY, after) == {"live": 1, "taken_back": 0, "moved": 1}
+    columns = ", ".join(f"extract(epoch FROM {time} - now())::float8 AS {time}" for time in times)
+    left = dict((await fetch(database, f"SELECT {columns} FROM tasks"))[0])
+    assert -60 < left["leased_at"] <= 0
+    assert 0 < left["lease_expires_at"] <= _POLICY.lease_seconds
+    assert lease.timeout_seconds - 60 < left["deadline_at"] <= lease.timeout_seconds
+    async with database.transaction() as connection:
+        assert await expiry.sweep(connection, _POLICY, turn()) == {"live": 1, "taken_back": 0}
+
+
+async def test_what_was_leased_after_the_clock_was_set_forward_is_left_alone(database: Database) -> None:
+    await holding(database)
+    before = await fetch(database, "SELECT leased_at, deadline_at FROM tasks")
+    after = replace(turn(seconds_since_last=3602), set_forward_seconds=3600.0)
+    async with database.transaction() as connection:
+        assert (await expiry.sweep(connection, _POLICY, after))["moved"] == 0
+    assert await fetch(database, "SELECT leased_at, deadline_at FROM tasks") == before
