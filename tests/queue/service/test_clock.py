@@ -1,6 +1,9 @@
 """The clock of the database was set back or forward while tasks waited and ran."""
 
+import asyncio
 from dataclasses import replace
+
+from sqlalchemy import text
 
 from app.db import hot_path
 from app.db.database import Database
@@ -13,7 +16,7 @@ from app.queue.store import releases
 from app.queue.store.claims import Lease
 from app.queue.store.listing import Selection
 from tests.support.factories import completion, fence, holding, leased, ready_worker, submitted, turn
-from tests.support.sql import execute, fetch
+from tests.support.sql import execute, fetch, until_blocked
 
 _POLICY = LeasePolicy()
 _SET_BACK = "UPDATE tasks SET waiting_since = waiting_since + interval '1 h', leased_at = leased_at + interval '1 h'"
@@ -81,6 +84,25 @@ async def test_a_clock_that_is_set_forward_takes_no_time_from_a_task(database: D
     assert lease.timeout_seconds - 60 < left["deadline_at"] <= lease.timeout_seconds
     async with database.transaction() as connection:
         assert await expiry.sweep(connection, _POLICY, turn()) == {"live": 1, "taken_back": 0}
+
+
+async def test_a_lease_that_another_holds_is_moved_too(database: Database, replica: Database) -> None:
+    """No later turn knows of it, and would end it."""
+    await holding(database)
+    await execute(
+        database, "UPDATE tasks SET leased_at = leased_at - interval '1 h', deadline_at = deadline_at - interval '1 h'"
+    )
+    after = replace(turn(seconds_since_last=3602), set_forward_seconds=3600.0)
+
+    async def sweep() -> dict[str, object]:
+        async with replica.transaction() as connection:
+            return await expiry.sweep(connection, _POLICY, after)
+
+    async with database.transaction() as connection:
+        await connection.execute(text("SELECT FROM tasks FOR UPDATE"))
+        moving = asyncio.create_task(sweep())
+        await until_blocked(database)
+    assert await moving == {"live": 1, "taken_back": 0, "moved": 1}
 
 
 async def test_what_was_leased_after_the_clock_was_set_forward_is_left_alone(database: Database) -> None:
