@@ -221,6 +221,10 @@ def _refuse_closed(connection: Any, *_: object) -> None:
 
 _ONE_SNAPSHOT = text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
 _READ_WHOLE_TABLES = text("SET LOCAL enable_seqscan = on")
+# A server before PostgreSQL 17 knows no limit for transactions.
+_DISABLE_TIME_LIMITS = text("""
+SELECT set_config(name, '0', true) FROM pg_settings WHERE name IN ('statement_timeout', 'transaction_timeout')
+""")
 _SHORT_LOCK_TIMEOUT = text("SET LOCAL lock_timeout = '200ms'")
 
 
@@ -232,6 +236,11 @@ async def hold_moment(connection: AsyncConnection) -> None:
 async def allow_whole_tables(connection: AsyncConnection) -> None:
     """Let statements of this transaction that no index serves read tables as a whole."""
     await connection.execute(_READ_WHOLE_TABLES)
+
+
+async def disable_time_limits(connection: AsyncConnection) -> None:
+    """Let this transaction and its statements run as long as they need, which grows with the database."""
+    await connection.execute(_DISABLE_TIME_LIMITS)
 
 
 async def limit_lock_waits(connection: AsyncConnection) -> None:

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.service import audit
 from app.db import schema
-from app.db.database import Database, now
+from app.db.database import Database, disable_time_limits, now
 from app.kernel.errors import Locked, Refused
 from app.memory.service import archives
 from app.memory.service.archives import Manifest
@@ -209,7 +209,7 @@ async def _finish_restore(database: Database, inspection: Inspection, name: str,
     """
     manifest, revision = inspection.manifest, str(inspection.revision)
     async with database.transaction() as connection:
-        await backups.disable_statement_timeout(connection)
+        await disable_time_limits(connection)
         await backups.look_into_schema(connection, str(inspection.schema))
         await schema.adopt(connection, revision)
         offset = await backups.advance_transactions(connection)

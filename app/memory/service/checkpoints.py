@@ -17,7 +17,7 @@ from app.admin.service import audit
 from app.admin.store import config
 from app.agents.store import performance, weights
 from app.db import duties, schema
-from app.db.database import Database, now
+from app.db.database import Database, disable_time_limits, now
 from app.goals.rules.goals import GoalAction
 from app.goals.service import budget_enforcement, iterations
 from app.goals.store import iterations as iteration_store
@@ -165,7 +165,7 @@ async def restore(database: Database, content: bytes, sha256: bytes, by: str) ->
     # Outside of the transaction that follows: a migration commits by itself, and an empty schema does no harm.
     await schema.migrate(database.engine)
     async with database.transaction() as connection:
-        await backups.disable_statement_timeout(connection)
+        await disable_time_limits(connection)
         # Locked first, and looked at then: otherwise a service could start to work between the look and the lock.
         await backups.lock_out_writers(connection)
         if not await backups.is_unused(connection):

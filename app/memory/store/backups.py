@@ -131,11 +131,6 @@ async def lock_out_writers(connection: AsyncConnection) -> None:
     await connection.execute(_LOCK_TABLES)
 
 
-async def disable_statement_timeout(connection: AsyncConnection) -> None:
-    """Let statements of this transaction run as long as they need, which grows with the database."""
-    await connection.execute(text("SET LOCAL statement_timeout = 0"))
-
-
 async def lock_out_numbering(connection: AsyncConnection) -> None:
     """Block whoever stores numbers of transactions until this transaction ends, and none of them for long.
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.db.database import hold_moment
+from app.db.database import disable_time_limits, hold_moment
 from app.queue.store import lease_ledger
 
 _MAX_EXAMPLES = 5
@@ -146,13 +146,11 @@ CHECKS: Sequence[Check] = (
     ),
 )
 
-_DISABLE_TIMEOUT = text("SET LOCAL statement_timeout = 0")
-
 
 async def run_checks(connection: AsyncConnection, checks: Sequence[Check] = CHECKS) -> list[Verdict]:
     """Check all at one moment, however long it takes, as the first of a transaction that only reads."""
     await hold_moment(connection)
-    await connection.execute(_DISABLE_TIMEOUT)
+    await disable_time_limits(connection)
     return [await run_check(connection, check) for check in checks]
 
 

@@ -514,3 +514,18 @@ async def _choose_schema(database: Database) -> None:
     name = await value(database, "SELECT current_database()")
     await execute(database, "CREATE SCHEMA app")
     await execute(database, f"ALTER DATABASE {name} SET search_path = app")
+
+
+async def test_the_check_of_invariants_takes_longer_than_the_database_allows_others(own_database: Database) -> None:
+    if not await fetch(own_database, "SELECT FROM pg_settings WHERE name = 'transaction_timeout'"):
+        pytest.skip("a server before PostgreSQL 17 knows no limit for transactions")
+    name = await value(own_database, "SELECT current_database()")
+    await execute(own_database, f"ALTER DATABASE {name} SET transaction_timeout = '300ms'")
+    database = Database(own_database.url)
+    slow = invariants.Check(
+        name="slow", description="one second", query="SELECT 'x' FROM pg_sleep(1) AS s WHERE s IS NULL"
+    )
+    async with database.transaction() as connection:
+        (verdict,) = await invariants.run_checks(connection, [slow])
+    assert verdict.violations == 0
+    await database.close()
