@@ -13,7 +13,7 @@ from app.goals.store import compute
 from app.goals.store.goals import Goal
 from app.queue.store import meters
 from app.scaling.service import state
-from app.workers.store import workers
+from app.workers.store import roster
 
 # So many workers may come before the first check of a new goal.
 _NEWCOMERS = 16
@@ -21,7 +21,7 @@ _NEWCOMERS = 16
 
 async def lease_capacity(connection: AsyncConnection) -> LeaseCapacity:
     """Capacity of all workers there are, in whatever state: any of them may lease before the next check."""
-    return LeaseCapacity(workers=sum((await workers.workers_by_state(connection)).values()))
+    return LeaseCapacity(workers=await roster.count(connection))
 
 
 async def expected_seconds(connection: AsyncConnection, goal_ids: Collection[str]) -> dict[str, float]:

@@ -46,7 +46,7 @@ from tests.support.factories import (
     ready_worker,
     submitted,
 )
-from tests.support.plans import PlanLog, explained_database, nodes_of
+from tests.support.plans import PlanLog, explained_database, nodes_of, plans_of
 from tests.support.sql import execute, fetch, value
 
 
@@ -472,3 +472,16 @@ async def test_a_turn_starts_no_other_processes_of_the_server(
         nodes = [node for plan in log.plans for node in nodes_of(plan["Plan"])]
     assert nodes
     assert [node["Workers Launched"] for node in nodes if "Workers Launched" in node] == []
+
+
+async def test_a_turn_looks_for_the_task_of_each_worker_once(database: Database) -> None:
+    """Twice, the second time only to count the workers, with 10,000 of them it was 76,000 pages more every second."""
+    await create_goal(database, compute_budget_seconds=1000)
+    await submitted(database, goal_id=None)
+    await leased(database, await ready_worker(database))
+
+    async def turn() -> None:
+        async with database.transaction() as connection:
+            await budget_enforcement.enforce_budgets(connection)
+
+    assert sum(" on leases" in plan for plan in await plans_of(database, turn)) == 1
