@@ -11,7 +11,7 @@ from app.db import duties
 from app.goals.store import goals
 from app.health.rules.snapshot import FOR_ALERTS, MINUTE, WATCH, CheckPolicy, Depth, Observations, with_depth
 from app.health.rules.utilisation import Measure, UtilisationPolicy, fullest_host_percent
-from app.health.service.starvation import read_workers
+from app.health.service.starvation import count_workers
 from app.health.store import observations as store
 from app.health.store import pool_counts, refusals, utilisation
 from app.kernel.lanes import Priority
@@ -34,12 +34,13 @@ async def observe(
     queue = await status.read_snapshot(connection)
     version = await config.last(connection)
     at_least = policy.goal_budget.degraded
+    workers = await store.read_workers(connection, policy.overdue_grace_seconds)
     owners = await llm_budgets.shares(connection, at_least=at_least)
     return Observations(
         queue=queue,
         depths=with_depth(depths, queue.at, sum(queue.depth.values())),
-        running=await store.running_tasks(connection, policy.overdue_grace_seconds),
-        workers=await read_workers(connection, queue, version.document.worker_pool if version else None),
+        running=workers.running,
+        workers=await count_workers(connection, workers, queue, version.document.worker_pool if version else None),
         # The queue as a whole is a resource of the contract; quotas of priorities are the report's.
         resources={
             "queue": sum(queue.depth.values()) / capacity.max_queue_size,

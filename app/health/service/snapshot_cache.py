@@ -19,7 +19,7 @@ from app.health.rules import report
 from app.health.rules.report import DATABASE_AWAY, DATABASE_SLOW, Report
 from app.health.rules.runtime import LanguageModel
 from app.health.rules.snapshot import FOR_ALERTS, FOR_REPORT, CheckPolicy, Snapshot
-from app.health.service.starvation import read_workers
+from app.health.service.starvation import count_workers
 from app.health.store import alerts, pool_counts, refusals, series, utilisation
 from app.health.store import observations as store
 from app.kernel.errors import DatabaseUnavailable
@@ -138,19 +138,20 @@ async def read_snapshot(connection: AsyncConnection, settings: SnapshotSettings)
     queue = await status.read_snapshot(connection)
     version = await config.last(connection)
     document = version.document if version else preset(settings.initial_mode)
+    workers = await store.read_workers(connection, FOR_ALERTS.overdue_grace_seconds)
     calls = await usage.recent(connection, RECENT)
     return Snapshot(
         at=queue.at,
         queue=queue,
-        pool=await pool_counts.read_pool(connection, silent_seconds=settings.silent_seconds, lately=RECENT),
+        pool=await pool_counts.read_pool(connection, workers, silent_seconds=settings.silent_seconds, lately=RECENT),
         min_workers=document.worker_pool.min_workers,
         target_workers=await decisions.target(connection),
         spans=await utilisation.recent_minutes(connection, RECENT),
         database=await store.database_condition(connection),
         duty_turns=await pool_counts.duty_turns(connection),
         pushed_values=await series.current_values(connection),
-        running=await store.running_tasks(connection, FOR_ALERTS.overdue_grace_seconds),
-        workers=await read_workers(connection, queue, document.worker_pool),
+        running=workers.running,
+        workers=await count_workers(connection, workers, queue, document.worker_pool),
         recovery=await recovery(connection),
         models=await store.model_troubles(connection),
         step=await degradation.current_step(connection),

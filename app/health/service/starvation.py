@@ -9,8 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.admin.rules.config import PoolConfig
 from app.health.rules.checks import starving_workers
 from app.health.rules.snapshot import FOR_ALERTS, WorkerCounts
-from app.health.store import observations as store
-from app.health.store.observations import IdleWorkers
+from app.health.store.observations import IdleWorkers, ObservedWorkers
 from app.kernel import resources
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Lane, Priority
@@ -20,16 +19,18 @@ from app.queue.rules.tasks import LeasePolicy
 from app.queue.store import resource_classes
 
 
-async def read_workers(connection: AsyncConnection, queue: QueueSnapshot, pool: PoolConfig | None) -> WorkerCounts:
+async def count_workers(
+    connection: AsyncConnection, observed: ObservedWorkers, queue: QueueSnapshot, pool: PoolConfig | None
+) -> WorkerCounts:
     """Counts of the workers; tasks are looked at where workers seem to starve and some lack resources or time.
 
     `pool` is the configured one; None when nobody has configured anything yet.
     """
-    workers = await store.worker_counts(connection, pool.min_workers if pool else None)
+    workers = replace(observed.counts, minimum=pool.min_workers if pool else None)
     if not starving_workers(queue, workers, FOR_ALERTS):
         return workers
     requests = {number: resources.parse(text) for number, text in (await resource_classes.requests(connection)).items()}
-    groups = await store.idle_workers(connection)
+    groups = observed.idle
     if not requests and all(min(group.seconds) == math.inf for group in groups):
         return workers
     group_lanes = list(_group_lanes(queue, groups, requests))

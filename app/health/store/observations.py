@@ -3,9 +3,11 @@
 Each reads every worker or connection, and no other tasks than those that workers hold.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -22,44 +24,45 @@ from app.kernel import resources
 from app.kernel.agents import AgentType
 from app.kernel.resources import Resources
 from app.kernel.sessions import AWAITS_STANDBY
+from app.kernel.states import WorkerState
 from app.llm.rules.conditions import service_state
 from app.llm.store import models
 from app.queue.rules.tasks import BASE_COMPUTE_SECONDS
 from app.queue.store import lease_ledger
 from app.workers.store.tables import LIVE
 
-# The ledger leads from each worker to the task that it holds, so no other task is read, however many there are.
-_RUNNING = text(f"""
-SELECT held.agent_type, extract(epoch FROM now() - min(held.leased_at)) AS longest,
-       count(*) FILTER (WHERE held.deadline_at < now() - make_interval(secs => :grace)) AS overdue
-FROM workers w {lease_ledger.last_and_held("w.id")}
-WHERE w.{LIVE} AND held.state = 'executing' GROUP BY held.agent_type
-""")
-
-_IDLE = {"idle_after": IDLE_AFTER.total_seconds()}
+# The ledger leads from each worker to the task that it holds, so no other task is read, however many there are. With
+# many workers that is the dearest look of all, so all that is told of workers and their tasks comes from this one.
+#
 # A worker that took its last task a moment ago does many short ones, and idles only at this moment. `greatest` passes
 # over nulls: one that never took any idles since its first heartbeat.
-_LIVING = f"""
-    SELECT w.*, w.state = 'ready' AND held.id IS NULL
-           AND greatest(w.first_beat_at, last_lease.leased_at) < now() - make_interval(secs => :idle_after) AS is_idle
-    FROM workers w {lease_ledger.last_and_held("w.id")}
-    LEFT JOIN leases last_lease ON last_lease.worker_id = w.id AND last_lease.n = last.n
-    WHERE w.state IN ('ready', 'draining')
-"""
-_POOL = text(f"""
-WITH living AS ({_LIVING})
-SELECT count(*) AS alive, count(*) FILTER (WHERE is_idle) AS idle,
-       (SELECT array_agg(DISTINCT agent) FROM living CROSS JOIN unnest(capabilities) AS agent WHERE is_idle) AS idle_for
-FROM living
+_WORKERS = text(f"""
+SELECT state, executed_agent, is_idle, capabilities, cores, memory_gb, gpus, named, agent, compute_seconds,
+       count(*) AS workers, count(held_id) AS busy, extract(epoch FROM now() - min(leased_at))::float8 AS longest,
+       count(*) FILTER (WHERE deadline_at < now() - make_interval(secs => :grace)) AS overdue,
+       CASE WHEN count(ends_at) > 0
+           THEN array_agg(coalesce(extract(epoch FROM ends_at - now())::float8, 'Infinity')) END AS seconds
+FROM (
+    SELECT state, is_idle, held_id, leased_at, deadline_at, executed_agent,
+           CASE WHEN is_idle THEN capabilities END AS capabilities,
+           CASE WHEN is_idle THEN coalesce(cpu_cores, 0) END AS cores,
+           CASE WHEN is_idle THEN coalesce(memory_gb, 0) END AS memory_gb,
+           CASE WHEN is_idle THEN coalesce(gpus, 0) END AS gpus,
+           CASE WHEN is_idle THEN resources END AS named,
+           CASE WHEN is_idle AND ends_at IS NOT NULL THEN assigned_agent END AS agent,
+           CASE WHEN is_idle AND ends_at IS NOT NULL THEN assigned_compute_seconds END AS compute_seconds,
+           CASE WHEN is_idle THEN ends_at END AS ends_at
+    FROM (
+        SELECT w.*, held.id AS held_id, held.leased_at, held.deadline_at,
+               CASE WHEN held.state = 'executing' THEN held.agent_type END AS executed_agent,
+               w.state = 'ready' AND held.id IS NULL
+               AND greatest(w.first_beat_at, last.leased_at) < now() - make_interval(secs => :idle_after) AS is_idle
+        FROM workers w {lease_ledger.last_and_held("w.id", line=lease_ledger.WITH_TIME)}
+        WHERE w.{LIVE}
+    ) worker
+) living GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
 """)
-_IDLE_WORKERS = text(f"""
-SELECT capabilities, coalesce(cpu_cores, 0) AS cores, coalesce(memory_gb, 0) AS memory_gb,
-       coalesce(gpus, 0) AS gpus, resources AS named,
-       CASE WHEN ends_at IS NOT NULL THEN assigned_agent END AS agent,
-       CASE WHEN ends_at IS NOT NULL THEN assigned_compute_seconds END AS compute_seconds,
-       array_agg(coalesce(extract(epoch FROM ends_at - now())::float8, 'Infinity')) AS seconds
-FROM ({_LIVING}) living WHERE is_idle GROUP BY 1, 2, 3, 4, 5, 6, 7
-""")
+_PAST_START = frozenset({WorkerState.READY.value, WorkerState.DRAINING.value})
 
 # Snapshots of other databases do not matter to ours; those of standbys do, and these have no database. Prepared
 # transactions and replication slots hold one without any connection.
@@ -129,39 +132,68 @@ class IdleWorkers:
     stretch: float = 1.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObservedWorkers:
+    """The live workers at one look: how many are past their start, ready, and ready with a task, and what they execute.
+
+    `idle` are those that have taken nothing for a while, alike ones together.
+    """
+
+    past_start: int
+    ready: int
+    busy: int
+    running: Mapping[AgentType, Running]
+    idle: Sequence[IdleWorkers]
+
+    @property
+    def counts(self) -> WorkerCounts:
+        """The workers past their start, without the configured minimum and the tasks that idle ones could run."""
+        return WorkerCounts(
+            alive=self.past_start,
+            idle=sum(len(group.seconds) for group in self.idle),
+            idle_for=frozenset(agent for group in self.idle for agent in group.agents),
+        )
+
+
 # Callers tell of it with each call.
 _KEY_KNOWN_FOR = timedelta(days=1)
 
 
-async def running_tasks(connection: AsyncConnection, grace_seconds: float) -> dict[AgentType, Running]:
-    """Executing tasks by agent type; one past its deadline by more than the grace counts as overdue."""
-    rows = (await connection.execute(_RUNNING, {"grace": grace_seconds})).mappings()
-    return {
-        AgentType(row["agent_type"]): Running(longest_seconds=float(row["longest"]), overdue=row["overdue"])
-        for row in rows
-    }
+async def read_workers(connection: AsyncConnection, grace_seconds: float) -> ObservedWorkers:
+    """The live workers and what they execute; a task past its deadline by more than the grace counts as overdue."""
+    values = {"grace": grace_seconds, "idle_after": IDLE_AFTER.total_seconds()}
+    rows = (await connection.execute(_WORKERS, values)).mappings().all()
+    ready = [row for row in rows if row["state"] == WorkerState.READY]
+    return ObservedWorkers(
+        past_start=sum(row["workers"] for row in rows if row["state"] in _PAST_START),
+        ready=sum(row["workers"] for row in ready),
+        busy=sum(row["busy"] for row in ready),
+        running=_running_tasks(rows),
+        idle=[_idle_workers(row) for row in rows if row["is_idle"]],
+    )
 
 
-async def worker_counts(connection: AsyncConnection, minimum: int | None) -> WorkerCounts:
-    """Counts of the workers that are past their start; `minimum` is passed on."""
-    row = (await connection.execute(_POOL, _IDLE)).mappings().one()
-    agents = frozenset(map(AgentType, row["idle_for"] or ()))
-    return WorkerCounts(alive=row["alive"], idle=row["idle"], idle_for=agents, minimum=minimum)
+def _running_tasks(rows: Iterable[Mapping[str, Any] | Any]) -> dict[AgentType, Running]:
+    running: dict[AgentType, Running] = {}
+    for row in rows:
+        if row["executed_agent"] is not None:
+            agent = AgentType(row["executed_agent"])
+            others = running.get(agent, Running(longest_seconds=row["longest"], overdue=0))
+            running[agent] = Running(
+                longest_seconds=max(row["longest"], others.longest_seconds), overdue=row["overdue"] + others.overdue
+            )
+    return running
 
 
-async def idle_workers(connection: AsyncConnection) -> list[IdleWorkers]:
-    """The idle workers, alike ones together."""
-    rows = [dict(row) for row in (await connection.execute(_IDLE_WORKERS, _IDLE)).mappings()]
-    return [
-        IdleWorkers(
-            seconds=row["seconds"],
-            agents=frozenset(map(AgentType, row["capabilities"])),
-            offer=resources.read(row),
-            assigned_agent=row["agent"] and AgentType(row["agent"]),
-            stretch=max(1.0, (row["compute_seconds"] or 0.0) / BASE_COMPUTE_SECONDS),
-        )
-        for row in rows
-    ]
+def _idle_workers(row: Mapping[str, Any] | Any) -> IdleWorkers:
+    return IdleWorkers(
+        # Of those without a known end only their number is sent.
+        seconds=row["seconds"] or [math.inf] * row["workers"],
+        agents=frozenset(map(AgentType, row["capabilities"])),
+        offer=resources.read(row),
+        assigned_agent=row["agent"] and AgentType(row["agent"]),
+        stretch=max(1.0, (row["compute_seconds"] or 0.0) / BASE_COMPUTE_SECONDS),
+    )
 
 
 async def model_troubles(connection: AsyncConnection) -> dict[str, ModelTrouble]:

@@ -8,8 +8,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.health.rules.runtime import PoolCounts
 from app.health.rules.snapshot import DutyTurn
+from app.health.store.observations import ObservedWorkers
 from app.kernel.agents import AgentType
-from app.queue.store import lease_ledger
 from app.workers.store.tables import LIVE
 
 _HURRY = text("SELECT set_config('statement_timeout', :limit, true)")
@@ -19,17 +19,13 @@ _CANCELED = "57014"
 # A starting worker has passed no health report, so it is not healthy, and cannot fall silent.
 _POOL = text(f"""
 SELECT count(*) FILTER (WHERE state = 'starting') AS starting,
-       count(*) FILTER (WHERE state = 'ready' AND held IS NULL) AS idle,
-       count(*) FILTER (WHERE state = 'ready' AND held IS NOT NULL) AS busy,
        count(*) FILTER (WHERE state = 'draining') AS draining,
        count(*) FILTER (WHERE not_ready_reason IS NOT NULL) AS not_ready,
        min(name || ': ' || not_ready_reason) AS not_ready_example,
        count(*) FILTER (WHERE state <> 'starting' AND last_seen_at <= now() - make_interval(secs => :silent)) AS silent,
        (SELECT count(*) FROM workers WHERE state IN ('lost', 'failed')
           AND ended_at > now() - CAST(:lately AS interval)) AS failed
-FROM (SELECT w.state, held.id AS held, w.last_seen_at, w.name, w.not_ready_reason
-      FROM workers w {lease_ledger.last_and_held("w.id")}
-      WHERE w.{LIVE}) live
+FROM workers WHERE {LIVE}
 """)
 
 # Draining workers take no more tasks, so they are no capacity of any agent type.
@@ -56,12 +52,16 @@ def is_statement_timeout(error: BaseException) -> bool:
     return isinstance(cause, DBAPIError) and getattr(cause.orig, "sqlstate", None) == _CANCELED
 
 
-async def read_pool(connection: AsyncConnection, *, silent_seconds: float, lately: timedelta) -> PoolCounts:
-    """Live workers by state, and how many ended as lost or failed within `lately`."""
+async def read_pool(
+    connection: AsyncConnection, workers: ObservedWorkers, *, silent_seconds: float, lately: timedelta
+) -> PoolCounts:
+    """Live workers by state, and how many ended as lost or failed within `lately`; who is busy has been observed."""
     counts = (await connection.execute(_POOL, {"silent": silent_seconds, "lately": lately})).mappings().one()
     agents = [dict(row) for row in (await connection.execute(_BY_AGENT)).mappings()]
     return PoolCounts(
         **counts,
+        idle=workers.ready - workers.busy,
+        busy=workers.busy,
         assigned_workers={AgentType(row["agent_type"]): row["assigned"] for row in agents},
         able_workers={AgentType(row["agent_type"]): row["able"] for row in agents},
     )

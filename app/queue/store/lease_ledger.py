@@ -45,15 +45,16 @@ class GivenLeases:
         return number if last_task_id == task_id else None
 
 
-def last_lease(worker: str, condition: str = "true") -> str:
+_LINE = "l.n, l.task_id, l.token, l.request_id"
+WITH_TIME = f"{_LINE}, l.leased_at"
+
+
+def last_lease(worker: str, condition: str = "true", line: str = _LINE) -> str:
     """Return a subquery: the last line of the ledger for the worker that the SQL expression names.
 
     Where the condition does not hold, nothing is looked up.
     """
-    return (
-        "(SELECT l.n, l.task_id, l.token, l.request_id FROM leases l "
-        f"WHERE {condition} AND l.worker_id = {worker} ORDER BY l.n DESC LIMIT 1)"
-    )
+    return f"(SELECT {line} FROM leases l WHERE {condition} AND l.worker_id = {worker} ORDER BY l.n DESC LIMIT 1)"
 
 
 def held_task(worker: str, columns: str = "*") -> str:
@@ -66,13 +67,14 @@ def held_task(worker: str, columns: str = "*") -> str:
     )
 
 
-def last_and_held(worker: str, columns: str = "*", condition: str = "true") -> str:
+def last_and_held(worker: str, columns: str = "*", condition: str = "true", line: str = _LINE) -> str:
     """Return joins of `last`, the worker's last line, and `held`, the live task that it holds; both may be null.
 
-    `columns` are those of the task: a statement that runs thousands of times a second names what it needs, as each
-    column is looked up whenever it starts. Both are null where the condition does not hold.
+    `line` are the columns of the line and `columns` those of the task: a statement that runs thousands of times a
+    second names what it needs, as each column is looked up whenever it starts. Both are null where the condition does
+    not hold.
     """
-    return f"""LEFT JOIN LATERAL {last_lease(worker, condition)} last ON true
+    return f"""LEFT JOIN LATERAL {last_lease(worker, condition, line)} last ON true
     LEFT JOIN LATERAL {held_task(worker, columns)} held ON true"""
 
 

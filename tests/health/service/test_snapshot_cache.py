@@ -193,6 +193,7 @@ async def test_a_snapshot_walks_through_nothing_that_grows_with_the_tasks(own_da
         await execute(own_database, preparation)
         plans = await plans_of(own_database, lambda: _take_snapshot(own_database))
         assert len(plans) >= 15
+        assert sum(" on leases" in plan for plan in plans) == 1, "each worker is looked up in the ledger once"
         for plan in plans:
             assert not re.search(r" on (task_history|events|task_attempts)\w*", plan), plan
             for line in re.findall(r"^.* on (?:tasks|leases)\b.*$", plan, re.MULTILINE):

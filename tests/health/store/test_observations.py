@@ -10,6 +10,7 @@ from sqlalchemy import text
 
 from app.db.database import Database
 from app.db.uuids import time_ordered_uuid
+from app.health.rules.snapshot import WorkerCounts
 from app.health.store import observations
 from app.kernel.agents import AgentType
 from app.workers.rules.recovery import RecoveryPolicy, RecoverySnapshot, SlotRecord
@@ -26,7 +27,7 @@ async def read(database: Database, what: Any, *arguments: Any) -> Any:
 
 
 async def test_running_tasks_by_agent_type(database: Database) -> None:
-    assert await read(database, observations.running_tasks, 30.0) == {}
+    assert (await read(database, observations.read_workers, 30.0)).running == {}
     await holding(database)
     _, lease = await holding(database, agent_type=AgentType.GENERATION)
     await execute(
@@ -34,7 +35,7 @@ async def test_running_tasks_by_agent_type(database: Database) -> None:
         "UPDATE tasks SET leased_at = now() - interval '100 s', deadline_at = now() - interval '40 s' WHERE id = $1",
         lease.task_id,
     )
-    result = (await read(database, observations.running_tasks, 30.0))[AgentType.GENERATION]
+    result = (await read(database, observations.read_workers, 30.0)).running[AgentType.GENERATION]
     assert result.overdue == 1
     assert 100 <= result.longest_seconds < 160
 
@@ -46,12 +47,13 @@ async def test_idle_is_who_has_taken_nothing_for_a_while(database: Database) -> 
     await execute(database, "UPDATE workers SET first_beat_at = now() - interval '1 min' WHERE id <> $1", fresh)
     await execute(database, "UPDATE workers SET state = 'draining' WHERE id = $1", draining)
     await execute(database, "UPDATE workers SET capabilities = '{ranking}' WHERE id = $1", idle)
-    pool = await read(database, observations.worker_counts, 7)
-    assert (pool.alive, pool.idle, pool.idle_for, pool.minimum) == (4, 1, frozenset({AgentType.RANKING}), 7)
+    workers = await read(database, observations.read_workers, 30.0)
+    assert (workers.past_start, workers.ready, workers.busy) == (4, 3, 1)
+    assert workers.counts == WorkerCounts(alive=4, idle=1, idle_for=frozenset({AgentType.RANKING}))
     await execute(database, "DELETE FROM tasks WHERE worker_id = $1", busy)
-    assert (await read(database, observations.worker_counts, 7)).idle == 1, "it took a task a moment ago"
+    assert (await read(database, observations.read_workers, 30.0)).counts.idle == 1, "it took a task a moment ago"
     await execute(database, "UPDATE leases SET leased_at = now() - interval '1 min'")
-    assert (await read(database, observations.worker_counts, 7)).idle == 2
+    assert (await read(database, observations.read_workers, 30.0)).counts.idle == 2
 
 
 async def slot(database: Database, number: int, state: str, *, age: int, lived: int | None = None) -> Any:

@@ -4,9 +4,11 @@ from datetime import timedelta
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db.database import Database
-from app.health.store import pool_counts
+from app.health.rules.runtime import PoolCounts
+from app.health.store import observations, pool_counts
 from app.kernel.agents import AgentType
 from app.kernel.errors import DatabaseUnavailable
 from app.queue.store import agent_types
@@ -14,6 +16,11 @@ from tests.support.factories import leased, ready_worker, submitted
 from tests.support.sql import execute
 
 _LATELY = timedelta(minutes=5)
+
+
+async def _read_pool(connection: AsyncConnection) -> PoolCounts:
+    workers = await observations.read_workers(connection, 30.0)
+    return await pool_counts.read_pool(connection, workers, silent_seconds=15, lately=_LATELY)
 
 
 async def test_workers_are_counted_by_what_they_do(database: Database) -> None:
@@ -37,7 +44,7 @@ async def test_workers_are_counted_by_what_they_do(database: Database) -> None:
         " VALUES (gen_random_uuid(), 'new', 1, 'starting', '{}', '{}')",
     )
     async with database.transaction() as connection:
-        result = await pool_counts.read_pool(connection, silent_seconds=15, lately=_LATELY)
+        result = await _read_pool(connection)
     assert (result.starting, result.idle, result.busy, result.draining) == (1, 2, 1, 1)
     assert (result.silent, result.failed, result.total, result.healthy) == (1, 2, 5, 3)
     assert (result.not_ready, result.not_ready_example) == (0, None)
@@ -50,7 +57,7 @@ async def test_those_that_cannot_work_are_counted_and_serve_nothing(database: Da
     refused = "state = 'starting', not_ready_reason = 'no handlers', last_seen_at = now() - interval '16 s', name = 'w'"
     await execute(database, f"UPDATE workers SET {refused} WHERE id = $1", worker)
     async with database.transaction() as connection:
-        result = await pool_counts.read_pool(connection, silent_seconds=15, lately=_LATELY)
+        result = await _read_pool(connection)
         assert await agent_types.served_agents(connection) == frozenset()
     assert (result.starting, result.not_ready, result.not_ready_example) == (1, 1, "w: no handlers")
     assert (result.healthy, result.silent, result.able_workers) == (0, 0, {})
@@ -58,7 +65,7 @@ async def test_those_that_cannot_work_are_counted_and_serve_nothing(database: Da
 
 async def test_a_pool_of_nobody(database: Database) -> None:
     async with database.transaction() as connection:
-        result = await pool_counts.read_pool(connection, silent_seconds=15, lately=_LATELY)
+        result = await _read_pool(connection)
     assert (result.total, result.failed, result.able_workers, result.assigned_workers) == (0, 0, {}, {})
 
 
