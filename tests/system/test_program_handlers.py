@@ -30,7 +30,8 @@ async def test_up_runs_programs_beside_a_module(tmp_path: Path) -> None:
         await all_completed(machine, ids)
         results = [(await ask(machine, f"/tasks/{task_id}"))["result"] for task_id in ids]
         assert results == [{"ideas": 1}, {"speed": "ranking fast"}, {"speed": "evolution fast"}]
-        [worker] = (await ask(machine, "/workers"))["items"]
-        assert set(worker["capabilities"]) == {"generation", "ranking", "evolution"}
+        # A slow machine starts more of them for the same tasks.
+        workers = (await ask(machine, "/workers"))["items"]
+        assert {tuple(sorted(worker["capabilities"])) for worker in workers} == {("evolution", "generation", "ranking")}
     finally:
         machine.stop()

@@ -32,6 +32,9 @@ def request(cluster: SlurmCluster, name: str, command: str, nodes: int = 1) -> J
     )
 
 
+_WORK = "bash -c 'echo up; exec sleep 50'"
+
+
 async def seen(slurm: Slurm, name: str, is_so: Callable[[Job], bool]) -> Job:
     """The job of this name as soon as it is so."""
     deadline = time.monotonic() + 20
@@ -41,6 +44,13 @@ async def seen(slurm: Slurm, name: str, is_so: Callable[[Job], bool]) -> Job:
             return jobs[name]
         assert time.monotonic() < deadline, jobs
         await asyncio.sleep(0.1)
+
+
+async def at_work(job: JobRequest) -> None:
+    """Wait until a job is at work on both its nodes: a step of one that is cancelled before may run on for a minute."""
+    async with asyncio.timeout(20):
+        while not Path(job.log).exists() or Path(job.log).read_text().count("up") < 2:
+            await asyncio.sleep(0.1)
 
 
 async def test_a_job_runs_with_the_environment_it_is_given_and_ends(cluster: SlurmCluster) -> None:
@@ -56,8 +66,10 @@ async def test_a_job_runs_with_the_environment_it_is_given_and_ends(cluster: Slu
 
 async def test_a_full_partition_lets_a_job_wait_with_its_reason(cluster: SlurmCluster) -> None:
     slurm = Slurm(cluster.environment)
-    await slurm.submit(request(cluster, "first", "sleep 50", nodes=2))
+    first = request(cluster, "first", _WORK, nodes=2)
+    await slurm.submit(first)
     running = await seen(slurm, "first", lambda job: job.state is JobState.RUNNING)
+    await at_work(first)
     assert running.started_at is not None
     assert running.ends_at == running.started_at + 60
     assert abs(running.started_at - time.time()) < 30
@@ -77,11 +89,10 @@ async def test_a_full_partition_lets_a_job_wait_with_its_reason(cluster: SlurmCl
 
 async def test_a_job_outlives_the_loss_of_a_node_that_is_not_its_first(cluster: SlurmCluster) -> None:
     slurm = Slurm(cluster.environment)
-    pair = request(cluster, "pair", "bash -c 'echo up; exec sleep 50'", nodes=2)
+    pair = request(cluster, "pair", _WORK, nodes=2)
     await slurm.submit(pair)
     job = await seen(slurm, "pair", lambda job: job.state is JobState.RUNNING)
-    while not Path(pair.log).exists() or Path(pair.log).read_text().count("up") < 2:
-        await asyncio.sleep(0.1)
+    await at_work(pair)
     cluster.kill_node("n2")
     cluster.declare_down("n2")
     assert (await seen(slurm, "pair", lambda job: job.nodes == 1)).state is JobState.RUNNING
