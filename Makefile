@@ -45,9 +45,9 @@ test-llm: $(LOCAL_MODEL)
 up: $(RUNNABLE)
 	@$(BIN)/convener up
 
-# One process for each processor, each with a PostgreSQL of its own, and one more, of low priority, for the time in which
-# these wait (tests/conftest.py). For a single file call pytest itself.
-TEST_PROCESSES ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+# One process for each processor, each with a PostgreSQL of its own. More of them take a sixth less time, but then tests run
+# into limits of time now and then. For a single file call pytest itself.
+TEST_PROCESSES ?= logical
 IN_PARALLEL = --numprocesses=$(TEST_PROCESSES) --dist=worksteal
 
 test: $(READY)

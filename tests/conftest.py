@@ -49,10 +49,6 @@ _EMPTY = "; ".join(
     ]
 )
 
-# Parts of a path below which tests hardly start a program.
-_ONE_PROCESS = {"api", "http", "kernel", "rules", "service", "store"}
-_HAS_BEGUN = pytest.StashKey[bool]()
-
 # How long an example takes says what else the machine is doing.
 settings.register_profile("whenever", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("whenever")
@@ -77,32 +73,13 @@ def pytest_make_parametrize_id(val: object) -> str | None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests come first, so none of them is what all wait for at the end, and those within one process last.
+    """Slow tests come first, so none of them is what all wait for at the end.
 
-    The first process has all slow ones until others have nothing left: they start many processes and wait for them, so
-    each has a quick one beside it and no other slow one.
+    The first process has all of them until others have nothing left: slow tests start many processes and wait for them,
+    so each has a quick one beside it and no other slow one.
     """
     if "PYTEST_XDIST_WORKER" in os.environ:
-        items.sort(key=lambda item: (item.get_closest_marker("slow") is None, _is_within_one_process(item)))
-
-
-def _is_within_one_process(item: pytest.Item) -> bool:
-    """Whether it waits for no other program than PostgreSQL, by its place, and is in no hurry."""
-    rooms = item.path.relative_to(item.config.rootpath).parts
-    return item.get_closest_marker("slow") is None and not _ONE_PROCESS.isdisjoint(rooms)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> None:
-    """Where there are more processes than processors, what is in no hurry takes only the time that others leave.
-
-    Slow tests wait for a third of their time. A process more that is as important as they are would use that time too,
-    but make them run into their limits.
-    """
-    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    begins, item.config.stash[_HAS_BEGUN] = _HAS_BEGUN not in item.config.stash, True
-    if begins and processes > (os.cpu_count() or 1) and _is_within_one_process(item):
-        os.nice(10)
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.hookimpl(wrapper=True)
