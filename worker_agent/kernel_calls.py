@@ -55,6 +55,9 @@ def prctl(option: int, value: int = 0) -> int:
 
 def end_with_parent(parent: int, number: signal.Signals) -> None:
     """Let the kernel send a signal to this process, a child between fork and exec, once its parent is killed."""
+    if number != signal.SIGKILL:
+        # Until exec the parent's own handler would take it, and the program never hear of it.
+        signal.signal(number, signal.SIG_DFL)
     if sys.platform == "linux":
         prctl(PR_SET_PDEATHSIG, number)
     # It may have died between the fork and the call above, which then never fires.
