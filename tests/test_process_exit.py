@@ -1,14 +1,17 @@
-"""Waiting for the exit of a real process, with and without process descriptors."""
+"""Waiting for the exit of a real process, with and without process descriptors, and children that end with us."""
 
 import asyncio
 import os
+import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from app.postgres.launch import stop_with_parent
 from app.process_exit import until_exit
+from worker_agent.kernel_calls import end_with_parent
 
 
 @pytest.fixture
@@ -50,3 +53,28 @@ async def test_a_process_that_is_gone_already_is_not_waited_for(child: "subproce
     child.kill()
     child.wait()
     await asyncio.wait_for(until_exit(child.pid, lambda: child.poll() is None), 20)
+
+
+def _end(parent: int) -> None:
+    end_with_parent(parent, signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("ask", "number"), [(_end, signal.SIGTERM), (stop_with_parent, signal.SIGINT)], ids=["worker", "pg_dump"]
+)
+def test_a_child_hears_of_its_parent_s_end_before_it_runs_its_program(
+    ask: Callable[[int], None], number: signal.Signals
+) -> None:
+    """A handler of the parent took the signal, and the child lived on."""
+
+    def be_told_at_once() -> None:
+        ask(parent)
+        os.kill(os.getpid(), number)
+
+    parent, former = os.getpid(), signal.signal(number, lambda *_: None)
+    try:
+        # Its preexec_fn is what is tested.
+        with subprocess.Popen(("sleep", "20"), preexec_fn=be_told_at_once) as child:  # noqa: PLW1509
+            assert child.wait() == -number
+    finally:
+        signal.signal(number, former)

@@ -164,6 +164,8 @@ def call(function: str, *arguments: object, why: str = "") -> None:
 
 def stop_with_parent(parent: int) -> None:
     """Ask the kernel to send SIGINT, PostgreSQL's fast shutdown, when the starting thread dies, however it dies."""
+    # Until exec the parent's own handler would take it, and the program never hear of it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     # To be called after the account is taken: a change of credentials clears the request.
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGINT, 0, 0, 0)

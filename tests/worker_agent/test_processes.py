@@ -1,9 +1,7 @@
 """Child processes that are watched without a thread, and none of which is forgotten."""
 
 import asyncio
-import os
 import signal
-import subprocess
 import sys
 from threading import Thread
 
@@ -54,19 +52,3 @@ def test_a_start_that_fails_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(OSError, match=r"No such file|preexec_fn"):
             start_process(*words, parent_ended=signal.SIGTERM)
     assert set(psutil.Process().children()) <= before
-
-
-def test_a_parent_that_is_killed_before_its_child_runs_the_program_ends_it() -> None:
-    """A handler of the parent took the signal, and a worker outlived its pilot."""
-
-    def be_told_at_once() -> None:
-        end_with_parent(parent, signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    parent, former = os.getpid(), signal.signal(signal.SIGTERM, lambda *_: None)
-    try:
-        # Its preexec_fn is what is tested.
-        with subprocess.Popen(("sleep", "20"), preexec_fn=be_told_at_once) as child:  # noqa: PLW1509
-            assert child.wait() == -signal.SIGTERM
-    finally:
-        signal.signal(signal.SIGTERM, former)
