@@ -141,8 +141,10 @@ async def _started(app: FastAPI, keys: dict[Role, str]) -> AsyncIterator[Service
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://convener", timeout=60) as client,
     ):
-        # Whoever has changed something in a test wants to see it at once.
-        app.state.services[SnapshotCache].policy = CachePolicy(fresh_seconds=0)
+        # Whoever has changed something in a test wants to see it at once, however slow the machine is.
+        app.state.services[SnapshotCache].policy = CachePolicy(
+            fresh_seconds=0, statement_seconds=20, wait_seconds=30, silence_seconds=40
+        )
         # All requests come from one address, and tests of keys fail often.
         app.state.services[Refusals].policy = RefusalPolicy(failures=1_000_000)
         yield Service(app=app, client=client, keys=keys)
