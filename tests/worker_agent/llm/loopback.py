@@ -1,6 +1,7 @@
 """A small HTTP server on loopback whose every answer a test writes, down to the bytes."""
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -56,6 +57,15 @@ class ResponseWriter:
     def write(self, text: str) -> None:
         self._handler.wfile.write(text.encode())
         self._handler.wfile.flush()
+
+    def has_hung_up(self) -> bool:
+        """Whether the caller has closed the connection by now."""
+        try:
+            return not self._handler.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     def sees_hang_up(self, seconds: float) -> bool:
         """Wait until the caller closes the connection; false when it does not within that time."""

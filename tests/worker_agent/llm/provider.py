@@ -108,6 +108,8 @@ class Provider:
 
     def respond(self, request: ReceivedRequest, writer: ResponseWriter) -> None:
         with self._lock:
+            # Silence goes on for a while although its caller has hung up and has given its permit back.
+            self._under_way = {each for each in self._under_way if not each.has_hung_up()}
             self._under_way.add(writer)
             self.peak = max(self.peak, len(self._under_way))
             act = self.script.popleft() if self.script else self.finally_
