@@ -4,6 +4,7 @@ Each reads every worker or connection, and no other tasks than those that worker
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -62,7 +63,6 @@ FROM (
     ) worker
 ) living GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
 """)
-_PAST_START = frozenset({WorkerState.READY.value, WorkerState.DRAINING.value})
 
 # Snapshots of other databases do not matter to ours; those of standbys do, and these have no database. Prepared
 # transactions and replication slots hold one without any connection.
@@ -134,14 +134,15 @@ class IdleWorkers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObservedWorkers:
-    """The live workers at one look: how many are past their start, ready, and ready with a task, and what they execute.
+    """The live workers at one look: how many there are in each state, ready with a task, and what they execute.
 
     `idle` are those that have taken nothing for a while, alike ones together.
     """
 
-    past_start: int
+    starting: int
     ready: int
     busy: int
+    draining: int
     running: Mapping[AgentType, Running]
     idle: Sequence[IdleWorkers]
 
@@ -149,7 +150,7 @@ class ObservedWorkers:
     def counts(self) -> WorkerCounts:
         """The workers past their start, without the configured minimum and the tasks that idle ones could run."""
         return WorkerCounts(
-            alive=self.past_start,
+            alive=self.ready + self.draining,
             idle=sum(len(group.seconds) for group in self.idle),
             idle_for=frozenset(agent for group in self.idle for agent in group.agents),
         )
@@ -163,11 +164,15 @@ async def read_workers(connection: AsyncConnection, grace_seconds: float) -> Obs
     """The live workers and what they execute; a task past its deadline by more than the grace counts as overdue."""
     values = {"grace": grace_seconds, "idle_after": IDLE_AFTER.total_seconds()}
     rows = (await connection.execute(_WORKERS, values)).mappings().all()
-    ready = [row for row in rows if row["state"] == WorkerState.READY]
+    counts, busy_counts = Counter[str](), Counter[str]()
+    for row in rows:
+        counts[row["state"]] += row["workers"]
+        busy_counts[row["state"]] += row["busy"]
     return ObservedWorkers(
-        past_start=sum(row["workers"] for row in rows if row["state"] in _PAST_START),
-        ready=sum(row["workers"] for row in ready),
-        busy=sum(row["busy"] for row in ready),
+        starting=counts[WorkerState.STARTING],
+        ready=counts[WorkerState.READY],
+        busy=busy_counts[WorkerState.READY],
+        draining=counts[WorkerState.DRAINING],
         running=_running_tasks(rows),
         idle=[_idle_workers(row) for row in rows if row["is_idle"]],
     )

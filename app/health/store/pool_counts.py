@@ -18,9 +18,7 @@ _CANCELED = "57014"
 
 # A starting worker has passed no health report, so it is not healthy, and cannot fall silent.
 _POOL = text(f"""
-SELECT count(*) FILTER (WHERE state = 'starting') AS starting,
-       count(*) FILTER (WHERE state = 'draining') AS draining,
-       count(*) FILTER (WHERE not_ready_reason IS NOT NULL) AS not_ready,
+SELECT count(*) FILTER (WHERE not_ready_reason IS NOT NULL) AS not_ready,
        min(name || ': ' || not_ready_reason) AS not_ready_example,
        count(*) FILTER (WHERE state <> 'starting' AND last_seen_at <= now() - make_interval(secs => :silent)) AS silent,
        (SELECT count(*) FROM workers WHERE state IN ('lost', 'failed')
@@ -55,13 +53,15 @@ def is_statement_timeout(error: BaseException) -> bool:
 async def read_pool(
     connection: AsyncConnection, workers: ObservedWorkers, *, silent_seconds: float, lately: timedelta
 ) -> PoolCounts:
-    """Live workers by state, and how many ended as lost or failed within `lately`; who is busy has been observed."""
+    """Live workers by state, as observed at one look, and how many ended as lost or failed within `lately`."""
     counts = (await connection.execute(_POOL, {"silent": silent_seconds, "lately": lately})).mappings().one()
     agents = [dict(row) for row in (await connection.execute(_BY_AGENT)).mappings()]
     return PoolCounts(
         **counts,
+        starting=workers.starting,
         idle=workers.ready - workers.busy,
         busy=workers.busy,
+        draining=workers.draining,
         assigned_workers={AgentType(row["agent_type"]): row["assigned"] for row in agents},
         able_workers={AgentType(row["agent_type"]): row["able"] for row in agents},
     )

@@ -48,7 +48,7 @@ async def test_idle_is_who_has_taken_nothing_for_a_while(database: Database) -> 
     await execute(database, "UPDATE workers SET state = 'draining' WHERE id = $1", draining)
     await execute(database, "UPDATE workers SET capabilities = '{ranking}' WHERE id = $1", idle)
     workers = await read(database, observations.read_workers, 30.0)
-    assert (workers.past_start, workers.ready, workers.busy) == (4, 3, 1)
+    assert (workers.starting, workers.ready, workers.busy, workers.draining) == (0, 3, 1, 1)
     assert workers.counts == WorkerCounts(alive=4, idle=1, idle_for=frozenset({AgentType.RANKING}))
     await execute(database, "DELETE FROM tasks WHERE worker_id = $1", busy)
     assert (await read(database, observations.read_workers, 30.0)).counts.idle == 1, "it took a task a moment ago"

@@ -63,6 +63,17 @@ async def test_those_that_cannot_work_are_counted_and_serve_nothing(database: Da
     assert (result.healthy, result.silent, result.able_workers) == (0, 0, {})
 
 
+async def test_a_worker_that_becomes_ready_meanwhile_is_counted_once(database: Database) -> None:
+    """In neither of two looks, as it was starting at the first, and the pool seemed to be below its minimum."""
+    worker = await ready_worker(database)
+    await execute(database, "UPDATE workers SET state = 'starting'")
+    async with database.transaction() as connection:
+        workers = await observations.read_workers(connection, 30.0)
+        await execute(database, "UPDATE workers SET state = 'ready' WHERE id = $1", worker)
+        result = await pool_counts.read_pool(connection, workers, silent_seconds=15, lately=_LATELY)
+    assert result.total == 1
+
+
 async def test_a_pool_of_nobody(database: Database) -> None:
     async with database.transaction() as connection:
         result = await _read_pool(connection)
