@@ -79,7 +79,11 @@ def inputs_text(inputs: DecisionInputs) -> str:
             # One character for each worker, in the order of the roster.
             "assigned": "".join([_LETTERS[m.assigned_agent] for m in inputs.members]),
             "busy": "".join(["1" if m.busy else "0" for m in inputs.members]),
-            "loads": {agent: _load(load) for agent, load in inputs.loads.items()},
+            "loads": {agent: [load.work_seconds, load.oldest_age_seconds] for agent, load in inputs.loads.items()},
+            # Apart from the loads, whose columns the version before this one counts.
+            "waiting": {
+                agent: load.waiting_seconds for agent, load in inputs.loads.items() if load.waiting_seconds is not None
+            },
             "weights": dict(inputs.weights),
             "previous_weights": dict(inputs.previous_weights),
             "weight_reasons": dict(inputs.weight_reasons),
@@ -114,7 +118,12 @@ def inputs_of(roster_text: str, text: str) -> DecisionInputs:
         policy=_policy_of(record["policy"]),
         snapshot=_snapshot_of(record["snapshot"]),
         members=_members_of(json.loads(roster_text), record["assigned"], record["busy"]),
-        loads={AgentType(agent): _load_of(columns) for agent, columns in record["loads"].items()},
+        loads={
+            AgentType(agent): Load(
+                work_seconds=work, oldest_age_seconds=age, waiting_seconds=record.get("waiting", {}).get(agent)
+            )
+            for agent, (work, age) in record["loads"].items()
+        },
         weights=_by_agent(record["weights"]),
         previous_weights=_by_agent(record["previous_weights"]),
         weight_reasons=_by_agent(record["weight_reasons"]),
@@ -284,16 +293,6 @@ def _snapshot_of(record: Mapping[str, Any]) -> ScalingSnapshot:
         fixed_size=record["usual"],
         running_mean_seconds=record.get("running_mean_seconds"),
     )
-
-
-def _load(load: Load) -> list[float]:
-    waiting = [] if load.waiting_seconds is None else [load.waiting_seconds]
-    return [load.work_seconds, load.oldest_age_seconds, *waiting]
-
-
-def _load_of(columns: Sequence[float]) -> Load:
-    work, age, *waiting = columns
-    return Load(work_seconds=work, oldest_age_seconds=age, waiting_seconds=waiting[0] if waiting else None)
 
 
 def _groups(blocks: Blocks) -> list[Any]:

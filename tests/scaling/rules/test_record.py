@@ -196,9 +196,16 @@ def test_a_decision_from_before_waiting_work_was_kept_apart_is_made_again_as_it_
     )
     kept = json.loads(records.inputs_text(inputs))
     if is_former:
-        del kept["loads"]["evolution"][2]
+        del kept["waiting"]
     again = json.loads(records.replay(records.roster([member]), json.dumps(kept)))
     assert again["allocation"]["sizes"]["evolution_agent"]["reason"].startswith(reason)
+
+
+def test_the_former_version_reads_decisions_of_this_one() -> None:
+    """While both run it answers for them too, and counts the columns of a load: with one more it told of none."""
+    load = Load(work_seconds=60.0, oldest_age_seconds=5.0, waiting_seconds=20.0)
+    kept = json.loads(records.inputs_text(_plain(loads={AgentType.EVOLUTION: load})))
+    assert kept["loads"] == {"evolution": [60.0, 5.0]}
 
 
 @pytest.mark.parametrize(("is_former", "target"), [(True, 6), (False, 12)])
