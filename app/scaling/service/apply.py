@@ -18,7 +18,7 @@ from app.scaling.rules.decision import Decision
 from app.scaling.rules.target import ScalingPlan
 from app.scaling.service.snapshot import worker_groups
 from app.workers.rules.assignment import Assignment
-from app.workers.rules.hosts import Host, HostPolicy, spread
+from app.workers.rules.hosts import Host
 from app.workers.rules.workers import Directive
 from app.workers.service import pool as pool_operations
 from app.workers.service import roster as roster_service
@@ -66,10 +66,10 @@ async def apply_decision(
     decision: Decision,
     pool: Pool,
     due_starts: DueStarts,
-    policy: HostPolicy,
+    starts: Mapping[Host, int],
     max_workers: int,
 ) -> AppliedChanges:
-    """Write the changes of a decision to hosts and workers; the caller holds the pool."""
+    """Write the changes of a decision, `starts` being its new workers by host; the caller holds the pool."""
     assignments = _new_assignments(decision, pool.staying)
     leaving = _leavers(decision.plan, pool.usual, max_workers)
     of_classes = {host.host: _class_leavers(decision, pool, host) for host in pool.classes}
@@ -78,7 +78,6 @@ async def apply_decision(
     everybody = [*leaving, *(worker_id for ids in of_classes.values() for worker_id in ids)]
     await roster.lock(connection, {*everybody, *assignments})
     await roster.assign(connection, assignments)
-    starts = spread(pool.usual.hosts, len(decision.new_workers), policy)
     if decision.new_workers:
         new_workers = [(worker_id, decision.assignments[worker_id]) for worker_id in decision.new_workers]
         await roster_service.request(connection, pool, starts, due_starts, new_workers)

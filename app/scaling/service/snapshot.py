@@ -25,6 +25,7 @@ from app.scaling.rules.target import ScalingPolicy, ScalingSnapshot
 from app.scaling.service import needs
 from app.scaling.service.needs import Needs
 from app.workers.rules.classes import WorkerClass
+from app.workers.rules.hosts import Host, HostPolicy, room, spread
 from app.workers.service.roster import DRAINING, Pool
 from app.workers.store.roster import Worker
 
@@ -99,6 +100,24 @@ def agents_of_new_workers(pool: Pool) -> frozenset[AgentType]:
     """Agent types that workers which hosts have started can run; all while none of these has registered."""
     capabilities = {w.capabilities for w in pool.staying if w.provisioner is not None and w.capabilities is not None}
     return frozenset[AgentType]().union(*map(agent_types, capabilities)) if capabilities else frozenset(AgentType)
+
+
+def hosts_that_help(queue: Queue, pool: Pool) -> Sequence[Host]:
+    """The hosts whose next worker can run a task that waits; all where no such host is, as where nothing waits."""
+    waiting = {lane.agent_type for lane, tasks in queue.waits.items() if tasks}
+    return [host for host in pool.hosts if not waiting.isdisjoint(_next_agents(pool.of(host)))] or pool.hosts
+
+
+def spread_starts(queue: Queue, pool: Pool, count: int, policy: HostPolicy) -> Mapping[Host, int]:
+    """Number of the new workers that each host takes, of those that help where these have room for them."""
+    able_hosts = hosts_that_help(queue, pool)
+    return spread(able_hosts if count <= room(able_hosts, policy) else pool.hosts, count, policy)
+
+
+def _next_agents(workers: Sequence[Worker]) -> frozenset[AgentType]:
+    """Agent types that one more of such workers can run: those of the last one; all while none has registered."""
+    names = next((w.capabilities for w in reversed(workers) if w.capabilities is not None), None)
+    return frozenset(AgentType) if names is None else agent_types(names)
 
 
 def reading(
@@ -191,7 +210,7 @@ def pool_snapshot(
     return ScalingSnapshot(
         idle=len(ready) - busy,
         busy=busy,
-        idle_unable=_unable(ready, waiting_agents),
+        idle_unable=_unable(pool, ready, frozenset(waiting_agents)),
         # Without hosts of ours, others act on the target, so all may go.
         idle_elsewhere=sum(w.provisioner is None and not w.busy for w in ready) if pool.hosts else 0,
         blocks=_blocks(pool) if pool.has_blocks else None,
@@ -205,9 +224,13 @@ def pool_snapshot(
     )
 
 
-def _unable(ready: Sequence[Worker], agents: Collection[AgentType]) -> int:
-    """Number of idle workers that can run none of these agent types; 0 for none of these."""
-    counts = Counter(w.capabilities for w in ready if not w.busy) if agents else {}
+def _unable(pool: Pool, ready: Sequence[Worker], agents: frozenset[AgentType]) -> int:
+    """Number of idle workers that can run none of these agent types; 0 where the next worker could run none either."""
+    # Or each that came, and idled, would call for one more that idles.
+    kinds = [pool.of(host) for host in pool.hosts] or [pool.staying]
+    if all(agents.isdisjoint(_next_agents(kind)) for kind in kinds):
+        return 0
+    counts = Counter(w.capabilities for w in ready if not w.busy)
     return sum(n for names, n in counts.items() if names is not None and agent_types(names).isdisjoint(agents))
 
 

@@ -199,7 +199,8 @@ async def record_and_apply(
         ),
     )
     policy, max_workers = host_policy(inputs.limits), inputs.policy.max_workers
-    changes = await apply.apply_decision(connection, decision, context.pool, context.due_starts, policy, max_workers)
+    starts = snapshots.spread_starts(context.queue, context.pool.usual, len(decision.new_workers), policy)
+    changes = await apply.apply_decision(connection, decision, context.pool, context.due_starts, starts, max_workers)
     # By the changes that were made, not by the plan: workers may have ended since they were read.
     size = decision.plan.current + changes.started - changes.drained
     counts = changes.nonzero_counts()
@@ -225,9 +226,9 @@ async def _inputs(connection: AsyncConnection, context: DecisionContext) -> tupl
     groups = snapshots.waiting_groups(context.queue, current, context.weights.weights, reachable)
     waiting_agents = {lane.agent_type for lane, tasks in context.queue.waits.items() if tasks} & reachable
     snapshot = snapshots.pool_snapshot(usual, current, groups, policy, due_starts, waiting_agents=waiting_agents)
-    worker_limits = await limits.read_limits(
-        connection, usual.hosts, usual.elsewhere, context.config.document.resource_limits
-    )
+    able_hosts = snapshots.hosts_that_help(context.queue, usual)
+    others = len(usual.workers) - sum(host.workers for host in able_hosts)
+    worker_limits = await limits.read_limits(connection, able_hosts, others, context.config.document.resource_limits)
     return DecisionInputs(
         at=context.at,
         config_version=context.config.version,
