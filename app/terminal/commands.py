@@ -50,6 +50,12 @@ class Commands(TyperGroup):
             if (problems := getattr(error.__cause__, "errors", None)) is not None:
                 error.message = plain_message(problems()[0])
             raise
+        except typer.Abort as abort:
+            # Of Ctrl-C at a question it makes the same as of an answer of no.
+            if isinstance(abort.__context__, KeyboardInterrupt):
+                typer.echo(err=True)
+                raise KeyboardInterrupt from None
+            raise
 
 
 def _usage_failure(error: TyperException) -> Failure:

@@ -15,7 +15,7 @@ from app.kernel.agents import AgentType, agent_type
 from app.kernel.text import MAX_SENTENCE
 from app.terminal import output
 from app.terminal.client import Client, Json, Unreachable, connect
-from app.terminal.failures import Failure
+from app.terminal.failures import ExitCode, Failure
 from app.terminal.output import Format
 
 Watch = Annotated[bool, typer.Option("--watch", "-w", help="go on until Ctrl-C")]
@@ -157,7 +157,13 @@ def confirm(question: str, fmt: Format) -> None:
     """Ask, and end the command unless the answer is yes. Raises BadParameter for a program, which cannot be asked."""
     if fmt is Format.JSON:
         raise typer.BadParameter("with -o json nobody is asked whether to go on: add --yes")
-    typer.confirm(question, abort=True, err=True)
+    try:
+        typer.confirm(question, abort=True, err=True)
+    except typer.Abort as abort:
+        if not isinstance(abort.__context__, EOFError):
+            raise
+        typer.echo(err=True)
+        raise Failure("nobody has answered whether to go on", ExitCode.REFUSED, hint="answer, or add --yes") from None
 
 
 def show_list(

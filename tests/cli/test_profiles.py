@@ -1,6 +1,11 @@
 """Profiles: each brings its own address, key and trust, and its key goes to its own service alone."""
 
+import os
+import pty
+import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,6 +54,22 @@ def test_the_key_of_a_profile_goes_nowhere_else(user: CommandLine) -> None:
         assert (refused.code, "leave --url out" in refused.err.replace("\n", " ")) == (2, True), refused
     refused = user.run("--profile", "lab", "api")
     assert (refused.code, "commands that ask a service" in refused.err) == (2, True)
+
+
+def test_ctrl_c_at_a_question_is_no_refusal(tmp_path: Path) -> None:
+    """It ended with 1, as an answer of no."""
+    words = [sys.executable, "-m", "app.cli", "profiles", "add", "lab", "--url", "http://127.0.0.1:9"]
+    terminal, end = pty.openpty()
+    environment = {"PATH": os.environ["PATH"], "XDG_CONFIG_HOME": str(tmp_path), "HOME": str(tmp_path)}
+    with subprocess.Popen(words, stdin=end, stdout=end, stderr=end, env=environment, start_new_session=True) as asking:
+        shown = b""
+        while b"key" not in shown:
+            shown += os.read(terminal, 1000)
+        asking.send_signal(signal.SIGINT)
+        assert asking.wait(30) == 130
+    os.close(end)
+    os.close(terminal)
+    assert not list(tmp_path.glob("convener/profiles/*"))
 
 
 def test_a_key_that_others_can_read_is_refused(user: CommandLine, tmp_path: Path) -> None:

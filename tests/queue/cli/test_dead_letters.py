@@ -67,7 +67,8 @@ async def test_a_filter_counts_and_asks(convener: CommandLine, live_service: Ser
     refused = await convener(*command, stdin="n\n")
     assert (refused.code, "requeued" in refused.out) == (1, False)
     assert "requeue 2 dead letters? [y/N]" in refused.err
-    assert (await convener(*command, stdin="")).code == 1
+    silent = await convener(*command, stdin="")
+    assert (silent.code, "nobody has answered" in silent.err, "add --yes" in silent.err) == (1, True, True)
     assert await _states(convener, goal) == ["failed", "failed"]
     done = await convener(*command, "--limit", "1", stdin="y\n")
     assert (done.code, done.out.splitlines()[-1]) == (0, "requeued 1 dead letter")
