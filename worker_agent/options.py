@@ -69,15 +69,16 @@ def read_options(arguments: Sequence[str], environment: Mapping[str, str]) -> tu
     try:
         if options.check_isolation:
             protections = determine(probe(read_rules(options, environment)))
-            print(as_json(protections) if options.output == "json" else as_text(protections))
-            parser.exit()
-        if options.check_handlers:
+            answer = as_json(protections) if options.output == "json" else as_text(protections)
+        elif options.check_handlers:
             handlers, _ = _handlers(options, _capabilities(options.capabilities), environment)
-            print("the handlers load, and serve", ", ".join(sorted(handlers)))
-            parser.exit()
-        return _settings(options, {**environment, **_handed_over(options.secrets_fd)}), options
+            answer = f"the handlers load, and serve {', '.join(sorted(handlers))}"
+        else:
+            return _settings(options, {**environment, **_handed_over(options.secrets_fd)}), options
     except (UnusableHandler, ValueError, OSError) as error:
         parser.error(str(error))
+    print(answer)
+    raise SystemExit(0)
 
 
 def read_slots(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[Sequence[Slot], argparse.Namespace]:
@@ -112,7 +113,7 @@ def _log_arguments(environment: Mapping[str, str]) -> list[str]:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exit with 2 and the message instead of all options; as JSON where the answer would have been."""
-        hint = "`convener worker --help` lists the options"
+        hint = f"`{self.prog} --help` lists the options"
         text = f"{hint}\n{self.prog}: error: {message}"
         if _asks_for_json(sys.argv):
             text = json.dumps({"error": message, "exit_code": 2, "details": [], "hint": hint})
@@ -342,7 +343,9 @@ def _profile(options: argparse.Namespace, limits: ResourceLimits, capabilities: 
 
 def _gpu_count(word: str) -> int | None:
     """The number of GPUs; None for all."""
-    return None if word == "all" else max(0, int(word))
+    if word != "all" and not word.isdecimal():
+        raise argparse.ArgumentTypeError(f"{word} is neither a number of GPUs nor all")
+    return None if word == "all" else int(word)
 
 
 def _resources(words: Sequence[str]) -> dict[str, int]:

@@ -6,6 +6,7 @@ import os
 import secrets
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -104,9 +105,18 @@ def _read_answer(text: str, rules: Confinement) -> dict[str, list[str]]:
         raise UnusableHandler("the handlers could not be imported: they ended their interpreter") from error
     if answer["problems"]:
         who = "" if rules.user is None else f" (handlers run as user {rules.user[0]}, which must be able to read them)"
-        place = f"; handlers do not see what lies in {os.getcwd()}" if os.getcwd() in NEVER_SHOWN else ""
-        raise UnusableHandler("; ".join(answer["problems"]) + who + place)
+        problems = "; ".join(answer["problems"])
+        raise UnusableHandler(problems + who + _places(problems))
     return {table: [str(key) for key in keys] for table, keys in answer["tables"].items()}
+
+
+def _places(problems: str) -> str:
+    """Where handlers are looked for, if that may be what is wrong, as for whoever starts in another directory."""
+    if os.getcwd() in NEVER_SHOWN:
+        return f"; handlers do not see what lies in {os.getcwd()}"
+    if "ModuleNotFoundError" not in problems:
+        return ""
+    return f"; modules are looked for in this directory, {os.getcwd()}, in PYTHONPATH, and in what {sys.prefix} has"
 
 
 def _pid_namespace() -> str:

@@ -48,6 +48,7 @@ _HINTS = {
     "config_refused": "correct the values named above; `convener config get` shows the others",
     "checkpoint_not_found": "`convener checkpoints ls` lists the checkpoints; old ones are pruned",
     "metric_not_found": "`convener metrics series` lists the names",
+    "model_not_allowed": "`convener llm models ls` lists the models, and `convener llm models add MODEL` adds one",
     "not_found": "the service knows no such address; it may be of another version than this program",
     "task_conflict": "choose another id, or send the very same body again",
     "task_finished": "nothing can be done to it any more; `convener tasks get ID` shows how it ended",

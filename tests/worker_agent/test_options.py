@@ -65,7 +65,9 @@ def test_a_launched_worker_without_usable_handlers_begins_in_order_to_say_so(
     assert "no_such_module" in str(settings.not_ready_reason)
     assert (settings.handlers, settings.profile["capabilities"]) == ({}, list(AGENT_TYPES))
     assert read("--launched-as=me").not_ready_reason
-    assert "no_such_module" in refused(capsys, "--handlers", "no_such_module")
+    message = refused(capsys, "--handlers", "no_such_module")
+    assert "No module named 'no_such_module'" in message
+    assert f"looked for in this directory, {os.getcwd()}, in PYTHONPATH" in message
 
 
 def test_secrets_may_come_through_a_pipe_which_wins_and_is_closed() -> None:
@@ -146,6 +148,8 @@ def test_programs_are_handlers() -> None:
         (("--handler", ECHO, "--pass-env", "CONVENER_KEY"), "never passed to handlers"),
         (("--handler", ECHO, "--pass-env", "PGPASSWORD"), "never passed to handlers"),
         (("--handler", ECHO, "--pass-env", "A B"), "names of variables"),
+        (("--handler", ECHO, "--gpus", "many"), "many is neither a number of GPUs nor all"),
+        (("--handler", ECHO, "--gpus", "-1"), "-1 is neither a number of GPUs nor all"),
         (("--handler", ECHO, "--memory-gb", "0"), "must be positive"),
         (("--handler", ECHO, "--cpu", "nan"), "must be positive"),
         (("--handler", ECHO, "--key-file", "/no/such/file"), "No such file"),

@@ -1,6 +1,7 @@
 """`convener alerts`: list, show and acknowledge alerts."""
 
 from datetime import datetime
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -23,6 +24,13 @@ _SEVERITIES = {"critical": "red", "warning": "yellow"}
 AlertId = Annotated[int, typer.Argument(metavar="ID", help="number of the alert", min=1)]
 
 
+class SeverityName(StrEnum):
+    """Values of `--severity`."""
+
+    WARNING = "warning"
+    CRITICAL = "critical"
+
+
 @app.command(
     epilog=output.examples(
         "convener alerts ls",
@@ -35,7 +43,7 @@ def ls(
         list[AlertState] | None, typer.Option(help="open and acknowledged by default; may be given twice")
     ] = None,
     rule: Annotated[AlertRule | None, typer.Option(help="of this rule only")] = None,
-    severity: Annotated[str | None, typer.Option(metavar="warning|critical", help="of this severity only")] = None,
+    severity: Annotated[SeverityName | None, typer.Option(help="of this severity only")] = None,
     limit: Limit = 50,
     everything: Whole = False,
     url: Url = None,
