@@ -16,6 +16,7 @@ import logging
 import os
 
 from worker_agent.actions import Exit, ExitCode
+from worker_agent.broken_pipes import ending_with_the_reader
 from worker_agent.daemon import Daemon, DaemonSettings
 from worker_agent.log_lines import printable, set_up_logging
 from worker_agent.options import read_options, read_slots
@@ -35,11 +36,13 @@ _ADVICE = {
 
 def main() -> None:
     """Run the worker; raises SystemExit with one of the documented exit codes."""
-    slots, options = read_slots(sys.argv[1:], os.environ)
+    with ending_with_the_reader():
+        slots, options = read_slots(sys.argv[1:], os.environ)
     if slots:
         set_up_logging(options.log_level, as_json=options.json_logs, file=None, quiet=())
         raise SystemExit(run_slots(slots, sys.argv[1:], options.grace))
-    settings, options = read_options(sys.argv[1:], os.environ)
+    with ending_with_the_reader():
+        settings, options = read_options(sys.argv[1:], os.environ)
     try:
         set_up_logging(options.log_level, as_json=options.json_logs, file=options.log_file, quiet=("httpx", "httpcore"))
     except OSError as error:

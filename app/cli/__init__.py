@@ -11,6 +11,13 @@ def main() -> None:
         from app.cli.commands import build
 
         build()()
+    except SystemExit as end:
+        # Typer and Rich make an exit with 1 of it, by which scripts know a refusal.
+        if isinstance(end.__context__, BrokenPipeError):
+            from worker_agent.broken_pipes import end_by_broken_pipe
+
+            end_by_broken_pipe()
+        raise
     except KeyboardInterrupt:  # before a command could take it
         raise SystemExit(130) from None
     except Exception as error:

@@ -2,12 +2,11 @@
 
 import os
 import re
-import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
-from itertools import takewhile
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from typer.main import get_command
 from app.cli import main
 from app.cli.commands import ENTRIES, load
 from app.terminal.failures import ExitCode
-from tests.support.command_line import COMMAND, CommandLine
+from tests.support.command_line import COMMAND, CommandLine, words_of
 
 
 def _commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -59,20 +58,30 @@ def test_examples_are_accepted_as_they_are_printed() -> None:
         for name in path:
             command = command.get_command(None, name)
         for line in (command.epilog or "").splitlines():
-            words = _words(line)
+            words = words_of(line)
             if words[: len(path)] == [*path]:
                 command.make_context(" ".join(path), words[len(path) :])
                 count += 1
     assert count > 200
 
 
-def _words(line: str) -> list[str]:
-    """The words after `convener` in a line of shell, up to an operator; none where another command fills some."""
-    parser = shlex.shlex(line, posix=True, punctuation_chars="|;()<>&")
-    parser.whitespace_split = True
-    words = [] if "$(" in line else [*parser]
-    own = words[words.index("convener") + 1 :] if "convener" in words else []
-    return [*takewhile(lambda word: not set(word) <= set("|;()<>&"), own)]
+@pytest.mark.parametrize(
+    "command",
+    ["convener --help", "convener tasks --help", "convener simulate step", "convener tasks list", "convener-worker -h"],
+)
+def test_a_reader_that_has_gone_ends_a_command_as_it_ends_others(command: str) -> None:
+    """It ended with 1, as after a refusal, and the worker with a trace."""
+    name, *words = command.split()
+    program = [sys.executable, "-m", {"convener": "app.cli", "convener-worker": "worker_agent"}[name], *words]
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        # What is wrong with a command goes to stderr, which a shell may lead into the same pipe.
+        errors = writing if "list" in words else subprocess.PIPE
+        done = subprocess.run(program, stdout=writing, stderr=errors, text=True, timeout=60, check=False)
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr or "") == (-signal.SIGPIPE, "")
 
 
 @pytest.mark.parametrize("place", ["app.secrecy.close_process", "app.cli.commands.build"])
@@ -175,6 +184,7 @@ def test_wrong_usage(offline: CommandLine) -> None:
         ("goals report kepler --iteration 1 --quality high", "must be a number"),
         ("goals create --objective x --compute-budget soon", "soon is not a time like 90s, 30min, 2h or 3d"),
         ("events --kind lost", "lost is no kind of event"),
+        ("alerts ls --severity high", "'high' is not one of 'warning', 'critical'"),
         ("config mode fast", "'fast' is not one of 'development', 'production', 'trusted_tester'"),
     ],
 )

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -41,6 +42,15 @@ def parse(command: str) -> None:
     while hasattr(group, "resolve_command"):
         name, group, words = group.resolve_command(context, [*context._protected_args, *context.args])
         context = group.make_context(name, words, parent=context)
+
+
+def words_of(line: str) -> list[str]:
+    """The words after `convener` in a line of shell, up to an operator; none where another command fills some."""
+    parser = shlex.shlex(line, posix=True, punctuation_chars="|;()<>&")
+    parser.whitespace_split = True
+    words = [] if "$(" in line else [*parser]
+    own = words[words.index("convener") + 1 :] if "convener" in words else []
+    return [*takewhile(lambda word: not set(word) <= set("|;()<>&"), own)]
 
 
 Json = dict[str, Any]
