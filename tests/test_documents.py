@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shlex
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer.main
 
 from app.cli import commands
 from docs import generate
+from tests.support.command_line import parse, words_of
 from tests.support.documents import DOCUMENTS, ROOT, blocks, commands_of, document_name, prose, spans
 from worker_agent import options as worker_options
 
@@ -113,6 +115,7 @@ def test_every_target_of_make_exists(document: Path) -> None:
     assert not wrong, f"{document_name(document)} names targets that the Makefile lacks: {wrong}"
 
 
+_ID = "01a2b3c4"
 _HELP = ("--help", "-h", "--version")
 
 
@@ -204,6 +207,16 @@ def test_every_command_that_a_message_or_an_alert_names_exists() -> None:
 def test_every_command_exists(document: Path) -> None:
     wrong = [problem for call in _calls_of_convener(document.read_text()) if (problem := _wrong_command(call))]
     assert not wrong, f"{document_name(document)}: " + "; ".join(wrong)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=document_name)
+def test_commands_of_blocks_are_accepted_as_they_are_printed(document: Path) -> None:
+    """One gave the agent of a task without its option, and who copied it was refused."""
+    for block in blocks(document.read_text(), "sh"):
+        # Of Kubernetes it is the name of a namespace too.
+        for line in block.replace("\\\n", " ").replace("kubectl -n convener ", "kubectl ").splitlines():
+            if "convener " in line and (words := words_of(line)):
+                parse(shlex.join(["convener", *(_ID if word == "ID" else word for word in words)]))
 
 
 @cache

@@ -55,7 +55,7 @@ _COMMAND = "convener key ... --database"
 
 @app.command(
     epilog=output.examples(
-        "convener key create pool --label 'pool of lab 1' > pool.key",
+        "(umask 077; convener key create pool --label 'pool of lab 1' > pool.key)",
         "convener key create reader --label dashboard --without content:read --expires-in 90d",
         "convener key create supervisor --label 'lab a' --namespace lab-a",
         "CONVENER_DATABASE_URL=postgresql://... convener key create admin --label me",
@@ -96,7 +96,7 @@ def create(
 
 @app.command(
     epilog=output.examples(
-        "convener key enrol --label 'node 7' > node7.token",
+        "(umask 077; convener key enrol --label 'node 7' > node7.token)",
         "convener key enrol --label 'job array' --uses 64 --expires-in 2h",
     )
 )
@@ -120,7 +120,7 @@ def enrol(
 
 @app.command(
     epilog=output.examples(
-        "convener key rotate 4f0c9d2a71be > pool.key",
+        "(umask 077; convener key rotate 4f0c9d2a71be > pool.key)",
         "convener key rotate 4f0c9d2a71be --overlap 0s --expires-in 90d",
     )
 )

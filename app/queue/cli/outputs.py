@@ -15,6 +15,7 @@ from app.terminal.output import Format, Output
 
 EPILOG = output.examples(
     "convener outputs --agent ranking --goal kepler",
+    "convener outputs -o json > new.json && jq -r .next new.json > token",
     'convener outputs --after "$(cat token)" -o json > new.json && jq -r .next new.json > token',
 )
 

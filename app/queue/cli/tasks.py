@@ -105,7 +105,7 @@ def get(task_id: TaskIdArgument, url: Url = None, fmt: Output = Format.TABLE) ->
 @app.command(
     epilog=output.examples(
         "convener tasks change 0190a5b2 --priority critical --reason 'the referee waits'",
-        "convener tasks change 0190a5b2 --deadline 2026-12-01T12:00Z",
+        "convener tasks change 0190a5b2 --deadline 2030-01-31T12:00Z",
         "convener tasks change 0190a5b2 --no-deadline",
     )
 )
