@@ -22,7 +22,7 @@ from app.process_exit import until_exit
 from app.secrecy import handed_over, make_private, open_log
 from app.workers.provisioners.base import Handle
 from app.workers.provisioners.last_error import last_error
-from app.workers.provisioners.process_tables import Origin, own_table, seconds_since_start
+from app.workers.provisioners.process_tables import Origin, is_start_of, own_table, seconds_since_start, start_marks
 
 log = logging.getLogger(__name__)
 OWNER_VARIABLE = "CONVENER_OWNER"
@@ -211,14 +211,13 @@ class LocalProvisioner:
 
 def _handle(process: psutil.Process, log_file: str | None = None) -> Handle:
     # A pid may belong to another process by now; together with the time of its start it is unique.
-    return {"pid": process.pid, "created": round(process.create_time(), 2), "log": log_file, **own_table().marks()}
+    return {"pid": process.pid, **start_marks(process), "log": log_file, **own_table().marks()}
 
 
 def _process(handle: Handle) -> psutil.Process | None:
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(handle["pid"])
-        is_same = abs(process.create_time() - handle["created"]) < 0.05
-        if is_same and process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        if is_start_of(process, handle) and process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
             return process
     return None
 
@@ -226,7 +225,7 @@ def _process(handle: Handle) -> psutil.Process | None:
 def _is_reused(handle: Handle) -> bool:
     """Whether another process has the pid by now, which the kernel allows only once the session is empty."""
     with contextlib.suppress(psutil.NoSuchProcess):
-        return bool(abs(psutil.Process(handle["pid"]).create_time() - handle["created"]) >= 0.05)
+        return not is_start_of(psutil.Process(handle["pid"]), handle)
     return False
 
 

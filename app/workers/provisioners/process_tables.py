@@ -25,6 +25,8 @@ from typing import Any
 
 import psutil
 
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+_TOLERANCE_SECONDS = 0.05
 # Of a UUID as `uuid.getnode` makes it up where it finds no network card.
 _MULTICAST = 1 << 40
 
@@ -62,7 +64,7 @@ def own_table() -> ProcessTable:
     """The process table in which this process runs."""
     machine = _text("/etc/machine-id") or _text("/var/lib/dbus/machine-id") or _network_card()
     # Without a boot id a restarted machine has the same table, whose pids creation times tell apart.
-    kernel = _text("/proc/sys/kernel/random/boot_id") or machine
+    kernel = _text(_BOOT_ID) or machine
     return ProcessTable(
         machine=_digest("machine", machine) if machine else None,
         table=_digest("table", f"{kernel} {_namespace()}") if kernel else None,
@@ -75,6 +77,30 @@ def seconds_since_start() -> float:
     with contextlib.suppress(psutil.Error, OSError):  # it may be hidden from other users
         return max(0.0, seconds_since_boot - (psutil.Process(1).create_time() - psutil.boot_time()))
     return seconds_since_boot
+
+
+def start_marks(process: psutil.Process) -> dict[str, float]:
+    """The fields of a handle that tell the start of its process; `since_boot` where each boot has a table of its own.
+
+    The system reckons the time of a start from its clock, so all of them move when that is set.
+    """
+    marks = {"created": round(process.create_time(), 2)}
+    return marks | ({"since_boot": _since_boot(process)} if _text(_BOOT_ID) else {})
+
+
+def is_start_of(process: psutil.Process, handle: dict[str, Any]) -> bool:
+    """Whether the process started when that of the handle did, which may be one of an earlier version."""
+    if "since_boot" in handle:
+        return _is_close(_since_boot(process), handle["since_boot"])
+    return _is_close(process.create_time(), handle["created"])
+
+
+def _is_close(one_start: float, other_start: float) -> bool:
+    return abs(one_start - other_start) < _TOLERANCE_SECONDS
+
+
+def _since_boot(process: psutil.Process) -> float:
+    return round(process.create_time() - psutil.boot_time(), 2)
 
 
 def _text(path: str) -> str:

@@ -198,6 +198,31 @@ async def test_a_pid_that_is_somebody_elses_by_now_is_not_our_worker(machine: Ma
     assert process.is_running()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems keep the time of a start itself")
+@pytest.mark.parametrize("seconds", [-86_400, 3600])
+async def test_a_worker_is_known_and_ended_also_when_the_clock_was_set(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, seconds: int
+) -> None:
+    """The kernel reckons the time of its boot back from the clock, and with it those of all starts."""
+    plane, worker_id = machine.plane("stubborn"), uuid4()
+    handle = json.loads(json.dumps(await plane.start(worker_id, "here-1", KEY)))
+    await machine.ready()
+    booted_at = psutil.boot_time()
+    monkeypatch.setattr("psutil._psplatform.boot_time", lambda: booted_at + seconds)
+    assert plane.is_running(handle)
+    plane.stop(worker_id, handle, 0.1)
+    assert await machine.exited() == [(worker_id, "the process was killed by SIGKILL")]
+    assert not plane.is_running(handle)
+
+
+async def test_a_handle_of_an_earlier_version_names_its_worker(machine: Machine) -> None:
+    plane, worker_id = machine.plane(), uuid4()
+    handle = await plane.start(worker_id, "here-1", KEY)
+    handle.pop("since_boot", None)
+    assert plane.is_running(handle)
+    assert not plane.is_running({**handle, "created": handle["created"] - 100})
+
+
 async def test_the_workers_of_another_owner_are_left_alone(machine: Machine) -> None:
     ours, theirs = machine.plane(), machine.plane(owner=f"another {uuid4()}")
     one, other = uuid4(), uuid4()
