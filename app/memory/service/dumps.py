@@ -29,6 +29,8 @@ _LIBPQ_PARAMETERS = frozenset(
         "channel_binding",
     }
 )
+# What the driver does not follow, and would lead these programs to another server or change what they write.
+_FOLLOWED_BY_LIBPQ_ALONE = frozenset({"PGSERVICE", "PGHOSTADDR", "PGOPTIONS", "PGCLIENTENCODING"})
 _POLL_SECONDS = 0.2
 _ESCAPED = re.compile(r"[:\\]")
 _MAX_ERROR_LINES = 5
@@ -162,7 +164,11 @@ def _password_file(password: str) -> Iterator[int]:
 
 def _environment(password_file: int | None) -> dict[str, str]:
     """That of this process without its secrets, and with the password file."""
-    ours = {name: value for name, value in os.environ.items() if not name.startswith("CONVENER_")}
+    ours = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("CONVENER_") and name not in _FOLLOWED_BY_LIBPQ_ALONE
+    }
     if password_file is None:
         return ours
     ours.pop("PGPASSWORD", None)  # it would win

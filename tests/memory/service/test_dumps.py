@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from app.memory.service.dumps import Dumps, connection_arguments
@@ -53,6 +54,26 @@ async def test_nothing_secret_is_shown_in_the_list_of_processes(
     assert "PGPASSWORD" not in (tmp_path / "pg_dump.shown").read_text()
     assert (tmp_path / "pg_dump.password").read_text() == "*:*:*:*:hunter\\:\\\\2\n"
     assert (tmp_path / "pg_dump.mode").read_text() == "600\n", "libpq passes over a file that others could read"
+
+
+async def test_variables_that_the_driver_does_not_follow_lead_to_no_other_server(
+    binaries: Binaries, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The dump is of the database that the service works on, as that stores it."""
+    connection = await asyncpg.connect(database_url)
+    await connection.execute("CREATE TABLE words (word text); INSERT INTO words VALUES ('\N{GREEK SMALL LETTER PI}')")
+    await connection.close()
+    for name, value in {
+        "PGSERVICE": "of somebody else",
+        "PGHOSTADDR": "127.0.0.254",
+        "PGOPTIONS": "-c no.such=",
+        "PGCLIENTENCODING": "LATIN1",
+    }.items():
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            await Dumps(binaries=binaries).dump(database_url, tmp_path / name, lambda _: None)
+        words = Dumps(binaries=binaries)._run("pg_restore", ["--table=words", "--file=-", str(tmp_path / name)])
+        assert "\N{GREEK SMALL LETTER PI}" in words
 
 
 async def test_a_failure_says_why(binaries: Binaries, tmp_path: Path) -> None:
