@@ -28,6 +28,8 @@ from app.postgres.errors import ClusterBusy, ClusterUnusable
 
 INCLUDED_FILE = "convener.conf"
 STAGING_PREFIX = "initialising-"
+# What variables such as PGSSLMODE say is meant for servers of others.
+_PARAMETERS = "sslmode=disable&target_session_attrs=any"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,8 +90,8 @@ class Cluster:
 
     @property
     def url(self) -> str:
-        """URL for asyncpg, complete once the server has started; SQLAlchemy needs `postgresql+asyncpg` instead."""
-        return f"postgresql://{roles.NAME}:{self._password()}@{HOST}:{self.port}/{roles.NAME}"
+        """URL for asyncpg and libpq, complete once the server has started."""
+        return f"postgresql://{roles.NAME}:{self._password()}@{HOST}:{self.port}/{roles.NAME}?{_PARAMETERS}"
 
     @property
     def socket_url(self) -> str | None:
@@ -98,7 +100,7 @@ class Cluster:
         if not offers_socket(sockets):
             return None
         host = quote(str(sockets), safe="/")
-        return f"postgresql://{roles.NAME}:{self._password()}@/{roles.NAME}?host={host}&port={self.port}"
+        return f"postgresql://{roles.NAME}:{self._password()}@/{roles.NAME}?host={host}&port={self.port}&{_PARAMETERS}"
 
     @property
     def own_url(self) -> str:

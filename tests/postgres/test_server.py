@@ -14,8 +14,8 @@ import asyncpg
 import psutil
 import pytest
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import create_async_engine
 
+from app.db.database import Database
 from app.postgres.cluster import Cluster
 from app.postgres.configuration import HOST, socket_directory
 from app.postgres.errors import ClusterBusy, StartFailed
@@ -78,16 +78,25 @@ async def test_has_the_settings_it_should(server: Server) -> None:
     assert {name: await run_sql(server.url, f"SHOW {name}") for name in expected} == expected
 
 
-async def test_can_be_reached_by_socket_and_by_sqlalchemy(server: Server) -> None:
+async def test_can_be_reached_by_socket_and_by_port(server: Server) -> None:
     await server.start()
     socket_url = server.cluster.socket_url
     assert socket_url is not None
     assert await run_sql(socket_url, "SELECT inet_server_port()") is None
     for url in (server.cluster.url, socket_url):
-        engine = create_async_engine(url.replace("postgresql://", "postgresql+asyncpg://"))
-        async with engine.connect() as connection:
+        database = Database(url)
+        async with database.transaction() as connection:
             assert (await connection.execute(text("SELECT 1"))).scalar_one() == 1
-        await engine.dispose()
+        await database.close()
+
+
+async def test_variables_for_other_servers_keep_nobody_out(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    await server.start()
+    for name, value in (("PGSSLMODE", "verify-full"), ("PGTARGETSESSIONATTRS", "standby")):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            for url in (server.cluster.url, server.url):
+                assert await run_sql(url, "SELECT 1") == 1
 
 
 async def test_of_its_log_the_newest_files_are_kept(server: Server, tmp_path: Path) -> None:
