@@ -80,6 +80,8 @@ def confine(directory: str, kept: list[str], uid: int | None = None) -> None:
     path leads to what is kept, and nothing is opened. Needs a mount namespace of its own.
     """
     mount("none", "/", "", MS_REC | MS_PRIVATE)
+    # What is made here leads the user to be to its own, whatever whoever started us keeps to; PostgreSQL sets its own.
+    former_umask = os.umask(0o022)
     hidden = {place for path in kept if uid is not None and (place := first_closed(path))}
     if not any(is_within(directory, place) for place in hidden):
         parent = os.path.dirname(directory)
@@ -96,6 +98,7 @@ def confine(directory: str, kept: list[str], uid: int | None = None) -> None:
         os.close(descriptor)
     if uid is not None and not is_named(uid):
         name_user(uid, min(hidden))
+    os.umask(former_umask)
     call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 

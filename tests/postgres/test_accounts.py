@@ -91,6 +91,23 @@ def test_an_ordinary_user_runs_it_as_itself(state: Path, python_of_ordinary_user
 
 
 @pytest.mark.usefixtures("confinable")
+@pytest.mark.parametrize("umask", [0o077, 0o027, 0])
+def test_it_is_confined_whatever_the_umask(cluster: Cluster, umask: int) -> None:
+    """Root of a hardened machine has a strict one, which closed the way to the directories that are kept."""
+    former = os.umask(umask)
+    try:
+        account = choose_account(cluster.directory, cluster.binaries)
+        command = account.command(
+            cluster.directory, cluster.binaries, "postgres", "-C", "port", "-D", str(cluster.data)
+        )
+        shown = subprocess.run(command, env=accounts.server_environment(), capture_output=True, text=True)
+    finally:
+        os.umask(former)
+    assert account.is_confined
+    assert (shown.returncode, shown.stdout.strip().isdecimal()) == (0, True), shown.stderr
+
+
+@pytest.mark.usefixtures("confinable")
 def test_the_server_of_an_ordinary_user_does_not_see_the_keys_beside_its_directory(
     state: Path, python_of_ordinary_user: list[str]
 ) -> None:
