@@ -37,6 +37,12 @@ pytest_plugins = ["tests.support.command_line"]
 # Where tests run in parallel on a server that was given, every process has databases of its own.
 PROCESS = os.environ.get("PYTEST_XDIST_WORKER", "alone")
 _TEMPLATE = f"convener_template_{PROCESS}"
+# What rich and typer go by, beside the terminal.
+_LOOKS = frozenset(
+    {"FORCE_COLOR", "NO_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS"}
+)
+# Of the 103 bytes that macOS has for a socket, tests that run in parallel take 88 for their own directories.
+_LONGEST_TEMPORARY_PATH = 15
 _LONG = 100
 _UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 # Deleting takes a tenth of the time of truncating, and that a fraction of making a database.
@@ -57,8 +63,17 @@ settings.load_profile("whenever")
 def pytest_configure() -> None:
     """Let programs that tests interrupt notice it, also where a script runs the tests in its background.
 
-    Drivers ask no PostgreSQL of the tests for TLS, which it has not: a context for it is made for every connection.
+    Nor does the shell that starts them decide what they see: its mask of modes, which may close code to handlers of
+    another user, its wishes for colours, its servers of PostgreSQL, and a temporary directory whose path is so long
+    that sockets have no room below it.
     """
+    os.umask(0o022)
+    if len(os.fsencode(tempfile.gettempdir())) > _LONGEST_TEMPORARY_PATH:
+        os.environ["TMPDIR"] = tempfile.tempdir = "/tmp"
+    is_given = "CONVENER_TEST_DATABASE_URL" in os.environ
+    for name in [name for name in os.environ if name in _LOOKS or (name.startswith("PG") and not is_given)]:
+        del os.environ[name]
+    # Drivers ask no PostgreSQL of the tests for TLS, which it has not: a context for it is made for every connection.
     os.environ.setdefault("PGSSLMODE", "disable")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

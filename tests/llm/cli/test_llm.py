@@ -14,7 +14,7 @@ async def _called(live_service: Service, *, settle: bool) -> str:
     request = {"request_id": str(uuid4()), "model": model, "agent_type": "ranking", "estimated_tokens": 10}
     headers = {"Authorization": f"Bearer {live_service.keys[Role.SUPERVISOR]}"}
     operator = {"Authorization": f"Bearer {live_service.keys[Role.OPERATOR]}", "If-Match": '"0"'}
-    async with httpx.AsyncClient(base_url=live_service.url, headers=headers) as client:
+    async with httpx.AsyncClient(base_url=live_service.url, headers=headers, trust_env=False) as client:
         assert (await client.put(f"/llm/models/{model}", json={}, headers=operator)).is_success
         permit = (await client.post("/llm/permits", json=request)).json()
         if settle:
