@@ -37,9 +37,10 @@ def disk() -> Iterable[Check]:
     settings = usable_settings()
     if settings is None:  # `network` says why
         return
-    place = _existing(settings.state_directory)
-    free = shutil.disk_usage(place).free
-    detail = f"{free / _GB:,.1f} GB are free where {settings.state_directory} is"
+    # Either may be a disk of its own.
+    places = (settings.state_directory, settings.state_directory / "postgres")
+    free, place = min((shutil.disk_usage(_existing(place)).free, place) for place in places)
+    detail = f"{free / _GB:,.1f} GB are free where {place} is"
     remedy = (
         "make room there, keep less history (CONVENER_HISTORY_DAYS, CONVENER_EVENTS_DAYS), "
         "or choose another place with CONVENER_STATE_DIRECTORY"

@@ -17,7 +17,8 @@ from app.db.connections import SELECT_SERVER, UNSUPPORTED, Connections, Limits, 
 from app.db.notify import Announcer, begin_locked_work, pop_news
 from app.kernel.database_urls import check_database_url
 from app.kernel.errors import DatabaseUnavailable, Locked, Unstorable
-from app.outage import Outage
+from app.kernel.refused_writes import MEANINGS, RefusedWrite, WriteTrouble, trouble_of
+from app.outage import DatabaseOutage
 
 Kind = TypeVar("Kind")
 SharedObjects = dict[type, Any]
@@ -55,7 +56,7 @@ class Database:
         connections: int = 6,
         spare_connections: int = 4,
         statement_seconds: float | None = None,
-        outage: Outage | None = None,
+        outage: DatabaseOutage | None = None,
     ) -> None:
         self.url = plain_url(url)
         self.direct_url = None if direct_url is None else plain_url(direct_url)
@@ -64,9 +65,9 @@ class Database:
         self._limits = Limits(statement_seconds=statement_seconds, lock_seconds=_LOCK_SECONDS if is_limited else None)
         self.hot = StatementPool(self.url, lambda: self._connections.open(HOT), hot_connections)
         self.submits = StatementPool(self.url, lambda: self._connections.open(self._limits), submit_connections)
-        self.outage = outage or Outage()
+        self.outage = outage or DatabaseOutage()
         self.announcer = Announcer(self.connect, on_silence=self._connections.cut, outage=self.outage)
-        self.shared_objects: SharedObjects = {}
+        self.shared_objects: SharedObjects = {DatabaseOutage: self.outage}
         self.engine = self._engine(self._limits, connections, overflow=spare_connections, timeout=5)
         read_limits = Limits(statement_seconds=statement_seconds, lock_seconds=_READ_LOCK_SECONDS)
         self._read_engine = self._engine(read_limits, 4, overflow=2, timeout=3)
@@ -152,9 +153,16 @@ class Database:
                 self.announcer.announce(pop_news(connection))
                 self.outage.note_answer()
         except (SQLAlchemyError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
-            if is_gone(error):
-                self.outage.note_failure(_cause(error) or error)
+            self.note_failure(error)
             raise cancellation_or(error) from error
+
+    def note_failure(self, error: BaseException) -> None:
+        """Let the log tell of an error that means that the database is away, or refuses writes."""
+        cause = _cause(error)
+        if is_gone(error):
+            self.outage.note_failure(cause or error)
+        elif trouble := _write_trouble(cause):
+            self.outage.note_refused(RefusedWrite(trouble=trouble, words=str(cause).partition("\n")[0]))
 
     async def is_former_primary(self, connection: AsyncConnection) -> bool:
         """Whether the connection leads to a server in whose place another one was promoted, as a pooler's may."""
@@ -313,6 +321,13 @@ def _cause(error: BaseException) -> BaseException | None:
     return error.orig.__cause__ if isinstance(error, DBAPIError) and error.orig else error
 
 
+def _write_trouble(cause: BaseException | None) -> WriteTrouble | None:
+    # One without words, as no server sends any, cannot even be written as text.
+    return (
+        trouble_of(str(cause.sqlstate), str(cause)) if isinstance(cause, asyncpg.PostgresError) and cause.args else None
+    )
+
+
 def is_locked(error: BaseException | None) -> bool:
     """Whether an error means that somebody else has held a lock for longer than the statement may wait."""
     cause = error.orig if isinstance(error, DBAPIError) else error
@@ -338,6 +353,12 @@ def translate_error(error: Exception) -> Exception:
     if isinstance(error, PoolExhausted):
         return DatabaseUnavailable("all connections to the database are in use; send this one again in a moment")
     cause = _cause(error)
+    if trouble := _write_trouble(cause):
+        return DatabaseUnavailable(f"{MEANINGS[trouble]}; send this one again later", reason=trouble.value)
+    return _translate_other(error, cause)
+
+
+def _translate_other(error: Exception, cause: BaseException | None) -> Exception:
     if isinstance(cause, asyncpg.exceptions.QueryCanceledError):
         return DatabaseUnavailable("this takes the database too long; ask for less at once, or again in a moment")
     if is_outage(error):

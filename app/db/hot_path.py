@@ -7,7 +7,7 @@ import asyncpg
 from sqlalchemy.exc import TimeoutError as PoolExhausted
 
 from app.db.connections import StatementPool
-from app.db.database import Database, cancellation_or, is_gone
+from app.db.database import Database, cancellation_or
 
 T = TypeVar("T")
 _ACQUIRE_SECONDS = 5.0
@@ -53,8 +53,7 @@ async def run(
             failure = error
             if isinstance(error, TimeoutError) and pool is not None and pool.get_size() == pool.get_max_size():
                 failure = PoolExhausted()  # all are in use: the database is busy, and not away
-            if is_gone(failure):
-                database.outage.note_failure(failure)
+            database.note_failure(failure)
             raise cancellation_or(failure) from error
     raise AssertionError("unreachable")
 

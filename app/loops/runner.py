@@ -110,7 +110,7 @@ class Runner:
             self._ended_at[item.name] = asyncio.get_running_loop().time()
         except DatabaseUnavailable as error:
             # The connections tell of an outage, once for all duties.
-            level = logging.DEBUG if self._context.database.outage.is_on else logging.WARNING
+            level = logging.DEBUG if self._context.database.outage.is_told else logging.WARNING
             log.log(level, "%s: %s Trying again", item.name, error.detail)
             if is_woken or isinstance(error, Locked):
                 # What holds the lock ends soon, as what keeps a pooler from a new server may, and the next interval may
@@ -134,7 +134,7 @@ class Runner:
         begun_at, logged_at = clock(), None
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
-            if self._context.database.outage.is_on:
+            if self._context.database.outage.is_told:
                 # The connections tell of it; afterwards each has its patience anew.
                 begun_at = clock()
             ended_at = {item.name: max(begun_at, self._ended_at.get(item.name, begun_at)) for item in self._schedule}

@@ -21,7 +21,8 @@ from app.process_exit import until_exit
 READY_POLL_SECONDS = 0.01
 STATUS_LINE = 7
 MESSAGE_CHARACTERS = 2_000
-REFUSAL = "FATAL:  the database system is "
+# What clients are told while it starts, and the second line of that.
+REFUSALS = ("FATAL:  the database system is ", "DETAIL:  Consistent recovery state has not been yet reached.")
 KEPT_LOGS = 8
 
 
@@ -142,7 +143,9 @@ class Server:
         logs.append(self._start_log)
         latest = max(logs, key=lambda path: path.stat().st_mtime)
         # Not what clients were refused with meanwhile, a hundred times a second: it would hide the reason.
-        lines = [line for line in latest.read_text(errors="replace").splitlines() if REFUSAL not in line]
+        lines = [
+            line for line in latest.read_text(errors="replace").splitlines() if not any(r in line for r in REFUSALS)
+        ]
         text = "\n".join(lines).strip()
         end = text[-MESSAGE_CHARACTERS:]
         return end if end == text else end.partition("\n")[2] or end

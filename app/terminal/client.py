@@ -12,6 +12,7 @@ import httpx
 import typer
 
 from app.kernel.access import SCOPES, Role
+from app.kernel.refused_writes import REMEDIES
 from app.terminal.connection import OPERATOR_KEY, Access, find_access
 from app.terminal.failures import ExitCode, Failure, failure_of_value, first_line
 from app.terminal.output import note
@@ -102,8 +103,14 @@ class Refusal(Failure):
             f"{title} ({status} {code})",
             ExitCode.UNREACHABLE if code == "database_unavailable" else _CODES.get(status, ExitCode.REFUSED),
             details=explanations,
-            hint=_hint_for_roles(detail) if code == "forbidden" else _HINTS.get(code, default),
+            hint=_hint_for_roles(detail) if code == "forbidden" else _hint_for(code, problem) or default,
         )
+
+
+def _hint_for(code: str, problem: Mapping[str, Any]) -> str | None:
+    # A newer service may know other reasons.
+    remedies = {trouble.value: remedy for trouble, remedy in REMEDIES.items()}
+    return remedies.get(str(problem.get("reason"))) or _HINTS.get(code)
 
 
 def _hint_for_roles(detail: str) -> str:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from app.kernel.errors import ConvenerError, DatabaseUnavailable, KeyNotFound
+from app.kernel.refused_writes import MEANINGS, REMEDIES, WriteTrouble, trouble_of
 from app.settings import Settings
 from app.settings_sources import SettingsError
 from app.terminal.connection import settings, settings_failure
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _CHECK_SECONDS = 6.0
+_IS_IT_THERE = "is it running, and is CONVENER_DATABASE_URL its address?"
 
 
 def author(command: str) -> str:
@@ -56,7 +58,7 @@ def on_database(work: "Callable[[Database], Awaitable[T]]", url: str | None) -> 
         return asyncio.run(_on(url or database_url(), work))
     except Failure as failure:
         values = settings()
-        if failure.code is ExitCode.UNREACHABLE and values.database_url is None:  # then it was the bundled one
+        if failure.hint == _IS_IT_THERE and values.database_url is None:  # then it was the bundled one
             failure.hint = f"`convener up` starts the PostgreSQL in {values.state_directory}"
         raise
 
@@ -115,12 +117,9 @@ def database_failure(domain_error: Exception, error: Exception) -> Failure:
     if is_unreadable or (sqlstate == "42704" and "configuration parameter" in line):
         hint = "correct what follows ? in CONVENER_DATABASE_URL, or the variable of PostgreSQL, such as PGSSLMODE"
         return Failure("the address of the database makes no sense", ExitCode.USAGE, details=[line], hint=hint)
-    if sqlstate == "25006":
-        hint = (
-            "name the primary in CONVENER_DATABASE_URL, not a standby, and look for default_transaction_read_only, "
-            "which may be set for the server, the database or its role"
-        )
-        return Failure("the database takes no writes", ExitCode.REFUSED, details=[line], hint=hint)
+    if refused := trouble_of(sqlstate, line):
+        code = ExitCode.REFUSED if refused is WriteTrouble.READ_ONLY else ExitCode.UNREACHABLE
+        return Failure(MEANINGS[refused], code, details=[line], hint=REMEDIES[refused])
     if sqlstate == "53300":
         hint = (
             "raise max_connections of the server, or CONNECTION LIMIT of the role or the database: an API process "
@@ -132,8 +131,7 @@ def database_failure(domain_error: Exception, error: Exception) -> Failure:
     elif sqlstate.startswith("3D"):
         hint = "make the database, or correct its name in CONVENER_DATABASE_URL"
     elif isinstance(domain_error, DatabaseUnavailable):
-        hint = "is it running, and is CONVENER_DATABASE_URL its address?"
-        return Failure("the database cannot be reached", ExitCode.UNREACHABLE, details=[line], hint=hint)
+        return Failure("the database cannot be reached", ExitCode.UNREACHABLE, details=[line], hint=_IS_IT_THERE)
     else:
         hint = "`convener db status` tells whether its schema is the one that this version needs"
     return Failure("the database refused", ExitCode.REFUSED, details=[line], hint=hint)

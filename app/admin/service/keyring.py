@@ -114,7 +114,7 @@ class Keyring(Authenticator):
                 await self.check()
             except DatabaseUnavailable:
                 # The connections tell of an outage, once for all who use them.
-                level = logging.DEBUG if self._database.outage.is_on else logging.WARNING
+                level = logging.DEBUG if self._database.outage.is_told else logging.WARNING
                 log.log(level, "keys cannot be checked now: each is looked up again before it is believed")
             except Exception:
                 # Nothing would start this task again.

@@ -24,6 +24,7 @@ from app.health.rules.snapshot import (
 from app.health.rules.symptoms import symptom_of
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
+from app.kernel.refused_writes import REMEDIES
 from app.kernel.sessions import session_end
 from app.kernel.text import plural, printable
 from app.queue.rules.degradation import MEANINGS, TOP_STEP, DegradationStep
@@ -243,12 +244,23 @@ def _advice_on_replacements(recovery: Recovery) -> Iterator[str]:
 
 
 def database_trouble(observations: Observations, policy: CheckPolicy) -> Iterable[Symptom] | None:
-    """Somebody's locks, an old snapshot, dead rows or too many connections slow the database down."""
+    """The database refuses writes; or locks, an old snapshot, dead rows or too many connections slow it down."""
     condition = observations.database
     if condition is None:
         return None
-    locks = locks_held(condition.blocking, policy)
+    locks = [*_refused_write(condition), *locks_held(condition.blocking, policy)]
     return [*locks, *_old_snapshot(condition, policy), *_dead_rows(condition, policy), *_connections(condition, policy)]
+
+
+def _refused_write(condition: DatabaseCondition) -> Iterator[Symptom]:
+    if (refused := condition.refused) is not None:
+        yield from symptom_of(
+            Grade.CRITICAL,
+            AlertKey(rule=AlertRule.DATABASE_TROUBLE, subject="writes"),
+            code=refused.trouble.value,
+            message=printable(refused.sentence),
+            advice=REMEDIES[refused.trouble],
+        )
 
 
 def locks_held(session: BlockingSession | None, policy: CheckPolicy) -> Iterator[Symptom]:

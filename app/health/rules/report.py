@@ -25,13 +25,17 @@ from app.health.rules.snapshot import WATCH, CheckPolicy, Grade, Snapshot
 from app.health.rules.symptoms import level_of
 from app.health.rules.utilisation import Measure
 from app.kernel.agents import AgentType
+from app.kernel.refused_writes import REMEDIES
 from app.kernel.text import plural
 from app.queue.rules.admission import CapacityPolicy, capacity_level
 
 DATABASE_AWAY = "database_away"
 DATABASE_SLOW = "database_slow"
 _DIGITS = 2
-_DATABASE_ADVICE = "`convener db status` looks at the database itself: does it run, and who holds locks there?"
+_DATABASE_ADVICE = (
+    "`convener db status` looks at the database itself: does it run, has its disk room, and who holds locks there?"
+)
+_REMEDIES = {trouble.value: remedy for trouble, remedy in REMEDIES.items()}
 _SERVING = (
     "start a worker whose HANDLERS have {agent}: `convener worker --handlers MODULE`, "
     "or the service with them: `convener up --handlers MODULE`"
@@ -85,13 +89,14 @@ def outdated_report(last: Report | None, at: datetime, code: str, reason: str) -
 
     The reasons of the last report are left out, as nobody knows whether they still hold.
     """
+    cause = critical(code, reason, _REMEDIES.get(code, _DATABASE_ADVICE))
     if last is None:
         never = "nothing has been read from the database yet: all figures are 0 for want of any"
-        reasons = [critical(code, reason, _DATABASE_ADVICE), note("not_measured", never)]
+        reasons = [cause, note("not_measured", never)]
         return Report(at=at, overall=Overall.CRITICAL, reasons=reasons)
     ago = max(0, int((at - last.at).total_seconds()))
     old = note("out_of_date", f"all figures are those of {ago:,} s ago")
-    return replace(last, at=at, overall=Overall.CRITICAL, reasons=[critical(code, reason, _DATABASE_ADVICE), old])
+    return replace(last, at=at, overall=Overall.CRITICAL, reasons=[cause, old])
 
 
 def overall_health(reasons: Sequence[Finding]) -> Overall:

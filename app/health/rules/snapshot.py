@@ -12,6 +12,7 @@ from app.health.rules.series import CurrentValue
 from app.health.rules.utilisation import Span, UtilisationPolicy
 from app.kernel.access import RefusalReason
 from app.kernel.agents import AgentType
+from app.kernel.refused_writes import RefusedWrite
 from app.llm.rules.conditions import ServiceState
 from app.queue.rules.degradation import DegradationStep
 from app.queue.rules.status import QueueSnapshot
@@ -187,6 +188,7 @@ class DatabaseCondition:
     dead_rows: Mapping[str, int]
     connections: float
     blocking: BlockingSession | None = None
+    refused: RefusedWrite | None = None
 
 
 # The duty that watches for alerts, for which the API stands in where no loop does it.

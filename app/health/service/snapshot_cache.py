@@ -24,6 +24,7 @@ from app.health.store import alerts, pool_counts, refusals, series, utilisation
 from app.health.store import observations as store
 from app.kernel.errors import DatabaseUnavailable
 from app.kernel.modes import Mode
+from app.kernel.refused_writes import MEANINGS, WriteTrouble
 from app.llm.store import usage
 from app.queue.rules.admission import CapacityPolicy
 from app.queue.rules.status import RECENT
@@ -105,6 +106,8 @@ class SnapshotCache:
         except TimeoutError:
             raise DatabaseUnavailable(_slow(self.policy.silence_seconds), reason=DATABASE_SLOW) from None
         except DatabaseUnavailable as error:
+            if error.reason is not None:
+                raise DatabaseUnavailable(MEANINGS[WriteTrouble(error.reason)], reason=error.reason) from error
             if pool_counts.is_statement_timeout(error):
                 raise DatabaseUnavailable(_slow(self.policy.statement_seconds), reason=DATABASE_SLOW) from error
             raise DatabaseUnavailable("the database cannot be reached", reason=DATABASE_AWAY) from error

@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.db.database import shared_by
 from app.health.rules.snapshot import (
     IDLE_AFTER,
     BlockingSession,
@@ -28,6 +29,7 @@ from app.kernel.sessions import AWAITS_STANDBY
 from app.kernel.states import WorkerState
 from app.llm.rules.conditions import service_state
 from app.llm.store import models
+from app.outage import DatabaseOutage
 from app.queue.rules.tasks import BASE_COMPUTE_SECONDS
 from app.queue.store import lease_ledger
 from app.workers.store.tables import LIVE
@@ -237,4 +239,5 @@ async def database_condition(connection: AsyncConnection) -> DatabaseCondition:
         dead_rows={row["name"]: row["dead"] for row in dead},
         connections=float((await connection.execute(_CONNECTIONS)).scalar_one()),
         blocking=await blocking_session(connection),
+        refused=shared_by(connection, DatabaseOutage).refused,
     )
