@@ -252,3 +252,52 @@ async def test_the_end_of_a_session_is_no_output(port: Port) -> None:
         await expect(page.locator("#stale")).to_contain_text("or the session has ended")
         await expect(page.locator("#output input")).to_have_count(0)
         await expect(page.locator("#output")).to_contain_text("the last that was seen")
+
+
+async def test_what_is_pressed_stays_until_it_is_let_go(port: Port) -> None:
+    """Of a click on what a change replaced between its two ends nothing came."""
+    async with _first_page(port) as page:
+        agents, row = page.locator("#agents"), page.locator("#agents tr", has_text="evolution")
+        await row.locator("summary").hover()
+        await page.mouse.down()
+        await _tell(page, "agents", "later")
+        await page.mouse.up()
+        await expect(row.locator("form")).to_be_visible()
+        await row.locator("summary").click()
+        await page.clock.run_for(1000)
+        await expect(agents).to_have_text("later")
+        # Also where the second end is lost to a menu.
+        await page.evaluate("""() => {
+            const send = (kind) => document.querySelector("#agents").dispatchEvent(new Event(kind, { bubbles: true }));
+            send("pointerdown");
+            send("contextmenu");
+        }""")
+        await page.clock.run_for(1000)
+        await _tell(page, "agents", "latest")
+        await expect(agents).to_have_text("latest")
+
+
+async def test_text_that_is_marked_to_be_copied_stays(port: Port) -> None:
+    async with _first_page(port) as page:
+        agents = page.locator("#agents")
+        name = agents.locator("th[scope=row]", has_text="evolution")
+        await name.evaluate("name => getSelection().selectAllChildren(name)")
+        await _tell(page, "agents", "later")
+        await _tell(page, "verdict", "others change")
+        await expect(page.locator("#verdict")).to_have_text("others change")
+        assert (await page.evaluate("getSelection().toString()")).strip() == "evolution"
+        await page.evaluate("getSelection().removeAllRanges()")
+        await page.clock.run_for(1000)
+        await expect(agents).to_have_text("later")
+
+
+async def test_what_is_said_of_a_region_that_waits_moves_nothing(port: Port) -> None:
+    """A button moved down by a line as somebody was about to press it."""
+    async with _first_page(port) as page:
+        row = page.locator("#agents tr", has_text="evolution")
+        await row.locator("summary").click()
+        button = row.locator("form button")
+        before = await button.bounding_box()
+        await _tell(page, "agents", "later")
+        await expect(page.locator("#agents")).to_have_class("held")
+        assert await button.bounding_box() == before

@@ -40,13 +40,17 @@
     return source;
   };
 
-  // Somebody fills in a form there, which a change must not take away, or reads with all changes held.
+  // Somebody fills in a form there, presses something, or has marked text, which a change must not take away; or reads
+  // with all changes held.
+  let pressed = null;
   const hold = document.getElementById("hold");
   const isHeld = () => hold.getAttribute("aria-pressed") === "true";
   const isBusy = (place) => {
     const focused = place.contains(document.activeElement) && document.activeElement;
     const isTyping = focused && focused.matches("input, select, textarea");
-    return isHeld() || isTyping || place.querySelector("details.act[open]");
+    const selection = getSelection();
+    const isMarked = !selection.isCollapsed && selection.containsNode(place, true);
+    return isHeld() || isTyping || isMarked || place.contains(pressed) || place.querySelector("details.act[open]");
   };
   // The same control in a later text of a place has the same form, or the same address.
   const signature = (control) =>
@@ -196,6 +200,15 @@
   };
   // After the focus is where it goes.
   for (const kind of ["toggle", "focusout"]) document.addEventListener(kind, () => setTimeout(catchUp), true);
+  document.addEventListener("selectionchange", () => setTimeout(catchUp));
+  // A click needs both of its ends on the same element. A menu takes away the second one.
+  document.addEventListener("pointerdown", ({ target }) => { pressed = target; }, true);
+  for (const kind of ["pointerup", "pointercancel", "contextmenu"]) {
+    document.addEventListener(kind, () => setTimeout(() => {
+      pressed = null;
+      catchUp();
+    }), true);
+  }
   // What moves by itself can be held, for those who read slowly, or hear it.
   hold.hidden = !document.querySelector("[data-live]");
   hold.addEventListener("click", () => {
