@@ -301,3 +301,45 @@ async def test_what_is_said_of_a_region_that_waits_moves_nothing(port: Port) -> 
         await _tell(page, "agents", "later")
         await expect(page.locator("#agents")).to_have_class("held")
         assert await button.bounding_box() == before
+
+
+async def test_a_stream_that_falls_silent_is_opened_anew(port: Port) -> None:
+    """Where a proxy or a sleeping computer has lost the connection no end of it is seen, and pages stayed old."""
+    async with _first_page(port) as page:
+        opened = "sources.length"
+        for seconds, count in ((5, 1), (15, 2), (15, 2), (30, 3)):
+            await page.clock.run_for(1000 * seconds)
+            assert await page.evaluate(opened) == count, (seconds, count)
+            assert await _open_streams(page) == 1
+        await expect(page.locator("#stale")).to_be_visible()
+        await _tell(page, "agents", "all of them")
+        await expect(page.locator("#agents")).to_have_text("all of them")
+        await expect(page.locator("#stale")).to_be_hidden()
+        # What is filled in meanwhile is left alone.
+        await page.goto("/dashboard")
+        row = page.locator("#agents tr", has_text="evolution")
+        await row.locator("summary").click()
+        await row.locator("input[name=reason]").fill("half a sent")
+        await page.clock.run_for(20_000)
+        await expect(row.locator("input[name=reason]")).to_have_value("half a sent")
+        assert await page.evaluate(opened) == 1
+        await row.locator("summary").click()
+        await page.clock.run_for(2000)
+        assert await page.evaluate(opened) == 2
+
+
+async def test_a_page_connects_once_though_it_was_about_to_try_again(port: Port) -> None:
+    """Each time that somebody looked elsewhere during an outage the page had one more connection, of six in all."""
+    async with _first_page(port) as page:
+        await page.evaluate("""() => {
+            const source = sources.at(-1);
+            source.readyState = EventSource.CLOSED;
+            source.onerror(new Event("error"));
+            source.dispatchEvent(new Event("error"));
+        }""")
+        await hide(page, True)
+        await hide(page, False)
+        assert await page.evaluate("sources.length") == 2
+        await page.clock.run_for(5000)
+        assert await page.evaluate("sources.length") == 2
+        assert await _open_streams(page) == 1

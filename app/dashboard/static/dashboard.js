@@ -10,8 +10,11 @@
   // The service says every few seconds that it is there, beside what has changed.
   let heardAt = Date.now();
   let wokeAt = heardAt;
+  let triedAt = heardAt;
+  let patience = SILENCE;
   const hear = () => {
     heardAt = Date.now();
+    patience = SILENCE;
     tellAge(false);
   };
   const missed = new Map();
@@ -75,11 +78,17 @@
       same.focus({ preventScroll: true });
     };
   };
+  const disconnect = () => {
+    for (const source of sources) source.close();
+    sources.clear();
+  };
   // A fresh element connects anew, and is told everything.
   const connectAnew = (live) => {
     const fresh = live.cloneNode(true);
     const restore = keep(live);
     live.replaceWith(fresh);
+    // Else it would connect once more where it was about to try again.
+    live.removeAttribute("sse-connect");
     htmx.process(fresh);
     restore(fresh);
   };
@@ -88,8 +97,7 @@
   const asleep = new Set();
   document.addEventListener("visibilitychange", () => {
     if (document.hidden) {
-      for (const source of sources) source.close();
-      sources.clear();
+      disconnect();
       for (const wait of waits()) htmx.trigger(wait, "htmx:abort");
       return;
     }
@@ -256,10 +264,23 @@
     if (line.contains(document.activeElement)) document.getElementById("main").focus({ preventScroll: true });
     line.hidden = !isOld;
   };
+  // A connection that something in between has forgotten, or that has slept with its computer, never ends by itself;
+  // one that has ended is tried again already.
+  const listenAnew = () => {
+    const lives = [...document.querySelectorAll("[data-live]")];
+    if (!sources.size || lives.some(isBusy) || Date.now() - Math.max(heardAt, wokeAt, triedAt) <= patience) return;
+    triedAt = Date.now();
+    patience = Math.min(2 * patience, LONGEST_REST);
+    disconnect();
+    lives.forEach(connectAnew);
+  };
   const count = () => {
     if (document.hidden) return;
     const isSilent = Date.now() - Math.max(heardAt, wokeAt) > SILENCE;
-    if (isSilent && !asleep.size && document.querySelector("[data-live]")) tellAge(true);
+    if (isSilent && !asleep.size && document.querySelector("[data-live]")) {
+      tellAge(true);
+      listenAnew();
+    }
     if (isHeld()) return;
     const now = Date.now() + ahead;
     for (const age of document.querySelectorAll(".age")) {
