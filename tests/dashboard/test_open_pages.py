@@ -1,5 +1,6 @@
 """Pages that stay open: while nobody looks, over sleep and silence, failures, and the end of a session."""
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -343,3 +344,26 @@ async def test_a_page_connects_once_though_it_was_about_to_try_again(port: Port)
         await page.clock.run_for(5000)
         assert await page.evaluate("sources.length") == 2
         assert await _open_streams(page) == 1
+
+
+async def test_a_form_is_sent_once_however_often_its_button_is_pressed(port: Port) -> None:
+    sent: list[str] = []
+
+    async def answer_late(route: Route) -> None:
+        sent.append(route.request.url)
+        await asyncio.sleep(0.5)
+        await route.continue_()
+
+    async with opened(f"http://127.0.0.1:{port.number}") as page:
+        await log_in(page, port.service.keys[Role.OPERATOR])
+        await page.route("**/dashboard/do/*", answer_late)
+        row = page.locator("#agents tr", has_text="evolution")
+        await row.locator("summary").click()
+        await row.locator("form button").hover()
+        for _ in range(3):
+            await page.mouse.down()
+            await page.mouse.up()
+            await asyncio.sleep(0.1)
+        await expect(page.locator(".notice")).to_contain_text("evolution is paused")
+        assert len(sent) == 1
+    assert len((await port.service.get("/audit", action="queues.pause"))["items"]) == 1

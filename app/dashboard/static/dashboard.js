@@ -4,6 +4,7 @@
   const SILENCE = 15000; // milliseconds, three times as long as between two signs of life
   const SHORTEST_REST = 1000; // milliseconds before what has failed is tried again; doubled each time
   const LONGEST_REST = 64000;
+  const LONGEST_ANSWER = 30000; // milliseconds, after which a form may be sent again
   const MOST_PIECES = 2000; // of an output that is open for long; the first of them stay
   const FIRST_PIECES = 200;
   const sources = new Set();
@@ -229,6 +230,17 @@
     form.open = false;
     form.querySelector("summary").focus();
   });
+
+  // Whoever presses twice, or once more while the answer takes its time, means it once.
+  const sent = new Set();
+  document.addEventListener("submit", (event) => {
+    const form = event.target;
+    if (form.method !== "post") return;
+    if (sent.has(form)) event.preventDefault();
+    sent.add(form);
+    setTimeout(() => sent.delete(form), LONGEST_ANSWER);
+  });
+  addEventListener("pageshow", () => sent.clear());
 
   // Times in the reader's own zone, which each page names once; the server writes UTC.
   const format = new Intl.DateTimeFormat(undefined, { dateStyle: "short", timeStyle: "medium" });
