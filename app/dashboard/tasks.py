@@ -159,37 +159,58 @@ async def order(viewer: Viewer) -> Response:
     name = fields.get("order", "")
     if name not in _orders(viewer, chosen):
         raise Refused(422, {"detail": "there is no such order for this filter"})
-    bulk, filters = BULK[name], _bulk_filters(name, chosen)
-    count = sum([(await _send(viewer, bulk, part, chosen, dry_run=True))["matched"] for part in filters])
+    bulk = BULK[name]
+    parts = _bulk_filters(bulk, chosen)
+    count = sum([(await _send(viewer, bulk, part, chosen, dry_run=True))["matched"] for part in parts])
     agreed = fields.get("count", "")
     if not count or not agreed.isdecimal() or len(agreed) > _MAX_DIGITS or count > int(agreed):
         # Also where more match than were shown: that number is what people agree to. Fewer are no harm.
         values = {"bulk": bulk, "name": name, "chosen": chosen, "count": count, "back": address(chosen)}
         return page(viewer, "bulk.html", values | {"former": agreed, "reason": fields.get("reason", "")})
-    done, dependents, left = 0, 0, count
-    for part in filters:
-        outcome = {"remaining": 1}
-        while outcome["remaining"] and left > 0:
-            outcome = await _send(
-                viewer, bulk, part, chosen, dry_run=False, limit=min(left, _BATCH), reason=fields.get("reason", "")
-            )
-            done, dependents = done + outcome[bulk.count], dependents + outcome.get("dependents", 0)
-            left -= outcome[bulk.count]
-            if not outcome[bulk.count]:
-                break
+    outcome = await _carry_out(viewer, bulk, chosen, count, fields.get("reason", ""))
     response = Response(status_code=303, headers={"Location": address(chosen)})
-    others = f", and {plural(dependents, 'other')} that waited for them" if dependents else ""
-    notify(viewer.request, response, f"{plural(done, 'task')} of {count:,} {bulk.done}{others}.")
+    others = f", and {plural(outcome.dependents, 'other')} that waited for them" if outcome.dependents else ""
+    end = f" Then that was refused: {outcome.refusal}." if outcome.refusal else ""
+    notify(viewer.request, response, f"{plural(outcome.done, 'task')} of {count:,} {bulk.done}{others}.{end}")
     return response
 
 
-def _bulk_filters(name: str, chosen: Mapping[str, str]) -> list[dict[str, Any]]:
+@dataclass(slots=True, kw_only=True)
+class _Outcome:
+    """What became of an order: how many tasks it was carried out on, and what has ended it before the last one."""
+
+    done: int = 0
+    dependents: int = 0
+    refusal: str = ""
+
+
+async def _carry_out(viewer: Viewer, bulk: BulkOrder, chosen: Mapping[str, str], count: int, reason: str) -> _Outcome:
+    """Give the order for so many tasks at most. Raises Refused where nothing was done."""
+    outcome = _Outcome()
+    try:
+        for part in _bulk_filters(bulk, chosen):
+            answer = {"remaining": 1}
+            while answer["remaining"] and outcome.done < count:
+                limit = min(count - outcome.done, _BATCH)
+                answer = await _send(viewer, bulk, part, chosen, dry_run=False, limit=limit, reason=reason)
+                outcome.done += answer[bulk.count]
+                outcome.dependents += answer.get("dependents", 0)
+                if not answer[bulk.count]:
+                    break
+    except Refused as refusal:
+        if not outcome.done:
+            raise
+        outcome.refusal = refusal.sentence
+    return outcome
+
+
+def _bulk_filters(bulk: BulkOrder, chosen: Mapping[str, str]) -> list[dict[str, Any]]:
     """The filters of the calls, one for each state where there are several."""
-    filters: dict[str, Any] = {field: chosen[field] for field in BULK[name].filters if field in chosen}
+    filters: dict[str, Any] = {field: chosen[field] for field in bulk.filters if field in chosen}
     if "label" in filters:
         filters["label"] = [filters["label"]]
     state = chosen.get("state")
-    if name == "cancel" and state not in (None, "live"):
+    if bulk is BULK["cancel"] and state not in (None, "live"):
         return [filters | {"state": one} for one in _GROUPS.get(state or "", (state,))]
     return [filters or {"all": True}]
 

@@ -2,9 +2,12 @@
 
 import re
 from html import unescape
+from typing import Any
 
 import pytest
 
+from app.dashboard import tasks
+from app.dashboard.api_calls import Api, Refused
 from app.db.database import Database
 from app.kernel.access import Role
 from tests.dashboard.browsers import Browser, browser
@@ -89,6 +92,52 @@ async def test_an_order_for_fewer_tasks_than_were_agreed_to_is_carried_out(
         for count in ("3", "many", "9" * 5000):
             assert "Nothing matches" in (await somebody.send("/dashboard/tasks/order", count=count, **order)).text
     assert [row["state"] for row in await fetch(database, "SELECT state FROM tasks")] == ["executing"]
+
+
+async def test_an_order_that_is_refused_halfway_tells_of_what_it_has_done(
+    service: Service, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page said that nothing was changed."""
+    for _ in range(3):
+        await service.submitted(agent_type="ranking")
+    monkeypatch.setattr(tasks, "_BATCH", 2)
+    orders, send = 0, tasks._send
+
+    async def refusing(*place: Any, **options: Any) -> Any:
+        nonlocal orders
+        orders += not options["dry_run"]
+        if orders == 3:
+            raise Refused(503, {"detail": "the database is away"})
+        return await send(*place, **options)
+
+    monkeypatch.setattr(tasks, "_send", refusing)
+    order = {"order": "cancel", "agent_type": "ranking", "state": "waiting", "count": "3", "reason": "x"}
+    async with browser(service, Role.SUPERVISOR) as somebody:
+        answer = await somebody.send("/dashboard/tasks/order", **order)
+        page = await somebody.page(answer.headers["location"])
+    assert "2 tasks of 3 cancelled. Then that was refused: the database is away." in page
+    assert len(await fetch(database, "SELECT FROM task_history WHERE state = 'cancelled'")) == 2
+
+
+@pytest.mark.parametrize(("status", "is_certain"), [(409, True), (503, False)])
+async def test_nothing_is_said_to_be_unchanged_where_that_is_not_known(
+    service: Service, monkeypatch: pytest.MonkeyPatch, status: int, is_certain: bool
+) -> None:
+    ask = Api.ask
+
+    async def refuse(self: Api, method: str, *call: Any, **options: Any) -> Any:
+        answer = await ask(self, method, *call, **options)
+        if method == "POST":
+            raise Refused(status, {"detail": "no"})
+        return answer
+
+    async with browser(service, Role.OPERATOR) as operator:
+        with monkeypatch.context() as patch:
+            patch.setattr(Api, "ask", refuse)
+            answer = await operator.send("/dashboard/do/pause-queue", agent="ranking", reason="x")
+        assert answer.status_code == status
+        assert ("nothing was changed" in answer.text) == is_certain
+        assert ("look before you repeat it" in answer.text) != is_certain
 
 
 @pytest.mark.parametrize(
