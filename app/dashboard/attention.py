@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from urllib.parse import quote, urlencode
 
 from app.dashboard.sight import Sight
+from app.kernel.namespaces import split_name
 from app.kernel.text import NO_REASON, failure_text, one_line, plural
 
 _LEVELS = ("critical", "warning", "note")
@@ -41,6 +43,7 @@ class Item:
 
 _WORKERS = Link(text="Workers", path="/workers")
 _WAITING = Link(text="Waiting tasks", path="/tasks?state=pending")
+_MODELS = Link(text="Models", path="/models")
 _ONE_MORE = Button(action="start-workers", fields={"count": "1"})
 _USUAL = Button(action="run-as-usual")
 # Of alerts by their rules, and of the other reasons of the health report by their codes.
@@ -56,7 +59,9 @@ _BUTTONS: Mapping[str, tuple[Button, ...]] = {
 _LINKS: Mapping[str, tuple[Link, ...]] = {
     "oldest_task": (_WAITING,),
     "queue_nearly_full": (_WAITING,),
-    "stuck_executing": (Link(text="Running tasks", path="/tasks?state=executing"),),
+    "breaker_open": (_MODELS,),
+    "key_expiring": (_MODELS,),
+    "llm_budget": (_MODELS,),
 }
 _OF_WORKERS = frozenset(
     {
@@ -103,7 +108,7 @@ def _of_alerts(sight: Sight) -> Iterator[Item]:
             since=alert["opened_at"],
             note=note,
             buttons=buttons,
-            links=_links(rule),
+            links=_links(rule, subject),
         )
 
 
@@ -165,5 +170,15 @@ def _of_dead_letters(sight: Sight) -> Iterator[Item]:
     yield Item(level="note", text=text, advice=advice, links=tuple(links))
 
 
-def _links(code: str) -> tuple[Link, ...]:
-    return (*_LINKS.get(code, ()), *((_WORKERS,) if code in _OF_WORKERS else ()))
+def _links(code: str, subject: str = "") -> tuple[Link, ...]:
+    return (*_LINKS.get(code, ()), *_links_of(code, subject), *((_WORKERS,) if code in _OF_WORKERS else ()))
+
+
+def _links_of(rule: str, subject: str) -> Iterator[Link]:
+    """Pages about the very subject of an alert."""
+    if rule == "goal_budget":
+        namespace, goal_id = split_name(subject)
+        query = urlencode({"namespace": namespace})
+        yield Link(text="The goal", path=f"/goals/{quote(goal_id or '', safe='')}?{query}")
+    if rule == "stuck_executing":
+        yield Link(text="Running tasks", path=f"/tasks?{urlencode({'state': 'executing', 'agent_type': subject})}")

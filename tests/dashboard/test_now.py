@@ -108,6 +108,25 @@ async def test_an_alert_comes_once_with_its_advice(service: Service) -> None:
     assert [button.action for button in item.buttons] == ["start-workers"]
 
 
+@pytest.mark.parametrize(
+    ("rule", "subject", "path"),
+    [
+        ("goal_budget", "@lab-a/to know & tell", "/goals/to%20know%20%26%20tell?namespace=lab-a"),
+        ("goal_budget", "kepler", "/goals/kepler?namespace=default"),
+        ("stuck_executing", "ranking", "/tasks?state=executing&agent_type=ranking"),
+        ("breaker_open", "argo:gpt-4.1", "/models"),
+        ("key_expiring", "argo:gpt-4.1", "/models"),
+        ("llm_budget", "agent ranking", "/models"),
+    ],
+)
+def test_an_alert_leads_to_the_page_where_its_advice_is_carried_out(rule: str, subject: str, path: str) -> None:
+    alert: dict[str, Any] = {"id": 7, "rule": rule, "subject": subject, "severity": "critical", "state": "open"}
+    alert |= {"summary": "bad", "advice": "mend it", "opened_at": "2026-01-31T12:00:00+00:00", "note": None}
+    queues: dict[str, Any] = {"paused": [], "dead_letters_last_hour": 0}
+    (item,) = attention(Sight(report={"reasons": []}, queues=queues, fleet={}, alerts=[alert]))
+    assert [link.path for link in item.links] == [path]
+
+
 class _Looks:
     """Counts the looks of feeds, and keeps the last viewers that they were for."""
 
