@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import re
 from collections.abc import AsyncIterator
 from datetime import datetime
@@ -17,10 +18,12 @@ from app.dashboard.api_calls import Api, Refused
 from app.dashboard.feed import CSRF_PLACE, Feed, Feeds, News
 from app.dashboard.lists import LISTINGS
 from app.db.database import Database
+from app.health.rules.snapshot import WATCH
 from app.kernel.access import Role
 from tests.dashboard.browsers import Browser, browser
 from tests.support.pools import decided
 from tests.support.service import Service
+from tests.support.sql import execute
 
 _HOSTILE = '<b>"bold"</b>'
 
@@ -201,6 +204,18 @@ async def test_workers_show_the_clock_of_their_lease(service: Service) -> None:
         shown = (await service.get("/workers"))["items"][0]
         moments = {datetime.fromisoformat(text) for text in re.findall(r'data-(?:since|until)="([^"]+)"', page)}
         assert moments >= {datetime.fromisoformat(shown[name]) for name in ("leased_at", "lease_expires_at")}
+
+
+async def test_open_alerts_tell_when_they_were_last_looked_for(service: Service, database: Database) -> None:
+    """The time stayed that of the load of the page, as if nobody had looked since."""
+    moments = ["2026-01-31T12:00:00+00:00", "2026-01-31T12:05:00+00:00"]
+    note = "INSERT INTO loop_ticks (duty, last_run_at, result) VALUES ($1, now(), $2) "
+    note += "ON CONFLICT (duty) DO UPDATE SET result = excluded.result"
+    await execute(database, note, WATCH, json.dumps({"looked_at": moments[0]}))
+    async with _stream(service, Role.READER, "/dashboard/feeds/alerts") as batches:
+        await _until(batches, "2026-01-31 12:00:00")
+        await execute(database, note, WATCH, json.dumps({"looked_at": moments[1]}))
+        await _until(batches, "2026-01-31 12:05:00")
 
 
 async def test_what_an_open_page_repeats_is_recorded_once_and_refused_to_those_who_may_not(service: Service) -> None:
