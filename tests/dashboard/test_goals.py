@@ -1,14 +1,18 @@
 """Goals: their list, what one has reached against what it cost, why it goes on or not, and the orders for it."""
 
 import re
+from html import unescape
 from typing import Any
 
 import pytest
 
 from app.dashboard.charts import axis
 from app.dashboard.goals import quality_chart
+from app.db.database import Database
+from app.goals.service.budget_enforcement import enforce_budgets
 from app.kernel.access import Role
 from tests.dashboard.browsers import browser
+from tests.support.permit_calls import acquired, allow_many, settled
 from tests.support.service import Service
 
 _HOSTILE = "<img src=x onerror=alert(1)>\"'"
@@ -72,6 +76,25 @@ async def test_the_page_of_a_goal_says_what_it_reached_and_what_is_left(service:
         assert notice in page
     assert goal["last_decision"]["reason"].replace("'", "&#39;") in page
     assert len(re.findall(r'<path class="dot main"', page)) == 3
+
+
+async def test_a_goal_that_waits_for_its_budget_says_so_of_the_budget(service: Service, database: Database) -> None:
+    """It said that it waits for its budget, as it had improved by so much."""
+    await allow_many(service, database)
+    await _goal(service, "kepler", constraints={"money_budget": 0.001})
+    for number in (1, 2):
+        await service.post("/goals/kepler/iterations", {"iteration": number, "quality": number})
+    await settled(service, await acquired(service, goal_id="kepler"), prompt_tokens=400, completion_tokens=500)
+    async with database.transaction() as connection:
+        await enforce_budgets(connection)
+    goal = await service.get("/goals/kepler")
+    async with browser(service, Role.READER) as somebody:
+        verdict = (await somebody.page("/dashboard/goals/kepler")).split('aria-label="Why">')[1].split("</section>")[0]
+    assert re.findall("<p>(.*?)</p>", verdict) == ["<strong>It waits for its budget</strong>"]
+    lines = [unescape(line) for line in re.findall("<li>(.*?)</li>", verdict)]
+    assert lines[0] == f"After the last iteration: continue, {goal['last_decision']['reason']}"
+    assert goal["notices"]
+    assert [line.partition("</span> ")[2] for line in lines[1:]] == goal["notices"]
 
 
 async def test_many_iterations_are_drawn_and_the_last_are_listed(service: Service) -> None:
