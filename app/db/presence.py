@@ -25,15 +25,17 @@ _STALLED_SECONDS = 0.5
 _NOTE = """
 INSERT INTO api_processes AS process (id, began_at, present_since, seen_at, backend)
 VALUES ($1, now(), now(), now(), coalesce($3::int, pg_backend_pid()))
-ON CONFLICT (id) DO UPDATE SET seen_at = now(), backend = excluded.backend, present_since = CASE
-    WHEN process.seen_at < now() - make_interval(secs => $2::float8) THEN now() ELSE process.present_since END
+ON CONFLICT (id) DO UPDATE SET seen_at = now(), backend = excluded.backend, began_at = least(process.began_at, now()),
+    present_since = CASE WHEN process.seen_at < now() - make_interval(secs => $2::float8) THEN now()
+                         ELSE least(process.present_since, now()) END
 """
 
 _FORGET = "DELETE FROM api_processes WHERE seen_at < now() - interval '1 hour'"
 
-# Not for ever, as the API may be of an older version by now, which notes nothing.
+# Not for ever, as the API may be of an older version by now, which notes nothing. A note of a time to come is one of
+# before the clock was set back, since when its process has not been heard of.
 _READ = text("""
-SELECT extract(epoch FROM now() - seen_at)::float8 AS silent_seconds,
+SELECT abs(extract(epoch FROM now() - seen_at))::float8 AS silent_seconds,
        extract(epoch FROM now() - present_since)::float8 AS present_seconds,
        present_since > began_at AS was_away,
        EXISTS (SELECT FROM pg_stat_activity session WHERE session.pid = backend) AS is_connected

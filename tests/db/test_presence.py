@@ -44,6 +44,22 @@ async def test_an_absence_is_seen_while_it_lasts_and_after_it(database: Database
     assert process.was_away
 
 
+async def test_a_clock_that_is_set_back_neither_keeps_a_process_there_nor_away(database: Database) -> None:
+    """For as long as it had been set back nobody was lost, or a process that was killed counted as there."""
+    process_id = uuid4()
+    await _note(database, process_id)
+    await _pass(database, -3600)
+    assert absence_reason(await _read(database), _POLICY), "nobody has been heard of since"
+    await _note(database, process_id)
+    for _ in range(2):
+        await _pass(database, _POLICY.grace_seconds / 2 + 1)
+        await _note(database, process_id)
+    assert absence_reason(await _read(database), _POLICY) is None
+    await _pass(database, _POLICY.away_after_seconds + 1)
+    await _note(database, process_id)
+    assert [process.was_away for process in await _read(database)] == [True]
+
+
 async def test_a_process_that_was_killed_is_told_from_one_that_is_paused(database: Database) -> None:
     other = Database(database.url)
     await _note(other, uuid4())
