@@ -60,6 +60,10 @@ WITH ahead AS MATERIALIZED (
     SELECT id FROM workers
     WHERE {LIVE} AND greatest(last_seen_at, launched_at, requested_at) > now() + interval '1 min'
     ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+), ahead_hosts AS MATERIALIZED (
+    SELECT provisioner, host FROM hosts WHERE seen_at > now() + interval '1 min' FOR NO KEY UPDATE SKIP LOCKED
+), hosts_begun AS (
+    UPDATE hosts h SET seen_at = now() FROM ahead_hosts a WHERE (h.provisioner, h.host) = (a.provisioner, a.host)
 )
 UPDATE workers w SET last_seen_at = CASE WHEN w.last_seen_at IS NOT NULL THEN least(w.last_seen_at, now()) END,
     launched_at = CASE WHEN w.launched_at IS NOT NULL THEN least(w.launched_at, now()) END,
@@ -69,7 +73,7 @@ FROM ahead WHERE w.id = ahead.id
 
 
 async def begin_anew(connection: AsyncConnection) -> None:
-    """Let workers that were heard of before the clock was set back be silent from now on."""
+    """Let workers and hosts that were heard of before the clock was set back be silent from now on."""
     await connection.execute(_BEGIN_ANEW)
 
 

@@ -11,6 +11,7 @@ from app.queue.rules.tasks import LeasePolicy, RetryPolicy
 from app.workers.rules.workers import HealthPolicy
 from app.workers.service import workers
 from app.workers.service.workers import Heartbeats
+from app.workers.store import hosts
 from app.workers.store import workers as worker_store
 from tests.support.factories import (
     beat,
@@ -18,6 +19,7 @@ from tests.support.factories import (
     holding,
     leased,
     ready_worker,
+    report,
     submitted,
     turn,
 )
@@ -221,3 +223,19 @@ async def test_a_starting_worker_is_unheard_of_also_where_the_clock_was_set_back
         await sweep(database)
         (row,) = await fetch(database, "SELECT last_seen_at, launched_at FROM workers")
         assert [row["last_seen_at"] is None, row["launched_at"] is None] == [seen == "NULL", launched == "NULL"]
+
+
+async def test_a_host_of_before_the_clock_was_set_back_is_away_in_its_time(database: Database) -> None:
+    """One that was killed counted as there until the old time came, and nobody started its workers elsewhere."""
+
+    async def live() -> list[str]:
+        async with database.transaction() as connection:
+            return [host.host for host in await hosts.live(connection)]
+
+    async with database.transaction() as connection:
+        await hosts.record_report(connection, report(host="here"), 0)
+    await execute(database, "UPDATE hosts SET seen_at = seen_at + interval '1 h'")
+    await sweep(database)
+    assert await live() == ["here"]
+    await execute(database, "UPDATE hosts SET seen_at = seen_at - interval '16 s'")
+    assert await live() == []
