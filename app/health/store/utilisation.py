@@ -53,9 +53,10 @@ WHERE w.state = 'ready'
 """)
 
 _COLUMNS = "subject, measure, samples, total, low, high, last, last_at"
+# Minutes to come are of before the clock was set back.
 _RECENT = text(f"""
 SELECT minute AS start, {_COLUMNS} FROM utilisation
-WHERE minute >= date_trunc('minute', now() - CAST(:length AS interval))
+WHERE minute >= date_trunc('minute', now() - CAST(:length AS interval)) AND minute <= now()
 """)
 
 # The subject stands there only where one is chosen, as an index then leads to it. In order are the steps and not the

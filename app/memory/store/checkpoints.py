@@ -173,8 +173,9 @@ RETURNING {_METADATA}
 _PAGE = f"SELECT {_METADATA} FROM checkpoints WHERE id < :before ORDER BY id DESC"
 _READ = text(f"SELECT {_METADATA} FROM checkpoints WHERE id = :id")
 _CONTENT = text("SELECT content FROM checkpoints WHERE id = :id")
+# One of a time to come is one of before the clock was set back, and as old as it is far.
 _LAST_CHECKPOINT = text("""
-SELECT extract(epoch FROM now() - taken_at) AS seconds, cursor_transaction, cursor_seq
+SELECT abs(extract(epoch FROM now() - taken_at)) AS seconds, cursor_transaction, cursor_seq
 FROM checkpoints ORDER BY id DESC LIMIT 1
 """)
 # From the cursor of the checkpoint rather than its time: an event may become visible long after its own time.

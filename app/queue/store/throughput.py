@@ -55,9 +55,10 @@ WITH {folds.batch(_NAME)}, event AS MATERIALIZED (
 SELECT (SELECT count(*) FROM event) AS events, more AS has_more FROM batch
 """)
 
+# Minutes to come are of before the clock was set back.
 _RECENT = text("""
 SELECT minute AS start, agent_type, priority, kind, tasks, seconds, longest, histogram FROM queue_minutes
-WHERE minute >= date_trunc('minute', now() - CAST(:length AS interval))
+WHERE minute >= date_trunc('minute', now() - CAST(:length AS interval)) AND minute <= now()
 """)
 
 _TOTAL = text("""
@@ -79,7 +80,8 @@ GROUP BY minute, agent_type
 _FINISHED_PER_SECOND = text(f"""
 WITH span AS MATERIALIZED (SELECT date_trunc('minute', now()) - interval '1 minute' AS opens)
 SELECT coalesce(sum(tasks) / extract(epoch FROM now() - (SELECT opens FROM span)), 0)::float8 FROM queue_minutes
-WHERE minute >= (SELECT opens FROM span) AND kind IN ('{TaskEvent.COMPLETED.value}', '{TaskEvent.FAILED.value}')
+WHERE minute >= (SELECT opens FROM span) AND minute <= now()
+  AND kind IN ('{TaskEvent.COMPLETED.value}', '{TaskEvent.FAILED.value}')
 """)
 
 # Those beyond the mark are counted one by one, but no more of them than a fold takes: they are few while the loops run.

@@ -50,6 +50,16 @@ async def test_two_processes_of_a_host_count_once(database: Database) -> None:
     assert await _add(database, single_sample(_LAB, Measure.CPU, 9.0), apart=30) == 1
 
 
+async def test_minutes_of_before_the_clock_was_set_back_are_not_recent(database: Database) -> None:
+    """The last sample before would stay the newest of its host until the old time came."""
+    await _add(database, single_sample(_LAB, Measure.MEMORY, 99.0))
+    ahead = ", ".join(f"{column} = {column} + interval '1 h'" for column in ("minute", "last_at"))
+    await execute(database, f"UPDATE utilisation SET {ahead}")
+    await _add(database, single_sample(_LAB, Measure.MEMORY, 20.0))
+    async with database.transaction() as connection:
+        assert [span.last for span in await utilisation.recent_minutes(connection, _HOUR)] == [20.0]
+
+
 async def test_rivals_wait_for_each_other_in_one_order_and_lose_nothing(database: Database) -> None:
     await early_in_a_minute(database)
     cpu, memory = single_sample(_LAB, Measure.CPU, 1.0), single_sample(_LAB, Measure.MEMORY, 1.0)

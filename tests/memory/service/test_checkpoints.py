@@ -205,6 +205,15 @@ async def test_one_is_taken_when_it_is_due(database: Database) -> None:
     assert third.reason == "300 s passed"
 
 
+async def test_the_next_one_comes_in_its_time_also_where_the_clock_was_set_back(database: Database) -> None:
+    """By an hour, none was taken for an hour."""
+    assert await checkpoints.take_when_due(database, CheckpointPolicy(), 30) is not None
+    await execute(database, "UPDATE checkpoints SET taken_at = taken_at + interval '1 h'")
+    await execute(database, "UPDATE loop_ticks SET last_run_at = last_run_at + interval '1 h'")
+    assert await checkpoints.take_when_due(database, CheckpointPolicy(), 30) is not None
+    assert await checkpoints.take_when_due(database, CheckpointPolicy(), 30) is None
+
+
 async def test_it_is_put_off_after_a_long_one_and_until_events_are_counted(database: Database) -> None:
     """One of 35 s came after every other, and summed a million events that the fold had still to count."""
     policy = CheckpointPolicy(every_completions=3)

@@ -201,3 +201,13 @@ async def test_a_fold_reads_from_its_mark_only(own_database: Database) -> None:
             plan = "\n".join(rows.scalars())
         assert "Seq Scan on events" not in plan, plan
         assert "Index" in plan
+
+
+async def test_minutes_of_before_the_clock_was_set_back_are_not_recent(database: Database) -> None:
+    """By an hour, all that had ended within it counted as of the last minute."""
+    await _told(database, 600, "task.completed")
+    await _fold(database)
+    await execute(database, "UPDATE queue_minutes SET minute = minute + interval '1 h'")
+    assert await _recent(database) == []
+    async with database.transaction() as connection:
+        assert await throughput.finished_per_second(connection) == 0
