@@ -35,14 +35,15 @@ class Turn:
 
 _ENSURE = text("INSERT INTO loop_ticks (duty) VALUES (:duty) ON CONFLICT DO NOTHING")
 
-# Where one has run in the future the clock was set back, and nobody waits until it has come there again.
+# Where one has run in the future the clock was set back, and nobody waits until it has come there again. Some seconds
+# are none: another replica may have run since this transaction began.
 _CLAIM = text("""
 SELECT duty, greatest(extract(epoch FROM now() - last_run_at), 0) AS seconds_since_last, held_back,
        CASE WHEN held_back AND result ? 'held_back_since' THEN
            greatest(extract(epoch FROM now() - (result ->> 'held_back_since')::timestamptz), 0) END AS held_for
 FROM loop_ticks
 WHERE duty = :duty AND (last_run_at IS NULL OR last_run_at <= now() - make_interval(secs => :interval)
-                        OR last_run_at > now() + interval '1 min')
+                        OR last_run_at > now() + interval '5 s')
 FOR UPDATE SKIP LOCKED
 """)
 

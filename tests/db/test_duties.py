@@ -101,3 +101,10 @@ async def test_two_replicas_may_introduce_a_duty_at_once(database: Database) -> 
         await until_blocked(database)
     await other
     assert [row["duty"] for row in await fetch(database, "SELECT duty FROM loop_ticks")] == ["new"]
+
+
+async def test_nobody_waits_until_a_clock_that_was_set_back_has_come_there_again(database: Database, duty: str) -> None:
+    """By half a minute, no duty ran for half a minute."""
+    await _turn(database, duty)
+    await execute(database, "UPDATE loop_ticks SET last_run_at = now() + interval '30 s'")
+    assert await _turn(database, duty, 1) is not None
