@@ -13,7 +13,7 @@ from app.db.database import Database, disable_time_limits, now
 from app.kernel.errors import Locked, Refused
 from app.memory.service import archives
 from app.memory.service.archives import Manifest
-from app.memory.service.dumps import Dumps, table_schema
+from app.memory.service.dumps import Dumps, Target, table_schema
 from app.memory.store import backups
 from app.postgres.binaries import major_version
 from app.postgres.errors import DumpFailed
@@ -150,7 +150,8 @@ async def restore(
             revision = await connection.run_sync(schema.revision_of)
             holds = f"a schema at {revision}" if revision else "other tables, or what a restore that was cut off left"
             raise Refused(f"the database is not empty: it has {holds}", "make a new one: CREATE DATABASE convener")
-        server, schemas = await backups.server_version(connection), await backups.schemas(connection)
+        server = await backups.server_version(connection)
+        target = Target(schemas=await backups.schemas(connection), extensions=await backups.extensions(connection))
     _check_programs(dumps, server)
     if inspection.server is not None and inspection.server > major_version(server):
         raise Refused(
@@ -158,7 +159,7 @@ async def restore(
             f"restore it into PostgreSQL {inspection.server} or newer",
         )
     report("restoring")
-    await dumps.restore(database.url, file, schemas)
+    await dumps.restore(database.url, file, target)
     report("counting on, and releasing leases")
     return await _finish_restore(database, inspection, file.name, by)
 

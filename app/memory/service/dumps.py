@@ -38,8 +38,17 @@ _MAX_ERROR_LINES = 5
 # This one holds the revision of our tables.
 _REVISION_ENTRY = re.compile(r"^\d+; \d+ \d+ TABLE DATA (.+) alembic_version\b")
 _SCHEMA_ENTRY = re.compile(r"^\d+; \d+ \d+ SCHEMA - (.+) \S+$")
+_EXTENSION_ENTRY = re.compile(r"^\d+; \d+ \d+ EXTENSION - (\S+)")
 # Extensions, publications, event triggers and the like, which only a superuser may make, and which are none of ours.
 _OF_THE_SERVER = re.compile(r"^\d+; \d+ \d+ (?:PUBLICATION |(?!SCHEMA )[A-Z ]+ - )")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A database to restore into: the schemas that it has, and the extensions that our role may make there."""
+
+    schemas: Collection[str]
+    extensions: Collection[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,16 +75,16 @@ class Dumps:
         match = re.search(r"^COPY \S*alembic_version .*\n(.+)$", script, re.MULTILINE)
         return match[1] if match and match[1] != "\\." else None
 
-    async def restore(self, url: str, file: Path, schemas: Collection[str]) -> None:
-        """Restore everything but the revision and `schemas`, which are there, as a whole or not at all.
+    async def restore(self, url: str, file: Path, target: Target) -> None:
+        """Restore everything but the revision and the schemas that are there, as a whole or not at all.
 
         Without a revision no service works on the database: the caller sets it when the rest of the restore is done.
-        What others have made for the server beside our tables, such as extensions, is left out. Raises DumpFailed.
+        What others have made for the server beside our tables, such as publications, is left out. Raises DumpFailed.
         """
-        await _in_thread(lambda poll: self._restore(url, file, schemas, poll))
+        await _in_thread(lambda poll: self._restore(url, file, target, poll))
 
-    def _restore(self, url: str, file: Path, schemas: Collection[str], poll: Callable[[], object]) -> None:
-        entries = [line for line in self.contents(file) if not _is_left_out(line, schemas)]
+    def _restore(self, url: str, file: Path, target: Target, poll: Callable[[], object]) -> None:
+        entries = [line for line in self.contents(file) if not _is_left_out(line, target)]
         # Without a name, as a password file: a crash leaves nothing of it.
         with tempfile.TemporaryFile("w") as list_file:
             list_file.write("\n".join(entries) + "\n")
@@ -128,9 +137,12 @@ def table_schema(entries: Sequence[str]) -> str | None:
     return next((match[1] for entry in entries if (match := _REVISION_ENTRY.match(entry))), None)
 
 
-def _is_left_out(entry: str, schemas: Collection[str]) -> bool:
+def _is_left_out(entry: str, target: Target) -> bool:
+    # An index of somebody else on our tables may need its extension.
+    if extension := _EXTENSION_ENTRY.match(entry):
+        return extension[1] not in target.extensions
     schema = _SCHEMA_ENTRY.match(entry)
-    is_there = schema is not None and schema[1] in schemas
+    is_there = schema is not None and schema[1] in target.schemas
     return is_there or bool(_REVISION_ENTRY.match(entry) or _OF_THE_SERVER.match(entry))
 
 

@@ -26,6 +26,13 @@ WHERE n.nspname <> 'information_schema' AND n.nspname NOT LIKE 'pg\\_%' AND c.re
   AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = c.oid AND d.deptype = 'e')
 """)
 
+# Those that the server trusts anybody with who may make a schema in this database.
+_EXTENSIONS = text("""
+SELECT available.name FROM pg_available_extensions available
+JOIN pg_available_extension_versions v ON v.name = available.name AND v.version = available.default_version
+WHERE (v.trusted OR NOT v.superuser) AND has_database_privilege(current_database(), 'CREATE')
+""")
+
 _SEARCH_PATHS = text("""
 SELECT format('SET LOCAL search_path = %I', schema), format('ALTER DATABASE %I SET search_path = %I', database, schema)
 FROM (SELECT current_database() AS database, CAST(:schema AS text) AS schema) wanted
@@ -112,6 +119,11 @@ async def is_empty(connection: AsyncConnection) -> bool:
 async def schemas(connection: AsyncConnection) -> list[str]:
     """Names of the schemas of the database."""
     return list((await connection.execute(text("SELECT nspname FROM pg_namespace"))).scalars())
+
+
+async def extensions(connection: AsyncConnection) -> list[str]:
+    """Names of the extensions that our role may make without being a superuser."""
+    return list((await connection.execute(_EXTENSIONS)).scalars())
 
 
 async def look_into_schema(connection: AsyncConnection, schema: str) -> None:

@@ -529,3 +529,19 @@ async def test_the_check_of_invariants_takes_longer_than_the_database_allows_oth
         (verdict,) = await invariants.run_checks(connection, [slow])
     assert verdict.violations == 0
     await database.close()
+
+
+async def test_what_depends_on_an_extension_that_any_owner_may_make_is_restored_with_it(
+    server_url: str, dumps: Dumps, tmp_path: Path
+) -> None:
+    """Without it an index of whoever looks after the database kept every backup from being restored."""
+    async with empty_database(server_url) as database:
+        await schema.migrate(database.engine)
+        await submitted(database)
+        await execute(database, "CREATE EXTENSION pg_trgm")
+        await execute(database, "CREATE INDEX of_a_dba ON tasks USING gin (agent_type gin_trgm_ops)")
+        await backups.backup(database, dumps, tmp_path / "b", lambda _: None, "test")
+    async with empty_database(server_url) as restored:
+        await backups.restore(restored, dumps, tmp_path / "b", lambda _: None, "test")
+        assert await value(restored, "SELECT count(*) FROM pg_indexes WHERE indexname = 'of_a_dba'") == 1
+        await check_invariants(restored)
