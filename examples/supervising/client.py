@@ -29,6 +29,10 @@ ADVICE = (
     "another program pursues this goal too, or this one was changed or a backup restored since: "
     "start again, and if that is refused as well pursue a goal of another name"
 )
+KEY_STATUSES = frozenset({401, 403})
+KEY_ADVICE = (
+    "put the key of a supervisor into CONVENER_KEY, or unset it to use the one of `convener up` on this machine"
+)
 TIMEOUT_SECONDS = 30.0
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 5.0
@@ -151,8 +155,17 @@ def _content(response: httpx.Response) -> Json | None:
         return None
     if code == "goal_stopped":
         raise Stopped(content.get("reason") or content["detail"])
-    words = f"{content['detail']}; {ADVICE}" if code in CONFLICTS else response.text
-    raise Refused(f"{response.request.method} {response.request.url.path}: {response.status_code} {words}")
+    what = f"{response.request.method} {response.request.url.path}: {response.status_code}"
+    raise Refused(f"{what} {_words(response, content, code)}")
+
+
+def _words(response: httpx.Response, problem: Json, code: str) -> str:
+    """What is refused and what to do, as far as that is known."""
+    if code in CONFLICTS:
+        return f"{problem['detail']}; {ADVICE}"
+    if response.status_code in KEY_STATUSES:
+        return f"{problem.get('detail', code)}; {KEY_ADVICE}"
+    return response.text
 
 
 def _object(response: httpx.Response) -> Json | None:

@@ -105,6 +105,15 @@ def test_a_refusal_of_the_service_is_final(status: int) -> None:
         service.task("t")
 
 
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_key_that_is_refused_is_told_in_words(status: int) -> None:
+    """It was the body of the answer, with nothing of what to do."""
+    answer = in_turn(httpx.Response(status, json={"code": "no", "detail": "a key looks like cvn_<id>_<secret>"}))
+    with client(answer) as service, pytest.raises(Refused) as refused:
+        service.task("t")
+    assert "a key looks like cvn_<id>_<secret>; put the key of a supervisor into CONVENER_KEY" in str(refused.value)
+
+
 def test_a_wait_for_events_does_not_end_before_the_service_answers() -> None:
     timeouts: list[Mapping[str, float]] = []
 

@@ -1,6 +1,10 @@
 """The supervisor against a fake of the service: the same outcome whatever the network and the workers do."""
 
 import dataclasses
+import os
+import signal
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -353,3 +357,16 @@ def test_the_supervisor_of_the_starter_says_what_to_do_without_a_key(
     monkeypatch.delenv("CONVENER_KEY", raising=False)
     assert supervise(starter.main) == ExitCode.KEY
     assert "CONVENER_KEY" in capsys.readouterr().err
+
+
+def test_a_supervisor_whose_reader_has_gone_ends_without_a_trace() -> None:
+    script = "from examples.supervising.command import supervise; supervise(lambda access: print(access.url) or 0)"
+    reading, writing = os.pipe()
+    os.close(reading)
+    variables = {"CONVENER_URL": "http://127.0.0.1:1", "CONVENER_KEY": "cvn_x_y", "PATH": os.environ["PATH"]}
+    words = [sys.executable, "-c", script]
+    try:
+        done = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, env=variables, timeout=60, check=False)
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (-signal.SIGPIPE, b"")
