@@ -83,7 +83,7 @@ async def _carry_out(
         step = replace(step, cause=cause, reason=order.reason or step.reason)
         version = await weights.write(connection, last, weights.new_version(step, snapshot, policy, order.by))
         if version is not None:
-            _record(connection, last, version)
+            _record(connection, last, version, order.reason)
             return version
     raise DatabaseUnavailable("others are changing the weights at this moment; send this one again")
 
@@ -106,14 +106,14 @@ def _check_reason(mode: Mode, order: Order) -> None:
         raise WeightsRefused([("reason", f"say why; the mode {mode.value} wants a reason for every change")])
 
 
-def _record(connection: AsyncConnection, previous: Version | None, version: Version) -> None:
+def _record(connection: AsyncConnection, previous: Version | None, version: Version, reason: str) -> None:
     audit.record(
         connection,
         f"weights.{version.cause.value}",
         by=version.changed_by,
         old_state=_content(previous) if previous else None,
         new_state=_content(version),
-        reason=version.reason,
+        reason=reason,
     )
 
 

@@ -102,6 +102,15 @@ async def test_commands_and_overrides_of_supervisors_and_operators(service: Serv
     assert ([item["version"] for item in rest["items"]], rest["next"]) == ([1], None)
 
 
+async def test_the_audit_log_has_only_a_reason_that_was_given(service: Service) -> None:
+    """It showed why no step was due as the reason of whoever had given none."""
+    await put(service, {"weights": {"ranking": 0.5}})
+    await put(service, {"weights": {"ranking": 0.4}})
+    await put(service, _HALF)
+    entries = (await service.get("/audit", key=Role.OPERATOR))["items"]
+    assert [entry["reason"] for entry in entries if entry["action"] == "weights.command"] == [_HALF["reason"], "", ""]
+
+
 async def test_a_command_may_name_the_version_that_it_builds_on(service: Service) -> None:
     assert (await put(service, _HALF, version=0))["version"] == 1
     stale = await service.ask("PUT", "/weights", {"weights": {"ranking": 0.5}}, headers={"If-Match": '"0"'})
