@@ -173,6 +173,7 @@ def _count_threads(uid: int) -> int:
 
 def protected_paths(environment: Mapping[str, str], named: Sequence[Path]) -> list[Path]:
     """Paths that no handler may see, whatever directory is shown: the service's state, people's keys, and `named`."""
-    state_home = Path(environment.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    # Unlike Path.home, it leaves a user alone that has none.
+    state_home = Path(environment.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state"))
     config_home = Path(environment.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config"))
     return [*named, state_home / "convener", config_home / "convener"]

@@ -1,13 +1,15 @@
 """What the command line and the environment may say."""
 
 import os
+import pwd
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from tests.worker_agent.fake_control_plane import POOL_KEY
-from worker_agent.confinement import Confinement, Method, handler_user
+from worker_agent.confinement import Confinement, Method, handler_user, protected_paths
 from worker_agent.daemon import DaemonSettings
 from worker_agent.file_view import view_files
 from worker_agent.handler_environment import inherited
@@ -182,6 +184,17 @@ def test_a_module_that_kills_its_interpreter_is_refused(tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UnusableHandler, match="could not be imported"):
         collect_handlers({}, ["deadly_agents"], rules_here())
+
+
+def test_a_user_without_a_home_directory_has_rules_for_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that has only a number, in a container that sets no HOME."""
+
+    def nobody(_: object) -> NoReturn:
+        raise KeyError
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    assert Path("/named") in protected_paths({}, [Path("/named")])
 
 
 def test_help_shows_examples_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
