@@ -17,7 +17,7 @@ from _thread import allocate_lock  # threading would cost each task two millisec
 from worker_agent.failures import Failure, Postponed
 from worker_agent.handler_loading import load_handler
 from worker_agent.json_weight import TOO_HEAVY, is_too_heavy
-from worker_agent.resource_limits import memory_limit_gb, peak_memory_mb
+from worker_agent.resource_limits import file_limit_gb, memory_limit_gb, peak_memory_mb
 from worker_agent.task import Task
 
 TYPE_CHECKING = False
@@ -32,6 +32,10 @@ _TRACEBACK_CHARACTERS = 4000
 _WRITABLE_HINT = (
     "a handler writes to its temporary directory, and to those of --writable (for the pool CONVENER_HANDLER_WRITABLE) "
     "that are open to user {}, which it runs as"
+)
+_ROOM_HINT = (
+    "a file of a task may have {:g} GiB, and all its temporary files together as much (--max-file-gb, for the pool "
+    "CONVENER_HANDLER_MAX_FILE_GB); where it has written elsewhere, make room on that disk"
 )
 
 
@@ -166,13 +170,21 @@ def _describe_error(error: BaseException) -> Json:
     tail = "".join(traceback.format_exception(error))[-_TRACEBACK_CHARACTERS:]
     code = "handler_exited" if isinstance(error, SystemExit) else "handler_error"
     detail = {"traceback": tail}
-    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES):
-        detail["hint"] = _WRITABLE_HINT.format(os.getuid())
+    if hint := _hint_for(error):
+        detail["hint"] = hint
     try:
         text = str(error)
     except Exception:
         text = "it cannot be shown"
     return _error_object(code, f"{type(error).__name__}: {text}", True, detail)
+
+
+def _hint_for(error: BaseException) -> str | None:
+    """The remedy of an error of a file."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.EROFS, errno.EACCES):
+        return _WRITABLE_HINT.format(os.getuid())
+    return _ROOM_HINT.format(file_limit_gb()) if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else None
 
 
 def _error_object(code: str, message: str, retryable: bool, detail: Json) -> Json:

@@ -50,6 +50,11 @@ def memory_limit_gb() -> float:
     return resource.getrlimit(resource.RLIMIT_DATA)[0] / 2**30
 
 
+def file_limit_gb() -> float:
+    """Size in GiB that a file of this process may have."""
+    return resource.getrlimit(resource.RLIMIT_FSIZE)[0] / 2**30
+
+
 def peak_memory_mb() -> float:
     """Peak memory in MiB of this process or of a child that it waited for.
 

@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -177,6 +178,12 @@ def keep(task: Task) -> Json:
     return {}
 
 
+def large_file(_: Task) -> Json:
+    with tempfile.TemporaryFile() as file:
+        file.truncate(1 << 40)
+    return {}
+
+
 def written_beside(_: Task) -> Json:
     Path(__file__).with_name("of-a-handler").write_text("result")
     return {}
@@ -310,6 +317,7 @@ BEHAVIORS: dict[str, Callable[[Task], Any]] = {
         fork,
         close_stdout,
         keep,
+        large_file,
         written_beside,
         unstorable,
         transient,

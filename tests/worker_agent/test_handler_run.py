@@ -253,6 +253,12 @@ def test_an_error_of_writing_says_where_a_handler_may_write() -> None:
     assert "CONVENER_HANDLER_WRITABLE" in failure({"do": "written_beside"}).detail["hint"]
 
 
+def test_an_error_for_want_of_room_says_how_much_a_handler_has() -> None:
+    hint = failure({"do": "large_file"}).detail["hint"]
+    assert "1 GiB" in hint
+    assert "CONVENER_HANDLER_MAX_FILE_GB" in hint
+
+
 def test_noise_on_stdout_and_stderr_does_not_reach_the_result() -> None:
     started = start({"do": "noise", "lines": 2000})
     end = started.end()
