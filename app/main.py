@@ -38,7 +38,7 @@ from app.health.service.refusals import keep_writing, write_counts
 from app.health.service.snapshot_cache import SnapshotCache, SnapshotSettings
 from app.health.service.stand_in import stand_in
 from app.health.service.utilisation import keep_sampling
-from app.http.bodies import Uploads
+from app.http.bodies import Uploads, start_threads
 from app.http.bounds import BoundedHeads
 from app.http.connection_room import raise_limits
 from app.http.refusals import Refusals
@@ -195,6 +195,7 @@ def create_app(
         database = Database(url, direct_url=settings.database_direct_url, statement_seconds=_STATEMENT_SECONDS)
         services = app.state.services = services_for(settings, database, certificate, traces)
         database.start()
+        await start_threads()
         broker, config = services[Broker], services[CurrentConfig]
         if on_config is not None:
             config.subscribe(on_config)

@@ -17,6 +17,7 @@ from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
+from app.http import computing
 from app.kernel.access import Principal
 from app.kernel.errors import BodyTooComplex, TooManyUploads, UploadsFull
 from worker_agent.json_weight import allowed_weight, weights, weights_outside_texts
@@ -195,6 +196,11 @@ async def _is_light(parts: Iterable[float], allowed: int) -> bool:
         if in_all > allowed:
             return False
     return True
+
+
+async def start_threads() -> None:
+    """Start the threads that requests need, as the system may let us have none later."""
+    await asyncio.gather(in_parser(int), computing.run(int), asyncio.to_thread(int))
 
 
 async def in_parser(work: Callable[[], T]) -> T:

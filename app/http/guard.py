@@ -132,7 +132,7 @@ def worker_of(principal: Principal) -> WorkerId:
     return principal.worker_id
 
 
-def _forbid_caching(response: Response) -> None:
+async def _forbid_caching(response: Response) -> None:
     response.headers["Cache-Control"] = "no-store"
 
 
@@ -140,7 +140,7 @@ def _forbid_caching(response: Response) -> None:
 UNCACHED: Any = Depends(_forbid_caching)
 
 
-def _principal(request: Request) -> Principal:
+async def _principal(request: Request) -> Principal:
     principal: Principal = request.state.principal
     return principal
 

@@ -43,7 +43,7 @@ class Services:
         return part
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:
     services: Services = request.app.state.services
     return services
 

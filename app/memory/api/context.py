@@ -118,12 +118,12 @@ class WrittenOut(BaseModel):
     written_at: Moment
 
 
-def _address(namespace: Part, into: Into) -> str:
+async def _address(namespace: Part, into: Into) -> str:
     """Where entries of this namespace of the context are stored: each namespace of the service has its own."""
     return stored_name(into, namespace) or namespace
 
 
-def _entry(key: Part, address: Annotated[str, Depends(_address)]) -> EntryKey:
+async def _entry(key: Part, address: Annotated[str, Depends(_address)]) -> EntryKey:
     return EntryKey(namespace=address, key=key)
 
 

@@ -1,0 +1,30 @@
+"""A process that may start no more threads, as under a limit of a container, goes on with those that it has."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from app.db.database import Database
+from app.http import bodies, computing
+from app.kernel.access import Role
+from tests.support.service import make_keys, serving
+
+
+def _refuse(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+async def test_requests_need_no_new_thread(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large body, a checkpoint and a scrape were answered with 500."""
+    for module, name in ((bodies, "_parser"), (computing, "_thread")):
+        monkeypatch.setattr(module, name, ThreadPoolExecutor(max_workers=1))
+    async with serving(database.url, await make_keys(database)) as service:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", _refuse)
+            payload = {"list": [{"number": number, "text": "x" * 20} for number in range(12_000)]}
+            body = {"agent_type": "ranking", "payload": payload}
+            submitted = await service.ask("POST", "/tasks", body, key=Role.SUPERVISOR)
+            taken = await service.ask("POST", "/checkpoints", {"reason": "test"})
+            scraped = await service.ask("GET", "/metrics", key=Role.MONITOR)
+    assert [answer.status_code for answer in (submitted, taken, scraped)] == [201, 201, 200]
