@@ -177,7 +177,7 @@ async def order(viewer: Viewer) -> Response:
 
 @dataclass(slots=True, kw_only=True)
 class _Outcome:
-    """What became of an order: how many tasks it was carried out on, and what has ended it before the last one."""
+    """The number of tasks that an order was carried out on, and the refusal that ended it before the last one."""
 
     done: int = 0
     dependents: int = 0
