@@ -23,3 +23,7 @@ class StartFailed(EmbeddedError):
 
 class DumpFailed(EmbeddedError):
     """A program of PostgreSQL did not succeed."""
+
+
+class ProgramSilent(DumpFailed):
+    """A program of PostgreSQL did not succeed and said nothing, as without room for what it says."""

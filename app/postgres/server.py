@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import errno
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -24,6 +26,7 @@ MESSAGE_CHARACTERS = 2_000
 # What clients are told while it starts, and the second line of that.
 REFUSALS = ("FATAL:  the database system is ", "DETAIL:  Consistent recovery state has not been yet reached.")
 KEPT_LOGS = 8
+SEGMENT_BYTES = 16 << 20
 
 
 # Signals with the seconds to wait after each. A postmaster takes them as fast, then immediate shutdown; a process that
@@ -94,6 +97,11 @@ class Server:
                 continue
             break
         await asyncio.to_thread(clean_up, self.cluster.data, socket_directory(self.cluster.directory))
+
+    def lacks_room(self) -> bool:
+        """Whether its disk has no room for another segment of its log, or the end of its log says so."""
+        is_full = shutil.disk_usage(self.cluster.directory).free < SEGMENT_BYTES
+        return is_full or os.strerror(errno.ENOSPC) in self._log_end()
 
     def prune_logs(self) -> None:
         """Remove the oldest files of the server's log; does nothing where there are few."""

@@ -234,6 +234,7 @@ def new_server() -> Iterator[str]:
     one already, EmbeddedError. What a killed restore has left goes first.
     """
     from app.postgres.configuration import socket_directory
+    from app.postgres.errors import DumpFailed
     from app.postgres.server import Server, clean_up
 
     values = settings()
@@ -252,10 +253,14 @@ def new_server() -> Iterator[str]:
             cluster.initialise()
             asyncio.run(server.start())
             yield server.url
-        except BaseException:
+        except BaseException as error:
+            is_full = isinstance(error, DumpFailed | Failure) and server.lacks_room()
             asyncio.run(server.stop())
             shutil.rmtree(cluster.data.parent, ignore_errors=True)
             cluster.restore_mark.unlink()  # not where a second Ctrl-C has left some of it
+            if is_full:
+                hint = f"make room on the disk of {cluster.directory}, and repeat it: nothing of it is left"
+                raise Failure(f"there was no room for the database: {error}", ExitCode.REFUSED, hint=hint) from error
             raise
         asyncio.run(server.stop())
         cluster.restore_mark.unlink()

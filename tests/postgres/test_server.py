@@ -3,11 +3,13 @@
 import asyncio
 import os
 import re
+import shutil
 import signal
 import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import asyncpg
@@ -16,6 +18,7 @@ import pytest
 from sqlalchemy import text
 
 from app.db.database import Database
+from app.postgres.binaries import Binaries
 from app.postgres.cluster import Cluster
 from app.postgres.configuration import HOST, socket_directory
 from app.postgres.errors import ClusterBusy, StartFailed
@@ -249,3 +252,31 @@ async def test_a_server_that_outlived_its_supervisor_is_replaced(server: Server)
         assert await stored_row(successor) == 42
     finally:
         await successor.stop()
+
+
+def test_a_disk_without_room_is_told_by_its_free_space_or_by_the_end_of_the_log(
+    tmp_path: Path, binaries: Binaries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A restore into a new server said only that the server had closed the connection."""
+    server = Server(cluster=Cluster(directory=tmp_path, binaries=binaries))
+    (tmp_path / "start.log").write_text("LOG:  database system is shut down\n")
+    assert not server.lacks_room()
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / "postgresql-2.log").write_text('PANIC:  could not write to file "x": No space left on device\n')
+    assert server.lacks_room()
+    (tmp_path / "log" / "postgresql-2.log").unlink()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=8 << 20))
+    assert server.lacks_room()
+
+
+async def test_a_start_that_fails_tells_its_reason_and_not_what_clients_were_told(
+    tmp_path: Path, binaries: Binaries
+) -> None:
+    server = Server(cluster=Cluster(directory=tmp_path, binaries=binaries))
+    told = [
+        "FATAL:  the database system is not yet accepting connections",
+        "DETAIL:  Consistent recovery state has not been yet reached.",
+    ]
+    reason = 'FATAL:  could not write to file "pg_wal/xlogtemp.1": No space left on device'
+    (tmp_path / "start.log").write_text("\n".join([reason, *told * 100]))
+    assert server._log_end() == reason

@@ -1,6 +1,9 @@
 """Backups of the whole database: written to a file, inspected, and restored into an empty database on any server."""
 
 import asyncio
+import errno
+import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +13,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.admin.service import audit
 from app.db import schema
 from app.db.database import Database, disable_time_limits, now
-from app.kernel.errors import Locked, Refused
+from app.kernel.errors import DatabaseUnavailable, Locked, Refused
+from app.kernel.refused_writes import MEANINGS, WriteTrouble
 from app.memory.service import archives
 from app.memory.service.archives import Manifest
 from app.memory.service.dumps import Dumps, Target, table_schema
 from app.memory.store import backups
 from app.postgres.binaries import major_version
-from app.postgres.errors import DumpFailed
+from app.postgres.errors import DumpFailed, ProgramSilent
 
+log = logging.getLogger(__name__)
 _ATTEMPTS, _PAUSE_SECONDS = 30, 0.05
 _RELEASE_REASON = "restored from a backup: nobody holds this lease any more"
 
@@ -72,16 +77,30 @@ async def backup(database: Database, dumps: Dumps, file: Path, report: Callable[
     except FileExistsError as error:
         raise Refused(str(error), "name another file; a backup never replaces one") from None
     except OSError as error:
-        raise Refused(f"cannot write {file}: {error.strerror or error}") from error
+        raise Refused(f"cannot write {file}: {error.strerror or error}", _room_hint(error)) from error
+    except DumpFailed as error:
+        raise Refused(str(error), _room_hint(error)) from error
     await _record_backup(database, manifest, by)
     return manifest
 
 
+def _room_hint(error: Exception) -> str | None:
+    """The remedy where the file has no room."""
+    is_full = os.strerror(errno.ENOSPC) in str(error)
+    return "make room on that disk, or name a file on another; nothing of this backup is left" if is_full else None
+
+
 async def _record_backup(database: Database, manifest: Manifest, by: str) -> None:
-    async with database.transaction() as connection:
-        if manifest.revision == schema.head() and await backups.is_log_writable(connection):
-            copied = {"file": manifest.file, "size_bytes": manifest.size_bytes, "sha256": manifest.sha256}
-            audit.record(connection, "db.backup", by=by, new_state=copied)
+    try:
+        async with database.transaction() as connection:
+            if manifest.revision == schema.head() and await backups.is_log_writable(connection):
+                copied = {"file": manifest.file, "size_bytes": manifest.size_bytes, "sha256": manifest.sha256}
+                audit.record(connection, "db.backup", by=by, new_state=copied)
+    except DatabaseUnavailable as error:
+        # Its disk may be full, which is when a backup is wanted most.
+        if error.reason is None:
+            raise
+        log.warning("the backup is complete, and not in the audit log: %s", MEANINGS[WriteTrouble(error.reason)])
 
 
 def inspect(dumps: Dumps, file: Path) -> Inspection:
@@ -96,6 +115,10 @@ def inspect(dumps: Dumps, file: Path) -> Inspection:
             return Inspection(manifest=manifest, revision=None, entries=0, violations=violations)
         entries, revision = dumps.contents(file), dumps.revision(file)
     except (ValueError, OSError, DumpFailed) as error:
+        # Which the backup has no part in.
+        if isinstance(error, ProgramSilent) or os.strerror(errno.ENOSPC) in str(error):
+            hint = "make room for temporary files, or name a directory with more as TMPDIR"
+            raise Refused(f"{file} cannot be checked: {error}", hint) from error
         return Inspection(manifest=None, revision=None, entries=0, violations=[str(error)])
     violations = [] if revision else ["it holds no database of ours"]
     count = sum(not line.startswith(";") for line in entries)

@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from app.kernel.database_urls import server_urls
 from app.postgres.binaries import Binaries
-from app.postgres.errors import DumpFailed
+from app.postgres.errors import DumpFailed, ProgramSilent
 from app.postgres.launch import stop_with_parent
 
 T = TypeVar("T")
@@ -127,7 +127,9 @@ class Dumps:
                 child.wait()
             errors.seek(0)
             if child.returncode != 0:
-                raise DumpFailed(_error_message(program, child.returncode, errors.read()))
+                text = errors.read()
+                kind = DumpFailed if text.strip() or child.returncode < 0 else ProgramSilent
+                raise kind(_error_message(program, child.returncode, text))
             out.seek(0)
             return out.read()
 

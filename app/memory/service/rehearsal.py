@@ -9,12 +9,13 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from app.db.database import Database
+from app.kernel.errors import Refused
 from app.memory.service import backups
 from app.memory.service.dumps import Dumps
 from app.memory.store.invariants import Verdict, run_checks
 from app.postgres.binaries import Binaries
 from app.postgres.cluster import Cluster, lock_directory
-from app.postgres.errors import EmbeddedError
+from app.postgres.errors import DumpFailed, EmbeddedError
 from app.postgres.server import Server
 
 _PREFIX = "convener-verify-"
@@ -48,6 +49,12 @@ async def _scratch_database(binaries: Binaries) -> AsyncIterator[Database]:
             database = Database(server.url)
             try:
                 yield database
+            except DumpFailed as error:
+                if not server.lacks_room():
+                    raise
+                hint = "name a directory on a disk with more room as TMPDIR; the backup may well be good"
+                message = f"there is no room for the database in {tempfile.gettempdir()}: {error}"
+                raise Refused(message, hint) from error
             finally:
                 await database.close()
     finally:

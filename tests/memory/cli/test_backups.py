@@ -22,9 +22,10 @@ from app.kernel.database_urls import OLDEST_POSTGRES
 from app.memory.store.invariants import CHECKS
 from app.postgres.binaries import DUMPING, SERVER, Binaries, find_binaries, find_version
 from app.postgres.cluster import Cluster
-from app.postgres.errors import BinariesMissing, ClusterUnusable
+from app.postgres.errors import BinariesMissing, ClusterUnusable, DumpFailed
 from app.postgres.server import Server
-from app.terminal.failures import ExitCode
+from app.terminal.databases import new_server
+from app.terminal.failures import ExitCode, Failure
 from tests.conftest import named, run_on
 from tests.support.command_line import CommandLine
 from tests.support.factories import holding, submitted
@@ -365,3 +366,26 @@ def test_a_file_that_is_not_there_is_wrong_usage_and_no_bad_backup(
 ) -> None:
     for file in (tmp_path / "none", tmp_path):
         assert offline.run("db", *command.split(), str(file)).code == 2
+
+
+def test_a_restore_into_a_new_server_without_room_says_where_to_make_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL ends where its log has no room, and the restore was told that the connection was closed."""
+
+    async def nothing(_: Server) -> None:
+        (tmp_path / "postgres" / "start.log").touch()
+
+    monkeypatch.setenv("CONVENER_STATE_DIRECTORY", str(tmp_path))
+    monkeypatch.delenv("CONVENER_DATABASE_URL", raising=False)
+    monkeypatch.setattr(Cluster, "initialise", lambda _: True)
+    monkeypatch.setattr(Server, "start", nothing)
+    monkeypatch.setattr(Server, "stop", nothing)
+    monkeypatch.setattr(Server, "url", "postgresql://nowhere/nothing")
+    for is_full, kind in ((True, Failure), (False, DumpFailed)):
+        monkeypatch.setattr(Server, "lacks_room", lambda _, is_full=is_full: is_full)
+        with pytest.raises(kind) as failed, new_server():
+            raise DumpFailed("pg_restore: error: server closed the connection unexpectedly")
+        assert ("make room on the disk" in str(getattr(failed.value, "hint", ""))) is is_full
+        assert "closed the connection" in str(failed.value)
+        assert not (tmp_path / "postgres" / "restoring").exists()

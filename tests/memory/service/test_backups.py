@@ -23,7 +23,7 @@ from app.memory.service.dumps import Dumps
 from app.memory.store import backups as store
 from app.memory.store import invariants
 from app.postgres.binaries import find_binaries
-from app.postgres.errors import DumpFailed
+from app.postgres.errors import DumpFailed, ProgramSilent
 from app.queue.store import completions, events, outputs
 from app.queue.store.events import BEGINNING, Cursor
 from tests.conftest import empty_database, named
@@ -349,6 +349,53 @@ async def test_a_disk_that_has_no_room_for_the_manifest_keeps_no_dump_without_it
             await backups.backup(own_database, dumps, tmp_path / "b", lambda _: None, "test")
     assert list(tmp_path.iterdir()) == []
     await backups.backup(own_database, dumps, tmp_path / "b", lambda _: None, "test")
+
+
+async def test_a_disk_without_room_for_the_dump_is_named_with_what_helps(
+    own_database: Database, dumps: Dumps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def dump(*_: object) -> None:
+        raise DumpFailed("pg_dump: error: could not write to output file: No space left on device")
+
+    monkeypatch.setattr(Dumps, "dump", dump)
+    with pytest.raises(Refused, match="could not write") as refused:
+        await backups.backup(own_database, dumps, tmp_path / "b", lambda _: None, "test")
+    assert "name a file on another" in str(refused.value.hint)
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_backup_of_a_database_whose_disk_is_full_is_complete(
+    own_database: Database, dumps: Dumps, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The command failed for its line in the audit log, with the backup there, and was refused when it was repeated."""
+    await execute(
+        own_database,
+        """CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        RAISE EXCEPTION 'could not extend file "base/1/2": No space left on device' USING ERRCODE = 'disk_full'; END $$;
+        CREATE TRIGGER refuse BEFORE INSERT ON audit FOR EACH ROW EXECUTE FUNCTION refuse()""",
+    )
+    manifest = await backups.backup(own_database, dumps, tmp_path / "b", lambda _: None, "test")
+    assert archives.read_manifest(tmp_path / "b") == manifest
+    assert "not in the audit log: the database has no room on its disk" in caplog.text
+
+
+async def test_a_backup_that_cannot_be_checked_for_want_of_room_is_not_called_bad(
+    own_database: Database, dumps: Dumps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await backups.backup(own_database, dumps, tmp_path / "b", lambda _: None, "test")
+
+    def no_room(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def silent(*_: object) -> None:
+        raise ProgramSilent("pg_restore: it ended with code 1 and said nothing")
+
+    for place, failure in (("tempfile.TemporaryFile", no_room), ("Dumps.contents", silent)):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"app.memory.service.dumps.{place}", failure)
+            with pytest.raises(Refused, match="cannot be checked") as refused:
+                backups.inspect(dumps, tmp_path / "b")
+            assert "TMPDIR" in str(refused.value.hint)
 
 
 async def test_damage_is_found(own_database: Database, dumps: Dumps, tmp_path: Path, server_url: str) -> None:
