@@ -26,6 +26,9 @@ REMEDIES: Mapping[WriteTrouble, str] = {
     WriteTrouble.SHORT: "the log of PostgreSQL says more; look at the memory, the files and the disk of its machine",
 }
 
+# Resources, files and what has no state of its own; and missing rights, as which a read-only file system counts.
+_OF_SYSTEM = ("53", "58", "XX", "42501")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefusedWrite:
@@ -42,10 +45,12 @@ class RefusedWrite:
 
 def trouble_of(sqlstate: str, words: str) -> WriteTrouble | None:
     """Why a server refuses a write with this error; None for an error of any other kind."""
-    # Some errors of the system have no state of their own, such as that of a quota, and are told by its words.
-    if sqlstate == "53100" or "No space left on device" in words or "Disk quota exceeded" in words:
+    # Some errors of the system have no state of their own, such as that of a quota, and are told by its words. Errors
+    # of values have the words of whoever sent them.
+    of_system = words if sqlstate.startswith(_OF_SYSTEM) else ""
+    if sqlstate == "53100" or "No space left on device" in of_system or "Disk quota exceeded" in of_system:
         return WriteTrouble.FULL
-    if sqlstate == "25006" or "Read-only file system" in words:
+    if sqlstate == "25006" or "Read-only file system" in of_system:
         return WriteTrouble.READ_ONLY
     # Too many connections refuse reads as well.
     is_short = sqlstate.startswith("53") and sqlstate != "53300"
