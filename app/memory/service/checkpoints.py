@@ -27,7 +27,7 @@ from app.memory.rules.backups import without_lease
 from app.memory.rules.checkpoints import FORMAT, Activity, CheckpointPolicy, due_reason, unreachable_tasks
 from app.memory.rules.restored_values import find_odd_values
 from app.memory.service.examination import examine_content, examine_elsewhere
-from app.memory.store import backups
+from app.memory.store import backups, restores
 from app.memory.store import checkpoints as store
 from app.memory.store.checkpoints import Checkpoint, NewCheckpoint, Snapshot
 from app.queue.rules.tasks import LEASED
@@ -195,12 +195,12 @@ async def _check_empty(database: Database) -> None:
 
 async def _insert_content(connection: AsyncConnection, document: Mapping[str, Any]) -> RestoredCheckpoint:
     # Checkpoints of earlier versions have fewer parts.
-    parts = {part: document.get(part, []) for part in store.TABLES}
-    for part, table in store.TABLES.items():
-        columns = store.unknown_columns(table, parts[part])
+    parts = {part: document.get(part, []) for part in restores.TABLES}
+    for part, table in restores.TABLES.items():
+        columns = restores.unknown_columns(table, parts[part])
         if columns:
             raise Refused(f"it was taken by another version, whose {table.name} have {', '.join(sorted(columns))}")
-        if (odd := next(find_odd_values(part, parts[part], store.column_types(table)), None)) is not None:
+        if (odd := next(find_odd_values(part, parts[part], restores.column_types(table)), None)) is not None:
             raise Refused(f"the checkpoint is damaged: {odd}")
     moment = (await now(connection)).isoformat()
     # A service that has begun here has written its first version, and the last one is in force.
@@ -210,12 +210,12 @@ async def _insert_content(connection: AsyncConnection, document: Mapping[str, An
     # No worker of this database holds a lease, whatever the checkpoint says.
     parts["tasks"] = [without_lease(task, moment) for task in document["tasks"]]
     if parts["llm_models"]:
-        await store.forget_models(connection)
-    for part, table in store.TABLES.items():
+        await restores.forget_models(connection)
+    for part, table in restores.TABLES.items():
         if parts[part]:
-            await store.insert_rows(connection, table, parts[part])
+            await restores.insert_rows(connection, table, parts[part])
     released_ids = [task["id"] for task in document["tasks"] if task["state"] in LEASED]
-    await store.finish_restore(connection, released_ids, f"restored from the checkpoint of {document['taken_at']}")
+    await restores.finish_restore(connection, released_ids, f"restored from the checkpoint of {document['taken_at']}")
     numbers = sorted((row["goal_id"], row["number"]) for row in parts["goal_iterations"])
     await _check_readable(connection, dict(numbers))
     return RestoredCheckpoint(

@@ -5,11 +5,11 @@ import sys
 
 _PROGRAM = """
 import sys
-from app.memory.store import checkpoints
+from app.memory.store import restores
 
 assert "app.metadata" not in sys.modules
-for part, table in checkpoints.TABLES.items():
-    assert checkpoints.unknown_columns(table, [{name: None for name in (*table.c.keys(), "nonsense")}]) == {"nonsense"}
+for part, table in restores.TABLES.items():
+    assert restores.unknown_columns(table, [{name: None for name in (*table.c.keys(), "nonsense")}]) == {"nonsense"}
 """
 
 
