@@ -6,7 +6,7 @@ import json
 import threading
 import time
 import zlib
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -30,15 +30,14 @@ from app.memory.service.examination import examine_content, examine_elsewhere
 from app.memory.store import backups, restores
 from app.memory.store import checkpoints as store
 from app.memory.store.checkpoints import Checkpoint, NewCheckpoint, Snapshot
+from app.memory.store.packed_lines import LEVEL
 from app.queue.rules.tasks import LEASED
 from app.queue.store import events
 
 _DUTY_NAME = "checkpoint"
-# The fastest level has most of the effect, because tasks resemble each other.
-_COMPRESSION_LEVEL = 1
 _PIECE_BYTES = 256 << 10
 _RETRY_SECONDS = 2
-# One at a time: each takes a processor, and memory of several times the content.
+# One at a time: each takes a processor.
 _turn = threading.Semaphore(1)
 _EMPTY_HINT = "give it a database that is empty, or that has just been migrated"
 
@@ -281,15 +280,14 @@ def _pack(
     policy: CheckpointPolicy,
 ) -> NewCheckpoint:
     # Where a cut leaves a task out, those that wait for it would stay blocked for ever after a restore.
-    unreachable = unreachable_tasks(snapshot.tasks.keys(), snapshot.edges) if snapshot.is_cut else set()
-    tasks = [line for task, line in snapshot.tasks.items() if task not in unreachable]
-    edges = [
-        json.dumps({"task_id": task, "depends_on": dependency})
-        for task, dependency in snapshot.edges
-        if task not in unreachable
-    ]
-    counts = {"tasks": len(tasks), "leased": snapshot.leased_count, "dependencies": len(edges)}
-    counts["context"] = len(snapshot.parts["context"])
+    unreachable = unreachable_tasks(set(snapshot.task_ids), snapshot.edges) if snapshot.is_cut else set()
+    edges = [edge for edge in snapshot.edges if edge[0] not in unreachable]
+    counts = {
+        "tasks": len(snapshot.tasks) - len(unreachable),
+        "leased": snapshot.leased_count,
+        "dependencies": len(edges),
+        "context": len(snapshot.parts["context"]),
+    }
     head = {
         "format": FORMAT,
         "taken_at": snapshot.taken_at.isoformat(),
@@ -300,7 +298,20 @@ def _pack(
         "counts": counts,
         "queue": queue,
     }
-    text = _json_document(head, {**snapshot.parts, "dependencies": edges, "tasks": tasks})
+    lists: dict[str, Iterable[str]] = {
+        **snapshot.parts,
+        "dependencies": (json.dumps({"task_id": task, "depends_on": dependency}) for task, dependency in edges),
+        "tasks": (
+            line for task, line in zip(snapshot.task_ids, snapshot.tasks, strict=True) if task not in unreachable
+        ),
+    }
+    size, digest, compressor, packed = 0, hashlib.sha256(), zlib.compressobj(LEVEL), bytearray()
+    for text in _json_document(head, lists):
+        piece = text.encode()
+        size += len(piece)
+        digest.update(piece)
+        packed += compressor.compress(piece)
+    packed += compressor.flush()
     return NewCheckpoint(
         taken_at=snapshot.taken_at,
         reason=reason,
@@ -309,15 +320,20 @@ def _pack(
         cursor=snapshot.cursor,
         counts=counts,
         is_cut=snapshot.is_cut,
-        size_bytes=len(text),
-        sha256=hashlib.sha256(text).digest(),
-        content=zlib.compress(text, _COMPRESSION_LEVEL),
+        size_bytes=size,
+        sha256=digest.digest(),
+        content=bytes(packed),
     )
 
 
-def _json_document(head: dict[str, Any], lists: dict[str, list[str]]) -> bytes:
-    """A JSON object of plain values, and of lists whose items are JSON text as the database wrote it."""
-    # Put together as text: to parse and write 20,000 rows anew would take seconds, and could change their numbers.
-    fields = [f"{json.dumps(name)}:{json.dumps(value)}" for name, value in head.items()]
-    fields += [f"{json.dumps(name)}:[" + ",\n".join(items) + "]" for name, items in lists.items()]
-    return ("{" + ",\n".join(fields) + "}\n").encode()
+def _json_document(head: Mapping[str, Any], lists: Mapping[str, Iterable[str]]) -> Iterator[str]:
+    """A JSON object of plain values, and of lists whose items are JSON text as the database wrote it, in pieces."""
+    # Put together as text: to parse and write 20,000 rows anew would take seconds, and could change their numbers. And
+    # never as a whole: the memory of tens of megabytes, several times over, would not come back to the system.
+    yield "{" + ",\n".join(f"{json.dumps(name)}:{json.dumps(value)}" for name, value in head.items())
+    for name, items in lists.items():
+        yield f",\n{json.dumps(name)}:["
+        for number, item in enumerate(items):
+            yield f",\n{item}" if number else item
+        yield "]"
+    yield "}\n"

@@ -16,23 +16,25 @@ from app.goals.store import compute, iterations
 from app.kernel.events import TaskEvent
 from app.llm.store import models
 from app.memory.rules.checkpoints import Activity, CheckpointPolicy
+from app.memory.store.packed_lines import PackedLines
 from app.queue.store import counters, event_rows, lease_ledger
 from app.queue.store.events import Cursor
 
 
 @dataclass(slots=True, kw_only=True)
 class Snapshot:
-    """The work in flight at one moment; rows as JSON text."""
+    """The work in flight at one moment; rows as JSON text, which has no line breaks as the database writes it."""
 
     taken_at: datetime
     revision: str
     cursor: Cursor
-    # By id, leased ones first.
-    tasks: dict[str, str] = field(default_factory=dict)
+    # Leased ones first, and their ids in the same order.
+    tasks: PackedLines = field(default_factory=PackedLines)
+    task_ids: list[str] = field(default_factory=list)
     leased_count: int = 0
     # (task, the task that it waits for)
     edges: list[tuple[str, str]] = field(default_factory=list)
-    parts: dict[str, list[str]] = field(default_factory=dict)
+    parts: dict[str, PackedLines] = field(default_factory=dict)
     is_cut: bool = False
 
 
@@ -172,23 +174,20 @@ async def read_snapshot(connection: AsyncConnection, cursor: Cursor, policy: Che
     snapshot = Snapshot(taken_at=await now(connection), revision=revision, cursor=cursor)
     bytes_left = await _add_tasks(connection, snapshot, policy)
     await _add_parts(connection, snapshot, policy)
-    entries, _ = await _read_rows(connection, snapshot, _ENTRIES, policy.max_entries, bytes_left)
-    snapshot.parts["context"] = [entry.line for entry in entries]
+    entries = snapshot.parts["context"] = PackedLines()
+    await _add_rows(connection, snapshot, _ENTRIES, entries, policy.max_entries, bytes_left)
     # Of the tasks that fit only. An edge to a task outside shows which of them could never run.
-    rows = await connection.execute(_EDGES, {"ids": list(snapshot.tasks)})
+    rows = await connection.execute(_EDGES, {"ids": snapshot.task_ids})
     snapshot.edges = [(row.task_id, row.depends_on) for row in rows]
     return snapshot
 
 
 async def _add_tasks(connection: AsyncConnection, snapshot: Snapshot, policy: CheckpointPolicy) -> int:
     """Add as many tasks to the snapshot as fit; return the number of bytes left."""
-    leased, bytes_left = await _read_rows(connection, snapshot, _LEASED, policy.max_tasks, policy.max_bytes)
-    snapshot.leased_count = len(leased)
-    snapshot.tasks = {row.id: row.line for row in leased}
+    bytes_left = await _add_rows(connection, snapshot, _LEASED, snapshot.tasks, policy.max_tasks, policy.max_bytes)
+    snapshot.leased_count = len(snapshot.tasks)
     if not snapshot.is_cut:
-        room = policy.max_tasks - len(leased)
-        others, bytes_left = await _read_rows(connection, snapshot, _UNLEASED, room, bytes_left)
-        snapshot.tasks |= {row.id: row.line for row in others}
+        bytes_left = await _add_rows(connection, snapshot, _UNLEASED, snapshot.tasks, policy.max_tasks, bytes_left)
     return bytes_left
 
 
@@ -196,43 +195,52 @@ async def _add_parts(connection: AsyncConnection, snapshot: Snapshot, policy: Ch
     """Add what is neither tasks nor entries, with bytes of its own: what has ended comes last, and may be left out."""
     bytes_left = policy.max_bytes
     for name, query in _PARTS.items():
-        rows, bytes_left = await _read_rows(connection, snapshot, query, policy.max_rows, bytes_left)
-        snapshot.parts[name] = [row.line for row in rows]
+        lines = snapshot.parts[name] = PackedLines()
+        bytes_left = await _add_rows(connection, snapshot, query, lines, policy.max_rows, bytes_left)
     for is_live in (True, False):
         for name, query in _OF_GOALS.items():
-            lines = snapshot.parts.setdefault(name, [])
+            lines = snapshot.parts.setdefault(name, PackedLines())
             # Goals are judged by all of their iterations, and those that have ended by none.
             if is_live or name != "goal_iterations":
-                room = policy.max_rows - len(lines)
-                rows, bytes_left = await _read_rows(
-                    connection, snapshot, query.bindparams(is_live=is_live), room, bytes_left, is_live=is_live
+                bytes_left = await _add_rows(
+                    connection,
+                    snapshot,
+                    query.bindparams(is_live=is_live),
+                    lines,
+                    policy.max_rows,
+                    bytes_left,
+                    is_live=is_live,
                 )
-                lines += [row.line for row in rows]
 
 
-async def _read_rows(
+async def _add_rows(
     connection: AsyncConnection,
     snapshot: Snapshot,
     query: TextClause,
+    lines: PackedLines,
     limit: int,
     max_bytes: int,
     *,
     is_live: bool = True,
-) -> tuple[list[Any], int]:
-    """The first rows, as many as fit, and the bytes left; the snapshot is cut where there are more that are live."""
-    kept_rows: list[Any] = []
-    bytes_left = max_bytes
+) -> int:
+    """Add the first rows to the lines, which may become `limit`, and return the bytes left.
+
+    The snapshot is cut where there are more rows that are live.
+    """
+    bytes_left, room = max_bytes, limit - len(lines)
     # One more than fits, to learn whether there are more. Streamed, so that reading ends where the bytes do.
-    rows = await connection.stream(query, {"limit": limit + 1}, execution_options={"yield_per": 100})
+    rows = await connection.stream(query, {"limit": room + 1}, execution_options={"yield_per": 100})
     async for row in rows:
         size = len(row.line.encode())
-        if size > bytes_left or len(kept_rows) == limit:
+        if size > bytes_left or len(lines) == limit:
             snapshot.is_cut |= is_live
             break
         bytes_left -= size
-        kept_rows.append(row)
+        lines.append(row.line)
+        if lines is snapshot.tasks:
+            snapshot.task_ids.append(row.id)
     await rows.close()
-    return kept_rows, bytes_left
+    return bytes_left
 
 
 async def count_queue(connection: AsyncConnection) -> list[dict[str, Any]]:

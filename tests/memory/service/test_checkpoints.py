@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -85,7 +86,21 @@ async def test_it_shows_one_moment(database: Database) -> None:
         await submitted(database, 5)
         again = await store.read_activity(connection, 10)
     assert again is None
-    assert set(found.tasks) == {str(task_id) for task_id in first}
+    assert set(found.task_ids) == {str(task_id) for task_id in first}
+
+
+async def test_taking_one_never_holds_all_of_its_content(database: Database) -> None:
+    """20,000 tasks were held as text several times over, and the memory never came back to the system."""
+    await submitted(database, 2000, payload=json.dumps({"text": "orbits are ellipses " * 250}))
+    await take(database)
+    tracemalloc.start()
+    try:
+        taken = await checkpoints.take(database, "test")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert taken.size_bytes > 10_000_000
+    assert peak < taken.size_bytes / 2
 
 
 async def test_taking_one_holds_up_no_reader_of_events(database: Database) -> None:
