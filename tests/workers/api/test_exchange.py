@@ -2,7 +2,7 @@
 
 import gc
 import json
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -298,30 +298,32 @@ async def test_a_body_that_is_a_list_is_refused_without_a_look_into_it(
     assert looked_at == [call["body"]]
 
 
+async def _least_garbage(call: Callable[[], Awaitable[object]]) -> int:
+    """Objects that only the garbage collector frees after a call, of five calls: threads beside them leave some too."""
+    counts = []
+    gc.disable()
+    try:
+        for _ in range(5):
+            gc.collect()
+            await call()
+            counts.append(gc.collect())
+    finally:
+        gc.enable()
+    return min(counts)
+
+
 @pytest.mark.parametrize("change", [{"body": dict.fromkeys("abcdefghijklmnopqrstuvwxyz", 0)}, {"authorization": "x"}])
 async def test_refused_items_leave_no_work_to_the_garbage_collector(service: Service, change: dict[str, Any]) -> None:
     worker = await service.worker()
     items = [ask(worker), *[ask(worker) | change] * 511]
     await exchanged(service, *items)
-    gc.collect()
-    gc.disable()
-    try:
-        await exchanged(service, *items)
-        assert gc.collect() < 4 * len(items)
-    finally:
-        gc.enable()
+    assert await _least_garbage(lambda: exchanged(service, *items)) < 4 * len(items)
 
 
 async def test_calls_that_are_answered_leave_no_work_to_the_garbage_collector(service: Service) -> None:
     workers = await _workers(service, 64)
     await service.submitted()
-    gc.collect()
-    gc.disable()
-    try:
-        await exchanged(service, *map(ask, workers))
-        assert gc.collect() < len(workers)
-    finally:
-        gc.enable()
+    assert await _least_garbage(lambda: exchanged(service, *map(ask, workers))) < len(workers)
 
 
 async def test_a_worker_that_is_stopped_is_told_so(service: Service, database: Database) -> None:
