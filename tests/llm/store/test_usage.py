@@ -29,7 +29,7 @@ def call(
         outcome=Outcome.SUCCESS,
         prompt_tokens=10,
         completion_tokens=5,
-        cost_usd=0.01,
+        cost_usd=0.25,  # of such numbers each sum is exact, in whatever order rows are added
         held_seconds=held,
         latency_seconds=latency,
     )
