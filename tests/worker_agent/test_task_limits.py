@@ -23,12 +23,20 @@ from worker_agent.kernel_calls import landlock_version
 
 _PARENTS = group_parents() if sys.platform == "linux" else None
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems have none of these means")
+# Others may run these tests at the same time, and cases of one test run in two processes.
+_OWN_SECONDS = f"98764{os.getpid()}"
+
+
+def _sleeping() -> list[psutil.Process]:
+    """What tasks of this process have left behind."""
+    return [each for each in psutil.process_iter(["cmdline"]) if _OWN_SECONDS in (each.info["cmdline"] or [])]
 
 
 def test_all_that_a_handler_starts_ends_with_it() -> None:
-    script = "setsid sh -c 'setsid sleep 98765 >/dev/null 2>&1 & setsid sleep 98765 >/dev/null 2>&1 &'; echo '{}'"
+    sleep = f"setsid sleep {_OWN_SECONDS} >/dev/null 2>&1 &"
+    script = f"setsid sh -c '{sleep} {sleep}'; echo '{{}}'"
     assert isinstance(ended(script, by(Method.NAMESPACES)), ev.HandlerFinished)
-    assert not [each for each in psutil.process_iter(["cmdline"]) if "98765" in (each.info["cmdline"] or [])]
+    assert not _sleeping()
 
 
 @pytest.mark.parametrize("method", [Method.LANDLOCK, Method.NONE])
@@ -47,10 +55,8 @@ script = f"setsid sh -c 'setsid sleep {sys.argv[2]} >/dev/null 2>&1 & setsid sle
 ended(script, replace(rules(), method=Method(sys.argv[1])), adopts_orphans=True)
 sys.exit(bool(psutil.Process().children(recursive=True)))
 """
-    # Others may run this test at the same time.
-    seconds = f"98764{os.getpid()}"
-    subprocess.run([sys.executable, "-c", program, method, seconds], check=True, timeout=120)
-    assert not [each for each in psutil.process_iter(["cmdline"]) if seconds in (each.info["cmdline"] or [])]
+    subprocess.run([sys.executable, "-c", program, method, _OWN_SECONDS], check=True, timeout=120)
+    assert not _sleeping()
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -243,12 +249,13 @@ def test_what_a_group_allows_is_what_the_task_may_have(tmp_path: Path, monkeypat
 @pytest.mark.parametrize("method", [Method.NAMESPACES, Method.NONE])
 def test_a_task_runs_in_its_groups_which_end_with_it(method: Method) -> None:
     end = ended(
-        'setsid sleep 98763 >/dev/null 2>&1 & echo "{\\"groups\\": \\"$(cat /proc/self/cgroup | tr \'\\n\' \' \')\\"}"',
+        f"setsid sleep {_OWN_SECONDS} >/dev/null 2>&1 & "
+        'echo "{\\"groups\\": \\"$(cat /proc/self/cgroup | tr \'\\n\' \' \')\\"}"',
         replace(by(method), groups=_PARENTS),
     )
     assert isinstance(end, ev.HandlerFinished)
     assert f"convener-task-{cgroups._own_mark()}" in end.result["groups"]
-    assert not [each for each in psutil.process_iter(["cmdline"]) if "98763" in (each.info["cmdline"] or [])]
+    assert not _sleeping()
     assert _PARENTS is not None
     for parent in (_PARENTS.unified, *dict(_PARENTS.controllers).values()):
         assert parent is None or not list(parent.glob(f"convener-task-{cgroups._own_mark()}-*"))
