@@ -166,7 +166,9 @@ class Broker:
 
     def _on_announcement(self, news: News) -> None:
         if RESOURCES in news:
+            # Its lanes are not known yet, so the news of them wakes nobody.
             self._classes.is_stale = True
+            self._wake.set()
         if lanes := self._lanes.receive(news):
             reconsider(self._waiters.values(), lanes)
             self._wake.set()

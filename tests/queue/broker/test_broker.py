@@ -35,6 +35,7 @@ from app.workers.rules.workers import Directive
 from app.workers.service import directives, workers
 from tests.support.factories import completion, leased, order, ready_worker, registration, submitted
 from tests.support.sql import execute, until, value
+from tests.support.waiting import until_waiting
 
 
 def _call(worker_id: WorkerId, *agents: AgentType, request_id: UUID | None = None) -> LeaseCall:
@@ -43,13 +44,6 @@ def _call(worker_id: WorkerId, *agents: AgentType, request_id: UUID | None = Non
         request_id=request_id or uuid4(),
         agent_types=frozenset(agents or AgentType),
     )
-
-
-async def _waiting(broker: Broker, count: int = 1) -> None:
-    async def waits() -> bool:
-        return broker.waiting_count >= count and not any(w.is_new or w.in_flight for w in broker._waiters.values())
-
-    await until(waits)
 
 
 async def test_a_call_without_a_wait_is_answered_at_once_when_there_is_no_work(
@@ -75,7 +69,7 @@ async def test_a_task_that_is_there_is_leased_at_once(database: Database, broker
 
 async def test_a_waiting_worker_gets_the_task_that_is_submitted(database: Database, broker: Broker) -> None:
     waiting = asyncio.create_task(broker.lease(_call(await ready_worker(database)), 30))
-    await _waiting(broker)
+    await until_waiting(broker)
     task_id = (await submitted(database))[0]
     lease = await waiting
     assert lease is not None
@@ -87,7 +81,7 @@ async def test_a_waiting_worker_gets_unannounced_work(database: Database, broker
     await submitted(database)
     await execute(database, "UPDATE tasks SET run_at = 'infinity'")
     waiting = asyncio.create_task(broker.lease(_call(await ready_worker(database)), 30))
-    await _waiting(broker)
+    await until_waiting(broker)
     await execute(database, "UPDATE tasks SET run_at = NULL")
     assert await waiting is not None
 
@@ -167,7 +161,7 @@ async def test_another_request_of_a_busy_worker_is_refused(database: Database, b
 async def test_a_newer_call_of_a_worker_ends_its_older_one(database: Database, broker: Broker) -> None:
     worker_id = await ready_worker(database)
     older = asyncio.create_task(broker.lease(_call(worker_id), 30))
-    await _waiting(broker)
+    await until_waiting(broker)
     newer = asyncio.create_task(broker.lease(_call(worker_id), 30))
     assert await older is None
     await submitted(database)
@@ -228,7 +222,7 @@ async def test_the_longest_idle_worker_is_served_first(database: Database, broke
     workers = [await ready_worker(database) for _ in range(8)]
     served: Counter[WorkerId] = Counter()
     waiting = {asyncio.create_task(broker.lease(_call(worker), 30)): worker for worker in workers}
-    await _waiting(broker, len(workers))
+    await until_waiting(broker, len(workers))
     for _ in range(40):
         await submitted(database)
         done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -238,7 +232,7 @@ async def test_the_longest_idle_worker_is_served_first(database: Database, broke
             served[worker] += 1
             await desk.complete(completion(worker, lease))
             waiting[asyncio.create_task(broker.lease(_call(worker), 30))] = worker
-        await _waiting(broker, len(workers))
+        await until_waiting(broker, len(workers))
     assert set(served.values()) == {5}
     for task in waiting:
         task.cancel()
@@ -255,10 +249,10 @@ async def test_idle_is_since_the_last_task_was_over(database: Database, broker: 
     assert await broker.lease(_call(idle), 0.1) is None
     await desk.complete(completion(busy, long_lease))
     latecomer = asyncio.create_task(broker.lease(_call(busy), 30))
-    await _waiting(broker)
+    await until_waiting(broker)
     # Its wait has been over once, so this is the later call of the two.
     waiting = asyncio.create_task(broker.lease(_call(idle), 30))
-    await _waiting(broker, 2)
+    await until_waiting(broker, 2)
     await submitted(database)
     done, _ = await asyncio.wait([latecomer, waiting], return_when=asyncio.FIRST_COMPLETED)
     assert done == {waiting}
@@ -292,7 +286,7 @@ async def test_agent_types_are_served_by_weight(database: Database) -> None:
 
 async def test_a_caller_that_hangs_up_leaves_the_queue(database: Database, broker: Broker) -> None:
     waiting = asyncio.create_task(broker.lease(_call(await ready_worker(database)), 30))
-    await _waiting(broker)
+    await until_waiting(broker)
     waiting.cancel()
     await asyncio.wait([waiting])
     assert broker.waiting_count == 0
@@ -367,7 +361,7 @@ async def test_stopping_answers_waiting_calls_and_refuses_new_ones(database: Dat
     broker = Broker(database, LeasePolicy())
     broker.start()
     waiting = [asyncio.create_task(broker.lease(_call(await ready_worker(database)), 30)) for _ in range(3)]
-    await _waiting(broker, 3)
+    await until_waiting(broker, 3)
     await broker.stop()
     assert await asyncio.gather(*waiting) == [None] * 3
     with pytest.raises(ShuttingDown):
@@ -379,7 +373,7 @@ async def test_a_lost_workers_lease_is_no_obstacle_to_others(database: Database,
     await submitted(database)
     lease = await leased(database, worker_id)
     waiting = asyncio.create_task(broker.lease(_call(await ready_worker(database)), 30))
-    await _waiting(broker)
+    await until_waiting(broker)
     async with database.transaction() as connection:
         await workers.lose(connection, worker_id, WorkerState.LOST, "silent")
     again = await waiting
@@ -655,7 +649,7 @@ async def test_withdrawn_calls_end_no_newer_call_of_their_worker(database: Datab
     waits = Waits[str](broker, lambda *_: None, lambda: None)
     waits.close()
     newer = asyncio.create_task(broker.lease(_call(worker_id), 30))
-    await _waiting(broker)
+    await until_waiting(broker)
     waits.add("late", _call(worker_id), 30)
     await submitted(database)
     assert await newer is not None

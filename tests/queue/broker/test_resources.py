@@ -21,6 +21,7 @@ from app.queue.store.lanes import TagIssuer
 from tests.support.factories import submitted
 from tests.support.service import Service, Worker
 from tests.support.sql import execute, fetch, value
+from tests.support.waiting import until_waiting
 
 GPU = {"gpus": 1}
 
@@ -47,29 +48,35 @@ async def test_a_task_goes_to_a_worker_that_offers_what_it_asks_for(service: Ser
     assert await _task(plain) == free
 
 
+@pytest.fixture
+def no_poll(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only news wakes those that wait."""
+    monkeypatch.setattr("app.queue.broker.broker.random.uniform", lambda *_: 600.0)
+
+
+@pytest.mark.usefixtures("no_poll")
 async def test_waiting_workers_are_woken_for_what_they_offer(service: Service) -> None:
     plain, gpu = await service.worker(), await service.worker(gpus=1)
-    calls = [asyncio.create_task(_task(worker, wait_seconds=5)) for worker in (plain, gpu)]
-    await asyncio.sleep(0.2)
+    calls = [asyncio.create_task(_task(worker, wait_seconds=30)) for worker in (plain, gpu)]
+    await until_waiting(service.app.state.services[Broker], 2)
     asking = await service.submitted(resources=GPU)
-    async with asyncio.timeout(2):
-        assert await calls[1] == asking
+    assert await calls[1] == asking
     assert not calls[0].done()
     free = await service.submitted()
     assert await calls[0] == free
 
 
+@pytest.mark.usefixtures("no_poll")
 async def test_another_process_learns_of_a_new_class(service: Service, replica: Database) -> None:
     other = Broker(replica, LeasePolicy())
     other.start()
     try:
         gpu = await service.worker(gpus=1)
-        call = asyncio.create_task(_task(gpu, wait_seconds=10))
-        await asyncio.sleep(0.2)
+        call = asyncio.create_task(_task(gpu, wait_seconds=30))
+        await until_waiting(service.app.state.services[Broker])
         # From a process that knows the broker by its announcements alone.
         (asking,) = await submitted(replica, resources='{"gpus": 1}')
-        async with asyncio.timeout(5):
-            assert await call == str(asking)
+        assert await call == str(asking)
     finally:
         await other.stop()
 

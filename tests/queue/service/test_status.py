@@ -25,8 +25,9 @@ from app.queue.store import claims
 from app.queue.store.claims import ClaimRequest
 from tests.support.factories import GENERATION, leased, ready_worker, submitted
 from tests.support.plans import plans_of
-from tests.support.sql import execute, fetch, until, until_blocked
+from tests.support.sql import execute, fetch, until_blocked
 from tests.support.turns import take_turn
+from tests.support.waiting import until_waiting
 
 _GENERATION = (AgentType.GENERATION,)
 
@@ -60,16 +61,9 @@ async def _oldest(database: Database) -> dict[Priority, timedelta | None]:
 async def waiting(database: Database, broker: Broker) -> AsyncIterator["asyncio.Task[Any]"]:
     """A worker waits for a task of any kind."""
     waiting = asyncio.create_task(broker.lease(_call(await ready_worker(database)), 30))
-    await _until_waiting(broker)
+    await until_waiting(broker)
     yield waiting
     waiting.cancel()
-
-
-async def _until_waiting(broker: Broker) -> None:
-    async def waits() -> bool:
-        return broker.waiting_count > 0 and not any(w.is_new or w.in_flight for w in broker._waiters.values())
-
-    await until(waits)
 
 
 async def test_a_paused_type_is_not_leased_and_others_are(database: Database, broker: Broker) -> None:
@@ -97,7 +91,7 @@ async def test_a_wait_ends_soon_after_the_resume(
 ) -> None:
     await _pause(database)
     (task_id,) = await submitted(database, agent_type=AgentType.PROXIMITY, priority=Priority.LOW)
-    await _until_waiting(broker)
+    await until_waiting(broker)
     assert not waiting.done()
     await _resume(database, AgentType.PROXIMITY)
     lease = await asyncio.wait_for(waiting, 10)
@@ -112,7 +106,7 @@ async def test_a_resume_announces_also_what_is_submitted_meanwhile(
     async with database.transaction() as connection:
         await status.resume(connection, _GENERATION, "", "somebody")
         await submitted(database)
-        await _until_waiting(broker)
+        await until_waiting(broker)
         assert not waiting.done()
     assert await asyncio.wait_for(waiting, 10) is not None
 
@@ -131,7 +125,7 @@ async def test_a_resume_is_announced_to_other_processes(database: Database, repl
         await _pause(database)
         await submitted(database)
         waiting = asyncio.create_task(broker.lease(_call(await ready_worker(database)), 30))
-        await _until_waiting(broker)
+        await until_waiting(broker)
         await _resume(database)
         assert await asyncio.wait_for(waiting, 10) is not None
     finally:
