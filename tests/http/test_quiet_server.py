@@ -66,11 +66,12 @@ async def test_it_does_not_begin_where_it_is_stopped_before(server: _Server) -> 
 
 async def test_it_renews_the_date_of_its_answers_and_hardly_wakes(server: _Server) -> None:
     serving = asyncio.create_task(server.main_loop())
-    dates = set()
-    for _ in range(25):
-        await asyncio.sleep(0.1)
-        dates |= {value for name, value in server.server_state.default_headers if name == b"date"}
+    dates = set[bytes]()
+    # By dates, not by time: on a busy machine more than one second may go by in each of ours.
+    async with asyncio.timeout(30):
+        while len(dates) < 3:
+            await asyncio.sleep(0.1)
+            dates |= {value for name, value in server.server_state.default_headers if name == b"date"}
     server.should_exit = True
     await serving
-    assert len(dates) >= 2
     assert server.looks <= 5
