@@ -98,10 +98,10 @@ async def test_a_call_goes_at_once_and_what_comes_meanwhile_goes_together(
 
 
 async def test_those_who_were_answered_together_call_again_together(exchange: Exchange, upstream: FakeUpstream) -> None:
-    exchange.policy = replace(POLICY, return_seconds=0.05)
+    exchange.policy = replace(POLICY, return_seconds=30.0)
     submit(exchange, *[call(worker=f"w{number}") for number in range(8)])
     await settled()
-    await asyncio.sleep(0.3)
+    exchange._started_at -= 120.0  # as if it took two minutes, of which a quarter is waited at most
     upstream.requests[0].answer_all()
     await settled()
     for number in range(5):
@@ -111,6 +111,7 @@ async def test_those_who_were_answered_together_call_again_together(exchange: Ex
     submit(exchange, call(worker="w5"))
     await settled()
     assert [len(request.items) for request in upstream.requests] == [8, 6]
+    exchange.policy = replace(POLICY, return_seconds=0.05)
     upstream.requests[1].answer_all()
     await settled()
     submit(exchange, call(worker="w6"))
