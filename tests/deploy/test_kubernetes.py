@@ -27,6 +27,7 @@ from worker_agent.options import read_options
 DIRECTORY = ROOT / "deploy/kubernetes"
 OVERLAYS = ("development", "production")
 Object = dict[str, Any]
+_WORKER_LABEL = "convener/worker"
 _SCHEMAS = json.loads((Path(__file__).parent / "kubernetes-1.33.json").read_text())
 _OF_OPERATORS = {"ServiceMonitor", "Cluster"}
 
@@ -84,6 +85,24 @@ def test_everything_is_valid_by_the_schemas_of_kubernetes(overlay: str) -> None:
     problems = {f"{each['kind']} {each['metadata']['name']}": _errors(each) for each in objects}
     assert {name: errors for name, errors in problems.items() if errors} == {}
     assert len(objects) >= 14
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_an_upgrade_can_leave_the_workers_for_last(overlay: str) -> None:
+    """`kubectl apply -l` goes by the labels of the objects themselves, and not by those of their pods."""
+    text = (ROOT / "docs/how-to/kubernetes.md").read_text()
+    assert f"overlays/production -l '{_WORKER_LABEL}!=true'" in text
+    labelled = {
+        each["metadata"]["name"]
+        for each in rendered(overlay)
+        if each["metadata"].get("labels", {}).get(_WORKER_LABEL) == "true"
+    }
+    of_workers = {
+        name
+        for name, each in of_kind(overlay, "Deployment").items()
+        if each["spec"]["template"]["metadata"]["labels"].get(_WORKER_LABEL) == "true"
+    }
+    assert labelled == of_workers == {"convener-workers"}
 
 
 def test_the_schemas_find_what_is_wrong() -> None:
@@ -290,4 +309,6 @@ def test_a_component_adds_a_class_of_workers_that_the_loops_keep(tmp_path: Path)
     assert worker["resources"]["limits"]["nvidia.com/gpu"] == "1"
     # But for that they are as confined as the others.
     assert own["spec"]["securityContext"] == usual["spec"]["securityContext"]
-    assert own["metadata"]["labels"]["convener/worker"] == "true"
+    assert own["metadata"]["labels"][_WORKER_LABEL] == "true"
+    (deployment,) = (each for each in objects if each["metadata"]["name"] == worker_class.deployment)
+    assert deployment["metadata"]["labels"][_WORKER_LABEL] == "true"
