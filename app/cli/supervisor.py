@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -22,6 +23,7 @@ from app.postgres.errors import EmbeddedError
 from app.postgres.server import Server
 from app.secrecy import SECRETS_FD, handed_over, open_log, write_private
 from app.workers.provisioners.last_error import last_error
+from app.workers.provisioners.process_tables import is_start_of, start_marks
 
 log = logging.getLogger(__name__)
 # A child that ran for longer does not crash when it starts: it takes some two seconds for that.
@@ -195,7 +197,7 @@ class Supervisor:
         for pid in (program.pid for program in self._programs):
             with contextlib.suppress(psutil.NoSuchProcess):
                 if pid is not None:
-                    records.append({"pid": pid, "created": psutil.Process(pid).create_time()})
+                    records.append({"pid": pid, **start_marks(psutil.Process(pid))})
         write_private(self._record, json.dumps(records))
 
 
@@ -211,7 +213,7 @@ def end_leftovers(record: Path) -> int:
         records = json.loads(record.read_text())
     except (FileNotFoundError, ValueError):
         return 0
-    leftovers = [process for entry in records if (process := _same_process(entry["pid"], entry["created"]))]
+    leftovers = [process for entry in records if (process := _recorded_process(entry))]
     for process in leftovers:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
@@ -224,11 +226,11 @@ def end_leftovers(record: Path) -> int:
     return len(leftovers)
 
 
-def _same_process(pid: int, created_at: float) -> psutil.Process | None:
-    # Pids are reused, so only the start time tells whether this is still the recorded process.
+def _recorded_process(entry: dict[str, Any]) -> psutil.Process | None:
+    # Pids are reused, so only its start tells whether this is still the recorded process.
     with contextlib.suppress(psutil.NoSuchProcess):
-        process = psutil.Process(pid)
-        if abs(process.create_time() - created_at) < 0.05:
+        process = psutil.Process(entry["pid"])
+        if is_start_of(process, entry):
             return process
     return None
 
