@@ -25,6 +25,8 @@ TRY_AGAIN = frozenset({408, 429})
 TRY_AGAIN_CODES = frozenset({"", "submit_in_flight"})
 # Something else stands there than this program says.
 CONFLICTS = frozenset({"goal_conflict", "iteration_conflict", "task_conflict"})
+# The stored events begin after a cursor, or end before it: the service was away for long, or a backup restored.
+MISSING_EVENTS = frozenset({"cursor_expired", "cursor_ahead"})
 ADVICE = (
     "another program pursues this goal too, or this one was changed or a backup restored since: "
     "start again, and if that is refused as well pursue a goal of another name"
@@ -50,6 +52,10 @@ class Refused(Exception):
 
 class Stopped(Exception):
     """The service has stopped the research goal; the message is its reason."""
+
+
+class EventsMissing(Exception):
+    """No events follow the cursor; read how the tasks stand, and go on with events from now on."""
 
 
 class Page(NamedTuple):
@@ -108,7 +114,7 @@ class Convener:
         return self._call("GET", f"/tasks/{task_id}")
 
     def events(self, goal_id: str, after: str | None, wait_seconds: float) -> Page:
-        """Events of the tasks of a goal after the cursor; waits where there are none yet."""
+        """Events of the tasks of a goal after the cursor; waits where there are none yet. Raises EventsMissing."""
         query: Query = {"goal_id": goal_id, "wait_seconds": wait_seconds}
         if after is not None:
             query["after"] = after
@@ -146,7 +152,7 @@ class Convener:
 
 
 def _content(response: httpx.Response) -> Json | None:
-    """The answer of the service; None where the same call has to be sent again. Raises Stopped, Refused."""
+    """The answer of the service; None where the same call has to be sent again. Raises Stopped, EventsMissing, Refused."""
     content = _object(response)
     if content is None or response.is_success:
         return content
@@ -155,6 +161,8 @@ def _content(response: httpx.Response) -> Json | None:
         return None
     if code == "goal_stopped":
         raise Stopped(content.get("reason") or content["detail"])
+    if code in MISSING_EVENTS:
+        raise EventsMissing(content["detail"])
     what = f"{response.request.method} {response.request.url.path}: {response.status_code}"
     raise Refused(f"{what} {_words(response, content, code)}")
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from uuid import NAMESPACE_URL, uuid5
 
-from examples.supervising.client import Convener
+from examples.supervising.client import Convener, EventsMissing, Page
 from examples.supervising.task import Json
 
 FINISHED = frozenset({"completed", "failed", "cancelled"})
@@ -71,12 +71,20 @@ class Dispatch:
         self._ended_ids += [key for key in tasks if states[key] in FINISHED]
 
     def _listen(self) -> None:
-        page = self._service.events(self._goal_id, self._cursor, LONGEST_WAIT_SECONDS)
+        page = self._next_page()
         self._cursor = page.next
         self._ended_ids += [event["task_id"] for event in page.items if event["kind"] in ENDS]
         if not page.items:
-            # A restore of an older state takes tasks away, of which no event tells; these ids make each once.
+            # A restore of an older state takes tasks away, of which no event tells, and events may be missing; these ids
+            # make each task once, and what is sent again is answered with its state.
             self._send(self._pending)
+
+    def _next_page(self) -> Page:
+        """What has happened since; an empty page where the service cannot tell, as after a restore."""
+        try:
+            return self._service.events(self._goal_id, self._cursor, LONGEST_WAIT_SECONDS)
+        except EventsMissing:
+            return self._service.events(self._goal_id, "now", 0)
 
     def _collect(self, key: str, order: Order) -> Outcome:
         task = self._service.task(key)

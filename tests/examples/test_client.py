@@ -141,3 +141,26 @@ def test_a_supervisor_does_not_read_what_happened_before_its_first_task() -> Non
         dispatch.submit([Order(number=1, agent_type="generation", payload={"seed": "1", "count": 1, "guidance": {}})])
         assert [outcome.order.number for outcome in dispatch.outcomes()] == [1]
     assert first_wants[:2] == ["now", "9"]
+
+
+@pytest.mark.parametrize(("status", "code"), [(410, "cursor_expired"), (422, "cursor_ahead")])
+def test_a_supervisor_goes_on_where_the_service_cannot_tell_what_happened_since(status: int, code: str) -> None:
+    """As after the restore of a backup; what ended meanwhile has no event any more."""
+    fake = FakeConvener()
+    refusals: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        after = request.url.params.get("after", "now")
+        if request.url.path == "/events" and after != "now" and not refusals:
+            refusals.append(after)
+            fake.work()
+            return httpx.Response(status, json={"code": code, "detail": "no such cursor"})
+        return fake.answer(request)
+
+    with client(answer) as service:
+        dispatch = Dispatch(service, goal_id="goal")
+        payload = {"seed": "1", "count": 1, "guidance": {}}
+        dispatch.submit([Order(number=n, agent_type="generation", payload=payload) for n in range(5)])
+        assert sorted(outcome.order.number for outcome in dispatch.outcomes()) == [0, 1, 2, 3, 4]
+    assert refusals
+    assert len(fake.order_of_completion) == 5
