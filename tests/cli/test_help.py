@@ -84,6 +84,24 @@ def test_a_reader_that_has_gone_ends_a_command_as_it_ends_others(command: str) -
     assert (done.returncode, done.stderr or "") == (-signal.SIGPIPE, "")
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the device that stands for a full disk is Linux's")
+@pytest.mark.parametrize(
+    ("module", "word", "code"),
+    [("app.cli", "--help", 1), ("worker_agent", "--help", 2), ("worker_agent", "--version", 2)],
+)
+def test_help_for_which_there_is_no_room_is_told_in_a_sentence(module: str, word: str, code: int) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", module, word],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert (done.returncode, "there is no room" in done.stderr, "Traceback" in done.stderr) == (code, True, False)
+
+
 @pytest.mark.parametrize("place", ["app.secrecy.close_process", "app.cli.commands.build"])
 def test_ctrl_c_while_modules_are_loaded_leaves_no_trace(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     def interrupt() -> None:
