@@ -46,6 +46,25 @@ def _label(value: str) -> str:
     return value
 
 
+_ROLES = [role.value for role in Role if role is not Role.WORKER]
+
+
+def _role(value: str) -> str:
+    # That of workers passes, as the rule refuses it with what to do instead.
+    if value not in (*_ROLES, Role.WORKER):
+        raise typer.BadParameter(f"{value!r} is not one of {', '.join(_ROLES)}")
+    return value
+
+
+RoleName = Annotated[
+    str,
+    typer.Argument(
+        metavar="ROLE",
+        callback=_role,
+        autocompletion=lambda: _ROLES,
+        help=f"what the key is for: {', '.join(_ROLES[:-1])} or {_ROLES[-1]}",
+    ),
+]
 Label = Annotated[str, typer.Option(callback=_label, help="whose it is, so that you know it again")]
 KeyId = Annotated[str, typer.Argument(metavar="ID", help="as `convener key ls` shows it")]
 ExpiresIn = Annotated[str | None, duration_option("--expires-in", "when it stops working, never when absent")]
@@ -62,7 +81,7 @@ _COMMAND = "convener key ... --database"
     )
 )
 def create(
-    role: Annotated[Role, typer.Argument(help="what the key is for")],
+    role: RoleName,
     label: Label,
     without: Annotated[
         list[Scope] | None, typer.Option(help="a scope of the role that it is not to have; may be repeated")
@@ -79,11 +98,11 @@ def create(
 ) -> None:
     """Make a key and print it to stdout. Only its SHA-256 is kept: it is shown this once."""
     withheld = frozenset(without or ())
-    owner = namespace_problems(role, namespace, is_of_all=all_namespaces)
-    for _, message in (*key_problems(role, withheld), *owner):
+    owner = namespace_problems(Role(role), namespace, is_of_all=all_namespaces)
+    for _, message in (*key_problems(Role(role), withheld), *owner):
         raise Failure(message, ExitCode.USAGE)
     body = {
-        "role": role.value,
+        "role": role,
         "label": label,
         "withheld": sorted(withheld),
         "namespace": namespace,

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import pwd
+import re
 import socket
 from pathlib import Path
 
@@ -170,3 +171,6 @@ async def test_a_workers_key_is_not_for_people(convener: CommandLine, live_servi
     refused = await convener("key", "create", "worker", "--label", "x", CONVENER_KEY=live_service.keys[Role.ADMIN])
     assert refused.code == 2
     assert "make a `pool` key" in refused.err
+    shown = await convener("key", "create", "--help")
+    words = re.findall(r"\w+", shown.out.partition("Options")[0])
+    assert {role.value for role in Role} - {*words} == {"worker"}
