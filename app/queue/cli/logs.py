@@ -11,7 +11,7 @@ from app.kernel.text import printable
 from app.queue.rules.logs import Stream
 from app.terminal import output
 from app.terminal.client import Client, Json, Unreachable, Url, connect
-from app.terminal.failures import Failure
+from app.terminal.failures import ExitCode, Failure
 from app.terminal.ids import TaskIdArgument, whole_id
 from app.terminal.output import Format, Output
 
@@ -44,10 +44,10 @@ def logs(
         attempts: dict[str, int] = {}
         is_open_line = False
         for piece in _pieces(client, task_id, query, follow=follow):
+            remark = _remark(piece, attempts)
             if fmt is Format.JSON:
                 output.write_json(piece, one_line=True)
                 continue
-            remark = _remark(piece, attempts)
             if remark:
                 if is_open_line:
                     typer.echo()
@@ -56,8 +56,10 @@ def logs(
             is_open_line = not piece["text"].endswith("\n")
         if is_open_line:
             typer.echo()
-        if fmt is not Format.JSON and not attempts:
-            output.note("it wrote nothing that is kept")
+        if not attempts:
+            _refuse_missing_attempt(client, task_id, attempt)
+            if fmt is not Format.JSON:
+                output.note("it wrote nothing that is kept")
 
 
 def _pieces(client: Client, task_id: str, query: Json, *, follow: bool) -> Iterator[Json]:
@@ -81,6 +83,12 @@ def _pieces(client: Client, task_id: str, query: Json, *, follow: bool) -> Itera
         yield from page["items"]
         if not page["items"] and (not follow or page["state"] in FINISHED):
             return
+
+
+def _refuse_missing_attempt(client: Client, task_id: str, attempt: int | None) -> None:
+    """Raise Failure where the task has not come to this attempt."""
+    if attempt is not None and attempt > (latest := client.get(f"/tasks/{task_id}")["attempt"]):
+        raise Failure(f"there is no attempt {attempt} of {task_id}; the latest is {latest}", ExitCode.NOT_FOUND)
 
 
 def _remark(piece: Json, attempts: dict[str, int]) -> str:

@@ -28,8 +28,10 @@ async def test_what_was_written_is_shown_without_what_steers_terminals(
     assert (shown.code, shown.out) == (0, _SHOWN)
     assert shown.err == "986 bytes of stdout were not kept\n"
     assert (await convener("tasks", "logs", task_id, "--stream", "stderr")).out == "INFO agent: logged\n"
-    empty = await convener("tasks", "logs", task_id, "--attempt", "2")
-    assert (empty.out, empty.err) == ("", "it wrote nothing that is kept\n")
+    for form in ("table", "json"):
+        missing = await convener("tasks", "logs", task_id, "--attempt", "2", "-o", form)
+        assert (missing.code, missing.out) == (5, "")
+        assert f"there is no attempt 2 of {task_id}; the latest is 1" in missing.err
     pieces = [json.loads(line) for line in (await convener("tasks", "logs", task_id, "-o", "json")).out.splitlines()]
     assert [piece["text"] for piece in pieces] == [piece["text"] for piece in _OUTPUT]
 
