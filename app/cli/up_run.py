@@ -120,14 +120,13 @@ def _welcome(stack: Stack, settings: Settings) -> Panel:
         f"Agents    {agents}",
         f"State     {settings.state_directory}",
     ]
-    if Role.OPERATOR in stack.preparation.new_keys:
-        file = settings.state_directory / KEY_FILES[Role.OPERATOR]
-        # What is not shown to a person goes into journals, which keep it and let others read it.
-        if console.file.isatty():
-            lines += ["", f"Operator's key, shown this once (kept in {file}, readable by you alone):"]
-            lines += [stack.keys[Role.OPERATOR]]
-        else:
-            lines += ["", f"Operator's key: in {file}, readable by you alone"]
+    file = settings.state_directory / KEY_FILES[Role.OPERATOR]
+    # What is not shown to a person goes into journals, which keep it and let others read it.
+    if Role.OPERATOR in stack.preparation.new_keys and console.file.isatty():
+        lines += ["", f"Operator's key, shown this once (kept in {file}, readable by you alone):"]
+        lines += [stack.keys[Role.OPERATOR]]
+    else:  # also later: a start that failed made the key, and did not come to show it
+        lines += ["", f"Operator's key: in {file}, readable by you alone"]
     # Without its directory the other command would look for address and key in the usual one.
     usual = Settings.from_environment({}).state_directory
     where = "" if settings.state_directory == usual else f"CONVENER_STATE_DIRECTORY={settings.state_directory} "

@@ -80,17 +80,18 @@ async def test_the_welcome_says_what_the_pool_will_do(
     assert words in up_run._pool_plan(machine, Settings(pool_size=size))
 
 
-@pytest.mark.parametrize("is_terminal", [True, False])
-def test_no_journal_gets_the_key_of_the_operator(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_terminal: bool
+@pytest.mark.parametrize(("is_terminal", "is_new"), [(True, True), (False, True), (True, False), (False, False)])
+def test_no_journal_gets_the_key_of_the_operator_and_everybody_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_terminal: bool, is_new: bool
 ) -> None:
+    """A key is not new either where a start made it that failed afterwards."""
     machine = Stack(
         url="http://here",
         own_address="unix:/here",
         trust=SYSTEM_TRUST,
         preparation=Preparation(
             keys={Role.OPERATOR: "cvn_a_secret"},
-            new_keys=frozenset({Role.OPERATOR}),
+            new_keys=frozenset({Role.OPERATOR} if is_new else ()),
             pool=PoolInForce(mode=Mode.DEVELOPMENT, min_workers=2, max_workers=5),
         ),
         supervisor=Supervisor(None, [], tmp_path / "children.json"),
@@ -100,7 +101,7 @@ def test_no_journal_gets_the_key_of_the_operator(
     # Colour that was forced makes no terminal of a journal.
     monkeypatch.setattr(up_run, "console", Console(file=stream, force_terminal=True))
     welcome = str(up_run._welcome(machine, Settings(state_directory=tmp_path)).renderable)
-    assert ("cvn_a_secret" in welcome) == is_terminal
+    assert ("cvn_a_secret" in welcome) == (is_terminal and is_new)
     assert str(tmp_path / "operator.key") in welcome
 
 
