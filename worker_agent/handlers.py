@@ -32,7 +32,8 @@ def parse_handler(text: str) -> tuple[str, Handler]:
     """Parse `TYPE=module:function` or `TYPE=command:'program args'`; raises UnusableHandler."""
     agent_type, equals, target = text.partition("=")
     if agent_type not in AGENT_TYPES or not equals:
-        raise UnusableHandler(f"{text!r}: write TYPE=module:function, TYPE being one of {', '.join(AGENT_TYPES)}")
+        forms = "TYPE=module:function or TYPE=command:'program args'"
+        raise UnusableHandler(f"{text!r}: write {forms}, TYPE being one of {', '.join(AGENT_TYPES)}")
     kind, colon, rest = target.partition(":")
     if not (kind and colon and rest):
         raise UnusableHandler(f"{text!r}: write {agent_type}=module:function or {agent_type}=command:'program args'")

@@ -65,8 +65,11 @@ START_ERRORS = (
 
 def start_failure(error: Exception) -> Failure:
     """The failure of a command that could not bring everything up, for one of START_ERRORS."""
-    if isinstance(error, StackError | EmbeddedError | HandlersRefused):
+    if isinstance(error, StackError | EmbeddedError):
         return Failure(str(error), ExitCode.REFUSED)
+    if isinstance(error, HandlersRefused):
+        hint = "correct --handlers, --handler, or the variables or the settings' file that name them; or what they name"
+        return Failure(str(error), ExitCode.USAGE, hint=hint)
     if isinstance(error, UnusableCertificate):
         return Failure(str(error), ExitCode.USAGE)
     return databases.start_failure(error)

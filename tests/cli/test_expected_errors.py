@@ -22,6 +22,7 @@ from app.kernel.errors import DatabaseUnavailable
 from app.settings_sources import SettingsError
 from app.terminal.databases import check_database
 from app.terminal.failures import ExitCode, Failure
+from app.workers.provisioners.environment import HandlersRefused
 from tests.conftest import named
 from tests.support.command_line import COMMAND, CommandLine
 from tests.support.ports import free_port
@@ -84,6 +85,7 @@ def test_a_port_that_is_taken(tmp_path: Path, database_url: str) -> None:
         (SettingsError("CONVENER_PORT: no number"), 2, "CONVENER_PORT"),
         (StackError("port 1 is taken; choose another"), 1, "choose another"),
         (UnusableCertificate("no certificate; make one"), 2, "make one"),
+        (HandlersRefused("the workers cannot use the handlers ranking"), 2, "cannot use the handlers"),
     ],
 )
 def test_every_error_of_a_start_has_its_code(error: Exception, code: int, words: str) -> None:
