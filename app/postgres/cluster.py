@@ -216,15 +216,16 @@ class Cluster:
 
     def _write(self, path: Path, text: str, account: Account | None = None) -> None:
         """Write a private file, which then belongs to the account, or else to whom the directory belongs to."""
-        # By renaming: the server, which owns some directories, could have put a link in the way of whoever started it.
-        draft = self.directory / f"{path.name}.new"
+        # By renaming, and by the descriptor: the server, which owns some directories, could have put a link in the way
+        # of whoever started it. Beside its place, which may be on a disk of its own.
+        draft = path.with_name(f"{path.name}.new")
         draft.unlink(missing_ok=True)
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
         keeper = self.directory.stat()
-        if os.geteuid() == 0:
-            os.chown(draft, *(account.owner if account else (keeper.st_uid, keeper.st_gid)))
+        with os.fdopen(descriptor, "w") as file:
+            if os.geteuid() == 0:
+                os.fchown(descriptor, *(account.owner if account else (keeper.st_uid, keeper.st_gid)))
+            file.write(text)
         draft.rename(path)
 
 

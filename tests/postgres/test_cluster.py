@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from app.postgres import launch
+from app.postgres.accounts import choose_account, own_account
 from app.postgres.binaries import Binaries
 from app.postgres.cluster import Cluster
 from app.postgres.configuration import LONGEST_SOCKET_DIRECTORY, PORTS, choose_port, is_free, offers_socket, render
@@ -136,6 +139,36 @@ def test_data_of_another_version_are_refused_with_a_remedy(copied: Cluster) -> N
     (copied.data / "PG_VERSION").write_text("13\n")
     with pytest.raises(ClusterUnusable, match=r"made by PostgreSQL 13.*CONVENER_POSTGRES_BIN"):
         copied.initialise()
+
+
+def test_the_data_may_be_on_a_disk_of_their_own(copied: Cluster) -> None:
+    """A file of the settings was renamed from one disk to the other, which no system can do."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as name:
+        disk = Path(name)
+        if disk.stat().st_dev == copied.directory.stat().st_dev:
+            pytest.skip("there is but one file system")
+        # As a mount, which only root can make.
+        place = disk / "data"
+        shutil.move(copied.data, place)
+        copied.data.symlink_to(place)
+        copied.configure(own_account(launch.SAME))
+        for file in ("convener.conf", "convener_hba.conf"):
+            assert stat.S_IMODE((place / file).stat().st_mode) == 0o600
+        assert str(copied.port) in (place / "convener.conf").read_text()
+        assert not [*place.glob("*.new"), *copied.directory.glob("*.new")]
+
+
+def test_what_the_server_laid_in_the_way_of_its_settings_stays_as_it_is(copied: Cluster) -> None:
+    own = copied.directory / "own"
+    own.write_text("ours")
+    own.chmod(0o640)
+    before = own.stat()
+    for name in ("convener.conf", "convener.conf.new"):
+        (copied.data / name).unlink(missing_ok=True)
+        (copied.data / name).symlink_to(own)
+    copied.configure(choose_account(copied.directory, copied.binaries))
+    assert (own.read_text(), own.stat().st_mode, own.stat().st_uid) == ("ours", before.st_mode, before.st_uid)
+    assert not (copied.data / "convener.conf").is_symlink()
 
 
 def test_a_port_is_kept_while_free() -> None:
