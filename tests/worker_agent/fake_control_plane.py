@@ -1,12 +1,13 @@
 """A control plane over real HTTP on loopback, scripted by the test and remembering every call."""
 
 import json
+import socket
 import threading
 import time
 import uuid
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -67,6 +68,7 @@ class FakeControlPlane:
         self.incarnations = 0
         self._granted: dict[str, Json] = {}
         self._changed = threading.Condition()
+        self._is_over = False
         self._tokens = 0
 
     # What a test does.
@@ -91,6 +93,16 @@ class FakeControlPlane:
         """The first `count` calls of that kind, once they are there."""
         until(lambda: len(self.of(kind)) >= count)
         return self.of(kind)[:count]
+
+    def begin(self) -> None:
+        """Let calls wait for a task."""
+        self._is_over = False
+
+    def end(self) -> None:
+        """Let no call wait any longer."""
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
 
     # What the worker sees.
 
@@ -133,7 +145,7 @@ class FakeControlPlane:
         limit = time.monotonic() + min(call.body["wait_seconds"], self.longest_wait)
         with self._changed:
             while request_id not in self._granted and not self._grant(request_id):
-                if not self._changed.wait(limit - time.monotonic()):
+                if self._is_over or not self._changed.wait(limit - time.monotonic()):
                     return Answer(status=204)
         return Answer(body=self._granted[request_id])
 
@@ -208,20 +220,41 @@ def _handler(plane: FakeControlPlane) -> type[BaseHTTPRequestHandler]:
 
 
 class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
+    """Leaves neither threads nor connections to the next test, which may count them."""
+
+    daemon_threads = False
     allow_reuse_address = True
+
+    def __init__(self, plane: FakeControlPlane, port: int) -> None:
+        super().__init__(("127.0.0.1", port), _handler(plane))
+        self._connections: set[Any] = set()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._connections.discard(request)
+        super().shutdown_request(request)
+
+    def server_close(self) -> None:
+        for connection in tuple(self._connections):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        super().server_close()
 
 
 @contextmanager
 def served(plane: FakeControlPlane, port: int = 0) -> Iterator[str]:
     """The address under which the plane answers."""
-    server = _Server(("127.0.0.1", port), _handler(plane))
+    plane.begin()
+    server = _Server(plane, port)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}"
     finally:
         server.shutdown()
+        plane.end()
         server.server_close()
         thread.join()
