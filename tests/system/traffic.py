@@ -25,24 +25,25 @@ class Traffic:
         # (status, code) of answers that were no success and no refusal by the protocol.
         self.errors: Counter[tuple[int, str]] = Counter()
         self._keys = keys
-        self._is_over = False
+        self._is_over = self._is_complete = False
         self._for_us = 0
         self._client = httpx.AsyncClient(trust_env=False, timeout=20)
 
     @contextmanager
     def going_on(self, submitters: int, workers: int) -> Iterator[None]:
         """The traffic, during the block."""
-        jobs = [asyncio.create_task(self._submit()) for _ in range(submitters)]
-        jobs += [asyncio.create_task(self._work(number)) for number in range(workers)]
-        jobs.append(asyncio.create_task(self._read()))
-        self._jobs = jobs
+        self._callers = [asyncio.create_task(self._submit()) for _ in range(submitters)]
+        self._callers.append(asyncio.create_task(self._read()))
+        self._workers = [asyncio.create_task(self._work(number)) for number in range(workers)]
         yield
         assert self._is_over, "the traffic is stopped by `stop`"
 
     async def stop(self) -> None:
-        """Stop submitting; the workers go on until nothing is left."""
+        """Stop submitting; the workers go on until nothing is left, what was being submitted included."""
         self._is_over = True
-        await asyncio.gather(*self._jobs)
+        await asyncio.gather(*self._callers)
+        self._is_complete = True
+        await asyncio.gather(*self._workers)
         await self._client.aclose()
 
     async def until_completed(self, more: int) -> None:
@@ -50,7 +51,7 @@ class Traffic:
         aim = self.completed.total() + more
         async with asyncio.timeout(200):
             while self.completed.total() < aim:
-                for job in self._jobs:
+                for job in (*self._callers, *self._workers):
                     if job.done():
                         await job
                 await asyncio.sleep(_PAUSE_SECONDS)
@@ -111,7 +112,8 @@ class Traffic:
         worker = answer.json()
         next_beat = 0.0
         lease: dict[str, Any] | None = None
-        while not self._is_over or lease is not None:
+        # One that is told of no task may be told of one later, where the machine is busy.
+        while not self._is_complete or len(self.completed) < self._for_us:
             if asyncio.get_running_loop().time() > next_beat:
                 path = f"/workers/{worker['worker_id']}/heartbeat"
                 assert (await self.ask("POST", path, worker["key"], {"state": "ready"})).status_code == 200
@@ -130,5 +132,5 @@ class Traffic:
         answer = await self.ask("POST", f"/leases/{lease['task_id']}/complete", key, body)
         assert answer.status_code == 200, answer.text
         self.completed[lease["task_id"]] += 1
-        lease_of_next: dict[str, Any] | None = answer.json()["lease"]
-        return None if self._is_over and lease_of_next is None else lease_of_next
+        next_lease: dict[str, Any] | None = answer.json()["lease"]
+        return next_lease
