@@ -117,6 +117,16 @@ def _same_environment() -> Iterator[None]:
     assert {name for name, _ in before ^ set(os.environ.items())} <= {"PYTEST_CURRENT_TEST"}
 
 
+@pytest.fixture(autouse=True)
+def _same_signals() -> Iterator[None]:
+    """No test leaves handlers of signals behind: of commands that run here, or of an event loop."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        if signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
+
+
 @pytest.fixture(scope="session")
 def binaries() -> Binaries:
     return find_binaries(os.environ.get("CONVENER_POSTGRES_BIN"))

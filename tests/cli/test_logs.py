@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from app.logs import start_logging
+from app.logs import _QUIET, start_logging
 from app.settings import Settings
 from worker_agent.log_lines import mask_secrets, set_up_logging
 
@@ -25,11 +25,13 @@ HOSTILE = ("\n", "\r", "\r\n", "\x1b[2K", "\x1b]0;owned\x07", "\x9b2J", "\x85", 
 def put_back() -> Iterator[None]:
     """The logging of the test run, as it was."""
     root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    handlers = root.handlers[:]
     root.handlers.clear()
+    levels = {None: root.level} | {name: logging.getLogger(name).level for name in _QUIET}
     yield
     root.handlers[:] = handlers
-    root.setLevel(level)
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
 
 
 def test_lines_for_people(capsys: pytest.CaptureFixture[str]) -> None:
