@@ -32,6 +32,8 @@ class Listing:
     scope: Scope
     topics: frozenset[str]
     idle_seconds: float
+    # Parameters of the API that its page takes, too.
+    filters: tuple[str, ...] = ()
 
     @property
     def feed_path(self) -> str:
@@ -41,11 +43,11 @@ class Listing:
     async def show(self, viewer: Viewer) -> Response:
         """A page of the list. Raises Refused."""
         query = viewer.request.query_params
-        choice = self._choice(query.get("show", ""))
-        values = await self._values(viewer, choice, query.get("after"))
+        chosen = self._chosen(query)
+        values = await self._values(viewer, chosen, query.get("after"))
         # What is not the newest does not change.
-        stream = None if query.get("after") else f"{self.feed_path}?{urlencode({'show': choice})}"
-        address = here(viewer.request) if query.get("after") else self._address(choice)
+        stream = None if query.get("after") else f"{self.feed_path}?{urlencode(chosen)}"
+        address = here(viewer.request) if query.get("after") else self._address(chosen)
         region = shown(render_list(viewer, self.template, values, address), viewer.csrf)
         return page(viewer, f"{self.template}.html", values | {"stream": stream, "region": region})
 
@@ -53,39 +55,44 @@ class Listing:
         """The newest page of the list again whenever it has changed."""
         if viewer.principal.is_confined:
             raise Forbidden("this page is about the whole service; the key belongs to a namespace")
-        choice = self._choice(viewer.request.query_params.get("show", ""))
+        chosen = self._chosen(viewer.request.query_params)
         return follow(
             viewer,
-            f"{self.feed_path}?{choice}",
-            lambda _: self._look(choice),
+            f"{self.feed_path}?{urlencode(chosen)}",
+            lambda _: self._look(chosen),
             scopes=(self.scope,),
             topics=self.topics,
             idle_seconds=self.idle_seconds,
         )
 
-    def _choice(self, asked: str) -> str:
-        return asked if asked in self.choices else next(iter(self.choices))
+    def _chosen(self, query: Mapping[str, str]) -> dict[str, str]:
+        asked = query.get("show", "")
+        show = asked if asked in self.choices else next(iter(self.choices))
+        return {"show": show} | {name: query[name] for name in self.filters if query.get(name)}
 
-    def _address(self, choice: str, **place: str) -> str:
-        return f"{HOME}{self.path}?{urlencode({'show': choice} | place)}"
+    def _address(self, chosen: Mapping[str, str], **place: str) -> str:
+        return f"{HOME}{self.path}?{urlencode({**chosen, **place})}"
 
-    def _look(self, choice: str) -> Look:
+    def _look(self, chosen: Mapping[str, str]) -> Look:
         async def look(viewer: Viewer, news: News) -> dict[str, str]:
-            values = await self._values(viewer, choice, None)
-            return {"list": render_list(viewer, self.template, values, self._address(choice))}
+            values = await self._values(viewer, chosen, None)
+            return {"list": render_list(viewer, self.template, values, self._address(chosen))}
 
         return look
 
-    async def _values(self, viewer: Viewer, choice: str, after: str | None) -> dict[str, Any]:
-        answer = await viewer.api.get(self.api, self.choices[choice], after=after, limit=_LIMIT)
+    async def _values(self, viewer: Viewer, chosen: Mapping[str, str], after: str | None) -> dict[str, Any]:
+        filters = {name: chosen[name] for name in self.filters if name in chosen}
+        query = {**self.choices[chosen["show"]], **filters}
+        answer = await viewer.api.get(self.api, query, after=after, limit=_LIMIT)
         following = answer.get("next")
         return {
             "answer": answer,
             "items": answer["items"],
-            "choice": choice,
-            "choices": [(name, self._address(name)) for name in self.choices],
-            "first": self._address(choice) if after else None,
-            "following": self._address(choice, after=following) if following else None,
+            "chosen": chosen,
+            "choice": chosen["show"],
+            "choices": [(name, self._address(chosen, show=name)) for name in self.choices],
+            "first": self._address(chosen) if after else None,
+            "following": self._address(chosen, after=following) if following else None,
         }
 
 
@@ -128,6 +135,7 @@ LISTINGS = (
         topics=frozenset({notify.FLEET, notify.LAUNCHES, notify.EVENTS}),
         # Heartbeats are not announced.
         idle_seconds=2.0,
+        filters=("name",),
     ),
     Listing(
         path="/alerts",

@@ -113,26 +113,19 @@ def _shown(value: Any) -> str:
 
 
 def _timeline(task: dict[str, Any]) -> list[dict[str, Any]]:
-    """The steps of a task in order, each in words with its time, and the error where there was one."""
-    nothing = {"error": None, "usage": None}
+    """The steps of a task in order: each in words with its time, its worker, and the error where there was one."""
+    nothing = {"error": None, "usage": None, "worker_id": None, "worker_name": None}
     events: list[dict[str, Any]] = [nothing | {"at": task["created_at"], "what": "submitted", "state": "pending"}]
     for attempt in task["attempts"]:
-        who = attempt["worker_name"] or "a worker that is gone"
-        events.append(
-            {
-                "at": attempt["ended_at"],
-                "what": f"attempt {attempt['attempt']} {attempt['outcome'].replace('_', ' ')} on {who}",
-                "error": attempt["error"],
-                "usage": attempt["usage"],
-                "state": "failed",
-            }
-        )
+        what = f"attempt {attempt['attempt']} {attempt['outcome'].replace('_', ' ')}"
+        kept = {name: attempt[name] for name in nothing}
+        events.append(kept | {"at": attempt["ended_at"], "what": what, "state": "failed"})
+    worker = {"worker_id": task["worker_id"], "worker_name": task["worker_name"]}
     if task["leased_at"] and task["state"] not in FINISHED:
-        what = f"attempt {task['attempt']} on {task['worker_name'] or 'a worker'}"
-        events.append(nothing | {"at": task["leased_at"], "what": what, "state": task["state"]})
+        what = f"attempt {task['attempt']}"
+        events.append(nothing | worker | {"at": task["leased_at"], "what": what, "state": task["state"]})
     if task["finished_at"]:
-        where = f" on {task['worker_name']}" if task["worker_name"] else ""
         error = task["error"] if not task["attempts"] else None
-        finish = {"at": task["finished_at"], "error": error, "state": task["state"]}
-        events.append(finish | {"what": f"{task['state']}{where}", "usage": task["usage"]})
+        finish = {"at": task["finished_at"], "error": error, "usage": task["usage"]}
+        events.append(nothing | worker | finish | {"what": task["state"], "state": task["state"]})
     return events

@@ -39,7 +39,7 @@ async def test_a_page_of_many_workers_is_small_and_sent_again_only_once_somethin
     async with _client(port) as client:
         answer = await client.get("/dashboard/workers")
         page = answer.text
-        assert page.count("<form") == _WORKERS + 2
+        assert page.count("<form") == _WORKERS + 3
         assert len(page) < _MAX_BYTES
         assert answer.num_bytes_downloaded < _MAX_PACKED_BYTES
         mark = re.search(r'data-mark="(\w+)"', page)

@@ -159,8 +159,15 @@
   });
   const verdictIn = (place) => place.querySelector("[data-verdict]");
   let spoken = verdictIn(document)?.dataset.verdict;
+  // The row that the address names stays marked in a later text of its table, which is no target of the browser.
+  const point = () => {
+    const named = location.hash && document.getElementById(location.hash.slice(1));
+    if (named && named.matches("tr")) named.setAttribute("aria-current", "true");
+  };
+  point();
   const changed = (place) => {
     restores.get(place)(place);
+    point();
     // Before it is painted, which "htmx:load" may come after.
     localize(place);
     const verdict = verdictIn(place);
