@@ -146,7 +146,9 @@ def _context(
     config = CurrentConfig(database, mode)
     context = Context(
         database=database,
-        leases=LeasePolicy(lease_seconds=settings.lease_seconds),
+        leases=LeasePolicy(
+            lease_seconds=settings.lease_seconds, acknowledge_within_seconds=settings.acknowledge_within_seconds
+        ),
         capacity=settings_policy(settings),
         health=HealthPolicy(),
         mode=mode,

@@ -75,9 +75,15 @@ async def look(connection: HotConnection, conditions: Mapping[str, str]) -> froz
     return frozenset(row["name"] for row in matches)
 
 
-def has_not_run_for(duty: str, seconds: float) -> str:
-    """Return the condition that the last turn of a duty is so long ago."""
-    return f"NOT EXISTS (SELECT FROM loop_ticks WHERE duty = '{duty}' AND last_run_at > now() - interval '{seconds} s')"
+def may_have_come(duty: str, seconds: float) -> str:
+    """Return the condition that what a duty looks for may have come, in place of another look for it.
+
+    Its last turn has told by `none_before` in its result until when there is none, which holds for so many seconds.
+    """
+    # Where it has run in the future the clock was set back.
+    return f"""NOT EXISTS (SELECT FROM loop_ticks WHERE duty = '{duty}'
+        AND last_run_at BETWEEN now() - interval '{seconds} s' AND now()
+        AND (result ->> 'none_before')::timestamptz > now())"""
 
 
 async def claim(connection: AsyncConnection, duty: str, interval_seconds: float) -> Turn | None:

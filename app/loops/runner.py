@@ -25,7 +25,9 @@ _AGAIN_SECONDS = 5.0
 # rests for so many times as long as its turn has taken; not for long, as others wait for what it does.
 _REST_FACTOR, _LONGEST_REST_SECONDS = 4.0, 2.0
 # In results, what the next turn or another duty goes by, and what is only counted together again.
-_BOOKKEEPING = frozenset({"looked_at", "unseen_since", "turns_since_far", "decision", "changes", "events"})
+_BOOKKEEPING = frozenset(
+    {"looked_at", "none_before", "unseen_since", "turns_since_far", "decision", "changes", "events"}
+)
 
 
 class Runner:

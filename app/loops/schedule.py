@@ -47,7 +47,6 @@ from app.workers.rules.workers import HealthPolicy
 from app.workers.service import engine_pool, pool, workers
 from app.workers.service.engine_pool import EnginePolicy
 from app.workers.store import pool as pool_store
-from app.workers.store import workers as worker_store
 from app.workers.store.hosts import Report
 
 
@@ -111,25 +110,26 @@ class Job(_Item):
 
 
 def _may_be_lost(context: Context) -> str:
-    """The condition under which the sweep of workers has something to do.
+    """The condition under which the sweep of workers may have something to do.
 
     It looks about itself without anything to do as well: after a longer pause it would take its own absence for theirs.
     """
     health = context.health
     pause = (health.lost_after_seconds - health.heartbeat_interval_seconds) / 3
-    has_paused = duties.has_not_run_for(_SWEEP_WORKERS, min(pause, 5.0))
-    return f"{worker_store.has_silent(health.lost_after_seconds)} OR {has_paused}"
+    return duties.may_have_come(_SWEEP_WORKERS, min(pause, 5.0))
 
 
-_SWEEP_WORKERS = "sweep workers"
+_SWEEP_WORKERS, _SWEEP_LEASES = "sweep workers", "sweep leases"
+# Well below the pause after which a sweep spares what it meets.
+_LEASES_SECONDS = SweepPolicy().paused_after_seconds / 2
 DUTIES: Sequence[Duty] = (
     Duty(
-        name="sweep leases",
+        name=_SWEEP_LEASES,
         seconds=1,
         run=lambda c, db, turn: expiry.sweep(db, c.leases, turn, c.health.presence),
-        due=lambda _: counter_store.HAS_LEASES,
-        # Well below the pause after which a sweep spares what it meets.
-        idle_seconds=SweepPolicy().paused_after_seconds / 2,
+        # It reads all leases, so it waits until one of them may be overdue.
+        due=lambda _: f"{counter_store.HAS_LEASES} AND {duties.may_have_come(_SWEEP_LEASES, _LEASES_SECONDS)}",
+        idle_seconds=_LEASES_SECONDS,
         rests=False,
     ),
     Duty(name="sweep stray leases", seconds=15, run=lambda c, db, turn: expiry.sweep_strays(db, c.leases)),

@@ -1,7 +1,7 @@
 """A service that has nothing to do hardly asks its database for anything, and sees soon when there is something."""
 
 import asyncio
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pytest
@@ -9,12 +9,15 @@ import pytest
 from app.db import duties, hot_path
 from app.db.database import Database
 from app.loops.schedule import DUTIES, JOBS, Duty
+from app.queue.rules.tasks import LeasePolicy
+from app.queue.service import counters
 from app.scaling.rules.target import ScalingPolicy
-from tests.support.factories import holding, submitted
+from tests.support.factories import holding, leased, ready_worker, submitted, turn
 from tests.support.plans import explained, explained_database, explaining
 from tests.support.runner import context, running
 from tests.support.service import make_keys, serving
 from tests.support.sql import execute, until, value
+from tests.support.turns import take_turn
 
 # Statements a second, those within functions and triggers included: a third above what they are.
 _LOOPS, _API = 35, 7
@@ -23,6 +26,21 @@ _EXPIRED_PERMIT = """
 INSERT INTO llm_permits (id, key_id, request_id, token, model, agent_type, priority, estimated_tokens, is_probe,
                          granted_at, expires_at)
 VALUES (gen_random_uuid(), 'key', gen_random_uuid(), 'token', 'm', 'ranking', 2, 1, false, now(), now())
+"""
+_SWEEPS = {"sweep workers", "sweep leases"}
+# Each has just sent a heartbeat, and holds a task.
+_WORKERS = """
+WITH worker AS (
+    INSERT INTO workers (id, name, incarnation, state, capabilities, labels, first_beat_at, last_seen_at)
+    SELECT gen_random_uuid(), 'w-' || n, 1, 'ready', '{generation}', '{}', now(), now()
+    FROM generate_series(1, $1::int) AS n RETURNING id
+), task AS (
+    INSERT INTO tasks (id, state, agent_type, priority, payload, labels, max_attempts, retry_delays, request_hash,
+                       created_at, token, worker_id, leased_at, lease_expires_at, deadline_at)
+    SELECT gen_random_uuid(), 'executing', 'generation', 2, '{}', '{}', 3, '{}', '', now(), 1, id, now(),
+           now() + interval '15 s', now() + interval '5 min' FROM worker RETURNING id, worker_id
+)
+INSERT INTO leases (worker_id, n, task_id, token, request_id) SELECT worker_id, 1, id, 1, id FROM task
 """
 
 
@@ -49,6 +67,94 @@ async def test_what_is_to_be_done_is_seen(database: Database) -> None:
     )
     others = {"promote delayed tasks", "wake parked tasks", "hold tasks back", "look for strays of held goals"}
     assert await _due(database) >= others | {"tell of low budgets", "sweep permits"}
+
+
+async def _sweep(database: Database) -> None:
+    for duty in (duty for duty in DUTIES if duty.name in _SWEEPS):
+        await _take_turn(database, duty)
+
+
+async def _take_turn(database: Database, duty: Duty) -> None:
+    await take_turn(database, duty.name, lambda db: duty.run(context(database), db, turn(duty.name)))
+
+
+@pytest.mark.slow
+async def test_a_look_reads_no_worker_and_no_lease(own_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By reading all, two looks and a sweep each second went through 100,000 pages for 10,000 workers."""
+    conditions = {duty.name: duty.due(context(own_database)) for duty in DUTIES if duty.due and duty.name in _SWEEPS}
+    pages = {}
+    async with explained_database(own_database, monkeypatch) as (database, log):
+        for count in (20, 2000):
+            await execute(database, "DELETE FROM tasks")
+            await execute(database, "DELETE FROM workers")
+            await execute(database, _WORKERS, count)
+            await take_turn(database, "fold counts", counters.fold_counts)
+            await execute(database, "ANALYZE")
+            for _ in range(2):  # with its first one a connection also asks for the types of values
+                await _sweep(database)
+                log.take()
+                due = await hot_path.run(database, lambda c: duties.look(c, conditions))
+                pages[count] = log.take().pages
+            assert due == set()
+    assert 0 < pages[2000] <= pages[20] + 5
+
+
+@pytest.mark.parametrize(("late_by", "is_due"), [(-1.0, False), (0.1, True)])
+@pytest.mark.parametrize("column", ["lease_expires_at", "deadline_at"])
+async def test_leases_are_looked_at_when_one_of_them_may_be_overdue(
+    database: Database, column: str, late_by: float, is_due: bool
+) -> None:
+    """A deadline counts from its grace on."""
+    await holding(database)
+    worker, grace = await ready_worker(database), LeasePolicy().deadline_grace_seconds
+    await submitted(database)
+    lease = await leased(database, worker)
+    left_seconds = 2 - (grace if column == "deadline_at" else 0)
+    late = f"UPDATE tasks SET {column} = now() + make_interval(secs => $2) WHERE id = $1"
+    await execute(database, late, lease.task_id, left_seconds)
+    await _sweep(database)
+    assert "sweep leases" not in await _due(database)
+    # So much time goes by.
+    await execute(
+        database,
+        """UPDATE loop_ticks SET last_run_at = last_run_at - make_interval(secs => $1), result = result
+           || jsonb_build_object('none_before', (result ->> 'none_before')::timestamptz - make_interval(secs => $1))""",
+        2 + late_by,
+    )
+    assert ("sweep leases" in await _due(database)) is is_due
+
+
+async def test_a_lease_that_began_after_a_sweep_is_looked_at_before_it_can_be_overdue(database: Database) -> None:
+    await holding(database)
+    await _sweep(database)
+    longest = LeasePolicy().acknowledge_within_seconds
+    within = "SELECT (result ->> 'none_before')::timestamptz - last_run_at FROM loop_ticks WHERE duty = 'sweep leases'"
+    assert await value(database, within) == timedelta(seconds=longest)
+
+
+async def test_a_worker_is_looked_at_when_it_may_be_lost(database: Database) -> None:
+    worker, _ = await ready_worker(database), await ready_worker(database)
+    await execute(database, "UPDATE workers SET last_seen_at = now() - interval '14.5 s' WHERE id = $1", worker)
+    await _sweep(database)
+    assert "sweep workers" not in await _due(database)
+
+    async def is_due() -> bool:
+        return "sweep workers" in await _due(database)
+
+    await until(is_due, within=2)
+    silent = await value(database, "SELECT max(now() - last_seen_at) FROM workers")
+    assert silent > timedelta(seconds=15)
+
+
+@pytest.mark.parametrize("change", ["last_run_at = now() + interval '1 h'", "result = '{\"held_back\": true}'"])
+async def test_sweeps_are_due_after_one_that_held_back_and_when_the_clock_was_set_back(
+    database: Database, change: str
+) -> None:
+    await holding(database)
+    await _sweep(database)
+    assert not _SWEEPS & await _due(database)
+    await execute(database, f"UPDATE loop_ticks SET {change}")
+    assert await _due(database) >= _SWEEPS
 
 
 async def test_a_decision_is_due_by_its_time_and_after_a_change_of_the_configuration(database: Database) -> None:

@@ -12,6 +12,7 @@ from tests.properties import policies
 from tests.properties.model import Model, Worker
 from tests.properties.service import Service
 from tests.support.factories import beat, order, registration, turn
+from tests.support.turns import done
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +126,7 @@ class SweepWorkers:
     async def run(self, service: Service) -> object:
         turn_now = turn(held_back=self.held_back_before)
         async with service.replicas[self.replica].database.transaction() as connection:
-            return await workers.sweep(connection, policies.HEALTH, turn_now)
+            return done(await workers.sweep(connection, policies.HEALTH, turn_now))
 
     def judge(self, model: Model, observed: object) -> None:
         live = [worker for worker in model.workers.values() if worker.is_live]

@@ -15,6 +15,7 @@ from tests.properties import policies
 from tests.properties.model import Model, Task
 from tests.properties.service import Service
 from tests.support.factories import turn
+from tests.support.turns import done
 
 _WAITING = (TaskState.BLOCKED, TaskState.PENDING)
 _BACK = "{0} = {0} - make_interval(secs => $1)"
@@ -52,7 +53,7 @@ class SweepLeases:
     async def run(self, service: Service) -> object:
         turn_now = turn(held_back=self.held_back_before)
         async with service.replicas[self.replica].database.transaction() as connection:
-            return await expiry.sweep(connection, policies.LEASES, turn_now)
+            return done(await expiry.sweep(connection, policies.LEASES, turn_now))
 
     def judge(self, model: Model, observed: object) -> None:
         overdue = list(model.overdue())

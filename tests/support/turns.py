@@ -1,6 +1,6 @@
 """Turns of background duties, taken at once instead of after a few seconds."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -11,6 +11,11 @@ from app.db.database import Database
 from app.goals.store import compute
 from app.queue.service import counters
 from app.queue.store import throughput
+
+
+def done(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What a turn has done, without until when it has found nothing to do."""
+    return {name: content for name, content in result.items() if name != "none_before"}
 
 
 async def take_turn(

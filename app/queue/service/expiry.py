@@ -2,7 +2,7 @@
 
 import json
 import logging
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -15,7 +15,7 @@ from app.kernel.states import TaskState
 from app.queue.rules.tasks import LeasePolicy, SweepPolicy, SweepSnapshot, hold_back_reason
 from app.queue.service.leases import judge_failure, judge_loss
 from app.queue.store import attempts, lease_ledger, tasks
-from app.queue.store.attempts import Attempt, Ending
+from app.queue.store.attempts import Attempt, Ending, LeaseCounts
 
 log = logging.getLogger(__name__)
 _ENDED_WORKERS_SECONDS = 3600.0
@@ -61,7 +61,16 @@ async def sweep(
     overdue = await attempts.lock_overdue(connection, grace, since) if counts.overdue else []
     for attempt in overdue:
         await _end_attempt(connection, attempt)
-    return {"live": counts.live, "taken_back": len(overdue)} | ({"cut": cut_count} if cut_count else {}) | moved
+    result = {"live": counts.live, "taken_back": len(overdue)} | ({"cut": cut_count} if cut_count else {}) | moved
+    # Of several that are overdue some may be left, as there were too many or somebody has locked them.
+    return result if counts.overdue else result | {"none_before": _none_before(counts, policy).isoformat()}
+
+
+def _none_before(counts: LeaseCounts, policy: LeasePolicy) -> datetime:
+    """Until when no lease can be overdue, those that begin or are renewed from now on included."""
+    least_seconds = min(policy.lease_seconds, policy.acknowledge_within_seconds, policy.deadline_grace_seconds)
+    soonest = counts.at + timedelta(seconds=least_seconds)
+    return min(soonest, counts.first_overdue_at or soonest)
 
 
 async def sweep_strays(connection: AsyncConnection, policy: LeasePolicy) -> dict[str, Any]:

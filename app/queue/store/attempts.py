@@ -43,11 +43,16 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseCounts:
-    """Numbers of live leases, and among them of those that are overdue, and of before the clock was set back."""
+    """Numbers of live leases, and among them of those that are overdue, and of before the clock was set back.
+
+    They were counted `at` a time; the first of them is overdue from `first_overdue_at` on, if any ever is.
+    """
 
     live: int
     overdue: int
     ahead: int
+    at: datetime
+    first_overdue_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +90,8 @@ FOR UPDATE OF t
 # ended only the recent ones count: a claim under way may have served one while it was ending.
 _LEASED = f"""
 SELECT h.id, h.leased_at, w.lost_after_seconds,
-       h.lease_expires_at <= now() OR h.deadline_at + make_interval(secs => :grace) <= now() AS overdue
+       h.lease_expires_at <= now() OR h.deadline_at + make_interval(secs => :grace) <= now() AS overdue,
+       least(h.lease_expires_at, h.deadline_at + make_interval(secs => :grace)) AS overdue_at
 FROM workers w CROSS JOIN LATERAL {lease_ledger.last_lease("w.id")} last
 CROSS JOIN LATERAL {lease_ledger.held_task("w.id")} h
 WHERE w.ended_at IS NULL OR w.ended_at > now() - make_interval(secs => :since)
@@ -101,7 +107,8 @@ ORDER BY t.id LIMIT :limit FOR UPDATE OF t SKIP LOCKED
 # What began in a time to come did so before the clock was set back. Its worker renews those that are older, or is lost.
 _IS_AHEAD = "leased.leased_at > now() + interval '1 min'"
 _COUNT = text(f"""
-SELECT count(*) AS live, count(*) FILTER (WHERE overdue) AS overdue, count(*) FILTER (WHERE {_IS_AHEAD}) AS ahead
+SELECT count(*) AS live, count(*) FILTER (WHERE overdue) AS overdue, count(*) FILTER (WHERE {_IS_AHEAD}) AS ahead,
+       now() AS at, min(overdue_at) AS first_overdue_at
 FROM ({_LEASED}) leased
 """)
 # Its worker renews it, if that is there: for so long it may be silent.
@@ -198,7 +205,7 @@ async def lock_overdue(connection: AsyncConnection, grace_seconds: float, since_
 
 
 async def count_leases(connection: AsyncConnection, grace_seconds: float, since_seconds: float) -> LeaseCounts:
-    """Numbers of leases."""
+    """Numbers of leases, and when the first of them is overdue."""
     values = {"grace": grace_seconds, "since": since_seconds}
     return LeaseCounts(**(await connection.execute(_COUNT, values)).mappings().one())
 

@@ -96,19 +96,24 @@ class Liveness:
     not_ready_reason: str | None = None
 
 
+def well_until(worker: Liveness, policy: HealthPolicy) -> datetime:
+    """Until when a live worker is well, should nothing be heard of it any more."""
+    if worker.state is WorkerState.STARTING:
+        return worker.since + timedelta(seconds=policy.start_within_seconds)
+    # Nobody is held to less than what it was told when it registered.
+    silence = max(policy.lost_after_seconds, worker.lost_after_seconds or 0.0)
+    return (worker.last_seen_at or worker.since) + timedelta(seconds=silence)
+
+
 def overdue(worker: Liveness, policy: HealthPolicy, now: datetime) -> tuple[WorkerState, str] | None:
     """The final state of a silent worker and the reason; None while it is well."""
-    if worker.state is WorkerState.STARTING:
-        if now - worker.since > timedelta(seconds=policy.start_within_seconds):
-            within = f"within {policy.start_within_seconds:.0f} s"
-            reason = worker.not_ready_reason
-            return WorkerState.FAILED, f"not ready {within}: {reason}" if reason else f"no first heartbeat {within}"
+    if worker.state not in LIVE_STATES or now <= well_until(worker, policy):
         return None
-    silence = (now - (worker.last_seen_at or worker.since)).total_seconds()
-    # Nobody is held to less than what it was told when it registered.
-    if worker.state in LIVE_STATES and silence > max(policy.lost_after_seconds, worker.lost_after_seconds or 0.0):
-        return WorkerState.LOST, f"silent for {silence:.0f} s"
-    return None
+    if worker.state is WorkerState.STARTING:
+        within = f"within {policy.start_within_seconds:.0f} s"
+        reason = worker.not_ready_reason
+        return WorkerState.FAILED, f"not ready {within}: {reason}" if reason else f"no first heartbeat {within}"
+    return WorkerState.LOST, f"silent for {(now - (worker.last_seen_at or worker.since)).total_seconds():.0f} s"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -33,7 +33,7 @@ from app.queue.service.leases import UNLOCKED_PAUSES, give_back, judge_loss
 from app.queue.store import attempts, events
 from app.queue.store.attempts import Ending
 from app.workers.errors import NameTaken, PoolFull
-from app.workers.rules.workers import HealthPolicy, NameHolder, may_supersede, overdue, should_hold_back
+from app.workers.rules.workers import HealthPolicy, NameHolder, may_supersede, overdue, should_hold_back, well_until
 from app.workers.service import membership
 from app.workers.store import hosts, pool, repeats, roster, signs_of_life, workers
 from app.workers.store.workers import Heartbeat, HeartbeatReply, Registration
@@ -293,7 +293,7 @@ async def sweep(connection: AsyncConnection, policy: HealthPolicy, turn: Turn) -
     moment = await now(connection)
     await signs_of_life.begin_anew(connection)
     live_workers = await workers.liveness(connection)
-    late = [(worker, verdict) for worker in live_workers if (verdict := overdue(worker, policy, moment)) is not None]
+    late = [worker.worker_id for worker in live_workers if overdue(worker, policy, moment) is not None]
     held_seconds = turn.held_back_seconds
     absence = absence_reason(await presence.read(connection), policy.presence) if late else None
     if absence is not None or should_hold_back(
@@ -311,19 +311,32 @@ async def sweep(connection: AsyncConnection, policy: HealthPolicy, turn: Turn) -
             "live": len(live_workers),
             **({"reason": absence} if absence else {}),
         }
-    if late:
-        # The rows of all live workers are locked here, which heartbeats pass over, but not for long.
-        await limit_lock_waits(connection)
-    batch = late[:_LOST_AT_ONCE]
-    lost = [await _lose_unless_locked(connection, worker.worker_id, state, reason) for worker, (state, reason) in batch]
+    lost_count = await _lose_overdue(connection, late, policy, moment) if late else 0
     closed = await pool.close_replacements_on_gone_hosts(connection)
-    result: dict[str, Any] = {"lost": sum(lost), **({"replacements closed": closed} if closed else {})}
-    if len(late) > len(batch):
+    result: dict[str, Any] = {"lost": lost_count, **({"replacements closed": closed} if closed else {})}
+    if not late:
+        # One that comes from now on is told to be silent for no longer.
+        soonest = moment + timedelta(seconds=min(policy.lost_after_seconds, policy.start_within_seconds))
+        result["none_before"] = min([soonest, *(well_until(worker, policy) for worker in live_workers)]).isoformat()
+    if len(late) > _LOST_AT_ONCE:
         result["behind"] = True
         if held_seconds is not None:
             # The others have been waited for as well: the next turn goes on with them.
             result |= {"held_back": True, "held_back_since": (moment - timedelta(seconds=held_seconds)).isoformat()}
     return result
+
+
+async def _lose_overdue(
+    connection: AsyncConnection, worker_ids: Sequence[UUID], policy: HealthPolicy, moment: datetime
+) -> int:
+    """End those of these workers, a batch of them, that are still overdue once they are locked; return their number."""
+    # Heartbeats pass over the rows that are locked here, but not for long.
+    await limit_lock_waits(connection)
+    locked_workers = await workers.lock_liveness(connection, worker_ids, _LOST_AT_ONCE)
+    verdicts = [(worker.worker_id, overdue(worker, policy, moment)) for worker in locked_workers]
+    return sum(
+        [await _lose_unless_locked(connection, worker_id, *verdict) for worker_id, verdict in verdicts if verdict]
+    )
 
 
 async def _lose_unless_locked(connection: AsyncConnection, worker_id: UUID, state: WorkerState, reason: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import asyncpg
-from sqlalchemy import text
+from sqlalchemy import CursorResult, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import pages
@@ -200,18 +200,10 @@ FROM workers w {lease_ledger.last_and_held("w.id")}
 _SHOWN_STATE = "CASE WHEN state = 'ready' AND task_id IS NOT NULL THEN 'busy' ELSE state END"
 
 
-def has_silent(seconds: float) -> str:
-    """Return the condition that a live worker has not been heard of for so long, or has not begun to beat."""
-    return f"""EXISTS (SELECT FROM workers WHERE {LIVE} AND (state = '{WorkerState.STARTING}'
-        OR coalesce(last_seen_at, launched_at, requested_at) < now() - interval '{seconds} s'))"""
-
-
 _LIVENESS = text(f"""
 SELECT id AS worker_id, state, coalesce(launched_at, requested_at) AS since, last_seen_at, lost_after_seconds,
-       not_ready_reason
-FROM workers
-WHERE {LIVE} FOR UPDATE SKIP LOCKED
-""")
+       not_ready_reason FROM workers WHERE {LIVE}""")
+_LOCKED = text(f"{_LIVENESS.text} AND id = ANY (CAST(:ids AS uuid[])) ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED")
 
 # The condition on the state makes the transition legal and unique: of two that end a worker one gets the row.
 _END = text("""
@@ -344,9 +336,17 @@ async def page(
 
 
 async def liveness(connection: AsyncConnection) -> list[Liveness]:
-    """The live workers, locked; those that a heartbeat has locked are evidently alive and left out."""
-    rows = (await connection.execute(_LIVENESS)).mappings()
-    return [Liveness(**{**row, "state": WorkerState(row["state"])}) for row in rows]
+    """All live workers; none is locked, which would write to each and make its heartbeats wait."""
+    return _liveness(await connection.execute(_LIVENESS))
+
+
+async def lock_liveness(connection: AsyncConnection, ids: Sequence[UUID], limit: int) -> list[Liveness]:
+    """At most `limit` of these that live, locked; one that a heartbeat has locked is evidently alive and left out."""
+    return _liveness(await connection.execute(_LOCKED, {"ids": ids, "limit": limit}))
+
+
+def _liveness(rows: CursorResult[Any]) -> list[Liveness]:
+    return [Liveness(**{**row, "state": WorkerState(row["state"])}) for row in rows.mappings()]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

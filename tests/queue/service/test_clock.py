@@ -17,6 +17,7 @@ from app.queue.store.claims import Lease
 from app.queue.store.listing import Selection
 from tests.support.factories import completion, fence, holding, leased, ready_worker, submitted, turn
 from tests.support.sql import execute, fetch, until_blocked
+from tests.support.turns import done
 
 _POLICY = LeasePolicy()
 _SET_BACK = "UPDATE tasks SET waiting_since = waiting_since + interval '1 h', leased_at = leased_at + interval '1 h'"
@@ -57,13 +58,13 @@ async def test_a_lease_of_before_ends_when_nobody_renews_it(database: Database) 
         return dict((await fetch(database, f"SELECT {columns} FROM tasks"))[0])
 
     async with database.transaction() as connection:
-        assert await expiry.sweep(connection, _POLICY, turn()) == {"live": 1, "taken_back": 0, "cut": 1}
+        assert done(await expiry.sweep(connection, _POLICY, turn())) == {"live": 1, "taken_back": 0, "cut": 1}
     left = await seconds()
     assert left["leased_at"] <= 0
     assert 0 < left["lease_expires_at"] <= _POLICY.lease_seconds
     assert 0 < left["deadline_at"] <= lease.timeout_seconds
     async with database.transaction() as connection:
-        assert await expiry.sweep(connection, _POLICY, turn()) == {"live": 1, "taken_back": 0}
+        assert done(await expiry.sweep(connection, _POLICY, turn())) == {"live": 1, "taken_back": 0}
     assert [row["state"] for row in await fetch(database, "SELECT state FROM tasks")] == ["executing"]
 
 
@@ -76,14 +77,14 @@ async def test_a_clock_that_is_set_forward_takes_no_time_from_a_task(database: D
     await execute(database, "UPDATE tasks SET lease_expires_at = now() + interval '14 s'")
     after = replace(turn(seconds_since_last=3602), set_forward_seconds=3600.0)
     async with database.transaction() as connection:
-        assert await expiry.sweep(connection, _POLICY, after) == {"live": 1, "taken_back": 0, "moved": 1}
+        assert done(await expiry.sweep(connection, _POLICY, after)) == {"live": 1, "taken_back": 0, "moved": 1}
     columns = ", ".join(f"extract(epoch FROM {time} - now())::float8 AS {time}" for time in times)
     left = dict((await fetch(database, f"SELECT {columns} FROM tasks"))[0])
     assert -60 < left["leased_at"] <= 0
     assert 0 < left["lease_expires_at"] <= _POLICY.lease_seconds
     assert lease.timeout_seconds - 60 < left["deadline_at"] <= lease.timeout_seconds
     async with database.transaction() as connection:
-        assert await expiry.sweep(connection, _POLICY, turn()) == {"live": 1, "taken_back": 0}
+        assert done(await expiry.sweep(connection, _POLICY, turn())) == {"live": 1, "taken_back": 0}
 
 
 async def test_a_lease_that_another_holds_is_moved_too(database: Database, replica: Database) -> None:
@@ -96,7 +97,7 @@ async def test_a_lease_that_another_holds_is_moved_too(database: Database, repli
 
     async def sweep() -> dict[str, object]:
         async with replica.transaction() as connection:
-            return await expiry.sweep(connection, _POLICY, after)
+            return done(await expiry.sweep(connection, _POLICY, after))
 
     async with database.transaction() as connection:
         await connection.execute(text("SELECT FROM tasks FOR UPDATE"))

@@ -21,14 +21,14 @@ from app.workers.service.workers import Heartbeats
 from tests.support.factories import beat, everything, holding, leased, ready_worker, submitted, turn
 from tests.support.plans import explained_database
 from tests.support.sql import execute, fetch, value
-from tests.support.turns import take_turn
+from tests.support.turns import done, take_turn
 
 _POLICY = LeasePolicy()
 
 
 async def _sweep(database: Database, **changes: Any) -> dict[str, Any]:
     async with database.transaction() as connection:
-        return await expiry.sweep(connection, _POLICY, turn(**changes))
+        return done(await expiry.sweep(connection, _POLICY, turn(**changes)))
 
 
 async def _expire(database: Database) -> None:

@@ -12,6 +12,7 @@ from tests.support.factories import (
     turn,
 )
 from tests.support.sql import value
+from tests.support.turns import done
 
 
 async def register_worker(database: Database, name: str | None = None, **changes: Any) -> workers.WorkerIdentity:
@@ -30,4 +31,4 @@ async def worker_state(database: Database, worker: WorkerId) -> str:
 
 async def sweep(database: Database, **changes: Any) -> dict[str, Any]:
     async with database.transaction() as connection:
-        return await workers.sweep(connection, HealthPolicy(), turn(**changes))
+        return done(await workers.sweep(connection, HealthPolicy(), turn(**changes)))
