@@ -45,7 +45,7 @@ from app.postgres.cluster import lock_directory
 from app.postgres.errors import ClusterBusy, ClusterUnusable
 from app.queue.rules.admission import capacity_policy
 from app.queue.rules.aging import aging_policy
-from app.queue.rules.tasks import LeasePolicy
+from app.queue.rules.tasks import LeasePolicy, lease_policy
 from app.queue.service.admission import settings_policy
 from app.secrecy import make_private
 from app.settings import Settings, load_settings, secret_variables
@@ -144,11 +144,12 @@ def _context(
 ) -> Context:
     mode = settings.mode or Mode.PRODUCTION
     config = CurrentConfig(database, mode)
+    leases = LeasePolicy(
+        lease_seconds=settings.lease_seconds, acknowledge_within_seconds=settings.acknowledge_within_seconds
+    )
     context = Context(
         database=database,
-        leases=LeasePolicy(
-            lease_seconds=settings.lease_seconds, acknowledge_within_seconds=settings.acknowledge_within_seconds
-        ),
+        leases=leases,
         capacity=settings_policy(settings),
         health=HealthPolicy(),
         mode=mode,
@@ -165,6 +166,7 @@ def _context(
         document = effective.document
         context.capacity = capacity_policy(document.queue, settings_policy(settings))
         context.aging = aging_policy(document.queue.aging)
+        context.leases = lease_policy(document, leases)
         context.health = health_policy(
             document.recovery,
             effective.conduct,

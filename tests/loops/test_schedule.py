@@ -1,13 +1,17 @@
 """The schedule of the service, all duties together."""
 
+from app import background
 from app.admin.rules.config import QueueConfig
 from app.db.database import Database
 from app.health.rules.alerts import AlertPolicy
 from app.health.rules.finding import AlertRule
 from app.loops.schedule import DUTIES
 from app.queue.rules.tasks import LeasePolicy, RetryPolicy
+from app.settings import Settings
+from tests.support.config_calls import changed
 from tests.support.factories import ready_worker, submitted
 from tests.support.runner import running
+from tests.support.service import Service
 from tests.support.sql import execute, until, value
 
 
@@ -39,6 +43,20 @@ async def test_the_real_schedule_rescues_a_task_from_a_silent_worker(database: D
         await until(rescued)
         for duty in DUTIES:
             await _until_run(database, duty.name)
+
+
+async def test_sweeps_go_by_the_leases_of_the_settings_and_of_the_configuration(
+    database: Database, service: Service
+) -> None:
+    """They judge how long a lease may last that they have not seen."""
+    settings = Settings(database_url=database.url, lease_seconds=20, acknowledge_within_seconds=2)
+    context = background._context(settings, database, None, None)
+    await context.config.read()
+    assert (context.leases.lease_seconds, context.leases.acknowledge_within_seconds) == (20, 2)
+    await changed(service, {"recovery": {"acknowledge_within_seconds": 0.5}}, 1)
+    context = background._context(settings, database, None, None)
+    await context.config.read()
+    assert (context.leases.lease_seconds, context.leases.acknowledge_within_seconds) == (20, 0.5)
 
 
 def test_duties_have_names_of_their_own() -> None:
