@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shlex
 import threading
 import time
 from collections.abc import Mapping
@@ -94,7 +95,8 @@ async def _run(stop: StopSignals, settings: Settings, plan: Plan) -> bool:
             console.print(Panel("\n".join(await llm_usage(stack, began)), title="The language model", expand=False))
         if plan.keep:
             console.print(f"still running at {stack.url}; Ctrl-C stops it. In another terminal:", style="dim")
-            console.print(f"CONVENER_STATE_DIRECTORY={settings.state_directory} convener tasks ls", style="dim")
+            place = shlex.quote(str(settings.state_directory))
+            console.print(f"CONVENER_STATE_DIRECTORY={place} convener tasks ls", style="dim")
             await stop.wait()
         # A small model may miss the law, so with --llm a goal that ended is a success.
         return plan.llm or report.law_found

@@ -325,7 +325,17 @@ def free_port(host: str, port: int) -> int:
 
 
 def _refuse_strangers(state: Path) -> None:
-    """Raise StackError where a directory holds what is not ours: it would be closed to everybody else."""
+    """Raise StackError where a directory holds what is not ours: it would be closed to everybody else.
+
+    Also where its name is no text, as one with umlauts in a locale without them: PostgreSQL's settings are text.
+    """
+    try:
+        str(state).encode()
+    except UnicodeEncodeError:
+        raise StackError(
+            f"the name {str(state)!a} of the state directory is no text in this locale "
+            f"({sys.getfilesystemencoding()}): set LC_ALL=C.UTF-8, or name another with --state"
+        ) from None
     names = set(os.listdir(state)) if state.is_dir() else set()
     if not names & {"lock", *KEY_FILES.values()} and not names <= _OWN_NAMES:
         stranger = min(names - _OWN_NAMES)

@@ -1,6 +1,7 @@
 """The run of `convener up`: brings everything up, shows what happens, and stops it in order."""
 
 import asyncio
+import shlex
 import signal
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
@@ -128,8 +129,8 @@ def _welcome(stack: Stack, settings: Settings) -> Panel:
     else:  # also later: a start that failed made the key, and did not come to show it
         lines += ["", f"Operator's key: in {file}, readable by you alone"]
     # Without its directory the other command would look for address and key in the usual one.
-    usual = Settings.from_environment({}).state_directory
-    where = "" if settings.state_directory == usual else f"CONVENER_STATE_DIRECTORY={settings.state_directory} "
+    usual, state = Settings.from_environment({}).state_directory, settings.state_directory
+    where = "" if state == usual else f"CONVENER_STATE_DIRECTORY={shlex.quote(str(state))} "
     lines += ["", f"In another terminal: {where}convener status"]
     return Panel("\n".join(lines), title="Convener is up", border_style="green", expand=False)
 

@@ -1,6 +1,7 @@
 """Mode and bounds that `convener up` is asked for: written down once, and only what differs."""
 
 import io
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,22 @@ def test_no_journal_gets_the_key_of_the_operator_and_everybody_its_file(
     welcome = str(up_run._welcome(machine, Settings(state_directory=tmp_path)).renderable)
     assert ("cvn_a_secret" in welcome) == (is_terminal and is_new)
     assert str(tmp_path / "operator.key") in welcome
+
+
+def test_the_command_for_another_terminal_can_be_pasted(tmp_path: Path) -> None:
+    machine = Stack(
+        url="http://here",
+        own_address="unix:/here",
+        trust=SYSTEM_TRUST,
+        preparation=Preparation(
+            keys={}, new_keys=frozenset(), pool=PoolInForce(mode=Mode.DEVELOPMENT, min_workers=2, max_workers=5)
+        ),
+        supervisor=Supervisor(None, [], tmp_path / "children.json"),
+    )
+    state = tmp_path / "Anna's state"
+    welcome = str(up_run._welcome(machine, Settings(state_directory=state)).renderable)
+    words = shlex.split(welcome.partition("In another terminal: ")[2])
+    assert words == [f"CONVENER_STATE_DIRECTORY={state}", "convener", "status"]
 
 
 def test_whoever_grants_permits_finishes_before_the_limits_change() -> None:

@@ -133,6 +133,27 @@ def test_without_a_database_they_say_what_to_do(tmp_path: Path, command: str) ->
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "variables"),
+    [("Übung".encode(), {"LC_ALL": "C", "PYTHONUTF8": "0"}), ("Übung".encode("latin-1"), {"LC_ALL": "C.UTF-8"})],
+)
+def test_a_state_directory_whose_name_is_no_text_is_refused_in_a_sentence(
+    tmp_path: Path, name: bytes, variables: dict[str, str]
+) -> None:
+    """It ended in a trace, or was said to be a value that cannot be sent."""
+    state = os.fsencode(tmp_path) + b"/" + name
+    done = subprocess.run(
+        [CONVENER, "up", "--port", "0", "--state", state],
+        env={**_environment(tmp_path), **variables},
+        capture_output=True,
+        timeout=60,
+    )
+    words = " ".join(done.stderr.decode(errors="replace").split())
+    assert (done.returncode, "is no text in this locale" in words, "Traceback" in words) == (1, True, False), words
+    assert "LC_ALL=C.UTF-8" in words
+    assert not os.path.exists(state)
+
+
 def test_the_worker_gets_its_arguments_as_they_are(tmp_path: Path) -> None:
     shown = _run(tmp_path, "worker", "--help")
     assert shown.returncode == 0
