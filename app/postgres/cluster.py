@@ -165,7 +165,13 @@ class Cluster:
             shutil.rmtree(staging, ignore_errors=True)
 
     def _check_version(self) -> None:
-        made_by = (self.data / "PG_VERSION").read_text().strip()
+        try:
+            made_by = (self.data / "PG_VERSION").read_text().strip()
+        except FileNotFoundError:
+            raise ClusterUnusable(
+                f"{self.data} holds no database. If it is on a disk of its own, that is not mounted, or new: for a new "
+                f"database make {self.directory} that mount."
+            ) from None
         if made_by != str(self.binaries.version):
             raise ClusterUnusable(
                 f"The data in {self.directory} were made by PostgreSQL {made_by}, but {self.binaries.directory} is "

@@ -141,6 +141,15 @@ def test_data_of_another_version_are_refused_with_a_remedy(copied: Cluster) -> N
         copied.initialise()
 
 
+def test_an_empty_place_of_the_data_is_told_as_a_disk_that_is_not_there(state: Path, binaries: Binaries) -> None:
+    cluster = Cluster(directory=state, binaries=binaries)
+    cluster.data.mkdir(parents=True)
+    with cluster.lock(), pytest.raises(ClusterUnusable, match=r"cluster/data holds no database.*mounted") as refused:
+        cluster.initialise()
+    assert not [*cluster.data.iterdir()]
+    assert f"make {state.resolve()} that mount" in str(refused.value)
+
+
 def test_the_data_may_be_on_a_disk_of_their_own(copied: Cluster) -> None:
     """A file of the settings was renamed from one disk to the other, which no system can do."""
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as name:
