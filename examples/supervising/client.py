@@ -152,10 +152,7 @@ class Convener:
 
 
 def _content(response: httpx.Response) -> Json | None:
-    """The answer of the service; None where the same call has to be sent again.
-
-    Raises Stopped, EventsMissing, Refused.
-    """
+    """The answer of the service; None where the call has to be sent again. Raises Stopped, EventsMissing, Refused."""
     content = _object(response)
     if content is None or response.is_success:
         return content

@@ -75,8 +75,8 @@ class Dispatch:
         self._cursor = page.next
         self._ended_ids += [event["task_id"] for event in page.items if event["kind"] in ENDS]
         if not page.items:
-            # A restore of an older state takes tasks away, of which no event tells, and events may be missing; these
-            # ids make each task once, and what is sent again is answered with its state.
+            # A restore of an older state takes tasks away, of which no event tells, and some events are missing then;
+            # these ids make each task once, and what is sent again is answered with its state.
             self._send(self._pending)
 
     def _next_page(self) -> Page:
