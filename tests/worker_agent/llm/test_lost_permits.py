@@ -214,9 +214,9 @@ async def test_what_a_stranger_answers_ends_no_permit_and_loses_no_settlement(st
 
     async with _plane(plane) as http:
         client = PermitClient(http, lambda: "key")
-        permit = Permit(permit_id="p", token="t", ttl_seconds=1.2, requested_at=asyncio.get_running_loop().time())
+        permit = Permit(permit_id="p", token="t", ttl_seconds=2.4, requested_at=asyncio.get_running_loop().time())
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(1.5):
+            async with asyncio.timeout(2.7):
                 await client.keep_alive(permit)
         await client.settle(permit, Settlement(outcome=Outcome.SUCCESS))
     assert calls == ["renew", "renew", "settle", "settle"]
