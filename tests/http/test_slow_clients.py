@@ -83,10 +83,11 @@ async def test_half_a_head_behind_a_body_that_came_in_pieces_is_answered_with_40
 async def test_a_body_that_is_whole_is_awaited_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     """The answer may take longer than the body might have."""
     monkeypatch.setattr(BoundedHeads, "pace", BodyPace(gap_seconds=0.5))
+    half_is_there = asyncio.Event()
 
     async def answer_late(scope: Scope, receive: Receive, send: Send) -> None:
         while (await receive())["more_body"]:
-            pass
+            half_is_there.set()
         await asyncio.sleep(3)
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"{}"})
@@ -95,7 +96,7 @@ async def test_a_body_that_is_whole_is_awaited_no_longer(monkeypatch: pytest.Mon
         reader, writer = await asyncio.open_connection("127.0.0.1", port_of(server))
         async with asyncio.timeout(30):
             writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{")
-            await asyncio.sleep(0.2)
+            await half_is_there.wait()
             writer.write(b"}")
             assert (await reader.readuntil(b"{}")).startswith(b"HTTP/1.1 200")
         writer.close()
