@@ -180,7 +180,7 @@ class Daemon:
         log_event(event)
         if isinstance(event, ev.HandlerEnd):
             self._handler_run = None
-            event = self._parked(event)
+            event = self._told(self._parked(event))
             self._close_access()
             self._trace.end(event)
             self._calls.finish_log()
@@ -258,10 +258,7 @@ class Daemon:
             self._events.put(ev.HandlerFailed(failure))
             return
         except OSError as error:
-            reason = f"no handler can be started here: {error}"
-            log.warning(reason, extra={"fields": {"task": lease.task_id}})
-            self._errors.add(reason)
-            self._events.put(ev.HandlerNotStarted(reason))
+            self._events.put(ev.HandlerNotStarted(str(error)))
             return
         self._status = replace(self._status, handler_pid=self._handler_run.pid)
 
@@ -292,6 +289,16 @@ class Daemon:
         seconds = min(wait.seconds, MAX_POSTPONEMENT_SECONDS)
         usage = end.usage or Usage(wall_seconds=0.0, cpu_seconds=0.0, max_memory_mb=0.0)
         return ev.HandlerPostponed(Postponement(seconds=seconds, reason=wait.reason, model=wait.model), usage)
+
+    def _told(self, end: ev.HandlerEnd) -> ev.HandlerEnd:
+        """The end of a handler; that it could not be started here is told to the log, and with the next heartbeat."""
+        if not isinstance(end, ev.HandlerNotStarted):
+            return end
+        reason = f"no handler can be started here: {end.reason}"
+        lease = self._machine.lease
+        log.warning(reason, extra={"fields": {"task": None if lease is None else lease.task_id}})
+        self._errors.add(reason)
+        return replace(end, reason=reason)
 
     def _close_access(self) -> None:
         if self._model_proxy is not None and self._access is not None:

@@ -59,13 +59,18 @@ class HandlerMessages:
         self.error: TaskError | None = None
         self.quality: float | None = None
         self.postponement: Postponement | None = None
+        self.shortage: str | None = None
+        """What this machine had too little of to confine the handler, which has not begun."""
         self.peak_memory_mb: float | None = None
         self.unreadable_count = 0
         self._progress: Progress | None = None
+        self._is_confined = False
 
     def receive(self, line: bytes) -> None:
         try:
-            self._dispatch(read_json_object(line))
+            message = read_json_object(line)
+            if not self._is_of_launch(message):
+                self._dispatch(message)
         # OverflowError: JSON allows whole numbers that no float can hold.
         except (ValueError, TypeError, KeyError, OverflowError) as error:
             if not self.unreadable_count:
@@ -75,6 +80,15 @@ class HandlerMessages:
     def take_progress(self) -> Progress | None:
         progress, self._progress = self._progress, None
         return progress
+
+    def _is_of_launch(self, message: JsonObject) -> bool:
+        """Take what is said before the handler begins, and nobody else can say; return whether it was that."""
+        if self._is_confined:
+            return False
+        self._is_confined = "confined" in message
+        if "shortage" in message:
+            self.shortage = str(message["shortage"])
+        return self._is_confined or self.shortage is not None
 
     def _dispatch(self, message: JsonObject) -> None:
         if "percent" in message:

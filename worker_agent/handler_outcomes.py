@@ -35,6 +35,8 @@ def handler_end(evidence: Evidence) -> ev.HandlerEnd:
     """Event for the end of a handler; a kill or a timeout after the result was sent does not spoil it."""
     if evidence.messages.result is None and (end := _end_from_outside(evidence)):
         return end
+    if evidence.messages.shortage is not None:
+        return ev.HandlerNotStarted(evidence.messages.shortage, evidence.usage)
     if evidence.is_too_large:
         return _failure(evidence, "result_too_large", "the handler wrote more than a result may have", True)
     if evidence.messages.postponement is not None:

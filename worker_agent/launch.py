@@ -10,6 +10,7 @@ the handler. It runs between fork and exec in place of a `preexec_fn`, which is 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 # The exit code of a process that could not be confined; what it writes to its message pipe tells why.
 UNCONFINED = 77
+# Processes, memory or files that a machine has too few of for now. A system that has forbidden namespaces says ENOSPC.
+_SHORTAGES = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 _STATUS_BYTES = 4
 
 
@@ -32,6 +35,9 @@ def main() -> None:
         _confine(spec)
     except (OSError, ImportError) as error:
         _report_failure(spec["fd"], error)
+    if spec["entrance"] == "child":
+        # Before any foreign code, which could say otherwise that this machine has no room for it, and so never fail.
+        _send(spec["fd"], {"confined": True})
     sys.path[:] = spec["path"]
     from importlib import import_module
 
@@ -86,9 +92,15 @@ def _leave_terminal() -> None:
 
 def _report_failure(pipe: int, error: Exception) -> NoReturn:
     message = f"the handler could not be confined: {error}"
-    report = {"error": {"code": "handler_unavailable", "message": message, "retryable": True}}
-    os.write(pipe, json.dumps(report).encode() + b"\n")
+    report: Json = {"error": {"code": "handler_unavailable", "message": message, "retryable": True}}
+    if isinstance(error, OSError) and error.errno in _SHORTAGES:
+        report = {"shortage": message}
+    _send(pipe, report)
     os._exit(UNCONFINED)
+
+
+def _send(pipe: int, message: Json) -> None:
+    os.write(pipe, json.dumps(message).encode() + b"\n")
 
 
 def _enter_namespaces(spec: Json) -> None:

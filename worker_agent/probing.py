@@ -95,6 +95,9 @@ def _run(rules: Confinement, tables: Sequence[str], functions: Sequence[str]) ->
         report: JsonObject = json.loads(stream.readline() or b"{}")
     if "attempts" in report:
         return report["attempts"], result.stdout.decode("utf-8", "replace")
+    if "shortage" in report:
+        # With weaker rules the worker would run all its tasks, long after this has passed.
+        raise UnusableHandler(f"this machine has no room for a handler: {report['shortage']}")
     return None, report.get("error", {}).get("message", f"the process ended with {result.returncode}")
 
 

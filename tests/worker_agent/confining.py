@@ -23,6 +23,24 @@ def rules(*writable: Path, **more: object) -> Confinement:
     return probe(strictest).confinement
 
 
+_REFUSING = """
+import errno, os, sys
+sys.path.insert(0, {root!r})
+from worker_agent import launch, resource_limits
+def refuse(_):
+    raise OSError(errno.{error}, os.strerror(errno.{error}))
+resource_limits.set_limits = refuse
+launch.main()
+"""
+
+
+def refuse_to_confine(error: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each process of a task fail by this error of the system while it confines itself."""
+    script = directory / "launch.py"
+    script.write_text(_REFUSING.format(root=str(Path(__file__).parents[2]), error=error))
+    monkeypatch.setattr("worker_agent.confinement._LAUNCH", str(script))
+
+
 def need_code_for_others(confinement: Confinement) -> None:
     """Skip the test where code lies in a directory that handlers cannot enter as the user of their own."""
     for path in map(Path, confinement.view.code if confinement.user else ()):

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.worker_agent.confined import METHODS, by, ended, succeeds
-from tests.worker_agent.confining import open_to_others
+from tests.worker_agent.confining import open_to_others, refuse_to_confine
 from worker_agent import events as ev
 from worker_agent import isolation_check, probing
 from worker_agent.confinement import Confinement, Method, handler_user
@@ -286,6 +286,15 @@ def test_a_handler_cannot_choose_a_weaker_confinement(tmp_path: Path, monkeypatc
     confinement = replace(by(Method.NAMESPACES), view=view_files(uid=_uid()))
     with pytest.raises(UnusableHandler, match="could not be imported"):
         collect_handlers({}, ["sly_agents"], confinement)
+
+
+def test_a_machine_without_room_for_a_handler_gives_no_weaker_confinement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With three processes a worker ran all its tasks without namespaces, also when there was room again."""
+    refuse_to_confine("EAGAIN", tmp_path, monkeypatch)
+    with pytest.raises(UnusableHandler, match=r"no room for a handler: .*Errno 11"):
+        probe(Confinement(method=Method.NAMESPACES, view=view_files(uid=_uid()), user=handler_user(None)))
 
 
 def test_handlers_that_load_without_end_are_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

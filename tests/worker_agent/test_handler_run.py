@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.worker_agent.agents import DETAILS
-from tests.worker_agent.confining import rules
+from tests.worker_agent.confining import refuse_to_confine, rules
 from tests.worker_agent.processes import pids_in, wait_until_dead
 from worker_agent import events as ev
 from worker_agent.child_process import ChildProcess, ResourceLimits, start_child
@@ -384,6 +384,32 @@ def test_a_look_whether_its_worker_is_stopped_is_no_time_of_the_task(monkeypatch
     assert isinstance(end, ev.HandlerFailed)
     assert end.usage is not None
     assert end.usage.wall_seconds <= looked_at[0] - began_at
+
+
+@pytest.mark.parametrize("error", ["EAGAIN", "ENOMEM", "EMFILE", "ENFILE"])
+def test_a_machine_without_room_for_a_handler_has_not_started_it(
+    error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a limit of five processes six attempts were burnt in nine seconds, and tasks failed for good."""
+    confinement = rules()
+    refuse_to_confine(error, tmp_path, monkeypatch)
+    end = start({"do": "echo"}, confinement=confinement).end()
+    assert isinstance(end, ev.HandlerNotStarted), end
+    assert "could not be confined: [Errno" in end.reason
+
+
+def test_a_confinement_that_is_forbidden_fails_the_task_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    confinement = rules()
+    refuse_to_confine("EPERM", tmp_path, monkeypatch)
+    end = start({"do": "echo"}, confinement=confinement).end()
+    assert isinstance(end, ev.HandlerFailed), end
+    assert (end.error.code, end.error.retryable) == ("handler_unavailable", True)
+
+
+def test_a_handler_that_has_begun_cannot_say_that_there_was_no_room_for_it() -> None:
+    """Its task would be handed back for ever, and each worker that took it would pause."""
+    error = failure({}, handler=shell("""echo '{"shortage": "none"}' >&3; exit 75"""))
+    assert error.code == "temporary_failure"
 
 
 def test_a_missing_function_is_no_fault_of_the_task() -> None:
