@@ -303,6 +303,14 @@ def is_outage(error: BaseException) -> bool:
     )
 
 
+NO_CONNECTION_LEFT = "the database has no connection left for us"
+
+
+def is_crowded(error: BaseException) -> bool:
+    """Whether others have taken all connections that the server, the database or the role may have."""
+    return isinstance(_cause(error), asyncpg.exceptions.TooManyConnectionsError)
+
+
 def _was_cut(error: BaseException) -> bool:
     """Whether a connection was closed between two steps of a statement, where the driver does not look for that."""
     return isinstance(error, AttributeError) and error.name == "bind_execute"
@@ -361,6 +369,8 @@ def translate_error(error: Exception) -> Exception:
 def _translate_other(error: Exception, cause: BaseException | None) -> Exception:
     if isinstance(cause, asyncpg.exceptions.QueryCanceledError):
         return DatabaseUnavailable("this takes the database too long; ask for less at once, or again in a moment")
+    if is_crowded(error):
+        return DatabaseUnavailable(f"{NO_CONNECTION_LEFT}; send this one again in a moment")
     if is_outage(error):
         return DatabaseUnavailable()
     if is_locked(error):

@@ -94,7 +94,7 @@ async def test_whoever_finds_all_connections_of_its_role_taken_tells_of_that(
     await run_on(database_url, f"ALTER DATABASE {database_url.rpartition('/')[2]} CONNECTION LIMIT 0")
     for call in (ask, ask_hot):
         late = Database(database_url)
-        with pytest.raises(DatabaseUnavailable):
+        with pytest.raises(DatabaseUnavailable, match="no connection left for us"):
             await call(late)
         await late.close()
     assert _lines(caplog) == ["the database has been away for 0 s (TooManyConnectionsError), trying again"] * 2

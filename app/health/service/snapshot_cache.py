@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.rules.config import preset
 from app.admin.store import config
-from app.db.database import Database
+from app.db.database import NO_CONNECTION_LEFT, Database, is_crowded
 from app.health.rules import report
 from app.health.rules.report import DATABASE_AWAY, DATABASE_SLOW, Report
 from app.health.rules.runtime import LanguageModel
@@ -110,7 +110,7 @@ class SnapshotCache:
                 raise DatabaseUnavailable(MEANINGS[WriteTrouble(error.reason)], reason=error.reason) from error
             if pool_counts.is_statement_timeout(error):
                 raise DatabaseUnavailable(_slow(self.policy.statement_seconds), reason=DATABASE_SLOW) from error
-            raise DatabaseUnavailable("the database cannot be reached", reason=DATABASE_AWAY) from error
+            raise DatabaseUnavailable(_absence(error), reason=DATABASE_AWAY) from error
         except Exception as error:
             # A database that refuses us, or is not as it should be, is no reason to say nothing.
             log.exception("could not look at the system")
@@ -163,6 +163,12 @@ async def read_snapshot(connection: AsyncConnection, settings: SnapshotSettings)
         certificate_expires_at=settings.certificate_expiry(),
         language_model=LanguageModel(latency_ms=calls.mean_latency_ms, usage=calls.in_use / calls.limit),
     )
+
+
+def _absence(error: DatabaseUnavailable) -> str:
+    """Why no connection could be made."""
+    cause = error.__cause__
+    return NO_CONNECTION_LEFT if cause is not None and is_crowded(cause) else "the database cannot be reached"
 
 
 def _slow(seconds: float) -> str:

@@ -150,6 +150,17 @@ async def test_a_database_that_goes_and_comes_back(own_database: Database, serve
     await cache.close()
 
 
+async def test_others_that_have_taken_all_connections_are_told_of(own_database: Database, server_url: str) -> None:
+    """It said that the database cannot be reached, beside commands that reached it."""
+    await run_on(server_url, f"ALTER DATABASE {own_database.url.rpartition('/')[2]} CONNECTION LIMIT 0")
+    cache = SnapshotCache(Database(own_database.url, connections=1), _SETTINGS, _EAGER)
+    report, answered = await cache.report()
+    assert not answered
+    assert (report.overall, report.reasons[0].code) == (Overall.CRITICAL, DATABASE_AWAY)
+    assert report.reasons[0].message == "the database has no connection left for us"
+    await cache.close()
+
+
 async def test_a_database_that_is_not_as_it_should_be_is_reported(own_database: Database) -> None:
     await execute(own_database, "DROP TABLE utilisation")
     cache = SnapshotCache(Database(own_database.url, connections=1), _SETTINGS, _PATIENT)
