@@ -100,7 +100,14 @@ def _is_close(one_start: float, other_start: float) -> bool:
 
 
 def _since_boot(process: psutil.Process) -> float:
-    return round(process.create_time() - psutil.boot_time(), 2)
+    # By the kernel's own figure, the 22nd: the other one is reckoned from the clock, and kept by whoever has read it.
+    try:
+        line = Path(f"/proc/{process.pid}/stat").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        raise psutil.NoSuchProcess(process.pid) from None
+    # The name of the program, in brackets, may have blanks and brackets itself.
+    ticks = line.rpartition(")")[2].split()[19]
+    return round(int(ticks) / os.sysconf("SC_CLK_TCK"), 2)
 
 
 def _text(path: str) -> str:

@@ -215,6 +215,22 @@ async def test_a_worker_is_known_and_ended_also_when_the_clock_was_set(
     assert not plane.is_running(handle)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems keep the time of a start itself")
+async def test_workers_that_were_found_before_the_clock_was_set_are_ended_with_the_service(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The walk over all processes keeps the time of a start that it has once reckoned."""
+    plane, worker_id = machine.plane(), uuid4()
+    handle = await plane.start(worker_id, "here-1", KEY)
+    await machine.ready()
+    assert await plane.find() == {worker_id: handle}
+    booted_at = psutil.boot_time()
+    monkeypatch.setattr("psutil._psplatform.boot_time", lambda: booted_at + 3600)
+    assert plane.is_running((await plane.find())[worker_id])
+    await plane.stop_all(0)
+    assert not psutil.pid_exists(handle["pid"])
+
+
 async def test_a_handle_of_an_earlier_version_names_its_worker(machine: Machine) -> None:
     plane, worker_id = machine.plane(), uuid4()
     handle = await plane.start(worker_id, "here-1", KEY)
