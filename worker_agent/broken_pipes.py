@@ -20,8 +20,10 @@ def ending_with_the_reader() -> Iterator[None]:
         try:
             yield
         finally:
-            # At the end of the process it would be told of as an error that nobody can handle.
-            sys.stdout.flush()
+            # At the end of the process it would be told of as an error that nobody can handle. A program that was
+            # started without any output has none.
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except BrokenPipeError:
         end_by_broken_pipe()
     except OSError as error:

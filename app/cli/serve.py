@@ -45,7 +45,9 @@ def worker(context: typer.Context) -> None:
 def _exec_python(*arguments: str) -> NoReturn:
     """Replace this process by Python with these arguments."""
     # With `-P` a directory named `app` where the user stands is not imported as ours. A worker runs without it, because
-    # people keep their handlers there. Flushed first, because exec drops what is still buffered.
-    sys.stdout.flush()
-    sys.stderr.flush()
+    # people keep their handlers there. Flushed first, because exec drops what is still buffered; a program that was
+    # started without an output has none.
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
     os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606 - the very program, with no shell between

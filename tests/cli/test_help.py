@@ -102,6 +102,15 @@ def test_help_for_which_there_is_no_room_is_told_in_a_sentence(module: str, word
     assert (done.returncode, "there is no room" in done.stderr, "Traceback" in done.stderr) == (code, True, False)
 
 
+@pytest.mark.parametrize("command", ["worker_agent", "app.cli worker", "app.cli tasks list"])
+def test_a_command_without_any_standard_output_says_what_is_wrong_with_it(command: str) -> None:
+    """As a shell starts it with `>&-`; a worker ended with a trace, whatever its options were."""
+    program = [sys.executable, "-m", *command.split(), "--no-such-option"]
+    closed = ["sh", "-c", 'exec "$@" >&-', "sh", *program]
+    done = subprocess.run(closed, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (ExitCode.USAGE, False), done.stderr
+
+
 @pytest.mark.parametrize("place", ["app.secrecy.close_process", "app.cli.commands.build"])
 def test_ctrl_c_while_modules_are_loaded_leaves_no_trace(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     def interrupt() -> None:
