@@ -1,6 +1,9 @@
 """The number of connections: as many as there are files for, and room for new ones when there are more."""
 
 import asyncio
+import logging
+import math
+import time
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -8,6 +11,8 @@ from worker_agent.connections.file_limit import ConnectionLimits, raise_file_lim
 
 MAX_CONNECTIONS = 20_000
 _FILES_FOR_OTHERS = 128
+_REPEAT_SECONDS = 60.0
+log = logging.getLogger(__name__)
 
 
 def raise_limits() -> ConnectionLimits:
@@ -44,6 +49,7 @@ class ConnectionRoom:
         self.max_connections = max_connections
         # Connections that may be made until others are closed for them again.
         self._places = 0
+        self._told_at = -math.inf
 
     def make(self, connections: Iterable[Evictable]) -> None:
         """Make room for a connection that is one too many; itself is one of these."""
@@ -56,4 +62,15 @@ class ConnectionRoom:
         count = max(1, self.max_connections // 16)
         for connection in sorted(closable, key=lambda c: (c.is_admitted, c.began_at))[:count]:
             connection.transport.abort()
+        self._tell()
         self._places = min(count, len(closable))
+
+    def _tell(self) -> None:
+        """Log, once a minute, that connections are closed for want of room."""
+        if time.monotonic() - self._told_at < _REPEAT_SECONDS:
+            return
+        self._told_at = time.monotonic()
+        remedy = "let this process open more files (ulimit -n, LimitNOFILE)"
+        if self.max_connections >= MAX_CONNECTIONS:
+            remedy = "start another one"
+        log.warning("all %d connections are in use, and new ones end others: %s", self.max_connections, remedy)
