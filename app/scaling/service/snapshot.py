@@ -32,7 +32,7 @@ from app.workers.store.roster import Worker
 # As the text that rows have: looked at for every worker at every decision.
 _STARTING = WorkerState.STARTING.value
 _READY = WorkerState.READY.value
-
+_ALL = frozenset(AgentType)
 
 _ENDS = (TaskEvent.COMPLETED, TaskEvent.FAILED)
 # So old that it changes no decision, and short enough to be a number.
@@ -97,15 +97,25 @@ def agent_types(names: str) -> frozenset[AgentType]:
 
 
 def agents_of_new_workers(pool: Pool) -> frozenset[AgentType]:
-    """Agent types that workers which hosts have started can run; all while none of these has registered."""
-    capabilities = {w.capabilities for w in pool.staying if w.provisioner is not None and w.capabilities is not None}
-    return frozenset[AgentType]().union(*map(agent_types, capabilities)) if capabilities else frozenset(AgentType)
+    """Agent types that workers which hosts have started can run; all while nobody knows.
+
+    Of a host without any, those of its last one. Without hosts of ours, those of all workers, as others start more.
+    """
+    present = {w.capabilities for w in pool.staying if w.provisioner is not None or not pool.hosts} - {None}
+    by_host = {pool.next_capabilities(host) for host in pool.hosts}
+    # A host of which nothing is known may run anything, but while others have workers theirs are waited for.
+    if not present and None in by_host:
+        return _ALL
+    capabilities = [names for names in present | by_host if names is not None]
+    return frozenset[AgentType]().union(*map(agent_types, capabilities)) if capabilities else _ALL
 
 
 def hosts_that_help(queue: Queue, pool: Pool) -> Sequence[Host]:
     """The hosts whose next worker can run a task that waits; all where no such host is, as where nothing waits."""
     waiting = {lane.agent_type for lane, tasks in queue.waits.items() if tasks}
-    return [host for host in pool.hosts if not waiting.isdisjoint(_next_agents(pool.of(host)))] or pool.hosts
+    return [
+        host for host in pool.hosts if not waiting.isdisjoint(_next_agents(pool.next_capabilities(host)))
+    ] or pool.hosts
 
 
 def spread_starts(queue: Queue, pool: Pool, count: int, policy: HostPolicy) -> Mapping[Host, int]:
@@ -114,10 +124,9 @@ def spread_starts(queue: Queue, pool: Pool, count: int, policy: HostPolicy) -> M
     return spread(able_hosts if count <= room(able_hosts, policy) else pool.hosts, count, policy)
 
 
-def _next_agents(workers: Sequence[Worker]) -> frozenset[AgentType]:
-    """Agent types that one more of such workers can run: those of the last one; all while none has registered."""
-    names = next((w.capabilities for w in reversed(workers) if w.capabilities is not None), None)
-    return frozenset(AgentType) if names is None else agent_types(names)
+def _next_agents(names: str | None) -> frozenset[AgentType]:
+    """Agent types that a worker can run, by their names; all while nobody knows."""
+    return _ALL if names is None else agent_types(names)
 
 
 def reading(
@@ -227,8 +236,9 @@ def pool_snapshot(
 def _unable(pool: Pool, ready: Sequence[Worker], agents: frozenset[AgentType]) -> int:
     """Number of idle workers that can run none of these agent types; 0 where the next worker could run none either."""
     # Or each that came, and idled, would call for one more that idles.
-    kinds = [pool.of(host) for host in pool.hosts] or [pool.staying]
-    if all(agents.isdisjoint(_next_agents(kind)) for kind in kinds):
+    last = next((w.capabilities for w in reversed(pool.staying) if w.capabilities is not None), None)
+    kinds = [_next_agents(names) for names in map(pool.next_capabilities, pool.hosts)] or [_next_agents(last)]
+    if all(agents.isdisjoint(kind) for kind in kinds):
         return 0
     counts = Counter(w.capabilities for w in ready if not w.busy)
     return sum(n for names, n in counts.items() if names is not None and agent_types(names).isdisjoint(agents))

@@ -221,7 +221,7 @@ async def _inputs(connection: AsyncConnection, context: DecisionContext) -> tupl
     classes, histories = _classes(context, current, policy)
     current = replace(current, classes=histories)
     members = [_member(worker) for worker in context.pool.staying]
-    new_capabilities = _new_capabilities(usual.staying)
+    new_capabilities = _new_capabilities(usual.staying, reachable)
     able = new_capabilities.union(*{member.capabilities for member in members if member.capabilities is not None})
     groups = snapshots.waiting_groups(context.queue, current, context.weights.weights, reachable)
     waiting_agents = {lane.agent_type for lane, tasks in context.queue.waits.items() if tasks} & reachable
@@ -334,10 +334,10 @@ def _member(worker: Worker) -> Member:
     )
 
 
-def _new_capabilities(workers: Sequence[Worker]) -> frozenset[AgentType]:
-    """Agent types that a new worker will be able to run: those of the last one that a host has started."""
+def _new_capabilities(workers: Sequence[Worker], reachable: frozenset[AgentType]) -> frozenset[AgentType]:
+    """Agent types that a new worker will be able to run: those of the last one that a host has started, if any."""
     capabilities = [w.capabilities for w in workers if w.provisioner is not None and w.capabilities is not None]
-    return snapshots.agent_types(capabilities[-1]) if capabilities else frozenset(AgentType)
+    return snapshots.agent_types(capabilities[-1]) if capabilities else reachable
 
 
 def _loads(queue: Queue, current: Estimates, able: Collection[AgentType]) -> dict[AgentType, Load]:

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from uuid import UUID
@@ -32,6 +32,8 @@ class Pool:
     workers: Sequence[Worker]
     hosts: Sequence[Host]
     by_host: Mapping[tuple[str | None, str | None], Sequence[Worker]]
+    # What the last worker of a host could run, of hosts that have none now which has registered.
+    former: Mapping[tuple[str | None, str | None], str] = field(default_factory=dict)
 
     @cached_property
     def staying(self) -> Sequence[Worker]:
@@ -53,6 +55,7 @@ class Pool:
             workers=[worker for worker in self.workers if (worker.provisioner, worker.host) not in classes],
             hosts=[host for host in self.hosts if host.serves is None],
             by_host=self.by_host,
+            former=self.former,
         )
 
     @cached_property
@@ -96,11 +99,16 @@ class Pool:
 
     def part(self, host: Host) -> "Pool":
         """One of the hosts with its workers alone."""
-        return Pool(workers=self.of(host), hosts=[host], by_host=self.by_host)
+        return Pool(workers=self.of(host), hosts=[host], by_host=self.by_host, former=self.former)
 
     def of(self, host: Host) -> Sequence[Worker]:
         """The workers that a host keeps running."""
         return self.by_host.get((host.provisioner, host.host), ())
+
+    def next_capabilities(self, host: Host) -> str | None:
+        """Return what one more worker of a host can run, by its last one; None while nobody knows."""
+        former = self.former.get((host.provisioner, host.host))
+        return next((w.capabilities for w in reversed(self.of(host)) if w.capabilities is not None), former)
 
 
 async def pool(
@@ -114,7 +122,10 @@ async def pool(
     for worker in workers:
         by_host[worker.provisioner, worker.host].append(worker)
     reported_hosts = [_with_workers(host, by_host.get((host.provisioner, host.host), ())) for host in live]
-    return Pool(workers=workers, hosts=reported_hosts, by_host=by_host)
+    present = Pool(workers=workers, hosts=reported_hosts, by_host=by_host)
+    if all(present.next_capabilities(host) is not None for host in reported_hosts):
+        return present
+    return replace(present, former=await roster.former_capabilities(connection))
 
 
 def due_starts(pool: Pool, max_workers: int) -> dict[Host, int]:

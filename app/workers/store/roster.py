@@ -80,6 +80,17 @@ SELECT array_agg(w.id) FROM workers w {lease_ledger.last_and_held("w.id")}
 WHERE w.{LIVE} AND held.id IS NOT NULL
 """
 
+# Known for a while only, as the next workers may have other handlers than the last, which only they can tell.
+_FORMER = """
+SELECT DISTINCT ON (provisioner, host) provisioner, host, array_to_string(capabilities, ',') AS capabilities
+FROM (
+    SELECT provisioner, host, capabilities, ended_at FROM workers
+    WHERE ended_at > now() - interval '10 min' AND provisioner IS NOT NULL AND registered_at IS NOT NULL
+    ORDER BY ended_at DESC LIMIT 100
+) ended
+ORDER BY provisioner, host, ended_at DESC
+"""
+
 # Locked in the order of ids, as by heartbeats, or the two could deadlock.
 _ASSIGN = f"""
 WITH decided AS MATERIALIZED (
@@ -132,6 +143,12 @@ async def read(
     rows = await driver.fetch(_READ, since)
     busy_ids = await (busy or busy_workers(driver))
     return [Worker._make((*row, row[0] in busy_ids)) for row in rows]
+
+
+async def former_capabilities(connection: AsyncConnection) -> dict[tuple[str | None, str | None], str]:
+    """Return what the worker that ended last could run, by provisioner and host, of those that ended lately."""
+    rows = await (await _driver(connection)).fetch(_FORMER)
+    return {(row["provisioner"], row["host"]): row["capabilities"] for row in rows}
 
 
 async def busy_workers(driver: "asyncpg.Connection[asyncpg.Record]") -> set[WorkerId]:
