@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +39,8 @@ _PLAIN_COMMAS = 256
 _MAX_PROBLEMS = 20
 # Longer lists are refused for their length.
 _MAX_LOOKED_AT = 1000
+# For scrapes, checkpoints and names of hosts. On a machine with few cores as many as an event loop has by itself.
+_COMMON_THREADS = min(8, (os.cpu_count() or 1) + 4)
 # One at a time: the parser holds the interpreter, and other requests are served between its steps.
 _parser = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bodies")
 
@@ -200,7 +204,15 @@ async def _is_light(parts: Iterable[float], allowed: int) -> bool:
 
 async def start_threads() -> None:
     """Start the threads that requests need, as the system may let us have none later."""
-    await asyncio.gather(in_parser(int), computing.run(int), asyncio.to_thread(int))
+    loop, may_end = asyncio.get_running_loop(), threading.Event()
+    # What comes when all are at work waits for one, where it would fail for want of another.
+    loop.set_default_executor(ThreadPoolExecutor(_COMMON_THREADS, thread_name_prefix="common"))
+    try:
+        common = [loop.run_in_executor(None, may_end.wait) for _ in range(_COMMON_THREADS)]
+        await asyncio.gather(in_parser(int), computing.run(int))
+    finally:
+        may_end.set()
+    await asyncio.gather(*common)
 
 
 async def in_parser(work: Callable[[], T]) -> T:

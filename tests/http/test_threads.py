@@ -1,5 +1,6 @@
 """A process that may start no more threads, as under a limit of a container, goes on with those that it has."""
 
+import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -27,4 +28,10 @@ async def test_requests_need_no_new_thread(database: Database, monkeypatch: pyte
             submitted = await service.ask("POST", "/tasks", body, key=Role.SUPERVISOR)
             taken = await service.ask("POST", "/checkpoints", {"reason": "test"})
             scraped = await service.ask("GET", "/metrics", key=Role.MONITOR)
-    assert [answer.status_code for answer in (submitted, taken, scraped)] == [201, 201, 200]
+            may_end = threading.Event()
+            checkpoint = asyncio.create_task(asyncio.to_thread(may_end.wait))
+            await asyncio.sleep(0)
+            beside_it = await service.ask("GET", "/metrics", key=Role.MONITOR)
+            may_end.set()
+            await checkpoint
+    assert [answer.status_code for answer in (submitted, taken, scraped, beside_it)] == [201, 201, 200, 200]
