@@ -69,7 +69,7 @@ def start_failure(error: Exception) -> Failure:
         return Failure(str(error), ExitCode.REFUSED)
     if isinstance(error, HandlersRefused):
         hint = "correct --handlers, --handler, or the variables or the settings' file that name them; or what they name"
-        return Failure(str(error), ExitCode.USAGE, hint=hint)
+        return Failure(str(error), ExitCode.REFUSED, hint=hint)
     if isinstance(error, UnusableCertificate):
         return Failure(str(error), ExitCode.USAGE)
     return databases.start_failure(error)

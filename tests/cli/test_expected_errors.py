@@ -85,7 +85,7 @@ def test_a_port_that_is_taken(tmp_path: Path, database_url: str) -> None:
         (SettingsError("CONVENER_PORT: no number"), 2, "CONVENER_PORT"),
         (StackError("port 1 is taken; choose another"), 1, "choose another"),
         (UnusableCertificate("no certificate; make one"), 2, "make one"),
-        (HandlersRefused("the workers cannot use the handlers ranking"), 2, "cannot use the handlers"),
+        (HandlersRefused("the workers cannot use the handlers ranking"), 1, "cannot use the handlers"),
     ],
 )
 def test_every_error_of_a_start_has_its_code(error: Exception, code: int, words: str) -> None:
