@@ -13,8 +13,9 @@ from sqlalchemy.exc import TimeoutError as PoolExhausted
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from app.db import dialect
-from app.db.connections import SELECT_SERVER, UNSUPPORTED, Connections, Limits, RunningServer, StatementPool
+from app.db.connections import SELECT_SERVER, UNSUPPORTED, Connections, Limits, RunningServer
 from app.db.notify import Announcer, begin_locked_work, pop_news
+from app.db.statement_pool import StatementPool
 from app.kernel.database_urls import check_database_url
 from app.kernel.errors import DatabaseUnavailable, Locked, Unstorable
 from app.kernel.refused_writes import MEANINGS, RefusedWrite, WriteTrouble, trouble_of

@@ -6,8 +6,8 @@ from typing import TypeAlias, TypeVar
 import asyncpg
 from sqlalchemy.exc import TimeoutError as PoolExhausted
 
-from app.db.connections import StatementPool
 from app.db.database import Database, cancellation_or
+from app.db.statement_pool import StatementPool
 
 T = TypeVar("T")
 _ACQUIRE_SECONDS = 5.0
