@@ -203,16 +203,30 @@ async def _is_light(parts: Iterable[float], allowed: int) -> bool:
 
 
 async def start_threads() -> None:
-    """Start the threads that requests need, as the system may let us have none later."""
-    loop, may_end = asyncio.get_running_loop(), threading.Event()
-    # What comes when all are at work waits for one, where it would fail for want of another.
-    loop.set_default_executor(ThreadPoolExecutor(_COMMON_THREADS, thread_name_prefix="common"))
+    """Start the threads that requests need, as the system may let us have none later. Raises RuntimeError for none."""
+    await asyncio.gather(in_parser(int), computing.run(int))
+    asyncio.get_running_loop().set_default_executor(_start_common_threads())
+
+
+def _start_common_threads() -> ThreadPoolExecutor:
+    """As many of them as the system lets us have: what comes when all are at work waits for one."""
+    for count in range(_COMMON_THREADS, 1, -1):
+        with suppress(RuntimeError):
+            return _started(count)
+    return _started(1)
+
+
+def _started(threads: int) -> ThreadPoolExecutor:
+    executor, may_end = ThreadPoolExecutor(threads, thread_name_prefix="common"), threading.Event()
     try:
-        common = [loop.run_in_executor(None, may_end.wait) for _ in range(_COMMON_THREADS)]
-        await asyncio.gather(in_parser(int), computing.run(int))
-    finally:
+        for _ in range(threads):
+            executor.submit(may_end.wait)
+    except RuntimeError:
         may_end.set()
-    await asyncio.gather(*common)
+        executor.shutdown()
+        raise
+    may_end.set()
+    return executor
 
 
 async def in_parser(work: Callable[[], T]) -> T:

@@ -35,3 +35,27 @@ async def test_requests_need_no_new_thread(database: Database, monkeypatch: pyte
             may_end.set()
             await checkpoint
     assert [answer.status_code for answer in (submitted, taken, scraped, beside_it)] == [201, 201, 200, 200]
+
+
+@pytest.mark.parametrize("room", [1, 3])
+async def test_the_service_starts_with_room_for_fewer_threads(
+    database: Database, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    start, others = threading.Thread.start, set(threading.enumerate())
+
+    def start_while_there_is_room(thread: threading.Thread) -> None:
+        common = [one for one in set(threading.enumerate()) - others if one.name.startswith("common")]
+        if thread.name.startswith("common") and len(common) >= room:
+            _refuse(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_while_there_is_room)
+    async with serving(database.url, await make_keys(database)) as service:
+        may_end = threading.Event()
+        waits = [asyncio.create_task(asyncio.to_thread(may_end.wait)) for _ in range(room)]
+        scrape = asyncio.create_task(service.ask("GET", "/metrics", key=Role.MONITOR))
+        await asyncio.sleep(0.1)
+        assert not scrape.done()
+        may_end.set()
+        await asyncio.gather(*waits)
+        assert (await scrape).status_code == 200
