@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
+from functools import partial
 from typing import Any, TypeVar
 
 import asyncpg
@@ -13,9 +14,10 @@ from sqlalchemy.exc import TimeoutError as PoolExhausted
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from app.db import dialect
+from app.db.asynchronous_commits import open_traceable
 from app.db.connections import SELECT_SERVER, UNSUPPORTED, Connections, Limits, RunningServer
 from app.db.notify import Announcer, begin_locked_work, pop_news
-from app.db.statement_pool import StatementPool
+from app.db.statement_pool import KeptConnection, StatementPool
 from app.kernel.database_urls import check_database_url
 from app.kernel.errors import DatabaseUnavailable, Locked, Unstorable
 from app.kernel.refused_writes import MEANINGS, RefusedWrite, WriteTrouble, trouble_of
@@ -52,7 +54,7 @@ class Database:
         url: str,
         *,
         direct_url: str | None = None,
-        hot_connections: int = 6,
+        hot_connections: int = 5,
         submit_connections: int = 3,
         connections: int = 6,
         spare_connections: int = 4,
@@ -64,7 +66,9 @@ class Database:
         self._connections = Connections(self.url, self.direct_url)
         is_limited = statement_seconds is not None
         self._limits = Limits(statement_seconds=statement_seconds, lock_seconds=_LOCK_SECONDS if is_limited else None)
-        self.hot = StatementPool(self.url, lambda: self._connections.open(HOT), hot_connections)
+        self.hot = StatementPool(self.url, partial(open_traceable, self._connections, HOT), hot_connections)
+        asynchronous = partial(open_traceable, self._connections, HOT, is_asynchronous=True)
+        self.asynchronous = KeptConnection(asynchronous)
         self.submits = StatementPool(self.url, lambda: self._connections.open(self._limits), submit_connections)
         self.outage = outage or DatabaseOutage()
         self.announcer = Announcer(self.connect, on_silence=self._connections.cut, outage=self.outage)
@@ -104,7 +108,7 @@ class Database:
     @property
     def is_pooled(self) -> bool:
         """Whether a connection pooler is in between: there limits hold for transactions alone."""
-        return self.direct_url is not None
+        return self._connections.is_pooled
 
     async def pool(self) -> "asyncpg.Pool[asyncpg.Record]":
         """The pool of the hot path."""
@@ -185,8 +189,8 @@ class Database:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
         self.give_up()
-        self.hot.terminate()
-        self.submits.terminate()
+        for pool in (self.hot, self.asynchronous, self.submits):
+            pool.terminate()
         await self.engine.dispose()
         await self._read_engine.dispose()
 

@@ -7,6 +7,7 @@ from uuid import UUID
 
 from pydantic_core import to_json
 
+from app.db.asynchronous_commits import AsynchronousCommit
 from app.http.fields import Usage, priority_name
 from app.http.guard import worker_of
 from app.http.json import check_size
@@ -20,10 +21,15 @@ from app.queue.store.claims import Lease
 from app.queue.store.completions import Completion, Renewal
 
 
-def lease_call(call: LeaseIn | NextIn, principal: Principal, follows: UUID | None = None) -> LeaseCall:
+def lease_call(
+    call: LeaseIn | NextIn,
+    principal: Principal,
+    follows: UUID | None = None,
+    commit: AsynchronousCommit | None = None,
+) -> LeaseCall:
     """The call for a task, limited to agent types that the worker registered for. Raises Forbidden.
 
-    It may follow the task of a result that was just accepted.
+    It may follow the task of a result that was just accepted, and the commit of that.
     """
     can_run = principal.capabilities
     return LeaseCall(
@@ -34,6 +40,7 @@ def lease_call(call: LeaseIn | NextIn, principal: Principal, follows: UUID | Non
         ends_at=principal.ends_at,
         offer=principal.offer,
         follows=None if follows is None else TaskId(follows),
+        result_commit=commit,
     )
 
 
@@ -48,6 +55,7 @@ def completion(task_id: UUID, call: CompleteIn, principal: Principal, services: 
         result_hash=_outcome_hash(call),
         usage=usage_text(call.usage),
         quality=call.quality,
+        precedes_claim=call.next is not None,
     )
 
 

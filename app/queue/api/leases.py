@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.db.asynchronous_commits import AsynchronousCommit
 from app.http.bodies import CONTENT_BYTES, body_limit
 from app.http.fast_routes import LeanRoute
 from app.http.guard import Caller, requires, worker_of
@@ -117,8 +118,11 @@ async def complete(task_id: UUID, call: CompleteIn, principal: Caller, services:
     """Hand in the result, and ask for the next task in the same breath if you like."""
     completion = lease_calls.completion(task_id, call, principal, services)
     # Committed before the next task is claimed: a failed claim must not cost the result.
-    await services[LeaseService].complete(completion)
-    next_lease = await _next(services, principal, call.next, task_id) if call.next else None
+    commit = await services[LeaseService].complete(completion)
+    next_lease = await _next(services, principal, call.next, task_id, commit) if call.next else None
+    if commit is not None and not commit.is_flushed:
+        # A worker that is refused here repeats its call, and gets the lease again.
+        await services[LeaseService].flush(completion, commit)
     return JsonAnswer(lease_calls.completed_text(task_id, next_lease, advice.text(services)))
 
 
@@ -169,10 +173,12 @@ async def _renew(services: Services, renewal: Renewal) -> Response:
     return JsonAnswer(lease_calls.held_text(renewal, await services[LeaseService].renew(renewal)))
 
 
-async def _next(services: Services, principal: Principal, call: NextIn, task_id: UUID) -> Lease | None:
+async def _next(
+    services: Services, principal: Principal, call: NextIn, task_id: UUID, commit: AsynchronousCommit | None
+) -> Lease | None:
     """Lease the next task, or None. The result is stored by now, so no refusal may make the call look failed."""
     try:
-        return await services[Broker].lease(lease_calls.lease_call(call, principal, task_id))
+        return await services[Broker].lease(lease_calls.lease_call(call, principal, task_id, commit))
     except ConvenerError:
         return None
 

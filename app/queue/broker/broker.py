@@ -20,7 +20,7 @@ from app.kernel.errors import DatabaseUnavailable, Locked, ShuttingDown
 from app.kernel.ids import WorkerId
 from app.kernel.lanes import Lane
 from app.kernel.states import WorkerState
-from app.queue.broker.calls import Answer, LeaseCall, Waiter, pass_over, reconsider
+from app.queue.broker.calls import Answer, LeaseCall, Waiter, claim, pass_over, reconsider
 from app.queue.broker.dispatch import BatchLanes, Dispatcher, IdleTimes, LeaseHistory, OnFirstLeases, WorkerPreferences
 from app.queue.broker.lane_view import LaneScanner, LaneView, synchronize_lanes
 from app.queue.broker.refusals import refusal
@@ -281,7 +281,7 @@ class Broker:
         try:
             outcomes = await hot_path.run(
                 self._database,
-                lambda c: claims.claim(c, requests, self.policy),
+                lambda c: claim(c, batch, requests, self.policy),
                 on_undone=lambda: self._prepare_again(requests),
             )
             # First of all, and at once: nothing that goes wrong with another call keeps a worker from its lease.

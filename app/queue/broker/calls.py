@@ -7,11 +7,13 @@ from typing import NamedTuple, Protocol
 from uuid import UUID
 
 from app.db import hot_path
+from app.db.asynchronous_commits import AsynchronousCommit
 from app.db.database import Database
 from app.kernel.agents import AgentType
 from app.kernel.ids import TaskId, WorkerId
 from app.kernel.lanes import Lane
 from app.kernel.resources import Resources
+from app.queue.rules.tasks import LeasePolicy
 from app.queue.store import claims
 from app.queue.store.claims import ClaimOutcome, ClaimRequest, Lease
 
@@ -20,7 +22,8 @@ from app.queue.store.claims import ClaimOutcome, ClaimRequest, Lease
 class LeaseCall(NamedTuple):
     """The request of a worker for a task, which must end by `ends_at` where the worker does.
 
-    One that `follows` a task comes right after the result of that one, the last that it leased, and cannot wait.
+    One that `follows` a task comes right after the result of that one, the last that it leased, and cannot wait. A
+    lease flushes the `result_commit`.
     """
 
     worker_id: WorkerId
@@ -31,6 +34,7 @@ class LeaseCall(NamedTuple):
     # What the worker offers; None: nothing that a task could ask for.
     offer: Resources | None = None
     follows: TaskId | None = None
+    result_commit: AsynchronousCommit | None = None
 
 
 class Answer(Protocol):
@@ -93,6 +97,22 @@ def reconsider(waiters: Iterable[Waiter], lanes: Collection[Lane] | None = None)
             waiter.unfit_lanes = frozenset()
         elif waiter.call.ends_at is not None:
             waiter.renewed_lanes = waiter.renewed_lanes.union(lanes)
+
+
+async def claim(
+    connection: hot_path.HotConnection, batch: Sequence[Waiter], requests: Sequence[ClaimRequest], policy: LeasePolicy
+) -> list[ClaimOutcome]:
+    """Claim tasks for these waiters, and flush the results that some of them follow. Raises as `claims.claim` does."""
+    commits = {waiter.call.result_commit for waiter in batch if waiter.call.result_commit is not None}
+    if not all(commit.precedes(connection) for commit in commits):
+        # The server may have crashed since, and lost these results: no lease is known to be over.
+        commits, requests = set(), [request._replace(last_number=None) for request in requests]
+    outcomes = await claims.claim(connection, requests, policy)
+    # A claim that leases nothing writes no log, and so waits for none.
+    if commits and any(outcome.lease for outcome in outcomes):
+        for commit in commits:
+            commit.is_flushed = True
+    return outcomes
 
 
 async def pass_over(

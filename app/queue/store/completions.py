@@ -15,6 +15,7 @@ from uuid import UUID
 
 import asyncpg
 
+from app.db import asynchronous_commits
 from app.db.hot_path import columns
 from app.kernel.agents import AgentType
 from app.kernel.events import TaskEvent
@@ -26,7 +27,10 @@ from app.queue.store.tables import KEPT_COLUMNS
 
 
 class Completion(NamedTuple):
-    """A result, fenced by task, token and worker. `result` and `usage` are JSON text; the quality is 0 to 1."""
+    """A result, fenced by task, token and worker. `result` and `usage` are JSON text; the quality is 0 to 1.
+
+    One that `precedes_claim` is answered only after the call for the next task that came with it.
+    """
 
     task_id: TaskId
     token: int
@@ -35,6 +39,7 @@ class Completion(NamedTuple):
     result_hash: bytes
     usage: str | None
     quality: float | None = None
+    precedes_claim: bool = False
 
 
 class ServiceTime(NamedTuple):
@@ -142,6 +147,15 @@ SELECT id, agent_type, {_SECONDS} AS seconds FROM deleted
 
 _COMPLETE = _completion("NOT t.has_dependents")
 _COMPLETE_ANY = _completion("true")
+# By the day's partition alone: there are as many as days are kept.
+_FLUSH = f"""
+WITH flushed AS MATERIALIZED (SELECT {asynchronous_commits.WRITE_LOG})
+SELECT c.task_id FROM flushed CROSS JOIN {_CALLS} CROSS JOIN LATERAL (
+    SELECT FROM task_history h
+    WHERE h.id = c.task_id AND h.token = c.token AND h.worker_id IS NOT DISTINCT FROM c.worker_id
+      AND h.state = 'completed' AND h.finished_at > now() - interval '1 day' LIMIT 1
+) kept
+"""
 _LOCK_HELD = f"SELECT t.id FROM tasks t JOIN {_CALLS} ON {_FENCE} ORDER BY t.id FOR UPDATE OF t SKIP LOCKED"
 
 # Without a priority it counts as no step on its way: the claim may have told of it already.
@@ -198,6 +212,12 @@ async def complete_and_unblock(
         service_times = _service_times(await connection.fetch(_COMPLETE_ANY, *_columns(held))) if held else {}
         tags = await dependencies.unblock(connection, list(service_times)) if service_times else {}
     return service_times, tags
+
+
+async def flush(connection: "asyncpg.Connection[asyncpg.Record]", calls: Sequence[Completion]) -> set[UUID]:
+    """See that completed tasks are on the disk, and return them; others were lost with the end of the server."""
+    rows = await connection.fetch(_FLUSH, *_columns(calls)[:3])
+    return {row["task_id"] for row in rows}
 
 
 async def renew(

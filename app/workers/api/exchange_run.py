@@ -12,6 +12,7 @@ from uuid import UUID
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.db.asynchronous_commits import AsynchronousCommit
 from app.db.turns import Turns
 from app.http import problems
 from app.http.bodies import in_parser
@@ -27,9 +28,9 @@ from app.queue.api.lease_schemas import LeaseIn, NextIn
 from app.queue.broker.broker import Broker
 from app.queue.broker.waits import Outcome, Waits
 from app.queue.rules.tasks import LeasePolicy
-from app.queue.service.leases import LeaseService
+from app.queue.service.leases import Acceptance, LeaseService
 from app.queue.store.claims import Lease
-from app.queue.store.completions import Completion, Renewal, ServiceTime
+from app.queue.store.completions import Completion, Renewal
 from app.workers.api.exchange_items import OPERATIONS, Admission, Item, admissions, authorization_of, read
 
 MEDIA_TYPE = "application/x-ndjson"
@@ -61,6 +62,7 @@ class Exchange:
         self._may_wait = False
         self._answers: list[str] = []
         self._outcomes: deque[tuple[Item, Outcome]] = deque()
+        self._unflushed: dict[int, tuple[Completion, AsynchronousCommit]] = {}
         self._unanswered = len(values)
         self._news = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -172,12 +174,14 @@ class Exchange:
             self._wake()
         self._lease(leases)
 
-    def _completed(self, item: Item, call: Completion, _: ServiceTime) -> None:
+    def _completed(self, item: Item, call: Completion, acceptance: Acceptance) -> None:
         following: NextIn | None = item.call.next
         if following is None:
             self._put(item.index, 200, lease_calls.completed_text(call.task_id, None, None))
         else:
-            self._wait(item, following, 0.0, call.task_id)
+            if acceptance.result_commit is not None:
+                self._unflushed[item.index] = call, acceptance.result_commit
+            self._wait(item, following, 0.0, call.task_id, acceptance.result_commit)
 
     def _held(self, item: Item, call: Renewal, expires_at: datetime) -> None:
         self._put(item.index, 200, lease_calls.held_text(call, expires_at))
@@ -190,9 +194,16 @@ class Exchange:
         for item in items:
             self._wait(item, item.call, min(item.call.wait_seconds, self._services[LeasePolicy].max_wait_seconds))
 
-    def _wait(self, item: Item, call: LeaseIn | NextIn, seconds: float, follows: UUID | None = None) -> None:
+    def _wait(
+        self,
+        item: Item,
+        call: LeaseIn | NextIn,
+        seconds: float,
+        follows: UUID | None = None,
+        commit: AsynchronousCommit | None = None,
+    ) -> None:
         try:
-            self._waits.add(item, lease_calls.lease_call(call, item.principal, follows), seconds)
+            self._waits.add(item, lease_calls.lease_call(call, item.principal, follows, commit), seconds)
         except ConvenerError as error:
             self._deliver(item, error)
 
@@ -230,12 +241,30 @@ class Exchange:
             if self._failure is not None:
                 raise self._failure
             if not self._is_patient or not (self._batches or self._waits.is_trying):
+                await self._flush()
                 self._answer_outcomes()
                 if self._answers:
                     answers, self._answers = self._answers, []
                     return f'{{"answers":[{",".join(answers)}]}}\n'.encode()
             self._news.clear()
             await self._news.wait()
+
+    async def _flush(self) -> None:
+        """See that results are on the disk of whose leases there are outcomes; refuse those for which that fails."""
+        # Again, as further outcomes come meanwhile.
+        while indices := self._unflushed.keys() & {item.index for item, _ in self._outcomes}:
+            results = {index: self._unflushed.pop(index) for index in indices}
+            flushes = {
+                index: self._services[LeaseService].flush(completion, commit)
+                for index, (completion, commit) in results.items()
+                if not commit.is_flushed
+            }
+            endings = await asyncio.gather(*flushes.values(), return_exceptions=True)
+            failures = {i: error for i, error in zip(flushes, endings, strict=True) if isinstance(error, Exception)}
+            for index, error in failures.items():
+                self._put_response(index, problems.from_raised(error))
+            if failures:
+                self._outcomes = deque(one for one in self._outcomes if one[0].index not in failures)
 
     def _answer_outcomes(self) -> None:
         """Put the outcomes of leases among the answers, as many as make a line."""

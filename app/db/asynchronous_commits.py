@@ -1,0 +1,77 @@
+"""Commits that answer before their log is on the disk, for whoever waits for a later commit anyway.
+
+A commit writes all of the log to the disk that came before its own end. So a result whose worker is leased its next
+task in the same answer need not wait for the disk twice: its own commit does not wait (PostgreSQL's asynchronous
+commit), and that of the lease flushes both. Nobody is told that a result is accepted before that.
+"""
+
+import time
+from datetime import datetime
+from typing import NamedTuple
+
+import asyncpg
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.db.connections import Connections, LimitedConnection, Limits
+
+# Commits with a log of its own, which a transaction that only reads has not, and so waits until it is on the disk.
+WRITE_LOG = "pg_logical_emit_message(true, 'convener', '')"
+_WRITE_LOG = text(f"SELECT {WRITE_LOG}")
+_STARTED_AT = "SELECT pg_postmaster_start_time()"
+
+
+class Origin(NamedTuple):
+    """The run of the server to which a connection leads, and the monotonic time since when it does."""
+
+    server_started_at: datetime
+    opened_at: float
+
+
+class AsynchronousCommit:
+    """A commit whose log may not be on the disk yet; make it before its transaction begins."""
+
+    __slots__ = ("_began_at", "_server_started_at", "is_flushed")
+
+    def __init__(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+        origin: Origin | None = getattr(connection, "origin", None)
+        self._server_started_at = origin.server_started_at if origin else None
+        self._began_at = time.monotonic()
+        self.is_flushed = False
+
+    def precedes(self, connection: "asyncpg.Connection[asyncpg.Record]") -> bool:
+        """Whether a transaction that has begun on this connection since sees this one, and flushes it when it commits.
+
+        Only then has the server neither crashed nor been replaced in between: no connection outlives that.
+        """
+        origin: Origin | None = getattr(connection, "origin", None)
+        return (
+            origin is not None
+            and origin.server_started_at == self._server_started_at
+            and origin.opened_at <= self._began_at
+        )
+
+
+async def open_traceable(
+    connections: Connections, limits: Limits, *, is_asynchronous: bool = False
+) -> LimitedConnection:
+    """A connection that knows its origin; the commits of an asynchronous one do not wait for the disk.
+
+    There is none of either behind a connection pooler. Raises as `Connections.open` does.
+    """
+    connection = await connections.open(limits)
+    if connections.is_pooled:
+        return connection
+    try:
+        if is_asynchronous:
+            await connection.execute("SET synchronous_commit = off")
+        connection.origin = Origin(await connection.fetchval(_STARTED_AT), time.monotonic())
+    except BaseException:
+        connection.terminate()
+        raise
+    return connection
+
+
+async def flush(connection: AsyncConnection) -> None:
+    """Let the commit of this transaction flush all that it has seen, though it only reads."""
+    await connection.execute(_WRITE_LOG)

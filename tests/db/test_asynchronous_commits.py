@@ -1,0 +1,80 @@
+"""A commit that does not wait for the disk is flushed by one on a connection to the same server, open before."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from app.db.asynchronous_commits import AsynchronousCommit, Origin
+from app.db.database import Database
+from app.kernel.ids import TaskId, WorkerId
+from app.queue.broker import calls
+from app.queue.broker.calls import LeaseCall, Waiter
+from app.queue.rules.tasks import LeasePolicy
+from app.queue.store import claims
+from app.queue.store.claims import ClaimOutcome, ClaimRequest
+
+_STARTED = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@dataclass
+class _Connection:
+    origin: Origin | None
+
+
+def _commit(origin: Origin | None) -> AsynchronousCommit:
+    return AsynchronousCommit(_Connection(origin))  # type: ignore[arg-type]
+
+
+def _precedes(commit: AsynchronousCommit, origin: Origin | None) -> bool:
+    return commit.precedes(_Connection(origin))  # type: ignore[arg-type]
+
+
+def test_only_a_connection_that_was_open_before_sees_that_the_server_has_not_crashed() -> None:
+    commit = _commit(Origin(_STARTED, 0.0))
+    assert _precedes(commit, Origin(_STARTED, 1.0))
+    assert not _precedes(commit, Origin(_STARTED, float("inf")))
+    assert not _precedes(commit, Origin(_STARTED + timedelta(seconds=1), 0.0))
+    assert not _precedes(commit, None)
+    assert not _precedes(_commit(None), Origin(_STARTED, 0.0))
+
+
+@pytest.mark.parametrize("is_open_before", [True, False])
+@pytest.mark.parametrize("has_lease", [True, False])
+async def test_a_claim_flushes_results_where_it_leases_and_trusts_them_where_it_sees_them(
+    monkeypatch: pytest.MonkeyPatch, is_open_before: bool, has_lease: bool
+) -> None:
+    numbers: list[int | None] = []
+
+    async def claim(_: Any, requests: Sequence[ClaimRequest], __: LeasePolicy) -> list[ClaimOutcome]:
+        numbers.extend(request.last_number for request in requests)
+        lease: Any = "a lease" if has_lease else None
+        return [ClaimOutcome("ready", None, False, False, None, lease)]
+
+    monkeypatch.setattr(claims, "claim", claim)
+    commit = _commit(Origin(_STARTED, 0.0))
+    worker_id, request_id = WorkerId(uuid4()), uuid4()
+    call = LeaseCall(worker_id, request_id, frozenset(), follows=TaskId(uuid4()), result_commit=commit)
+    waiter = Waiter(call=call, answer=None, may_wait=False, idle_since=0.0)  # type: ignore[arg-type]
+    connection: Any = _Connection(Origin(_STARTED, 0.0 if is_open_before else float("inf")))
+    request = ClaimRequest(worker_id, request_id, None, acknowledge=False, last_number=7)
+    await calls.claim(connection, [waiter], [request], LeasePolicy())
+    assert numbers == [7 if is_open_before else None]
+    assert commit.is_flushed == (is_open_before and has_lease)
+
+
+async def test_a_process_knows_the_origin_of_its_connections(own_database: Database) -> None:
+    async with own_database.asynchronous as asynchronous, (await own_database.hot.open()).acquire() as hot:
+        commit = AsynchronousCommit(asynchronous)
+        assert commit.precedes(hot)  # type: ignore[arg-type]
+        settings = [await one.fetchval("SHOW synchronous_commit") for one in (asynchronous, hot)]
+        assert settings == ["off", "on"]
+    async with own_database.asynchronous as same:
+        assert same is asynchronous
+        same.terminate()
+    async with own_database.asynchronous as other:
+        assert other is not asynchronous
+        assert not commit.precedes(other)
