@@ -32,7 +32,7 @@ async def show(viewer: Viewer) -> Response:
     pieces, position = await _read_output(viewer, task_id)
     values = {"task": task, "why": why, "is_over": is_over, "timeline": _timeline(task), "pieces": pieces}
     # Of a task that is over nothing more comes; a page that waited for it would load itself again and again.
-    more = None if is_over else urlencode({"after": position})
+    more = None if is_over else _more(position, task["state"], task["token"])
     values |= {"task_id": task_id, "more": more, "is_cut": is_over and len(pieces) > _MAX_PIECES}
     return page(viewer, "task.html", values)
 
@@ -49,16 +49,25 @@ async def _read_output(viewer: Viewer, task_id: str) -> tuple[list[Any], str]:
     return pieces, str(position)
 
 
+def _more(position: str, state: str, token: int) -> str:
+    """The query for what comes behind a position, by a page that shows this state, and this lease as the last."""
+    return urlencode({"after": position, "state": state, "token": token})
+
+
 async def output(viewer: Viewer) -> Response:
     """The output after a position, as soon as there is some, for a page that is open."""
-    task_id, after = viewer.request.path_params["task_id"], viewer.request.query_params.get("after")
-    logs = await viewer.api.get(f"/tasks/{task_id}/logs", after=after, wait_seconds=_WAIT_SECONDS)
+    task_id, query = viewer.request.path_params["task_id"], viewer.request.query_params
+    # A page of the version before sends neither, and is shown anew.
+    state, token = query.get("state", ""), int(value) if (value := query.get("token", "")).isdecimal() else 0
+    logs = await viewer.api.get(f"/tasks/{task_id}/logs", after=query.get("after"), wait_seconds=_WAIT_SECONDS)
     is_over = logs["state"] in FINISHED
-    more = None if is_over and not logs["items"] else urlencode({"after": logs["next"]})
+    is_last = is_over and not logs["items"]
+    # The rest of the page tells of a task that waited, or of an earlier attempt. The last output of all comes first.
+    is_old = is_last or (not is_over and (logs["state"] != state or any(it["token"] > token for it in logs["items"])))
+    more = None if is_last else _more(logs["next"], state, token)
     html = render("task/output.html", {"task_id": task_id, "pieces": logs["items"], "more": more})
     response = Response(html, media_type="text/html", headers=SECURITY)
-    if is_over and not logs["items"]:
-        # The rest of the page tells of a task that still ran.
+    if is_old:
         response.headers["HX-Refresh"] = "true"
     return response
 

@@ -146,3 +146,36 @@ async def test_a_page_that_stands_still_says_since_when(port: Port, database: Da
         for address in ("", "/workers", "/tasks", "/alerts", "/decisions"):
             await page.goto(f"/dashboard{address}")
             await expect(page.locator(".still")).to_have_count(0)
+
+
+async def test_the_page_of_a_task_tells_when_it_is_leased_and_tried_again(port: Port) -> None:
+    """It said that the task waits, and why, above the output of the worker that ran it."""
+    service = port.service
+    task_id = await service.submitted(retry={"max_attempts": 2, "delays_seconds": [0]})
+    async with opened(f"http://127.0.0.1:{port.number}") as page:
+        await log_in(page, service.keys[Role.OPERATOR])
+        async with page.expect_request("**/output?*"):
+            await page.goto(f"/dashboard/tasks/{task_id}")
+        await expect(page.locator("main")).to_contain_text("Why it waits")
+        for name in ("lab-1", "lab-2"):
+            worker = await service.worker(name)
+            lease = await worker.lease()
+            piece = {"stream": "stdout", "start": 0, "text": f"of {name}\n"}
+            answer = await worker.ask(f"/leases/{task_id}/logs", {"token": lease["token"], "pieces": [piece]})
+            assert answer.status_code == 204, answer.text
+            await expect(page.locator("#output")).to_contain_text(f"of {name}")
+            await expect(page.locator(".facts a", has_text=name)).to_have_count(1)
+            await expect(page.locator("main")).not_to_contain_text("Why it waits")
+            await expect(page.locator("h1 .state")).to_have_text("executing")
+            if name == "lab-1":
+                error = {"code": "handler_error", "message": "no", "retryable": True}
+                await worker.on_lease(lease, "fail", error=error)
+                await worker.beat(state="draining")
+        # A form that is open stays, and what is typed there.
+        await page.locator("summary", has_text="Cancel").click()
+        await page.locator("form input[name=reason]").fill("half a sent")
+        await worker.on_lease(lease, "complete", result={})
+        await expect(page.locator("#main")).to_have_class("held")
+        await expect(page.locator("form input[name=reason]")).to_have_value("half a sent")
+        await page.keyboard.press("Escape")
+        await expect(page.locator("h1 .state")).to_have_text("completed")

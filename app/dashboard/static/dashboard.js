@@ -177,26 +177,30 @@
   };
   document.addEventListener("htmx:sseMessage", (event) => changed(event.target));
 
-  // A task that is over: the rest of its page tells of one that still ran.
-  let isOver = false;
-  const showEnd = () => {
+  // A task that is leased, tried again or over: the rest of its page tells of it as it was.
+  let isOld = false;
+  const showAnew = () => {
     const restore = keep(document.getElementById("main"));
+    const scrolled = document.getElementById("output").scrollTop;
     const swapped = htmx.ajax("GET", location.href, { target: "#main", select: "#main", swap: "outerHTML" });
-    swapped.then(() => restore(document.getElementById("main")));
+    swapped.then(() => {
+      restore(document.getElementById("main"));
+      document.getElementById("output").scrollTop = scrolled;
+    });
   };
   document.addEventListener("htmx:beforeOnLoad", (event) => {
     if (!event.detail.xhr.getResponseHeader("HX-Refresh")) return;
     event.preventDefault();
-    isOver = true;
+    isOld = true;
     document.getElementById("main").classList.add("held");
     catchUp();
   });
 
   // What came while somebody filled in a form is shown once that is over.
   const catchUp = () => {
-    if (isOver && !isBusy(document.getElementById("main"))) {
-      isOver = false;
-      showEnd();
+    if (isOld && !isBusy(document.getElementById("main"))) {
+      isOld = false;
+      showAnew();
     }
     for (const live of asleep) {
       if (isBusy(live)) continue;
