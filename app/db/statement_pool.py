@@ -59,6 +59,8 @@ class KeptConnection:
     For `hot_path.run` it is a pool; but to take it makes no task, and needs no turn of the event loop.
     """
 
+    size = 1
+
     def __init__(self, connect: Callable[[], Coroutine[Any, Any, LimitedConnection]]) -> None:
         self._connect = connect
         self._connection: LimitedConnection | None = None
@@ -77,7 +79,7 @@ class KeptConnection:
 
     def get_max_size(self) -> int:
         """Return more than there ever are, as none is waited for."""
-        return 2
+        return self.size + 1
 
     async def __aenter__(self) -> LimitedConnection:
         if self._connection is None or self._connection.is_closed():
