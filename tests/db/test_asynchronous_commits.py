@@ -1,5 +1,6 @@
 """A commit that does not wait for the disk is flushed by one on a connection to the same server, open before."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -10,12 +11,16 @@ import pytest
 
 from app.db.asynchronous_commits import AsynchronousCommit, Origin
 from app.db.database import Database
+from app.kernel.agents import AgentType
 from app.kernel.ids import TaskId, WorkerId
 from app.queue.broker import calls
 from app.queue.broker.calls import LeaseCall, Waiter
+from app.queue.rules.fair_queueing import FairQueue
 from app.queue.rules.tasks import LeasePolicy
-from app.queue.store import claims
+from app.queue.service.leases import LeaseService
+from app.queue.store import claims, completions
 from app.queue.store.claims import ClaimOutcome, ClaimRequest
+from app.queue.store.completions import Completion, ServiceTime
 
 _STARTED = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -78,3 +83,19 @@ async def test_a_process_knows_the_origin_of_its_connections(own_database: Datab
     async with own_database.asynchronous as other:
         assert other is not asynchronous
         assert not commit.precedes(other)
+
+
+@pytest.mark.parametrize(("results", "is_asynchronous"), [(1, True), (128, True), (129, False)])
+async def test_a_large_batch_waits_for_the_disk_itself(
+    own_database: Database, monkeypatch: pytest.MonkeyPatch, results: int, is_asynchronous: bool
+) -> None:
+    async def complete(_: Any, batch: Sequence[Completion]) -> dict[TaskId, ServiceTime]:
+        return {one.task_id: ServiceTime(AgentType.RANKING, 1.0) for one in batch}
+
+    monkeypatch.setattr(completions, "complete", complete)
+    desk = LeaseService(own_database, LeasePolicy(), FairQueue())
+    batch = [
+        Completion(TaskId(uuid4()), 1, WorkerId(uuid4()), "{}", b"", None, precedes_claim=True) for _ in range(results)
+    ]
+    acceptances = await asyncio.gather(*desk.begin_completions(batch))
+    assert {one is not None and one.result_commit is not None for one in acceptances} == {is_asynchronous}

@@ -42,6 +42,9 @@ _RELEASES = ReleasePolicy()
 
 
 T = TypeVar("T")
+# Of more results few have to wait for their part of the disk, and the server then begins by itself to write so much log
+# that the claim waits for that as well: through the exchange 512 workers did 6 % less.
+_MOST_ASYNCHRONOUS = 128
 # Seconds between tries of what is locked, about 3 s together.
 UNLOCKED_PAUSES = (0.01, 0.03, 0.1, 0.3, 0.6, 1.0, 1.0)
 
@@ -188,7 +191,8 @@ class LeaseService:
         raise AssertionError("unreachable")
 
     async def _complete(self, calls: Sequence[Completion]) -> list[Acceptance | None]:
-        if self._database.is_pooled or not all(call.precedes_claim for call in calls):
+        waits = self._database.is_pooled or len(calls) > _MOST_ASYNCHRONOUS
+        if waits or not all(call.precedes_claim for call in calls):
             services = await hot_path.run(self._database, lambda c: completions.complete(c, calls))
             return self._noted(services, calls)
         commit: AsynchronousCommit | None = None
