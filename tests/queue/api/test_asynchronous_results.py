@@ -178,3 +178,16 @@ async def test_a_repeated_result_is_answered_when_the_first_is_on_the_disk(node:
     await _crash(node)
     assert response.status_code == 200
     assert await _fate(node, lease["task_id"]) == _KEPT
+
+
+@pytest.mark.parametrize("path", ["/events", "/events?after=now", "/outputs"])
+async def test_a_reader_with_a_cursor_is_told_only_of_what_is_on_the_disk(
+    node: Node, service: Service, path: str
+) -> None:
+    """Its number would be given to another transaction, whose events the reader never sees."""
+    worker, lease = await _leases(service, 0)
+    await _accepted(service, worker, lease)
+    told = await service.ask("GET", path)
+    await _crash(node)
+    assert told.status_code == 200
+    assert await _fate(node, lease["task_id"]) == _KEPT
