@@ -17,6 +17,10 @@ from app.db.connections import Connections, LimitedConnection, Limits
 
 # Commits with a log of its own, which a transaction that only reads has not, and so waits until it is on the disk.
 WRITE_LOG = "pg_logical_emit_message(true, 'convener', '')"
+# A transaction with this part of a statement does not wait for the disk when it commits. With synchronous standbys it
+# waits for them, as a reader may be told of what is on the disk here and on none of theirs.
+WITHOUT_WAIT = """SELECT set_config('synchronous_commit', 'off', true)
+    WHERE current_setting('synchronous_standby_names') = ''"""
 # The same where some log is not on the disk, so that it costs an idle system nothing.
 WRITE_LOG_IF_BEHIND = f"CASE WHEN pg_current_wal_flush_lsn() < pg_current_wal_insert_lsn() THEN {WRITE_LOG} END"
 _WRITE_LOG = text(f"SELECT {WRITE_LOG}")
@@ -54,19 +58,12 @@ class AsynchronousCommit:
         )
 
 
-async def open_traceable(
-    connections: Connections, limits: Limits, *, is_asynchronous: bool = False
-) -> LimitedConnection:
-    """A connection that knows its origin; the commits of an asynchronous one do not wait for the disk.
-
-    There is none of either behind a connection pooler. Raises as `Connections.open` does.
-    """
+async def open_traceable(connections: Connections, limits: Limits) -> LimitedConnection:
+    """A connection that knows its origin, unless it leads to a connection pooler. Raises as `Connections.open` does."""
     connection = await connections.open(limits)
     if connections.is_pooled:
         return connection
     try:
-        if is_asynchronous:
-            await connection.execute("SET synchronous_commit = off")
         connection.origin = Origin(await connection.fetchval(_STARTED_AT), time.monotonic())
     except BaseException:
         connection.terminate()

@@ -66,9 +66,8 @@ class Database:
         self._connections = Connections(self.url, self.direct_url)
         is_limited = statement_seconds is not None
         self._limits = Limits(statement_seconds=statement_seconds, lock_seconds=_LOCK_SECONDS if is_limited else None)
-        self.hot = StatementPool(self.url, partial(open_traceable, self._connections, HOT), hot_connections)
-        asynchronous = partial(open_traceable, self._connections, HOT, is_asynchronous=True)
-        self.asynchronous = KeptConnection(asynchronous)
+        open_hot = partial(open_traceable, self._connections, HOT)
+        self.hot, self.asynchronous = StatementPool(self.url, open_hot, hot_connections), KeptConnection(open_hot)
         self.submits = StatementPool(self.url, lambda: self._connections.open(self._limits), submit_connections)
         self.outage = outage or DatabaseOutage()
         self.announcer = Announcer(self.connect, on_silence=self._connections.cut, outage=self.outage)

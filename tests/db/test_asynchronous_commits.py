@@ -75,8 +75,6 @@ async def test_a_process_knows_the_origin_of_its_connections(own_database: Datab
     async with own_database.asynchronous as asynchronous, (await own_database.hot.open()).acquire() as hot:
         commit = AsynchronousCommit(asynchronous)
         assert commit.precedes(hot)  # type: ignore[arg-type]
-        settings = [await one.fetchval("SHOW synchronous_commit") for one in (asynchronous, hot)]
-        assert settings == ["off", "on"]
     async with own_database.asynchronous as same:
         assert same is asynchronous
         same.terminate()
@@ -89,7 +87,7 @@ async def test_a_process_knows_the_origin_of_its_connections(own_database: Datab
 async def test_a_large_batch_waits_for_the_disk_itself(
     own_database: Database, monkeypatch: pytest.MonkeyPatch, results: int, is_asynchronous: bool
 ) -> None:
-    async def complete(_: Any, batch: Sequence[Completion]) -> dict[TaskId, ServiceTime]:
+    async def complete(_: Any, batch: Sequence[Completion], *, waits: bool = True) -> dict[TaskId, ServiceTime]:
         return {one.task_id: ServiceTime(AgentType.RANKING, 1.0) for one in batch}
 
     monkeypatch.setattr(completions, "complete", complete)

@@ -200,7 +200,7 @@ class LeaseService:
         async def complete(connection: HotConnection) -> dict[UUID, ServiceTime]:
             nonlocal commit
             commit = AsynchronousCommit(connection)
-            return await completions.complete(connection, calls)
+            return await completions.complete(connection, calls, waits=False)
 
         services = await hot_path.run(self._database, complete, connections=self._database.asynchronous)
         return self._noted(services, calls, commit)

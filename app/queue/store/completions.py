@@ -125,9 +125,11 @@ _DELETED_COLUMNS = ", ".join(
 # A row is locked where it is found, so that nothing carries the results through a sort, and deleted by its place in the
 # table instead of by another look for its id. One that has changed since the statement began is left alone, like one
 # that is locked.
-def _completion(condition: str) -> str:
+def _completion(condition: str, *, waits: bool = True) -> str:
+    part = "" if waits else f"without_wait AS MATERIALIZED ({asynchronous_commits.WITHOUT_WAIT}), "
+    joined = "" if waits else " LEFT JOIN without_wait ON true"
     return f"""
-WITH held AS MATERIALIZED (
+WITH {part}held AS MATERIALIZED (
     SELECT locked.ctid, c.place FROM {_CALLS} CROSS JOIN LATERAL (
         SELECT t.ctid FROM tasks t WHERE {_FENCE} AND {condition} FOR UPDATE OF t SKIP LOCKED
     ) locked
@@ -141,11 +143,12 @@ WITH held AS MATERIALIZED (
 ), counted AS (
     {counters.entry("deleted", "state")}
 )
-SELECT id, agent_type, {_SECONDS} AS seconds FROM deleted
+SELECT id, agent_type, {_SECONDS} AS seconds FROM deleted{joined}
 """
 
 
 _COMPLETE = _completion("NOT t.has_dependents")
+_COMPLETE_WITHOUT_WAIT = _completion("NOT t.has_dependents", waits=False)
 _COMPLETE_ANY = _completion("true")
 # By the day's partition alone: there are as many as days are kept.
 _FLUSH = f"""
@@ -192,13 +195,14 @@ SELECT id, lease_expires_at FROM renewed
 
 
 async def complete(
-    connection: "asyncpg.Connection[asyncpg.Record]", calls: Sequence[Completion]
+    connection: "asyncpg.Connection[asyncpg.Record]", calls: Sequence[Completion], *, waits: bool = True
 ) -> dict[UUID, ServiceTime]:
     """Complete the tasks whose leases the calls hold; return the service times of those that were accepted.
 
+    Where it does not wait for the disk, they are for `flush`, or a claim, before anybody is told.
     Leaves alone tasks that somebody has locked, and those that have dependents, which are for `complete_and_unblock`.
     """
-    return _service_times(await connection.fetch(_COMPLETE, *_columns(calls)))
+    return _service_times(await connection.fetch(_COMPLETE if waits else _COMPLETE_WITHOUT_WAIT, *_columns(calls)))
 
 
 async def complete_and_unblock(

@@ -26,6 +26,7 @@ from app.queue.store.claims import ClaimRequest
 from app.queue.store.completions import Completion
 from tests.support.exchanges import exchanged, hand_in
 from tests.support.service import Service, Worker, make_keys, serving
+from tests.support.sql import until
 from tests.support.standby import Node
 
 _PATIENCE_SECONDS = 20.0
@@ -33,6 +34,12 @@ _STATE = """
 SELECT (SELECT count(*) FROM task_history WHERE id = $1), (SELECT state FROM tasks WHERE id = $1)
 """
 _KEPT, _LOST = (1, None), (0, "executing")
+
+
+def _configure(node: Node, lines: str) -> None:
+    with (node.cluster.data / INCLUDED_FILE).open("a") as file:
+        file.write(lines)
+    node._signal(signal.SIGHUP)
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +50,7 @@ async def node(binaries: Binaries) -> AsyncIterator[Node]:
         node = Node(directory=Path(name) / "server", binaries=binaries)
         await node.make_primary()
         try:
-            with (node.cluster.data / INCLUDED_FILE).open("a") as file:
-                file.write("wal_writer_delay = '10s'\nautovacuum = off\n")
-            node._signal(signal.SIGHUP)
+            _configure(node, "wal_writer_delay = '10s'\nautovacuum = off\nsynchronous_commit = local\n")
             database = Database(node.url)
             await schema.migrate(database.engine)
             await database.close()
@@ -191,3 +196,24 @@ async def test_a_reader_with_a_cursor_is_told_only_of_what_is_on_the_disk(
     await _crash(node)
     assert told.status_code == 200
     assert await _fate(node, lease["task_id"]) == _KEPT
+
+
+@pytest.mark.parametrize(("standbys", "fate"), [("*", _KEPT), ("", _LOST)])
+async def test_a_result_waits_where_there_are_synchronous_standbys(
+    node: Node, service: Service, standbys: str, fate: tuple[int, str | None]
+) -> None:
+    """For the disk alone here, as the server is told not to wait for those, which it does not have."""
+    worker, lease = await _leases(service, 0)
+    async with service.app.state.services.database.asynchronous as connection:
+
+        async def is_set() -> bool:
+            return bool(await connection.fetchval("SHOW synchronous_standby_names") == standbys)
+
+        try:
+            _configure(node, f"synchronous_standby_names = '{standbys}'\n")
+            await until(is_set)
+            await _accepted(service, worker, lease)
+            await _crash(node)
+            assert await _fate(node, lease["task_id"]) == fate
+        finally:
+            _configure(node, "synchronous_standby_names = ''\n")
