@@ -21,8 +21,10 @@ WRITE_LOG = "pg_logical_emit_message(true, 'convener', '')"
 # waits for them, as a reader may be told of what is on the disk here and on none of theirs.
 WITHOUT_WAIT = """SELECT set_config('synchronous_commit', 'off', true)
     WHERE current_setting('synchronous_standby_names') = ''"""
-# The same where some log is not on the disk, so that it costs an idle system nothing.
-WRITE_LOG_IF_BEHIND = f"CASE WHEN pg_current_wal_flush_lsn() < pg_current_wal_insert_lsn() THEN {WRITE_LOG} END"
+# `WRITE_LOG` where some log is not on the disk, so that it costs an idle system nothing. A standby, which still serves
+# reads, has none of its own.
+WRITE_LOG_IF_BEHIND = f"""CASE WHEN pg_is_in_recovery() THEN NULL
+    WHEN pg_current_wal_flush_lsn() < pg_current_wal_insert_lsn() THEN {WRITE_LOG} END"""
 _WRITE_LOG = text(f"SELECT {WRITE_LOG}")
 _STARTED_AT = "SELECT pg_postmaster_start_time()"
 

@@ -1,18 +1,22 @@
 """A commit that does not wait for the disk is flushed by one on a connection to the same server, open before."""
 
 import asyncio
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import asyncpg
 import pytest
 
-from app.db.asynchronous_commits import AsynchronousCommit, Origin
+from app.db.asynchronous_commits import WRITE_LOG_IF_BEHIND, AsynchronousCommit, Origin
 from app.db.database import Database
 from app.kernel.agents import AgentType
 from app.kernel.ids import TaskId, WorkerId
+from app.postgres.binaries import Binaries
 from app.queue.broker import calls
 from app.queue.broker.calls import LeaseCall, Waiter
 from app.queue.rules.fair_queueing import FairQueue
@@ -21,6 +25,7 @@ from app.queue.service.leases import LeaseService
 from app.queue.store import claims, completions
 from app.queue.store.claims import ClaimOutcome, ClaimRequest
 from app.queue.store.completions import Completion, ServiceTime
+from tests.support.standby import Node
 
 _STARTED = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -97,3 +102,21 @@ async def test_a_large_batch_waits_for_the_disk_itself(
     ]
     acceptances = await asyncio.gather(*desk.begin_completions(batch))
     assert {one is not None and one.result_commit is not None for one in acceptances} == {is_asynchronous}
+
+
+async def test_a_standby_tells_readers_of_events(binaries: Binaries) -> None:
+    """It has no log of its own to look at, and serves reads while there is no primary."""
+    with tempfile.TemporaryDirectory(prefix="convener-test-", ignore_cleanup_errors=True) as name:
+        Path(name).chmod(0o711)
+        primary = Node(directory=Path(name) / "primary", binaries=binaries)
+        standby = Node(directory=Path(name) / "standby", binaries=binaries)
+        await primary.make_primary()
+        try:
+            await standby.follow(primary)
+            connection = await asyncpg.connect(standby.url)
+            assert await connection.fetchval("SELECT pg_is_in_recovery()")
+            assert await connection.fetchval(f"SELECT {WRITE_LOG_IF_BEHIND}") is None
+            await connection.close()
+        finally:
+            await standby.stop()
+            await primary.stop()
