@@ -17,6 +17,7 @@ from app.db import dialect
 from app.db.asynchronous_commits import open_traceable
 from app.db.connections import SELECT_SERVER, UNSUPPORTED, Connections, Limits, RunningServer
 from app.db.notify import Announcer, begin_locked_work, pop_news
+from app.db.shared_objects import SharedObjects, get_or_create, share
 from app.db.statement_pool import KeptConnection, StatementPool
 from app.kernel.database_urls import check_database_url
 from app.kernel.errors import DatabaseUnavailable, Locked, Unstorable
@@ -24,11 +25,9 @@ from app.kernel.refused_writes import MEANINGS, RefusedWrite, WriteTrouble, trou
 from app.outage import DatabaseOutage
 
 Kind = TypeVar("Kind")
-SharedObjects = dict[type, Any]
 
 _CALLBACKS = "convener_ended"
 _LAST_WORK = "convener_last_work"
-_SHARED = "convener_shared"
 # On the hot path everything takes milliseconds, and what is locked for longer must not hold up the others of a batch.
 HOT = Limits(statement_seconds=5.0, lock_seconds=0.5)
 # Of transactions that write, and of those that only read.
@@ -94,7 +93,7 @@ class Database:
 
     def shared(self, kind: type[Kind]) -> Kind:
         """The one object of this kind that users of the database share in this process; made when first needed."""
-        return _get_or_create(self.shared_objects, kind)
+        return get_or_create(self.shared_objects, kind)
 
     async def connect(self) -> "asyncpg.Connection[asyncpg.Record]":
         """Open a connection with a session of its own, past any connection pooler; the caller has to close it."""
@@ -196,23 +195,6 @@ class Database:
     def give_up(self) -> None:
         """Let whatever still waits for the database fail at once, now and later."""
         self._connections.close()
-
-
-def share(info: dict[Any, Any], objects: SharedObjects) -> None:
-    """Let the holder of a connection find the objects that its process shares."""
-    info[_SHARED] = objects
-
-
-def shared_by(connection: AsyncConnection, kind: type[Kind]) -> Kind:
-    """As `Database.shared`, for whoever has only a connection of that database."""
-    return _get_or_create(connection.info.setdefault(_SHARED, {}), kind)
-
-
-def _get_or_create(objects: SharedObjects, kind: type[Kind]) -> Kind:
-    if kind not in objects:
-        objects[kind] = kind()
-    shared: Kind = objects[kind]
-    return shared
 
 
 def before_commit(connection: AsyncConnection, work: Callable[[], Awaitable[None]]) -> None:

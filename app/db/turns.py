@@ -5,7 +5,7 @@ from collections import deque
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.db.database import shared_by
+from app.db.shared_objects import shared_by
 
 
 class Turns:

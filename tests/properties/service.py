@@ -12,8 +12,9 @@ import asyncpg
 from sqlalchemy import event
 
 from app.db import hot_path, notify
-from app.db.database import Database, share
+from app.db.database import Database
 from app.db.notify import Announcer, News
+from app.db.shared_objects import share
 from app.kernel.errors import ConvenerError
 from app.kernel.ids import TaskId, WorkerId
 from app.metadata import metadata

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.db.database import shared_by
+from app.db.shared_objects import shared_by
 from app.health.rules.snapshot import (
     IDLE_AFTER,
     BlockingSession,

@@ -5,7 +5,7 @@ from collections.abc import Collection
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.db.database import shared_by
+from app.db.shared_objects import shared_by
 from app.kernel.resources import MAX_CLASSES
 from app.queue.errors import TooManyResourceClasses
 from app.queue.store import resource_classes as store

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.db.database import shared_by
+from app.db.shared_objects import shared_by
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Lane, Priority
 from app.queue.rules.fair_queueing import TagRun

@@ -13,8 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.service import audit
 from app.db import notify
-from app.db.database import now, shared_by
+from app.db.database import now
 from app.db.driver_uuids import new_uuid
+from app.db.shared_objects import shared_by
 from app.db.turns import Turns, turn
 from app.kernel.agents import AgentType
 from app.kernel.errors import ConvenerError
