@@ -14,7 +14,7 @@ from sqlalchemy.exc import TimeoutError as PoolExhausted
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from app.db import dialect
-from app.db.asynchronous_commits import open_traceable
+from app.db.asynchronous_commits import LogFunctions, open_traceable
 from app.db.connections import SELECT_SERVER, UNSUPPORTED, Connections, Limits, RunningServer
 from app.db.notify import Announcer, begin_locked_work, pop_news
 from app.db.shared_objects import SharedObjects, get_or_create, share
@@ -162,6 +162,8 @@ class Database:
     def note_failure(self, error: BaseException) -> None:
         """Let the log tell of an error that means that the database is away, or refuses writes."""
         cause = _cause(error)
+        if getattr(cause, "sqlstate", None) in UNSUPPORTED:
+            self.shared(LogFunctions).forget()
         if is_gone(error):
             self.outage.note_failure(cause or error)
         elif trouble := _write_trouble(cause):

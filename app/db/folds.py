@@ -67,7 +67,8 @@ async def horizon(connection: AsyncConnection, *tables: str, is_told: bool = Fal
     server that crashes gives the numbers of transactions that it has lost to others.
     """
     written = ", ".join(f"'{table}'" for table in tables)
-    flushed = asynchronous_commits.WRITE_LOG_IF_BEHIND if is_told else "NULL"
+    flushes = is_told and await asynchronous_commits.can_flush(connection)
+    flushed = asynchronous_commits.WRITE_LOG_IF_BEHIND if flushes else "NULL"
     statement = text(f"SELECT h.*, {flushed} AS flushed FROM convener_horizon({written}) h")
     row = (await connection.execute(statement)).mappings().one()
     return Horizon(transaction=row["transaction"], seq=row["seq"], is_held=row["is_held"])

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.service import config
 from app.db import asynchronous_commits, hot_path, notify
-from app.db.asynchronous_commits import AsynchronousCommit
+from app.db.asynchronous_commits import AsynchronousCommit, LogFunctions
 from app.db.batching import Coalescer
 from app.db.database import Database, now
 from app.db.hot_path import HotConnection
@@ -195,12 +195,15 @@ class LeaseService:
         if waits or not all(call.precedes_claim for call in calls):
             services = await hot_path.run(self._database, lambda c: completions.complete(c, calls))
             return self._noted(services, calls)
+        log_functions = self._database.shared(LogFunctions)
         commit: AsynchronousCommit | None = None
 
         async def complete(connection: HotConnection) -> dict[UUID, ServiceTime]:
             nonlocal commit
-            commit = AsynchronousCommit(connection)
-            return await completions.complete(connection, calls, waits=False)
+            if log_functions.is_look_due:
+                await log_functions.look(connection)
+            commit = AsynchronousCommit(connection) if log_functions.are_offered else None
+            return await completions.complete(connection, calls, waits=commit is None)
 
         services = await hot_path.run(self._database, complete, connections=self._database.asynchronous)
         return self._noted(services, calls, commit)

@@ -6,7 +6,7 @@ import os
 import signal
 import tempfile
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -18,6 +18,7 @@ from app.db import schema
 from app.db.asynchronous_commits import AsynchronousCommit
 from app.db.database import Database
 from app.kernel.ids import TaskId, WorkerId
+from app.postgres.accounts import choose_account
 from app.postgres.binaries import Binaries
 from app.postgres.cluster import INCLUDED_FILE
 from app.queue.service.leases import LeaseService
@@ -34,6 +35,15 @@ _STATE = """
 SELECT (SELECT count(*) FROM task_history WHERE id = $1), (SELECT state FROM tasks WHERE id = $1)
 """
 _KEPT, _LOST = (1, None), (0, "executing")
+# With the rights of a superuser, whom nobody can be while the server runs.
+_CHANGE_SYSTEM = (
+    "CREATE FUNCTION change_system(change text) RETURNS void LANGUAGE plpgsql SECURITY DEFINER "
+    "AS 'BEGIN EXECUTE change; END'\n"
+)
+_POSITION, _MESSAGE = "pg_current_wal_flush_lsn()", "pg_logical_emit_message(boolean, text, text, boolean)"
+# What takes a function away, and what gives it back.
+_REFUSED = ("REVOKE EXECUTE ON FUNCTION {0} FROM PUBLIC", "GRANT EXECUTE ON FUNCTION {0} TO PUBLIC")
+_MISSING = ("ALTER FUNCTION {0} RENAME TO elsewhere", "ALTER FUNCTION elsewhere{2} RENAME TO {1}")
 
 
 def _configure(node: Node, lines: str) -> None:
@@ -50,10 +60,13 @@ async def node(binaries: Binaries) -> AsyncIterator[Node]:
         node = Node(directory=Path(name) / "server", binaries=binaries)
         await node.make_primary()
         try:
-            _configure(node, "wal_writer_delay = '10s'\nautovacuum = off\nsynchronous_commit = local\n")
             database = Database(node.url)
             await schema.migrate(database.engine)
             await database.close()
+            await node.stop()
+            node.cluster.maintain(choose_account(node.directory, binaries), _CHANGE_SYSTEM, "convener")
+            await node._start({})
+            _configure(node, "wal_writer_delay = '10s'\nautovacuum = off\nsynchronous_commit = local\n")
             yield node
         finally:
             await node.stop()
@@ -66,6 +79,26 @@ async def service(node: Node) -> AsyncIterator[Service]:
     await database.close()
     async with serving(node.url, keys) as service:
         yield service
+
+
+async def _change_system(node: Node, change: str) -> None:
+    connection = await asyncpg.connect(node.url)
+    try:
+        await connection.execute("SELECT change_system($1)", change)
+    finally:
+        await connection.close()
+
+
+@asynccontextmanager
+async def _without(node: Node, function: str, change: tuple[str, str]) -> AsyncIterator[None]:
+    """The server without this function, or without the right to call it."""
+    name, bracket, arguments = function.partition("(")
+    removal, restoration = (one.format(function, name, f"{bracket}{arguments}") for one in change)
+    await _change_system(node, removal)
+    try:
+        yield
+    finally:
+        await _change_system(node, restoration)
 
 
 async def _crash(node: Node) -> None:
@@ -112,7 +145,7 @@ async def _hand_in(service: Service, worker: Worker, lease: Any, *, by_exchange:
     return response.status_code, response.json()
 
 
-async def _accepted(service: Service, worker: Worker, lease: Any) -> AsynchronousCommit:
+async def _accepted(service: Service, worker: Worker, lease: Any) -> AsynchronousCommit | None:
     """The commit of a result that nobody has been told of."""
     completion = Completion(
         task_id=TaskId(UUID(lease["task_id"])),
@@ -124,15 +157,14 @@ async def _accepted(service: Service, worker: Worker, lease: Any) -> Asynchronou
         precedes_claim=True,
     )
     desk: LeaseService = service.app.state.services[LeaseService]
-    commit = await desk.complete(completion)
-    assert commit is not None
-    return commit
+    return await desk.complete(completion)
 
 
 async def test_a_server_that_crashes_loses_a_result_that_nobody_was_told_of(node: Node, service: Service) -> None:
     """What makes sense of the tests below."""
     worker, lease = await _leases(service, 0)
     commit = await _accepted(service, worker, lease)
+    assert commit is not None
     assert not commit.is_flushed
     assert await _fate(node, lease["task_id"]) == _KEPT
     await _crash(node)
@@ -217,3 +249,35 @@ async def test_a_result_waits_where_there_are_synchronous_standbys(
             assert await _fate(node, lease["task_id"]) == fate
         finally:
             _configure(node, "synchronous_standby_names = ''\n")
+
+
+@pytest.mark.parametrize(
+    ("function", "change"),
+    [(_POSITION, _REFUSED), (_MESSAGE, _REFUSED), (_POSITION, _MISSING)],
+    ids=["position refused", "message refused", "position missing"],
+)
+async def test_a_server_without_the_functions_of_its_log_waits_and_serves_all(
+    node: Node, service: Service, function: str, change: tuple[str, str]
+) -> None:
+    """As some of clouds are."""
+    async with _without(node, function, change):
+        worker, lease = await _leases(service, 0)
+        commit = await _accepted(service, worker, lease)
+        repeated = await worker.on_lease(lease, "complete", result={})
+        told = [await service.ask("GET", path) for path in ("/events", "/outputs")]
+        await _crash(node)
+        assert (commit, repeated.status_code, [one.status_code for one in told]) == (None, 200, [200, 200])
+        assert await _fate(node, lease["task_id"]) == _KEPT
+
+
+async def test_functions_of_the_log_that_are_taken_away_cost_one_call_and_none_the_next(
+    node: Node, service: Service
+) -> None:
+    worker, lease = await _leases(service, 0)
+    assert await _accepted(service, worker, lease)
+    await service.submitted()
+    other = await worker.lease()
+    async with _without(node, _MESSAGE, _REFUSED):
+        statuses = [(await service.ask("GET", "/events")).status_code for _ in range(2)]
+        assert statuses == [500, 200]
+        assert await _accepted(service, worker, other) is None
