@@ -16,7 +16,7 @@ from app.db.database import Database, now, plain_url
 from app.kernel.errors import ConvenerError, DatabaseUnavailable, Locked, Unstorable
 from app.kernel.lanes import Lane
 from app.queue.broker.lane_view import LANES
-from app.queue.store import claims
+from app.queue.store import ready_lanes
 from tests.support.factories import submitted
 from tests.support.sql import execute, until_blocked, value
 
@@ -54,7 +54,7 @@ async def refusing(request: pytest.FixtureRequest) -> AsyncIterator[Database]:
 
 
 async def look(connection: "asyncpg.Connection[asyncpg.Record]") -> dict[Lane, float]:
-    return await claims.ready_lanes(connection, LANES)
+    return await ready_lanes.find(connection, LANES)
 
 
 async def _ask_both_ways(database: Database) -> None:

@@ -21,7 +21,7 @@ from app.metadata import metadata
 from app.queue.broker.broker import Broker
 from app.queue.broker.lane_view import LANES
 from app.queue.service.leases import LeaseService
-from app.queue.store import claims, lanes
+from app.queue.store import lanes, ready_lanes
 from app.workers.service.workers import Heartbeats
 from tests.properties import policies
 
@@ -87,7 +87,7 @@ class Replica:
 
     async def look_through(self) -> None:
         """Find the work that nobody announced."""
-        found = await hot_path.run(self.database, lambda c: claims.ready_lanes(c, LANES))
+        found = await hot_path.run(self.database, lambda c: ready_lanes.find(c, LANES))
         Announcer.announce(self.wire, {notify.work(lane): tag for lane, tag in found.items()})
 
 

@@ -30,7 +30,7 @@ from app.queue.errors import WorkerBusy
 from app.queue.rules.fair_queueing import FairQueue
 from app.queue.rules.tasks import LeasePolicy
 from app.queue.service.task_traces import TaskTraces
-from app.queue.store import claims, resource_classes
+from app.queue.store import claims, ready_lanes, resource_classes
 from app.queue.store.claims import ClaimOutcome, ClaimRequest, Lease
 
 log = logging.getLogger(__name__)
@@ -207,7 +207,7 @@ class Broker:
         return True
 
     async def _refresh_lanes(self) -> None:
-        lane_tags = await hot_path.run(self._database, lambda c: claims.ready_lanes(c, self._lanes.positions()))
+        lane_tags = await hot_path.run(self._database, lambda c: ready_lanes.find(c, self._lanes.positions()))
         self._mark_ready(lane_tags)
 
     def _mark_ready(self, lane_tags: Mapping[Lane, float]) -> None:

@@ -14,7 +14,7 @@ from app.kernel.ids import TaskId, WorkerId
 from app.kernel.lanes import Lane
 from app.kernel.resources import Resources
 from app.queue.rules.tasks import LeasePolicy
-from app.queue.store import claims
+from app.queue.store import claims, ready_lanes
 from app.queue.store.claims import ClaimOutcome, ClaimRequest, Lease
 
 
@@ -125,7 +125,7 @@ async def pass_over(
     floors = {request.lane: request.floor for request in requests if request.lane and request.ends_at is not None}
     if not floors:
         return {}
-    lowest = await hot_path.run(database, lambda connection: claims.ready_lanes(connection, floors))
+    lowest = await hot_path.run(database, lambda connection: ready_lanes.find(connection, floors))
     for waiter, outcome in zip(batch, outcomes, strict=True):
         if outcome.lease is None and waiter.lane in lowest:
             waiter.unfit_lanes |= {waiter.lane}

@@ -21,7 +21,7 @@ from app.db.notify import News
 from app.kernel.agents import AgentType
 from app.kernel.errors import DatabaseUnavailable
 from app.kernel.lanes import Lane, Priority
-from app.queue.store import claims, lanes, missed_tasks
+from app.queue.store import lanes, missed_tasks, ready_lanes
 from app.queue.store.lanes import TagIssuer
 from app.queue.store.missed_tasks import TagRange
 
@@ -253,18 +253,18 @@ class LaneScanner:
     async def _find_new(self, unseen_below: Mapping[Lane, float]) -> dict[Lane, float]:
         """The lowest tags below these of tasks that became ready since the last scan; of all tasks in a full scan."""
         server_number = self._server_number
-        since, self._scanned_at = self._scanned_at, await hot_path.run(self._database, claims.current_time)
+        since, self._scanned_at = self._scanned_at, await hot_path.run(self._database, ready_lanes.current_time)
         self._scan_count += 1
         begun = time.monotonic()
         is_due = self._scan_count % _FULL_SCAN_EVERY == 0 and begun >= self._next_full_scan
         if since is None or server_number != self._scanned_number or is_due:
             try:
-                tags = await hot_path.run(self._database, lambda c: claims.ready_lanes(c, list(unseen_below)))
+                tags = await hot_path.run(self._database, lambda c: ready_lanes.find(c, list(unseen_below)))
             finally:
                 self._next_full_scan = begun + (time.monotonic() - begun) / _FULL_SCAN_SHARE
             self._scanned_number = server_number
             return tags
-        return await hot_path.run(self._database, lambda c: claims.ready_below(c, unseen_below, since - _OVERLAP))
+        return await hot_path.run(self._database, lambda c: ready_lanes.find_below(c, unseen_below, since - _OVERLAP))
 
     def _next_ranges(self, view: LaneView) -> Sequence[TagRange]:
         """The tags that claims have gone through since the last scan, and those whose last look is due."""

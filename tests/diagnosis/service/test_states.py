@@ -16,7 +16,7 @@ from app.queue.broker.dispatch import BatchLanes, Dispatcher, WorkerPreferences
 from app.queue.broker.lane_view import LANES, LaneView
 from app.queue.rules.fair_queueing import FairQueue
 from app.queue.rules.tasks import LeasePolicy
-from app.queue.store import claims
+from app.queue.store import claims, ready_lanes
 from app.queue.store.claims import ClaimRequest
 from tests.diagnosis import worlds
 from tests.diagnosis.worlds import AVOID_SECONDS, CLOSED, MODELS, SET_ASIDE, MadeTask, MadeWorker, World
@@ -183,7 +183,7 @@ async def _claim(
     dispatcher = Dispatcher(view, FairQueue(), WorkerPreferences(), Database("postgresql://127.0.0.1:1/nothing"))
     dispatcher.degradation.step = world.step
     ends_at = await driver.fetchval("SELECT ends_at FROM workers WHERE id = $1", worker.id)
-    view.mark_ready(await claims.ready_lanes(driver, LANES))
+    view.mark_ready(await ready_lanes.find(driver, LANES))
     while (lane := dispatcher.choose_lane(WorkerId(worker.id), worker.agents, BatchLanes())) is not None:
         request = ClaimRequest(
             worker_id=WorkerId(worker.id), request_id=uuid4(), lane=lane, acknowledge=True, ends_at=ends_at

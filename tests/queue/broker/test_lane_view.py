@@ -13,7 +13,7 @@ from app.kernel.agents import AgentType
 from app.kernel.lanes import Lane, Priority
 from app.queue.broker import lane_view
 from app.queue.broker.lane_view import LaneScanner, LaneView
-from app.queue.store import claims
+from app.queue.store import ready_lanes
 from app.queue.store.claims import BOTTOM
 from tests.support.factories import submitted
 from tests.support.sql import execute, until
@@ -188,13 +188,13 @@ async def test_a_full_scan_that_took_long_comes_seldom(
     """Where an old snapshot keeps what was leased, it passes over millions of entries."""
     count = 0
 
-    async def ready_lanes(*_: Any) -> Mapping[Lane, float]:
+    async def find(*_: Any) -> Mapping[Lane, float]:
         nonlocal count
         count += 1
         await asyncio.sleep(seconds)
         return {}
 
-    monkeypatch.setattr(claims, "ready_lanes", ready_lanes)
+    monkeypatch.setattr(ready_lanes, "find", find)
     monkeypatch.setattr(lane_view, "_FULL_SCAN_EVERY", 1)
     monkeypatch.setattr(lane_view, "_FULL_SCAN_SHARE", 0.01 if seconds else 1.0)
     scanner = await _scanner(database)

@@ -14,6 +14,7 @@ from app.kernel.lanes import Lane, Priority
 from app.queue.broker.lane_view import LANES
 from app.queue.rules.tasks import LeasePolicy
 from app.queue.store import claims as store
+from app.queue.store import ready_lanes
 from app.queue.store.claims import ClaimOutcome, ClaimRequest, Lease
 from tests.support.factories import GENERATION, ready_worker, submitted
 from tests.support.sql import execute, value
@@ -200,16 +201,16 @@ async def test_a_claim_begins_where_it_is_told(database: Database, hot: Connecti
 
 
 async def test_a_look_finds_the_heads_of_lanes_that_may_run_now(database: Database, hot: Connection) -> None:
-    assert await store.ready_lanes(hot, LANES) == {}
+    assert await ready_lanes.find(hot, LANES) == {}
     await submitted(database, agent_type=AgentType.RANKING)
     await execute(database, "UPDATE tasks SET run_at = now() + interval '1 hour'")
     await submitted(database, 2, agent_type=AgentType.EVOLUTION, priority=Priority.HIGH)
     lane = Lane(agent_type=AgentType.EVOLUTION, priority=Priority.HIGH)
     head, second = [row["tag"] for row in await hot.fetch("SELECT tag FROM tasks WHERE run_at IS NULL ORDER BY seq")]
-    assert await store.ready_lanes(hot, LANES) == {lane: head}
-    assert await store.ready_lanes(hot, {lane: second}) == {lane: second}
+    assert await ready_lanes.find(hot, LANES) == {lane: head}
+    assert await ready_lanes.find(hot, {lane: second}) == {lane: second}
     await execute(database, "INSERT INTO pauses (agent_type, reason, paused_by) VALUES ('evolution', 'test', 'me')")
-    assert await store.ready_lanes(hot, LANES) == {}
+    assert await ready_lanes.find(hot, LANES) == {}
     assert _tasks(await _claim(hot, [_ask(await ready_worker(database), lane)])) == [None]
 
 

@@ -31,6 +31,7 @@ from app.queue.store import (
     dependencies,
     holds,
     parking,
+    ready_lanes,
     sharing,
     tasks,
 )
@@ -196,9 +197,9 @@ async def test_what_became_ready_is_not_compared_with_each_lane(full: Database, 
     """A minute of submits may be many tasks, and there are as many lanes as types and priorities."""
     count = (await fetch(full, "SELECT count(*) AS n FROM tasks"))[0]["n"]
     for floors in ({lane: lane.ceiling for lane in LANES}, {lane: lane.bottom for lane in LANES}):
-        await claims.ready_below(hot, floors, datetime(2026, 1, 1, tzinfo=UTC))
+        await ready_lanes.find_below(hot, floors, datetime(2026, 1, 1, tzinfo=UTC))
         log.take()
-        await claims.ready_below(hot, floors, datetime(2026, 1, 1, tzinfo=UTC))
+        await ready_lanes.find_below(hot, floors, datetime(2026, 1, 1, tzinfo=UTC))
         assert log.take().rows <= 4 * count
 
 

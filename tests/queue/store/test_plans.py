@@ -13,7 +13,7 @@ import pytest
 
 from app.db.database import Database
 from app.goals.store import compute
-from app.queue.store import attempts, claims, completions, holds, lanes, meters, missed_tasks
+from app.queue.store import attempts, claims, completions, holds, lanes, meters, missed_tasks, ready_lanes
 from app.workers.store import workers
 from tests.conftest import empty_database, run_on
 from tests.support.factories import GENERATION, ready_worker, submitted
@@ -127,7 +127,7 @@ async def test_completions_signs_and_heartbeats_find_their_rows_by_key(full: Dat
 
 @pytest.mark.slow
 async def test_looking_for_work_is_one_probe_a_lane(full: Database) -> None:
-    for statement in (claims._READY_LANES, missed_tasks._LOWEST):
+    for statement in (ready_lanes._FIND, missed_tasks._LOWEST):
         plan = await _plans(full, statement, ["generation", "proximity"], [1, 2], [0.0, 5.0], [inf] * 2)
         assert plan.count("Index Scan using tasks_claim on tasks") == 2
         assert re.search(r"\(tag >= \w+\.\w+\) AND \(tag < \w+\.\w+\)", plan)
@@ -162,7 +162,7 @@ async def test_the_sweep_goes_by_worker(full: Database) -> None:
 @pytest.mark.slow
 async def test_strays_are_found_by_the_time_since_when_they_wait(full: Database) -> None:
     lanes_asked = [["generation", "ranking"], [1, 2], [0.0, 5.0]]
-    plan = await _plans(full, claims._READY_BELOW, *lanes_asked, datetime.now(UTC), [0.0, 0.0])
+    plan = await _plans(full, ready_lanes._FIND_BELOW, *lanes_asked, datetime.now(UTC), [0.0, 0.0])
     assert "using tasks_waiting on tasks" in plan
     assert plan.count("waiting_since >=") == 2
     assert not _walks(plan, "tasks")

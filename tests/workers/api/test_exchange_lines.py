@@ -10,7 +10,7 @@ from app.db.database import Database
 from app.kernel.errors import DatabaseUnavailable
 from app.queue.broker.broker import Broker
 from app.queue.service import leases as lease_service
-from app.queue.store import claims, completions
+from app.queue.store import claims, completions, ready_lanes
 from app.server import begin_shutdown
 from app.workers.api import exchange_run
 from tests.support.exchanges import PATH, ask, exchanged, exchanging, hand_in, item
@@ -197,7 +197,7 @@ async def test_without_the_database_each_item_is_answered_as_on_its_plain_route(
         raise DatabaseUnavailable
 
     monkeypatch.setattr(claims, "claim", fail)
-    monkeypatch.setattr(claims, "ready_lanes", fail_lanes)
+    monkeypatch.setattr(ready_lanes, "find", fail_lanes)
     monkeypatch.setattr(completions, "complete", fail)
     async with exchanging(port, hand_in(workers[0], lease), ask(workers[1]), ask(workers[2], _WAIT_SECONDS)) as lines:
         first = await anext(lines)
