@@ -163,10 +163,12 @@ Token = Annotated[int, Field(ge=1, le=NEWEST)]
 Limit = Annotated[int, Field(ge=1, le=500)]
 
 
+_NAMES_OF_PRIORITIES: dict[int, PriorityName] = {1: "low", 2: "medium", 3: "high", 4: "critical"}
+
+
 def priority_name(value: int) -> PriorityName:
     """The name of a stored priority."""
-    names: dict[int, PriorityName] = {1: "low", 2: "medium", 3: "high", 4: "critical"}
-    return names[value]
+    return _NAMES_OF_PRIORITIES[value]
 
 
 # Looked up for every submitted task, for which the enumeration itself would take five times as long.

@@ -1,7 +1,7 @@
 """Calls of workers on leases as the service and the broker take them, and the text of their answers."""
 
 import hashlib
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import lru_cache
 from uuid import UUID
 
@@ -105,14 +105,14 @@ def held_text(call: Renewal, expires_at: datetime) -> str:
     """The answer to a renewal."""
     return (
         f'{{"task_id":"{call.task_id}","token":{call.token},"state":"{TaskState.EXECUTING.value}",'
-        f'"expires_at":{_moment(expires_at)}}}'
+        f'"expires_at":{_moment(expires_at.timestamp())}}}'
     )
 
 
 # The tasks of one claim have most of these times in common, and often their goal.
 @lru_cache(maxsize=256)
-def _moment(moment: datetime) -> str:
-    return to_json(moment).decode()
+def _moment(seconds: float) -> str:
+    return to_json(datetime.fromtimestamp(seconds, UTC)).decode()
 
 
 @lru_cache(maxsize=256)

@@ -5,7 +5,6 @@ name the task and what it is for, never what it holds.
 """
 
 from collections.abc import Iterator, Sequence
-from datetime import datetime
 from uuid import UUID
 
 from app.kernel.ids import WorkerId
@@ -101,5 +100,5 @@ def _attributes(operation: str, kind: str, agent_type: str, task_id: UUID) -> di
     }
 
 
-def _nanoseconds(moment: datetime) -> int:
-    return int(moment.timestamp() * 1e9)
+def _nanoseconds(seconds: float) -> int:
+    return int(seconds * 1e9)

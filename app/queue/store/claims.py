@@ -47,8 +47,9 @@ class ClaimRequest(NamedTuple):
 class Lease(NamedTuple):
     """One task, leased to one worker until `expires_at`. JSON values stay text, because nobody here reads them.
 
-    `timeout_seconds` is for this attempt: the task's own timeout or that of the configuration, and more where its
-    worker gives its agent more.
+    Moments are seconds since 1970, exact to the microsecond: the driver takes 0.3 us for a timestamp, and none for a
+    number. `timeout_seconds` is for this attempt: the task's own timeout or that of the configuration, and more where
+    its worker gives its agent more.
     """
 
     task_id: TaskId
@@ -59,12 +60,12 @@ class Lease(NamedTuple):
     priority: int
     payload: str
     labels: str
-    created_at: datetime
+    created_at: float
     timeout_seconds: float
-    waiting_since: datetime
-    leased_at: datetime
-    expires_at: datetime
-    deadline_at: datetime
+    waiting_since: float
+    leased_at: float
+    expires_at: float
+    deadline_at: float
     checkpoint: str | None
     trace_context: str | None
     resources: str | None
@@ -83,7 +84,16 @@ class ClaimOutcome(NamedTuple):
     lease_number: int | None = None
 
 
-_LEASED_COLUMNS = ", ".join(f"leased.{name}" for name in Lease._fields)
+_MOMENTS = ("created_at", "waiting_since", "leased_at", "expires_at", "deadline_at")
+
+
+def _answer_columns(relation: str) -> str:
+    """The fields of a lease as they are answered, from those of this relation."""
+    values = {name: f"{relation}.{name}" for name in Lease._fields}
+    values |= {name: f"date_part('epoch', {values[name]})" for name in _MOMENTS}
+    return ", ".join(f"{value} AS {name}" for name, value in values.items())
+
+
 _LEASE_FIELDS = itemgetter(*Lease._fields)
 # The place of the first of these fields in an answer to a claim, behind those of the request.
 _LEASE_BEGINS = 5
@@ -226,7 +236,7 @@ WITH request AS MATERIALIZED (
     {counters.entry("leased", "'pending'", "state")}
 )
 SELECT request.worker_state, request.not_ready_reason, request.holds_another, request.is_repeat, request.assigned_agent,
-       {_LEASED_COLUMNS}, leased.leases_before + 1 AS lease_number, request.turn
+       {_answer_columns("leased")}, leased.leases_before + 1 AS lease_number, request.turn
 FROM leased FULL JOIN request USING (turn)
 """
 
@@ -253,7 +263,7 @@ WITH held AS MATERIALIZED (
     FROM locked WHERE t.id = locked.id AND {counters.COUNTS_ITSELF}
     RETURNING {_LEASE_COLUMNS}
 )
-SELECT renewed.* FROM held LEFT JOIN renewed ON renewed.task_id = held.id
+SELECT {_answer_columns("renewed")} FROM held LEFT JOIN renewed ON renewed.task_id = held.id
 """
 
 
@@ -282,22 +292,23 @@ async def _claim(
     connection: "asyncpg.Connection[asyncpg.Record]", requests: Sequence[ClaimRequest], policy: LeasePolicy
 ) -> list[ClaimOutcome]:
     """Serve requests that are either all for lanes with a resource class, or all for others."""
-    is_ending = any(request.ends_at is not None for request in requests)
+    # All columns in one pass, as each of its own would cost as much.
+    worker_ids, request_ids, lanes_asked, acknowledges, floors, ends, resources, numbers = zip(*requests, strict=True)
+    is_ending = ends.count(None) < len(ends)
     statement = _CLAIM_OF_ENDS if is_ending else _CLAIM
-    more: list[list[object]] = [[request.ends_at for request in requests]] if is_ending else []
-    if requests[0].resources:
+    more: list[Sequence[object]] = [ends] if is_ending else []
+    if resources[0]:
         statement = _CLAIM_OF_CLASSES_AND_ENDS if is_ending else _CLAIM_OF_CLASSES
-        more.append([request.lane.ceiling if request.lane else None for request in requests])
-        more.append([request.resources for request in requests])
+        more += [lane.ceiling if lane else None for lane in lanes_asked], resources
     rows = await connection.fetch(
         statement,
-        [request.worker_id for request in requests],
-        [request.request_id for request in requests],
-        [request.lane.agent_type if request.lane else None for request in requests],
-        [request.lane.priority if request.lane else None for request in requests],
-        [request.floor for request in requests],
-        [request.acknowledge for request in requests],
-        [request.last_number for request in requests],
+        worker_ids,
+        request_ids,
+        [lane.agent_type if lane else None for lane in lanes_asked],
+        [lane.priority if lane else None for lane in lanes_asked],
+        floors,
+        acknowledges,
+        numbers,
         policy.lease_seconds,
         policy.acknowledge_within_seconds,
         policy.avoid_seconds,

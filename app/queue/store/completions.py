@@ -237,8 +237,10 @@ async def renew(
     return {row["id"]: row["lease_expires_at"] for row in rows}
 
 
-def _columns(calls: Sequence[Completion]) -> list[list[object]]:
-    return columns(calls, "task_id", "token", "worker_id", "result", "result_hash", "usage", "quality")
+def _columns(calls: Sequence[Completion]) -> list[Sequence[object] | None]:
+    *columns_told, usages, qualities, _ = zip(*calls, strict=True)
+    # Most results tell neither, and an array of nothing takes the driver as long as any other.
+    return [*columns_told, *(None if column.count(None) == len(column) else column for column in (usages, qualities))]
 
 
 def _service_times(rows: Sequence[asyncpg.Record]) -> dict[UUID, ServiceTime]:

@@ -12,12 +12,12 @@ from app.queue.store.claims import Lease
 
 # Exactly as the claim has left it: a request that is repeated at another replica renews its lease, as a start does.
 _UNTOUCHED = """t.id = c.task_id AND t.token = c.token AND t.worker_id IS NOT DISTINCT FROM c.worker_id
-    AND t.lease_expires_at = c.expires_at"""
+    AND date_part('epoch', t.lease_expires_at) = c.expires_at"""
 
 # It counts neither as an attempt nor as a return: no worker has had the task.
 _RELEASE = f"""
 WITH call AS MATERIALIZED (
-    SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::timestamptz[], $4::uuid[])
+    SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::float8[], $4::uuid[])
         AS c (task_id, token, expires_at, worker_id)
 ), held AS MATERIALIZED (
     SELECT t.id, t.state, t.worker_id, t.leased_at FROM tasks t JOIN call c ON {_UNTOUCHED} ORDER BY t.id

@@ -63,8 +63,8 @@ async def test_a_task_that_is_there_is_leased_at_once(database: Database, broker
     lease = await broker.lease(_call(worker_id))
     assert lease is not None
     assert (lease.task_id, lease.token, lease.attempt, lease.trace_context) == (task_id, 1, 1, "00-a-b-01")
-    assert (lease.expires_at - lease.leased_at).total_seconds() == LeasePolicy().acknowledge_within_seconds
-    assert (lease.deadline_at - lease.leased_at).total_seconds() == 60
+    assert round(lease.expires_at - lease.leased_at, 6) == LeasePolicy().acknowledge_within_seconds
+    assert round(lease.deadline_at - lease.leased_at, 6) == 60
 
 
 async def test_a_waiting_worker_gets_the_task_that_is_submitted(database: Database, broker: Broker) -> None:

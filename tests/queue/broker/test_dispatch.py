@@ -1,6 +1,5 @@
 """How many workers one claim serves, and what is remembered of the leases that it gave."""
 
-from datetime import UTC, datetime
 from uuid import uuid4
 
 import pytest
@@ -14,7 +13,7 @@ from app.queue.store import lease_ledger
 from app.queue.store.claims import ClaimOutcome, ClaimRequest, Lease
 from app.queue.store.lease_ledger import GivenLeases
 
-_NOW = datetime(2026, 1, 1, tzinfo=UTC)
+_NOW = 1_767_225_600.0
 
 
 @pytest.fixture

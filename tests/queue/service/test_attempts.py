@@ -108,7 +108,7 @@ async def test_a_start_acknowledges_and_renews(database: Database, desk: LeaseSe
     await submitted(database)
     lease = await leased(database, worker, acknowledge=False)
     expires_at = await desk.renew(renewal(worker, lease))
-    assert expires_at > lease.expires_at
+    assert expires_at.timestamp() > lease.expires_at
     assert (await everything(database, lease.task_id))["state"] == "executing"
     assert await desk.renew(renewal(worker, lease)) >= expires_at
     assert await value(database, "SELECT count(*) FROM every_event WHERE kind = 'task.executing'") == 1

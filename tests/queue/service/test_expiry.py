@@ -234,7 +234,7 @@ async def test_a_heartbeat_brings_back_an_expired_lease_that_was_held_back(
     worker, lease = await holding(database)
     await _expire(database)
     pulse = await heartbeats.report(beat(worker, task_id=lease.task_id, token=lease.token))
-    assert pulse.lease_expires_at > lease.leased_at
+    assert pulse.lease_expires_at.timestamp() > lease.leased_at
     assert (await _sweep(database))["taken_back"] == 0
 
 

@@ -99,9 +99,10 @@ async def test_a_heartbeat_whose_task_is_locked_does_not_end_the_task(
     async with locked(database, "tasks", held[0][1].task_id):
         replies = await _all_at_once([heartbeats.report(one) for one in beats])
     assert {reply.lease_state for reply in replies} == {"executing"}
-    assert replies[0].lease_expires_at == held[0][1].expires_at
+    assert replies[0].lease_expires_at.timestamp() == held[0][1].expires_at
     assert all(
-        reply.lease_expires_at > lease.expires_at for reply, (_, lease) in zip(replies[1:], held[1:], strict=True)
+        reply.lease_expires_at.timestamp() > lease.expires_at
+        for reply, (_, lease) in zip(replies[1:], held[1:], strict=True)
     )
 
 

@@ -31,6 +31,7 @@ from tests.support.sql import execute, fetch, until_blocked, value
 from tests.workers.service.registered import lose_worker, register_worker, sweep, worker_state
 
 _NOT_READY = WorkerEvent.NOT_READY.value
+_EXPIRY = "SELECT date_part('epoch', lease_expires_at) FROM tasks"
 
 
 async def test_a_worker_is_starting_until_its_first_heartbeat(database: Database, heartbeats: Heartbeats) -> None:
@@ -122,7 +123,7 @@ async def test_a_heartbeat_renews_the_lease_that_it_names(database: Database, he
 async def test_a_heartbeat_that_names_no_lease_renews_none(database: Database, heartbeats: Heartbeats) -> None:
     worker, lease = await holding(database)
     await heartbeats.report(beat(worker))
-    assert await value(database, "SELECT lease_expires_at FROM tasks") == lease.expires_at
+    assert await value(database, _EXPIRY) == lease.expires_at
 
 
 async def test_a_lease_that_was_not_acknowledged_is_not_renewed(database: Database, heartbeats: Heartbeats) -> None:
@@ -131,7 +132,7 @@ async def test_a_lease_that_was_not_acknowledged_is_not_renewed(database: Databa
     await submitted(database)
     lease = await leased(database, worker, acknowledge=False)
     pulse = await heartbeats.report(beat(worker, task_id=lease.task_id, token=lease.token))
-    assert (pulse.lease_state, pulse.lease_expires_at) == ("assigned", lease.expires_at)
+    assert (pulse.lease_state, pulse.lease_expires_at.timestamp()) == ("assigned", lease.expires_at)
 
 
 @pytest.mark.parametrize("which", ["token", "worker"])
@@ -142,7 +143,7 @@ async def test_a_heartbeat_renews_nothing_that_is_not_its_own(
     named = {"task_id": lease.task_id, "token": lease.token + (which == "token")}
     pulse = await heartbeats.report(beat(await ready_worker(database) if which == "worker" else worker, **named))
     assert (pulse.lease_state, pulse.lease_expires_at) == (None, None)
-    assert await value(database, "SELECT lease_expires_at FROM tasks") == lease.expires_at
+    assert await value(database, _EXPIRY) == lease.expires_at
 
 
 async def test_a_directive_waits_for_the_heartbeat(database: Database, heartbeats: Heartbeats) -> None:
