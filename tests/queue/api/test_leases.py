@@ -26,9 +26,7 @@ def _told(lease: Any) -> list[datetime]:
     return [datetime.fromisoformat(lease[name]) for name in _MOMENTS]
 
 
-@pytest.mark.parametrize(
-    "created_at", [datetime(1970, 1, 1, 0, 0, 0, 1, UTC), datetime(2105, 12, 31, 23, 59, 59, 999999, UTC)]
-)
+@pytest.mark.parametrize("created_at", _FAR_MOMENTS)
 async def test_its_moments_are_told_to_the_microsecond(
     service: Service, database: Database, created_at: datetime
 ) -> None:
