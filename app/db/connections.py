@@ -112,16 +112,14 @@ class LimitedConnection(_Base):
     """A connection that is cut when a statement on it is over its limit, or is no longer waited for.
 
     Behind a connection pooler each transaction may be on another session: `beginning` are statements that set for one
-    transaction what is otherwise set for the session, and go to the server together with its BEGIN. `origin` is known
-    of those on which asynchronous commits depend.
+    transaction what is otherwise set for the session, and go to the server together with its BEGIN.
     """
 
-    __slots__ = ("beginning", "origin")
+    __slots__ = ("beginning",)
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.beginning = ""
-        self.origin: object = None
 
     async def execute(
         self,
@@ -170,11 +168,6 @@ class Connections:
         self._rivals: set[RunningServer] = set()
         self.primary: RunningServer | None = None
         """That of several servers on which this process works, as it was last looked at."""
-
-    @property
-    def is_pooled(self) -> bool:
-        """Whether a connection pooler is in between."""
-        return self._direct_servers is not None
 
     async def open(self, limits: Limits) -> LimitedConnection:
         """A new connection for transactions. Raises OSError, TimeoutError, and what asyncpg raises."""

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
-from functools import partial
 from typing import Any, TypeVar
 
 import asyncpg
@@ -14,11 +13,10 @@ from sqlalchemy.exc import TimeoutError as PoolExhausted
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from app.db import dialect
-from app.db.asynchronous_commits import LogFunctions, open_traceable
 from app.db.connections import SELECT_SERVER, UNSUPPORTED, Connections, Limits, RunningServer
 from app.db.notify import Announcer, begin_locked_work, pop_news
 from app.db.shared_objects import SharedObjects, get_or_create, share
-from app.db.statement_pool import KeptConnection, StatementPool
+from app.db.statement_pool import StatementPool
 from app.kernel.database_urls import check_database_url
 from app.kernel.errors import DatabaseUnavailable, Locked, Unstorable
 from app.kernel.refused_writes import MEANINGS, RefusedWrite, WriteTrouble, trouble_of
@@ -53,7 +51,7 @@ class Database:
         url: str,
         *,
         direct_url: str | None = None,
-        hot_connections: int = 5,
+        hot_connections: int = 6,
         submit_connections: int = 3,
         connections: int = 6,
         spare_connections: int = 4,
@@ -65,8 +63,7 @@ class Database:
         self._connections = Connections(self.url, self.direct_url)
         is_limited = statement_seconds is not None
         self._limits = Limits(statement_seconds=statement_seconds, lock_seconds=_LOCK_SECONDS if is_limited else None)
-        open_hot = partial(open_traceable, self._connections, HOT)
-        self.hot, self.asynchronous = StatementPool(self.url, open_hot, hot_connections), KeptConnection(open_hot)
+        self.hot = StatementPool(self.url, lambda: self._connections.open(HOT), hot_connections)
         self.submits = StatementPool(self.url, lambda: self._connections.open(self._limits), submit_connections)
         self.outage = outage or DatabaseOutage()
         self.announcer = Announcer(self.connect, on_silence=self._connections.cut, outage=self.outage)
@@ -106,7 +103,7 @@ class Database:
     @property
     def is_pooled(self) -> bool:
         """Whether a connection pooler is in between: there limits hold for transactions alone."""
-        return self._connections.is_pooled
+        return self.direct_url is not None
 
     async def pool(self) -> "asyncpg.Pool[asyncpg.Record]":
         """The pool of the hot path."""
@@ -162,8 +159,6 @@ class Database:
     def note_failure(self, error: BaseException) -> None:
         """Let the log tell of an error that means that the database is away, or refuses writes."""
         cause = _cause(error)
-        if getattr(cause, "sqlstate", None) in UNSUPPORTED:
-            self.shared(LogFunctions).forget()
         if is_gone(error):
             self.outage.note_failure(cause or error)
         elif trouble := _write_trouble(cause):
@@ -189,7 +184,7 @@ class Database:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
         self.give_up()
-        for pool in (self.hot, self.asynchronous, self.submits):
+        for pool in (self.hot, self.submits):
             pool.terminate()
         await self.engine.dispose()
         await self._read_engine.dispose()

@@ -7,8 +7,6 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.db import asynchronous_commits
-
 # One turn stays short, and a backlog is worked off over several.
 MAX_BATCHES = 5
 # The folds of events, by the names of their marks.
@@ -60,18 +58,11 @@ async def fold_batches(
     return {"events": events, "behind": True}
 
 
-async def horizon(connection: AsyncConnection, *tables: str, is_told: bool = False) -> Horizon:
-    """Return the horizon of these tables. The transaction is READ COMMITTED, so that its next statement sees more.
-
-    Where it is told to readers, who go on from there later, all up to it is on the disk when the transaction ends: a
-    server that crashes gives the numbers of transactions that it has lost to others.
-    """
+async def horizon(connection: AsyncConnection, *tables: str) -> Horizon:
+    """Return the horizon of these tables. The transaction is READ COMMITTED, so that its next statement sees more."""
     written = ", ".join(f"'{table}'" for table in tables)
-    flushes = is_told and await asynchronous_commits.can_flush(connection)
-    flushed = asynchronous_commits.WRITE_LOG_IF_BEHIND if flushes else "NULL"
-    statement = text(f"SELECT h.*, {flushed} AS flushed FROM convener_horizon({written}) h")
-    row = (await connection.execute(statement)).mappings().one()
-    return Horizon(transaction=row["transaction"], seq=row["seq"], is_held=row["is_held"])
+    row = (await connection.execute(text(f"SELECT * FROM convener_horizon({written})"))).mappings().one()
+    return Horizon(**row)
 
 
 def mark(name: str) -> str:

@@ -7,7 +7,7 @@ import asyncpg
 from sqlalchemy.exc import TimeoutError as PoolExhausted
 
 from app.db.database import Database, cancellation_or
-from app.db.statement_pool import KeptConnection, StatementPool
+from app.db.statement_pool import StatementPool
 
 T = TypeVar("T")
 _ACQUIRE_SECONDS = 5.0
@@ -27,7 +27,7 @@ async def run(
     *,
     tries: int = 4,
     on_undone: Callable[[], None] = _ignore,
-    connections: StatementPool | KeptConnection | None = None,
+    connections: StatementPool | None = None,
 ) -> T:
     """Return the answer of `statement`, which is one implicit transaction.
 

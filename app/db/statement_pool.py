@@ -1,8 +1,8 @@
-"""Connections for single statements: a pool, and one that is kept."""
+"""A pool of connections for single statements."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any, Self
+from typing import Any
 
 import asyncpg
 
@@ -51,45 +51,3 @@ class StatementPool:
 
 async def _keep_session(_connection: object) -> None:
     return None
-
-
-class KeptConnection:
-    """One connection for statements that come one after the other, opened when first used and after it was closed.
-
-    For `hot_path.run` it is a pool; but to take it makes no task, and needs no turn of the event loop.
-    """
-
-    size = 1
-
-    def __init__(self, connect: Callable[[], Coroutine[Any, Any, LimitedConnection]]) -> None:
-        self._connect = connect
-        self._connection: LimitedConnection | None = None
-
-    async def open(self) -> Self:
-        """Itself, in the place of a pool."""
-        return self
-
-    def acquire(self, *, timeout: float) -> Self:
-        """The context in which a statement has the connection."""
-        return self
-
-    def get_size(self) -> int:
-        """Return the number of connections that are open."""
-        return int(self._connection is not None)
-
-    def get_max_size(self) -> int:
-        """Return more than there ever are, as none is waited for."""
-        return self.size + 1
-
-    async def __aenter__(self) -> LimitedConnection:
-        if self._connection is None or self._connection.is_closed():
-            self._connection = await self._connect()
-        return self._connection
-
-    async def __aexit__(self, *_: object) -> None:
-        pass
-
-    def terminate(self) -> None:
-        """Close it, without waiting for any answer."""
-        if self._connection is not None:
-            self._connection.terminate()

@@ -37,5 +37,5 @@ def test_the_longer_the_tasks_the_more_workers_until_only_heartbeats_count() -> 
 async def test_the_connections_of_a_process_are_those_of_the_code(database: Database) -> None:
     pools = [database.engine.sync_engine.pool, database._read_engine.sync_engine.pool]
     most = sum(pool.size() + pool._max_overflow for pool in pools)  # type: ignore[attr-defined]
-    statements = database.hot.size + database.asynchronous.size + database.submits.size
+    statements = database.hot.size + database.submits.size
     assert most + statements + 1 == limits.CONNECTIONS_OF_A_PROCESS

@@ -7,7 +7,6 @@ from uuid import UUID
 
 from pydantic_core import to_json
 
-from app.db.asynchronous_commits import AsynchronousCommit
 from app.http.fields import Usage, priority_name
 from app.http.guard import worker_of
 from app.http.json import check_size
@@ -16,21 +15,13 @@ from app.kernel.access import Principal
 from app.kernel.ids import TaskId
 from app.kernel.states import TaskState
 from app.queue.api.lease_schemas import CompleteIn, LeaseIn, LeaseStartIn, NextIn, ProgressIn
-from app.queue.broker.calls import LeaseCall
+from app.queue.broker.calls import LeaseCall, PrecedingResult
 from app.queue.store.claims import Lease
 from app.queue.store.completions import Completion, Renewal
 
 
-def lease_call(
-    call: LeaseIn | NextIn,
-    principal: Principal,
-    follows: UUID | None = None,
-    commit: AsynchronousCommit | None = None,
-) -> LeaseCall:
-    """The call for a task, limited to agent types that the worker registered for. Raises Forbidden.
-
-    It may follow the task of a result that was just accepted, and the commit of that.
-    """
+def lease_call(call: LeaseIn | NextIn, principal: Principal, result: PrecedingResult | None = None) -> LeaseCall:
+    """The call for a task, limited to agent types that the worker registered for. Raises Forbidden."""
     can_run = principal.capabilities
     return LeaseCall(
         worker_id=worker_of(principal),
@@ -39,8 +30,8 @@ def lease_call(
         acknowledge=call.acknowledge,
         ends_at=principal.ends_at,
         offer=principal.offer,
-        follows=None if follows is None else TaskId(follows),
-        result_commit=commit,
+        follows=result.completion.task_id if result else None,
+        result=result,
     )
 
 
@@ -55,7 +46,6 @@ def completion(task_id: UUID, call: CompleteIn, principal: Principal, services: 
         result_hash=_outcome_hash(call),
         usage=usage_text(call.usage),
         quality=call.quality,
-        precedes_claim=call.next is not None,
     )
 
 

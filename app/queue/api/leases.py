@@ -8,7 +8,6 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.db.asynchronous_commits import AsynchronousCommit
 from app.http.bodies import CONTENT_BYTES, body_limit
 from app.http.fast_routes import LeanRoute
 from app.http.guard import Caller, requires, worker_of
@@ -35,6 +34,7 @@ from app.queue.api.lease_schemas import (
     ReleaseIn,
 )
 from app.queue.broker.broker import Broker
+from app.queue.broker.calls import PrecedingResult
 from app.queue.errors import (
     LeaseEnded,
     LeaseExpired,
@@ -116,13 +116,12 @@ async def progress(task_id: UUID, call: ProgressIn, principal: Caller, services:
 )
 async def complete(task_id: UUID, call: CompleteIn, principal: Caller, services: ServicesDep) -> Response:
     """Hand in the result, and ask for the next task in the same breath if you like."""
-    completion = lease_calls.completion(task_id, call, principal, services)
-    # Committed before the next task is claimed: a failed claim must not cost the result.
-    commit = await services[LeaseService].complete(completion)
-    next_lease = await _next(services, principal, call.next, task_id, commit) if call.next else None
-    if commit is not None and not commit.is_flushed:
-        # A worker that is refused here repeats its call, and gets the lease again.
-        await services[LeaseService].flush(completion, commit)
+    result = PrecedingResult(lease_calls.completion(task_id, call, principal, services))
+    next_lease = await _next(services, principal, call.next, result) if call.next else None
+    if not result.is_accepted:
+        # Alone: a failed claim must not cost the result, and whoever is refused hears why.
+        await services[LeaseService].complete(result.completion)
+        next_lease = await _next(services, principal, call.next) if call.next and not result.is_superseded else None
     return JsonAnswer(lease_calls.completed_text(task_id, next_lease, advice.text(services)))
 
 
@@ -174,11 +173,11 @@ async def _renew(services: Services, renewal: Renewal) -> Response:
 
 
 async def _next(
-    services: Services, principal: Principal, call: NextIn, task_id: UUID, commit: AsynchronousCommit | None
+    services: Services, principal: Principal, call: NextIn, result: PrecedingResult | None = None
 ) -> Lease | None:
-    """Lease the next task, or None. The result is stored by now, so no refusal may make the call look failed."""
+    """Lease the next task, or None: no refusal of it may make the call look failed, whose result is stored."""
     try:
-        return await services[Broker].lease(lease_calls.lease_call(call, principal, task_id, commit))
+        return await services[Broker].lease(lease_calls.lease_call(call, principal, result))
     except ConvenerError:
         return None
 

@@ -14,13 +14,14 @@ from operator import attrgetter
 
 from app.db import hot_path
 from app.db.database import Database
-from app.db.notify import RESOURCES, News, work
+from app.db.notify import EVENTS, RESOURCES, News, work
 from app.kernel.agents import AgentType
-from app.kernel.errors import DatabaseUnavailable, Locked, ShuttingDown
+from app.kernel.errors import DatabaseUnavailable, ShuttingDown
 from app.kernel.ids import WorkerId
 from app.kernel.lanes import Lane
 from app.kernel.states import WorkerState
-from app.queue.broker.calls import Answer, LeaseCall, Waiter, claim, pass_over, reconsider
+from app.queue.broker import calls
+from app.queue.broker.calls import Answer, LeaseCall, Waiter, reconsider
 from app.queue.broker.dispatch import BatchLanes, Dispatcher, IdleTimes, LeaseHistory, OnFirstLeases, WorkerPreferences
 from app.queue.broker.lane_view import LaneScanner, LaneView, synchronize_lanes
 from app.queue.broker.refusals import refusal
@@ -34,9 +35,6 @@ from app.queue.store import claims, ready_lanes, resource_classes
 from app.queue.store.claims import ClaimOutcome, ClaimRequest, Lease
 
 log = logging.getLogger(__name__)
-# Seconds between tries to repeat a lease that is locked, as by another replica that repeats or releases it. All other
-# workers wait for them.
-_UNLOCKED_PAUSES = (0.01, 0.03)
 _IDLE_SINCE = attrgetter("idle_since")
 
 
@@ -138,6 +136,8 @@ class Broker:
         earlier_waiter = self._waiters.get(call.worker_id)
         if earlier_waiter is not None:
             # The worker has evidently given up on its earlier call; the answer goes to the newer one.
+            if earlier_waiter.call.result is not None:
+                earlier_waiter.call.result.is_superseded = True
             self._settle(earlier_waiter, None)
         waiter = Waiter(
             call=call,
@@ -235,7 +235,7 @@ class Broker:
             batch = self._next_batch()
             if not batch:
                 return
-            await self._claim(batch)
+            await self._serve(batch)
 
     def _next_batch(self) -> list[Waiter]:
         """The waiters to serve now, longest idle first, each with a lane.
@@ -244,6 +244,7 @@ class Broker:
         there is nothing is answered, where it may not wait, as others may keep the broker busy for long.
         """
         batch: list[Waiter] = []
+        limit = self._dispatcher.next_limit(len(self._waiters))
         batch_lanes = BatchLanes()
         ends: dict[Lane, datetime | None] = {}
         plain_agents = self._lanes.agents()
@@ -269,31 +270,15 @@ class Broker:
                     self._end_try(waiter, call.agent_types)
                 continue
             batch.append(waiter)
-            if len(batch) == self._dispatcher.workers_of_claim:
+            if limit.is_reached_by(waiter):
                 break
         return batch
 
-    async def _claim(self, batch: list[Waiter]) -> None:
+    async def _serve(self, batch: list[Waiter]) -> None:
         for waiter in batch:
             waiter.in_flight, waiter.is_new = True, False
-        requests = [self._dispatcher.request(waiter.call, waiter.lane) for waiter in batch]
-        self._lanes.begin_claim()
         try:
-            outcomes = await hot_path.run(
-                self._database,
-                lambda c: claim(c, batch, requests, self.policy),
-                on_undone=lambda: self._prepare_again(requests),
-            )
-            # First of all, and at once: nothing that goes wrong with another call keeps a worker from its lease.
-            self._deliver(batch, outcomes)
-            ready_from = await pass_over(self._database, batch, requests, outcomes)
-            self._dispatcher.record_claims(requests, outcomes, ready_from)
-            for waiter, outcome in zip(batch, outcomes, strict=True):
-                if outcome.lease is not None:
-                    continue
-                if waiter.lane is not None:
-                    self.fairness.refund(waiter.lane.agent_type, waiter.charge)
-                await self._answer(waiter, outcome)
+            await self._claim(batch)
         finally:
             # Not before the last is answered: a wait that ended meanwhile would throw away the lease it was given.
             for waiter in batch:
@@ -301,6 +286,34 @@ class Broker:
                 # One without a lane, though there is work for it, has its turn when claims have grown wider.
                 if waiter.lane is not None or waiter.call.agent_types.isdisjoint(self._lanes.agents()):
                     waiter.note_try()
+
+    async def _claim(self, batch: list[Waiter]) -> None:
+        requests = [self._dispatcher.request(waiter.call, waiter.lane) for waiter in batch]
+        self._lanes.begin_claim()
+        try:
+            outcomes = await hot_path.run(
+                self._database,
+                lambda c: claims.claim(c, requests, self.policy),
+                on_undone=lambda: self._prepare_again(requests),
+            )
+        except DatabaseUnavailable:
+            raise
+        except Exception as error:
+            if not (handed_in := calls.refund_results(batch, self.fairness, error)):
+                raise
+            for waiter in handed_in:
+                self._settle(waiter, None)
+            return
+        # First of all, and at once: nothing that goes wrong with another call keeps a worker from its lease.
+        if calls.accept_results(batch, outcomes, self.fairness):
+            self._database.announcer.announce([EVENTS])
+        self._deliver(batch, outcomes)
+        ready_from = await calls.pass_over(self._database, batch, requests, outcomes)
+        self._dispatcher.record_claims(requests, outcomes, ready_from)
+        for waiter, outcome in zip(batch, outcomes, strict=True):
+            if outcome.lease is None:
+                calls.refund(waiter, self.fairness)
+                await self._answer(waiter, outcome)
 
     def _prepare_again(self, requests: list[ClaimRequest]) -> None:
         """Announce the lanes of a claim that failed, as others have skipped its tasks, and trust no number any more."""
@@ -338,11 +351,11 @@ class Broker:
     async def _answer(self, waiter: Waiter, outcome: ClaimOutcome) -> None:
         """Answer a call for which there is no new lease, unless it may wait for one."""
         try:
-            if waiter.answer.done():
+            if waiter.answer.done() or waiter.has_refused_result:
                 # To repeat a lease of which nobody wants to hear would keep it from being released.
                 self._settle(waiter, None)
             elif outcome.is_repeat:
-                lease = await self._repeat_lease(waiter.call)
+                lease = await calls.repeated_lease(self._database, waiter.call, self.policy)
                 # Where it has ended meanwhile, the next claim may bring another.
                 if lease is not None:
                     self._settle(waiter, lease)
@@ -355,19 +368,6 @@ class Broker:
                 raise refusal(outcome.worker_state, outcome.not_ready_reason)
         except Exception as error:
             self._settle(waiter, error)
-
-    async def _repeat_lease(self, call: LeaseCall) -> Lease | None:
-        """The lease of a repeated request, whose first answer was lost; None where it has ended. Raises Locked."""
-        for pause in (*_UNLOCKED_PAUSES, None):
-            try:
-                return await hot_path.run(
-                    self._database, lambda c: claims.lease_of_request(c, call.worker_id, call.request_id, self.policy)
-                )
-            except Locked:
-                if pause is None:
-                    raise
-                await asyncio.sleep(pause)
-        raise AssertionError("unreachable")
 
     def _answer_expired(self, error: Exception) -> None:
         """Answer the calls that may not wait any longer with an error."""

@@ -1,5 +1,7 @@
 """Calls for tasks as they wait in the broker, and what is at hand for workers whose time is limited."""
 
+import asyncio
+import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -7,23 +9,49 @@ from typing import NamedTuple, Protocol
 from uuid import UUID
 
 from app.db import hot_path
-from app.db.asynchronous_commits import AsynchronousCommit
 from app.db.database import Database
 from app.kernel.agents import AgentType
+from app.kernel.errors import Locked
 from app.kernel.ids import TaskId, WorkerId
 from app.kernel.lanes import Lane
 from app.kernel.resources import Resources
+from app.queue.rules.fair_queueing import FairQueue
 from app.queue.rules.tasks import LeasePolicy
 from app.queue.store import claims, ready_lanes
 from app.queue.store.claims import ClaimOutcome, ClaimRequest, Lease
+from app.queue.store.completions import Completion
+
+log = logging.getLogger(__name__)
+# Seconds between tries to repeat a lease that is locked, as by another replica that repeats or releases it. All other
+# workers wait for them.
+_UNLOCKED_PAUSES = (0.01, 0.03)
+
+
+class PrecedingResult:
+    """The result with which a worker asks for its next task; `is_accepted` once it is, and on the disk.
+
+    A claim accepts it and leases the next task by one statement. Where it cannot, it leases none, and the result is
+    left for those who find out why. Where `is_superseded`, a newer call of the worker asks for the task.
+    """
+
+    __slots__ = ("completion", "is_accepted", "is_superseded")
+
+    def __init__(self, completion: Completion) -> None:
+        self.completion = completion
+        self.is_accepted = self.is_superseded = False
+
+    @property
+    def size(self) -> int:
+        """Its length in characters."""
+        return len(self.completion.result)
 
 
 # A tuple, as one is made for each call of a worker.
 class LeaseCall(NamedTuple):
     """The request of a worker for a task, which must end by `ends_at` where the worker does.
 
-    One that `follows` a task comes right after the result of that one, the last that it leased, and cannot wait. A
-    lease flushes the `result_commit`.
+    One that `follows` a task comes right after the result of that one, the last that it leased, or with it, and then
+    cannot wait.
     """
 
     worker_id: WorkerId
@@ -34,7 +62,7 @@ class LeaseCall(NamedTuple):
     # What the worker offers; None: nothing that a task could ask for.
     offer: Resources | None = None
     follows: TaskId | None = None
-    result_commit: AsynchronousCommit | None = None
+    result: PrecedingResult | None = None
 
 
 class Answer(Protocol):
@@ -73,6 +101,11 @@ class Waiter:
     unfit_lanes: frozenset[Lane] = frozenset()
     renewed_lanes: frozenset[Lane] = frozenset()
 
+    @property
+    def has_refused_result(self) -> bool:
+        """Whether it comes with a result that is not accepted."""
+        return self.call.result is not None and not self.call.result.is_accepted
+
     def note_try(self) -> None:
         """Note that it was tried to serve the call."""
         if not self.is_tried:
@@ -99,20 +132,48 @@ def reconsider(waiters: Iterable[Waiter], lanes: Collection[Lane] | None = None)
             waiter.renewed_lanes = waiter.renewed_lanes.union(lanes)
 
 
-async def claim(
-    connection: hot_path.HotConnection, batch: Sequence[Waiter], requests: Sequence[ClaimRequest], policy: LeasePolicy
-) -> list[ClaimOutcome]:
-    """Claim tasks for these waiters, and flush the results that some of them follow. Raises as `claims.claim` does."""
-    commits = {waiter.call.result_commit for waiter in batch if waiter.call.result_commit is not None}
-    if not all(commit.precedes(connection) for commit in commits):
-        # The server may have crashed since, and lost these results: no lease is known to be over.
-        commits, requests = set(), [request._replace(last_number=None) for request in requests]
-    outcomes = await claims.claim(connection, requests, policy)
-    # A claim that leases nothing writes no log, and so waits for none.
-    if commits and any(outcome.lease for outcome in outcomes):
-        for commit in commits:
-            commit.is_flushed = True
-    return outcomes
+async def repeated_lease(database: Database, call: LeaseCall, policy: LeasePolicy) -> Lease | None:
+    """The lease of a repeated request, whose first answer was lost; None where it has ended. Raises Locked."""
+    for pause in (*_UNLOCKED_PAUSES, None):
+        try:
+            return await hot_path.run(
+                database, lambda c: claims.lease_of_request(c, call.worker_id, call.request_id, policy)
+            )
+        except Locked:
+            if pause is None:
+                raise
+            await asyncio.sleep(pause)
+    raise AssertionError("unreachable")
+
+
+def refund_results(batch: Sequence[Waiter], fairness: FairQueue, error: Exception) -> list[Waiter]:
+    """Return those with results of a claim that failed, which are tried alone, as one may be at fault.
+
+    Where there are any, the others ask again at once, and nobody was charged.
+    """
+    handed_in = [waiter for waiter in batch if waiter.call.result is not None]
+    if handed_in:
+        log.warning("a claim with %d results failed (%s); trying each by itself", len(handed_in), error)
+        for waiter in batch:
+            refund(waiter, fairness)
+    return handed_in
+
+
+def refund(waiter: Waiter, fairness: FairQueue) -> None:
+    """Take back what a call was charged for that has got no task."""
+    if waiter.lane is not None:
+        fairness.refund(waiter.lane.agent_type, waiter.charge)
+
+
+def accept_results(batch: Sequence[Waiter], outcomes: Sequence[ClaimOutcome], fairness: FairQueue) -> bool:
+    """Note the results that a claim has accepted, and what their tasks took; whether there are any."""
+    has_results = False
+    for waiter, outcome in zip(batch, outcomes, strict=True):
+        if (service := outcome.service) is not None and waiter.call.result is not None:
+            waiter.call.result.is_accepted = has_results = True
+            # Measured costs make shares of time, not of tasks, out of the weights.
+            fairness.observe(service.agent_type, service.seconds)
+    return has_results
 
 
 async def pass_over(

@@ -14,6 +14,7 @@ from app.kernel.lanes import Lane
 from app.kernel.resources import Resources
 from app.kernel.states import WorkerState
 from app.queue.broker.calls import LeaseCall
+from app.queue.broker.claim_limits import ClaimLimit, ClaimLimits
 from app.queue.broker.class_view import ClassView
 from app.queue.broker.lane_view import LaneView
 from app.queue.broker.retries import Retries
@@ -81,12 +82,17 @@ class Dispatcher:
         self.degradation = CurrentStep()
         self.classes = ClassView()
         self.workers_of_claim = _WORKERS_OF_LARGE
+        self._limits = ClaimLimits()
         self._lanes = lanes
         self._fairness = fairness
         self._preferences = preferences
         self._tag_issuer = database.shared(TagIssuer)
         self._given_leases = database.shared(GivenLeases)
         database.announcer.on_connection.append(self._given_leases.clear)
+
+    def next_limit(self, waiting: int) -> ClaimLimit:
+        """The limit of the next claim, while so many workers wait."""
+        return self._limits.next_claim(waiting, self.workers_of_claim)
 
     def choose_lane(
         self,
@@ -133,6 +139,7 @@ class Dispatcher:
             ends_at=call.ends_at,
             resources=self.classes.texts[lane.resource_class] if lane and lane.resource_class else None,
             last_number=self._given_leases.take(call.worker_id, call.follows) if call.follows else None,
+            completion=call.result.completion if call.result else None,
         )
 
     def _candidates(self, able: Able, counts: Mapping[Lane, int]) -> _Candidates:
@@ -180,8 +187,7 @@ class Dispatcher:
             if outcome.lease is not None:
                 tags[request.lane].append(outcome.lease.tag)
                 self._given_leases.note(request.worker_id, outcome.lease.task_id, outcome.lease_number or 0)
-            # A worker that could not be served for reasons of its own says nothing about the lane.
-            elif outcome.worker_state == WorkerState.READY and not outcome.holds_another and request.lane not in passed:
+            elif request.lane not in passed and _could_be_served(request, outcome):
                 exhausted_lanes.add(request.lane)
         for lane in exhausted_lanes | tags.keys():
             self._lanes.record_claim(
@@ -251,3 +257,9 @@ class LeaseHistory:
     async def _call_on_first(self, on_first: OnFirstLeases, worker_ids: Sequence[WorkerId]) -> bool:
         await hot_path.run(self._database, lambda connection: on_first(connection, worker_ids))
         return True
+
+
+def _could_be_served(request: ClaimRequest, outcome: ClaimOutcome) -> bool:
+    """Whether nothing but its lane has kept a task from a worker."""
+    is_free = request.completion is None or outcome.service is not None
+    return is_free and outcome.worker_state == WorkerState.READY and not outcome.holds_another

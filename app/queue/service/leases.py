@@ -6,17 +6,15 @@ import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.admin.service import config
-from app.db import asynchronous_commits, hot_path, notify
-from app.db.asynchronous_commits import AsynchronousCommit, LogFunctions
+from app.db import hot_path, notify
 from app.db.batching import Coalescer
 from app.db.database import Database, now
-from app.db.hot_path import HotConnection
 from app.kernel.errors import ConvenerError, Locked
 from app.kernel.events import TaskEvent
 from app.kernel.ids import TaskId, WorkerId
@@ -42,9 +40,6 @@ _RELEASES = ReleasePolicy()
 
 
 T = TypeVar("T")
-# Of more results few have to wait for their part of the disk, and the server then begins by itself to write so much log
-# that the claim waits for that as well: through the exchange 512 workers did 6 % less.
-_MOST_ASYNCHRONOUS = 128
 # Seconds between tries of what is locked, about 3 s together.
 UNLOCKED_PAUSES = (0.01, 0.03, 0.1, 0.3, 0.6, 1.0, 1.0)
 
@@ -77,12 +72,6 @@ class EndedLease:
     run_at: datetime | None = None
 
 
-class Acceptance(NamedTuple):
-    """A result is accepted; with its commit, where that may not be on the disk yet."""
-
-    result_commit: AsynchronousCommit | None = None
-
-
 class LeaseService:
     """Completions and renewals, coalesced: those that arrive together share one statement and one commit."""
 
@@ -91,14 +80,13 @@ class LeaseService:
         self.policy = policy
         self._fairness = fairness
         # As many as an exchange brings.
-        self._completions: Coalescer[Completion, Acceptance | None] = Coalescer(
+        self._completions: Coalescer[Completion, ServiceTime | None] = Coalescer(
             self._complete, lambda c: c.task_id, limit=512, size=_result_size
         )
         # Apart, because to unblock dependents takes locks for which the others must not wait.
-        self._last_tries: Coalescer[Completion, Acceptance | None] = Coalescer(
+        self._last_tries: Coalescer[Completion, ServiceTime | None] = Coalescer(
             self._complete_and_unblock, lambda c: c.task_id, size=_result_size
         )
-        self._flushes: Coalescer[Completion, bool] = Coalescer(self._flush, lambda c: c.task_id)
         self._renewals: Coalescer[Renewal, datetime | None] = Coalescer(
             self._renew, lambda r: r.task_id, size=lambda r: len(r.checkpoint or "")
         )
@@ -107,19 +95,17 @@ class LeaseService:
         """Finish the calls that have arrived."""
         await self._completions.close()
         await self._last_tries.close()
-        await self._flushes.close()
         await self._renewals.close()
 
-    async def complete(self, completion: Completion) -> AsynchronousCommit | None:
+    async def complete(self, completion: Completion) -> None:
         """Accept a result once; a repetition with the same result is accepted too, anything else is refused.
 
-        Returns the commit of one that precedes a claim, for `flush`. Raises LeaseExpired, LeaseSuperseded, LeaseEnded,
-        TaskCancelled, LeaseNotFound, Locked.
+        Raises LeaseExpired, LeaseSuperseded, LeaseEnded, TaskCancelled, LeaseNotFound, Locked.
         """
         # The common statement skips tasks that others wait for, as well as those that are refused.
         try:
-            if (acceptance := await self._completions.enqueue_one(completion)) is not None:
-                return acceptance.result_commit
+            if await self._completions.enqueue_one(completion) is not None:
+                return
         except Locked:
             pass
         fence = Fence(task_id=completion.task_id, token=completion.token, worker_id=completion.worker_id)
@@ -128,25 +114,11 @@ class LeaseService:
             task = await attempts.task_status(connection, fence.task_id)
             # Earlier versions kept a longer hash.
             hashed = (task and task["result_hash"]) or b""
-            if not (task and _matches_fence(task, fence) and hashed.startswith(completion.result_hash)):
-                return False
-            # The first call may have been accepted a moment ago, and not be on the disk.
-            await asynchronous_commits.flush(connection)
-            return True
+            return bool(task and _matches_fence(task, fence) and hashed.startswith(completion.result_hash))
 
         await self._until_unlocked(fence, lambda: self._last_tries(completion), is_repetition)
-        return None
 
-    async def flush(self, completion: Completion, commit: AsynchronousCommit | None) -> None:
-        """See that an accepted result is on the disk, which a claim since has mostly done. Raises as `complete` does.
-
-        Where the server has crashed or was replaced, and has lost it, it is accepted once more.
-        """
-        if commit is None or commit.is_flushed or await self._flushes(completion):
-            return
-        await self.complete(completion._replace(precedes_claim=False))
-
-    def begin_completions(self, calls: Sequence[Completion]) -> "list[asyncio.Future[Acceptance | None]]":
+    def begin_completions(self, calls: Sequence[Completion]) -> "list[asyncio.Future[ServiceTime | None]]":
         """Try once to accept results, many in one statement; those that end with None or Locked are for `complete`."""
         return self._completions.enqueue(calls)
 
@@ -190,47 +162,23 @@ class LeaseService:
             await asyncio.sleep(pause)
         raise AssertionError("unreachable")
 
-    async def _complete(self, calls: Sequence[Completion]) -> list[Acceptance | None]:
-        waits = self._database.is_pooled or len(calls) > _MOST_ASYNCHRONOUS
-        if waits or not all(call.precedes_claim for call in calls):
-            services = await hot_path.run(self._database, lambda c: completions.complete(c, calls))
-            return self._noted(services, calls)
-        log_functions = self._database.shared(LogFunctions)
-        commit: AsynchronousCommit | None = None
+    async def _complete(self, calls: Sequence[Completion]) -> list[ServiceTime | None]:
+        services = await hot_path.run(self._database, lambda c: completions.complete(c, calls))
+        return self._noted(services, calls)
 
-        async def complete(connection: HotConnection) -> dict[UUID, ServiceTime]:
-            nonlocal commit
-            if log_functions.is_look_due:
-                await log_functions.look(connection)
-            commit = AsynchronousCommit(connection) if log_functions.are_offered else None
-            return await completions.complete(connection, calls, waits=commit is None)
-
-        services = await hot_path.run(self._database, complete, connections=self._database.asynchronous)
-        return self._noted(services, calls, commit)
-
-    async def _flush(self, calls: Sequence[Completion]) -> list[bool]:
-        flushed_ids = await hot_path.run(self._database, lambda c: completions.flush(c, calls))
-        return [call.task_id in flushed_ids for call in calls]
-
-    async def _complete_and_unblock(self, calls: Sequence[Completion]) -> list[Acceptance | None]:
+    async def _complete_and_unblock(self, calls: Sequence[Completion]) -> list[ServiceTime | None]:
         services, lane_tags = await hot_path.run(self._database, lambda c: completions.complete_and_unblock(c, calls))
         self._database.announcer.announce({notify.work(lane): tag for lane, tag in lane_tags.items()})
         return self._noted(services, calls)
 
-    def _noted(
-        self,
-        services: Mapping[UUID, ServiceTime],
-        calls: Sequence[Completion],
-        commit: AsynchronousCommit | None = None,
-    ) -> list[Acceptance | None]:
-        """Let the shares of agent types go by these service times from now on; return what the calls are told."""
+    def _noted(self, services: Mapping[UUID, ServiceTime], calls: Sequence[Completion]) -> list[ServiceTime | None]:
+        """The service times in the order of the calls, which the shares of agent types go by from now on."""
         if services:
             self._database.announcer.announce([notify.EVENTS])
         for service in services.values():
             # Measured costs make shares of time, not of tasks, out of the weights.
             self._fairness.observe(service.agent_type, service.seconds)
-        acceptance = Acceptance(commit)
-        return [acceptance if call.task_id in services else None for call in calls]
+        return [services.get(call.task_id) for call in calls]
 
     async def _renew(self, renewals: Sequence[Renewal]) -> list[datetime | None]:
         expiries = await hot_path.run(self._database, lambda c: completions.renew(c, renewals, self.policy))

@@ -8,6 +8,7 @@ index entries, which vacuum cannot remove while somebody keeps an old snapshot. 
 
 from collections.abc import Sequence
 from datetime import datetime
+from itertools import product
 from operator import itemgetter
 from typing import NamedTuple
 from uuid import UUID
@@ -20,7 +21,8 @@ from app.kernel.events import TaskEvent
 from app.kernel.ids import TaskId, WorkerId
 from app.kernel.lanes import Lane
 from app.queue.rules.tasks import BASE_COMPUTE_SECONDS, LeasePolicy
-from app.queue.store import counters, event_rows, holds, lease_ledger
+from app.queue.store import completions, counters, event_rows, holds, lease_ledger
+from app.queue.store.completions import Arrays, Completion, ServiceTime, service_time, told
 
 BOTTOM = 0.0
 
@@ -30,7 +32,8 @@ class ClaimRequest(NamedTuple):
     """One waiting worker, and the lane to lease it a task from at `floor` or above; None only asks for its state.
 
     Of a worker that ends at `ends_at` only a task whose timeout is over by then; all of one lane must have the same.
-    Where `last_number` is told, the worker's last lease had that number, and is over.
+    Where `last_number` is told, the worker's last lease had that number, and is over. Where a `completion` precedes it,
+    that is accepted first, and nothing is leased where it cannot be.
     """
 
     worker_id: WorkerId
@@ -42,6 +45,7 @@ class ClaimRequest(NamedTuple):
     # What the tasks of the lane ask for, where it has a resource class.
     resources: str | None = None
     last_number: int | None = None
+    completion: Completion | None = None
 
 
 class Lease(NamedTuple):
@@ -73,7 +77,10 @@ class Lease(NamedTuple):
 
 
 class ClaimOutcome(NamedTuple):
-    """Result of one request: a lease and its number, or the state of the worker that explains why there is none."""
+    """Result of one request: a lease and its number, or the state of the worker that explains why there is none.
+
+    `service` is the time of the task whose completion preceded it, and was accepted.
+    """
 
     worker_state: str | None
     not_ready_reason: str | None
@@ -82,6 +89,7 @@ class ClaimOutcome(NamedTuple):
     assigned_agent: AgentType | None
     lease: Lease | None
     lease_number: int | None = None
+    service: ServiceTime | None = None
 
 
 _MOMENTS = ("created_at", "waiting_since", "leased_at", "expires_at", "deadline_at")
@@ -97,6 +105,9 @@ def _answer_columns(relation: str) -> str:
 _LEASE_FIELDS = itemgetter(*Lease._fields)
 # The place of the first of these fields in an answer to a claim, behind those of the request.
 _LEASE_BEGINS = 5
+_LEASE_ENDS = _LEASE_BEGINS + len(Lease._fields)
+# In the place of the result of a request that hands in none.
+_NO_RESULT = (None,) * len(Completion._fields)
 # What most steps read comes first, as whoever reads a column of a row walks over those before it.
 _LEASE_COLUMNS = """t.id AS task_id, t.token, t.leased_at, t.waiting_since, t.agent_type, t.priority, t.goal_id,
     t.failures + 1 AS attempt, t.created_at, date_part('epoch', t.deadline_at - t.leased_at) AS timeout_seconds,
@@ -161,12 +172,14 @@ _WORKER = """LEFT JOIN LATERAL (
 _OF_CLASS = "AND tag < demand.ceiling AND resources = demand.resources"
 
 
-def _statement(*, of_ends: bool = False, of_classes: bool = False) -> str:
+def _statement(*, of_ends: bool = False, of_classes: bool = False, of_results: bool = False) -> str:
     """The claim; `of_ends` for workers whose time is limited, `of_classes` for tasks that ask for resources.
 
-    Others need not pay for either.
+    `of_results` for those that hand in the results of their last leases. Others need not pay for any.
     """
     column = name = longest = bound = fits = columns = group = asked = ""
+    fenced = endings = over = may_go_on = services = ended = ""
+    still = "held.id IS NOT NULL"
     if of_ends:
         column, name, longest = ", $12::timestamptz[]", ", ends_at", f", max({STRETCH}) AS longest_stretch"
         bound, fits, columns, group = _BOUND, _FITS, name, name
@@ -175,14 +188,35 @@ def _statement(*, of_ends: bool = False, of_classes: bool = False) -> str:
         column += f", ${first}::float8[], ${first + 1}::jsonb[]"
         columns, group = f"{name}, ceiling, resources", f"{name}, ceiling"
         fits, asked = f"{fits} {_OF_CLASS}", ", (array_agg(resources))[1] AS resources"
+    if of_results:
+        first = 12 + of_ends + 2 * of_classes
+        arrays = Arrays(
+            f"${first}::uuid[]",
+            f"${first + 1}::bigint[]",
+            "$1::uuid[]",
+            *(f"${first + 2 + place}::{kind}[]" for place, kind in enumerate(("jsonb", "bytea", "jsonb", "float8"))),
+        )
+        # By place in one array, as a join of two steps might be evaluated for each pair of rows.
+        fenced = f"""{completions.fenced(arrays)}, over AS MATERIALIZED (
+    SELECT array_agg(ctid ORDER BY place) AS ctids FROM fenced
+), """
+        is_over = "(SELECT ctids FROM over)[r.turn] IS NOT NULL"
+        over = f"\n           {is_over} OR ({arrays.task_ids})[r.turn] IS NULL AS may_go_on,"
+        # What this statement deletes is still there for it.
+        still = f"held.id IS NOT NULL AND ({is_over} AND held.id = ({arrays.task_ids})[r.turn]) IS NOT TRUE"
+        may_go_on = "may_go_on AND "
+        # Last, as what comes last in a statement is done first: events of results come before those of leases.
+        endings = f", {completions.endings(arrays)}"
+        services = f"deleted.agent_type AS completed_agent, {completions.SECONDS} AS completed_seconds, "
+        ended = " FULL JOIN deleted ON deleted.place = request.turn"
     return f"""
-WITH request AS MATERIALIZED (
-    SELECT r.turn, r.agent_type, r.priority{columns},
+WITH {fenced}request AS MATERIALIZED (
+    SELECT r.turn, r.agent_type, r.priority{columns},{over}
            CASE WHEN w.ended_reason LIKE 'superseded%' THEN 'superseded' ELSE w.state END AS worker_state,
            w.not_ready_reason, w.assigned_agent, w.assigned_compute_seconds,
            coalesce(r.last_number, last.n, 0) AS leases_before,
-           held.id IS NOT NULL AS holds_another,
-           held.id IS NOT NULL AND last.request_id = ($2::uuid[])[r.turn] AS is_repeat
+           {still} AS holds_another,
+           {still} AND last.request_id = ($2::uuid[])[r.turn] AS is_repeat
     FROM unnest($1::uuid[], $3::text[], $4::smallint[], $7::bigint[]{column}) WITH ORDINALITY
          AS r (worker_id, agent_type, priority, last_number{columns}, turn)
     {_WORKER}
@@ -191,7 +225,7 @@ WITH request AS MATERIALIZED (
     SELECT agent_type, priority{group}{asked}, min(($5::float8[])[turn]) AS floor, count(*) AS places,
            array_agg(turn::int ORDER BY turn) AS turns, array_agg(leases_before ORDER BY turn) AS leases_before,
            array_agg({STRETCH} ORDER BY turn) AS stretches{longest}
-    FROM request WHERE worker_state = 'ready' AND NOT holds_another GROUP BY agent_type, priority{group}
+    FROM request WHERE {may_go_on}worker_state = 'ready' AND NOT holds_another GROUP BY agent_type, priority{group}
 ), picked AS MATERIALIZED (
     SELECT demand.*, head.ctids,
            head.is_avoided AND EXISTS (
@@ -234,16 +268,18 @@ WITH request AS MATERIALIZED (
     {_LOG}
 ), counted AS (
     {counters.entry("leased", "'pending'", "state")}
-)
+){endings}
 SELECT request.worker_state, request.not_ready_reason, request.holds_another, request.is_repeat, request.assigned_agent,
-       {_answer_columns("leased")}, leased.leases_before + 1 AS lease_number, request.turn
-FROM leased FULL JOIN request USING (turn)
+       {_answer_columns("leased")}, {services}leased.leases_before + 1 AS lease_number, request.turn
+FROM leased FULL JOIN request USING (turn){ended}
 """
 
 
-_CLAIM, _CLAIM_OF_ENDS = _statement(), _statement(of_ends=True)
-_CLAIM_OF_CLASSES = _statement(of_classes=True)
-_CLAIM_OF_CLASSES_AND_ENDS = _statement(of_classes=True, of_ends=True)
+# By whether they are of ends, of classes and of results.
+_CLAIMS = {
+    kinds: _statement(of_ends=kinds[0], of_classes=kinds[1], of_results=kinds[2])
+    for kinds in product((False, True), repeat=3)
+}
 
 # Renewed: the worker has all the time to begin, and no replica releases it as a lease that nobody has heard of. By more
 # than nothing, whatever the clock and the policy of the claim were.
@@ -293,15 +329,18 @@ async def _claim(
 ) -> list[ClaimOutcome]:
     """Serve requests that are either all for lanes with a resource class, or all for others."""
     # All columns in one pass, as each of its own would cost as much.
-    worker_ids, request_ids, lanes_asked, acknowledges, floors, ends, resources, numbers = zip(*requests, strict=True)
-    is_ending = ends.count(None) < len(ends)
-    statement = _CLAIM_OF_ENDS if is_ending else _CLAIM
-    more: list[Sequence[object]] = [ends] if is_ending else []
-    if resources[0]:
-        statement = _CLAIM_OF_CLASSES_AND_ENDS if is_ending else _CLAIM_OF_CLASSES
+    worker_ids, request_ids, lanes_asked, acknowledges, floors, ends, resources, numbers, results = zip(
+        *requests, strict=True
+    )
+    kinds = told(ends) is not None, bool(resources[0]), told(results) is not None
+    more: list[Sequence[object] | None] = [ends] if kinds[0] else []
+    if kinds[1]:
         more += [lane.ceiling if lane else None for lane in lanes_asked], resources
+    if kinds[2]:
+        task_ids, tokens, _, *values = zip(*(result or _NO_RESULT for result in results), strict=True)
+        more += task_ids, tokens, *map(told, values)
     rows = await connection.fetch(
-        statement,
+        _CLAIMS[kinds],
         worker_ids,
         request_ids,
         [lane.agent_type if lane else None for lane in lanes_asked],
@@ -315,7 +354,8 @@ async def _claim(
         policy.task_timeout_seconds,
         *more,
     )
-    outcomes = {row[-1]: _outcome(row) for row in rows}
+    outcome = _outcome_of_result if kinds[2] else _outcome
+    outcomes = {row[-1]: outcome(row) for row in rows}
     return [outcomes[turn] for turn in range(1, len(requests) + 1)]
 
 
@@ -339,9 +379,14 @@ async def lease_of_request(
 def _outcome(row: asyncpg.Record) -> ClaimOutcome:
     # By their places, as two dozen look-ups by name cost as much as to send the answer.
     worker_state, not_ready_reason, holds_another, is_repeat, agent = row[:_LEASE_BEGINS]
-    lease = Lease._make(row[_LEASE_BEGINS:-2]) if row[_LEASE_BEGINS] else None
+    lease = Lease._make(row[_LEASE_BEGINS:_LEASE_ENDS]) if row[_LEASE_BEGINS] else None
     assigned_agent = AgentType(agent) if agent else None
     return ClaimOutcome(worker_state, not_ready_reason, holds_another, bool(is_repeat), assigned_agent, lease, row[-2])
+
+
+def _outcome_of_result(row: asyncpg.Record) -> ClaimOutcome:
+    agent = row[_LEASE_ENDS]
+    return _outcome(row)._replace(service=service_time(agent, row[_LEASE_ENDS + 1]) if agent else None)
 
 
 def _lease(row: asyncpg.Record) -> Lease:

@@ -15,7 +15,6 @@ from uuid import UUID
 
 import asyncpg
 
-from app.db import asynchronous_commits
 from app.db.hot_path import columns
 from app.kernel.agents import AgentType
 from app.kernel.events import TaskEvent
@@ -27,10 +26,7 @@ from app.queue.store.tables import KEPT_COLUMNS
 
 
 class Completion(NamedTuple):
-    """A result, fenced by task, token and worker. `result` and `usage` are JSON text; the quality is 0 to 1.
-
-    One that `precedes_claim` is answered only after the call for the next task that came with it.
-    """
+    """A result, fenced by task, token and worker. `result` and `usage` are JSON text; the quality is 0 to 1."""
 
     task_id: TaskId
     token: int
@@ -39,7 +35,6 @@ class Completion(NamedTuple):
     result_hash: bytes
     usage: str | None
     quality: float | None = None
-    precedes_claim: bool = False
 
 
 class ServiceTime(NamedTuple):
@@ -68,34 +63,53 @@ _AGENTS = {str(agent): agent for agent in AgentType}
 _FENCE = """t.id = c.task_id AND t.token = c.token AND t.worker_id IS NOT DISTINCT FROM c.worker_id
     AND t.state IN ('assigned', 'executing') AND t.lease_expires_at > now()"""
 
+
+class Arrays(NamedTuple):
+    """The parameters of a statement that are the columns of its completions, as SQL expressions."""
+
+    task_ids: str = "$1::uuid[]"
+    tokens: str = "$2::bigint[]"
+    worker_ids: str = "$3::uuid[]"
+    results: str = "$4::jsonb[]"
+    hashes: str = "$5::bytea[]"
+    usages: str = "$6::jsonb[]"
+    qualities: str = "$7::float8[]"
+
+
+_ARRAYS = Arrays()
+
+
 # The other columns of a call are looked up by its place, which costs less than to unnest each, and copies no results
 # from step to step. A look for a result walks over those before it, which the number of calls bounds.
-_CALLS = """(
-    SELECT task_id, ($2::bigint[])[place] AS token, ($3::uuid[])[place] AS worker_id, place
-    FROM unnest($1::uuid[]) WITH ORDINALITY AS task (task_id, place)
+def _calls(arrays: Arrays = _ARRAYS) -> str:
+    return f"""(
+    SELECT task_id, ({arrays.tokens})[place] AS token, ({arrays.worker_ids})[place] AS worker_id, place
+    FROM unnest({arrays.task_ids}) WITH ORDINALITY AS task (task_id, place)
 ) c"""
 
 
-_FINISH = history.entry(
-    "deleted",
-    "'completed'",
-    result="($4::jsonb[])[place]",
-    result_hash="($5::bytea[])[place]",
-    usage="($6::jsonb[])[place]",
-    quality="quality",
-    # There is nothing to try again.
-    retry_delays="'{}'",
-)
+def _finish(arrays: Arrays) -> str:
+    return history.entry(
+        "deleted",
+        "'completed'",
+        result=f"({arrays.results})[place]",
+        result_hash=f"({arrays.hashes})[place]",
+        usage=f"({arrays.usages})[place]",
+        quality="quality",
+        # There is nothing to try again.
+        retry_delays="'{}'",
+    )
+
 
 # Never negative, also when the clock of the database was set back.
-_SECONDS = "greatest(date_part('epoch', now() - leased_at), 0)"
+SECONDS = "greatest(date_part('epoch', now() - deleted.leased_at), 0)"
 _LOG_COMPLETED = event_rows.entry(
     f"'{TaskEvent.COMPLETED}'",
     "deleted",
     "place",
     worker_ids="worker_id",
     tokens="token",
-    all_seconds=f"({_SECONDS})::real",
+    all_seconds=f"({SECONDS})::real",
     qualities="quality",
 )
 
@@ -113,53 +127,46 @@ _COMMON_COLUMNS = (
     "state",
     "goal_id",
 )
-_DELETED_COLUMNS = ", ".join(
-    [
-        "held.place",
-        "($7::float8[])[held.place] AS quality",
-        *(f"t.{name}" for name in dict.fromkeys((*_COMMON_COLUMNS, *KEPT_COLUMNS))),
-    ]
-)
+_KEPT = [f"t.{name}" for name in dict.fromkeys((*_COMMON_COLUMNS, *KEPT_COLUMNS))]
+_WITHOUT_DEPENDENTS = "NOT t.has_dependents"
 
 
 # A row is locked where it is found, so that nothing carries the results through a sort, and deleted by its place in the
 # table instead of by another look for its id. One that has changed since the statement began is left alone, like one
 # that is locked.
-def _completion(condition: str, *, waits: bool = True) -> str:
-    part = "" if waits else f"without_wait AS MATERIALIZED ({asynchronous_commits.WITHOUT_WAIT}), "
-    joined = "" if waits else " LEFT JOIN without_wait ON true"
-    return f"""
-WITH {part}held AS MATERIALIZED (
-    SELECT locked.ctid, c.place FROM {_CALLS} CROSS JOIN LATERAL (
+def fenced(arrays: Arrays, condition: str = _WITHOUT_DEPENDENTS) -> str:
+    """Return the CTE `fenced`: the `ctid` of the task of each call that holds its lease, or null, by `place`."""
+    return f"""fenced AS MATERIALIZED (
+    SELECT locked.ctid, c.place FROM {_calls(arrays)} LEFT JOIN LATERAL (
         SELECT t.ctid FROM tasks t WHERE {_FENCE} AND {condition} FOR UPDATE OF t SKIP LOCKED
-    ) locked
-), deleted AS (
-    DELETE FROM tasks t USING held WHERE t.ctid = held.ctid AND {counters.COUNTS_ITSELF}
-    RETURNING {_DELETED_COLUMNS}
+    ) locked ON true
+)"""
+
+
+def endings(arrays: Arrays) -> str:
+    """Return the CTEs that complete the tasks of `fenced`, of which `deleted` has the rows."""
+    return f"""deleted AS (
+    DELETE FROM tasks t USING fenced WHERE t.ctid = fenced.ctid AND {counters.COUNTS_ITSELF}
+    RETURNING fenced.place, ({arrays.qualities})[fenced.place] AS quality, {", ".join(_KEPT)}
 ), finished AS (
-    {_FINISH}
-), logged AS (
+    {_finish(arrays)}
+), logged_endings AS (
     {_LOG_COMPLETED}
-), counted AS (
+), counted_endings AS (
     {counters.entry("deleted", "state")}
-)
-SELECT id, agent_type, {_SECONDS} AS seconds FROM deleted{joined}
+)"""
+
+
+def _completion(condition: str) -> str:
+    return f"""
+WITH {fenced(_ARRAYS, condition)}, {endings(_ARRAYS)}
+SELECT id, agent_type, {SECONDS} AS seconds FROM deleted
 """
 
 
-_COMPLETE = _completion("NOT t.has_dependents")
-_COMPLETE_WITHOUT_WAIT = _completion("NOT t.has_dependents", waits=False)
+_COMPLETE = _completion(_WITHOUT_DEPENDENTS)
 _COMPLETE_ANY = _completion("true")
-# By the day's partition alone: there are as many as days are kept.
-_FLUSH = f"""
-WITH flushed AS MATERIALIZED (SELECT {asynchronous_commits.WRITE_LOG})
-SELECT c.task_id FROM flushed CROSS JOIN {_CALLS} CROSS JOIN LATERAL (
-    SELECT FROM task_history h
-    WHERE h.id = c.task_id AND h.token = c.token AND h.worker_id IS NOT DISTINCT FROM c.worker_id
-      AND h.state = 'completed' AND h.finished_at > now() - interval '1 day' LIMIT 1
-) kept
-"""
-_LOCK_HELD = f"SELECT t.id FROM tasks t JOIN {_CALLS} ON {_FENCE} ORDER BY t.id FOR UPDATE OF t SKIP LOCKED"
+_LOCK_HELD = f"SELECT t.id FROM tasks t JOIN {_calls()} ON {_FENCE} ORDER BY t.id FOR UPDATE OF t SKIP LOCKED"
 
 # Without a priority it counts as no step on its way: the claim may have told of it already.
 _LOG_EXECUTING = event_rows.entry(
@@ -195,14 +202,13 @@ SELECT id, lease_expires_at FROM renewed
 
 
 async def complete(
-    connection: "asyncpg.Connection[asyncpg.Record]", calls: Sequence[Completion], *, waits: bool = True
+    connection: "asyncpg.Connection[asyncpg.Record]", calls: Sequence[Completion]
 ) -> dict[UUID, ServiceTime]:
     """Complete the tasks whose leases the calls hold; return the service times of those that were accepted.
 
-    Where it does not wait for the disk, they are for `flush`, or a claim, before anybody is told.
     Leaves alone tasks that somebody has locked, and those that have dependents, which are for `complete_and_unblock`.
     """
-    return _service_times(await connection.fetch(_COMPLETE if waits else _COMPLETE_WITHOUT_WAIT, *_columns(calls)))
+    return _service_times(await connection.fetch(_COMPLETE, *_columns(calls)))
 
 
 async def complete_and_unblock(
@@ -216,12 +222,6 @@ async def complete_and_unblock(
         service_times = _service_times(await connection.fetch(_COMPLETE_ANY, *_columns(held))) if held else {}
         tags = await dependencies.unblock(connection, list(service_times)) if service_times else {}
     return service_times, tags
-
-
-async def flush(connection: "asyncpg.Connection[asyncpg.Record]", calls: Sequence[Completion]) -> set[UUID]:
-    """See that completed tasks are on the disk, and return them; others were lost with the end of the server."""
-    rows = await connection.fetch(_FLUSH, *_columns(calls)[:3])
-    return {row["task_id"] for row in rows}
 
 
 async def renew(
@@ -238,10 +238,19 @@ async def renew(
 
 
 def _columns(calls: Sequence[Completion]) -> list[Sequence[object] | None]:
-    *columns_told, usages, qualities, _ = zip(*calls, strict=True)
-    # Most results tell neither, and an array of nothing takes the driver as long as any other.
-    return [*columns_told, *(None if column.count(None) == len(column) else column for column in (usages, qualities))]
+    *columns_told, usages, qualities = zip(*calls, strict=True)
+    return [*columns_told, told(usages), told(qualities)]
+
+
+def told(column: Sequence[object]) -> Sequence[object] | None:
+    """A column, or None where all of it is: an array of nothing takes the driver as long as any other."""
+    return None if column.count(None) == len(column) else column
 
 
 def _service_times(rows: Sequence[asyncpg.Record]) -> dict[UUID, ServiceTime]:
-    return {task_id: ServiceTime(_AGENTS[agent_type], seconds) for task_id, agent_type, seconds in rows}
+    return {task_id: service_time(agent_type, seconds) for task_id, agent_type, seconds in rows}
+
+
+def service_time(agent_type: str, seconds: float) -> ServiceTime:
+    """The service time of a task, as a statement answers it."""
+    return ServiceTime(_AGENTS[agent_type], seconds)

@@ -177,7 +177,7 @@ async def read_batch(
     Only of one namespace if one is given. A batch may be empty and still not the last, where events of other namespaces
     fill the window that it reads.
     """
-    horizon = await folds.horizon(connection, "events", is_told=True)
+    horizon = await folds.horizon(connection, "events")
     until = horizon.transaction
     edges: dict[str, Any] = {"is_held": horizon.is_held, "is_ahead": start.transaction > until, "complete_until": until}
     values: dict[str, Any] = {**_span(start, horizon), "limit": limit, "page_bytes": max_bytes or PAGE_BYTES}
@@ -220,13 +220,13 @@ _PLAIN_FIELDS = ("at", "kind", "task_id", "agent_type", "goal_id", "worker_id", 
 
 async def latest(connection: AsyncConnection) -> Cursor:
     """Return a cursor for now, which all later events follow."""
-    horizon = await folds.horizon(connection, "events", is_told=True)
+    horizon = await folds.horizon(connection, "events")
     return Cursor(transaction=horizon.transaction, seq=horizon.seq)
 
 
 async def cursor_before(connection: AsyncConnection, moment: datetime) -> Cursor:
     """Return a cursor that all events of this moment and later follow, and few of before."""
-    horizon = await folds.horizon(connection, "events", is_told=True)
+    horizon = await folds.horizon(connection, "events")
     values = {"last": max(horizon.transaction, 1), "moment": moment - _LONGEST}
     cursor = Cursor(transaction=(await connection.execute(_AT, values)).scalar_one(), seq=0)
     dropped = (await kept_span(connection)).dropped_until
@@ -242,7 +242,7 @@ async def kept_span(connection: AsyncConnection) -> KeptSpan:
 
 async def bounds(connection: AsyncConnection, start: Cursor) -> dict[str, int]:
     """Return the parameters of a statement that reads from a cursor on, as far as no event can be missing any more."""
-    return _span(start, await folds.horizon(connection, "events", is_told=True))
+    return _span(start, await folds.horizon(connection, "events"))
 
 
 def _span(start: Cursor, horizon: Horizon) -> dict[str, int]:

@@ -12,7 +12,6 @@ from uuid import UUID
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.db.asynchronous_commits import AsynchronousCommit
 from app.db.turns import Turns
 from app.http import problems
 from app.http.bodies import in_parser
@@ -26,11 +25,12 @@ from app.kernel.ids import WorkerId
 from app.queue.api import advice, lease_calls
 from app.queue.api.lease_schemas import LeaseIn, NextIn
 from app.queue.broker.broker import Broker
+from app.queue.broker.calls import PrecedingResult
 from app.queue.broker.waits import Outcome, Waits
 from app.queue.rules.tasks import LeasePolicy
-from app.queue.service.leases import Acceptance, LeaseService
+from app.queue.service.leases import LeaseService
 from app.queue.store.claims import Lease
-from app.queue.store.completions import Completion, Renewal
+from app.queue.store.completions import Completion, Renewal, ServiceTime
 from app.workers.api.exchange_items import OPERATIONS, Admission, Item, admissions, authorization_of, read
 
 MEDIA_TYPE = "application/x-ndjson"
@@ -62,7 +62,7 @@ class Exchange:
         self._may_wait = False
         self._answers: list[str] = []
         self._outcomes: deque[tuple[Item, Outcome]] = deque()
-        self._unflushed: dict[int, tuple[Completion, AsynchronousCommit]] = {}
+        self._results: dict[int, PrecedingResult] = {}
         self._unanswered = len(values)
         self._news = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -96,11 +96,13 @@ class Exchange:
         completions: list[_Turn] = []
         renewals: list[_Turn] = []
         for worker_id, items in calls.items():
-            turn = items[0], leases.pop(worker_id, [])
-            if len(items) > 1 or items[0].operation not in _TOGETHER or (turn[1] and _has_next(items[0])):
-                self._spawn(self._work_in_order(items, turn[1]))
+            turn = first, later = items[0], leases.pop(worker_id, [])
+            if len(items) > 1 or first.operation not in _TOGETHER or (later and _has_next(first)):
+                self._spawn(self._work_in_order(items, later))
+            elif _has_next(first):
+                self._go_on(first)
             else:
-                (completions if items[0].operation == "complete" else renewals).append(turn)
+                (completions if first.operation == "complete" else renewals).append(turn)
         service = self._services[LeaseService]
         self._batches = bool(completions) + bool(renewals)
         if completions:
@@ -174,14 +176,31 @@ class Exchange:
             self._wake()
         self._lease(leases)
 
-    def _completed(self, item: Item, call: Completion, acceptance: Acceptance) -> None:
-        following: NextIn | None = item.call.next
-        if following is None:
-            self._put(item.index, 200, lease_calls.completed_text(call.task_id, None, None))
+    def _go_on(self, item: Item) -> None:
+        """Hand in a result together with the call for the next task; what is not accepted so goes on by itself."""
+        try:
+            completion = lease_calls.completion(item.path["task_id"], item.call, item.principal, self._services)
+        except ConvenerError as error:
+            self._put_response(item.index, problems.from_raised(error))
+            return
+        self._results[item.index] = result = PrecedingResult(completion)
+        self._wait(item, item.call.next, 0.0, result)
+
+    async def _accept_alone(self, item: Item, result: PrecedingResult) -> None:
+        """Hand in a result that no claim has accepted, and then ask for the next task."""
+        try:
+            await self._services[LeaseService].complete(result.completion)
+        except Exception as error:
+            self._put_response(item.index, problems.from_raised(error))
+            self._wake()
         else:
-            if acceptance.result_commit is not None:
-                self._unflushed[item.index] = call, acceptance.result_commit
-            self._wait(item, following, 0.0, call.task_id, acceptance.result_commit)
+            if result.is_superseded:
+                self._deliver(item, None)
+            else:
+                self._wait(item, item.call.next, 0.0)
+
+    def _completed(self, item: Item, call: Completion, _: ServiceTime) -> None:
+        self._put(item.index, 200, lease_calls.completed_text(call.task_id, None, None))
 
     def _held(self, item: Item, call: Renewal, expires_at: datetime) -> None:
         self._put(item.index, 200, lease_calls.held_text(call, expires_at))
@@ -194,20 +213,17 @@ class Exchange:
         for item in items:
             self._wait(item, item.call, min(item.call.wait_seconds, self._services[LeasePolicy].max_wait_seconds))
 
-    def _wait(
-        self,
-        item: Item,
-        call: LeaseIn | NextIn,
-        seconds: float,
-        follows: UUID | None = None,
-        commit: AsynchronousCommit | None = None,
-    ) -> None:
+    def _wait(self, item: Item, call: LeaseIn | NextIn, seconds: float, result: PrecedingResult | None = None) -> None:
         try:
-            self._waits.add(item, lease_calls.lease_call(call, item.principal, follows, commit), seconds)
+            self._waits.add(item, lease_calls.lease_call(call, item.principal, result), seconds)
         except ConvenerError as error:
             self._deliver(item, error)
 
     def _deliver(self, item: Item, outcome: Outcome) -> None:
+        result = self._results.pop(item.index, None)
+        if result is not None and not result.is_accepted:
+            self._spawn(self._accept_alone(item, result))
+            return
         self._outcomes.append((item, outcome))
         self._wake()
 
@@ -241,30 +257,12 @@ class Exchange:
             if self._failure is not None:
                 raise self._failure
             if not self._is_patient or not (self._batches or self._waits.is_trying):
-                await self._flush()
                 self._answer_outcomes()
                 if self._answers:
                     answers, self._answers = self._answers, []
                     return f'{{"answers":[{",".join(answers)}]}}\n'.encode()
             self._news.clear()
             await self._news.wait()
-
-    async def _flush(self) -> None:
-        """See that results are on the disk of whose leases there are outcomes; refuse those for which that fails."""
-        # Again, as further outcomes come meanwhile.
-        while indices := self._unflushed.keys() & {item.index for item, _ in self._outcomes}:
-            results = {index: self._unflushed.pop(index) for index in indices}
-            flushes = {
-                index: self._services[LeaseService].flush(completion, commit)
-                for index, (completion, commit) in results.items()
-                if not commit.is_flushed
-            }
-            endings = await asyncio.gather(*flushes.values(), return_exceptions=True)
-            failures = {i: error for i, error in zip(flushes, endings, strict=True) if isinstance(error, Exception)}
-            for index, error in failures.items():
-                self._put_response(index, problems.from_raised(error))
-            if failures:
-                self._outcomes = deque(one for one in self._outcomes if one[0].index not in failures)
 
     def _answer_outcomes(self) -> None:
         """Put the outcomes of leases among the answers, as many as make a line."""

@@ -60,13 +60,13 @@ async def test_nobody_looks_for_a_last_lease_that_is_said_to_be_over(hot: Connec
     assert await value(database, "SELECT array_agg(n ORDER BY n) FROM leases") == [1, 42]
 
 
-@pytest.mark.parametrize(
-    "statement", [store._CLAIM, store._CLAIM_OF_ENDS, store._CLAIM_OF_CLASSES, store._CLAIM_OF_CLASSES_AND_ENDS]
-)
-async def test_fields_stand_where_they_are_read(hot: Connection, statement: str) -> None:
+@pytest.mark.parametrize("kinds", store._CLAIMS)
+async def test_fields_stand_where_they_are_read(hot: Connection, kinds: tuple[bool, bool, bool]) -> None:
+    statement, of_results = store._CLAIMS[kinds], kinds[2]
     names = [attribute.name for attribute in (await hot.prepare(statement)).get_attributes()]
     of_request = ["worker_state", "not_ready_reason", "holds_another", "is_repeat", "assigned_agent"]
-    assert names == [*of_request, *Lease._fields, "lease_number", "turn"]
+    of_result = ["completed_agent", "completed_seconds"] if of_results else []
+    assert names == [*of_request, *Lease._fields, *of_result, "lease_number", "turn"]
     assert len(of_request) == store._LEASE_BEGINS
 
 

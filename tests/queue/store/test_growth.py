@@ -159,6 +159,15 @@ async def test_a_cycle(full: Database, hot: Connection, log: PlanLog, monkeypatc
             outcomes = await claims.claim(hot, asks[:batch], policy)
         leases = [(ask.worker_id, outcome.lease) for ask, outcome in zip(asks, outcomes, strict=False) if outcome.lease]
         assert len(leases) == batch
+        handed_in = [
+            ask._replace(request_id=uuid4(), completion=completion(ask.worker_id, lease))
+            for ask, (_, lease) in zip(asks, leases, strict=False)
+        ]
+        with costs.of("claim with results", batch):
+            outcomes = await claims.claim(hot, handed_in, policy)
+        assert sum(outcome.service is not None for outcome in outcomes) == batch
+        leases = [(ask.worker_id, outcome.lease) for ask, outcome in zip(asks, outcomes, strict=False) if outcome.lease]
+        assert len(leases) == batch
         renewals = [Renewal(task_id=lease.task_id, token=lease.token, worker_id=worker) for worker, lease in leases]
         with costs.of("renewal", batch):
             assert len(await completions.renew(hot, renewals, policy)) == batch

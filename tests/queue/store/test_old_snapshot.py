@@ -51,7 +51,7 @@ async def _claim_pages(database: Database, worker: WorkerId, floor: float) -> in
     policy = LeasePolicy()
     return await _pages(
         database,
-        claims._CLAIM,
+        claims._CLAIMS[False, False, False],
         [worker],
         [uuid4()],
         *lane,

@@ -83,12 +83,28 @@ async def test_a_claim_reads_the_head_of_the_queue(full: Database) -> None:
     for batch in _BATCHES:
         lanes = [["generation"] * batch, [2] * batch, [17.0] * batch]
         asks = [[worker, *_ids(batch - 1)], _ids(batch), *lanes, [False] * batch, [None] * batch]
-        plan = await _plans(full, claims._CLAIM, *asks, 15.0, 5.0, 5.0, 300.0)
+        plan = await _plans(full, claims._CLAIMS[False, False, False], *asks, 15.0, 5.0, 5.0, 300.0)
         assert plan.count("Index Scan using tasks_claim on tasks") == 2
         assert len(re.findall(rf"tag >= {_FLOOR}", plan)) == 2
         assert plan.count("using leases_pkey on leases l") == 2
         assert plan.count("using tasks_pkey on tasks held") == 2
         assert plan.count("Index Scan Backward using workers_pkey on workers newest") == 2
+        assert not _walks(plan, "tasks")
+        assert not _walks(plan, "leases")
+
+
+@pytest.mark.slow
+async def test_a_claim_with_results_finds_their_tasks_by_key(full: Database) -> None:
+    worker = await ready_worker(full)
+    for batch in _BATCHES:
+        lanes = [["generation"] * batch, [2] * batch, [17.0] * batch]
+        asks = [[worker, *_ids(batch - 1)], _ids(batch), *lanes, [False] * batch, [None] * batch]
+        results = [_ids(batch), [1] * batch, ["{}"] * batch, [b""] * batch, None, None]
+        plan = await _plans(full, claims._CLAIMS[False, False, True], *asks, 15.0, 5.0, 5.0, 300.0, *results)
+        assert plan.count("Index Scan using tasks_claim on tasks") == 2
+        assert plan.count("using tasks_pkey on tasks held") == 2
+        assert plan.count("Index Scan using tasks_pkey on tasks t") == 2
+        assert plan.count("Tid Scan on tasks") == 4
         assert not _walks(plan, "tasks")
         assert not _walks(plan, "leases")
 
@@ -100,7 +116,7 @@ async def test_a_claim_of_a_class_reads_the_range_of_its_own_lanes(full: Databas
         lanes = [["generation"] * batch, [2] * batch, [lane.bottom] * batch]
         asks = [[worker, *_ids(batch - 1)], _ids(batch), *lanes, [False] * batch, [None] * batch]
         requests = [lane.ceiling] * batch, ['{"gpus": 1}'] * batch
-        plan = await _plans(full, claims._CLAIM_OF_CLASSES, *asks, 15.0, 5.0, 5.0, 300.0, *requests)
+        plan = await _plans(full, claims._CLAIMS[False, True, False], *asks, 15.0, 5.0, 5.0, 300.0, *requests)
         assert plan.count("Index Scan using tasks_claim on tasks") == 2
         assert len(re.findall(rf"tag >= {_FLOOR}\) AND \(tag < request_1\.ceiling", plan)) == 2
         assert not _walks(plan, "tasks")
