@@ -351,7 +351,7 @@ class Broker:
     async def _answer(self, waiter: Waiter, outcome: ClaimOutcome) -> None:
         """Answer a call for which there is no new lease, unless it may wait for one."""
         try:
-            if waiter.answer.done() or waiter.has_refused_result:
+            if waiter.answer.done() or waiter.call.completion is not None:
                 # To repeat a lease of which nobody wants to hear would keep it from being released.
                 self._settle(waiter, None)
             elif outcome.is_repeat:

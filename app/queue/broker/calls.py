@@ -64,6 +64,11 @@ class LeaseCall(NamedTuple):
     follows: TaskId | None = None
     result: PrecedingResult | None = None
 
+    @property
+    def completion(self) -> Completion | None:
+        """What the next claim has to accept first: no more once an earlier one has, that found no task."""
+        return None if self.result is None or self.result.is_accepted else self.result.completion
+
 
 class Answer(Protocol):
     """The place of an answer to a call, as a future is one."""
@@ -100,11 +105,6 @@ class Waiter:
     # Lanes of which all tasks at hand take longer than its worker lives, and those with others since.
     unfit_lanes: frozenset[Lane] = frozenset()
     renewed_lanes: frozenset[Lane] = frozenset()
-
-    @property
-    def has_refused_result(self) -> bool:
-        """Whether it comes with a result that is not accepted."""
-        return self.call.result is not None and not self.call.result.is_accepted
 
     def note_try(self) -> None:
         """Note that it was tried to serve the call."""

@@ -139,7 +139,7 @@ class Dispatcher:
             ends_at=call.ends_at,
             resources=self.classes.texts[lane.resource_class] if lane and lane.resource_class else None,
             last_number=self._given_leases.take(call.worker_id, call.follows) if call.follows else None,
-            completion=call.result.completion if call.result else None,
+            completion=call.completion,
         )
 
     def _candidates(self, able: Able, counts: Mapping[Lane, int]) -> _Candidates:

@@ -198,6 +198,26 @@ async def test_a_result_at_which_a_claim_fails_hinders_no_other(
     assert told == [(200, "completed", False)] * 2
 
 
+@pytest.mark.parametrize("by_exchange", [False, True], ids=["plain", "exchange"])
+async def test_a_result_whose_claim_finds_no_task_goes_on_with_another_lane(
+    node: Node, service: Service, by_exchange: bool
+) -> None:
+    """It is accepted once: what has been handed in with one claim is not handed in again with the next."""
+    worker, lease = await _leases(service, 1)
+    urgent = await service.submitted(priority="high")
+    connection = await asyncpg.connect(node.url)
+    try:
+        async with connection.transaction():
+            await connection.fetchval("SELECT id FROM tasks WHERE id = $1 FOR UPDATE", UUID(urgent))
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                answer = await _hand_in(service, worker, hand_in(worker, lease, and_next=True), by_exchange=by_exchange)
+    finally:
+        await connection.close()
+    status, body = answer
+    assert (status, body["lease"]["priority"]) == (200, "medium")
+    assert await _fate(node, lease["task_id"]) == _KEPT
+
+
 async def test_a_call_that_is_repeated_meanwhile_has_the_one_task(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
