@@ -100,7 +100,7 @@ async def test_the_raw_client_reads_answers_that_come_in_pieces() -> None:
 def test_a_short_run_breaks_no_invariant(tmp_path: Path) -> None:
     drawing = tmp_path / "chart.svg"
     options = ["--only", "batches", "cycles", "--workers", "4", "32"]
-    options += ["--rounds", "1", "--seconds", "0.5", "--tasks", "10000"]
+    options += ["--rounds", "1", "--seconds", "0.5", "--tasks", "20000"]
     run = subprocess.run(
         [sys.executable, "-m", "benchmarks", *options, "--chart", str(drawing), "-o", "json"],
         capture_output=True,

@@ -66,7 +66,7 @@ class LeaseCall(NamedTuple):
 
     @property
     def completion(self) -> Completion | None:
-        """What the next claim has to accept first: no more once an earlier one has, that found no task."""
+        """The completion that the next claim has to accept; None too once an earlier one has that found no task."""
         return None if self.result is None or self.result.is_accepted else self.result.completion
 
 

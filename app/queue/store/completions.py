@@ -2,9 +2,9 @@
 
 Lock order, here and everywhere: workers before tasks, several rows of a table by id. All of these statements skip what
 others have locked, so that one row does not hold up its batch; its caller tries again by itself. Only therefore may a
-completion lock tasks in the order of the calls, and not by id: it waits for none of them, so in no circle either. A
-completion and a claim never share a transaction: they would deadlock, because SKIP LOCKED may lock the newest version
-of a row that another transaction is finishing.
+completion lock tasks in the order of the calls, and not by id: it waits for none of them, so in no circle either. And
+only therefore may a claim accept results: SKIP LOCKED may lock the newest version of a row that another transaction is
+finishing, so a claim and a completion of one transaction would deadlock where either waits for tasks.
 """
 
 from collections.abc import Sequence

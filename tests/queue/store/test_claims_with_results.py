@@ -173,6 +173,36 @@ async def test_a_lease_that_another_replica_gives_meanwhile_undoes_both(
     assert (outcome.lease is None, outcome.service is None, outcome.lease_number) == (False, False, 3)
 
 
+@pytest.mark.parametrize("workers", [1, 4], ids=["one each", "four each"])
+async def test_many_replicas_at_once_accept_each_result_once_and_deadlock_at_none(
+    own_database: Database, workers: int
+) -> None:
+    replicas, turns = 16, 40
+    await submitted(own_database, replicas * workers * (turns + 1))
+    accepted = await asyncio.gather(*(_work(own_database, workers, turns) for _ in range(replicas)))
+    assert sum(accepted) > replicas * workers * turns / 2
+    assert await value(own_database, "SELECT count(*) FROM task_history WHERE state = 'completed'") == sum(accepted)
+    async with own_database.transaction() as connection:
+        assert await counters.differences(connection) == []
+
+
+async def _work(database: Database, workers: int, turns: int) -> int:
+    """Have so many workers hand in results and lease at once, by one connection; return the results accepted."""
+    accepted = 0
+    held: dict[WorkerId, Lease | None] = {await ready_worker(database): None for _ in range(workers)}
+    connection = await database.connect()
+    try:
+        for _ in range(turns):
+            outcomes = await _claim(connection, *(_ask(worker, lease) for worker, lease in held.items()))
+            for (worker, lease), outcome in zip(list(held.items()), outcomes, strict=True):
+                accepted += outcome.service is not None
+                # One that somebody had locked is handed in again.
+                held[worker] = outcome.lease if lease is None or outcome.service is not None else lease
+    finally:
+        await connection.close()
+    return accepted
+
+
 async def test_calls_with_and_without_results_share_a_claim(database: Database, hot: Connection) -> None:
     worker, lease = await holding(database)
     fresh = [await ready_worker(database) for _ in range(2)]
