@@ -178,7 +178,7 @@ def _statement(*, of_ends: bool = False, of_classes: bool = False, of_results: b
     `of_results` for those that hand in the results of their last leases. Others need not pay for any.
     """
     column = name = longest = bound = fits = columns = group = asked = ""
-    fenced = endings = over = may_go_on = services = ended = ""
+    results = endings = over = may_go_on = services = ended = ""
     still = "held.id IS NOT NULL"
     if of_ends:
         column, name, longest = ", $12::timestamptz[]", ", ends_at", f", max({STRETCH}) AS longest_stretch"
@@ -196,11 +196,16 @@ def _statement(*, of_ends: bool = False, of_classes: bool = False, of_results: b
             "$1::uuid[]",
             *(f"${first + 2 + place}::{kind}[]" for place, kind in enumerate(("jsonb", "bytea", "jsonb", "float8"))),
         )
-        # By place in one array, as a join of two steps might be evaluated for each pair of rows.
-        fenced = f"""{completions.fenced(arrays)}, over AS MATERIALIZED (
-    SELECT array_agg(ctid ORDER BY place) AS ctids FROM fenced
+        # By place in one array, as a join of two steps might be evaluated for each pair of rows. Of a task that has
+        # changed since the statement began there is a place in the table, but it is not deleted.
+        results = f"""{completions.deletion(arrays)}, over AS MATERIALIZED (
+    SELECT array_agg(is_over ORDER BY place) AS turns FROM (
+        SELECT place, bool_or(is_over) AS is_over
+        FROM (SELECT place, true AS is_over FROM deleted UNION ALL SELECT place, false FROM fenced) answers
+        GROUP BY place
+    ) answer
 ), """
-        is_over = "(SELECT ctids FROM over)[r.turn] IS NOT NULL"
+        is_over = "(SELECT turns FROM over)[r.turn]"
         over = f"\n           {is_over} OR ({arrays.task_ids})[r.turn] IS NULL AS may_go_on,"
         # What this statement deletes is still there for it.
         still = f"held.id IS NOT NULL AND ({is_over} AND held.id = ({arrays.task_ids})[r.turn]) IS NOT TRUE"
@@ -210,7 +215,7 @@ def _statement(*, of_ends: bool = False, of_classes: bool = False, of_results: b
         services = f"deleted.agent_type AS completed_agent, {completions.SECONDS} AS completed_seconds, "
         ended = " FULL JOIN deleted ON deleted.place = request.turn"
     return f"""
-WITH {fenced}request AS MATERIALIZED (
+WITH {results}request AS MATERIALIZED (
     SELECT r.turn, r.agent_type, r.priority{columns},{over}
            CASE WHEN w.ended_reason LIKE 'superseded%' THEN 'superseded' ELSE w.state END AS worker_state,
            w.not_ready_reason, w.assigned_agent, w.assigned_compute_seconds,

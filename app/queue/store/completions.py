@@ -134,21 +134,21 @@ _WITHOUT_DEPENDENTS = "NOT t.has_dependents"
 # A row is locked where it is found, so that nothing carries the results through a sort, and deleted by its place in the
 # table instead of by another look for its id. One that has changed since the statement began is left alone, like one
 # that is locked.
-def fenced(arrays: Arrays, condition: str = _WITHOUT_DEPENDENTS) -> str:
-    """Return the CTE `fenced`: the `ctid` of the task of each call that holds its lease, or null, by `place`."""
+def deletion(arrays: Arrays, condition: str = _WITHOUT_DEPENDENTS) -> str:
+    """Return the CTEs `fenced`, with the `place` of each call, and `deleted`: the tasks completed, with theirs."""
     return f"""fenced AS MATERIALIZED (
     SELECT locked.ctid, c.place FROM {_calls(arrays)} LEFT JOIN LATERAL (
         SELECT t.ctid FROM tasks t WHERE {_FENCE} AND {condition} FOR UPDATE OF t SKIP LOCKED
     ) locked ON true
+), deleted AS (
+    DELETE FROM tasks t USING fenced WHERE t.ctid = fenced.ctid AND {counters.COUNTS_ITSELF}
+    RETURNING fenced.place, ({arrays.qualities})[fenced.place] AS quality, {", ".join(_KEPT)}
 )"""
 
 
 def endings(arrays: Arrays) -> str:
-    """Return the CTEs that complete the tasks of `fenced`, of which `deleted` has the rows."""
-    return f"""deleted AS (
-    DELETE FROM tasks t USING fenced WHERE t.ctid = fenced.ctid AND {counters.COUNTS_ITSELF}
-    RETURNING fenced.place, ({arrays.qualities})[fenced.place] AS quality, {", ".join(_KEPT)}
-), finished AS (
+    """Return the CTEs that keep what becomes of the tasks of `deleted`, and tell of it."""
+    return f"""finished AS (
     {_finish(arrays)}
 ), logged_endings AS (
     {_LOG_COMPLETED}
@@ -159,7 +159,7 @@ def endings(arrays: Arrays) -> str:
 
 def _completion(condition: str) -> str:
     return f"""
-WITH {fenced(_ARRAYS, condition)}, {endings(_ARRAYS)}
+WITH {deletion(_ARRAYS, condition)}, {endings(_ARRAYS)}
 SELECT id, agent_type, {SECONDS} AS seconds FROM deleted
 """
 

@@ -130,6 +130,30 @@ async def test_a_result_whose_task_is_locked_is_not_waited_for(
     assert outcome.lease is not None
 
 
+async def test_a_result_whose_task_changes_while_the_claim_begins_brings_no_second_task(
+    database: Database, replica: Database, hot: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is locked as it is by then, but a statement changes no row that is younger than itself."""
+    (worker, lease), (other, its_lease) = await holding(database), await holding(database)
+    await submitted(database, 2)
+    statement = claims._CLAIMS[False, False, True]
+    paused = statement.replace("FROM unnest($12::uuid[])", "FROM pg_advisory_xact_lock(7), unnest($12::uuid[])")
+    assert paused != statement
+    monkeypatch.setitem(claims._CLAIMS, (False, False, True), paused)
+    async with replica.transaction() as connection:
+        await connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7)")
+        claim = asyncio.create_task(_claim(hot, _ask(worker, lease), _ask(other, its_lease)))
+        await until_blocked(database)
+        await execute(
+            database, "UPDATE tasks SET lease_expires_at = now() + interval '1 h' WHERE id = $1", lease.task_id
+        )
+    changed, served = await claim
+    assert (changed.lease, changed.service) == (None, None)
+    assert served.lease is not None
+    states = await _states(database)
+    assert (states[lease.task_id], states[its_lease.task_id]) == ("executing", "completed")
+
+
 async def test_a_result_that_two_replicas_take_at_once_brings_one_task(
     database: Database, replica: Database, hot: Connection
 ) -> None:
