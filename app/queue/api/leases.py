@@ -1,6 +1,7 @@
 """Routes of workers on leases: lease a task, report progress, hand in the result, fail or release it."""
 
 import json
+import logging
 from functools import partial
 from uuid import UUID
 
@@ -50,6 +51,7 @@ from app.queue.service.leases import Failure, Fence, LeaseService
 from app.queue.store.claims import Lease
 from app.queue.store.completions import Renewal
 
+log = logging.getLogger(__name__)
 # Most requests to the service come here, once or more for every task.
 router = APIRouter(tags=["leases"], route_class=LeanRoute, dependencies=[requires(Scope.LEASE)])
 _FENCE_REFUSALS = responses_for(LeaseNotFound, LeaseExpired, LeaseSuperseded, LeaseEnded, TaskCancelled)
@@ -117,11 +119,12 @@ async def progress(task_id: UUID, call: ProgressIn, principal: Caller, services:
 async def complete(task_id: UUID, call: CompleteIn, principal: Caller, services: ServicesDep) -> Response:
     """Hand in the result, and ask for the next task in the same breath if you like."""
     result = PrecedingResult(lease_calls.completion(task_id, call, principal, services))
-    next_lease = await _next(services, principal, call.next, result) if call.next else None
+    next_lease = await _next(services, principal, call.next, result) if call.next and result.is_small else None
     if not result.is_accepted:
         # Alone: a failed claim must not cost the result, and whoever is refused hears why.
         await services[LeaseService].complete(result.completion)
-        next_lease = await _next(services, principal, call.next) if call.next and not result.is_superseded else None
+        asks = call.next and not (result.is_superseded or services[Broker].is_waiting(worker_of(principal)))
+        next_lease = await _next(services, principal, call.next) if call.next and asks else None
     return JsonAnswer(lease_calls.completed_text(task_id, next_lease, advice.text(services)))
 
 
@@ -175,10 +178,13 @@ async def _renew(services: Services, renewal: Renewal) -> Response:
 async def _next(
     services: Services, principal: Principal, call: NextIn, result: PrecedingResult | None = None
 ) -> Lease | None:
-    """Lease the next task, or None: no refusal of it may make the call look failed, whose result is stored."""
+    """Lease the next task, or None: nothing that keeps it back may cost the result, or make its call look failed."""
     try:
         return await services[Broker].lease(lease_calls.lease_call(call, principal, result))
     except ConvenerError:
+        return None
+    except Exception:
+        log.exception("a call for the next task failed")
         return None
 
 

@@ -296,10 +296,8 @@ class Broker:
                 lambda c: claims.claim(c, requests, self.policy),
                 on_undone=lambda: self._prepare_again(requests),
             )
-        except DatabaseUnavailable:
-            raise
         except Exception as error:
-            if not (handed_in := calls.refund_results(batch, self.fairness, error)):
+            if not (handed_in := calls.refund_failed(batch, self.fairness, error)):
                 raise
             for waiter in handed_in:
                 self._settle(waiter, None)
@@ -346,6 +344,8 @@ class Broker:
         newer = self._waiters.get(waiter.call.worker_id)
         if newer is None or newer.answer.done() or newer.call.request_id != waiter.call.request_id:
             return None
+        if newer.call.result is not None and waiter.call.result is not None:
+            newer.call.result.note_repetition(waiter.call.result)
         return newer
 
     async def _answer(self, waiter: Waiter, outcome: ClaimOutcome) -> None:

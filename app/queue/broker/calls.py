@@ -11,11 +11,11 @@ from uuid import UUID
 from app.db import hot_path
 from app.db.database import Database
 from app.kernel.agents import AgentType
-from app.kernel.errors import Locked
+from app.kernel.errors import DatabaseUnavailable, Locked
 from app.kernel.ids import TaskId, WorkerId
 from app.kernel.lanes import Lane
 from app.kernel.resources import Resources
-from app.queue.rules.fair_queueing import FairQueue
+from app.queue.rules.fair_queueing import Charge, FairQueue
 from app.queue.rules.tasks import LeasePolicy
 from app.queue.store import claims, ready_lanes
 from app.queue.store.claims import ClaimOutcome, ClaimRequest, Lease
@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 # Seconds between tries to repeat a lease that is locked, as by another replica that repeats or releases it. All other
 # workers wait for them.
 _UNLOCKED_PAUSES = (0.01, 0.03)
+# Longer results are accepted alone: a megabyte takes the database as long as the tasks of a hundred workers.
+_SMALL_CHARACTERS = 64 << 10
 
 
 class PrecedingResult:
@@ -40,10 +42,24 @@ class PrecedingResult:
         self.completion = completion
         self.is_accepted = self.is_superseded = False
 
+    def note_repetition(self, other: "PrecedingResult") -> None:
+        """Note that another call has handed in the same result, and whether that was accepted."""
+        if other.is_accepted and self._key == other._key:
+            self.is_accepted = True
+
+    @property
+    def _key(self) -> tuple[TaskId, int, bytes]:
+        return self.completion.task_id, self.completion.token, self.completion.result_hash
+
     @property
     def size(self) -> int:
         """Its length in characters."""
         return len(self.completion.result)
+
+    @property
+    def is_small(self) -> bool:
+        """Whether a claim may accept it, for which all of its workers wait."""
+        return self.size <= _SMALL_CHARACTERS
 
 
 # A tuple, as one is made for each call of a worker.
@@ -101,7 +117,7 @@ class Waiter:
     in_flight: bool = False
     is_draining: bool = False
     lane: Lane | None = None
-    charge: float = 0.0
+    charge: Charge | None = None
     # Lanes of which all tasks at hand take longer than its worker lives, and those with others since.
     unfit_lanes: frozenset[Lane] = frozenset()
     renewed_lanes: frozenset[Lane] = frozenset()
@@ -146,23 +162,25 @@ async def repeated_lease(database: Database, call: LeaseCall, policy: LeasePolic
     raise AssertionError("unreachable")
 
 
-def refund_results(batch: Sequence[Waiter], fairness: FairQueue, error: Exception) -> list[Waiter]:
-    """Return those with results of a claim that failed, which are tried alone, as one may be at fault.
+def refund_failed(batch: Sequence[Waiter], fairness: FairQueue, error: Exception) -> list[Waiter]:
+    """Refund all calls of a claim that failed; return those with results, which are tried alone: one may be at fault.
 
-    Where there are any, the others ask again at once, and nobody was charged.
+    The other calls ask again then. None where the database is away: then the error is everybody's.
     """
+    for waiter in batch:
+        refund(waiter, fairness)
     handed_in = [waiter for waiter in batch if waiter.call.result is not None]
-    if handed_in:
-        log.warning("a claim with %d results failed (%s); trying each by itself", len(handed_in), error)
-        for waiter in batch:
-            refund(waiter, fairness)
+    if isinstance(error, DatabaseUnavailable) or not handed_in:
+        return []
+    log.warning("a claim with %d results failed (%s); trying each by itself", len(handed_in), error)
     return handed_in
 
 
 def refund(waiter: Waiter, fairness: FairQueue) -> None:
     """Take back what a call was charged for that has got no task."""
-    if waiter.lane is not None:
-        fairness.refund(waiter.lane.agent_type, waiter.charge)
+    charge, waiter.charge = waiter.charge, None
+    if charge is not None:
+        fairness.refund(charge)
 
 
 def accept_results(batch: Sequence[Waiter], outcomes: Sequence[ClaimOutcome], fairness: FairQueue) -> bool:

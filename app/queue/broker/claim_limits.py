@@ -4,8 +4,8 @@ from app.queue.broker.calls import Waiter
 
 # For fewer a claim is not divided: each costs the database as much before its first row as a dozen rows.
 _LEAST_WORKERS = 32
-# As many characters of results as one statement may have, as in `Coalescer`; the one that reaches it is the last.
-_RESULT_CHARACTERS = 32 << 20
+# As many characters of results as one claim may have; the one that reaches it is the last.
+_RESULT_CHARACTERS = 1 << 20
 
 
 class ClaimLimit:

@@ -5,6 +5,7 @@ Source: Goyal, Vin, Cheng, "Start-time fair queuing" (SIGCOMM 1996), with measur
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from app.kernel.agents import AgentType
 
@@ -20,6 +21,15 @@ class FairnessPolicy:
     floor_service_seconds: float = 1.0
     # 5 % of the leases keep types with a tiny weight from starving; aging does it for less urgent work.
     rescue_every: int = 20
+
+
+class Charge(NamedTuple):
+    """The count of one lease of a type: its cost and number, and the number of the type's lease before it."""
+
+    agent: AgentType
+    cost: float
+    number: int
+    served_before: int
 
 
 @dataclass(slots=True)
@@ -71,17 +81,20 @@ class FairQueue:
         """
         return self._finish[agent] > self._finish[furthest_behind] + self._cost(furthest_behind)
 
-    def charge(self, agent: AgentType) -> float:
-        """Count a lease that is about to be claimed; return the charge, to be refunded if the claim finds no task."""
-        charge = self._cost(agent)
+    def charge(self, agent: AgentType) -> Charge:
+        """Count a lease that is about to be claimed; return the charge, to be refunded if the claim brings no task."""
         self._leases += 1
+        charge = Charge(agent, self._cost(agent), self._leases, self._served_at[agent])
         self._served_at[agent] = self._leases
-        self._finish[agent] += charge
+        self._finish[agent] += charge.cost
         return charge
 
-    def refund(self, agent: AgentType, charge: float) -> None:
-        """Take back a charge whose claim found no task."""
-        self._finish[agent] -= charge
+    def refund(self, charge: Charge) -> None:
+        """Take back a charge whose claim brought no task: it was no turn of the rule against starvation either."""
+        self._finish[charge.agent] -= charge.cost
+        self._leases -= 1
+        if self._served_at[charge.agent] == charge.number:
+            self._served_at[charge.agent] = charge.served_before
 
     def mark_idle(self, agent: AgentType) -> None:
         """Note that the type has no work; when it has some again, it starts level with the others, without credit."""

@@ -3,6 +3,7 @@
 import asyncio
 from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from math import ceil
@@ -183,8 +184,12 @@ class Exchange:
         except ConvenerError as error:
             self._put_response(item.index, problems.from_raised(error))
             return
-        self._results[item.index] = result = PrecedingResult(completion)
-        self._wait(item, item.call.next, 0.0, result)
+        result = PrecedingResult(completion)
+        if result.is_small:
+            self._results[item.index] = result
+            self._wait(item, item.call.next, 0.0, result)
+        else:
+            self._spawn(self._accept_alone(item, result))
 
     async def _accept_alone(self, item: Item, result: PrecedingResult) -> None:
         """Hand in a result that no claim has accepted, and then ask for the next task."""
@@ -194,10 +199,15 @@ class Exchange:
             self._put_response(item.index, problems.from_raised(error))
             self._wake()
         else:
-            if result.is_superseded:
+            if result.is_superseded or self._services[Broker].is_waiting(item.worker_id):
                 self._deliver(item, None)
             else:
                 self._wait(item, item.call.next, 0.0)
+
+    async def _keep(self, result: PrecedingResult) -> None:
+        """Hand in a result of a client that has hung up since; nobody hears of a refusal."""
+        with suppress(ConvenerError):
+            await self._services[LeaseService].complete(result.completion)
 
     def _completed(self, item: Item, call: Completion, _: ServiceTime) -> None:
         self._put(item.index, 200, lease_calls.completed_text(call.task_id, None, None))
@@ -248,6 +258,9 @@ class Exchange:
         finally:
             timer.cancel()
             self._waits.close()
+            for result in self._results.values():
+                if not result.is_accepted:
+                    self._spawn(self._keep(result))
             for item, outcome in self._outcomes:
                 if isinstance(outcome, Lease):
                     self._services[Broker].give_back(item.worker_id, outcome)
@@ -273,8 +286,8 @@ class Exchange:
 
     def _put_outcome(self, item: Item, outcome: Outcome, advice_text: str | None) -> None:
         lease = None if isinstance(outcome, Exception) else outcome
-        if item.operation == "complete" and (lease is outcome or isinstance(outcome, ConvenerError)):
-            # The result is stored, so no refusal of the next task may make the call look failed.
+        if item.operation == "complete":
+            # The result is stored, so nothing that keeps the next task back may make the call look failed.
             self._put(item.index, 200, lease_calls.completed_text(item.path["task_id"], lease, advice_text))
         elif isinstance(outcome, Exception):
             self._put_response(item.index, problems.from_raised(outcome))

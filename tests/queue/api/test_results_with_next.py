@@ -177,6 +177,25 @@ async def test_a_result_for_which_others_wait_is_accepted_alone_and_goes_on(
 
 
 @pytest.mark.parametrize("by_exchange", [False, True], ids=["plain", "exchange"])
+async def test_other_workers_need_not_wait_for_a_large_result(
+    service: Service, monkeypatch: pytest.MonkeyPatch, by_exchange: bool
+) -> None:
+    worker, lease = await _leases(service, 1)
+    claim = claims.claim
+    asked: list[ClaimRequest] = []
+
+    async def and_note(connection: Any, requests: Sequence[ClaimRequest], policy: LeasePolicy) -> Any:
+        asked.extend(requests)
+        return await claim(connection, requests, policy)
+
+    monkeypatch.setattr(claims, "claim", and_note)
+    item = hand_in(worker, lease, and_next=True, result={"text": "x" * (64 << 10)})
+    status, body = await _hand_in(service, worker, item, by_exchange=by_exchange)
+    assert (status, body["state"], body["lease"] is None) == (200, "completed", False)
+    assert [request.completion for request in asked] == [None]
+
+
+@pytest.mark.parametrize("by_exchange", [False, True], ids=["plain", "exchange"])
 async def test_a_result_at_which_a_claim_fails_hinders_no_other(
     service: Service, monkeypatch: pytest.MonkeyPatch, by_exchange: bool
 ) -> None:

@@ -47,4 +47,4 @@ def test_there_are_never_more_than_a_claim_may_have() -> None:
 
 def test_the_result_that_fills_a_statement_is_its_last() -> None:
     limit = ClaimLimits().next_claim(100, 512)
-    assert [limit.is_reached_by(_waiter(15 << 20)) for _ in range(3)] == [False, False, True]
+    assert [limit.is_reached_by(_waiter(400_000)) for _ in range(3)] == [False, False, True]

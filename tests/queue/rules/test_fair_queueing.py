@@ -78,7 +78,7 @@ def test_a_type_that_was_idle_starts_level_and_has_saved_no_credit() -> None:
 def test_a_charge_that_came_to_nothing_is_refunded() -> None:
     queue = FairQueue()
     for _ in range(100):
-        queue.refund(AgentType.GENERATION, queue.charge(AgentType.GENERATION))
+        queue.refund(queue.charge(AgentType.GENERATION))
     served = _serve(queue, [AgentType.GENERATION, AgentType.RANKING], 100)
     assert abs(served[AgentType.GENERATION] - served[AgentType.RANKING]) <= 10
 
@@ -160,7 +160,7 @@ def test_no_type_falls_back_by_more_than_a_task_while_all_prefer_another(
     for _ in range(500):
         given_to = queue.next_agent(ALL, preference=favourite)
         assert given_to is not None
-        served[given_to] += queue.charge(given_to)
+        served[given_to] += queue.charge(given_to).cost
         behind = min(ALL, key=lambda agent: served[agent])
         assert all(served[a] - served[behind] <= (costs[a] + max(costs.values())) * 1.01 for a in ALL)
 
