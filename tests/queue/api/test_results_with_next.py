@@ -17,9 +17,12 @@ from app.db import schema
 from app.db.database import Database
 from app.postgres.binaries import Binaries
 from app.postgres.cluster import INCLUDED_FILE
+from app.queue.broker.broker import Broker
 from app.queue.rules.tasks import LeasePolicy
+from app.queue.service.leases import LeaseService
 from app.queue.store import claims
 from app.queue.store.claims import ClaimRequest
+from app.queue.store.completions import Completion
 from tests.support.exchanges import exchanged, hand_in
 from tests.support.service import Service, Worker, make_keys, serving
 from tests.support.standby import Node
@@ -235,6 +238,86 @@ async def test_a_result_whose_claim_finds_no_task_goes_on_with_another_lane(
     status, body = answer
     assert (status, body["lease"]["priority"]) == (200, "medium")
     assert await _fate(node, lease["task_id"]) == _KEPT
+
+
+@pytest.mark.parametrize("by_exchange", [False, True], ids=["plain", "exchange"])
+async def test_a_broker_that_stumbles_costs_no_result(
+    service: Service, monkeypatch: pytest.MonkeyPatch, by_exchange: bool
+) -> None:
+    worker, lease = await _leases(service, 1)
+
+    def stumble(*_: Any) -> Any:
+        raise RuntimeError
+
+    monkeypatch.setattr(Broker, "_next_batch", stumble)
+    status, body = await _hand_in(service, worker, hand_in(worker, lease, and_next=True), by_exchange=by_exchange)
+    assert (status, body["state"], body["lease"]) == (200, "completed", None)
+
+
+@pytest.mark.parametrize("by_exchange", [False, True], ids=["plain", "exchange"])
+async def test_a_repetition_during_the_claim_is_answered_with_its_outcome(
+    service: Service, monkeypatch: pytest.MonkeyPatch, by_exchange: bool
+) -> None:
+    """By that alone: what it would ask once more might be refused, and its worker have a task without hearing of it."""
+    worker, lease = await _leases(service, 1)
+    claim, is_committed, go_on = claims.claim, asyncio.Event(), asyncio.Event()
+    claimed = 0
+
+    async def slowly(*arguments: Any) -> Any:
+        nonlocal claimed
+        claimed += 1
+        outcomes = await claim(*arguments)
+        is_committed.set()
+        await go_on.wait()
+        return outcomes
+
+    monkeypatch.setattr(claims, "claim", slowly)
+    item = hand_in(worker, lease, and_next=True)
+    first = asyncio.create_task(_hand_in(service, worker, item, by_exchange=by_exchange))
+    await is_committed.wait()
+    second = asyncio.create_task(_hand_in(service, worker, item, by_exchange=by_exchange))
+    assert (await first)[1]["lease"] is None
+    go_on.set()
+    status, body = await second
+    assert (status, body["state"], body["lease"] is None, claimed) == (200, "completed", False, 1)
+
+
+async def test_a_call_that_was_delayed_takes_no_task_from_the_one_that_repeats_it(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its result goes alone, as others wait for it, and its client has given up meanwhile."""
+    worker = await service.worker()
+    first_id = await service.submitted()
+    lease = await worker.lease()
+    await service.submitted(depends_on=[first_id])
+    complete, is_alone, go_on = LeaseService.complete, asyncio.Event(), asyncio.Event()
+
+    async def slowly(self: LeaseService, completion: Completion) -> None:
+        await complete(self, completion)
+        if not is_alone.is_set():
+            is_alone.set()
+            await go_on.wait()
+
+    claim, is_claiming, may_claim = claims.claim, asyncio.Event(), asyncio.Event()
+
+    async def late(*arguments: Any) -> Any:
+        if is_alone.is_set():
+            is_claiming.set()
+            await may_claim.wait()
+        return await claim(*arguments)
+
+    monkeypatch.setattr(LeaseService, "complete", slowly)
+    monkeypatch.setattr(claims, "claim", late)
+    item = hand_in(worker, lease, and_next=True)
+    older = asyncio.create_task(_hand_in(service, worker, item, by_exchange=False))
+    await is_alone.wait()
+    newer = asyncio.create_task(_hand_in(service, worker, item, by_exchange=False))
+    await is_claiming.wait()
+    go_on.set()
+    assert (await older)[1]["lease"] is None
+    may_claim.set()
+    status, body = await newer
+    assert (status, body["lease"] is None) == (200, False)
 
 
 async def test_a_call_that_is_repeated_meanwhile_has_the_one_task(

@@ -83,6 +83,22 @@ def test_a_charge_that_came_to_nothing_is_refunded() -> None:
     assert abs(served[AgentType.GENERATION] - served[AgentType.RANKING]) <= 10
 
 
+def test_a_turn_against_starvation_that_came_to_nothing_is_taken_again() -> None:
+    """As where a result is refused with which a worker asked for a task: the task is asked for anew."""
+    weights = dict.fromkeys(AgentType, 1.0) | {AgentType.RANKING: 1e-6}
+    queue, served = FairQueue(weights=weights), Counter[AgentType]()
+    for _ in range(400):
+        for is_leased in (False, True):
+            agent = queue.next_agent([AgentType.GENERATION, AgentType.RANKING])
+            assert agent is not None
+            charge = queue.charge(agent)
+            if is_leased:
+                served[agent] += 1
+            else:
+                queue.refund(charge)
+    assert served[AgentType.RANKING] >= 19
+
+
 def test_a_type_with_long_tasks_gets_fewer_leases_for_the_same_time() -> None:
     queue = FairQueue()
     for _ in range(200):

@@ -92,6 +92,30 @@ async def test_who_hangs_up_waits_no_longer(port: Service, database: Database) -
     assert (await exchanged(port, ask(workers[1])))[0]["status"] == 200
 
 
+async def test_a_result_of_whoever_hung_up_before_a_claim_accepts_it_is_kept(
+    port: Service, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, other = [await port.worker() for _ in range(2)]
+    lease = await _holding(port, worker)
+
+    may_claim, claim = asyncio.Event(), claims.claim
+
+    async def late(*arguments: Any) -> Any:
+        await may_claim.wait()
+        return await claim(*arguments)
+
+    async def is_kept() -> bool:
+        return bool(await value(database, "SELECT count(*) FROM task_history WHERE state = 'completed'"))
+
+    monkeypatch.setattr(claims, "claim", late)
+    items = item(other, "lease"), hand_in(worker, lease, and_next=True), ask(other, _WAIT_SECONDS)
+    async with exchanging(port, *items) as lines:
+        assert _statuses(await anext(lines)) == {0: 422}
+        assert not await is_kept()
+    await until(is_kept)
+    may_claim.set()
+
+
 async def test_a_task_of_whoever_hung_up_meanwhile_goes_back(
     port: Service, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
