@@ -87,6 +87,7 @@ def test_a_turn_against_starvation_that_came_to_nothing_is_taken_again() -> None
     """As where a result is refused with which a worker asked for a task: the task is asked for anew."""
     weights = dict.fromkeys(AgentType, 1.0) | {AgentType.RANKING: 1e-6}
     queue, served = FairQueue(weights=weights), Counter[AgentType]()
+    queue.charge(AgentType.GENERATION)
     for _ in range(400):
         for is_leased in (False, True):
             agent = queue.next_agent([AgentType.GENERATION, AgentType.RANKING])
