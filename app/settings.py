@@ -141,8 +141,10 @@ class Settings(BaseModel):
     worker_gpus: int = Field(0, ge=0, le=1024, description="GPUs that each worker of the pool keeps for its tasks")
     host_name: str = Field(
         default_factory=lambda: socket.gethostname().split(".")[0] or "local",
-        # It becomes part of paths, of names of workers, which have 200 characters, and of jobs.
-        pattern=r"^\w[\w.-]{0,99}$",
+        # It becomes part of paths, of names of workers, which have 200 characters, and of jobs. The pattern has no
+        # bound: with one, the classes of all alphabets take 9 MiB of each process.
+        pattern=r"^\w[\w.-]*$",
+        max_length=100,
         description="name of this host in the pool, no other machine's; the first part of the machine's",
     )
     lease_seconds: float = Field(15.0, ge=1, le=3600, description="a lease without a heartbeat returns after this long")

@@ -3,6 +3,8 @@
 import json
 import logging
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, get_args
 
@@ -161,6 +163,21 @@ def test_a_name_of_this_host_that_makes_no_paths_and_workers_is_refused(name: st
     with pytest.raises(SettingsError, match="CONVENER_HOST_NAME"):
         Settings.from_environment({"CONVENER_HOST_NAME": name})
     assert Settings.from_environment({"CONVENER_HOST_NAME": "node-1.lab_2"}).host_name == "node-1.lab_2"
+
+
+_READ = """
+import pydantic, psutil, app.settings_sources, app.settings_values
+process = psutil.Process()
+before = process.memory_full_info().uss
+import app.settings
+print(process.memory_full_info().uss - before)
+"""
+
+
+def test_what_reads_the_settings_takes_little_memory() -> None:
+    """Each process has it; a bound of a pattern, 100 times the letters of all alphabets, took 9 MiB."""
+    printed = subprocess.run([sys.executable, "-c", _READ], check=True, capture_output=True, text=True, timeout=60)
+    assert 0 < int(printed.stdout) < 5 << 20
 
 
 def test_a_variable_wins_also_over_what_is_wrong_in_the_file(file: Path) -> None:
