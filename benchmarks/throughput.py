@@ -1,7 +1,7 @@
 """Cycles over HTTP by the number of workers, beside the yardsticks of the same run, in rounds."""
 
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 
@@ -94,15 +94,21 @@ async def _round(
     empty_port: int,
     name: str,
 ) -> None:
-    for size in plan.workers:
-        for way, run in ways.items():
+    """Measure one way after the other, as the machine changes its speed by the minute, and yardsticks between."""
+    for way, run in ways.items():
+        for size in plan.workers:
             await backlog.fill()
             say(f"{name}: {way}, {size} workers")
             results.ways[way][size].append(await run(workers[:size], plan.seconds))
-    for size in {min(_MANY, max(plan.workers)), max(plan.workers)}:
-        say(f"{name}: an empty route of Starlette, {size} clients")
-        rate = await cycles.pings_per_second(testbed, empty_port, size, plan.seconds)
-        results.empty_routes[size].append(rate)
+            if way == PLAIN and size in compared(plan.workers):
+                say(f"{name}: an empty route of Starlette, {size} clients")
+                rate = await cycles.pings_per_second(testbed, empty_port, size, plan.seconds)
+                results.empty_routes[size].append(rate)
+            if way == PLAIN and size == compared(plan.workers)[0]:
+                await _measure_pgbench(testbed, plan, backlog, results, name)
+
+
+async def _measure_pgbench(testbed: Testbed, plan: Plan, backlog: Backlog, results: Results, name: str) -> None:
     for script, baselines in ((baseline.PLAIN, results.bare), (baseline.WITH_EVENTS, results.with_events)):
         await backlog.fill()
         say(f"{name}: pgbench")
@@ -158,7 +164,7 @@ def _yardsticks(results: Results) -> list[Figure]:
 def _ratios(results: Results) -> list[Figure]:
     rates = results.rates(PLAIN)
     figures = []
-    for size in sorted({min(_MANY, max(rates)), max(rates)}):
+    for size in compared(rates):
         pairs = list(zip(rates[size], results.bare, strict=True))
         target = 2.0 if size == _MANY else None
         figures.append(Figure.of(f"{size:,} workers / pgbench", [r / b.per_second for r, b in pairs], target=target))
@@ -174,6 +180,12 @@ def _ratios(results: Results) -> list[Figure]:
     best = max((rates for way in (RELAYED, EXCHANGED) for rates in results.rates(way).values()), key=_median)
     figures.append(Figure.of("best through the relay or the exchange", best, "cycles/s", target=15_000))
     return figures
+
+
+def compared(sizes: Iterable[int]) -> Sequence[int]:
+    """Numbers of workers that are set against yardsticks: that of the targets or the largest below, and the largest."""
+    measured = sorted(sizes)
+    return sorted({max((size for size in measured if size <= _MANY), default=measured[0]), measured[-1]})
 
 
 def _fall(rates: Mapping[int, Sequence[float]], sizes: Sequence[int], number: int) -> float:

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks import chart, report
+from benchmarks import chart, report, throughput
 from benchmarks.chart import Curve, Level
 from benchmarks.figures import Figure, Section
 from benchmarks.machine import Machine
@@ -29,6 +29,14 @@ def test_a_figure_is_the_median_of_its_rounds_and_is_held_against_its_target() -
     assert "peer    cannot be installed here" in text
     document = json.loads(report.as_json(_MACHINE, [Section(title="all", figures=[figure])]))
     assert document["sections"][0]["figures"][0]["met"] is False
+
+
+@pytest.mark.parametrize(
+    ("sizes", "compared"),
+    [([1, 8, 128, 1000], [128, 1000]), ([512, 64, 1000], [64, 1000]), ([1000, 512], [512, 1000]), ([64], [64])],
+)
+def test_any_numbers_of_workers_are_set_against_the_yardsticks(sizes: list[int], compared: list[int]) -> None:
+    assert throughput.compared(sizes) == compared
 
 
 @pytest.mark.parametrize("sizes", [[1, 8, 1000], [64]])
