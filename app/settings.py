@@ -142,7 +142,7 @@ class Settings(BaseModel):
     host_name: str = Field(
         default_factory=lambda: socket.gethostname().split(".")[0] or "local",
         # It becomes part of paths, of names of workers, which have 200 characters, and of jobs. The pattern has no
-        # bound: with one, the classes of all alphabets take 9 MiB of each process.
+        # bound: with one, the letters of all alphabets take up to 9 MiB of each process.
         pattern=r"^\w[\w.-]*$",
         max_length=100,
         description="name of this host in the pool, no other machine's; the first part of the machine's",

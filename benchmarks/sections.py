@@ -116,7 +116,8 @@ async def _submit(run: Run) -> None:
 
 async def _cycles(run: Run) -> None:
     options = run.options
-    plan = throughput.Plan(workers=options.workers, rounds=options.rounds, seconds=options.seconds, tasks=options.tasks)
+    workers = sorted(set(options.workers))
+    plan = throughput.Plan(workers=workers, rounds=options.rounds, seconds=options.seconds, tasks=options.tasks)
     sections, drawing = await throughput.measure(run.testbed, plan)
     run.sections += sections
     run.drawing += drawing

@@ -95,16 +95,17 @@ async def _round(
     name: str,
 ) -> None:
     """Measure one way after the other, as the machine changes its speed by the minute, and yardsticks between."""
+    compared = compared_sizes(plan.workers)
     for way, run in ways.items():
         for size in plan.workers:
             await backlog.fill()
             say(f"{name}: {way}, {size} workers")
             results.ways[way][size].append(await run(workers[:size], plan.seconds))
-            if way == PLAIN and size in compared(plan.workers):
+            if way == PLAIN and size in compared:
                 say(f"{name}: an empty route of Starlette, {size} clients")
                 rate = await cycles.pings_per_second(testbed, empty_port, size, plan.seconds)
                 results.empty_routes[size].append(rate)
-            if way == PLAIN and size == compared(plan.workers)[0]:
+            if way == PLAIN and size == compared[0]:
                 await _measure_pgbench(testbed, plan, backlog, results, name)
 
 
@@ -164,7 +165,7 @@ def _yardsticks(results: Results) -> list[Figure]:
 def _ratios(results: Results) -> list[Figure]:
     rates = results.rates(PLAIN)
     figures = []
-    for size in compared(rates):
+    for size in compared_sizes(rates):
         pairs = list(zip(rates[size], results.bare, strict=True))
         target = 2.0 if size == _MANY else None
         figures.append(Figure.of(f"{size:,} workers / pgbench", [r / b.per_second for r, b in pairs], target=target))
@@ -182,7 +183,7 @@ def _ratios(results: Results) -> list[Figure]:
     return figures
 
 
-def compared(sizes: Iterable[int]) -> Sequence[int]:
+def compared_sizes(sizes: Iterable[int]) -> Sequence[int]:
     """Numbers of workers that are set against yardsticks: that of the targets or the largest below, and the largest."""
     measured = sorted(sizes)
     return sorted({max((size for size in measured if size <= _MANY), default=measured[0]), measured[-1]})

@@ -32,11 +32,11 @@ def test_a_figure_is_the_median_of_its_rounds_and_is_held_against_its_target() -
 
 
 @pytest.mark.parametrize(
-    ("sizes", "compared"),
+    ("sizes", "expected"),
     [([1, 8, 128, 1000], [128, 1000]), ([512, 64, 1000], [64, 1000]), ([1000, 512], [512, 1000]), ([64], [64])],
 )
-def test_any_numbers_of_workers_are_set_against_the_yardsticks(sizes: list[int], compared: list[int]) -> None:
-    assert throughput.compared(sizes) == compared
+def test_any_numbers_of_workers_are_set_against_the_yardsticks(sizes: list[int], expected: list[int]) -> None:
+    assert throughput.compared_sizes(sizes) == expected
 
 
 @pytest.mark.parametrize("sizes", [[1, 8, 1000], [64]])
