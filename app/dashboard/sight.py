@@ -22,7 +22,7 @@ from app.kernel.errors import DatabaseUnavailable
 from app.kernel.lanes import Lane, Priority
 from app.queue.rules.status import PHASES, QUEUED_PHASES
 from app.queue.service import status
-from app.queue.store.counters import OldestTask
+from app.queue.store.waits import OldestTask
 
 _MINUTES = 60
 _MINUTE = timedelta(minutes=1)

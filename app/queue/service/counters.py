@@ -13,7 +13,7 @@ from app.db.database import now
 from app.db.duties import LastTurn
 from app.kernel.lanes import Priority
 from app.queue.rules.status import is_look_back_due, oldest_wait_floors
-from app.queue.store import counters, throughput
+from app.queue.store import counters, throughput, waits
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ async def find_oldest(connection: AsyncConnection) -> dict[str, Any]:
     looks_back = is_look_back_due(_looked_at(looked_back), moment, timedelta(seconds=looked_back.get("seconds", 0.0)))
     floors = _floors(looked_back or last, looks_back=True) if looks_back else _floors(last)
     begun = time.monotonic()
-    oldest = await counters.oldest_waits(connection, floors)
+    oldest = await waits.oldest_waits(connection, floors)
     look = {
         "looked_at": moment.isoformat(),
         "oldest": {priority.name: since.isoformat() for priority, since in oldest.items()},

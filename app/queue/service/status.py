@@ -15,9 +15,10 @@ from app.kernel.lanes import Lane, Priority
 from app.kernel.text import NO_REASON
 from app.queue.rules.status import DEAD_LETTER_SPAN, EVENTS_BY_OUTCOME, RECENT, Pause, QueueSnapshot
 from app.queue.service import counters
-from app.queue.store import agent_types, open_writers, throughput
+from app.queue.store import agent_types, open_writers, throughput, waits
 from app.queue.store import counters as counter_store
-from app.queue.store.counters import OldestTask, TaskCount
+from app.queue.store.counters import TaskCount
+from app.queue.store.waits import OldestTask
 
 _DUTIES = (counters.FOLD_EVENTS, counters.FIND_OLDEST, counters.CHECK_COUNTERS)
 
@@ -51,7 +52,7 @@ async def read_depths(connection: HotConnection) -> tuple[Mapping[Lane, Mapping[
 
 async def oldest_of_types(connection: AsyncConnection) -> dict[AgentType, OldestTask]:
     """Since when the oldest ready task of each agent type waits; reads a bounded number of tasks."""
-    return await counter_store.oldest_of_types(connection, await counters.oldest_since(connection))
+    return await waits.oldest_of_types(connection, await counters.oldest_since(connection))
 
 
 async def depth_history(

@@ -21,7 +21,7 @@ from app.queue.rules.tasks import LeasePolicy
 from app.queue.service.aging import AGE_TASKS, age_tasks
 from app.queue.service.counters import FIND_OLDEST, find_oldest, oldest_since
 from app.queue.service.leases import LeaseService
-from app.queue.store import attempts, claims, counters
+from app.queue.store import attempts, claims, counters, waits
 from app.workers.store import workers
 from tests.support.factories import GENERATION, completion, ready_worker, submitted
 from tests.support.plans import explained, explaining
@@ -156,7 +156,7 @@ async def test_the_sweep_and_the_counters_cost_the_same_too(shop: _Shop) -> None
 @pytest.mark.slow
 async def test_the_oldest_task_is_found_at_the_same_cost_too(shop: _Shop) -> None:
     """Ten tasks a second were leased: of those of the last minutes no look may walk over all."""
-    database, find = shop.database, counters._OLDEST.text.replace(":priorities", "$1").replace(":floors", "$2")
+    database, find = shop.database, waits._OLDEST.text.replace(":priorities", "$1").replace(":floors", "$2")
     await execute(database, "UPDATE tasks SET waiting_since = now() - (2000 - seq) * interval '100 ms'")
 
     async def cost_after(count: int) -> int:

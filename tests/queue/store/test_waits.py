@@ -10,7 +10,7 @@ from app.db.database import Database, now
 from app.kernel.agents import AgentType
 from app.kernel.lanes import Priority
 from app.queue.rules.status import oldest_wait_floors
-from app.queue.store import counters
+from app.queue.store import waits
 from tests.support.sql import execute, value
 
 _FILL = """
@@ -35,8 +35,8 @@ async def test_a_probe_reads_one_entry_of_the_index(full: Database) -> None:
     asked = oldest_wait_floors({}, None)
     values: dict[str, Any] = {"priorities": [p.value for p in asked], "floors": list(asked.values())}
     async with full.transaction() as connection:
-        plan = "\n".join((await connection.execute(text(f"EXPLAIN {counters._OLDEST.text}"), values)).scalars())
-        found = await counters.oldest_waits(connection, asked)
+        plan = "\n".join((await connection.execute(text(f"EXPLAIN {waits._OLDEST.text}"), values)).scalars())
+        found = await waits.oldest_waits(connection, asked)
     assert "Scan using tasks_waiting on tasks" in plan
     assert "Sort" not in plan
     assert set(found) == {Priority.LOW, Priority.MEDIUM, Priority.HIGH}
@@ -46,20 +46,18 @@ async def test_a_probe_reads_one_entry_of_the_index(full: Database) -> None:
 async def test_nothing_below_the_floor_is_looked_at(full: Database) -> None:
     floor = await value(full, "SELECT now() - interval '1 h'")
     async with full.transaction() as connection:
-        found = await counters.oldest_waits(connection, dict.fromkeys(Priority, floor))
+        found = await waits.oldest_waits(connection, dict.fromkeys(Priority, floor))
         assert all(since >= floor for since in found.values())
-        assert await counters.oldest_waits(connection, dict.fromkeys(Priority, datetime(2100, 1, 1, tzinfo=UTC))) == {}
+        assert await waits.oldest_waits(connection, dict.fromkeys(Priority, datetime(2100, 1, 1, tzinfo=UTC))) == {}
 
 
 async def test_the_oldest_of_each_type_is_told_from_a_bounded_number_of_tasks(full: Database) -> None:
     asked = oldest_wait_floors({}, None)
     values: dict[str, Any] = {"priorities": [p.value for p in asked], "floors": list(asked.values()), "limit": 250}
     async with full.transaction() as connection:
-        plan = "\n".join(
-            (await connection.execute(text(f"EXPLAIN {counters._OLDEST_OF_TYPES.text}"), values)).scalars()
-        )
+        plan = "\n".join((await connection.execute(text(f"EXPLAIN {waits._OLDEST_OF_TYPES.text}"), values)).scalars())
         at = await now(connection)
-        every = await counters.oldest_of_types(connection, asked)
+        every = await waits.oldest_of_types(connection, asked)
     assert "Scan using tasks_waiting on tasks" in plan
     ages = {agent: (at - oldest.since).total_seconds() for agent, oldest in every.items()}
     assert ages[AgentType.GENERATION] == pytest.approx(20_000, abs=30)
@@ -73,6 +71,6 @@ async def test_the_oldest_of_each_type_is_told_from_a_bounded_number_of_tasks(fu
 async def test_a_type_without_tasks_has_no_oldest_where_all_were_looked_at(database: Database) -> None:
     await execute(database, _FILL.replace("20000", "5"))
     async with database.transaction() as connection:
-        every = await counters.oldest_of_types(connection, oldest_wait_floors({}, None))
+        every = await waits.oldest_of_types(connection, oldest_wait_floors({}, None))
     assert set(every) == {AgentType.GENERATION, AgentType.RANKING}
     assert all(oldest.is_exact for oldest in every.values())
