@@ -2,9 +2,10 @@
 
 from app.db import hot_path, schema
 from app.db.database import Database
+from app.kernel.agents import AgentType
 from app.queue.store import completions, counters
 from tests.queue.store.test_event_rows import all_events, claimed
-from tests.support.factories import submitted
+from tests.support.factories import GENERATION, submitted
 from tests.support.sql import execute, fetch, value
 
 
@@ -33,6 +34,19 @@ async def test_rows_of_many_events_are_unfolded_on_the_way_down(own_database: Da
     assert after[: len(before)] == before
     assert len(after) == len(before) + 2
     assert len({event.cursor for event in after}) == len(after)
+
+
+async def test_rows_of_several_goals_and_lanes_are_unfolded_on_the_way_down(own_database: Database) -> None:
+    for goal in ("one", "other"):
+        await submitted(own_database, 2, goal_id=goal)
+    await submitted(own_database, 2, agent_type=AgentType.RANKING)
+    await claimed(own_database, [GENERATION] * 4)
+    before = await all_events(own_database)
+    await schema.downgrade(own_database.engine, "2026_12_04_few_statistics")
+    assert await all_events(own_database) == before
+    assert await value(own_database, "SELECT count(*) FROM events WHERE task_ids IS NOT NULL") == 0
+    await schema.migrate(own_database.engine)
+    assert await all_events(own_database) == before
 
 
 async def test_leases_and_dependencies_stay_when_the_columns_of_tasks_move(own_database: Database) -> None:

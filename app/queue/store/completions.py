@@ -88,30 +88,15 @@ def _calls(arrays: Arrays = _ARRAYS) -> str:
 ) c"""
 
 
-def _finish(arrays: Arrays) -> str:
-    return history.entry(
-        "deleted",
-        "'completed'",
-        result=f"({arrays.results})[place]",
-        result_hash=f"({arrays.hashes})[place]",
-        usage=f"({arrays.usages})[place]",
-        quality="quality",
-        # There is nothing to try again.
-        retry_delays="'{}'",
-    )
-
-
 # Never negative, also when the clock of the database was set back.
 SECONDS = "greatest(date_part('epoch', now() - deleted.leased_at), 0)"
-_LOG_COMPLETED = event_rows.entry(
+COMPLETED = event_rows.Rows(
     f"'{TaskEvent.COMPLETED}'",
     "deleted",
     "place",
-    worker_ids="worker_id",
-    tokens="token",
-    all_seconds=f"({SECONDS})::real",
-    qualities="quality",
+    {"worker_ids": "worker_id", "tokens": "token", "all_seconds": f"({SECONDS})::real", "qualities": "quality"},
 )
+ENDED = counters.Move("deleted", "state")
 
 
 # Not all, as each column is looked up in every step that passes it on, whenever the statement starts. What most steps
@@ -146,20 +131,29 @@ def deletion(arrays: Arrays, condition: str = _WITHOUT_DEPENDENTS) -> str:
 )"""
 
 
-def endings(arrays: Arrays) -> str:
-    """Return the CTEs that keep what becomes of the tasks of `deleted`, and tell of it."""
-    return f"""finished AS (
-    {_finish(arrays)}
-), logged_endings AS (
-    {_LOG_COMPLETED}
-), counted_endings AS (
-    {counters.entry("deleted", "state")}
-)"""
+def finish(arrays: Arrays) -> str:
+    """Return the INSERT that takes the tasks of `deleted` into history."""
+    return history.entry(
+        "deleted",
+        "'completed'",
+        result=f"({arrays.results})[place]",
+        result_hash=f"({arrays.hashes})[place]",
+        usage=f"({arrays.usages})[place]",
+        quality="quality",
+        # There is nothing to try again.
+        retry_delays="'{}'",
+    )
 
 
 def _completion(condition: str) -> str:
     return f"""
-WITH {deletion(_ARRAYS, condition)}, {endings(_ARRAYS)}
+WITH {deletion(_ARRAYS, condition)}, finished AS (
+    {finish(_ARRAYS)}
+), logged AS (
+    {event_rows.entry(COMPLETED)}
+), counted AS (
+    {counters.entry(ENDED)}
+)
 SELECT id, agent_type, {SECONDS} AS seconds FROM deleted
 """
 
@@ -169,14 +163,15 @@ _COMPLETE_ANY = _completion("true")
 _LOCK_HELD = f"SELECT t.id FROM tasks t JOIN {_calls()} ON {_FENCE} ORDER BY t.id FOR UPDATE OF t SKIP LOCKED"
 
 # Without a priority it counts as no step on its way: the claim may have told of it already.
-_LOG_EXECUTING = event_rows.entry(
+_STARTED = event_rows.Rows(
     f"'{TaskEvent.EXECUTING}'",
     "(SELECT id, agent_type, goal_id, NULL::smallint AS priority, worker_id, token, place FROM renewed\n"
     "     WHERE state_before = 'assigned') started",
     "place",
-    worker_ids="worker_id",
-    tokens="token",
+    {"worker_ids": "worker_id", "tokens": "token"},
 )
+
+_START = counters.Move("(SELECT * FROM renewed WHERE state_before = 'assigned') started", "'assigned'", "state")
 
 _RENEW = f"""
 WITH call AS MATERIALIZED (
@@ -193,9 +188,9 @@ WITH call AS MATERIALIZED (
     RETURNING t.id, t.lease_expires_at, t.state, held.state AS state_before, t.priority, t.submitted_priority,
               t.agent_type, t.goal_id, t.worker_id, t.token, held.place
 ), logged AS (
-    {_LOG_EXECUTING}
+    {event_rows.entry(_STARTED)}
 ), counted AS (
-    {counters.entry("(SELECT * FROM renewed WHERE state_before = 'assigned') started", "'assigned'", "state")}
+    {counters.entry(_START)}
 )
 SELECT id, lease_expires_at FROM renewed
 """

@@ -7,7 +7,7 @@ counter row in place would make all writers wait for it.
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -24,6 +24,7 @@ from app.queue.rules.status import QUEUED_PHASES
 _NAME = "counts"
 # Of one batch: half a second's work.
 FOLDED_LINES = 50_000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskCount:
@@ -138,22 +139,39 @@ _ENTER_SHARED = text(ENTER_SHARED)
 _ENTER_ALONE = text(f"SELECT pg_advisory_xact_lock({_GATE}), nextval('admission_epoch')")
 
 
-def entry(source: str, left_state: str, entered_state: str | None = None) -> str:
-    """Return the INSERT of the lines for tasks that leave a state, and enter another one unless they are deleted.
+class Move(NamedTuple):
+    """Tasks of `source` that leave a state, and enter another one unless they are deleted; states are SQL expressions.
 
-    `source` has the columns of tasks that may run; the states are SQL expressions.
+    `source` has the columns of tasks that may run.
     """
+
+    source: str
+    left_state: str
+    entered_state: str | None = None
+
+
+def entry(*moves: Move) -> str:
+    """Return the INSERT of the lines for tasks that move, without those of moves that cancel each other out."""
+    changes = " UNION ALL ".join(map(_changes, moves))
+    if len(moves) > 1:
+        changes = f"""SELECT agent_type, priority, phase, sum(change) FROM ({changes}) change
+    GROUP BY 1, 2, 3 HAVING sum(change) <> 0"""
+    return f"INSERT INTO queue_changes (agent_type, priority, phase, tasks) {changes}"
+
+
+def _changes(move: Move) -> str:
     # The phase of a task that may run ends in its state. Grouped once, as another step costs more to start than to do.
     tasks_of_phase = f"""SELECT agent_type, priority, convener_counted(goal_id, '', NULL, submitted_priority) AS prefix,
                state, count(*)::integer AS tasks
-        FROM {source} GROUP BY 1, 2, 3, 4"""
-    steps = f" CROSS JOIN LATERAL (VALUES ({left_state}, -tasks), ({entered_state}, tasks)) AS step (state, change)"
-    state, change = ("step.state", "step.change") if entered_state else (left_state, "-tasks")
-    return f"""INSERT INTO queue_changes (agent_type, priority, phase, tasks)
-    SELECT agent_type, priority, prefix || {state}, {change}
+        FROM {move.source} GROUP BY 1, 2, 3, 4"""
+    steps, state, change = "", move.left_state, "-tasks"
+    if move.entered_state:
+        both = f"(VALUES ({move.left_state}, -tasks), ({move.entered_state}, tasks)) AS step (state, change)"
+        steps, state, change = f" CROSS JOIN LATERAL {both}", "step.state", "step.change"
+    return f"""SELECT agent_type, priority, prefix || {state} AS phase, {change} AS change
     FROM (
         {tasks_of_phase}
-    ) moved{steps if entered_state else ""}"""
+    ) moved{steps}"""
 
 
 def entry_of_new(source: str) -> str:

@@ -1,30 +1,69 @@
 """Rows of events that hold those of many tasks: written by one statement, read like any others."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
 
+from app.kernel.agents import AgentType
 from app.queue.store.event_tables import EVENTS_IN_A_ROW
 
-# A task may have two events in a row.
-_TASKS = EVENTS_IN_A_ROW // 2
+# A row stays below the 2 KB from which PostgreSQL would move its arrays into another table.
+_TASKS_IN_A_ROW = 32
+_AGENTS = f"ARRAY[{', '.join(repr(agent.value) for agent in AgentType)}]"
+# As the view `every_event` takes them apart.
+_LANE = f"(8 * array_position({_AGENTS}, agent_type) + coalesce(priority, 0))::smallint"
 
 
-def entry(kind: str, source: str, place: str, *, next_kind: str = "NULL", **arrays: str) -> str:
-    """Return the INSERT that appends an event, or two, for each row of `source`.
+class Rows(NamedTuple):
+    """Events of one kind, or of two that follow each other, for each row of `source`: SQL expressions.
 
-    It has `id`, `agent_type`, `goal_id` and `priority`; those that are alike in all but the id share a row of events.
-    `place` numbers the rows: it bounds the size of what they share, and rows of events come in the order of their first
-    places. `kind` and `next_kind` are SQL expressions, as are those of `arrays`, by the names of their columns.
+    The source has `id`, `agent_type`, `goal_id` and `priority`; `place` numbers its rows; events come in that order.
+    `arrays` are further values of each task, by the names of their columns.
     """
-    columns = {"task_ids": "id", **arrays}
-    listed = ", ".join(f"{expression} AS {name}" for name, expression in columns.items())
-    return f"""INSERT INTO events (kind, next_kind, agent_type, goal_id, priority, size, {", ".join(columns)})
-    SELECT kind, next_kind, agent_type, goal_id, priority, count(*) * CASE WHEN next_kind IS NULL THEN 1 ELSE 2 END,
-           {", ".join(f"array_agg({name})" for name in columns)}
-    FROM (
-        SELECT {kind} AS kind, {next_kind} AS next_kind, agent_type, goal_id, priority, {place} AS place,
-               ({place}) / {_TASKS} AS part, {listed}
-        FROM {source}
-    ) event GROUP BY kind, next_kind, agent_type, goal_id, priority, part ORDER BY min(place)"""
+
+    kind: str
+    source: str
+    place: str
+    arrays: Mapping[str, str] = MappingProxyType({})
+    next_kind: str = "NULL"
+
+
+def entry(*steps: Rows) -> str:
+    """Return the INSERT that appends events, those of the first step before those of the next.
+
+    Those of many tasks share a row of events.
+    """
+    columns = dict.fromkeys(("task_ids", "lanes", "goal_ids", *(name for rows in steps for name in rows.arrays)))
+    values = {name: name for name in columns} | _one_or_all("goal_id", "goal_ids")
+    if "tokens" in columns:
+        values |= _one_or_all("token", "tokens")
+    grouped = " UNION ALL ".join(_grouped(step, rows, columns) for step, rows in enumerate(steps))
+    return f"""INSERT INTO events (kind, next_kind, size, {", ".join(values)})
+    SELECT kind, next_kind, cardinality(task_ids) * CASE WHEN next_kind IS NULL THEN 1 ELSE 2 END,
+           {", ".join(values.values())}
+    FROM ({grouped}) shared ORDER BY step, part"""
+
+
+def _grouped(step: int, rows: Rows, columns: Collection[str]) -> str:
+    """The SELECT of what is in each row of events of a step: these columns, each an array.
+
+    Each aggregate costs a statement as much as some ten tasks that go through it, so there is one for each column.
+    """
+    own = {"task_ids": "id", "lanes": _LANE, "goal_ids": "goal_id", **rows.arrays}
+    gathered = ", ".join(f"{f'array_agg({name})' if name in own else 'NULL'} AS {name}" for name in columns)
+    listed = ", ".join(f"{expression} AS {name}" for name, expression in own.items())
+    return f"""(
+        SELECT {step} AS step, {rows.kind} AS kind, next_kind, part, {gathered} FROM (
+            SELECT {rows.next_kind} AS next_kind, ({rows.place}) / {_TASKS_IN_A_ROW} AS part, {listed}
+            FROM {rows.source}
+        ) event GROUP BY next_kind, part
+    )"""
+
+
+def _one_or_all(one: str, every: str) -> dict[str, str]:
+    """The value that is in all places of an array, for the column `one`, or else the array, for the column `every`."""
+    is_one = f"{every}[1] = ALL ({every})"
+    return {one: f"CASE WHEN {is_one} THEN {every}[1] END", every: f"CASE WHEN {is_one} THEN NULL ELSE {every} END"}
 
 
 def of_kinds(kinds: Iterable[str]) -> str:

@@ -21,9 +21,9 @@ from app.db.columns import EVENT_TRANSACTION, metadata, moment
 EVENTS_IN_A_ROW = 1024
 
 # Every change of state. Read in (transaction, seq) order and only up to the oldest transaction that writes events:
-# sequence numbers alone become visible out of order. What one statement does to many tasks is one row with an event or
-# two for each of them; the view `every_event` has a row for each event, the n-th of a row with the n-th number from its
-# `seq` on.
+# sequence numbers alone become visible out of order. What one statement does to many tasks is a row or a few with an
+# event or two for each of them; the view `every_event` has a row for each event, the n-th of a row with the n-th number
+# from its `seq` on. What is alike for all tasks of such a row is there once, and an array says what is not.
 events = Table(
     "events",
     metadata,
@@ -47,6 +47,8 @@ events = Table(
     Column("tokens", ARRAY(BigInteger)),
     Column("all_seconds", ARRAY(REAL)),
     Column("qualities", ARRAY(Float)),
+    Column("lanes", ARRAY(SmallInteger), comment="8 times the place of the agent type, from 1 on, plus the priority"),
+    Column("goal_ids", ARRAY(Text)),
     PrimaryKeyConstraint("transaction", "seq", "at", name="events_pkey"),
     postgresql_partition_by="RANGE (at)",
 )

@@ -38,7 +38,7 @@ WITH call AS MATERIALIZED (
            greatest(extract(epoch FROM now() - leased_at), 0)
     FROM released
 ), counted AS (
-    {counters.entry("released", "state", "'pending'")}
+    {counters.entry(counters.Move("released", "state", "'pending'"))}
 )
 SELECT c.worker_id, released.agent_type, released.priority, released.tag
 FROM call c JOIN tasks t ON {_UNTOUCHED} LEFT JOIN released ON released.id = t.id

@@ -1,14 +1,17 @@
 """What one statement does to many tasks is one row of events, and still an event of its own for each task."""
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
 from app.db import hot_path, retention
 from app.db.database import Database
-from app.kernel.lanes import Priority
+from app.kernel.agents import AgentType
+from app.kernel.lanes import Lane, Priority
 from app.queue.rules.tasks import LeasePolicy
 from app.queue.store import claims, completions, counters, event_rows, events, throughput
 from app.queue.store.claims import ClaimRequest
@@ -18,6 +21,7 @@ from tests.support.factories import GENERATION, completion, ready_worker, submit
 from tests.support.sql import execute, fetch, value
 
 _POLICY = LeasePolicy(avoid_seconds=0)
+GENERATION_HIGH = Lane(agent_type=AgentType.GENERATION, priority=Priority.HIGH)
 
 
 async def all_events(database: Database, page_size: int = 1000) -> list[Event]:
@@ -34,13 +38,13 @@ async def all_events(database: Database, page_size: int = 1000) -> list[Event]:
         cursor = batch.next
 
 
-async def claimed(database: Database, count: int) -> list[completions.Completion]:
+async def claimed(database: Database, lanes: int | Sequence[Lane]) -> list[completions.Completion]:
     """Results for the leases that as many workers have just received by one statement."""
-    workers = [await ready_worker(database) for _ in range(count)]
-    asks = [ClaimRequest(worker_id=w, request_id=uuid4(), lane=GENERATION, acknowledge=True) for w in workers]
+    lanes = [GENERATION] * lanes if isinstance(lanes, int) else lanes
+    asks = [ClaimRequest(await ready_worker(database), uuid4(), lane, acknowledge=True, floor=0.0) for lane in lanes]
     outcomes = await hot_path.run(database, lambda c: claims.claim(c, asks, _POLICY))
-    leases = [(outcome.lease, worker) for outcome, worker in zip(outcomes, workers, strict=True) if outcome.lease]
-    assert len(leases) == count
+    leases = [(outcome.lease, ask.worker_id) for outcome, ask in zip(outcomes, asks, strict=True) if outcome.lease]
+    assert len(leases) == len(lanes)
     return [completion(worker, lease, quality=0.5 if place else None) for place, (lease, worker) in enumerate(leases)]
 
 
@@ -87,13 +91,48 @@ def _unfolded(plan: dict[str, Any]) -> float:
     return sum(map(_unfolded, plan.get("Plans", ())))
 
 
-async def test_tasks_of_different_goals_and_lanes_do_not_share_a_row(database: Database) -> None:
+async def test_tasks_of_all_goals_and_lanes_share_a_row(own_database: Database) -> None:
+    expected: dict[UUID, tuple[str, str | None]] = {}
     for goal in ("one", "other", None):
-        await submitted(database, 2, goal_id=goal)
-    await submitted(database, 2, goal_id="one", priority=Priority.HIGH)
-    await claimed(database, 6)
-    rows = await fetch(database, "SELECT goal_id, size FROM events WHERE kind = 'task.assigned'")
-    assert {(row["goal_id"], row["size"]) for row in rows} == {("one", 4), ("other", 4), (None, 4)}
+        for agent in AgentType:
+            for task_id in await submitted(own_database, 2, agent_type=agent, goal_id=goal):
+                expected[task_id] = agent, goal
+    for task_id in await submitted(own_database, 2, goal_id="one", priority=Priority.HIGH):
+        expected[task_id] = AgentType.GENERATION, "one"
+    lanes = [Lane(agent_type=agent, priority=Priority.MEDIUM) for agent in AgentType for _ in range(6)]
+    results = await claimed(own_database, [*lanes, *[GENERATION_HIGH] * 2])
+    await hot_path.run(own_database, lambda c: completions.complete(c, results))
+    rows = await fetch(own_database, "SELECT kind, size FROM events WHERE kind <> 'task.submitted'")
+    assert sorted((row["kind"], row["size"]) for row in rows) == [
+        ("task.assigned", 2 * 7),
+        ("task.assigned", 2 * 31),
+        ("task.completed", 7),
+        ("task.completed", 31),
+    ]
+    story = await fetch(own_database, "SELECT * FROM every_event WHERE kind <> 'task.submitted'")
+    assert len(story) == 3 * len(expected)
+    priorities = Counter(row["priority"] for row in story)
+    assert priorities == {Priority.MEDIUM: 3 * 36, Priority.HIGH: 3 * 2}
+    for row in story:
+        assert (row["agent_type"], row["goal_id"]) == expected[row["task_id"]]
+        assert row["token"] == 1
+
+
+async def test_what_is_alike_for_all_tasks_of_a_row_is_there_once(own_database: Database) -> None:
+    await submitted(own_database, 4, goal_id="one")
+    results = await claimed(own_database, 2)
+    await execute(own_database, "UPDATE tasks SET token = 6 WHERE worker_id IS NULL")
+    await hot_path.run(own_database, lambda c: completions.complete(c, results))
+    await claimed(own_database, 2)
+    alike = "goal_id, goal_ids, token, tokens FROM events WHERE task_ids IS NOT NULL"
+    rows = await fetch(own_database, f"SELECT {alike} AND kind <> 'task.submitted' ORDER BY seq")
+    assert [tuple(row) for row in rows] == [("one", None, token, None) for token in (1, 1, 7)]
+    await submitted(own_database, 2, goal_id=None)
+    await execute(own_database, "UPDATE tasks SET token = seq WHERE worker_id IS NULL")
+    await claimed(own_database, 2)
+    (row,) = await fetch(own_database, f"SELECT {alike} AND tokens IS NOT NULL")
+    assert (row["goal_id"], row["goal_ids"], row["token"]) == (None, [None, None], None)
+    assert len(set(row["tokens"])) == 2
 
 
 async def test_every_page_size_gives_the_same(database: Database) -> None:
