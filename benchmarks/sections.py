@@ -168,13 +168,16 @@ async def _peers(run: Run) -> None:
 
 
 async def _log(options: argparse.Namespace) -> Section:
-    cost = await writes.measure(options.tasks, options.seconds)
+    cost, of_goals = [await writes.measure(options.tasks, options.seconds, goals) for goals in (1, writes.GOALS)]
     cycle = f"lease and complete, {writes.WORKERS} workers"
     figures = [
         Figure(name="submit", value=cost.submit / 1024, unit="KiB/task"),
         Figure(name=cycle, value=cost.cycle / 1024, unit="KiB/task"),
         Figure(
             name="together", value=(cost.submit + cost.cycle) / 1024, unit="KiB/task", target=1.8, more_is_better=False
+        ),
+        Figure(
+            name=f"together, of {writes.GOALS} goals", value=(of_goals.submit + of_goals.cycle) / 1024, unit="KiB/task"
         ),
         Figure(name=f"{cycle}, tasks from before the checkpoint", value=cost.old_cycle / 1024, unit="KiB/task"),
     ]

@@ -13,7 +13,7 @@ CLIENTS = 4
 # Of single tasks, each with a goal of its own.
 SINGLE_CLIENTS = (1, 16, 64)
 _WARM_UP_SECONDS = 1.0
-_TASKS = [
+_TASKS: list[dict[str, object]] = [
     {
         "agent_type": agent.value,
         "goal_id": "kepler",
@@ -24,12 +24,16 @@ _TASKS = [
 ]
 
 
-async def tasks_per_second(testbed: Testbed, count: int) -> float:
-    """Submit `count` tasks, spread over all agent types; they stay as the backlog of what is measured next."""
+async def tasks_per_second(testbed: Testbed, count: int, goals: int = 1) -> float:
+    """Submit `count` tasks, spread over all agent types and so many goals.
+
+    They stay as the backlog of what is measured next.
+    """
+    tasks = [{**task, "goal_id": f"goal-{goal}"} for goal in range(goals) for task in _TASKS]
     batches = [BATCH] * (count // BATCH) + ([count % BATCH] if count % BATCH else [])
     connections = [await connect(testbed.port, testbed.key) for _ in range(CLIENTS)]
     start_time = time.perf_counter()
-    await asyncio.gather(*(_submit(connection, batches) for connection in connections))
+    await asyncio.gather(*(_submit(connection, tasks, batches) for connection in connections))
     seconds = time.perf_counter() - start_time
     for connection in connections:
         connection.close()
@@ -57,8 +61,8 @@ async def _submit_singly(connection: Connection, goal_id: str, start_time: float
     return count
 
 
-async def _submit(connection: Connection, batches: list[int]) -> None:
-    """Submit batches from the list that all clients share, until it is empty."""
+async def _submit(connection: Connection, tasks: list[dict[str, object]], batches: list[int]) -> None:
+    """Submit batches of these tasks in turns, from the list of sizes that all clients share, until it is empty."""
     while batches:
         size = batches.pop()
-        (await connection.post("/tasks/batch", {"tasks": [_TASKS[n % len(_TASKS)] for n in range(size)]})).json()
+        (await connection.post("/tasks/batch", {"tasks": [tasks[n % len(tasks)] for n in range(size)]})).json()

@@ -10,7 +10,8 @@ from benchmarks.cycles import Ledger
 from benchmarks.testbed import Testbed, start_testbed
 from benchmarks.workers import Worker, register_workers
 
-WORKERS = 64
+# Workers of all measurements; goals of the one with more than one.
+WORKERS, GOALS = 64, 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +24,7 @@ class LogBytes:
     old_cycle: float
 
 
-async def measure(tasks: int, seconds: float) -> LogBytes:
+async def measure(tasks: int, seconds: float, goals: int = 1) -> LogBytes:
     """Work off tasks that came after the last checkpoint, then others that came before it; `tasks` wait each time."""
     async with start_testbed() as testbed:
         workers = await register_workers(testbed, WORKERS)
@@ -31,7 +32,7 @@ async def measure(tasks: int, seconds: float) -> LogBytes:
         try:
             await connection.execute("CHECKPOINT")
             start = await _position(connection)
-            await submit.tasks_per_second(testbed, tasks)
+            await submit.tasks_per_second(testbed, tasks, goals)
             submitted = await _position(connection) - start
             cycle = await _bytes_of_cycle(connection, testbed, workers, seconds)
             await Backlog(testbed=testbed, tasks=tasks).fill()
