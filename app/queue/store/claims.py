@@ -115,14 +115,14 @@ _LEASE_COLUMNS = """t.id AS task_id, t.token, t.leased_at, t.waiting_since, t.ag
     coalesce(t.payload_text, t.payload::text) AS payload, t.labels, t.checkpoint, t.trace_context, t.resources"""
 
 _WAITED = "greatest(date_part('epoch', leased_at - waiting_since), 0)::real"
-_ASSIGNED = event_rows.Rows(
+_LEASE_EVENTS = event_rows.TaskEvents(
     f"'{TaskEvent.ASSIGNED}'",
     "leased",
     "turn",
     {"task_ids": "task_id", "worker_ids": "worker_id", "tokens": "token", "all_seconds": _WAITED},
     next_kind=f"CASE state WHEN 'executing' THEN '{TaskEvent.EXECUTING}' END",
 )
-_LEASED = counters.Move("leased", "'pending'", "state")
+_LEASE_MOVES = counters.Move("leased", "'pending'", "state")
 
 # Seconds that an attempt may take, as a multiple of its timeout, where its worker gives its agent more.
 STRETCH = f"""CASE WHEN assigned_agent = agent_type
@@ -177,9 +177,9 @@ def _statement(*, of_ends: bool = False, of_classes: bool = False, of_results: b
     `of_results` for those that hand in the results of their last leases. Others need not pay for any.
     """
     column = name = longest = bound = fits = columns = group = asked = ""
-    results = finished = over = may_go_on = services = ended = ""
-    told_of: tuple[event_rows.Rows, ...] = (_ASSIGNED,)
-    moved: tuple[counters.Move, ...] = (_LEASED,)
+    results = history = over = may_go_on = services = ended = ""
+    events: tuple[event_rows.TaskEvents, ...] = (_LEASE_EVENTS,)
+    moves: tuple[counters.Move, ...] = (_LEASE_MOVES,)
     still = "held.id IS NOT NULL"
     if of_ends:
         column, name, longest = ", $12::timestamptz[]", ", ends_at", f", max({STRETCH}) AS longest_stretch"
@@ -211,8 +211,8 @@ def _statement(*, of_ends: bool = False, of_classes: bool = False, of_results: b
         # What this statement deletes is still there for it.
         still = f"held.id IS NOT NULL AND ({is_over} AND held.id = ({arrays.task_ids})[r.turn]) IS NOT TRUE"
         may_go_on = "may_go_on AND "
-        finished = f", finished AS (\n    {completions.finish(arrays)}\n)"
-        told_of, moved = (completions.COMPLETED, _ASSIGNED), (completions.ENDED, _LEASED)
+        history = f", finished AS (\n    {completions.finish(arrays)}\n)"
+        events, moves = (completions.COMPLETION_EVENTS, _LEASE_EVENTS), (completions.COMPLETION_MOVES, _LEASE_MOVES)
         services = f"deleted.agent_type AS completed_agent, {completions.SECONDS} AS completed_seconds, "
         ended = " FULL JOIN deleted ON deleted.place = request.turn"
     return f"""
@@ -271,10 +271,10 @@ WITH {results}request AS MATERIALIZED (
     INSERT INTO leases (worker_id, n, task_id, token, request_id, leased_at)
     SELECT worker_id, leases_before + 1, task_id, token, ($2::uuid[])[turn], leased_at FROM leased
 ), logged AS (
-    {event_rows.entry(*told_of)}
+    {event_rows.entry(*events)}
 ), counted AS (
-    {counters.entry(*moved)}
-){finished}
+    {counters.entry(*moves)}
+){history}
 SELECT request.worker_state, request.not_ready_reason, request.holds_another, request.is_repeat, request.assigned_agent,
        {_answer_columns("leased")}, {services}leased.leases_before + 1 AS lease_number, request.turn
 FROM leased FULL JOIN request USING (turn){ended}

@@ -90,13 +90,13 @@ def _calls(arrays: Arrays = _ARRAYS) -> str:
 
 # Never negative, also when the clock of the database was set back.
 SECONDS = "greatest(date_part('epoch', now() - deleted.leased_at), 0)"
-COMPLETED = event_rows.Rows(
+COMPLETION_EVENTS = event_rows.TaskEvents(
     f"'{TaskEvent.COMPLETED}'",
     "deleted",
     "place",
     {"worker_ids": "worker_id", "tokens": "token", "all_seconds": f"({SECONDS})::real", "qualities": "quality"},
 )
-ENDED = counters.Move("deleted", "state")
+COMPLETION_MOVES = counters.Move("deleted", "state")
 
 
 # Not all, as each column is looked up in every step that passes it on, whenever the statement starts. What most steps
@@ -150,9 +150,9 @@ def _completion(condition: str) -> str:
 WITH {deletion(_ARRAYS, condition)}, finished AS (
     {finish(_ARRAYS)}
 ), logged AS (
-    {event_rows.entry(COMPLETED)}
+    {event_rows.entry(COMPLETION_EVENTS)}
 ), counted AS (
-    {counters.entry(ENDED)}
+    {counters.entry(COMPLETION_MOVES)}
 )
 SELECT id, agent_type, {SECONDS} AS seconds FROM deleted
 """
@@ -163,7 +163,7 @@ _COMPLETE_ANY = _completion("true")
 _LOCK_HELD = f"SELECT t.id FROM tasks t JOIN {_calls()} ON {_FENCE} ORDER BY t.id FOR UPDATE OF t SKIP LOCKED"
 
 # Without a priority it counts as no step on its way: the claim may have told of it already.
-_STARTED = event_rows.Rows(
+_START_EVENTS = event_rows.TaskEvents(
     f"'{TaskEvent.EXECUTING}'",
     "(SELECT id, agent_type, goal_id, NULL::smallint AS priority, worker_id, token, place FROM renewed\n"
     "     WHERE state_before = 'assigned') started",
@@ -171,7 +171,7 @@ _STARTED = event_rows.Rows(
     {"worker_ids": "worker_id", "tokens": "token"},
 )
 
-_START = counters.Move("(SELECT * FROM renewed WHERE state_before = 'assigned') started", "'assigned'", "state")
+_START_MOVES = counters.Move("(SELECT * FROM renewed WHERE state_before = 'assigned') started", "'assigned'", "state")
 
 _RENEW = f"""
 WITH call AS MATERIALIZED (
@@ -188,9 +188,9 @@ WITH call AS MATERIALIZED (
     RETURNING t.id, t.lease_expires_at, t.state, held.state AS state_before, t.priority, t.submitted_priority,
               t.agent_type, t.goal_id, t.worker_id, t.token, held.place
 ), logged AS (
-    {event_rows.entry(_STARTED)}
+    {event_rows.entry(_START_EVENTS)}
 ), counted AS (
-    {counters.entry(_START)}
+    {counters.entry(_START_MOVES)}
 )
 SELECT id, lease_expires_at FROM renewed
 """

@@ -9,12 +9,13 @@ from app.queue.store.event_tables import EVENTS_IN_A_ROW
 
 # A row stays below the 2 KB from which PostgreSQL would move its arrays into another table.
 _TASKS_IN_A_ROW = 32
+# A new type goes last, and into the view `every_event`.
 _AGENTS = f"ARRAY[{', '.join(repr(agent.value) for agent in AgentType)}]"
 # As the view `every_event` takes them apart.
 _LANE = f"(8 * array_position({_AGENTS}, agent_type) + coalesce(priority, 0))::smallint"
 
 
-class Rows(NamedTuple):
+class TaskEvents(NamedTuple):
     """Events of one kind, or of two that follow each other, for each row of `source`: SQL expressions.
 
     The source has `id`, `agent_type`, `goal_id` and `priority`; `place` numbers its rows; events come in that order.
@@ -28,34 +29,34 @@ class Rows(NamedTuple):
     next_kind: str = "NULL"
 
 
-def entry(*steps: Rows) -> str:
+def entry(*steps: TaskEvents) -> str:
     """Return the INSERT that appends events, those of the first step before those of the next.
 
     Those of many tasks share a row of events.
     """
-    columns = dict.fromkeys(("task_ids", "lanes", "goal_ids", *(name for rows in steps for name in rows.arrays)))
+    columns = dict.fromkeys(("task_ids", "lanes", "goal_ids", *(name for events in steps for name in events.arrays)))
     values = {name: name for name in columns} | _one_or_all("goal_id", "goal_ids")
     if "tokens" in columns:
         values |= _one_or_all("token", "tokens")
-    grouped = " UNION ALL ".join(_grouped(step, rows, columns) for step, rows in enumerate(steps))
+    grouped = " UNION ALL ".join(_grouped(step, events, columns) for step, events in enumerate(steps))
     return f"""INSERT INTO events (kind, next_kind, size, {", ".join(values)})
     SELECT kind, next_kind, cardinality(task_ids) * CASE WHEN next_kind IS NULL THEN 1 ELSE 2 END,
            {", ".join(values.values())}
     FROM ({grouped}) shared ORDER BY step, part"""
 
 
-def _grouped(step: int, rows: Rows, columns: Collection[str]) -> str:
+def _grouped(step: int, events: TaskEvents, columns: Collection[str]) -> str:
     """The SELECT of what is in each row of events of a step: these columns, each an array.
 
     Each aggregate costs a statement as much as some ten tasks that go through it, so there is one for each column.
     """
-    own = {"task_ids": "id", "lanes": _LANE, "goal_ids": "goal_id", **rows.arrays}
+    own = {"task_ids": "id", "lanes": _LANE, "goal_ids": "goal_id", **events.arrays}
     gathered = ", ".join(f"{f'array_agg({name})' if name in own else 'NULL'} AS {name}" for name in columns)
     listed = ", ".join(f"{expression} AS {name}" for name, expression in own.items())
     return f"""(
-        SELECT {step} AS step, {rows.kind} AS kind, next_kind, part, {gathered} FROM (
-            SELECT {rows.next_kind} AS next_kind, ({rows.place}) / {_TASKS_IN_A_ROW} AS part, {listed}
-            FROM {rows.source}
+        SELECT {step} AS step, {events.kind} AS kind, next_kind, part, {gathered} FROM (
+            SELECT {events.next_kind} AS next_kind, ({events.place}) / {_TASKS_IN_A_ROW} AS part, {listed}
+            FROM {events.source}
         ) event GROUP BY next_kind, part
     )"""
 

@@ -149,7 +149,7 @@ _INSERT_ONLY = text(f"{_INSERT} ON CONFLICT (id) DO NOTHING {_RETURNED}")
 
 
 def _log_submitted(source: str) -> str:
-    return event_rows.entry(event_rows.Rows(f"'{TaskEvent.SUBMITTED}'", source, "seq"))
+    return event_rows.entry(event_rows.TaskEvents(f"'{TaskEvent.SUBMITTED}'", source, "seq"))
 
 
 _INSERT_AND_LOG = text(f"""
