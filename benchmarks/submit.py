@@ -16,7 +16,6 @@ _WARM_UP_SECONDS = 1.0
 _TASKS: list[dict[str, object]] = [
     {
         "agent_type": agent.value,
-        "goal_id": "kepler",
         "payload": {"topic": "planetary motion", "prompt": "Which law explains the periods of the planets?"},
         "labels": {"source": "benchmark"},
     }

@@ -1,4 +1,4 @@
-"""Events of many lanes and goals share a row."""
+"""Events of tasks of several lanes and goals share a row."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -76,6 +76,23 @@ async def test_readers_hear_of_the_end_of_one_task_before_they_hear_of_the_next(
         assert kinds == [*begun, "task.completed", *begun]
 
 
+@pytest.mark.parametrize("waiting", [3, 2])
+async def test_one_task_in_the_place_of_another_changes_no_count(
+    database: Database, hot: Connection, waiting: int
+) -> None:
+    asks = [_ask(worker, None) for worker in [await ready_worker(database) for _ in range(3)]]
+    await submitted(database, 3)
+    first = [outcome.lease for outcome in await _claim(hot, *asks)]
+    await submitted(database, waiting)
+    await execute(database, "DELETE FROM queue_changes")
+    held = zip(asks, first, strict=True)
+    await _claim(hot, *(_ask(ask.worker_id, lease) for ask, lease in held))
+    changes = await fetch(database, "SELECT phase, tasks FROM queue_changes")
+    ended = {"executing": waiting - 3} if waiting < 3 else {}
+    assert {row["phase"]: row["tasks"] for row in changes} == {"pending": -waiting, **ended}
+    assert len(changes) == 1 + len(ended)
+
+
 async def test_without_a_task_the_result_is_accepted_all_the_same(database: Database, hot: Connection) -> None:
     worker, lease = await holding(database)
     (outcome,) = await _claim(hot, _ask(worker, lease))

@@ -135,6 +135,17 @@ async def test_what_is_alike_for_all_tasks_of_a_row_is_there_once(own_database: 
     assert len(set(row["tokens"])) == 2
 
 
+async def test_rows_of_one_lane_as_former_versions_write_them_are_read_as_ever(own_database: Database) -> None:
+    await submitted(own_database, 3)
+    results = await claimed(own_database, 3)
+    await hot_path.run(own_database, lambda c: completions.complete(c, results))
+    query = "SELECT * FROM every_event ORDER BY seq"
+    before = await fetch(own_database, query)
+    former = "agent_type = 'generation', priority = 2, lanes = NULL, tokens = array_fill(token, ARRAY[3]), token = NULL"
+    await execute(own_database, f"UPDATE events SET {former} WHERE task_ids IS NOT NULL")
+    assert await fetch(own_database, query) == before
+
+
 async def test_every_page_size_gives_the_same(database: Database) -> None:
     await submitted(database, 5)
     await claimed(database, 4)
